@@ -1,0 +1,105 @@
+"""Settings of every service: environment `BROS_*`, or a TOML file named by `BROS_CONFIG`; the environment wins."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+DEMO_MODEL_DIR = Path(__file__).parent / "demo" / "model"
+
+
+class Settings(BaseSettings):
+    """What the services agree on. Times in seconds, sizes in bytes. Made once a process; never changed after."""
+
+    model_config = SettingsConfigDict(env_prefix="BROS_", extra="ignore", frozen=True)
+
+    data_dir: Path = Path("bros-data")
+    database_url: str = ""
+    redis_url: str = ""
+    engine_url: str = ""
+    engine_token: str | None = None
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_key: str | None = None
+    insecure: bool = False
+
+    model: str = str(DEMO_MODEL_DIR)
+    served_model_name: str = ""
+    max_model_len: int | None = Field(None, ge=1)
+
+    max_upload_bytes: int = 16 * 1024**3
+    max_body_bytes: int = 32 * 1024**2
+    max_line_bytes: int = 16 * 1024**2
+    default_max_tokens: int = Field(256, ge=1)
+    file_retention_s: float = 30 * 24 * 3600.0
+
+    ingest_chunk_lines: int = Field(2000, ge=1)
+    queue_high_water: int = Field(4000, ge=1, description="Items in a model's stream at which prepare stops")
+    queue_low_water: int = Field(2000, ge=0, description="Items in a model's stream under which prepare runs")
+    max_attempts: int = Field(
+        3, ge=1, description="Lost deliveries after which an item fails with engine_lost"
+    )
+    claim_timeout_s: float = Field(
+        60.0, gt=0, description="Idle time after which another engine takes an entry"
+    )
+    lost_after_s: float = Field(
+        60.0, gt=0, description="Age at which a queued item missing from Redis is lost"
+    )
+    lease_s: float = Field(30.0, gt=0, description="How long a silent ingest or finalize keeps its job")
+    pump_interval_s: float = Field(1.0, gt=0)
+    sweep_interval_s: float = Field(15.0, gt=0)
+    visibility_timeout_s: int = Field(60, ge=1)
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        config = os.environ.get("BROS_CONFIG")
+        return (*sources, TomlConfigSettingsSource(settings_cls, Path(config))) if config else sources
+
+    @property
+    def model_name(self) -> str:
+        """The name clients use: `served_model_name`, or the demo's, or the model's own."""
+        if self.served_model_name:
+            return self.served_model_name
+        return "bros-demo" if Path(self.model) == DEMO_MODEL_DIR else self.model
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'bros.db'}"
+
+    @property
+    def resolved_redis_url(self) -> str:
+        return self.redis_url or f"unix://{self.data_dir / 'run' / 'redis.sock'}"
+
+    @property
+    def resolved_engine_url(self) -> str:
+        """`unix:///path` or `tcp://host:port` of the RT lane."""
+        return self.engine_url or f"unix://{self.data_dir / 'run' / 'engine.sock'}"
+
+
+@cache
+def get_settings() -> Settings:
+    """The process's settings, read once from its environment."""
+    return Settings()

@@ -1,0 +1,167 @@
+"""The engine process: wires a runner, the scheduler and the lanes together, and serves until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import time
+import typing
+
+from engine.config import EngineConfig
+from engine.core.kv_cache import KVCacheManager
+from engine.core.scheduler import Scheduler, SchedulerConfig
+from engine.core.types import SLO
+from engine.lanes.exchange import Exchange, Mailbox
+from engine.lanes.io_thread import IoThread, Lanes
+from engine.lanes.socket import SocketLane, SocketLaneConfig
+from engine.loop import EngineLoop
+from engine.runner.base import ModelRunner, RunnerInfo
+from engine.wire.protocol import PROTOCOL_VERSION, Welcome
+
+log = logging.getLogger("engine")
+
+SWITCH_INTERVAL_S = (
+    0.0005  # the I/O thread waits at most this long for the interpreter while the main thread computes
+)
+SIMULATED_VOCAB_SIZE = 32_000
+SIMULATED_MAX_MODEL_LEN = 8192
+
+
+def parse_args(arguments: list[str]) -> EngineConfig:
+    """The command line as a config: one flag a field, `--max-num-seqs` for `max_num_seqs`."""
+    parser = argparse.ArgumentParser(prog="engine", description=__doc__)
+    types = typing.get_type_hints(EngineConfig)
+    for field in dataclasses.fields(EngineConfig):
+        flag = "--" + field.name.replace("_", "-")
+        kind = types[field.name]
+        required = field.default is dataclasses.MISSING and field.name != "served_model_name"
+        default = None if field.default is dataclasses.MISSING else field.default
+        if typing.get_origin(kind) is typing.Literal:
+            parser.add_argument(flag, choices=typing.get_args(kind), default=default)
+        else:
+            scalar = next(t for t in (*typing.get_args(kind), kind) if t in (int, float, str))
+            parser.add_argument(flag, type=scalar, default=default, required=required)
+    values = vars(parser.parse_args(arguments))
+    values["served_model_name"] = values["served_model_name"] or values["model"]
+    values["token"] = values["token"] or os.environ.get("BROS_ENGINE_TOKEN")
+    return EngineConfig(**values)
+
+
+def make_runner(config: EngineConfig) -> ModelRunner:
+    """The concrete runner. Raises ValueError or OSError saying what can't be served and why."""
+    if config.runner == "simulated":
+        from engine.runner.simulated import SimulatedRunner
+
+        max_model_len = config.max_model_len or SIMULATED_MAX_MODEL_LEN
+        per_request = -(-max_model_len // config.block_size)
+        return SimulatedRunner(
+            RunnerInfo(
+                num_blocks=config.num_kv_blocks or per_request * config.max_num_seqs,
+                block_size=config.block_size,
+                max_num_seqs=config.max_num_seqs,
+                max_model_len=max_model_len,
+                vocab_size=SIMULATED_VOCAB_SIZE,
+                device="simulated",
+                dtype="none",
+            )
+        )
+    from engine.runner.torch_runner import TorchRunner
+
+    return TorchRunner.load(config)
+
+
+def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange) -> Lanes:
+    """The socket lane, and the pull lane where there is a Redis to pull from."""
+    welcome = Welcome(
+        version=PROTOCOL_VERSION,
+        engine_id=config.engine_id,
+        model=config.served_model_name,
+        max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
+    )
+    socket_lane = SocketLane(
+        SocketLaneConfig(
+            welcome=welcome,
+            token=config.token,
+            default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
+            max_waiting_rt=config.max_waiting_rt,
+            refusal=scheduler.refusal,
+        ),
+        exchange,
+    )
+    if config.redis_url is None:
+        return socket_lane, None
+    from redis.asyncio import Redis
+
+    from engine.lanes.pull import PullLane, PullLaneConfig
+
+    pull_config = PullLaneConfig(
+        model=config.served_model_name,
+        engine_id=config.engine_id,
+        vocab_size=info.vocab_size,
+        max_in_flight=config.max_num_seqs + config.be_prefetch,
+        claim_timeout_s=config.claim_timeout_s,
+        max_deliveries=config.max_deliveries,
+        refusal=scheduler.refusal,
+        about={
+            "model": config.served_model_name,
+            "max_model_len": info.max_model_len,
+            "device": info.device,
+            "dtype": info.dtype,
+            "url": config.listen,
+        },
+    )
+    return socket_lane, PullLane(pull_config, exchange, Redis.from_url(config.redis_url))
+
+
+def serve(config: EngineConfig) -> None:
+    """Load, open the lanes, and run the loop until a drain ends."""
+    runner = make_runner(config)
+    info = runner.info
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_num_seqs=info.max_num_seqs,
+            max_model_len=info.max_model_len,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            reserved_rt_rows=min(max(1, info.max_num_seqs // 8), info.max_num_seqs - 1),
+        ),
+        KVCacheManager(info.num_blocks, info.block_size),
+    )
+    mailbox = Mailbox()
+    io = IoThread(
+        mailbox,
+        lambda exchange: open_lanes(config, info, scheduler, exchange),
+        config.listen,
+        config.drain_grace_s,
+    )
+    io.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: io.request_drain())
+    log.info(
+        "serving %s on %s (%s): %d KV blocks of %d tokens, listening on %s",
+        config.served_model_name, info.device, info.dtype, info.num_blocks, info.block_size, config.listen,
+    )  # fmt: skip
+    EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic).run()
+    io.join()
+    runner.close()
+    log.info("stopped")
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = parse_args(sys.argv[1:])
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        serve(config)
+    except (ValueError, OSError) as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

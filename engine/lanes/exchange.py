@@ -1,0 +1,87 @@
+"""Between the two threads: messages to the main loop, and its events back to whoever waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from engine.core.request import Request
+from engine.core.types import FinishedEvent, TokenEvent
+from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
+
+RequestSink = Callable[[TokenEvent | FinishedEvent], None]
+
+
+class Mailbox:
+    """Messages to the main thread; any thread may put."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._arrived = threading.Condition()
+
+    def put(self, message: Message) -> None:
+        with self._arrived:
+            self._messages.append(message)
+            self._arrived.notify()
+
+    def receive(self, wait: bool) -> list[Message]:
+        """All messages so far; with `wait`, sleeps until there is one."""
+        if not wait and not self._messages:
+            return []
+        with self._arrived:
+            while wait and not self._messages:
+                self._arrived.wait()
+            messages = list(self._messages)
+            self._messages.clear()
+        return messages
+
+
+class Exchange:
+    """The I/O thread's side: which requests are in flight, and who hears of them."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._sinks: dict[str, RequestSink] = {}
+        self._stats: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._delivered: list[Callable[[], None]] = []
+
+    def submit(self, request: Request, sink: RequestSink) -> None:
+        """Hand a request to the main loop; `sink` hears its events, the last a FinishedEvent."""
+        self._sinks[request.request_id] = sink
+        self._mailbox.put(Add(request))
+
+    def abort(self, request_id: str) -> None:
+        """End a request and hear no more of it."""
+        if self._sinks.pop(request_id, None) is not None:
+            self._mailbox.put(Abort(request_id))
+
+    async def stats(self) -> dict[str, Any]:
+        """A fresh snapshot from the main loop."""
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        tag = str(id(future))
+        self._stats[tag] = future
+        self._mailbox.put(QueryStats(tag))
+        return await future
+
+    def after_delivery(self, callback: Callable[[], None]) -> None:
+        """Call `callback` each time a step's events have all been delivered: the moment to flush."""
+        self._delivered.append(callback)
+
+    def deliver(self, events: list[LoopEvent]) -> None:
+        """Called on the I/O thread with what a step produced."""
+        for event in events:
+            if isinstance(event, StatsEvent):
+                future = self._stats.pop(event.tag)
+                if not future.done():
+                    future.set_result(event.values)
+                continue
+            sink = self._sinks.get(event.request_id)
+            if sink is not None:
+                if isinstance(event, FinishedEvent):
+                    del self._sinks[event.request_id]
+                sink(event)
+        for callback in self._delivered:
+            callback()

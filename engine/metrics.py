@@ -1,0 +1,125 @@
+"""What an engine counts, per lane, and hands out as one plain dictionary."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from engine.core.plan import StepPlan
+from engine.core.scheduler import Scheduler
+from engine.core.types import FinishedEvent, Lane
+
+# Upper bounds in seconds; the last bucket is open. From an idle fast lane to a long document.
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+RECENT_REQUESTS = 512
+
+
+class Histogram:
+    """Counts per bucket and the sum, as Prometheus wants them, and percentiles of the latest observations."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.total_s = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT_REQUESTS)
+
+    def observe(self, value_s: float) -> None:
+        self.counts[bisect_left(BUCKETS_S, value_s)] += 1
+        self.total_s += value_s
+        self._recent.append(value_s)
+
+    def snapshot(self) -> dict[str, Any]:
+        ordered = sorted(self._recent)
+        percentiles = {
+            f"p{p}_s": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] if ordered else None
+            for p in (50, 90, 99)
+        }
+        return {
+            "bounds_s": list(BUCKETS_S),
+            "counts": list(self.counts),
+            "sum_s": self.total_s,
+            **percentiles,
+        }
+
+
+class LaneMetrics:
+    """One lane's finished requests."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        self.finished: dict[str, int] = {}
+        self.queue = Histogram()
+        self.ttft = Histogram()
+        self.tpot = Histogram()
+        self.e2e = Histogram()
+
+    def observe(self, event: FinishedEvent) -> None:
+        self.prompt_tokens += event.num_prompt_tokens
+        self.cached_tokens += event.num_cached_tokens
+        self.output_tokens += event.num_output_tokens
+        self.finished[event.reason.value] = self.finished.get(event.reason.value, 0) + 1
+        self.e2e.observe(event.e2e_s)
+        for histogram, value_s in (
+            (self.queue, event.queue_s),
+            (self.ttft, event.ttft_s),
+            (self.tpot, event.tpot_s),
+        ):
+            if value_s is not None:
+                histogram.observe(value_s)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "finished": dict(self.finished),
+            "queue": self.queue.snapshot(),
+            "ttft": self.ttft.snapshot(),
+            "tpot": self.tpot.snapshot(),
+            "e2e": self.e2e.snapshot(),
+        }
+
+
+class EngineMetrics:
+    """Counters of one engine since its start."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.computed_tokens = 0
+        self.iteration = Histogram()
+        self.lanes = {lane: LaneMetrics() for lane in Lane}
+
+    def observe_step(self, plan: StepPlan, elapsed_s: float) -> None:
+        self.num_steps += 1
+        self.computed_tokens += plan.num_tokens
+        self.iteration.observe(elapsed_s)
+
+    def observe_events(self, events: Iterable[object]) -> None:
+        for event in events:
+            if isinstance(event, FinishedEvent):
+                self.lanes[event.lane].observe(event)
+
+    def snapshot(self, scheduler: Scheduler) -> dict[str, Any]:
+        """Everything, as data that msgpack and JSON can carry. Blocks and tokens are counts, times seconds."""
+        lanes: dict[str, Any] = {}
+        used_blocks = scheduler.kv.usage()
+        for lane, metrics in self.lanes.items():
+            running, waiting = scheduler.num_requests(lane)
+            lanes[lane.value] = {
+                "running": running,
+                "waiting": waiting,
+                "kv_blocks": used_blocks[lane],
+                **metrics.snapshot(),
+            }
+        return {
+            "steps": self.num_steps,
+            "computed_tokens": self.computed_tokens,
+            "iteration": self.iteration.snapshot(),
+            "kv_blocks": scheduler.kv.num_blocks,
+            "preemptions": scheduler.num_preemptions,
+            "truncated_tokens": scheduler.num_truncated_tokens,
+            "lanes": lanes,
+        }
