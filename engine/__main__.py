@@ -118,9 +118,8 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
     return socket_lane, PullLane(pull_config, exchange, Redis.from_url(config.redis_url))
 
 
-def serve(config: EngineConfig) -> None:
-    """Load, open the lanes, and run the loop until a drain ends."""
-    runner = make_runner(config)
+def assemble(config: EngineConfig, runner: ModelRunner) -> tuple[EngineLoop, IoThread]:
+    """The loop around a runner, and the I/O thread that feeds it; neither is started."""
     info = runner.info
     scheduler = Scheduler(
         SchedulerConfig(
@@ -138,6 +137,14 @@ def serve(config: EngineConfig) -> None:
         config.listen,
         config.drain_grace_s,
     )
+    return EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic), io
+
+
+def serve(config: EngineConfig) -> None:
+    """Load, open the lanes, and run the loop until a drain ends."""
+    runner = make_runner(config)
+    info = runner.info
+    loop, io = assemble(config, runner)
     io.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: io.request_drain())
@@ -145,7 +152,7 @@ def serve(config: EngineConfig) -> None:
         "serving %s on %s (%s): %d KV blocks of %d tokens, listening on %s",
         config.served_model_name, info.device, info.dtype, info.num_blocks, info.block_size, config.listen,
     )  # fmt: skip
-    EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic).run()
+    loop.run()
     io.join()
     runner.close()
     log.info("stopped")

@@ -78,6 +78,7 @@ class SocketLane:
         self.num_open_rt = 0
         self.draining = False
         self._server: asyncio.Server | None = None
+        self._path: Path | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         exchange.after_delivery(self._flush)
@@ -94,7 +95,8 @@ class SocketLane:
             assert address.host is not None and address.port is not None
             self._server = await loop.create_server(lambda: Connection(self), address.host, address.port)
             return
-        await _remove_stale_socket(Path(address.path))
+        self._path = Path(address.path)
+        await _remove_stale_socket(self._path)
         old_mask = os.umask(0o177)  # the socket is 0600 from its first moment
         try:
             self._server = await loop.create_unix_server(lambda: Connection(self), address.path)
@@ -113,6 +115,8 @@ class SocketLane:
             pass
         for connection in list(self.connections):
             connection.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def count_rt(self, change: int) -> None:
         """Keep track of open RT requests, for admission and for draining."""

@@ -1,0 +1,108 @@
+"""Small things that many tests make: requests, schedulers, simulated runners, and a loop run to its end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from engine.core.kv_cache import KVCacheManager
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler, SchedulerConfig
+from engine.core.types import SLO, Event, FinishedEvent, Lane, SamplingParams, TokenEvent
+from engine.runner.base import ModelRunner, RunnerInfo
+from engine.runner.simulated import SimulatedRunner
+
+_numbers = itertools.count()
+
+
+def runner_info(
+    *, num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 8, max_model_len: int = 128
+) -> RunnerInfo:
+    return RunnerInfo(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        vocab_size=500,
+        device="simulated",
+        dtype="none",
+    )
+
+
+def simulated_runner(*, mean_output_tokens: int = 32, **info: int) -> SimulatedRunner:
+    return SimulatedRunner(runner_info(**info), mean_output_tokens=mean_output_tokens)
+
+
+def scheduler_for(
+    info: RunnerInfo, *, max_num_batched_tokens: int = 32, reserved_rt_rows: int = 1
+) -> Scheduler:
+    config = SchedulerConfig(
+        max_num_seqs=info.max_num_seqs,
+        max_model_len=info.max_model_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        reserved_rt_rows=reserved_rt_rows,
+    )
+    return Scheduler(config, KVCacheManager(info.num_blocks, info.block_size))
+
+
+def request(
+    prompt: Sequence[int] = (5, 6, 7),
+    *,
+    lane: Lane = Lane.BE,
+    max_tokens: int = 8,
+    ignore_eos: bool = True,
+    arrival_s: float = 0.0,
+    priority: int = 0,
+    sampling: SamplingParams | None = None,
+    request_id: str | None = None,
+) -> Request:
+    return Request(
+        request_id or f"r{next(_numbers)}",
+        lane,
+        prompt,
+        sampling or SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos, temperature=0.0),
+        arrival_s=arrival_s,
+        slo=SLO(1.0, 0.1) if lane is Lane.RT else None,
+        priority=priority,
+    )
+
+
+class Outputs:
+    """What requests' owners have heard."""
+
+    def __init__(self) -> None:
+        self.token_ids: dict[str, list[int]] = {}
+        self.finished: dict[str, FinishedEvent] = {}
+
+    def hear(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, TokenEvent):
+                assert event.request_id not in self.finished, "a token after the end"
+                self.token_ids.setdefault(event.request_id, []).append(event.token_id)
+            else:
+                assert event.request_id not in self.finished, "finished twice"
+                self.finished[event.request_id] = event
+
+
+def step(scheduler: Scheduler, runner: ModelRunner, outputs: Outputs, now_s: float = 0.0) -> int:
+    """One iteration; returns the number of tokens it computed."""
+    plan = scheduler.schedule(now_s)
+    assert plan.num_tokens <= scheduler.config.max_num_batched_tokens
+    if not plan.is_empty:
+        outputs.hear(scheduler.update(plan, runner.execute(plan), now_s))
+    return plan.num_tokens
+
+
+def run_to_end(
+    scheduler: Scheduler, runner: ModelRunner, outputs: Outputs | None = None, max_steps: int = 20_000
+) -> Outputs:
+    """Step until no request is left, checking every invariant on the way."""
+    outputs = outputs or Outputs()
+    for number in range(max_steps):
+        if not scheduler.has_work:
+            return outputs
+        assert step(scheduler, runner, outputs, now_s=float(number)), (
+            "there is work, but nothing was computed"
+        )
+        scheduler.check_integrity()
+    raise AssertionError(f"requests are left after {max_steps} steps")

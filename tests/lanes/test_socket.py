@@ -1,0 +1,228 @@
+"""The RT lane over a real socket, around the simulated runner."""
+
+import asyncio
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+
+from engine.runner.simulated import SimulatedCost, SimulatedRunner
+from engine.wire.client import EngineClient, EngineGone, EngineRejected
+from engine.wire.protocol import (
+    Error,
+    Finished,
+    Hello,
+    Sampling,
+    Submit,
+    Tokens,
+    decode_engine_message,
+    frame,
+)
+from tests.engines import running_engine
+from tests.factories import runner_info
+
+GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
+
+
+async def collect(client, prompt, sampling=GREEDY, **options):
+    token_ids = []
+    async with client.submit(prompt, sampling, **options) as stream:
+        async for message in stream:
+            if isinstance(message, Tokens):
+                token_ids += message.ids
+            else:
+                return token_ids, message
+    raise AssertionError("the stream ended without Finished")
+
+
+def endless_runner() -> SimulatedRunner:
+    """Slow enough that a request of a hundred thousand tokens is still running whenever a test looks."""
+    return SimulatedRunner(
+        runner_info(num_blocks=4000, block_size=16, max_model_len=60_000, max_num_seqs=8),
+        cost=SimulatedCost(step_s=0.001),
+        wait=__import__("time").sleep,
+    )
+
+
+async def wait_until(condition, timeout_s=10.0):
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_many_requests_share_one_connection(tmp_path):
+    with running_engine(tmp_path) as engine:
+        client = await EngineClient.connect(engine.url)
+        assert client.welcome.model == "sim"
+        prompts = [list(range(3, 3 + n)) for n in range(1, 60)]
+        answers = await asyncio.gather(*(collect(client, p) for p in prompts))
+        for prompt, (token_ids, finished) in zip(prompts, answers, strict=True):
+            assert token_ids == engine.runner.continuation(prompt, GREEDY)
+            assert finished == Finished(finished.id, "length", len(prompt), 12)
+        stats = await client.stats()
+        assert stats["lanes"]["rt"]["finished"] == {"length": 59}
+        assert stats["lanes"]["rt"]["output_tokens"] == 59 * 12
+        await client.close()
+
+
+async def test_what_is_wrong_with_a_request_is_said_and_harms_no_other(tmp_path):
+    with running_engine(tmp_path, max_model_len=64) as engine:
+        client = await EngineClient.connect(engine.url)
+        cases = [
+            ([], "invalid_request", "prompt is empty"),
+            (list(range(64)), "context_length_exceeded", "64 tokens"),
+            ([5, 40_000], "invalid_request", "token id 40000 is outside the vocabulary of 32000"),
+        ]
+        for prompt, code, words in cases:
+            with pytest.raises(EngineRejected, match=words) as caught:
+                await collect(client, prompt)
+            assert caught.value.code == code
+        assert len((await collect(client, [5]))[0]) == 12
+        await client.close()
+
+
+async def test_too_many_open_requests_are_told_when_to_come_back(tmp_path):
+    with running_engine(tmp_path, endless_runner(), max_waiting_rt=2) as engine:
+        client = await EngineClient.connect(engine.url)
+        forever = Sampling(max_tokens=50_000, ignore_eos=True)
+        open_streams = [client.submit([5], forever) for _ in range(2)]
+        with pytest.raises(EngineRejected, match="2 real-time requests are open") as caught:
+            await collect(client, [5])
+        assert caught.value.code == "overloaded"
+        assert caught.value.retry_after_s == 1.0
+        for stream in open_streams:
+            stream.cancel()
+        assert len((await collect(client, [5]))[0]) == 12
+        await client.close()
+
+
+async def test_leaving_cancels_and_so_does_a_lost_connection(tmp_path):
+    with running_engine(tmp_path, endless_runner()) as engine:
+        watcher = await EngineClient.connect(engine.url)
+
+        async def all_gone():
+            return (await watcher.stats())["lanes"]["rt"]["running"] == 0
+
+        client = await EngineClient.connect(engine.url)
+        forever = Sampling(max_tokens=50_000, ignore_eos=True)
+        async with client.submit([5], forever) as stream:
+            async for _ in stream:
+                break
+        await wait_until(all_gone)
+        async with client.submit([6], forever) as stream:
+            async for _ in stream:
+                break
+            await client.close()
+            await wait_until(all_gone)
+            with pytest.raises(EngineGone):
+                async for _ in stream:
+                    pass
+        with pytest.raises(EngineGone, match="closed"):
+            client.submit([5], GREEDY)
+        await watcher.close()
+
+
+async def raw(url: str, *frames: bytes) -> list[object]:
+    """Send frames by hand; everything the engine says until it closes."""
+    reader, writer = await asyncio.open_unix_connection(url.removeprefix("unix://"))
+    writer.writelines(frames)
+    said = []
+    async with asyncio.timeout(10):
+        while prefix := await reader.read(4):
+            body = await reader.readexactly(struct.unpack(">I", prefix)[0])
+            said.append(decode_engine_message(body))
+    writer.close()
+    return said
+
+
+async def test_malformed_frames_close_that_connection_only(tmp_path):
+    with running_engine(tmp_path) as engine:
+        good = await EngineClient.connect(engine.url)
+        hello = frame(Hello())
+        bad_sampling = frame(Submit("x", [5], Sampling(max_tokens=1))).replace(
+            b"\xaamax_tokens\x01", b"\xaamax_tokens\x00"
+        )
+        cases = [
+            ((frame(Submit("x", [5], GREEDY)),), "hello_expected"),
+            ((frame(Hello(version=99)),), "version_mismatch"),
+            ((hello, b"\x00\x00\x00\x03abc"), "malformed_frame"),
+            ((hello, b"\xff\xff\xff\xff"), "malformed_frame"),
+            ((hello, bad_sampling), "malformed_frame"),
+            ((hello, hello), "unexpected_hello"),
+        ]
+        for frames, code in cases:
+            said = await raw(engine.url, *frames)
+            assert isinstance(said[-1], Error), frames
+            assert said[-1].code == code
+        assert len((await collect(good, [5]))[0]) == 12
+        await good.close()
+
+
+async def test_tcp_needs_the_token(tmp_path):
+    with pytest.raises(OSError, match="needs a token"), running_engine(tmp_path, listen="tcp://127.0.0.1:0"):
+        pass
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"tcp://127.0.0.1:{port}"
+    with running_engine(tmp_path, listen=url, token="secret"):
+        for token in (None, "wrong"):
+            with pytest.raises(EngineGone, match="token is missing or wrong"):
+                await EngineClient.connect(url, token)
+        client = await EngineClient.connect(url, "secret")
+        assert len((await collect(client, [5]))[0]) == 12
+        await client.close()
+
+
+async def test_the_socket_is_private_and_only_one_engine_has_it(tmp_path):
+    path = Path(tmp_path / "engine.sock")
+    with running_engine(tmp_path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with pytest.raises(OSError, match="another engine listens"), running_engine(tmp_path):
+            pass
+    path.unlink(missing_ok=True)
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in the way"), running_engine(tmp_path):
+        pass
+    assert path.read_text() == "precious"
+
+
+async def test_a_dead_engines_socket_file_is_replaced(tmp_path):
+    import socket
+
+    path = tmp_path / "engine.sock"
+    left_behind = socket.socket(socket.AF_UNIX)
+    left_behind.bind(str(path))
+    left_behind.close()
+    with running_engine(tmp_path) as engine:
+        client = await EngineClient.connect(engine.url)
+        await client.close()
+
+
+async def test_drain_finishes_rt_and_refuses_new(tmp_path):
+    with running_engine(tmp_path, endless_runner(), drain_grace_s=30.0) as engine:
+        client = await EngineClient.connect(engine.url)
+        stream = client.submit([5], Sampling(max_tokens=300, ignore_eos=True))
+        messages = aiter(stream)
+        await anext(messages)
+        engine.drain()
+        with pytest.raises(EngineRejected, match="shutting down"):
+            while True:  # the engine may answer a few before it hears of the drain
+                await collect(client, [6], Sampling(max_tokens=1))
+        rest = [m async for m in messages]
+        assert isinstance(rest[-1], Finished)
+        assert rest[-1].reason == "length"
+        await client.closed.wait()
+    with pytest.raises(EngineGone, match="no engine answers"):
+        await EngineClient.connect(engine.url)
+
+
+async def test_be_requests_may_come_over_the_socket_too(tmp_path):
+    with running_engine(tmp_path) as engine:
+        client = await EngineClient.connect(engine.url)
+        token_ids, _ = await collect(client, [5, 6], lane="be", priority=3)
+        assert token_ids == engine.runner.continuation([5, 6], GREEDY)
+        assert (await client.stats())["lanes"]["be"]["finished"] == {"length": 1}
+        await client.close()
