@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import os
 import signal
 import sys
 import time
 import typing
+from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.core.kv_cache import KVCacheManager
@@ -51,12 +53,21 @@ def parse_args(arguments: list[str]) -> EngineConfig:
     return EngineConfig(**values)
 
 
+def read_model_config(model: str) -> dict[str, typing.Any]:
+    """The config.json of a model directory; empty for a model that is only a name."""
+    path = Path(model) / "config.json"
+    return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
+
+
 def make_runner(config: EngineConfig) -> ModelRunner:
     """The concrete runner. Raises ValueError or OSError saying what can't be served and why."""
     if config.runner == "simulated":
-        from engine.runner.simulated import SimulatedRunner
+        from engine.runner.simulated import SimulatedCost, SimulatedRunner
 
-        max_model_len = config.max_model_len or SIMULATED_MAX_MODEL_LEN
+        imitated = read_model_config(config.model)
+        max_model_len = config.max_model_len or imitated.get(
+            "max_position_embeddings", SIMULATED_MAX_MODEL_LEN
+        )
         per_request = -(-max_model_len // config.block_size)
         return SimulatedRunner(
             RunnerInfo(
@@ -64,10 +75,12 @@ def make_runner(config: EngineConfig) -> ModelRunner:
                 block_size=config.block_size,
                 max_num_seqs=config.max_num_seqs,
                 max_model_len=max_model_len,
-                vocab_size=SIMULATED_VOCAB_SIZE,
+                vocab_size=imitated.get("vocab_size", SIMULATED_VOCAB_SIZE),
                 device="simulated",
                 dtype="none",
-            )
+            ),
+            cost=SimulatedCost(config.simulated_step_s, config.simulated_token_s),
+            wait=time.sleep,
         )
     from engine.runner.torch_runner import TorchRunner
 

@@ -11,6 +11,7 @@ class EngineConfig:
     """Names shared with vLLM mean the same here. Times in seconds.
 
     `listen` is the RT lane's address, `unix:///path` or `tcp://host:port` (which needs `token`).
+    `simulated_*` are what a step, and a token in it, cost the simulated runner.
     `redis_url` None runs without a BE lane. `num_kv_blocks` None sizes KV memory from what the device has free.
     """
 
@@ -36,3 +37,5 @@ class EngineConfig:
     claim_timeout_s: float = 60.0
     max_deliveries: int = 3
     drain_grace_s: float = 30.0
+    simulated_step_s: float = 0.0
+    simulated_token_s: float = 0.0

@@ -90,6 +90,7 @@ class PullLane:
         self._has_room.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._started_unix_s = time.time()
+        self._draining = False
 
     def start(self) -> None:
         """Begin to pull."""
@@ -104,9 +105,12 @@ class PullLane:
 
     async def drain(self) -> None:
         """Stop pulling; push the results there are; give back what is unfinished, for another engine to take."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._draining = True
+        running = set(self._tasks)
+        while running:  # a client library may swallow a cancellation: say it again until it is heard
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=0.5)
         unfinished = list(self._deliveries)
         for entry_id in unfinished:
             self._abort(self._deliveries.pop(entry_id))
@@ -134,7 +138,7 @@ class PullLane:
     async def _persist(self, job: Callable[[], Awaitable[None]]) -> None:
         """Run a job for ever; when Redis fails under it, start it again with growing pauses."""
         pause_s = RECONNECT_FIRST_S
-        while True:
+        while not self._draining:
             started_s = time.monotonic()
             try:
                 await job()

@@ -77,7 +77,9 @@ class SimulatedRunner:
                 num_output = plan.starts[i] + plan.counts[i] - start.num_prompt_tokens + 1
                 sampled[i], stopped[i] = self._draw(entry, num_output, start.sampling)
         if self._wait is not None and self._cost is not None:
-            self._wait(self._cost.of(plan))
+            cost_s = self._cost.of(plan)
+            if cost_s > 0:
+                self._wait(cost_s)
         return StepResult(sampled=sampled, stopped=stopped)
 
     def _compute(self, row: int, start: int, token_ids: list[int], slots: list[int]) -> int:

@@ -1,0 +1,187 @@
+"""Attention on a CPU: one compiled call for the rows with one new token, SDPA for those with more."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from engine.kernels.layout import IntArray, StepLayout
+from engine.kernels.reference import attend_sequence, store_kv, visible
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+def attention(
+    q: torch.Tensor,  # [T, Hq, D]
+    k: torch.Tensor,  # [T, Hkv, D]
+    v: torch.Tensor,  # [T, Hkv, Dv]
+    k_cache: torch.Tensor,  # [num_slots, Hkv, D], written
+    v_cache: torch.Tensor,  # [num_slots, Hkv, Dv], written
+    layout: StepLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,  # [Hq]
+) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
+    """`engine.kernels.reference.attention`, fast."""
+    store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
+    single = layout.single_token_rows
+    if single.shape[1] == q.shape[0] and _is_compiled_for(q.dtype):
+        return _attend_single(q, k_cache, v_cache, layout, single, scale, window, softcap, sinks)
+    out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
+    if single.shape[1]:
+        tokens = torch.from_numpy(single[3]).long()
+        attend = _attend_single if _is_compiled_for(q.dtype) else _attend_single_padded
+        out[tokens] = attend(q[tokens], k_cache, v_cache, layout, single, scale, window, softcap, sinks)
+    for row, start, count, offset in layout.longer_rows:
+        tokens_of_row = slice(offset, offset + count)
+        out[tokens_of_row] = _attend_chunk(
+            q[tokens_of_row], k_cache, v_cache, layout, row, start, scale, window, softcap, sinks
+        )
+    return out
+
+
+def _is_compiled_for(dtype: torch.dtype) -> bool:
+    return HAS_NUMBA and dtype in (torch.float32, torch.bfloat16)
+
+
+def _attend_single(
+    q: torch.Tensor,  # [S, Hq, D], the queries of `single`'s rows in their order
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    layout: StepLayout,
+    single: IntArray,  # [5, S], see StepLayout.single_token_rows
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:  # [S, Hq, Dv]
+    from engine.kernels.cpu_single import attend_single, use_threads
+
+    num_threads = use_threads(torch.get_num_threads())
+    num_kv_heads = k_cache.shape[1]
+    out = torch.empty(q.shape[0], q.shape[1], v_cache.shape[2])
+    attend_single(
+        q.float().contiguous().numpy(),
+        _plain(k_cache),
+        _plain(v_cache),
+        layout.slot_table.numpy(),
+        single[0],
+        single[4],
+        _balanced_order(layout, single[4], num_threads),
+        np.float32(scale),
+        window or 0,
+        np.float32(softcap or 0.0),
+        _NO_SINKS if sinks is None else sinks.detach().float().numpy(),
+        # Rows enough for all threads: one unit a row. Else heads are split too, so that no thread idles.
+        num_kv_heads if len(single[0]) >= 4 * num_threads else 1,
+        out.numpy(),
+    )
+    return out.to(q.dtype)
+
+
+def _balanced_order(layout: StepLayout, ends: IntArray, num_threads: int) -> IntArray:
+    """Rows by context length, dealt out like cards: each thread's contiguous share is then equally long."""
+    order = layout.scratch.get("single order")
+    if order is None:
+        by_length = np.argsort(ends)
+        order = np.concatenate([by_length[thread::num_threads] for thread in range(num_threads)])
+        order = layout.scratch["single order"] = order.astype(np.int32)
+    return order
+
+
+_NO_SINKS = np.empty(0, dtype=np.float32)
+
+
+def _plain(cache: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The cache as numpy sees it; numpy has no bfloat16, so those are their 16 bits."""
+    return cache.view(torch.uint16).numpy() if cache.dtype is torch.bfloat16 else cache.numpy()
+
+
+def _attend_single_padded(
+    q: torch.Tensor,  # [S, Hq, D]
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    layout: StepLayout,
+    single: IntArray,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:  # [S, Hq, Dv]
+    """The same without a compiler: contexts gathered into one rectangle, the rest of it masked."""
+    ends = torch.from_numpy(single[4]).long()
+    longest = int(ends.max())
+    position = torch.arange(longest)
+    seen = position < ends[:, None]  # [S, longest]
+    if window is not None:
+        seen &= position >= (ends - window)[:, None]
+    table = layout.slot_table[torch.from_numpy(single[0]).long(), :longest].long()
+    table = torch.where(seen, table, table[:, :1])  # padding reads a slot that is known to be written
+    group = q.shape[1] // k_cache.shape[1]
+    keys = k_cache[table].float().repeat_interleave(group, dim=2)  # [S, longest, Hq, D]
+    values = v_cache[table].float().repeat_interleave(group, dim=2)
+    scores = torch.einsum("shd,skhd->shk", q.float(), keys) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen[:, None, :], -torch.inf)
+    if sinks is not None:
+        sink_scores = sinks.float().view(1, -1, 1).expand(len(scores), -1, 1)
+        scores = torch.cat([scores, sink_scores], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :longest]
+    return torch.einsum("shk,skhd->shd", weights, values).to(q.dtype)
+
+
+def _attend_chunk(
+    q: torch.Tensor,  # [n, Hq, D], positions start, start + 1, ...
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    layout: StepLayout,
+    row: int,
+    start: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:  # [n, Hq, Dv]
+    count = q.shape[0]
+    end = start + count
+    # Under a window the oldest query sees (start - window, start]: nothing before that needs gathering.
+    first = 0 if window is None else max(0, start + 1 - window)
+    slots = layout.scratch.get(("slots", row, first))
+    if slots is None:
+        slots = layout.scratch[("slots", row, first)] = layout.slot_table[row, first:end].long()
+    keys, values = k_cache.index_select(0, slots), v_cache.index_select(0, slots)  # [end - first, Hkv, D]
+    if softcap is not None or sinks is not None:
+        return attend_sequence(
+            q, keys, values, start - first, scale=scale, window=window, softcap=softcap, sinks=sinks
+        )
+    is_plain_causal = first == start == 0 and (window is None or window >= count)
+    mask = None
+    if not is_plain_causal:
+        mask = layout.scratch.get(("mask", row, window))
+        if mask is None:
+            mask = visible(start - first, count, window, q.device)
+            layout.scratch[("mask", row, window)] = mask
+    group = q.shape[1] // keys.shape[1]
+    attended = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        _per_query_head(keys, group),
+        _per_query_head(values, group),
+        attn_mask=mask,
+        is_causal=is_plain_causal,
+        scale=scale,
+    )  # [1, Hq, n, Dv]
+    return attended[0].transpose(0, 1)
+
+
+def _per_query_head(context: torch.Tensor, group: int) -> torch.Tensor:
+    """[context, Hkv, D] -> [1, Hq, context, D]; repeated as a view, which SDPA's CPU kernel reads in place."""
+    length, num_heads, size = context.shape
+    heads = context.transpose(0, 1)[:, None].expand(num_heads, group, length, size)
+    return heads.reshape(1, num_heads * group, length, size)

@@ -1,0 +1,56 @@
+"""KV memory: how many slots fit, and the tensors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import psutil
+import torch
+
+from engine.runner.attention import LayerCache, LayerShape
+
+# Of the memory a machine has free, what KV may take on a CPU: the rest is for the model's activations and for others.
+CPU_MEMORY_SHARE = 0.4
+
+
+def allocate_kv(
+    layers: Mapping[int, LayerShape], num_slots: int, dtype: torch.dtype, device: torch.device
+) -> dict[int, LayerCache]:
+    """Zeroed K and V of every layer, by layer index."""
+    return {
+        index: LayerCache(
+            _zeros((num_slots, layer.num_kv_heads, layer.key_size), dtype, device),
+            _zeros((num_slots, layer.num_kv_heads, layer.value_size), dtype, device),
+            layer.window,
+        )
+        for index, layer in layers.items()
+    }
+
+
+def bytes_per_slot(layers: Mapping[int, LayerShape], dtype: torch.dtype) -> int:
+    """What one token's K and V take in all layers."""
+    elements = sum(layer.num_kv_heads * (layer.key_size + layer.value_size) for layer in layers.values())
+    return elements * dtype.itemsize
+
+
+def num_blocks_on_cpu(slot_bytes: int, block_size: int, max_num_seqs: int, max_model_len: int) -> int:
+    """As many blocks as all rows could fill, or as the free memory allows."""
+    wanted = max_num_seqs * -(-max_model_len // block_size)
+    affordable = int(psutil.virtual_memory().available * CPU_MEMORY_SHARE) // (slot_bytes * block_size)
+    return max(1, min(wanted, affordable))
+
+
+def num_blocks_on_gpu(slot_bytes: int, block_size: int, utilization: float, activation_bytes: int) -> int:
+    """What is free on the GPU up to `utilization` of all its memory, less what a forward pass needs for itself."""
+    free, total = torch.cuda.mem_get_info()
+    budget = free - int(total * (1 - utilization)) - activation_bytes
+    return max(0, budget // (slot_bytes * block_size))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy's zeros are the operating system's: pages are taken as they are first written, not all at start.
+    size = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)

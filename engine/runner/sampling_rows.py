@@ -1,0 +1,172 @@
+"""How each slot-table row samples: its parameters in arrays by row, and the token counts that penalties need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.core.plan import RowStart
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitChanges:
+    """Changes to single logits, flat: entry i is about logits[index[i], token_ids[i]]; no pair occurs twice."""
+
+    index: IntArray
+    token_ids: IntArray
+    values: FloatArray
+
+
+class TokenCounts:
+    """The distinct tokens of a sequence, and how often each stands in its output (0: only in the prompt)."""
+
+    __slots__ = ("_counts", "_place", "_token_ids")
+
+    def __init__(self, prompt: list[int], output: list[int]) -> None:
+        self._place: dict[int, int] = {}
+        self._token_ids = np.empty(64, dtype=np.int64)
+        self._counts = np.empty(64, dtype=np.float32)
+        for token_id in prompt:
+            self._add(token_id, 0)
+        for token_id in output:
+            self.append(token_id)
+
+    def append(self, token_id: int) -> None:
+        """One more output token."""
+        self._add(token_id, 1)
+
+    def _add(self, token_id: int, times: int) -> None:
+        place = self._place.get(token_id)
+        if place is not None:
+            self._counts[place] += times
+            return
+        place = self._place[token_id] = len(self._place)
+        if place == len(self._token_ids):
+            self._token_ids = np.concatenate([self._token_ids, np.empty_like(self._token_ids)])
+            self._counts = np.concatenate([self._counts, np.empty_like(self._counts)])
+        self._token_ids[place] = token_id
+        self._counts[place] = times
+
+    @property
+    def token_ids(self) -> IntArray:
+        return self._token_ids[: len(self._place)]
+
+    @property
+    def output_counts(self) -> FloatArray:
+        return self._counts[: len(self._place)]
+
+
+class SamplingRows:
+    """Parameters of the requests in `num_rows` slot-table rows. `rows` arguments are arrays of row numbers."""
+
+    def __init__(self, num_rows: int, eos_token_ids: frozenset[int], seed: int | None = None) -> None:
+        self._eos_token_ids = eos_token_ids
+        self._random = np.random.default_rng(seed)
+        self.temperature = np.ones(num_rows, dtype=np.float32)
+        self.top_p = np.ones(num_rows)
+        self.top_k = np.zeros(num_rows, dtype=np.int64)
+        self.min_p = np.zeros(num_rows, dtype=np.float32)
+        self.repetition = np.ones(num_rows, dtype=np.float32)
+        self.presence = np.zeros(num_rows, dtype=np.float32)
+        self.frequency = np.zeros(num_rows, dtype=np.float32)
+        self.min_tokens = np.zeros(num_rows, dtype=np.int64)
+        self.num_logprobs = np.full(num_rows, -1, dtype=np.int64)  # -1: not asked for
+        self.seed = np.zeros(num_rows, dtype=np.uint64)
+        self.is_penalised = np.zeros(num_rows, dtype=bool)
+        self.is_biased = np.zeros(num_rows, dtype=bool)
+        self._counts: dict[int, TokenCounts] = {}
+        self._biases: dict[int, tuple[IntArray, FloatArray]] = {}
+        self._stop_ids: dict[int, IntArray] = {}
+
+    def start(self, start: RowStart) -> None:
+        """Row `start.row` now holds this request; what was known of its last holder is forgotten."""
+        row, sampling = start.row, start.sampling
+        self.temperature[row] = sampling.temperature
+        self.top_p[row] = sampling.top_p
+        self.top_k[row] = sampling.top_k
+        self.min_p[row] = sampling.min_p
+        self.repetition[row] = sampling.repetition_penalty
+        self.presence[row] = sampling.presence_penalty
+        self.frequency[row] = sampling.frequency_penalty
+        self.min_tokens[row] = sampling.min_tokens
+        self.num_logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
+        drawn = int(self._random.integers(2**63)) if sampling.seed is None else sampling.seed
+        self.seed[row] = drawn & 0xFFFF_FFFF_FFFF_FFFF
+        penalised = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (
+            1,
+            0,
+            0,
+        )
+        self.is_penalised[row] = penalised
+        self._counts.pop(row, None)
+        if penalised:
+            prompt = start.token_ids[: start.num_prompt_tokens]
+            self._counts[row] = TokenCounts(prompt, start.token_ids[start.num_prompt_tokens :])
+        self.is_biased[row] = bool(sampling.logit_bias)
+        self._biases.pop(row, None)
+        if sampling.logit_bias:
+            bias = dict(sampling.logit_bias)
+            self._biases[row] = (
+                np.fromiter(bias.keys(), dtype=np.int64),
+                np.fromiter(bias.values(), dtype=np.float32),
+            )
+        self._stop_ids.pop(row, None)
+        if sampling.min_tokens:
+            eos = frozenset() if sampling.ignore_eos else self._eos_token_ids
+            self._stop_ids[row] = np.array(sorted(eos.union(sampling.stop_token_ids)), dtype=np.int64)
+
+    def append(self, row: int, token_id: int) -> None:
+        """The request in `row` got one more output token."""
+        counts = self._counts.get(row)
+        if counts is not None:
+            counts.append(token_id)
+
+    def token_counts(self, row: int) -> TokenCounts:
+        """Of a penalised row."""
+        return self._counts[row]
+
+    def biases(self, rows: IntArray) -> LogitChanges | None:
+        """logit_bias of these rows, to be added."""
+        parts = [(i, *self._biases[row]) for i, row in enumerate(rows.tolist()) if row in self._biases]
+        return _flatten(parts)
+
+    def barred(self, rows: IntArray, num_outputs: IntArray) -> LogitChanges | None:
+        """Tokens that would end these rows before their min_tokens, with the -inf to put there."""
+        parts = []
+        for i in np.flatnonzero(num_outputs < self.min_tokens[rows]).tolist():
+            token_ids = self._stop_ids[int(rows[i])]
+            parts.append((i, token_ids, np.full(len(token_ids), -np.inf, dtype=np.float32)))
+        return _flatten(parts)
+
+    def uniforms(self, rows: IntArray, num_outputs: IntArray) -> npt.NDArray[np.float64]:
+        """One number in [0, 1) a row: a hash of the row's seed and its place in the output, and of nothing else, so
+        that a seeded request draws the same whatever runs beside it, and again after a preemption."""
+        mixed = _splitmix(_splitmix(self.seed[rows]) + num_outputs.astype(np.uint64) * _GOLDEN)
+        # 52 bits, so that u * total < total in float64 for every total.
+        return (mixed >> np.uint64(12)).astype(np.float64) * 2.0**-52
+
+
+def _flatten(parts: list[tuple[int, Any, Any]]) -> LogitChanges | None:
+    if not parts:
+        return None
+    index, token_ids, values = zip(*parts, strict=True)
+    lengths = [len(part) for part in token_ids]
+    return LogitChanges(
+        np.repeat(np.array(index), lengths), np.concatenate(token_ids), np.concatenate(values)
+    )
+
+
+def _splitmix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's output function (Steele, Lea, Flood 2014); arithmetic is modulo 2**64."""
+    z = x + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,41 @@
+"""Services that tests of several parts share. They start when a test first asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import services
+
+
+@pytest.fixture(scope="session")
+def redis_of_session() -> Iterator[services.RedisServer]:
+    with services.redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_of_session() -> Iterator[services.PostgresServer]:
+    with services.postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_of_session: services.RedisServer) -> services.RedisServer:
+    """A running Redis, empty. A test may flush and restart it."""
+    redis_of_session.flush()
+    return redis_of_session
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database: each test that asks runs on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'bros.db'}"
+        return
+    server: services.PostgresServer = request.getfixturevalue("postgres_of_session")
+    url = server.create_database()
+    yield url
+    server.drop_database(url)

@@ -1,0 +1,118 @@
+"""`bros-batch demo`: the whole product with a real model, and nothing left of it but the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, generate_documents
+from bros_batch.demo.run import grade
+from bros_batch.service_commands import redis_binary
+from bros_batch.settings import DEMO_MODEL_DIR
+from tests.services import unavailable, wait_for
+from tests.up_process import MARK, Up
+
+
+def start_demo(directory: Path, *flags: str) -> Up:
+    """The demo as a process in `directory`, which is its temporary directory too."""
+    if redis_binary() is None:
+        unavailable("Redis")
+    if not (DEMO_MODEL_DIR / "config.json").exists():
+        unavailable("the demo model")
+    mark = uuid.uuid4().hex
+    env = {**os.environ, MARK: mark, "TMPDIR": str(directory / "tmp")}
+    (directory / "tmp").mkdir()
+    command = [sys.executable, "-P", "-m", "cli", "demo", *flags]
+    log = directory / "demo.log"
+    with log.open("w") as words:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            env=env,
+            cwd=directory,
+            start_new_session=True,
+        )
+    return Up(process, directory, mark, log)
+
+
+def assert_nothing_is_left(demo: Up) -> None:
+    demo.wait_until_nothing_is_left()
+    assert list((demo.data_dir / "tmp").glob("bros-*")) == []
+
+
+@pytest.mark.slow
+def test_it_reads_documents_chats_meanwhile_and_leaves_only_results(tmp_path):
+    demo = start_demo(tmp_path, "--documents", "40", "--json")
+    out, _ = demo.process.communicate(timeout=180)
+    assert demo.process.returncode == 0, demo.words()
+    report = json.loads(out)
+    assert (report["documents"], report["failed"]) == (40, 0)
+    assert set(report["accuracy"]) == set(FIELDS)
+    assert report["accuracy_all_fields"] >= 0.7, report["accuracy"]
+    assert report["documents_per_s"] > 0
+    assert report["tokens_per_s"] > 0
+    assert len(report["chats"]) == 3
+    assert sum(chat["is_right"] for chat in report["chats"]) >= 2, report["chats"]
+    assert all(chat["ttft_s"] < 5 for chat in report["chats"])
+    results = (tmp_path / "bros-demo-results" / "results.jsonl").read_bytes().splitlines()
+    assert len(results) == 40
+    assert (tmp_path / "bros-demo-results" / "documents.jsonl").read_bytes().count(b"\n") == 40
+    assert_nothing_is_left(demo)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_on_the_way_it_leaves_nothing(tmp_path, signum):
+    demo = start_demo(tmp_path, "--documents", "2000")
+    wait_for(lambda: "Submitting" in demo.words(), 90)
+    demo.process.send_signal(signum)
+    out, _ = demo.process.communicate(timeout=90)
+    assert demo.process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in demo.words()
+    assert_nothing_is_left(demo)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
+def test_killed_it_leaves_no_process(tmp_path):
+    demo = start_demo(tmp_path, "--documents", "2000")
+    wait_for(lambda: len(demo.family()) > 4, 60)
+    demo.process.kill()
+    demo.process.communicate()
+    demo.wait_until_nothing_is_left()
+
+
+def test_services_that_do_not_start_are_reported_in_their_words(tmp_path):
+    demo = start_demo(tmp_path, "--documents", "5", "--", "--no-such-flag")
+    demo.process.communicate(timeout=90)
+    assert demo.process.returncode == 1
+    assert "bros-batch: The services did not start:" in demo.words()
+    assert "unrecognized arguments: --no-such-flag" in demo.words()
+    assert_nothing_is_left(demo)
+
+
+def test_grading_counts_a_field_only_when_it_is_the_truth():
+    documents = list(generate_documents(4, HELD_OUT_SEED))
+
+    def line(number: int, content: str) -> bytes:
+        body = {"choices": [{"message": {"content": content}}]}
+        record = {"custom_id": documents[number].document_id, "response": {"body": body}}
+        return json.dumps(record).encode()
+
+    right = documents[0].truth
+    results = [
+        line(0, json.dumps(right)),
+        line(1, json.dumps({**documents[1].truth, "total": "0"})),
+        line(2, "no JSON"),
+    ]
+    everything = set(FIELDS)
+    assert grade(documents, results) == [everything, everything - {"total"}, set(), set()]

@@ -1,0 +1,92 @@
+"""Tiny random-weight models and a tokenizer, saved as a user would have them: a directory with config and safetensors.
+
+Weights are drawn wide (`initializer_range` far above a real model's), so that the likeliest token stands clear of the
+next: greedy outputs are then the same whether a matrix product runs over one sequence or over a packed batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 320
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+_WINDOW = {"sliding_window": 24}
+
+# What each family needs besides; names are transformers' model types unless an `architecture` says otherwise.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": _WINDOW,
+    "gemma": {"num_key_value_heads": 1, "head_dim": 32},
+    "gemma2": {**_WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 20.0},
+    "gemma3_text": {**_WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "phi": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "gpt2": {},
+    "gpt_oss": {**_WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def make_model(family: str, directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
+    """Saves a tiny model of `family` under `directory` and returns its path. `overrides` go into its configuration."""
+    settings = {**_COMMON, **FAMILIES[family], **overrides}
+    if family == "gpt2":
+        renamed = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+        renamed["max_position_embeddings"] = "n_positions"
+        unknown = ("intermediate_size", "num_key_value_heads", "head_dim")
+        settings = {renamed.get(key, key): value for key, value in settings.items() if key not in unknown}
+    config = AutoConfig.for_model(family, **settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    path = directory / family
+    model.save_pretrained(path)
+    return path
+
+
+def make_tokenizer(directory: Path) -> Path:
+    """Saves a byte-level tokenizer of `VOCAB_SIZE` tokens beside a model: ids 0 to 2 are special, 3 to 258 are the
+    bytes, the rest are two-letter pieces."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[character] = len(vocabulary)
+    letters = "etaoinshrdlu"
+    pairs = [(a, b) for a in letters for b in letters][: VOCAB_SIZE - len(vocabulary)]
+    for a, b in pairs:
+        vocabulary[a + b] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    fast.save_pretrained(directory)
+    return directory

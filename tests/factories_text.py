@@ -1,0 +1,53 @@
+"""A model directory without a model: a tiny byte-level tokenizer, a chat template, a config. The simulated engine and
+the web process serve it as they would any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog. Wir prüfen Umlaute: äöüß. 数据处理 🙂 👩‍👩‍👧",
+    "system user assistant Summarise the document in one sentence: total 12.50 EUR, due on Monday.",
+)
+MAX_MODEL_LEN = 2048
+
+
+def make_text_model(directory: Path, *, vocab_size: int = 400, max_model_len: int = MAX_MODEL_LEN) -> Path:
+    """Writes the directory and returns it. Ids 0 to 2 are special, as the simulated runner leaves them alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    written = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "chat_template": CHAT_TEMPLATE,
+        },
+        "config.json": {
+            "model_type": "llama",
+            "vocab_size": tokenizer.get_vocab_size(),
+            "max_position_embeddings": max_model_len,
+            "eos_token_id": 2,
+        },
+    }
+    for name, content in written.items():
+        (directory / name).write_text(json.dumps(content))
+    return directory

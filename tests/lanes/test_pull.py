@@ -1,0 +1,194 @@
+"""The BE lane over a real Redis, around the simulated runner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from redis.exceptions import ResponseError
+
+from engine.lanes.socket import sampling_params
+from engine.runner.simulated import SimulatedCost, SimulatedRunner
+from engine.wire import protocol
+from engine.wire.protocol import Sampling, WorkItem, WorkResult
+from tests.engines import running_engine
+from tests.factories import runner_info
+from tests.services import RedisServer, redis_server, wait_for
+
+KEY = protocol.items_key("sim")
+SAMPLING = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server):
+    server.flush()
+    with server.cli() as client:
+        yield client
+
+
+def add(redis, item_id: int, prompt: list[int] | None = None, **fields) -> bytes:
+    item = WorkItem(
+        item_id, 1, "job", prompt or [5, 6, 7 + item_id % 100], fields.pop("sampling", SAMPLING), **fields
+    )
+    return redis.xadd(KEY, {"p": protocol.encode(item), "i": item_id, "e": 1})
+
+
+def results(redis, count: int) -> dict[int, WorkResult]:
+    """The results by item, once there are `count`."""
+
+    def read():
+        entries = redis.xrange(protocol.RESULTS_KEY)
+        return entries if len(entries) >= count else None
+
+    decoded = [protocol.decode_work_result(f[b"p"]) for _, f in wait_for(read, timeout_s=20)]
+    assert len(decoded) == count
+    return {r.item_id: r for r in decoded}
+
+
+def read_as(redis, consumer: str, count: int) -> list[bytes]:
+    """Take entries as another engine would, which then says no more of them."""
+    redis.xgroup_create(KEY, protocol.ENGINE_GROUP, id="0", mkstream=True)
+    redis.xreadgroup(protocol.ENGINE_GROUP, consumer, {KEY: ">"}, count=count)
+    return [p["message_id"] for p in redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", count)]
+
+
+def num_pending(redis) -> int:
+    """Entries in the hands of engines; none before the first engine has made the group."""
+    try:
+        return redis.xpending(KEY, protocol.ENGINE_GROUP)["pending"]
+    except ResponseError:
+        return 0
+
+
+def slow_runner(step_s: float) -> SimulatedRunner:
+    info = runner_info(num_blocks=2000, block_size=16, max_model_len=20_000, max_num_seqs=8)
+    return SimulatedRunner(info, cost=SimulatedCost(step_s=step_s), wait=time.sleep)
+
+
+def test_items_come_back_as_results_and_stay_until_recorded(tmp_path, server, redis):
+    prompts = {i: list(range(3, 4 + i % 50)) for i in range(300)}
+    entry_ids = {add(redis, i, prompt): i for i, prompt in prompts.items()}
+    with running_engine(tmp_path, redis_url=server.url) as engine:
+        answers = results(redis, 300)
+        for i, answer in answers.items():
+            expected = engine.runner.continuation(prompts[i], sampling_params(SAMPLING))
+            assert [c.token_ids for c in answer.choices] == [expected]
+            assert (answer.epoch, answer.job_id, answer.engine_id) == (1, "job", "engine-0")
+            assert answer.prompt_tokens == len(prompts[i])
+    assert redis.xlen(KEY) == 300, "only the recorder removes entries"
+    for _, fields in redis.xrange(protocol.RESULTS_KEY):
+        answer = protocol.decode_work_result(fields[b"p"])
+        assert fields[b"s"] == KEY.encode()
+        assert entry_ids[fields[b"x"]] == answer.item_id
+
+
+def test_an_engine_holds_no_more_than_it_has_room_for(tmp_path, server, redis):
+    for i in range(50):
+        add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
+    with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url, max_num_seqs=8, be_prefetch=2):
+        wait_for(lambda: num_pending(redis) == 10, timeout_s=10)
+    assert num_pending(redis) == 10
+
+
+def test_bad_items_fail_alone(tmp_path, server, redis):
+    add(redis, 1, list(range(3, 100)))
+    add(redis, 2, [5, 400_000])
+    redis.xadd(KEY, {"p": b"\xc1 not msgpack", "i": 3, "e": 7})
+    redis.xadd(KEY, {"nothing": "at all"})
+    add(redis, 4)
+    with running_engine(tmp_path, redis_url=server.url, max_model_len=64):
+        answers = results(redis, 4)
+    assert (answers[1].error_code, answers[2].error_code) == ("context_length_exceeded", "invalid_request")
+    assert "97 tokens" in (answers[1].error_message or "")
+    assert "outside the vocabulary" in (answers[2].error_message or "")
+    assert (answers[3].error_code, answers[3].epoch) == ("invalid_request", 7)
+    assert answers[4].error_code is None and len(answers[4].choices[0].token_ids) == 6
+
+
+def test_several_choices_of_one_item(tmp_path, server, redis):
+    add(redis, 1, n=3)
+    with running_engine(tmp_path, redis_url=server.url):
+        answer = results(redis, 1)[1]
+    assert len(answer.choices) == 3
+    assert {c.reason for c in answer.choices} == {"length"}
+
+
+def test_entries_of_a_dead_engine_are_taken_over(tmp_path, server, redis):
+    for i in range(5):
+        add(redis, i)
+    assert len(read_as(redis, "dead", 5)) == 5
+    with running_engine(tmp_path, redis_url=server.url, claim_timeout_s=0.4):
+        assert set(results(redis, 5)) == set(range(5))
+
+
+def test_an_engine_takes_up_its_own_earlier_work_at_once(tmp_path, server, redis):
+    for i in range(5):
+        add(redis, i)
+    read_as(redis, "engine-0", 5)
+    with running_engine(tmp_path, redis_url=server.url, claim_timeout_s=100_000.0):
+        assert set(results(redis, 5)) == set(range(5))
+
+
+def test_an_item_that_engines_keep_dying_of_is_given_up(tmp_path, server, redis):
+    add(redis, 1)
+    (entry_id,) = read_as(redis, "dead", 1)
+    for _ in range(2):
+        redis.xclaim(KEY, protocol.ENGINE_GROUP, "dead", 0, [entry_id])
+    with running_engine(tmp_path, redis_url=server.url, claim_timeout_s=0.2, max_deliveries=3):
+        answer = results(redis, 1)[1]
+    assert answer.error_code == "engine_lost"
+    assert "went away 3 times" in (answer.error_message or "")
+
+
+def test_what_a_draining_engine_gives_back_is_taken_at_once(tmp_path, server, redis):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for i in range(3):
+        add(redis, i, sampling=Sampling(max_tokens=5000, ignore_eos=True))
+    with running_engine(tmp_path / "a", slow_runner(0.01), redis_url=server.url, engine_id="a"):
+        wait_for(lambda: num_pending(redis) == 3, timeout_s=10)
+    assert redis.xlen(protocol.RESULTS_KEY) == 0
+    with running_engine(
+        tmp_path / "b", slow_runner(0.0), redis_url=server.url, engine_id="b", claim_timeout_s=3600.0
+    ):
+        assert set(results(redis, 3)) == {0, 1, 2}
+
+
+def test_a_redis_that_comes_back_empty_is_pulled_from_again(tmp_path, server, redis):
+    with running_engine(tmp_path, redis_url=server.url):
+        add(redis, 1)
+        results(redis, 1)
+        server.restart()
+        with server.cli() as fresh:
+            add(fresh, 2)
+            assert set(results(fresh, 1)) == {2}
+
+
+def test_a_cancelled_jobs_items_make_room(tmp_path, server, redis):
+    for i in range(4):
+        add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
+    with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url) as engine:
+        wait_for(lambda: num_pending(redis) == 4, timeout_s=10)
+        wait_for(lambda: redis.publish(protocol.CANCEL_CHANNEL, "job"), timeout_s=10)
+        answers = results(redis, 4)
+        assert {a.error_code for a in answers.values()} == {"batch_cancelled"}
+        wait_for(lambda: not engine.scheduler.has_work, timeout_s=10)
+
+
+def test_the_heartbeat_tells_of_the_engine(tmp_path, server, redis):
+    with running_engine(tmp_path, redis_url=server.url):
+        beat = msgspec.msgpack.decode(
+            wait_for(lambda: redis.get(protocol.engine_key("engine-0")), timeout_s=10)
+        )
+        assert beat["model"] == "sim"
+        assert beat["stats"]["kv_blocks"] > 0
+        assert 0 < redis.ttl(protocol.engine_key("engine-0")) <= 15
+    assert redis.get(protocol.engine_key("engine-0")) is None, "an engine that left says so"

