@@ -2,8 +2,9 @@
 
     python -m benchmarks.fast_lane [--requests 500] [--out benchmarks/results]
 
-Each request is greedy and asks for one token; the time is to the end of its answer, one request at a time. So what is
-measured is everything but the model. "added" is the client's time less the engine's own, which the engine reports as its time to first token.
+Each request is greedy and asks for one token, one request at a time; the time is to the end of its answer. So what is
+measured is everything but the model. "added" is the client's time less the engine's own, which the engine reports as
+its time to first token.
 """
 
 from __future__ import annotations

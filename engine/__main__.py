@@ -56,7 +56,7 @@ def parse_args(arguments: list[str]) -> EngineConfig:
 def read_model_config(model: str) -> dict[str, typing.Any]:
     """The config.json of a model directory; empty for a model that is only a name."""
     path = Path(model) / "config.json"
-    return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def make_runner(config: EngineConfig) -> ModelRunner:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
@@ -26,10 +27,17 @@ _LN2_LOW = np.float32(-2.12194440e-4)
 _EXP_UNDERFLOW = np.float32(-87.0)
 
 
-def use_threads(wanted: int) -> int:
-    """Sets how many threads the kernels run on and returns it: `wanted`, or fewer where numba has fewer."""
-    num_threads = min(wanted, int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    numba.set_num_threads(num_threads)
+def use_threads(num_threads: int) -> int:
+    """Makes the kernels run on `num_threads`, or on as many as numba has, and returns that number.
+
+    Called with torch's own thread count, which it leaves as it was: numba's OpenMP pool, as it starts, sets the thread
+    count of the OpenMP runtime that torch shares with it.
+    """
+    num_threads = min(num_threads, int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    before = torch.get_num_threads()
+    numba.set_num_threads(num_threads)  # starts the pool
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
     return num_threads
 
 

@@ -11,27 +11,35 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 from bros_batch.prompts import load
-from bros_batch.settings import DEMO_MODEL_DIR
 from engine.core.types import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from tests.factories import runner_info
-from tests.services import database_urls, wait_for
+from tests.services import wait_for
+from tests.up_process import Up, running_up
 
 NUM_LINES = 2000
 MAX_TOKENS = 24
 VICTIMS = ("worker", "engine", "redis", "web", "beat")
 ROUNDS = 3  # how often each of them is killed
+ENGINE = (
+    "--runner",
+    "simulated",
+    "--simulated-step-s",
+    "0.01",
+    "--max-num-seqs",
+    "16",
+    "--claim-timeout-s",
+    "3",
+)
+ENGINE += ("--max-deliveries", "50")
 IMPATIENT = {
     "BROS_LOST_AFTER_S": "3",
     "BROS_CLAIM_TIMEOUT_S": "3",
@@ -46,28 +54,13 @@ IMPATIENT = {
 }
 
 
-@contextmanager
-def running_up(data_dir: Path, **env: str) -> Iterator[dict]:
-    """`bros-batch up` on a free port, with the simulated engine; what it printed when it was ready."""
-    command = [sys.executable, "-m", "cli", "up", "--json", "--data-dir", str(data_dir), "--port", "0"]
-    command += ["--workers", "2", "--", "--runner", "simulated", "--simulated-step-s", "0.01"]
-    command += ["--max-num-seqs", "16", "--claim-timeout-s", "3", "--max-deliveries", "50"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **IMPATIENT, **env})
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.terminate()
-        process.communicate(timeout=90)
-
-
 def write_documents(path: Path) -> dict[str, str]:
     """A batch file; the user message of each custom id."""
     messages = {f"doc-{i}": f"Document number {i}: " + "total 12.50 " * (i % 7) for i in range(NUM_LINES)}
     with path.open("w") as file:
         for custom_id, content in messages.items():
             body = {
-                "model": "bros-demo",
+                "model": "tiny",
                 "messages": [{"role": "user", "content": content}],
                 "max_tokens": MAX_TOKENS,
             }
@@ -76,11 +69,12 @@ def write_documents(path: Path) -> dict[str, str]:
     return messages
 
 
-def expected_texts(messages: dict[str, str]) -> dict[str, str]:
-    text = load(str(DEMO_MODEL_DIR))
-    vocab_size = json.loads((DEMO_MODEL_DIR / "config.json").read_text())["vocab_size"]
-    info = runner_info()
-    runner = SimulatedRunner(type(info)(**{**_fields(info), "vocab_size": vocab_size}))
+def expected_texts(messages: dict[str, str], model: Path) -> dict[str, str]:
+    """What the simulated engine must answer to each."""
+    text = load(str(model))
+    runner = SimulatedRunner(
+        replace(runner_info(), vocab_size=json.loads((model / "config.json").read_text())["vocab_size"])
+    )
     sampling = SamplingParams(max_tokens=MAX_TOKENS)
     return {
         custom_id: text.decode(
@@ -90,15 +84,17 @@ def expected_texts(messages: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _fields(info: object) -> dict:
-    return {name: getattr(info, name) for name in info.__dataclass_fields__}  # type: ignore[attr-defined]
-
-
 class Api:
     """The HTTP API, asked again while a killed web process comes back."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+
+    def __enter__(self) -> Api:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._client.close()
 
     def get(self, path: str) -> httpx.Response:
         deadline_s = time.monotonic() + 60
@@ -120,7 +116,7 @@ class Api:
         return self._client.post("/v1/batches", json=body).raise_for_status().json()["id"]
 
 
-def kill_at_random(data_dir: Path, api: Api, batch_id: str, rng: random.Random) -> int:
+def kill_at_random(up: Up, api: Api, batch_id: str, rng: random.Random) -> int:
     """Kill each victim ROUNDS times, as the job moves on; returns how many kills there were."""
     victims = list(VICTIMS) * ROUNDS
     rng.shuffle(victims)
@@ -136,7 +132,7 @@ def kill_at_random(data_dir: Path, api: Api, batch_id: str, rng: random.Random) 
         wait_for(has_reached, timeout_s=120)
 
         def is_alive(name: str = victim) -> int | None:
-            return json.loads((data_dir / "run" / "up.json").read_text())["children"].get(name)
+            return up.state()["children"].get(name)
 
         os.kill(wait_for(is_alive, timeout_s=60), signal.SIGKILL)
         kills += 1
@@ -144,15 +140,14 @@ def kill_at_random(data_dir: Path, api: Api, batch_id: str, rng: random.Random) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database_url", database_urls())
 def test_every_line_has_exactly_one_result_whatever_dies(tmp_path, database_url):
     messages = write_documents(tmp_path / "in.jsonl")
-    data_dir = tmp_path / "data"
-    with running_up(data_dir, BROS_DATABASE_URL=database_url) as up:
-        api = Api(up["url"])
+    with (
+        running_up(tmp_path / "data", engine=ENGINE, BROS_DATABASE_URL=database_url, **IMPATIENT) as up,
+        Api(up.state()["url"]) as api,
+    ):
         batch_id = api.submit(tmp_path / "in.jsonl")
-        kills = kill_at_random(data_dir, api, batch_id, random.Random(7))
-        assert kills == len(VICTIMS) * ROUNDS
+        assert kill_at_random(up, api, batch_id, random.Random(7)) == len(VICTIMS) * ROUNDS
 
         def is_over() -> dict | None:
             batch = api.get(f"/v1/batches/{batch_id}").json()
@@ -161,11 +156,10 @@ def test_every_line_has_exactly_one_result_whatever_dies(tmp_path, database_url)
         batch = wait_for(is_over, timeout_s=240)
         assert batch["status"] == "completed", batch
         assert batch["request_counts"] == {"total": NUM_LINES, "completed": NUM_LINES, "failed": 0}
-        lines = [
-            json.loads(x) for x in api.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()
-        ]
+        output = api.get(f"/v1/files/{batch['output_file_id']}/content").text
+    lines = [json.loads(line) for line in output.splitlines()]
     assert [line["custom_id"] for line in lines] == list(messages), "each once, in input order"
-    expected = expected_texts(messages)
+    expected = expected_texts(messages, tmp_path / "data-model")
     for line in lines:
         content = line["response"]["body"]["choices"][0]["message"]["content"]
         assert content == expected[line["custom_id"]]
