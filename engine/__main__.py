@@ -8,9 +8,11 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 import typing
+import zlib
 from pathlib import Path
 
 from engine.config import EngineConfig
@@ -26,29 +28,39 @@ from engine.wire.protocol import PROTOCOL_VERSION, Welcome
 
 log = logging.getLogger("engine")
 
-SWITCH_INTERVAL_S = (
-    0.0005  # the I/O thread waits at most this long for the interpreter while the main thread computes
-)
+# The I/O thread waits at most this long for the interpreter while the main thread computes.
+SWITCH_INTERVAL_S = 0.0005
 SIMULATED_VOCAB_SIZE = 32_000
 SIMULATED_MAX_MODEL_LEN = 8192
 
 
 def parse_args(arguments: list[str]) -> EngineConfig:
     """The command line as a config: one flag a field, `--max-num-seqs` for `max_num_seqs`."""
-    parser = argparse.ArgumentParser(prog="engine", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="bros-batch engine", description="Compute: bulk from Redis, chat from a socket, on one device."
+    )
     types = typing.get_type_hints(EngineConfig)
     for field in dataclasses.fields(EngineConfig):
         flag = "--" + field.name.replace("_", "-")
         kind = types[field.name]
         required = field.default is dataclasses.MISSING and field.name != "served_model_name"
-        default = None if field.default is dataclasses.MISSING else field.default
+        chosen_later = field.name == "engine_id" or field.default is dataclasses.MISSING
+        default = None if chosen_later else field.default
+        shown = "" if default is None else f" ({default})"
+        about = field.metadata["help"] + shown
         if typing.get_origin(kind) is typing.Literal:
-            parser.add_argument(flag, choices=typing.get_args(kind), default=default)
+            parser.add_argument(flag, choices=typing.get_args(kind), default=default, help=about)
         else:
             scalar = next(t for t in (*typing.get_args(kind), kind) if t in (int, float, str))
-            parser.add_argument(flag, type=scalar, default=default, required=required)
+            name = scalar.__name__.upper()
+            parser.add_argument(
+                flag, type=scalar, default=default, required=required, help=about, metavar=name
+            )
     values = vars(parser.parse_args(arguments))
     values["served_model_name"] = values["served_model_name"] or values["model"]
+    # The same after a restart, so that it takes up its own work at once; another's on any other host or address.
+    address = zlib.crc32(values["listen"].encode())
+    values["engine_id"] = values["engine_id"] or f"{socket.gethostname()}-{address:08x}"
     values["token"] = values["token"] or os.environ.get("BROS_ENGINE_TOKEN")
     return EngineConfig(**values)
 
@@ -173,10 +185,9 @@ def serve(config: EngineConfig) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = parse_args(sys.argv[1:])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        serve(config)
+        serve(parse_args(sys.argv[1:]))
     except (ValueError, OSError) as error:
         log.error("%s", error)
         return 1

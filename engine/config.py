@@ -1,41 +1,61 @@
-"""Configuration of one engine process, as its command line gives it."""
+"""Configuration of one engine process. Each field is a flag of its command line, `--max-num-seqs` for `max_num_seqs`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+
+def _flag(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Names shared with vLLM mean the same here. Times in seconds.
+    """Names shared with vLLM mean the same here. Times in seconds. Raises ValueError for a value out of range."""
 
-    `listen` is the RT lane's address, `unix:///path` or `tcp://host:port` (which needs `token`).
-    `simulated_*` are what a step, and a token in it, cost the simulated runner.
-    `redis_url` None runs without a BE lane. `num_kv_blocks` None sizes KV memory from what the device has free.
-    """
+    model: str = field(metadata={"help": "directory or hub name of the model"})
+    served_model_name: str = field(metadata={"help": "the name clients use (the model's)"})
+    listen: str = field(metadata={"help": "the fast lane's address: unix:///path or tcp://host:port"})
+    redis_url: str | None = _flag(None, "where bulk work comes from; without it there is no bulk lane")
+    token: str | None = _flag(None, "secret of TCP clients; better given as BROS_ENGINE_TOKEN")
+    engine_id: str = _flag("engine-0", "name of this engine, unique and the same after a restart")
+    runner: Literal["torch", "simulated"] = _flag("torch", "simulated computes no model")
+    device: Literal["auto", "cpu", "cuda"] = _flag("auto", "where to compute")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag("auto", "of weights and KV")
+    max_model_len: int | None = _flag(None, "tokens of prompt and output together (the model's)")
+    max_num_seqs: int = _flag(64, "requests computed at once")
+    max_num_batched_tokens: int = _flag(512, "tokens computed in a step")
+    block_size: int = _flag(16, "tokens in a KV block")
+    num_kv_blocks: int | None = _flag(None, "KV blocks (what memory allows)")
+    gpu_memory_utilization: float = _flag(0.9, "share of the GPU's memory to use")
+    max_waiting_rt: int = _flag(512, "open fast-lane requests beyond which new ones are refused")
+    be_prefetch: int = _flag(32, "bulk items held beside those that run")
+    default_ttft_s: float = _flag(0.5, "time to first token of requests that name none")
+    default_tpot_s: float = _flag(0.1, "time per output token of requests that name none")
+    claim_timeout_s: float = _flag(60.0, "silence after which an engine's bulk items are taken over")
+    max_deliveries: int = _flag(3, "engines that may die over a bulk item before it fails")
+    drain_grace_s: float = _flag(30.0, "time that open fast-lane requests get at shutdown")
+    simulated_step_s: float = _flag(0.0, "what a step costs the simulated runner")
+    simulated_token_s: float = _flag(0.0, "what each token of a step adds to that")
 
-    model: str
-    served_model_name: str
-    listen: str
-    redis_url: str | None = None
-    token: str | None = None
-    engine_id: str = "engine-0"
-    runner: Literal["torch", "simulated"] = "torch"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    block_size: int = 16
-    num_kv_blocks: int | None = None
-    gpu_memory_utilization: float = 0.9
-    max_waiting_rt: int = 512
-    be_prefetch: int = 32
-    default_ttft_s: float = 0.5
-    default_tpot_s: float = 0.1
-    claim_timeout_s: float = 60.0
-    max_deliveries: int = 3
-    drain_grace_s: float = 30.0
-    simulated_step_s: float = 0.0
-    simulated_token_s: float = 0.0
+    def __post_init__(self) -> None:
+        may_be_zero = {"be_prefetch", "drain_grace_s", "simulated_step_s", "simulated_token_s"}
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, int | float) and (
+                value < 0 or (value == 0 and option.name not in may_be_zero)
+            ):
+                raise ValueError(f"{_flag_name(option.name)} is {value}; it must be positive")
+        if self.max_num_seqs < 2:
+            raise ValueError(
+                "--max-num-seqs is 1; it must be at least 2: a row of the fast lane's own, and one more"
+            )
+        if self.gpu_memory_utilization > 1:
+            raise ValueError(
+                f"--gpu-memory-utilization is {self.gpu_memory_utilization:g}; it is a share, at most 1"
+            )
+
+
+def _flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
