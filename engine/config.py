@@ -1,4 +1,4 @@
-"""Configuration of one engine process. Each field is a flag of its command line, `--max-num-seqs` for `max_num_seqs`."""
+"""Configuration of one engine process. Each field is a flag of its command line (`max_num_seqs`: `--max-num-seqs`)."""
 
 from __future__ import annotations
 

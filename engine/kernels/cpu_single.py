@@ -12,14 +12,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import llvmlite.ir
 import numba
 import numpy as np
 import torch
 from numba import njit, prange, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 # Sums may be reassociated and fused, so that they vectorise; NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+# How many slots ahead of its use a K or V line is asked for. Slots that run down a block, or jump to another, defeat
+# the hardware's own guess: without this they take three times as long.
+_AHEAD = 8
+_CACHE_LINE_BYTES = 64
 
 _LOG2_E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(0.693359375)  # few significant bits: n * _LN2_HIGH is exact
@@ -56,6 +62,24 @@ def _exp(x: Any) -> Any:
     p = p * r * r + r + np.float32(1.0)
     power = np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return p * power
+
+
+def _prefetch_of(typing_context: Any, address: Any) -> Any:
+    """Asks the CPU for the cache line at `address` (int64) ahead of its use."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        int32 = llvmlite.ir.IntType(32)
+        pointer = builder.inttoptr(arguments[0], llvmlite.ir.IntType(8).as_pointer())
+        signature = llvmlite.ir.FunctionType(llvmlite.ir.VoidType(), [pointer.type, int32, int32, int32])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], signature)
+        read, keep, data = int32(0), int32(3), int32(1)
+        builder.call(prefetch, [pointer, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+_prefetch: Any = intrinsic(_prefetch_of)
 
 
 def _widen(x: Any) -> Any:
@@ -101,6 +125,10 @@ def attend_single(
         end = ends[i]
         first = max(0, end - window) if window > 0 else 0
         length = end - first
+        k_first = (
+            k_cache.ctypes.data + kv_head * k_cache.strides[1]
+        )  # address of slot 0's K of the unit's heads
+        v_first = v_cache.ctypes.data + kv_head * v_cache.strides[1]
         weights = np.empty((lanes, length), dtype=np.float32)
         line = np.empty(max(size, size_v), dtype=np.float32)
         acc = np.zeros((lanes, size_v), dtype=np.float32)
@@ -109,6 +137,9 @@ def attend_single(
             for d in range(size):
                 queries[g, d] = q[i, head + g, d] * scale
         for j in range(length):
+            ahead = k_first + slot_table[row, first + min(j + _AHEAD, length - 1)] * k_cache.strides[0]
+            for line_start in range(0, heads_per_unit * k_cache.strides[1], _CACHE_LINE_BYTES):
+                _prefetch(ahead + line_start)
             slot = slot_table[row, first + j]
             for h in range(heads_per_unit):
                 for d in range(size):
@@ -138,6 +169,9 @@ def attend_single(
             for j in range(length):
                 weights[g, j] *= inverse
         for j in range(length):
+            ahead = v_first + slot_table[row, first + min(j + _AHEAD, length - 1)] * v_cache.strides[0]
+            for line_start in range(0, heads_per_unit * v_cache.strides[1], _CACHE_LINE_BYTES):
+                _prefetch(ahead + line_start)
             slot = slot_table[row, first + j]
             for h in range(heads_per_unit):
                 for d in range(size_v):
