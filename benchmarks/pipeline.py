@@ -26,18 +26,20 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import write_result
+from bros_batch.models import Job
 from bros_batch.settings import DEMO_MODEL_DIR
 from tests.services import Processes, postgres_server, processes, redis_server, wait_for
 
 CHAT = "/v1/chat/completions"
 MODEL_NAME = "sim"
 OUTPUT_TOKENS = 16
-SAMPLE_S = 0.2
+SAMPLE_S = 0.5
 
 
 @dataclass
 class Meter:
-    """CPU seconds and peak memory of groups of processes, sampled while they run."""
+    """CPU seconds and peak memory of groups of processes, sampled while they run: unique bytes of the group, resident
+    bytes of its largest process."""
 
     groups: dict[str, int]  # name to pid of the first of its processes
     cpu_s: dict[str, float] = field(default_factory=dict)
@@ -70,12 +72,12 @@ class Meter:
                 first = psutil.Process(pid)
                 for process in [first, *first.children(recursive=True)]:
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        times, memory = process.cpu_times(), process.memory_info()
+                        times, memory = process.cpu_times(), process.memory_full_info()
                         spent = times.user + times.system
                         before = self._seen.get((name, process.pid), (spent, spent))[0]
                         self._seen[(name, process.pid)] = (before, spent)
-                        # Shared pages count in each process of PostgreSQL; its own do not say much either.
-                        total += memory.rss - memory.shared
+                        # Unique pages: those that the pool's processes and their parent share count once at most.
+                        total += memory.uss
                         peak = self.peak_process_bytes.get(name, 0)
                         self.peak_process_bytes[name] = max(peak, memory.rss)
             self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), total)
@@ -102,7 +104,8 @@ def system(database: str, data_dir: Path) -> Iterator[System]:
             settings = ("fsync=on", "full_page_writes=on", "shared_buffers=256MB", "max_wal_size=4GB")
             postgres = stack.enter_context(postgres_server(settings))
             url = postgres.create_database()
-            pids["postgres"] = postgres.pid
+            if postgres.pid is not None:
+                pids["postgres"] = postgres.pid
         model = DEMO_MODEL_DIR
         if not (model / "tokenizer.json").exists():
             from tests.factories_text import make_text_model
@@ -157,12 +160,14 @@ def submit(path: Path) -> str:
     return job.id
 
 
-def get_job(job_id: str) -> Any:
+def job_in(job_id: str, *statuses: str) -> Job | None:
+    """The job if it stands in one of these."""
     from bros_batch import store
     from bros_batch.db import get_engine, reading
 
     with reading(get_engine()) as connection:
-        return store.get_job(connection, job_id)
+        job = store.get_job(connection, job_id)
+    return job if job is not None and job.status in statuses else None
 
 
 def measured(meter: Meter, count: int) -> dict[str, Any]:
@@ -183,9 +188,8 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
     with Meter(running.pids) as meter:
         started_s = time.time()
         job_id = submit(path)
-        job = wait_for(
-            lambda: (job := get_job(job_id)).status != "validating" and job, 3600, "the end of ingest"
-        )
+        job = wait_for(lambda: job_in(job_id, "in_progress", "failed"), 3600, "the end of ingest")
+    assert job is not None and job.in_progress_at is not None
     assert (job.status, job.total, job.failed) == ("in_progress", count, 0), job
     took_s = job.in_progress_at - started_s
 
@@ -198,8 +202,8 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
         store.cancel_job(connection, job_id)
     answered_s = time.time()
     dispatch("finalize", job_id)
-    job = wait_for(lambda: (job := get_job(job_id)).status == "cancelled" and job, 3600, "the cancellation")
-    assert job.cancelled == count
+    job = wait_for(lambda: job_in(job_id, "cancelled"), 3600, "the cancellation")
+    assert job is not None and job.cancelled_at is not None and job.cancelled == count
     return {
         "lines": count,
         "file_mb": round(path.stat().st_size / 1e6, 1),
@@ -214,7 +218,14 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
 def measure_pipeline(running: System, data_dir: Path, count: int) -> dict[str, Any]:
     """From submission to the output file, with an engine that costs (nearly) nothing."""
     flags = ["--runner", "simulated", "--simulated-step-s", "0", "--simulated-token-s", "0"]
-    flags += ["--model", str(running.model), "--served-model-name", MODEL_NAME, "--redis-url", running.redis_url]
+    flags += [
+        "--model",
+        str(running.model),
+        "--served-model-name",
+        MODEL_NAME,
+        "--redis-url",
+        running.redis_url,
+    ]
     flags += ["--listen", f"unix://{data_dir / 'engine.sock'}", "--max-num-seqs", "256"]
     flags += ["--max-num-batched-tokens", "16384", "--be-prefetch", "256", "--max-model-len", "2048"]
     engine = running.group.start([sys.executable, "-m", "engine", *flags])
@@ -223,11 +234,10 @@ def measure_pipeline(running: System, data_dir: Path, count: int) -> dict[str, A
     write_batch_file(path, count)
     with Meter({**running.pids, "engine": engine.pid}) as meter:
         job_id = submit(path)
-        job = wait_for(
-            lambda: (job := get_job(job_id)).status in ("completed", "failed") and job, 3600, "the end of the job"
-        )
+        job = wait_for(lambda: job_in(job_id, "completed", "failed"), 3600, "the end of the job")
     engine.stop()
-    assert (job.status, job.succeeded) == ("completed", count), job
+    assert job is not None and (job.status, job.succeeded) == ("completed", count), job
+    assert job.in_progress_at and job.finalizing_at and job.completed_at
     took_s = job.completed_at - job.created_at
     return {
         "items": count,
@@ -246,7 +256,9 @@ def measure_pipeline(running: System, data_dir: Path, count: int) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--database", choices=["sqlite", "postgres"], default="postgres")
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--ingest-lines", type=int, default=1_000_000)

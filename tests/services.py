@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 60.0
@@ -82,10 +86,8 @@ class Process:
         """Ask it to end; insist after a while. Answers its exit status."""
         if self.running:
             self.popen.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill()
         return self.popen.returncode
 
@@ -180,9 +182,7 @@ class RedisServer:
     def flush(self) -> None:
         self.cli().flushall()
 
-    def cli(self):  # type: ignore[no-untyped-def]
-        from redis import Redis
-
+    def cli(self) -> Redis:
         return Redis(unix_socket_path=str(self.socket))
 
     def restart(self) -> None:
@@ -193,8 +193,6 @@ class RedisServer:
         self.wait()
 
     def wait(self) -> None:
-        from redis.exceptions import RedisError
-
         def answers() -> bool:
             assert self.process.running, self.process.output()
             try:
@@ -236,6 +234,7 @@ class PostgresServer:
     """A PostgreSQL; each test gets a database of its own on it."""
 
     url: str  # of the database "postgres"
+    pid: int | None = None  # None for a server that is not ours
 
     def create_database(self) -> str:
         """The URL of a fresh, empty database."""
@@ -244,18 +243,12 @@ class PostgresServer:
         return self._with_database(name)
 
     def drop_database(self, url: str) -> None:
-        from sqlalchemy import make_url
-
         self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
 
     def _with_database(self, name: str) -> str:
-        from sqlalchemy import make_url
-
         return make_url(self.url).set(database=name).render_as_string(hide_password=False)
 
     def _execute(self, statement: str) -> None:
-        from sqlalchemy import create_engine, make_url, text
-
         url = make_url(self.url).set(drivername="postgresql+psycopg")
         engine = create_engine(url, isolation_level="AUTOCOMMIT")
         try:
@@ -305,11 +298,9 @@ def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
         for setting in ("fsync=off", "full_page_writes=off", "max_connections=60", *settings):
             command += ["-c", setting]
         server = group.start(command, user=user)
-        postgres = PostgresServer(f"postgresql://postgres@/postgres?host={group.directory}")
+        postgres = PostgresServer(f"postgresql://postgres@/postgres?host={group.directory}", server.pid)
 
         def answers() -> bool:
-            from sqlalchemy.exc import OperationalError
-
             assert server.running, server.output()
             try:
                 postgres._execute("SELECT 1")

@@ -75,9 +75,7 @@ class Up:
         assert not left, left
 
 
-def start_up(
-    data_dir: Path, *flags: str, engine: tuple[str, ...] = ("--runner", "simulated"), **env: str
-) -> Up:
+def start_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, **env: str) -> Up:
     """Starts it and does not wait. Skips the test where there is no Redis."""
     if redis_binary() is None:
         unavailable("Redis")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.ir
+import llvmlite.ir  # type: ignore[import-untyped]
 import numba
 import numpy as np
 import torch

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from engine.runner.attention import IMPLEMENTATION, AttentionStep, LayerShape, attention_step
-from engine.runner.selfcheck import check_against_own_attention, discover_layers
+from engine.runner.packed_linear import can_pack, pack_linears, unpack_linears
+from engine.runner.selfcheck import check_packed, discover_layers, own_logits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,10 +88,23 @@ def load_model(
             eos_token_ids=eos_token_ids(model),
             can_select_positions="logits_to_keep" in inspect.signature(model.forward).parameters,
         )
-        check_against_own_attention(loaded)
+        _prepare(loaded)
     except ValueError as error:
         raise _refusal(name, config, str(error)) from error
     return loaded
+
+
+def _prepare(loaded: CausalLM) -> None:
+    """Packs the weights where that pays, and checks the model as it will run."""
+    expected = own_logits(loaded)
+    if can_pack(loaded.device, loaded.dtype):
+        pack_linears(loaded.model)
+        try:
+            check_packed(loaded, expected)
+            return
+        except (ValueError, RuntimeError):
+            unpack_linears(loaded.model)  # perhaps the model reads a weight itself
+    check_packed(loaded, expected)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -50,13 +50,26 @@ def discover_layers(model: PreTrainedModel) -> dict[int, LayerShape]:
     return discovery.layers
 
 
-def check_against_own_attention(loaded: CausalLM) -> None:
-    """Two short sequences through packed steps and scattered slots, against the model's eager attention, every
-    position compared. Raises ValueError with the reason where they differ."""
-    sequences = _sequences(loaded.vocab_size, loaded.device)
-    sequences = [tokens[: loaded.max_model_len] for tokens in sequences]
-    expected = _own_logits(loaded.model, sequences)
-    computed = _packed_logits(loaded, sequences)
+def own_logits(loaded: CausalLM) -> list[torch.Tensor]:
+    """Logits [n, V] float32 of two short sequences by the model's own eager attention, each sequence by itself."""
+    model = loaded.model
+    model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            return [
+                model(input_ids=tokens[None], position_ids=_positions(tokens), use_cache=False)
+                .logits[0]
+                .float()
+                for tokens in _check_sequences(loaded)
+            ]
+    finally:
+        model.set_attn_implementation(IMPLEMENTATION)
+
+
+def check_packed(loaded: CausalLM, expected: list[torch.Tensor]) -> None:
+    """The same sequences through packed steps and scattered slots, every position compared with `own_logits`. Raises
+    ValueError with the reason where they differ."""
+    computed = _packed_logits(loaded, _check_sequences(loaded))
     errors = []
     for ours, theirs in zip(computed, expected, strict=True):
         spread = theirs.std(dim=-1).clamp_min(1e-6)
@@ -70,18 +83,8 @@ def check_against_own_attention(loaded: CausalLM) -> None:
         )
 
 
-def _own_logits(model: PreTrainedModel, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
-    model.set_attn_implementation("eager")
-    try:
-        with torch.inference_mode():
-            return [
-                model(input_ids=tokens[None], position_ids=_positions(tokens), use_cache=False)
-                .logits[0]
-                .float()
-                for tokens in sequences
-            ]
-    finally:
-        model.set_attn_implementation(IMPLEMENTATION)
+def _check_sequences(loaded: CausalLM) -> list[torch.Tensor]:
+    return [tokens[: loaded.max_model_len] for tokens in _sequences(loaded.vocab_size, loaded.device)]
 
 
 def _packed_logits(loaded: CausalLM, sequences: list[torch.Tensor]) -> list[torch.Tensor]:

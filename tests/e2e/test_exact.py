@@ -30,7 +30,11 @@ def generated(model_path: Path, prompts: list[list[int]], max_tokens: list[int])
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             output = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
             )
         outputs.append(output[0, len(prompt) :].tolist())
     return outputs

@@ -1,0 +1,68 @@
+"""The Celery application: `celery -A bros_batch.celery_app worker` and `... beat`.
+
+The broker carries ids, and forgetting them all is no harm: the sweep finds what waits in the database. So there
+is no result backend, and a message that a dead worker held comes again after a short time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from bros_batch.settings import Settings, get_settings
+
+QUEUE = "bros"
+
+
+def broker_url(settings: Settings) -> str:
+    """Celery's name for our Redis: `unix:///path` is `redis+socket:///path` there."""
+    url = settings.resolved_redis_url
+    return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix://") else url
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    return {
+        "broker_url": broker_url(settings),
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            "visibility_timeout": settings.visibility_timeout_s,
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+            "health_check_interval": 15,
+            # Who asks for a task must not wait long for a broker that is away; worker and beat have their own
+            # endless patience (broker_connection_max_retries).
+            "max_retries": 1,
+            "interval_start": 0,
+            "connect_retries_timeout": 1,
+        },
+        "task_default_queue": QUEUE,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": False,
+        "enable_utc": True,
+        "imports": ["bros_batch.tasks"],
+        "beat_schedule": {
+            "pump": {
+                "task": "bros.pump",
+                "schedule": settings.pump_interval_s,
+                # A worker that was away must not find an hour of ticks.
+                "options": {"expires": max(settings.pump_interval_s, 1.0)},
+            },
+            "sweep": {
+                "task": "bros.sweep",
+                "schedule": settings.sweep_interval_s,
+                "options": {"expires": max(settings.sweep_interval_s, 1.0)},
+            },
+        },
+    }
+
+
+app = Celery("bros_batch")
+app.conf.update(configuration(get_settings()))

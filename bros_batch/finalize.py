@@ -1,0 +1,223 @@
+"""From rows to files: a job's results and errors in input order, whole or not at all.
+
+Written under a temporary name, fsynced, renamed. A long job takes several turns; each leaves in the database how
+far it came and how long the temporary files are, and the next cuts them to that and goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import Connection, Engine
+
+from bros_batch import store, store_control, store_ingest
+from bros_batch.db import reading, writing
+from bros_batch.ingest import Progress
+from bros_batch.models import Job
+from bros_batch.settings import Settings
+from bros_batch.states import ItemStatus, JobStatus
+from bros_batch.store_ingest import LeaseLost
+
+END_ITEMS = 20_000
+PAGE_ROWS = 1_000
+STATUSES = (JobStatus.FINALIZING, JobStatus.CANCELLING)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A finished file under its final name."""
+
+    file_id: str
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+def files_dir(settings: Settings) -> Path:
+    """Where the bytes of files lie, each under its id."""
+    path = settings.data_dir / "files"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def finalize(database: Engine, settings: Settings, job_id: str, until_s: float) -> Progress:
+    """End a job that is finalizing or cancelling: its unfinished lines, its files, its status."""
+    with writing(database) as connection:
+        leased = store_ingest.take_lease(connection, job_id, STATUSES, settings.lease_s, time.time())
+    if leased is None:
+        return Progress.NOT_OURS
+    work = _Finalize(database, settings, *leased)
+    try:
+        with work.files() as (output, error):
+            if work.end_items(until_s) and work.write(output, error, until_s):
+                work.finish()
+                return Progress.DONE
+            work.pause()
+            return Progress.MORE
+    except (LeaseLost, BlockingIOError):
+        return Progress.NOT_OURS
+
+
+class _Finalize:
+    def __init__(self, database: Engine, settings: Settings, job: Job, token: str) -> None:
+        self._database = database
+        self._settings = settings
+        self._job = job
+        self._token = token
+        self._dir = files_dir(settings)
+        self._temporary = {kind: self._dir / f".{job.id}.{kind}.part" for kind in ("output", "error")}
+        self._line = 0
+        self._sizes = {"output": 0, "error": 0}
+
+    def end_items(self, until_s: float) -> bool:
+        """No line stays unfinished: the rest is cancelled or expired. True when none is left."""
+        target = ItemStatus.CANCELLED if self._job.status == JobStatus.CANCELLING else ItemStatus.EXPIRED
+        with reading(self._database) as connection:
+            line = store_control.before_unfinished(connection, self._job.id)
+        while line is not None:
+            with writing(self._database) as connection:
+                self._hold(connection)
+                line = store_control.end_items(
+                    connection, self._job.id, target, limit=END_ITEMS, after_line=line
+                )
+                store_ingest.extend_lease(connection, self._job.id, time.time() + self._settings.lease_s)
+            if line is not None and time.monotonic() >= until_s:
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+        """The temporary files, locked. Raises BlockingIOError while a finalizer that slept through its lease still
+        has them open: it could write into what we write."""
+        with contextlib.ExitStack() as stack:
+            output, error = (stack.enter_context(_open(path)) for path in self._temporary.values())
+            for file in (output, error):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._line = self._resume(output, error)
+            self._sizes = {"output": output.tell(), "error": error.tell()}
+            yield output, error
+
+    def write(self, output: BinaryIO, error: BinaryIO, until_s: float) -> bool:
+        """Append lines to the temporary files. True when all are there, on disk."""
+        whole = False
+        while not whole and time.monotonic() < until_s:
+            with reading(self._database) as connection:
+                page = store.ended_lines(connection, self._job.id, self._line, PAGE_ROWS)
+            for line in page:
+                if line.status == ItemStatus.SUCCEEDED:
+                    output.write(store.output_line(line).encode())
+                else:
+                    error.write(store.error_line(line).encode())
+            if page:
+                self._line = page[-1].line_no
+            whole = len(page) < PAGE_ROWS
+        for file in (output, error):
+            file.flush()
+            os.fsync(file.fileno())
+        self._sizes = {"output": output.tell(), "error": error.tell()}
+        return whole
+
+    def pause(self) -> None:
+        """Note how far this turn came, and let the next begin at once."""
+        with writing(self._database) as connection:
+            self._hold(connection)
+            store_ingest.extend_lease(
+                connection,
+                self._job.id,
+                time.time() + self._settings.lease_s,
+                written_line=self._line,
+                written_output_bytes=self._sizes["output"],
+                written_error_bytes=self._sizes["error"],
+            )
+            store_ingest.drop_lease(connection, self._job.id, self._token)
+
+    def finish(self) -> None:
+        written = {kind: self._name_file(kind) for kind in self._temporary}
+        _sync_directory(self._dir)
+        now_s = time.time()
+        with writing(self._database) as connection:
+            job = self._hold(connection)
+            for kind, file in written.items():
+                if file is not None:
+                    store.delete_file(connection, file.file_id)
+                    store.create_file(
+                        connection,
+                        purpose="batch_output",
+                        filename=f"{job.id}_{kind}.jsonl",
+                        size_bytes=file.size_bytes,
+                        sha256=file.sha256,
+                        path=str(file.path),
+                        file_id=file.file_id,
+                        expires_at=now_s + self._settings.file_retention_s,
+                        now_s=now_s,
+                    )
+            store_control.set_status(
+                connection,
+                job,
+                _outcome(job),
+                now_s,
+                output_file_id=_id_of(written["output"]),
+                error_file_id=_id_of(written["error"]),
+                lease_token=None,
+                lease_until=0.0,
+            )
+
+    def _resume(self, output: BinaryIO, error: BinaryIO) -> int:
+        """Cut the files to what the last committed turn left; begin anew where they are not that long."""
+        job = self._job
+        wanted = ((output, job.written_output_bytes), (error, job.written_error_bytes))
+        line = job.written_line
+        if any(file.seek(0, os.SEEK_END) < size for file, size in wanted):
+            line, wanted = 0, ((output, 0), (error, 0))
+        for file, size in wanted:
+            file.truncate(size)
+            file.seek(size)
+        return line
+
+    def _name_file(self, kind: str) -> Written | None:
+        temporary = self._temporary[kind]
+        size = temporary.stat().st_size
+        if size == 0:
+            temporary.unlink()
+            return None
+        with temporary.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        # The same name each time this is tried, so that a death after the rename leaves no orphan.
+        since = self._job.cancelling_at or self._job.finalizing_at
+        file_id = "file-" + hashlib.sha256(f"{self._job.id}:{kind}:{since}".encode()).hexdigest()[:24]
+        path = self._dir / file_id
+        temporary.replace(path)
+        return Written(file_id, path, size, sha256)
+
+    def _hold(self, connection: Connection) -> Job:
+        return store_ingest.hold_lease(connection, self._job.id, self._token, STATUSES)
+
+
+def _outcome(job: Job) -> JobStatus:
+    if job.status == JobStatus.CANCELLING:
+        return JobStatus.CANCELLED
+    return JobStatus.EXPIRED if job.expired else JobStatus.COMPLETED
+
+
+def _open(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _id_of(file: Written | None) -> str | None:
+    return None if file is None else file.file_id

@@ -1,0 +1,241 @@
+"""From a file to items: read by line in bounded memory, checked, and inserted in chunks.
+
+Each chunk is one transaction with the place reached in the file, so a worker that dies is followed by another
+that goes on at the last committed line, and no line is read twice or skipped.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from bros_batch import store, store_control, store_ingest
+from bros_batch.db import writing
+from bros_batch.line_requests import DOCUMENT, job_requests
+from bros_batch.lines import LineReader
+from bros_batch.models import Job
+from bros_batch.requests import RequestError
+from bros_batch.settings import Settings
+from bros_batch.states import JobStatus
+from bros_batch.store_ingest import MAX_ERRORS_LISTED, DuplicateCustomId, LeaseLost, NewItem
+
+CHUNK_BYTES = 4 * 1024**2
+CHUNK_BYTES_READ = 64 * 1024**2  # blank lines and refused ones take time, too
+SKIP_BYTES = 1024**2
+ANALYZE_LINES = 20_000
+UTF8_BOM = b"\xef\xbb\xbf"
+
+
+class Progress(enum.Enum):
+    """How a turn at a long task ended."""
+
+    DONE = "done"
+    MORE = "more"
+    NOT_OURS = "not ours"
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Lines read but not committed, and the place in the file after them."""
+
+    items: list[NewItem]
+    line_no: int
+    offset: int
+
+
+def ingest(database: Engine, settings: Settings, job_id: str, until_s: float) -> Progress:
+    """Read on in a job's file until it ends or `time.monotonic()` reaches `until_s`. A file without one good line
+    fails the job."""
+    with writing(database) as connection:
+        leased = store_ingest.take_lease(
+            connection, job_id, (JobStatus.VALIDATING,), settings.lease_s, time.time()
+        )
+        if leased is None:
+            return Progress.NOT_OURS
+        job, token = leased
+        file = store.get_file(connection, job.input_file_id)
+    work = _Ingest(database, settings, job, token)
+    try:
+        if file is None:
+            return work.fail("The input file is gone.", "input_file_id")
+        if job.model != settings.model_name:
+            return work.fail(
+                f"The model {job.model!r} is not served here; this service has {settings.model_name!r}.",
+                "model",
+            )
+        try:
+            with Path(file.path).open("rb") as source:
+                return work.read(source, until_s)
+        except OSError as error:
+            return work.fail(f"The input file can't be read: {error.strerror}.", "input_file_id")
+        except RequestError as error:
+            return work.fail(f"The job's defaults are at fault: {error.message}", error.param)
+    except LeaseLost:
+        return Progress.NOT_OURS
+
+
+class _Ingest:
+    def __init__(self, database: Engine, settings: Settings, job: Job, token: str) -> None:
+        self._database = database
+        self._settings = settings
+        self._job = job
+        self._token = token
+        self._form = job.ingest_form
+
+    def read(self, source: BufferedReader, until_s: float) -> Progress:
+        # What is wrong with the job itself is better said now than for each of a million lines.
+        if self._job.defaults:
+            job_requests(self._job.endpoint, self._job.model, DOCUMENT, self._job.defaults)
+        source.seek(self._job.ingest_offset)
+        for chunk in self._chunks(source):
+            self._commit(chunk)
+            if time.monotonic() >= until_s:
+                with writing(self._database) as connection:
+                    store_ingest.drop_lease(connection, self._job.id, self._token)
+                return Progress.MORE
+        return self._finish()
+
+    def fail(self, message: str, param: str | None) -> Progress:
+        error = {"code": "invalid_request", "line": None, "message": message, "param": param}
+        with writing(self._database) as connection:
+            job = self._hold(connection)
+            store_control.set_status(
+                connection,
+                job,
+                JobStatus.FAILED,
+                errors=[*job.errors, error],
+                lease_token=None,
+                lease_until=0.0,
+            )
+        return Progress.DONE
+
+    def _chunks(self, source: BufferedReader) -> Iterator[Chunk]:
+        limit = self._settings.max_line_bytes
+        offset, line_no = self._job.ingest_offset, self._job.ingest_line
+        reader = LineReader(self._job.endpoint, self._job.model, self._form)
+        items: list[NewItem] = []
+        size, reached = 0, offset
+        while raw := source.readline(limit + 2):  # room for CR LF after a line of just `limit` bytes
+            line_no += 1
+            offset += len(raw)
+            ended = raw.endswith(b"\n")
+            if len(raw) > limit and (not ended or len(raw.rstrip(b"\r\n")) > limit):
+                if not ended:
+                    offset += _skip_line(source)
+                items.append(_too_long(line_no, limit))
+            else:
+                if line_no == 1:
+                    raw = raw.removeprefix(UTF8_BOM)
+                if line := raw.strip(b" \t\r\n"):
+                    items.append(reader.read(line, line_no))
+                    size += len(line)
+            full = len(items) >= self._settings.ingest_chunk_lines or size >= CHUNK_BYTES
+            if full or offset - reached >= CHUNK_BYTES_READ:
+                self._form = reader.form
+                yield Chunk(items, line_no, offset)
+                items, size, reached = [], 0, offset
+        if offset > reached:
+            self._form = reader.form
+            yield Chunk(items, line_no, offset)
+
+    def _commit(self, chunk: Chunk) -> None:
+        rows = _without_repeats(chunk.items, set())
+        now_s = time.time()
+        with writing(self._database) as connection:
+            job = self._hold(connection)
+            try:
+                store_ingest.insert_items(connection, job.id, rows, now_s)
+            except DuplicateCustomId:
+                ids = [row.custom_id for row in rows if row.custom_id is not None]
+                rows = _without_repeats(rows, store_ingest.existing_custom_ids(connection, job.id, ids))
+                store_ingest.insert_items(connection, job.id, rows, now_s)
+            bad = [row for row in rows if row.error_code is not None]
+            room = max(MAX_ERRORS_LISTED - len(job.errors), 0)
+            store_ingest.extend_lease(
+                connection,
+                job.id,
+                now_s + self._settings.lease_s,
+                ingest_form=self._form,
+                ingest_offset=chunk.offset,
+                ingest_line=chunk.line_no,
+                total=job.total + len(rows),
+                failed=job.failed + len(bad),
+                **({"errors": [*job.errors, *map(_listed, bad[:room])]} if bad and room else {}),
+            )
+
+    def _finish(self) -> Progress:
+        with writing(self._database) as connection:
+            job = self._hold(connection)
+            free: dict[str, Any] = {"lease_token": None, "lease_until": 0.0}
+            if job.total > job.failed:
+                if job.total >= ANALYZE_LINES:
+                    store_ingest.analyze_items(connection)
+                store_control.set_status(
+                    connection, job, JobStatus.IN_PROGRESS, in_progress_at=time.time(), **free
+                )
+            else:
+                error = {
+                    "code": "empty_file",
+                    "line": None,
+                    "message": "The file has no lines.",
+                    "param": None,
+                }
+                errors = job.errors or [error]
+                store_control.set_status(connection, job, JobStatus.FAILED, errors=errors, **free)
+        return Progress.DONE
+
+    def _hold(self, connection: Connection) -> Job:
+        return store_ingest.hold_lease(connection, self._job.id, self._token, (JobStatus.VALIDATING,))
+
+
+def _skip_line(source: BufferedReader) -> int:
+    """Read past the rest of a line; answers how many bytes that was. Never holds more than a piece of it."""
+    skipped = 0
+    while piece := source.readline(SKIP_BYTES):
+        skipped += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _too_long(line_no: int, limit: int) -> NewItem:
+    message = f"Line {line_no} is longer than the {limit} bytes that a line may have."
+    return NewItem(line_no, None, None, "invalid_request", message)
+
+
+def _without_repeats(rows: list[NewItem], taken: set[str]) -> list[NewItem]:
+    """The rows, those whose custom_id is taken turned into errors. The first of two that are alike keeps it."""
+    kept = []
+    for row in rows:
+        custom_id = row.custom_id
+        if custom_id is not None:
+            if custom_id in taken:
+                message = f"Line {row.line_no}: the custom_id {custom_id[:80]!r} was used by an earlier line."
+                row = replace(
+                    row,
+                    custom_id=None,
+                    body=None,
+                    error_code="invalid_request",
+                    error_message=message,
+                    error_param="custom_id",
+                )
+            else:
+                taken.add(custom_id)
+        kept.append(row)
+    return kept
+
+
+def _listed(row: NewItem) -> dict[str, Any]:
+    return {
+        "code": row.error_code,
+        "line": row.line_no,
+        "message": row.error_message,
+        "param": row.error_param,
+    }

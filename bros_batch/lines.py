@@ -1,0 +1,139 @@
+"""One line of an input file: a batch line or a document, or what is wrong with it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bros_batch.line_requests import BATCH, DOCUMENT, checked
+from bros_batch.requests import RequestError, parse_body
+from bros_batch.store_ingest import NewItem
+
+MAX_CUSTOM_ID_CHARS = 512
+
+
+class BatchLine(msgspec.Struct):
+    """OpenAI's batch line. The body is checked by its own parser, so it stays as it is."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+_decode_batch_line = msgspec.json.Decoder(BatchLine).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class LineReader:
+    """Reads the lines of one file. The first good line decides on the form of them all."""
+
+    def __init__(self, endpoint: str, model: str, form: str | None) -> None:
+        self.form = form
+        self._endpoint = endpoint
+        self._model = model
+
+    def read(self, line: bytes, line_no: int) -> NewItem:
+        """The item that a line becomes: pending, or failed with a message that names the line."""
+        try:
+            if self.form == BATCH:
+                return self._read_batch_line(line, line_no)
+            if self.form == DOCUMENT:
+                return self._read_document(line, line_no)
+            form = form_of(_decode(line))
+            item = (self._read_batch_line if form == BATCH else self._read_document)(line, line_no)
+            self.form = form
+            return item
+        except RequestError as error:
+            message = f"Line {line_no}: {error.message}"
+            return NewItem(line_no, None, None, "invalid_request", _storable(message), error.param)
+
+    def _read_batch_line(self, line: bytes, line_no: int) -> NewItem:
+        try:
+            batch_line = _decode_batch_line(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _envelope_error(line) from None
+        custom_id = _checked_id(batch_line.custom_id)
+        if batch_line.method != "POST":
+            raise RequestError(f"'method' must be 'POST', not {batch_line.method[:80]!r}.", "method")
+        if batch_line.url != self._endpoint:
+            raise RequestError(
+                f"'url' must be the batch's {self._endpoint!r}, not {batch_line.url[:80]!r}.", "url"
+            )
+        body = _text(bytes(batch_line.body))
+        request = checked(parse_body(self._endpoint, body))
+        if request.model != self._model:
+            raise RequestError(
+                f"'model' must be the batch's {self._model!r}, not {request.model[:80]!r}.", "model"
+            )
+        return NewItem(line_no, custom_id, body)
+
+    def _read_document(self, line: bytes, line_no: int) -> NewItem:
+        document = _decode(line)
+        for name in ("custom_id", "id"):
+            value = document.get(name)
+            if value is None or value == "":
+                continue
+            if isinstance(value, bool) or not isinstance(value, str | int):
+                raise RequestError(f"'{name}' must be a string or a whole number.", name)
+            return NewItem(line_no, _checked_id(str(value), name), _text(line))
+        return NewItem(line_no, str(line_no), _text(line))
+
+
+def form_of(value: dict[str, Any]) -> str:
+    """Batch lines have an object as body, and say where it would be posted; a document may well have a `url` and
+    a `body` of text."""
+    is_batch = isinstance(value.get("body"), dict) and ("method" in value or "url" in value)
+    return BATCH if is_batch else DOCUMENT
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    try:
+        return _decode_object(line)
+    except msgspec.ValidationError:
+        raise RequestError("is not a JSON object.") from None
+    except UnicodeDecodeError:
+        raise RequestError("is not valid UTF-8.") from None
+    except RecursionError:
+        raise RequestError("is nested too deeply.") from None
+    except msgspec.DecodeError as error:
+        raise RequestError(f"is not valid JSON: {_reason(error)}.") from None
+
+
+def _envelope_error(line: bytes) -> RequestError:
+    """Why a line is no batch line, found at leisure."""
+    value = _decode(line)
+    for name in ("custom_id", "method", "url", "body"):
+        if name not in value:
+            return RequestError(f"'{name}' is missing.", name)
+    for name in ("custom_id", "method", "url"):
+        if not isinstance(value[name], str):
+            return RequestError(f"'{name}' must be a string.", name)
+    return RequestError("is not a batch line.")
+
+
+def _checked_id(custom_id: str, name: str = "custom_id") -> str:
+    if not custom_id:
+        raise RequestError(f"'{name}' is empty.", name)
+    if len(custom_id) > MAX_CUSTOM_ID_CHARS:
+        raise RequestError(f"'{name}' is longer than {MAX_CUSTOM_ID_CHARS} characters.", name)
+    if "\0" in custom_id:
+        raise RequestError(f"'{name}' has a NUL character in it.", name)
+    return custom_id
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise RequestError("is not valid UTF-8.") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).removeprefix("JSON is malformed: ")
+
+
+def _storable(message: str) -> str:
+    """Text that every database takes."""
+    return message.replace("\0", "\\0").encode(errors="replace").decode()[:2000]

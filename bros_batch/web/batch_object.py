@@ -1,0 +1,61 @@
+"""A job as OpenAI's `batch` object: every field, null when unset; and a few of our own after them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bros_batch.models import Job
+
+
+def batch_object(job: Job) -> dict[str, Any]:
+    """`request_counts.failed` counts every line that ended without a result, so that with `completed` it makes
+    `total` in the end, and is the number of lines of the error file; `item_counts` tells them apart."""
+    total_tokens = job.prompt_tokens + job.output_tokens
+    return {
+        "id": job.id,
+        "object": "batch",
+        "endpoint": job.endpoint,
+        "model": job.model,
+        "errors": {"object": "list", "data": job.errors} if job.errors else None,
+        "input_file_id": job.input_file_id,
+        "completion_window": job.completion_window,
+        "status": job.status,
+        "output_file_id": job.output_file_id,
+        "error_file_id": job.error_file_id,
+        "created_at": int(job.created_at),
+        "in_progress_at": _seconds(job.in_progress_at),
+        "expires_at": _seconds(job.expires_at),
+        "finalizing_at": _seconds(job.finalizing_at),
+        "completed_at": _seconds(job.completed_at),
+        "failed_at": _seconds(job.failed_at),
+        "expired_at": _seconds(job.expired_at),
+        "cancelling_at": _seconds(job.cancelling_at),
+        "cancelled_at": _seconds(job.cancelled_at),
+        "request_counts": {
+            "total": job.total,
+            "completed": job.succeeded,
+            "failed": job.failed + job.cancelled + job.expired,
+        },
+        "usage": {
+            "input_tokens": job.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": job.cached_tokens},
+            "output_tokens": job.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": total_tokens,
+        },
+        "metadata": job.metadata,
+        "name": job.name,
+        "priority": job.priority,
+        "deadline_at": _seconds(job.deadline_at),
+        "paused_at": _seconds(job.paused_at),
+        "item_counts": {
+            "succeeded": job.succeeded,
+            "failed": job.failed,
+            "cancelled": job.cancelled,
+            "expired": job.expired,
+        },
+    }
+
+
+def _seconds(time_s: float | None) -> int | None:
+    return None if time_s is None else int(time_s)

@@ -1,0 +1,49 @@
+"""How fast jobs go, from the counters seen a little earlier."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from bros_batch.models import Job
+
+WINDOW_S = 30.0
+MAX_JOBS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Per second; None while too little is known. `eta_s` is the time left at this pace."""
+
+    lines_per_s: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+
+
+class JobRates:
+    """Keeps what was last seen of each job. All pages share one, so a page that opens knows the pace at once."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
+
+    def observe(self, job: Job, now_s: float) -> Rate:
+        """Note where a job stands, and answer with its pace over the last half minute."""
+        if job.status != "in_progress":
+            self._seen.pop(job.id, None)
+            return Rate()
+        seen = self._seen.setdefault(job.id, deque())
+        self._seen.move_to_end(job.id)
+        while len(self._seen) > MAX_JOBS:
+            self._seen.popitem(last=False)
+        tokens = job.prompt_tokens + job.output_tokens
+        if not seen or now_s - seen[-1][0] >= 0.5:
+            seen.append((now_s, job.ended, tokens))
+        while len(seen) > 2 and seen[1][0] < now_s - WINDOW_S:
+            seen.popleft()
+        then_s, then_ended, then_tokens = seen[0]
+        elapsed_s = now_s - then_s
+        if elapsed_s < 1.0 or job.ended < then_ended:
+            return Rate()
+        lines_per_s = (job.ended - then_ended) / elapsed_s
+        eta_s = (job.total - job.ended) / lines_per_s if lines_per_s else None
+        return Rate(lines_per_s, (tokens - then_tokens) / elapsed_s, eta_s)

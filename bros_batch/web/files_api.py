@@ -1,0 +1,167 @@
+"""`/v1/files`: upload, list, look at, download, delete."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, Response
+
+from bros_batch import store
+from bros_batch.models import File, new_file_id
+from bros_batch.web.errors import ApiError, JSONResponse, not_found
+from bros_batch.web.pages import page_of
+from bros_batch.web.services import WebServices, services_of
+from bros_batch.web.uploads import Upload, receive_upload
+
+MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 24 * 3600
+ALL_FILES = 10_000
+
+router = APIRouter(prefix="/v1/files")
+
+
+@router.post("")
+async def create_file(request: Request) -> Response:
+    """A form with `file` and `purpose`, as OpenAI's clients send it."""
+    services = services_of(request)
+    directory = services.settings.data_dir / "files"
+    upload = await receive_upload(request, directory, services.settings.max_upload_bytes)
+    kept = directory / new_file_id()
+    try:
+        purpose = _purpose(upload.fields)
+        expires_at = _expires_at(upload.fields, services.settings.file_retention_s)
+        await run_in_threadpool(_rename, upload.path, kept)
+        file = await services.write(lambda connection: _record(connection, upload, kept, purpose, expires_at))
+    except BaseException:
+        upload.path.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
+        raise
+    return JSONResponse(file_object(file))
+
+
+def _record(
+    connection: Connection, upload: Upload, path: Path, purpose: str, expires_at: float | None
+) -> File:
+    return store.create_file(
+        connection,
+        file_id=path.name,
+        purpose=purpose,
+        filename=upload.filename,
+        size_bytes=upload.size_bytes,
+        sha256=upload.sha256,
+        path=str(path),
+        expires_at=expires_at,
+    )
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Durable: the directory is synced too."""
+    source.rename(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _purpose(fields: dict[str, str]) -> str:
+    purpose = fields.get("purpose")
+    if purpose is None:
+        raise ApiError(400, "Missing required parameter: 'purpose'.", param="purpose", code="invalid_request")
+    if purpose != "batch":
+        message = f"Invalid 'purpose': only 'batch' is served here, but got {purpose[:64]!r}."
+        raise ApiError(400, message, param="purpose", code="invalid_request")
+    return purpose
+
+
+def _expires_at(fields: dict[str, str], retention_s: float) -> float | None:
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return time.time() + retention_s if retention_s > 0 else None
+    if anchor != "created_at":
+        message = "Invalid 'expires_after[anchor]': only 'created_at' is possible."
+        raise ApiError(400, message, param="expires_after", code="invalid_request")
+    if seconds is None or not seconds.isdecimal() or not MIN_EXPIRY_S <= int(seconds[:12]) <= MAX_EXPIRY_S:
+        message = f"Invalid 'expires_after[seconds]': give a number from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
+        raise ApiError(400, message, param="expires_after", code="invalid_request")
+    return time.time() + int(seconds)
+
+
+@router.get("")
+async def list_files(
+    request: Request,
+    purpose: str | None = None,
+    order: Literal["asc", "desc"] = "desc",
+    limit: Annotated[int, Query(ge=1, le=ALL_FILES)] = ALL_FILES,
+    after: str | None = None,
+) -> Response:
+    def query(connection: Connection) -> list[File]:
+        if after is not None and store.get_file(connection, after) is None:
+            raise not_found("file", after, "after")
+        if order == "desc":
+            return store.list_files(connection, after=after, limit=limit + 1, purpose=purpose)
+        oldest_first = store.list_files(connection, limit=ALL_FILES, purpose=purpose)[::-1]
+        ids = [file.id for file in oldest_first]
+        start = ids.index(after) + 1 if after in ids else 0
+        return oldest_first[start : start + limit + 1]
+
+    found = await services_of(request).read(query)
+    return JSONResponse(page_of([file_object(file) for file in found], limit))
+
+
+@router.get("/{file_id}")
+async def get_file(request: Request, file_id: str) -> Response:
+    return JSONResponse(file_object(await _find(services_of(request), file_id)))
+
+
+@router.get("/{file_id}/content")
+async def download_file(request: Request, file_id: str) -> Response:
+    """The bytes, streamed; ranges are honoured, so a broken download can go on."""
+    file = await _find(services_of(request), file_id)
+    if not await run_in_threadpool(Path(file.path).is_file):
+        raise ApiError(404, f"The content of '{file_id}' is gone.", param="file_id", code="not_found")
+    return FileResponse(file.path, media_type="application/jsonl", filename=file.filename)
+
+
+@router.delete("/{file_id}")
+async def delete_file(request: Request, file_id: str) -> Response:
+    def query(connection: Connection) -> File:
+        if store.file_in_use(connection, file_id):
+            message = f"The file '{file_id}' is the input of a batch that has not ended; cancel that first."
+            raise ApiError(409, message, param="file_id", code="file_in_use")
+        file = store.delete_file(connection, file_id)
+        if file is None:
+            raise not_found("file", file_id, "file_id")
+        return file
+
+    file = await services_of(request).write(query)
+    # After the commit: a row without bytes would be a file that cannot be read; bytes without a row are only lost.
+    await run_in_threadpool(Path(file.path).unlink, missing_ok=True)
+    return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+
+
+async def _find(services: WebServices, file_id: str) -> File:
+    file = await services.read(lambda connection: store.get_file(connection, file_id))
+    if file is None:
+        raise not_found("file", file_id, "file_id")
+    return file
+
+
+def file_object(file: File) -> dict[str, Any]:
+    """OpenAI's `file` object."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": int(file.created_at),
+        "expires_at": None if file.expires_at is None else int(file.expires_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+    }

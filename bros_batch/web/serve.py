@@ -1,0 +1,72 @@
+"""The web process's start: `python -m bros_batch.web.serve`, with its settings in the environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+
+import uvicorn
+from sqlalchemy.exc import DBAPIError
+
+from bros_batch.db import SchemaError, check_schema, make_engine
+from bros_batch.preflight import Refused, check_exposure
+from bros_batch.settings import Settings, get_settings
+from bros_batch.web.app import create_app
+from engine.wire.framing import Address
+
+GRACE_S = 10
+
+
+def serve(settings: Settings) -> None:
+    """Listen until SIGTERM or SIGINT, then let open replies finish for a while. Raises Refused."""
+    check_exposure(settings)
+    _check_engine_url(settings)
+    _check_database(settings)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
+        http="httptools",
+        ws_max_size=4 * 1024 * 1024,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=30,
+    )
+
+
+def _check_engine_url(settings: Settings) -> None:
+    try:
+        Address.parse(settings.resolved_engine_url)
+    except ValueError as error:
+        raise Refused(f"BROS_ENGINE_URL: {error}.") from None
+
+
+def _check_database(settings: Settings) -> None:
+    """A wrong schema is for the operator to mend; a database that is away may come back."""
+    engine = make_engine(settings.resolved_database_url)
+    try:
+        check_schema(engine)
+    except SchemaError as error:
+        raise Refused(f"{error}.") from None
+    except DBAPIError:
+        pass
+    finally:
+        engine.dispose()
+
+
+def main() -> None:
+    """Exit 1 with one sentence if it makes no sense to start."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("bros_batch").setLevel(logging.INFO)
+    try:
+        serve(get_settings())
+    except Refused as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

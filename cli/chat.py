@@ -1,0 +1,111 @@
+"""`bros-batch chat`: the fast lane, at a prompt."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.output import json_option, note, print_json, safe
+from cli.service_options import service_options
+
+if TYPE_CHECKING:
+    from bros_batch.chat_stream import ChatAnswer
+    from bros_batch.client import Client
+
+Messages = list[dict[str, str]]
+
+
+@click.command()
+@click.argument("message", nargs=-1)
+@click.option("--model", help="The model  [the one that is served]")
+@click.option("--system", help="A system message.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
+@click.option("--stats", is_flag=True, help="Show the time to the first token, and the speed after it.")
+@json_option
+@service_options
+def chat(
+    client: Client,
+    message: tuple[str, ...],
+    model: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    """Ask MESSAGE, and see the answer as it is written. - reads it from stdin; without one, talk."""
+    text = " ".join(message)
+    if text == "-" or (not message and not sys.stdin.isatty()):
+        text = sys.stdin.read()
+        if not text.strip():
+            raise click.UsageError("There is no message on stdin.")
+    options = {"model": model or client.served_model(), "max_tokens": max_tokens, "temperature": temperature}
+    body = {key: value for key, value in options.items() if value is not None}
+    messages: Messages = [{"role": "system", "content": system}] if system else []
+    if not text:
+        if as_json:
+            raise click.UsageError("--json needs a MESSAGE.")
+        _talk(client, body, messages, stats)
+        return
+    answer = _ask(
+        client, {**body, "messages": [*messages, {"role": "user", "content": text}]}, echo=not as_json
+    )
+    if as_json:
+        timing = {"ttft_s": answer.ttft_s, "total_s": answer.total_s}
+        print_json(
+            {"text": answer.text, "finish_reason": answer.finish_reason, "usage": answer.usage, **timing}
+        )
+    if stats:
+        note(f"({answer.stats()})")
+
+
+def _ask(client: Client, body: dict[str, Any], *, echo: bool) -> ChatAnswer:
+    """Send one chat request; with `echo`, write the answer to stdout as it comes."""
+    from bros_batch.chat_stream import ask
+
+    answer = ask(client, body, _write if echo else lambda piece: None)
+    if echo and not answer.text.endswith("\n"):
+        click.echo()
+    return answer
+
+
+def _write(piece: str) -> None:
+    click.echo(safe(piece) if sys.stdout.isatty() else piece, nl=False)
+    sys.stdout.flush()
+
+
+def _talk(client: Client, body: dict[str, Any], messages: Messages, stats: bool) -> None:
+    from bros_batch.client import ServiceError
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  (input() edits and remembers lines once it is imported)
+    beginning = list(messages)
+    note(f"{body['model']} at {client.url}. /reset forgets, Ctrl-C stops an answer, Ctrl-D leaves.")
+    while True:
+        try:
+            text = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            note("")
+            return
+        if text == "/reset":
+            messages = list(beginning)
+        if not text or text == "/reset":
+            continue
+        messages.append({"role": "user", "content": text})
+        try:
+            answer = _ask(client, {**body, "messages": messages}, echo=True)
+        except KeyboardInterrupt:
+            messages.pop()
+            note("\n(stopped)")
+            continue
+        except ServiceError as error:  # too long, too busy: the talk can go on
+            messages.pop()
+            note(error.message)
+            continue
+        messages.append({"role": "assistant", "content": answer.text})
+        if stats:
+            note(f"({answer.stats()})")

@@ -1,0 +1,131 @@
+"""A look at the head of an input file, to say at once what the service would say after the upload."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from bros_batch.prompts import template_fields
+
+HEAD_LINES = 100
+HEAD_BYTES = 16 * 1024**2
+
+
+class BadInput(ValueError):
+    """The file cannot become a job; the message says what is wrong, with the line."""
+
+
+class HeadedStream(io.RawIOBase):
+    """A stream whose head was read already: gives the head again, then the rest, telling `on_read` each size.
+
+    With `size`, the whole file's, it gives exactly that much, whatever is appended meanwhile, and has a `fileno`, from
+    which an HTTP client learns the length of its request.
+    """
+
+    def __init__(
+        self, head: bytes, rest: IO[bytes], on_read: Callable[[int], None], size: int | None = None
+    ) -> None:
+        self._head = memoryview(head)
+        self._rest = rest
+        self._on_read = on_read
+        self._size = size
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self._size is None:
+            raise io.UnsupportedOperation("the length is not known")
+        return self._rest.fileno()
+
+    def read(self, size: int = -1) -> bytes:
+        if self._left is not None:
+            size = self._left if size < 0 else min(size, self._left)
+        if self._head:
+            cut = len(self._head) if size < 0 else size
+            chunk, self._head = bytes(self._head[:cut]), self._head[cut:]
+        else:
+            chunk = self._rest.read(size)
+        if self._left is not None:
+            self._left -= len(chunk)
+        self._on_read(len(chunk))
+        return chunk
+
+
+def read_head(source: IO[bytes]) -> bytes:
+    """The first lines, at most HEAD_LINES of them and HEAD_BYTES bytes."""
+    lines: list[bytes] = []
+    size = 0
+    while len(lines) < HEAD_LINES and size < HEAD_BYTES:
+        line = source.readline(HEAD_BYTES - size)
+        if not line:
+            break
+        lines.append(line)
+        size += len(line)
+    return b"".join(lines)
+
+
+def check_head(head: bytes, prompt: str | None, other_flags: Sequence[str] = ()) -> list[str]:
+    """Raise BadInput if no line of the head is usable, or the first usable one does not fit the flags: a document
+    needs a prompt, a request has no use for one, nor for `other_flags`. Returns warnings about lines before it."""
+    if prompt is not None and not prompt.strip():
+        raise BadInput("The --prompt is empty.")
+    problems: list[str] = []
+    for number, line in enumerate(head.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        problem, value = _object(line, number)
+        if value is None:
+            problems.append(problem)
+            continue
+        _check_line(value, number, prompt, other_flags)
+        return problems
+    raise BadInput(problems[0] if problems else "The file is empty.")
+
+
+def _object(line: bytes, number: int) -> tuple[str, dict[str, object] | None]:
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return f"Line {number} is not UTF-8 text.", None
+    except ValueError as error:
+        message = getattr(error, "msg", str(error))
+        return (
+            f"Line {number} is not JSON ({message[:1].lower()}{message[1:]}); each line must be a JSON object.",
+            None,
+        )
+    if not isinstance(value, dict):
+        return f'Line {number} is JSON, but no object like {{"text": "..."}}.', None
+    return "", value
+
+
+def _check_line(
+    value: dict[str, object], number: int, prompt: str | None, other_flags: Sequence[str]
+) -> None:
+    is_request = "body" in value and ("url" in value or "method" in value)
+    if is_request:
+        useless = ["--prompt"] if prompt is not None else other_flags
+        if useless:
+            raise BadInput(
+                f"Line {number} is a batch request, which has its own; leave {', '.join(useless)} out."
+            )
+        if not value.get("custom_id"):
+            raise BadInput(f"Line {number} is a batch request without a custom_id.")
+        return
+    names = ", ".join(list(value)[:8]) or "none"
+    if prompt is None:
+        raise BadInput(
+            f"Line {number} is a plain document (its fields: {names}); "
+            'say what to do with it, as in --prompt "Summarise: {text}".'
+        )
+    fields = template_fields(prompt)
+    if not fields:
+        raise BadInput("The --prompt has no {field} in it, so every document would get the same question.")
+    for field in fields:
+        if field not in value:
+            raise BadInput(
+                f"The --prompt uses {{{field}}}, which line {number} does not have (its fields: {names})."
+            )

@@ -1,0 +1,47 @@
+"""`bros-batch list`: jobs, newest first."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.output import duration, json_option, print_json, safe
+from cli.service_options import service_options
+
+if TYPE_CHECKING:
+    from bros_batch.client import Client
+
+
+@click.command("list")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most this many.")
+@click.option("--status", "job_status", help="Only those in this status, such as in_progress.")
+@json_option
+@service_options
+def list_jobs(client: Client, limit: int, job_status: str | None, as_json: bool) -> None:
+    """List jobs, newest first."""
+    found = list(client.batches(limit, status=job_status))
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        click.echo("No jobs yet; `bros-batch submit` makes one.", err=True)
+        return
+    rows = [("JOB", "NAME", "STATUS", "DONE", "FAILED", "AGE"), *(_row(batch) for batch in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(batch: dict[str, Any]) -> tuple[str, ...]:
+    counts = batch["request_counts"]
+    ended = int(counts["completed"]) + int(counts["failed"])
+    return (
+        batch["id"],
+        safe(batch.get("name") or "-").replace("\n", " ")[:30],
+        batch["status"],
+        f"{ended}/{counts['total']}",
+        str(counts["failed"]),
+        duration(time.time() - batch["created_at"]),
+    )

@@ -1,0 +1,72 @@
+"""What goes where: results on stdout and nothing else there, words about them on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write to this file; - is stdout.",
+)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document: indented for a person, one line for a pipe."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def note(message: str) -> None:
+    """A word to the person, out of the way of the data."""
+    click.echo(message, err=True)
+
+
+def write_lines(lines: Iterable[bytes], output: str | None) -> int:
+    """Write to stdout, or to a file that appears only when it is whole. Returns the number of lines."""
+    count = 0
+    if output is None or output == "-":
+        stdout = sys.stdout.buffer
+        for line in lines:
+            stdout.write(line)
+            count += 1
+        stdout.flush()
+        return count
+    path = Path(output)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            for line in lines:
+                file.write(line)
+                count += 1
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    whole = max(0, round(seconds))
+    for size, unit, part_size, part_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            part = whole % size // part_size
+            return f"{whole // size} {unit}" + (f" {part} {part_unit}" if part else "")
+    return f"{whole} s"
+
+
+def safe(text: object) -> str:
+    """Text from elsewhere, without the control characters that could repaint a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in str(text))

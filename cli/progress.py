@@ -1,0 +1,141 @@
+"""Following a job: a live line on a terminal, plain lines now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from bros_batch.client import Client, ServiceUnreachable
+from cli.output import duration, safe
+
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+# HTTP has no way to wait for a job, so it is asked again.
+ASK_EVERY_S = 0.5
+PLAIN_LINE_EVERY_S = 10.0
+RATE_WINDOW_S = 20.0
+# A service that is restarted meanwhile is no reason to give up.
+AWAY_S = 60.0
+
+STATUS_WORDS = {
+    "validating": "reading the file",
+    "in_progress": "running",
+    "finalizing": "writing the results",
+    "cancelling": "cancelling",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is. Rates are over the last seconds, None until two observations differ."""
+
+    status: str
+    total: int
+    succeeded: int
+    failed: int
+    tokens_per_s: float | None
+    eta_s: float | None
+
+    @property
+    def done(self) -> int:
+        return self.succeeded + self.failed
+
+    def line(self) -> str:
+        parts = [STATUS_WORDS.get(self.status, self.status), f"{self.done} of {self.total or '?'} done"]
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        if self.tokens_per_s is not None:
+            parts.append(f"{self.tokens_per_s:,.0f} tokens/s")
+        if self.eta_s is not None:
+            parts.append(f"about {duration(self.eta_s)} left")
+        return ", ".join(parts)
+
+
+class Meter:
+    """Turns successive batch objects into rates over a sliding window."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque()
+
+    def read(self, batch: dict[str, Any], now_s: float) -> Progress:
+        counts = batch.get("request_counts") or {}
+        total, succeeded, failed = (int(counts.get(name) or 0) for name in ("total", "completed", "failed"))
+        tokens = int((batch.get("usage") or {}).get("total_tokens") or 0)
+        done = succeeded + failed
+        self._seen.append((now_s, done, tokens))
+        while len(self._seen) > 2 and now_s - self._seen[0][0] > RATE_WINDOW_S:
+            self._seen.popleft()
+        then_s, then_done, then_tokens = self._seen[0]
+        tokens_per_s = eta_s = None
+        if done > then_done and batch["status"] == "in_progress":
+            tokens_per_s = (tokens - then_tokens) / (now_s - then_s) if tokens > then_tokens else None
+            eta_s = (total - done) * (now_s - then_s) / (done - then_done)
+        return Progress(batch["status"], total, succeeded, failed, tokens_per_s, eta_s)
+
+
+def observe(client: Client, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The batch, again and again, until it has ended."""
+    away_since_s: float | None = None
+    while True:
+        yield batch
+        if batch["status"] in ENDED:
+            return
+        time.sleep(ASK_EVERY_S)
+        try:
+            batch = client.batch(batch["id"])
+            away_since_s = None
+        except ServiceUnreachable:
+            away_since_s = away_since_s or time.monotonic()
+            if time.monotonic() - away_since_s > AWAY_S:
+                raise
+
+
+def follow(
+    client: Client,
+    batch: dict[str, Any],
+    console: Console,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Show a job's progress until it has ended; returns its last state."""
+    meter = Meter()
+    with _display(batch, console) as show:
+        for seen in observe(client, batch):
+            batch = seen
+            progress = meter.read(batch, time.monotonic())
+            show(progress)
+            on_progress(progress)
+    return batch
+
+
+@contextmanager
+def _display(batch: dict[str, Any], console: Console) -> Iterator[Callable[[Progress], None]]:
+    name = safe(batch.get("name") or batch["id"])
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=8, transient=True) as live:
+            yield lambda progress: live.update(live_line(name, progress))
+        return
+    last: tuple[str, float] = ("", 0.0)
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        now_s = time.monotonic()
+        if progress.status != last[0] or now_s - last[1] >= PLAIN_LINE_EVERY_S:
+            last = (progress.status, now_s)
+            console.print(f"{name}: {progress.line()}", markup=False, highlight=False, soft_wrap=True)
+
+    yield show
+
+
+def live_line(name: str, progress: Progress) -> Table:
+    grid = Table.grid(padding=(0, 1), expand=False)
+    total = progress.total or None
+    grid.add_row(name, ProgressBar(total, progress.done, width=24, pulse=total is None), progress.line())
+    return grid

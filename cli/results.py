@@ -1,0 +1,67 @@
+"""`bros-batch results` and `errors`: what came of a job's lines, finished or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.output import note, output_option, safe, write_lines
+from cli.service_options import service_options
+
+if TYPE_CHECKING:
+    from bros_batch.client import Client
+
+
+@click.command()
+@click.argument("job")
+@output_option
+@click.option("--json", is_flag=True, expose_value=False, help="They are JSON lines in any case.")
+@service_options
+def results(client: Client, job: str, output: str | None) -> None:
+    """Fetch the results of JOB as JSON lines, in input order: those that there are so far."""
+    batch = client.find_batch(job)
+    count = write_lines(client.result_lines(batch["id"], "succeeded"), output)
+    where = "" if output in (None, "-") else f" in {output}"
+    if batch["status"] != "completed":
+        total = batch["request_counts"]["total"]
+        note(f"{count} of {total} results so far{where}; the job is {batch['status']}.")
+    elif where:
+        note(f"{count} results{where}")
+
+
+@click.command()
+@click.argument("job")
+@output_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")
+@service_options
+def errors(client: Client, job: str, output: str | None, as_json: bool) -> None:
+    """Show the lines of JOB that have no result, and why."""
+    batch = client.find_batch(job)
+    lines = client.result_lines(batch["id"], "failed")
+    if as_json or output is not None:
+        write_lines(lines, output)
+        return
+    count = 0
+    for name, code, message in _reasons(batch, lines):
+        click.echo(f"{safe(name)}  {code}: {safe(message)}")
+        count += 1
+    if not count:
+        note("No errors.")
+
+
+def _reasons(batch: dict[str, Any], lines: Iterator[bytes]) -> Iterator[tuple[str, str, str]]:
+    """Those of the file as a whole where it was refused, else those of its lines."""
+    if batch["status"] == "failed":
+        for error in (batch.get("errors") or {}).get("data") or []:
+            yield f"line {error['line']}" if error.get("line") else "file", error["code"], error["message"]
+    for line in lines:
+        record = json.loads(line)
+        error = record.get("error") or ((record.get("response") or {}).get("body") or {}).get("error") or {}
+        yield (
+            record.get("custom_id") or record["id"],
+            error.get("code") or "error",
+            error.get("message") or "",
+        )

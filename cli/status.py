@@ -1,0 +1,77 @@
+"""`bros-batch status`: how far a job is."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.failure import WORK_FAILED, Failure
+from cli.output import duration, json_option, print_json, safe
+from cli.service_options import service_options
+
+if TYPE_CHECKING:
+    from bros_batch.client import Client
+
+
+@click.command()
+@click.argument("job")
+@click.option("--watch", is_flag=True, help="Follow it until it ends.")
+@json_option
+@service_options
+def status(client: Client, job: str, watch: bool, as_json: bool) -> None:
+    """Show how far JOB is: its id, the beginning of its id, or `last`.
+
+    With --watch --json, one JSON object a line, whenever something has changed. --watch exits 1 when the job
+    has failed, expired or been cancelled.
+    """
+    batch = client.find_batch(job)
+    if watch:
+        from rich.console import Console
+
+        from cli.progress import follow, observe
+
+        if as_json:
+            last = None
+            for seen in observe(client, batch):
+                if seen != last:
+                    click.echo(json.dumps(seen, ensure_ascii=False))
+                batch = last = seen
+        else:
+            batch = follow(client, batch, Console(stderr=True))
+    elif as_json:
+        print_json(batch)
+    if not as_json:
+        click.echo(summary(batch))
+    if watch and batch["status"] != "completed":
+        raise Failure("", WORK_FAILED)
+
+
+def summary(batch: dict[str, Any]) -> str:
+    """A job in a few lines of text."""
+    counts = batch.get("request_counts") or {}
+    usage = batch.get("usage") or {}
+    rows = [("job", batch["id"])]
+    if batch.get("name"):
+        rows.append(("name", batch["name"]))
+    rows += [("status", _status(batch)), ("model", batch.get("model") or "-")]
+    done, failed = counts.get("completed", 0), counts.get("failed", 0)
+    rows.append(("lines", f"{counts.get('total', 0)}: {done} done, {failed} failed"))
+    if usage.get("total_tokens"):
+        rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))
+    for error in ((batch.get("errors") or {}).get("data") or [])[:3]:
+        rows.append(("error", error["message"]))
+    return "\n".join(f"{name + ':':<8} {safe(value)}" for name, value in rows)
+
+
+def _status(batch: dict[str, Any]) -> str:
+    began = batch.get("created_at")
+    stamps = ("completed_at", "failed_at", "expired_at", "cancelled_at")
+    ended = next((batch[stamp] for stamp in stamps if batch.get(stamp)), None)
+    if began is None:
+        return str(batch["status"])
+    if ended is not None and batch["status"] in ("completed", "failed", "expired", "cancelled"):
+        return f"{batch['status']} after {duration(ended - began)}"
+    return f"{batch['status']} for {duration(time.time() - began)}"

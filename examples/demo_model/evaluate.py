@@ -1,0 +1,148 @@
+"""Measure a model on held-out documents: `python examples/demo_model/evaluate.py DIR --documents 500`.
+
+Answers are generated greedily in batches, as a user would get them, and compared with the truth character by
+character. No document and no vendor of these seeds can occur in training (see `HELD_OUT_SEED`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from conversations import Message, answer_json
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from bros_batch.demo import documents as demo
+from bros_batch.demo.documents import Document
+
+# train.py chooses among its checkpoints by documents of HELD_OUT_SEED itself; these are others.
+EVALUATION_SEED = demo.HELD_OUT_SEED + 1
+LONGEST_ANSWER_TOKENS = 96
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chats: list[list[Message]], batch_rows: int
+) -> list[str]:
+    """The greedy answer to each chat, in order. Like lengths share a batch, padded on the left."""
+    prompts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats
+    ]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_rows):
+        rows = order[start : start + batch_rows]
+        # The template has written the special tokens already.
+        inputs = tokenizer(
+            [prompts[row] for row in rows],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        output = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=LONGEST_ANSWER_TOKENS,
+            do_sample=False,
+        )
+        texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, text in zip(rows, texts, strict=True):
+            answers[row] = text
+    return answers
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def extraction_shares(answers: list[str], documents: list[Document]) -> dict[str, float]:
+    """Shares of answers: each field exact, all fields exact, JSON at all."""
+    right: Counter[str] = Counter()
+    for answer, document in zip(answers, documents, strict=True):
+        try:
+            values = json.loads(answer)
+        except json.JSONDecodeError:
+            continue
+        if not isinstance(values, dict):
+            continue
+        right["json"] += 1
+        right["all fields"] += values == document.truth
+        for field in demo.FIELDS:
+            right[field] += values.get(field) == document.truth[field]
+    return {name: right[name] / len(documents) for name in (*demo.FIELDS, "all fields", "json")}
+
+
+def share_equal(answers: list[str], truths: list[str]) -> float:
+    return sum(answer == truth for answer, truth in zip(answers, truths, strict=True)) / len(truths)
+
+
+def evaluate(
+    directory: Path, dtype: torch.dtype, documents: list[Document], batch_rows: int
+) -> dict[str, float]:
+    """All shares of one model in one precision."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+
+    requests = [[user(demo.EXTRACTION_PROMPT.format(text=document.text))] for document in documents]
+    shares = extraction_shares(generate(model, tokenizer, requests, batch_rows), documents)
+
+    pairs = [demo.questions(document) for document in documents]
+    direct = [
+        [user(demo.CHAT_PROMPT.format(question=asked[0][0], text=document.text))]
+        for document, asked in zip(documents, pairs, strict=True)
+    ]
+    shares["first question"] = share_equal(
+        generate(model, tokenizer, direct, batch_rows), [asked[0][1] for asked in pairs]
+    )
+    # The document came with another question; nothing but the document holds this answer.
+    followed = [
+        [*chat, {"role": "assistant", "content": asked[0][1]}, user(asked[1][0])]
+        for chat, asked in zip(direct, pairs, strict=True)
+    ]
+    shares["follow-up question"] = share_equal(
+        generate(model, tokenizer, followed, batch_rows), [asked[1][1] for asked in pairs]
+    )
+    after_json = [
+        [*chat, {"role": "assistant", "content": answer_json(document)}, user(asked[2][0])]
+        for chat, document, asked in zip(requests, documents, pairs, strict=True)
+    ]
+    shares["question after JSON"] = share_equal(
+        generate(model, tokenizer, after_json, batch_rows), [asked[2][1] for asked in pairs]
+    )
+    greetings = [[user(greeting)] for greeting in demo.GREETINGS]
+    shares["greeting"] = share_equal(
+        generate(model, tokenizer, greetings, batch_rows), [demo.GREETING_ANSWER] * len(greetings)
+    )
+    return shares
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--documents", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
+    parser.add_argument("--batch-rows", type=int, default=100)
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.seed < demo.HELD_OUT_SEED:
+        parser.error(f"--seed must be at least {demo.HELD_OUT_SEED}: smaller seeds are for training")
+    torch.set_num_threads(arguments.threads)
+    documents = list(demo.generate_documents(arguments.documents, arguments.seed))
+    for dtype in arguments.dtypes:
+        started = time.monotonic()
+        shares = evaluate(arguments.directory, getattr(torch, dtype), documents, arguments.batch_rows)
+        print(f"{dtype}, {len(documents)} documents, {time.monotonic() - started:.0f} s")
+        for name, share in shares.items():
+            print(f"  {name:<20}{share:8.2%}")
+
+
+if __name__ == "__main__":
+    main()

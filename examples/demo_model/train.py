@@ -1,0 +1,233 @@
+"""Train the demo model from nothing on generated documents: `python examples/demo_model/train.py --out DIR`.
+
+Two CPU cores and about fifty minutes are enough. The learning rate follows the wall clock, so `--minutes`
+sets the whole schedule. Every `--save-minutes` the state goes to DIR/training.pt (for `--resume`) and, if its
+held-out accuracy is the best so far, the model to DIR, as `AutoModelForCausalLM` and `AutoTokenizer` load it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from batches import Batch, BatchStream, collate
+from conversations import SCHOOL_PROMPT_WEIGHT, answer_json, encode
+from copying import build_in_copying
+from muon import Muon
+from tokenizer import train_tokenizer
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from bros_batch.demo import documents as demo
+
+TOKENIZER_SEED = 999_999_999  # training seeds are below 900 million, held-out seeds from 1000 million on
+WATCH_SEED = demo.HELD_OUT_SEED  # documents watched during training; evaluate.py uses other held-out seeds
+WATCH_DOCUMENTS = 192
+COPY_SCHOOL = 0.06  # share of the time in which most conversations are copy exercises
+# (share of copy exercises, loss weight of prompt tokens)
+IN_SCHOOL = (0.4, SCHOOL_PROMPT_WEIGHT)
+AFTER_SCHOOL = (0.15, 0.0)
+WARM_UP = 0.01
+COOL_DOWN = 0.6  # share of the time in which the rate falls to zero
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """3.3 million parameters, the input and output embeddings shared."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        intermediate_size=512,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        # Slow rotation: matching by content must not depend on how far away the match is.
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    build_in_copying(model)
+    return model
+
+
+def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Weighted mean of the cross-entropy of every next token that has a weight."""
+    weights = batch.weights[:, 1:]
+    counted = weights > 0  # two tokens in three have no weight: they need no logits
+    # Measured on a CPU with bfloat16 products: 2.3 times as fast as float32. Weights and loss stay float32.
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][counted])
+    losses = functional.cross_entropy(logits.float(), batch.token_ids[:, 1:][counted], reduction="none")
+    return (losses * weights[counted]).sum() / weights.sum()
+
+
+def rate_at(progress: float) -> float:
+    """Share of the peak learning rate at `progress` (0 to 1) of the time: up, level, straight down."""
+    return min(1.0, (progress + 1e-3) / WARM_UP, (1.0 - progress) / COOL_DOWN)
+
+
+@torch.no_grad()
+def watched_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> tuple[float, float]:
+    """(JSON answers, chat answers) exact on held-out documents, as shares.
+
+    An answer counts when every token of it is the most likely one after the true answer so far: for a whole
+    answer that is the same as greedy generation being exact, and it costs one forward pass.
+    """
+    right = {True: 0, False: 0}
+    count = {True: 0, False: 0}
+    examples = []
+    for document in demo.generate_documents(WATCH_DOCUMENTS, WATCH_SEED):
+        chat_question, chat_answer = demo.questions(document)[0]
+        request = demo.EXTRACTION_PROMPT.format(text=document.text)
+        question = demo.CHAT_PROMPT.format(question=chat_question, text=document.text)
+        for prompt, answer in ((request, answer_json(document)), (question, chat_answer)):
+            turn = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            examples.append((prompt is request, encode(turn, tokenizer)))
+    for start in range(0, len(examples), 32):
+        part = examples[start : start + 32]
+        batch = collate([example for _, example in part], tokenizer.pad_token_id)
+        with torch.autocast("cpu", torch.bfloat16):
+            guesses = model(input_ids=batch.token_ids, use_cache=False).logits[:, :-1].argmax(-1)
+        wrong = (guesses != batch.token_ids[:, 1:]) & (batch.weights[:, 1:] == 1.0)
+        for (is_extraction, _), is_wrong in zip(part, wrong.any(1).tolist(), strict=True):
+            count[is_extraction] += 1
+            right[is_extraction] += not is_wrong
+    return right[True] / count[True], right[False] / count[False]
+
+
+def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model as bfloat16 safetensors with its tokenizer, chat template and generation defaults."""
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    copy.load_state_dict(state)
+    copy.tie_weights()
+    copy.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    )
+    copy.save_pretrained(out)
+    write_tokenizer(tokenizer, out)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the tokenizer under the class name that every transformers version knows."""
+    tokenizer.save_pretrained(out)
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=50.0)
+    parser.add_argument("--save-minutes", type=float, default=2.0)
+    parser.add_argument("--batch-tokens", type=int, default=6144)
+    parser.add_argument("--matrix-rate", type=float, default=0.01)
+    parser.add_argument("--embedding-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="go on from DIR/training.pt")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    state_path = arguments.out / "training.pt"
+
+    if arguments.resume:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.out)
+    else:
+        tokenizer = train_tokenizer(demo.generate_documents(6_000, TOKENIZER_SEED))
+        write_tokenizer(tokenizer, arguments.out)
+    model = new_model(tokenizer)
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    rest = [
+        parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in matrices)
+    ]
+    optimizers = [
+        Muon(matrices, lr=arguments.matrix_rate),
+        torch.optim.AdamW(rest, lr=arguments.embedding_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    peak_rates = [arguments.matrix_rate, arguments.embedding_rate]
+    step, tokens, seconds_before, best = 0, 0, 0.0, -1.0
+    if arguments.resume:
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        step, tokens, seconds_before, best = state["step"], state["tokens"], state["seconds"], state["best"]
+    print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters", flush=True)
+
+    # A resumed run draws a new stream: the old one's position is not kept.
+    seed = random.Random(f"{arguments.seed} {step}").randrange(1 << 30)
+    lesson = IN_SCHOOL if seconds_before == 0 else AFTER_SCHOOL
+    stream = BatchStream(tokenizer, seed, arguments.batch_tokens, *lesson)
+    started = last_save = time.monotonic()
+    progress, running_loss = 0.0, math.nan
+    while progress < 1.0:
+        seconds = seconds_before + time.monotonic() - started
+        progress = min(1.0, seconds / (60.0 * arguments.minutes))
+        stream.copy_share, stream.prompt_weight = IN_SCHOOL if progress < COPY_SCHOOL else AFTER_SCHOOL
+        for optimizer, peak in zip(optimizers, peak_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * rate_at(progress)
+        batch = stream.next_batch()
+        loss = loss_of(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(rest, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        tokens += batch.token_ids.numel()
+        running_loss = loss.item() if math.isnan(running_loss) else 0.95 * running_loss + 0.05 * loss.item()
+        if step % 25 == 0:
+            print(
+                f"{seconds / 60:6.1f} min  step {step:5d}  {tokens / 1e6:6.2f} M tokens"
+                f"  loss {running_loss:.4f}",
+                flush=True,
+            )
+        if progress >= 1.0 or time.monotonic() - last_save > 60.0 * arguments.save_minutes:
+            extraction, chat = watched_accuracy(model, tokenizer)
+            print(
+                f"{seconds / 60:6.1f} min  held out: {extraction:.1%} of JSON and {chat:.1%} of chat right",
+                flush=True,
+            )
+            if extraction + chat >= best:
+                best = extraction + chat
+                write_model(model, tokenizer, arguments.out)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "step": step,
+                    "tokens": tokens,
+                    "seconds": seconds_before + time.monotonic() - started,
+                    "best": best,
+                },
+                state_path,
+            )
+            last_save = time.monotonic()
+
+
+if __name__ == "__main__":
+    main()

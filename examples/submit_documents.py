@@ -1,0 +1,35 @@
+"""Plain documents, one prompt for all: no batch lines to build. Prints each document's id and answer.
+
+python examples/submit_documents.py docs.jsonl "Summarise: {text}"
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+key = os.environ.get("BROS_API_KEY")
+api = httpx.Client(
+    base_url=os.environ.get("BROS_URL", "http://127.0.0.1:8000") + "/v1",
+    headers={"Authorization": f"Bearer {key}"} if key else {},
+    timeout=60,
+)
+
+
+def post(path, **body):
+    return api.post(path, **body).raise_for_status().json()
+
+
+with Path(sys.argv[1]).open("rb") as file:
+    uploaded = post("/files", data={"purpose": "batch"}, files={"file": file})
+job = {"input_file_id": uploaded["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+batch = post("/batches", json={**job, "defaults": {"prompt": sys.argv[2], "max_tokens": 200}})
+while batch["status"] not in ("completed", "failed", "expired", "cancelled"):
+    time.sleep(1)
+    batch = api.get(f"/batches/{batch['id']}").raise_for_status().json()
+for line in api.get(f"/batches/{batch['id']}/results").raise_for_status().iter_lines():
+    result = json.loads(line)
+    print(result["custom_id"], result["response"]["body"]["choices"][0]["message"]["content"], sep="\t")

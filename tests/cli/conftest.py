@@ -1,0 +1,18 @@
+"""One running `bros-batch up` on the simulated engine for all tests of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.up_process import Up, running_up
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    # Slow enough, and little enough queued, that a job can be paused on its way.
+    queue = {"BROS_QUEUE_HIGH_WATER": "200", "BROS_QUEUE_LOW_WATER": "100", "BROS_PUMP_INTERVAL_S": "0.2"}
+    data_dir = tmp_path_factory.mktemp("cli") / "data"
+    with running_up(data_dir, engine=("--runner", "simulated", "--simulated-step-s", "0.01"), **queue) as up:
+        yield up

@@ -1,0 +1,62 @@
+"""The programs in examples/ do what they say, on a real service."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.up_process import Up
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TESTED = {"bulk_openai.py", "chat_stream.py", "submit_documents.py", "hybrid.py"}
+
+
+@pytest.fixture
+def run(service: Up):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
+    env["BROS_URL"] = service.state()["url"]
+
+    def run_example(name: str, *arguments: str) -> str:
+        command = [sys.executable, str(EXAMPLES / name), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run_example
+
+
+def test_there_is_a_test_for_every_example():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == TESTED
+
+
+def test_bulk_with_the_openai_client(run, tmp_path):
+    path = tmp_path / "requests.jsonl"
+    with path.open("w") as file:
+        for number in range(5):
+            body = {"model": "tiny", "messages": [{"role": "user", "content": f"{number}"}], "max_tokens": 4}
+            line = {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
+    results = [json.loads(line) for line in run("bulk_openai.py", str(path)).strip().split("\n")]
+    assert [result["custom_id"] for result in results] == [f"r{number}" for number in range(5)]
+
+
+def test_chat_as_it_is_written(run):
+    assert len(run("chat_stream.py", "What can you do?")) > 1
+
+
+def test_documents_and_one_prompt(run, tmp_path):
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
+    out = run("submit_documents.py", str(path), "Summarise: {text}")
+    assert [part for part in ("a\t", "b\t") if part in out] == ["a\t", "b\t"]
+
+
+def test_both_lanes_at_once(run):
+    lines = run("hybrid.py").splitlines()
+    assert lines
+    assert all("of 50 done; chat: first token after " in line for line in lines)

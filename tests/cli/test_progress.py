@@ -1,0 +1,67 @@
+"""Rates, remaining time, and the words for them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli.output import duration, safe, write_lines
+from cli.progress import Meter
+
+
+def batch(status: str = "in_progress", done: int = 0, failed: int = 0, tokens: int = 0) -> dict:
+    counts = {"total": 100, "completed": done, "failed": failed}
+    return {
+        "id": "batch_1",
+        "name": "docs",
+        "status": status,
+        "request_counts": counts,
+        "usage": {"total_tokens": tokens},
+    }
+
+
+def test_rates_are_over_the_window():
+    meter = Meter()
+    assert meter.read(batch("validating"), 0.0).tokens_per_s is None
+    meter.read(batch(done=0), 10.0)
+    progress = meter.read(batch(done=18, failed=2, tokens=4000), 20.0)
+    assert progress.tokens_per_s == 200
+    assert progress.eta_s == pytest.approx(80)
+    assert progress.line() == "running, 20 of 100 done, 2 failed, 200 tokens/s, about 1 min 20 s left"
+    later = meter.read(batch(done=60, tokens=9000), 40.0)
+    assert later.tokens_per_s == 250, "the first observation has left the window"
+
+
+def test_no_rates_when_nothing_moves():
+    meter = Meter()
+    meter.read(batch(done=5, tokens=10), 0.0)
+    progress = meter.read(batch(done=5, tokens=10), 5.0)
+    assert (progress.tokens_per_s, progress.eta_s) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (90_000, "1 d 1 h"), (-3, "0 s")],
+)
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_an_output_file_appears_only_whole(tmp_path):
+    path = tmp_path / "out.jsonl"
+
+    def lines():
+        yield b"1\n"
+        raise OSError("the connection broke")
+
+    with pytest.raises(OSError, match="broke"):
+        write_lines(lines(), str(path))
+    assert list(tmp_path.iterdir()) == []
+    assert write_lines([b"1\n", b"2\n"], str(path)) == 2
+    assert path.read_bytes() == b"1\n2\n"
+
+
+def test_names_cannot_repaint_the_terminal():
+    assert safe("a\x1b[2Jb\nc") == "a�[2Jb\nc"
+    assert safe(json.loads('"\\u202e"')) == "�"

@@ -1,0 +1,131 @@
+"""Schema, versions, and how transactions of the two databases behave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, text
+
+from bros_batch import store
+from bros_batch.db import (
+    DatabaseTooNew,
+    DatabaseTooOld,
+    check_schema,
+    is_postgres,
+    make_engine,
+    reading,
+    upgrade,
+    writing,
+)
+from bros_batch.models import metadata
+from tests.services import ROOT
+
+
+def test_the_migrations_make_the_tables_of_the_models(database: Engine) -> None:
+    with reading(database) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    check_schema(database)
+
+
+def test_an_empty_database_is_too_old(database_url: str) -> None:
+    engine = make_engine(database_url)
+    with pytest.raises(DatabaseTooOld, match="bros-batch db upgrade"):
+        check_schema(engine)
+    upgrade(database_url)
+    check_schema(engine)
+    engine.dispose()
+
+
+def test_a_database_of_a_newer_program_is_refused(database: Engine) -> None:
+    with writing(database) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseTooNew, match=r"9999.*newer"):
+        check_schema(database)
+
+
+def test_upgrading_twice_is_no_error(database_url: str) -> None:
+    upgrade(database_url)
+    upgrade(database_url)
+
+
+def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
+    program = "import sys; from bros_batch.db import upgrade; upgrade(sys.argv[1])"
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, database_url], cwd=ROOT, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+    engine = make_engine(database_url)
+    check_schema(engine)
+    engine.dispose()
+
+
+def test_writers_wait_for_each_other(database: Engine) -> None:
+    """Read, think, write: on SQLite a writer that did not lock at once would fail here."""
+    with writing(database) as connection:
+        job_id = store.create_job(connection, input_file_id="f", endpoint="/", model="m").id
+    failures: list[BaseException] = []
+
+    def add() -> None:
+        try:
+            for _ in range(20):
+                with writing(database) as connection:
+                    query = text("SELECT total FROM jobs WHERE id = :id" + lock)
+                    total = connection.execute(query, {"id": job_id}).scalar_one()
+                    connection.execute(text("UPDATE jobs SET total = :total"), {"total": total + 1})
+        except BaseException as error:
+            failures.append(error)
+
+    with reading(database) as connection:
+        lock = " FOR UPDATE" if is_postgres(connection) else ""
+    threads = [threading.Thread(target=add) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    with reading(database) as connection:
+        job = store.get_job(connection, job_id)
+    assert job is not None and job.total == 100
+
+
+def test_readers_do_not_wait_for_a_writer(database: Engine) -> None:
+    with writing(database) as writer:
+        store.create_job(writer, input_file_id="f", endpoint="/", model="m")
+        with reading(database) as reader:
+            assert store.list_jobs(reader) == []
+
+
+def test_an_exception_undoes_the_transaction(database: Engine) -> None:
+    with pytest.raises(ZeroDivisionError), writing(database) as connection:
+        store.create_job(connection, input_file_id="f", endpoint="/", model="m")
+        raise ZeroDivisionError
+    with reading(database) as connection:
+        assert store.list_jobs(connection) == []
+
+
+def test_sqlite_needs_a_file() -> None:
+    with pytest.raises(ValueError, match="needs a file"):
+        make_engine("sqlite://")
+
+
+def test_the_directory_of_a_sqlite_file_is_made_private(tmp_path: Path) -> None:
+    upgrade(f"sqlite:///{tmp_path / 'deep' / 'bros.db'}")
+    assert (tmp_path / "deep").stat().st_mode & 0o777 == 0o700
+
+
+def test_times_survive_exactly(database: Engine) -> None:
+    with writing(database) as connection:
+        job = store.create_job(
+            connection, input_file_id="f", endpoint="/", model="m", now_s=1_763_630_000.123457
+        )
+        assert job.created_at == 1_763_630_000.123457
+        assert store.get_job(connection, job.id) == job

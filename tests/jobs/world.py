@@ -1,0 +1,207 @@
+"""A job system in this process: a database, a Redis, and each task as a plain call, in the order a test wants."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from sqlalchemy import Engine
+
+from bros_batch import store
+from bros_batch.db import reading, writing
+from bros_batch.finalize import files_dir, finalize
+from bros_batch.ingest import Progress, ingest
+from bros_batch.models import Item, Job
+from bros_batch.prepare import Prepared, prepare
+from bros_batch.prompts import ModelText, load
+from bros_batch.record import Tally, record
+from bros_batch.settings import Settings
+from bros_batch.states import ItemStatus
+from bros_batch.sweep import Swept, sweep
+from engine.wire.protocol import (
+    ENGINE_GROUP,
+    RESULTS_KEY,
+    Choice,
+    WorkItem,
+    WorkResult,
+    decode_work_item,
+    encode,
+    items_key,
+)
+
+CHAT = "/v1/chat/completions"
+FOREVER = math.inf
+
+
+def batch_line(custom_id: str, content: str = "Hello", model: str = "sim", **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": content}]
+    body = {"model": model, "messages": messages, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}
+
+
+def batch_lines(count: int) -> list[dict[str, Any]]:
+    return [batch_line(f"doc-{number}", f"Document {number}") for number in range(count)]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A delivery that an engine has read."""
+
+    entry_id: bytes
+    item: WorkItem
+
+
+class TinyEngine:
+    """Speaks the streams and nothing more: takes deliveries, answers with the tokens of a text."""
+
+    def __init__(self, redis: Redis, model: str, text: ModelText) -> None:
+        self._redis = redis
+        self._text = text
+        self.key = items_key(model)
+
+    def take(self, count: int = 10_000) -> list[Taken]:
+        if not self._redis.exists(self.key):
+            return []
+        groups = {group["name"] for group in self._redis.xinfo_groups(self.key)}
+        if ENGINE_GROUP.encode() not in groups:
+            self._redis.xgroup_create(self.key, ENGINE_GROUP, id="0", mkstream=True)
+        answer = self._redis.xreadgroup(ENGINE_GROUP, "tiny", {self.key: ">"}, count=count)
+        return [
+            Taken(entry_id, decode_work_item(fields[b"p"]))
+            for _, page in answer or ()
+            for entry_id, fields in page
+        ]
+
+    def answer(self, taken: Iterable[Taken], text: str = "An answer.", **result: Any) -> None:
+        """Results of these deliveries; `result` overrides fields, such as error_code."""
+        token_ids = self._text.encode_prompt(text)
+        pipeline = self._redis.pipeline(transaction=False)
+        for each in taken:
+            values: dict[str, Any] = {
+                "choices": [Choice(token_ids, "stop")] * each.item.n,
+                "prompt_tokens": len(each.item.token_ids),
+                **result,
+            }
+            answer = WorkResult(each.item.item_id, each.item.epoch, each.item.job_id, "tiny", **values)
+            pipeline.xadd(RESULTS_KEY, {"p": encode(answer), "s": self.key, "x": each.entry_id})
+        pipeline.execute()
+
+
+class World:
+    def __init__(self, database: Engine, redis: Redis, settings: Settings) -> None:
+        self.database = database
+        self.redis = redis
+        self.settings = settings
+        self.text = load(settings.model)
+        self.engine = TinyEngine(redis, settings.model_name, self.text)
+
+    # What users do ---------------------------------------------------------------------------------------------
+
+    def submit(self, lines: Iterable[dict[str, Any]] | bytes, **job: Any) -> str:
+        """A job over a file of these lines, or of these bytes."""
+        data = lines
+        if not isinstance(data, bytes):
+            data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        path = files_dir(self.settings) / f"file-{uuid.uuid4().hex[:24]}"
+        path.write_bytes(data)
+        with writing(self.database) as connection:
+            store.create_file(
+                connection,
+                purpose="batch",
+                filename="in.jsonl",
+                size_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                path=str(path),
+                file_id=path.name,
+            )
+            values = {"endpoint": CHAT, "model": self.settings.model_name, **job}
+            return store.create_job(connection, input_file_id=path.name, **values).id
+
+    def running(self, lines: Iterable[dict[str, Any]] | bytes, **job: Any) -> str:
+        """A job that has been ingested."""
+        job_id = self.submit(lines, **job)
+        assert self.ingest(job_id) is Progress.DONE
+        assert self.job(job_id).status == "in_progress"
+        return job_id
+
+    def cancel(self, job_id: str) -> Job:
+        with writing(self.database) as connection:
+            return store.cancel_job(connection, job_id)
+
+    # What tasks do ---------------------------------------------------------------------------------------------
+
+    def ingest(self, job_id: str, until_s: float = FOREVER) -> Progress:
+        return ingest(self.database, self.settings, job_id, until_s)
+
+    def prepare(self, until_s: float = FOREVER) -> Prepared:
+        model = self.settings.model_name
+        return prepare(self.database, self.redis, self.settings, self.text, model, until_s)
+
+    def record(self) -> Tally:
+        return record(self.database, self.redis, self.settings, self.text, FOREVER)
+
+    def finalize(self, job_id: str, until_s: float = FOREVER) -> Progress:
+        return finalize(self.database, self.settings, job_id, until_s)
+
+    def sweep(self, later_s: float = 0.0) -> Swept:
+        """A sweep as if `later_s` had passed."""
+        return sweep(self.database, self.redis, self.settings, time.time() + later_s)
+
+    def run_through(self, job_id: str) -> Job:
+        """Prepare, answer, record and finalize until the job has ended."""
+        while self.job(job_id).status in ("in_progress", "paused"):
+            prepared = self.prepare()
+            taken = self.engine.take()
+            self.engine.answer(taken)
+            assert self.record().changed or prepared.failed, "the job does not move"
+        self.finalize(job_id)
+        return self.job(job_id)
+
+    # What can be seen ------------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        with reading(self.database) as connection:
+            job = store.get_job(connection, job_id)
+        assert job is not None
+        return job
+
+    def items(self, job_id: str, status: ItemStatus | None = None) -> list[Item]:
+        with reading(self.database) as connection:
+            return list(store.iter_items(connection, job_id, status))
+
+    def statuses(self, job_id: str) -> list[str]:
+        return [item.status for item in self.items(job_id)]
+
+    def file_lines(self, file_id: str | None) -> list[dict[str, Any]]:
+        assert file_id is not None
+        with reading(self.database) as connection:
+            file = store.get_file(connection, file_id)
+        assert file is not None
+        data = Path(file.path).read_bytes()
+        assert len(data) == file.bytes
+        assert hashlib.sha256(data).hexdigest() == file.sha256
+        return [json.loads(line) for line in data.splitlines()]
+
+    def queue_length(self) -> int:
+        return int(self.redis.xlen(items_key(self.settings.model_name)))
+
+    def check_counts(self, job_id: str) -> Job:
+        """The promise: counts always equal rows."""
+        job = self.job(job_id)
+        with reading(self.database) as connection:
+            counts = store.job_counts(connection, job_id)
+        ended = {status: getattr(job, status.value) for status in counts if hasattr(job, status.value)}
+        assert ended == {status: counts[status] for status in ended}
+        assert job.total == sum(counts.values())
+        items = self.items(job_id)
+        assert job.prompt_tokens == sum(item.prompt_tokens for item in items)
+        assert job.output_tokens == sum(item.output_tokens for item in items)
+        return job

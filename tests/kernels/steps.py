@@ -1,0 +1,103 @@
+"""Random steps for attention backends: ragged rows, single tokens among chunks, slots anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.kernels.layout import StepLayout
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one call; `caches()` gives fresh copies of the caches that it starts from."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    layout: StepLayout
+    options: dict[str, Any]
+
+    def run(self, op: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The op's output, and the caches as it left them."""
+        k_cache, v_cache = self.k_cache.clone(), self.v_cache.clone()
+        # A layout of its own, so that nothing a backend remembers about the step passes to another.
+        layout = self.layout
+        fresh = StepLayout(layout.slot_table, layout.slot_mapping, layout.host, layout.device)
+        return op(self.q, self.k, self.v, k_cache, v_cache, fresh, **self.options), k_cache, v_cache
+
+
+def random_case(
+    seed: int,
+    spans: list[tuple[int, int]],
+    *,
+    heads: tuple[int, int] = (4, 2),
+    size: int = 16,
+    size_v: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    window: int | None = None,
+    softcap: float | None = None,
+    with_sinks: bool = False,
+    block_size: int = 16,
+) -> Case:
+    """Rows that compute `count` tokens from `start`, for (start, count) in `spans`.
+
+    Slots as the two lanes take them: a row goes up the left or down the right of blocks that it may share with another.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    num_heads, num_kv_heads = heads
+    size_v = size if size_v is None else size_v
+    longest = max(start + count for start, count in spans)
+    blocks_per_row = -(-longest // (block_size // 2))
+    num_rows = len(spans) + 3
+    num_blocks = blocks_per_row * -(-num_rows // 2)
+    table = np.zeros((num_rows, longest + 5), dtype=np.int32)
+    order = rng.permutation(num_blocks)
+    for row in range(num_rows):
+        # Rows 2i and 2i + 1 share their blocks, half of each from either side.
+        own = order[row // 2 * blocks_per_row : (row // 2 + 1) * blocks_per_row]
+        inside = np.arange(block_size // 2) if row % 2 == 0 else block_size - 1 - np.arange(block_size // 2)
+        slots = (own[:, None] * block_size + inside).reshape(-1)
+        table[row] = np.resize(slots[: longest + 5], longest + 5)
+    rows = rng.permutation(num_rows)[: len(spans)]
+    slot_table = torch.from_numpy(table)
+    mapping = torch.from_numpy(
+        np.concatenate([table[row, s : s + c] for row, (s, c) in zip(rows, spans, strict=True)])
+    )
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    num_slots, total = num_blocks * block_size, len(mapping)
+    starts, counts = zip(*spans, strict=True)
+    return Case(
+        q=noise(total, num_heads, size),
+        k=noise(total, num_kv_heads, size),
+        v=noise(total, num_kv_heads, size_v),
+        k_cache=noise(num_slots, num_kv_heads, size),
+        v_cache=noise(num_slots, num_kv_heads, size_v),
+        layout=StepLayout.build(slot_table, mapping.long(), rows, starts, counts),
+        options={
+            "scale": size**-0.5,
+            "window": window,
+            "softcap": softcap,
+            "sinks": noise(num_heads) if with_sinks else None,
+        },
+    )
+
+
+def random_spans(rng: np.random.Generator) -> list[tuple[int, int]]:
+    """One to nine rows; lengths around the block size's multiples come up often."""
+    edges = [0, 1, 15, 16, 17, 31, 32, 33, 48, 90]
+    spans = []
+    for _ in range(int(rng.integers(1, 10))):
+        start = int(rng.choice(edges)) if rng.random() < 0.7 else int(rng.integers(0, 100))
+        count = 1 if rng.random() < 0.5 else int(rng.integers(2, 40))
+        spans.append((start, count))
+    return spans

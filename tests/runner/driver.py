@@ -1,0 +1,116 @@
+"""Drives a runner by hand-made plans: requests with scattered slots, split and packed as a test wants them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.core.plan import RowStart, StepPlan, StepResult
+from engine.core.types import SamplingParams, TokenLogprobs
+from engine.runner.torch_runner import TorchRunner
+
+GREEDY = SamplingParams(max_tokens=1000, temperature=0.0, ignore_eos=True)
+
+
+def load_runner(model: Path, **settings: object) -> TorchRunner:
+    defaults = {"device": "cpu", "max_num_seqs": 8, "max_num_batched_tokens": 256, "num_kv_blocks": 64}
+    config = EngineConfig(
+        model=str(model), served_model_name="tiny", listen="unix:///unused", **{**defaults, **settings}
+    )
+    return TorchRunner.load(config)
+
+
+@dataclass
+class Sequence_:
+    """A request as the scheduler would keep it."""
+
+    row: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    slots: list[int] = field(default_factory=list)  # of the computed tokens
+    has_started: bool = False
+    finished: str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def output(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+
+class Driver:
+    """Free slots are handed out in random order, from both halves of every block alike."""
+
+    def __init__(self, runner: TorchRunner, seed: int = 0) -> None:
+        self.runner = runner
+        self.random = random.Random(seed)
+        self.free_slots = list(range(runner.info.num_blocks * runner.info.block_size))
+        self.random.shuffle(self.free_slots)
+        self.sequences: list[Sequence_] = []
+
+    def add(
+        self, prompt: Sequence[int], sampling: SamplingParams = GREEDY, row: int | None = None
+    ) -> Sequence_:
+        taken = {sequence.row for sequence in self.sequences if not sequence.finished}
+        if row is None:
+            row = self.random.choice(sorted(set(range(self.runner.info.max_num_seqs)) - taken))
+        sequence = Sequence_(row, list(prompt), len(prompt), sampling)
+        self.sequences.append(sequence)
+        return sequence
+
+    def truncate(self, sequence: Sequence_, num_computed: int) -> None:
+        """A preemption: the suffix's slots are lost, and the request gives up its row."""
+        self.free_slots.extend(sequence.slots[num_computed:])
+        self.random.shuffle(self.free_slots)
+        del sequence.slots[num_computed:]
+        sequence.has_started = False
+
+    def step(self, parts: Sequence[tuple[Sequence_, int]]) -> StepResult:
+        """Computes the next `count` tokens of each sequence in one step, and takes in what it drew."""
+        plan = StepPlan(rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[])
+        for sequence, count in parts:
+            start = len(sequence.slots)
+            assert 0 < count <= len(sequence.token_ids) - start
+            if not sequence.has_started:
+                plan.row_starts.append(
+                    RowStart(
+                        sequence.row,
+                        f"request-{sequence.row}",
+                        list(sequence.token_ids),
+                        sequence.num_prompt_tokens,
+                        list(sequence.slots),
+                        sequence.sampling,
+                    )
+                )
+                sequence.has_started = True
+            slots = [self.free_slots.pop() for _ in range(count)]
+            sequence.slots.extend(slots)
+            plan.rows.append(sequence.row)
+            plan.starts.append(start)
+            plan.counts.append(count)
+            plan.samples.append(start + count == len(sequence.token_ids))
+            plan.token_ids.extend(sequence.token_ids[start : start + count])
+            plan.slots.extend(slots)
+        result = self.runner.execute(plan)
+        for i, (sequence, _) in enumerate(parts):
+            if i in result.failed:
+                sequence.finished = result.failed[i]
+            elif plan.samples[i]:
+                sequence.token_ids.append(result.sampled[i])
+                if i in result.logprobs:
+                    sequence.logprobs.append(result.logprobs[i])
+                if result.stopped[i]:
+                    sequence.finished = "stop"
+        return result
+
+    def run(self, num_tokens: int, max_chunk: int = 7) -> None:
+        """Random steps, prompt chunks and single tokens packed together, until each request has ended or has
+        `num_tokens` output tokens."""
+        while open_ones := [s for s in self.sequences if not s.finished and len(s.output) < num_tokens]:
+            chosen = self.random.sample(open_ones, self.random.randint(1, len(open_ones)))
+            self.step(
+                [(s, self.random.randint(1, min(max_chunk, len(s.token_ids) - len(s.slots)))) for s in chosen]
+            )

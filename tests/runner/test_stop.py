@@ -1,0 +1,128 @@
+"""Stop strings over token boundaries, and which rule ends a request when."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from engine.core.plan import RowStart
+from engine.core.types import SamplingParams
+from engine.runner.stop import StopRules, StopStrings
+from tests.factories_models import make_tokenizer
+
+EOS = frozenset({2})
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def encode(tokenizer_dir: Path, text: str) -> list[int]:
+    from tokenizers import Tokenizer
+
+    return list(Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).encode(text).ids)
+
+
+def rules_with(tokenizer_dir: Path, sampling: SamplingParams, output: list[int] | None = None) -> StopRules:
+    rules = StopRules(4, EOS, str(tokenizer_dir))
+    rules.start(RowStart(1, "r", [5, 6, *(output or [])], 2, [], sampling))
+    return rules
+
+
+def end_of(rules: StopRules, token_ids: list[int], already: int = 0) -> int | None:
+    """After how many output tokens the request in row 1 ended."""
+    for number, token_id in enumerate(token_ids, already + 1):
+        if rules.ends(1, token_id, number):
+            return number
+    return None
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one two END three", "END", "one two END"),
+        ("no such thing here", "END", None),
+        ("a\n\nb", "\n\n", "a\n\n"),
+        ("EEND", "END", "EEND"),
+        ("schön 🎈 und gut", "🎈", "schön 🎈"),
+        ("ends with ü", "ü", "ends with ü"),
+        ("E N D", "END", None),
+    ],
+)
+def test_a_stop_string_ends_at_the_token_that_completes_it(
+    tokenizer_dir: Path, text: str, stop: str, expected: str | None
+) -> None:
+    token_ids = encode(tokenizer_dir, text)
+    ended = end_of(rules_with(tokenizer_dir, SamplingParams(max_tokens=99, stop=(stop,))), token_ids)
+    if expected is None:
+        assert ended is None
+    else:
+        assert ended is not None
+        prefix = encode(tokenizer_dir, expected)
+        assert token_ids[:ended][: len(prefix) - 1] == prefix[:-1]
+        from tokenizers import Tokenizer
+
+        decode = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).decode
+        assert stop in decode(token_ids[:ended])
+        assert stop not in decode(token_ids[: ended - 1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_watched_tail_finds_what_a_search_of_the_whole_text_finds(tokenizer_dir: Path, seed: int) -> None:
+    from tokenizers import Tokenizer
+
+    decode = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).decode
+    rng = random.Random(seed)
+    token_ids = encode(tokenizer_dir, "".join(rng.choice("ab√🎈 ") for _ in range(400)))
+    stops = ["".join(rng.choice("ab√🎈 ") for _ in range(rng.randint(1, 5))) for _ in range(3)]
+    watched = StopStrings(stops, decode)
+    found = next((i for i, token_id in enumerate(token_ids) if watched.push(token_id)), None)
+    whole = next(
+        (i for i in range(len(token_ids)) if any(s in decode(token_ids[: i + 1]) for s in stops)), None
+    )
+    assert found == whole
+
+
+def test_a_stop_string_begun_before_a_preemption_is_found_after_it(tokenizer_dir: Path) -> None:
+    token_ids = encode(tokenizer_dir, "go on: STOP now")
+    sampling = SamplingParams(max_tokens=99, stop=("STOP",))
+    whole = end_of(rules_with(tokenizer_dir, sampling), token_ids)
+    assert whole is not None
+    cut = whole - 2
+    assert end_of(rules_with(tokenizer_dir, sampling, token_ids[:cut]), token_ids[cut:], cut) == whole
+
+
+def test_end_of_sequence_and_stop_tokens(tokenizer_dir: Path) -> None:
+    def ended(**fields: object) -> int | None:
+        sampling = SamplingParams(max_tokens=99, **fields)  # type: ignore[arg-type]
+        return end_of(rules_with(tokenizer_dir, sampling), [9, 8, 2, 7])
+
+    assert ended() == 3
+    assert ended(ignore_eos=True) is None
+    assert ended(stop_token_ids=(8,)) == 2
+    assert ended(ignore_eos=True, stop_token_ids=(7,)) == 4
+    assert ended(stop_token_ids=(9,), min_tokens=1) == 3
+
+
+def test_a_stop_string_may_be_a_special_token(tokenizer_dir: Path) -> None:
+    sampling = SamplingParams(max_tokens=99, stop=("<s>",), ignore_eos=True)
+    assert end_of(rules_with(tokenizer_dir, sampling), [9, 2, 1, 9]) == 3
+
+
+def test_stop_strings_wait_for_min_tokens(tokenizer_dir: Path) -> None:
+    token_ids = encode(tokenizer_dir, "xy xy xy xy")
+    sampling = SamplingParams(max_tokens=99, stop=("xy",), min_tokens=len(encode(tokenizer_dir, "xy xy")))
+    ended = end_of(rules_with(tokenizer_dir, sampling), token_ids)
+    assert ended is not None
+    assert ended >= sampling.min_tokens
+
+
+def test_without_a_tokenizer_only_requests_with_stop_strings_are_turned_down(tmp_path: Path) -> None:
+    rules = StopRules(4, EOS, str(tmp_path))
+    rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9)))
+    assert rules.ends(1, 2, 1)
+    with pytest.raises(ValueError, match="stop strings need a tokenizer"):
+        rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9, stop=("x",))))

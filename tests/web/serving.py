@@ -1,0 +1,126 @@
+"""The web server as tests run it: on a thread of this process, or as the process that users start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from openai import OpenAI
+
+from bros_batch.db import upgrade
+from bros_batch.preflight import choose_port
+from bros_batch.prompts import ModelText, load
+from bros_batch.service_commands import environment, web_command
+from bros_batch.settings import Settings
+from bros_batch.web.app import create_app
+from tests.services import Processes, processes, wait_for
+
+MODEL_NAME = "tiny"
+
+
+@dataclass(frozen=True)
+class Web:
+    """A server that answers at `url`."""
+
+    url: str
+    settings: Settings
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def openai(self, api_key: str = "none", **options: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30, **options)
+
+    @property
+    def text(self) -> ModelText:
+        return load(self.settings.model)
+
+
+def web_settings(directory: Path, model: Path, **options: Any) -> Settings:
+    values = {
+        "data_dir": directory,
+        "model": str(model),
+        "served_model_name": MODEL_NAME,
+        "port": 0,
+        **options,
+    }
+    return Settings(**values)
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[Web]:
+    """The application without its dashboard, which a process can have only once, on a thread."""
+    upgrade(settings.resolved_database_url)
+    with serving_app(create_app(settings, dashboard=False), settings) as web:
+        yield web
+
+
+@contextlib.contextmanager
+def serving_app(app: FastAPI, settings: Settings) -> Iterator[Web]:
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="warning", access_log=False, lifespan="on"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started, 30, "the server")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Web(f"http://127.0.0.1:{port}", settings)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def whole_service(redis_url: str, model: Path, **env: str) -> Iterator[tuple[Web, Processes]]:
+    """Web with its dashboard, worker, beat and a simulated engine, each a process, on a directory of their own."""
+    with processes() as group:
+        port = choose_port("127.0.0.1", 0)
+        settings = web_settings(
+            group.directory / "data",
+            model,
+            redis_url=redis_url,
+            engine_url=f"unix://{group.directory / 'engine-0.sock'}",
+            port=port,
+            pump_interval_s=0.2,
+        )
+        group.env = {**environment(settings), **env}
+        upgrade(settings.resolved_database_url)
+        group.engine(model, MODEL_NAME, redis_url)
+        group.worker()
+        group.beat()
+        server = group.start([*web_command()])
+        web = Web(f"http://127.0.0.1:{port}", settings)
+
+        key = env.get("BROS_API_KEY")
+
+        def is_ready() -> bool:
+            assert server.running, server.output()
+            try:
+                answer = httpx.get(
+                    f"{web.url}/ready", headers={"Authorization": f"Bearer {key}"} if key else {}
+                )
+            except httpx.TransportError:
+                return False
+            last_answer.append(answer.text)
+            return answer.status_code == 200
+
+        last_answer = ["none"]
+        try:
+            wait_for(is_ready, 60, "the service")
+            yield web, group
+        except BaseException as error:
+            error.add_note(f"/ready said {last_answer[-1]}")
+            for process in group.started:
+                error.add_note(f"{process.log.name} ended with:\n{process.output()[-1500:]}")
+            raise
