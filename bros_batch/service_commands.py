@@ -26,18 +26,18 @@ def environment(settings: Settings) -> dict[str, str]:
             env.pop(variable, None)
         else:
             env[variable] = str(value).lower() if isinstance(value, bool) else str(value)
+    env["BROS_REDIS_URL"] = settings.resolved_redis_url  # the engine takes it from here
     return env
 
 
 def engine_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
-    """Later flags win, so `extra` may overrule what the settings say. The token travels by the environment: a
-    command line is for all to see."""
+    """Later flags win, so `extra` may overrule what the settings say. Secrets (the token, Redis's password) travel by the
+    environment: a command line is for all to see."""
     command = [
         *PYTHON, "-m", "engine",
         "--model", settings.model,
         "--served-model-name", settings.model_name,
         "--listen", settings.resolved_engine_url,
-        "--redis-url", settings.resolved_redis_url,
         "--claim-timeout-s", str(settings.claim_timeout_s),
         "--max-deliveries", str(settings.max_attempts),
     ]  # fmt: skip

@@ -61,7 +61,9 @@ def parse_args(arguments: list[str]) -> EngineConfig:
     # The same after a restart, so that it takes up its own work at once; another's on any other host or address.
     address = zlib.crc32(values["listen"].encode())
     values["engine_id"] = values["engine_id"] or f"{socket.gethostname()}-{address:08x}"
+    # Secrets may come by the environment: a command line is for all to see.
     values["token"] = values["token"] or os.environ.get("BROS_ENGINE_TOKEN")
+    values["redis_url"] = values["redis_url"] or os.environ.get("BROS_REDIS_URL") or None
     return EngineConfig(**values)
 
 

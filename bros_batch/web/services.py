@@ -62,7 +62,10 @@ class WebServices:
 
 
 def _is_absence(error: DBAPIError) -> bool:
-    return error.connection_invalidated or type(error.orig).__name__ == "OperationalError"
+    """Whether trying again may help. SQLite calls a missing table operational too; that is a fault of ours."""
+    if error.connection_invalidated:
+        return True
+    return type(error.orig).__name__ == "OperationalError" and "no such" not in str(error.orig)
 
 
 def services_of(connection: HTTPConnection) -> WebServices:

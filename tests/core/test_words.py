@@ -5,7 +5,7 @@ import dataclasses
 import msgspec
 
 from engine.core.types import SamplingParams
-from engine.lanes.socket import sampling_params
+from engine.lanes.words import sampling_params
 from engine.wire.protocol import Sampling
 
 

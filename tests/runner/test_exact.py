@@ -57,7 +57,8 @@ def test_mixed_chunks_and_single_tokens_give_generates_tokens(family: str, tmp_p
     reference = own_model(path)
     for sequence, prompt in zip(sequences, prompts(3), strict=True):
         assert sequence.output == generate(reference, prompt)
-        assert len(set(sequence.output)) > NUM_OUTPUT // 4  # a model that says one thing tests nothing
+    # A model that says one thing, or the same to everyone, would test nothing.
+    assert len({token for sequence in sequences for token in sequence.output}) > NUM_OUTPUT
 
 
 def test_a_window_shorter_than_the_prompt_matters(mistral: Path, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_request_reads_a_prefix_that_another_wrote(llama: Path) -> None:
 
 
 def test_rows_are_reused_by_shorter_requests(llama: Path) -> None:
-    driver = Driver(load_runner(llama, max_num_seqs=1), seed=8)
+    driver = Driver(load_runner(llama, max_num_seqs=2), seed=8)
     reference = own_model(llama)
     for prompt in reversed(prompts(9)):
         sequence = driver.add(prompt, row=0)

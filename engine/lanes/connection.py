@@ -1,0 +1,212 @@
+"""One client of the RT lane, from its hello to its last frame."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from time import monotonic, time
+from typing import TYPE_CHECKING, assert_never, cast
+
+import msgspec
+
+from engine.core.request import Request
+from engine.core.types import SLO, FinishedEvent, Lane, TokenEvent
+from engine.lanes.words import position_logprobs, sampling_params
+from engine.wire.framing import FrameError, FrameReader
+from engine.wire.protocol import (
+    PROTOCOL_VERSION,
+    Cancel,
+    ClientMessage,
+    Error,
+    Finished,
+    Hello,
+    Rejected,
+    Stats,
+    StatsQuery,
+    Submit,
+    Tokens,
+    decode_client_message,
+    frame,
+)
+
+if TYPE_CHECKING:
+    from engine.lanes.socket import SocketLane
+
+# What a reader may fall behind before it is dropped: thousands of token frames.
+MAX_UNSENT_BYTES = 4 * 1024 * 1024
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, lane: SocketLane) -> None:
+        self._lane = lane
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport
+        self._prefix = f"s{next(lane.connection_numbers)}."
+        self._greeted = False
+        self._open: dict[str, Lane] = {}
+        self._unsent = bytearray()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._lane.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lane.connections.discard(self)
+        self._lane.unflushed.discard(self)
+        for task in self._tasks:
+            task.cancel()
+        for client_id in list(self._open):
+            self._lane.exchange.abort(self._prefix + client_id)
+            self._ended(client_id)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._reader.feed(data):
+                self._handle(decode_client_message(body))
+        except (FrameError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._fail("malformed_frame", str(error))
+
+    def _fail(self, code: str, message: str) -> None:
+        self._send(Error(code, message))
+        self.close()
+
+    def _handle(self, message: ClientMessage) -> None:
+        if self._transport.is_closing():
+            return
+        if not self._greeted:
+            self._greet(message)
+            return
+        match message:
+            case Submit():
+                self._submit(message)
+            case Cancel(id=client_id):
+                if client_id in self._open:
+                    self._lane.exchange.abort(self._prefix + client_id)
+                    self._ended(client_id)
+            case StatsQuery():
+                task = asyncio.get_running_loop().create_task(self._answer_stats())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case Hello():
+                self._fail("unexpected_hello", "hello was said already")
+            case _:
+                assert_never(message)
+
+    def _greet(self, message: ClientMessage) -> None:
+        token = self._lane.config.token
+        if not isinstance(message, Hello):
+            self._fail("hello_expected", "the first frame must be hello")
+        elif message.version != PROTOCOL_VERSION:
+            self._fail(
+                "version_mismatch",
+                f"this engine speaks protocol version {PROTOCOL_VERSION}, the client {message.version}; "
+                "run the same release on both sides",
+            )
+        elif token and not hmac.compare_digest(token.encode(), (message.token or "").encode()):
+            self._fail(
+                "bad_token", "the engine token is missing or wrong; set BROS_ENGINE_TOKEN on both sides"
+            )
+        else:
+            self._greeted = True
+            self._send(self._lane.config.welcome)
+
+    def _submit(self, message: Submit) -> None:
+        rejected = self._rejection(message)
+        if rejected is not None:
+            self._send(rejected)
+            return
+        config = self._lane.config
+        lane = Lane(message.lane)
+        now_s = monotonic()
+        slo = SLO(message.slo.ttft_s, message.slo.tpot_s) if message.slo else config.default_slo
+        deadline_s = None if message.deadline_unix_s is None else message.deadline_unix_s - time() + now_s
+        request = Request(
+            self._prefix + message.id,
+            lane,
+            message.token_ids,
+            sampling_params(message.sampling),
+            arrival_s=now_s,
+            slo=slo if lane is Lane.RT else None,
+            priority=message.priority,
+            deadline_s=deadline_s,
+        )
+        self._open[message.id] = lane
+        if lane is Lane.RT:
+            self._lane.count_rt(1)
+
+        def sink(event: TokenEvent | FinishedEvent, client_id: str = message.id) -> None:
+            self._on_event(client_id, event)
+
+        self._lane.exchange.submit(request, sink)
+
+    def _rejection(self, message: Submit) -> Rejected | None:
+        config = self._lane.config
+        if message.id in self._open:
+            return Rejected(
+                message.id, "invalid_request", f"request id {message.id!r} is in use on this connection"
+            )
+        if self._lane.draining:
+            return Rejected(message.id, "draining", "the engine is shutting down", retry_after_s=5.0)
+        reason = config.refusal(len(message.token_ids))
+        if reason:
+            code = "context_length_exceeded" if message.token_ids else "invalid_request"
+            return Rejected(message.id, code, reason)
+        beyond = next((t for t in message.token_ids if t >= config.welcome.vocab_size), None)
+        if beyond is not None:
+            text = f"token id {beyond} is outside the vocabulary of {config.welcome.vocab_size}"
+            return Rejected(message.id, "invalid_request", text)
+        if message.lane == "rt" and self._lane.num_open_rt >= config.max_waiting_rt:
+            text = f"{self._lane.num_open_rt} real-time requests are open, which is the limit; try again soon"
+            return Rejected(message.id, "overloaded", text, retry_after_s=1.0)
+        return None
+
+    def _on_event(self, client_id: str, event: TokenEvent | FinishedEvent) -> None:
+        if isinstance(event, TokenEvent):
+            logprobs = position_logprobs(event)
+            self._queue(Tokens(client_id, [event.token_id], [logprobs] if logprobs else None))
+            return
+        self._ended(client_id)
+        self._queue(
+            Finished(
+                client_id,
+                event.reason.value,
+                prompt_tokens=event.num_prompt_tokens,
+                output_tokens=event.num_output_tokens,
+                cached_tokens=event.num_cached_tokens,
+                message=event.message,
+            )
+        )
+
+    def _ended(self, client_id: str) -> None:
+        if self._open.pop(client_id) is Lane.RT:
+            self._lane.count_rt(-1)
+
+    async def _answer_stats(self) -> None:
+        self._send(Stats(await self._lane.exchange.stats()))
+
+    def _queue(self, message: msgspec.Struct) -> None:
+        """Send when the step's events are all in: one write a connection, not one a token."""
+        self._unsent += frame(message)
+        self._lane.unflushed.add(self)
+
+    def _send(self, message: msgspec.Struct) -> None:
+        self._unsent += frame(message)
+        self.flush()
+
+    def flush(self) -> None:
+        if self._transport.is_closing():
+            self._unsent.clear()
+            return
+        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            self._transport.abort()  # a reader this slow is dropped; waiting for it would hold up the others
+            return
+        if self._unsent:
+            self._transport.write(bytes(self._unsent))
+            self._unsent.clear()
