@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import billiard.pool
 from celery import Celery
 
 from bros_batch.settings import Settings, get_settings
 
 QUEUE = "bros"
+
+# A process of the pool that ends waits until the main one has read its last word: for 30 s, and at a shutdown the main
+# one has now and then stopped reading. All that an unread word costs here is that a task is run again.
+billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20  # times 0.1 s
 
 
 def broker_url(settings: Settings) -> str:

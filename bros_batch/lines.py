@@ -46,15 +46,21 @@ class LineReader:
             self.form = form
             return item
         except RequestError as error:
-            message = f"Line {line_no}: {error.message}"
-            return NewItem(line_no, None, None, "invalid_request", _storable(message), error.param)
+            return _failed(line_no, None, error)
 
     def _read_batch_line(self, line: bytes, line_no: int) -> NewItem:
         try:
             batch_line = _decode_batch_line(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _envelope_error(line) from None
+            return _failed_envelope(line, line_no)
         custom_id = _checked_id(batch_line.custom_id)
+        try:
+            return NewItem(line_no, custom_id, self._checked_body(batch_line))
+        except RequestError as error:
+            return _failed(line_no, custom_id, error)
+
+    def _checked_body(self, batch_line: BatchLine) -> str:
+        """The line's body, as it stands in the file."""
         if batch_line.method != "POST":
             raise RequestError(f"'method' must be 'POST', not {batch_line.method[:80]!r}.", "method")
         if batch_line.url != self._endpoint:
@@ -67,7 +73,7 @@ class LineReader:
             raise RequestError(
                 f"'model' must be the batch's {self._model!r}, not {request.model[:80]!r}.", "model"
             )
-        return NewItem(line_no, custom_id, body)
+        return body
 
     def _read_document(self, line: bytes, line_no: int) -> NewItem:
         document = _decode(line)
@@ -92,25 +98,35 @@ def _decode(line: bytes) -> dict[str, Any]:
     try:
         return _decode_object(line)
     except msgspec.ValidationError:
-        raise RequestError("is not a JSON object.") from None
+        raise RequestError("this is not a JSON object.") from None
     except UnicodeDecodeError:
-        raise RequestError("is not valid UTF-8.") from None
+        raise RequestError("this is not valid UTF-8.") from None
     except RecursionError:
-        raise RequestError("is nested too deeply.") from None
+        raise RequestError("this is nested too deeply.") from None
     except msgspec.DecodeError as error:
-        raise RequestError(f"is not valid JSON: {_reason(error)}.") from None
+        raise RequestError(f"this is not valid JSON: {_reason(error)}.") from None
 
 
-def _envelope_error(line: bytes) -> RequestError:
-    """Why a line is no batch line, found at leisure."""
+def _failed(line_no: int, custom_id: str | None, error: RequestError) -> NewItem:
+    """A line that can't run; it keeps its custom_id if that is fine, so that its owner knows it again."""
+    message = _storable(f"Line {line_no}: {error.message}")
+    return NewItem(line_no, custom_id, None, "invalid_request", message, error.param)
+
+
+def _failed_envelope(line: bytes, line_no: int) -> NewItem:
+    """A line that is no batch line, and why, found at leisure."""
     value = _decode(line)
-    for name in ("custom_id", "method", "url", "body"):
+    if "custom_id" not in value:
+        raise RequestError("'custom_id' is missing.", "custom_id")
+    if not isinstance(value["custom_id"], str):
+        raise RequestError("'custom_id' must be a string.", "custom_id")
+    custom_id = _checked_id(value["custom_id"])
+    for name in ("method", "url", "body"):
         if name not in value:
-            return RequestError(f"'{name}' is missing.", name)
-    for name in ("custom_id", "method", "url"):
-        if not isinstance(value[name], str):
-            return RequestError(f"'{name}' must be a string.", name)
-    return RequestError("is not a batch line.")
+            return _failed(line_no, custom_id, RequestError(f"'{name}' is missing.", name))
+        if name != "body" and not isinstance(value[name], str):
+            return _failed(line_no, custom_id, RequestError(f"'{name}' must be a string.", name))
+    return _failed(line_no, custom_id, RequestError("this is not a batch line."))
 
 
 def _checked_id(custom_id: str, name: str = "custom_id") -> str:
@@ -127,7 +143,7 @@ def _text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise RequestError("is not valid UTF-8.") from None
+        raise RequestError("this is not valid UTF-8.") from None
 
 
 def _reason(error: Exception) -> str:

@@ -31,8 +31,8 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def engine_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
-    """Later flags win, so `extra` may overrule what the settings say. Secrets (the token, Redis's password) travel by the
-    environment: a command line is for all to see."""
+    """Later flags win, so `extra` may overrule what the settings say. Secrets (the token, Redis's password)
+    travel by the environment: a command line is for all to see."""
     command = [
         *PYTHON, "-m", "engine",
         "--model", settings.model,

@@ -73,6 +73,10 @@ def check_head(head: bytes, prompt: str | None, other_flags: Sequence[str] = ())
     needs a prompt, a request has no use for one, nor for `other_flags`. Returns warnings about lines before it."""
     if prompt is not None and not prompt.strip():
         raise BadInput("The --prompt is empty.")
+    if len(head) >= HEAD_BYTES:
+        head = head[: head.rfind(b"\n") + 1]  # the service says what it thinks of a line this long
+        if not head:
+            return []
     problems: list[str] = []
     for number, line in enumerate(head.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():

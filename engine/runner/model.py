@@ -89,8 +89,13 @@ def load_model(
             can_select_positions="logits_to_keep" in inspect.signature(model.forward).parameters,
         )
         _prepare(loaded)
-    except ValueError as error:
-        raise _refusal(name, config, str(error)) from error
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # reasons, and what odd models trip over
+        raise _refusal(name, config, _first_line(error)) from error
     return loaded
 
 

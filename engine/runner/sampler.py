@@ -9,8 +9,8 @@ import torch
 from engine.core.types import TokenLogprobs
 from engine.runner.sampling_rows import IntArray, SamplingRows
 
-# How many of the likeliest tokens are looked at for top_p before a row's whole vocabulary is sorted.
-_TOP_P_CANDIDATES = 256
+# How many of the likeliest tokens are looked at first for top_p: enough for most rows, and far from a sort of them all.
+_CANDIDATES = 256
 
 
 class Sampler:
@@ -153,34 +153,32 @@ def top_k_top_p_threshold(
     logits: torch.Tensor,  # [n, V] float32, scaled, at most 0
     top_k: IntArray,  # [n], V: off
     top_p: npt.NDArray[np.float64],  # [n], 1: off
+    num_candidates: int = _CANDIDATES,
 ) -> torch.Tensor:  # [n]
     """The least logit that top_k, and then top_p over what it leaves, keep in each row.
 
-    Independent of the other rows: how many candidates are sorted depends on them, the threshold does not.
+    Looks at a row's `num_candidates` likeliest tokens, and at more of them only for the rows where those do not
+    reach top_p. The threshold does not depend on how many that were, nor on the other rows.
     """
-    vocab_size = logits.shape[1]
+    vocab_size, device = logits.shape[1], logits.device
     limited_k = top_k[top_k < vocab_size]
-    num_candidates = max(
-        int(limited_k.max()) if len(limited_k) else 1, _TOP_P_CANDIDATES if (top_p < 1).any() else 1
-    )
-    while True:
-        num_candidates = min(num_candidates, vocab_size)
-        values = logits.topk(num_candidates, dim=-1).values  # [n, c], descending
-        k = torch.from_numpy(np.minimum(top_k, num_candidates)).to(logits.device)
-        threshold = values.gather(1, k[:, None] - 1)[:, 0]
-        threshold = threshold.masked_fill(torch.from_numpy(top_k == vocab_size).to(logits.device), -torch.inf)
-        if not (top_p < 1).any():
-            return threshold
-        kept = logits.masked_fill(logits < threshold[:, None], -torch.inf)
-        p = torch.from_numpy(top_p).to(logits.device)
-        needed = p * kept.exp().sum(dim=-1, dtype=torch.float64)
-        candidates = values.masked_fill(values < threshold[:, None], -torch.inf)
-        cumulative = candidates.exp().cumsum(dim=-1, dtype=torch.float64)
-        cut = (cumulative < needed[:, None]).sum(dim=-1)  # index of the token that reaches top_p
-        is_short = (cut >= num_candidates) & (p < 1)
-        if num_candidates == vocab_size or not bool(is_short.any()):
-            break
-        num_candidates = vocab_size
+    num_candidates = min(max(num_candidates if (top_p < 1).any() else 1, *limited_k, 1), vocab_size)
+    values = logits.topk(num_candidates, dim=-1).values  # [n, c], descending
+    k = torch.from_numpy(np.minimum(top_k, num_candidates)).to(device)
+    threshold = values.gather(1, k[:, None] - 1)[:, 0]
+    threshold = threshold.masked_fill(torch.from_numpy(top_k == vocab_size).to(device), -torch.inf)
+    if not (top_p < 1).any():
+        return threshold
+    kept = logits.masked_fill(logits < threshold[:, None], -torch.inf)
+    p = torch.from_numpy(top_p).to(device)
+    needed = p * kept.exp().sum(dim=-1, dtype=torch.float64)
+    candidates = values.masked_fill(values < threshold[:, None], -torch.inf)
+    cumulative = candidates.exp().cumsum(dim=-1, dtype=torch.float64)
+    cut = (cumulative < needed[:, None]).sum(dim=-1)  # index of the token that reaches top_p
     nucleus = values.gather(1, cut.clamp(max=num_candidates - 1)[:, None])[:, 0]
-    nucleus = nucleus.masked_fill(p >= 1, -torch.inf)
-    return torch.maximum(threshold, nucleus)
+    threshold = torch.maximum(threshold, nucleus.masked_fill(p >= 1, -torch.inf))
+    short = torch.nonzero((cut >= num_candidates) & (p < 1))[:, 0]
+    if num_candidates < vocab_size and len(short):
+        i = short.cpu().numpy()
+        threshold[short] = top_k_top_p_threshold(logits[short], top_k[i], top_p[i], 16 * num_candidates)
+    return threshold

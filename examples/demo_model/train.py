@@ -35,7 +35,7 @@ from bros_batch.demo import documents as demo
 TOKENIZER_SEED = 999_999_999  # training seeds are below 900 million, held-out seeds from 1000 million on
 WATCH_SEED = demo.HELD_OUT_SEED  # documents watched during training; evaluate.py uses other held-out seeds
 WATCH_DOCUMENTS = 192
-COPY_SCHOOL = 0.06  # share of the time in which most conversations are copy exercises
+COPY_SCHOOL = 0.06  # share of the time spent at school, with many copy exercises
 # (share of copy exercises, loss weight of prompt tokens)
 IN_SCHOOL = (0.4, SCHOOL_PROMPT_WEIGHT)
 AFTER_SCHOOL = (0.15, 0.0)

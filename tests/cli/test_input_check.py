@@ -94,3 +94,9 @@ def test_a_line_without_end_is_not_held_in_memory():
     source = Endless()
     head = read_head(source)
     assert len(head) == source.given <= 16 * 1024**2
+
+
+def test_line_cut_off_by_the_head_is_left_to_the_service():
+    cut_off = b'{"text": "' + b"x" * HEAD_BYTES
+    assert check_head(cut_off[:HEAD_BYTES], "Read: {text}") == []
+    assert check_head((b'{"text": "a"}\n' + cut_off)[:HEAD_BYTES], "Read: {text}") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import tracemalloc
@@ -19,9 +20,12 @@ from tests.jobs.world import CHAT, World, batch_line, batch_lines
 GOOD = json.dumps(batch_line("good")).encode()
 
 
+_numbers = itertools.count()
+
+
 def line(**changes: Any) -> bytes:
     """A batch line with some fields other than usual; None takes a field out."""
-    fields = {**batch_line("bad"), **changes}
+    fields = {**batch_line(f"bad-{next(_numbers)}"), **changes}
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
 
 
@@ -78,8 +82,10 @@ def test_each_bad_line_fails_alone_and_is_named(world: World) -> None:
     items = world.items(job_id)
     assert (items[0].status, items[0].custom_id) == ("pending", "good")
     expected = zip(items[1:], job.errors, BAD_LINES.values(), strict=True)
-    for number, (item, listed, (_, message, param)) in enumerate(expected, start=2):
-        assert (item.status, item.error_code, item.custom_id) == ("failed", "invalid_request", None)
+    for number, (item, listed, (bad, message, param)) in enumerate(expected, start=2):
+        assert (item.status, item.error_code) == ("failed", "invalid_request")
+        has_good_id = param not in (None, "custom_id") or message == "must be a JSON object"
+        assert item.custom_id == (json.loads(bad)["custom_id"] if has_good_id else None)
         assert item.error_message is not None
         assert message in item.error_message and item.error_message.startswith(f"Line {number}")
         wanted = {"code": "invalid_request", "line": number, "message": item.error_message, "param": param}
@@ -89,7 +95,7 @@ def test_each_bad_line_fails_alone_and_is_named(world: World) -> None:
     assert (job.status, job.succeeded) == ("completed", 1)
     error_lines = world.file_lines(job.error_file_id)
     assert len(error_lines) == len(BAD_LINES)
-    assert {each["custom_id"] for each in error_lines} == {None}
+    assert [each["custom_id"] for each in error_lines] == [item.custom_id for item in items[1:]]
 
 
 @LINE_LIMIT

@@ -24,7 +24,7 @@ def load_runner(model: Path, **settings: object) -> TorchRunner:
 
 
 @dataclass
-class Sequence_:
+class Tracked:
     """A request as the scheduler would keep it."""
 
     row: int
@@ -49,26 +49,26 @@ class Driver:
         self.random = random.Random(seed)
         self.free_slots = list(range(runner.info.num_blocks * runner.info.block_size))
         self.random.shuffle(self.free_slots)
-        self.sequences: list[Sequence_] = []
+        self.sequences: list[Tracked] = []
 
     def add(
         self, prompt: Sequence[int], sampling: SamplingParams = GREEDY, row: int | None = None
-    ) -> Sequence_:
+    ) -> Tracked:
         taken = {sequence.row for sequence in self.sequences if not sequence.finished}
         if row is None:
             row = self.random.choice(sorted(set(range(self.runner.info.max_num_seqs)) - taken))
-        sequence = Sequence_(row, list(prompt), len(prompt), sampling)
+        sequence = Tracked(row, list(prompt), len(prompt), sampling)
         self.sequences.append(sequence)
         return sequence
 
-    def truncate(self, sequence: Sequence_, num_computed: int) -> None:
+    def truncate(self, sequence: Tracked, num_computed: int) -> None:
         """A preemption: the suffix's slots are lost, and the request gives up its row."""
         self.free_slots.extend(sequence.slots[num_computed:])
         self.random.shuffle(self.free_slots)
         del sequence.slots[num_computed:]
         sequence.has_started = False
 
-    def step(self, parts: Sequence[tuple[Sequence_, int]]) -> StepResult:
+    def step(self, parts: Sequence[tuple[Tracked, int]]) -> StepResult:
         """Computes the next `count` tokens of each sequence in one step, and takes in what it drew."""
         plan = StepPlan(rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[])
         for sequence, count in parts:

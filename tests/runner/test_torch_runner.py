@@ -130,6 +130,17 @@ def test_stops_at_the_end_of_sequence_at_stop_tokens_and_at_stop_strings(llama: 
     assert stop not in decode(by_string.output[:-1])
 
 
+def test_min_tokens_hold_for_exactly_that_many(llama: Path) -> None:
+    driver = Driver(load_runner(llama))
+    enders = tuple(token for token in range(VOCAB_SIZE) if token != 10)
+    sampling = SamplingParams(max_tokens=99, temperature=0.0, min_tokens=5, stop_token_ids=enders)
+    sequence = driver.add([5, 6, 7], sampling)
+    driver.run(20)
+    assert sequence.finished == "stop"
+    assert sequence.output[:5] == [10] * 5
+    assert len(sequence.output) == 6
+
+
 def test_rows_that_do_not_sample_hold_nothing(llama: Path) -> None:
     driver = Driver(load_runner(llama))
     long, short = driver.add(list(range(3, 30))), driver.add([4])
