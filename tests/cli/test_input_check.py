@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cli.input_check import BadInput, HeadedStream, check_head, read_head
+from cli.input_check import HEAD_BYTES, BadInput, HeadedStream, check_head, read_head
 
 DOCUMENT = b'{"id": "a", "text": "x"}\n'
 REQUEST = json.dumps(
@@ -96,7 +96,7 @@ def test_a_line_without_end_is_not_held_in_memory():
     assert len(head) == source.given <= 16 * 1024**2
 
 
-def test_line_cut_off_by_the_head_is_left_to_the_service():
+def test_a_line_cut_off_by_the_head_is_left_to_the_service():
     cut_off = b'{"text": "' + b"x" * HEAD_BYTES
     assert check_head(cut_off[:HEAD_BYTES], "Read: {text}") == []
     assert check_head((b'{"text": "a"}\n' + cut_off)[:HEAD_BYTES], "Read: {text}") == []
