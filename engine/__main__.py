@@ -188,6 +188,9 @@ def serve(config: EngineConfig) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # Before torch is imported: its threads sleep while they wait for each other. Spinning, they take the cores from
+    # whatever else runs here, and a step that shares its cores takes four times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         serve(parse_args(sys.argv[1:]))
     except (ValueError, OSError) as error:
