@@ -280,6 +280,7 @@ class Supervisor:
             self._say("up", "stopping; once more kills everything at once")
             self._stop.set()
         elif now_s - self._stop_asked_s > SAME_CTRL_C_S:
+            self._say("up", "killing what has not stopped")
             for child in self._children.values():
                 child.kill()
 

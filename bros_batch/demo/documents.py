@@ -166,7 +166,7 @@ def _sheet(
     """The content of a document, amounts in the currency's smallest unit (cents; yen for JPY)."""
     lines = []
     for name in rng.sample(words.ITEMS[language], rng.choice((1, 2, 2, 3))):
-        price = rng.randint(100, rng.choice((2_000, 20_000, 200_000)))
+        price = rng.randint(100, rng.choice((2_000, 20_000, 60_000)))
         lines.append((name, rng.choice((1, 2, 3, 5, 10, rng.randint(1, 40))), price))
     subtotal = sum(quantity * price for _, quantity, price in lines)
     tax = subtotal * rng.choice((5, 7, 8, 10, 19, 20, 21, 22, 25)) // 100

@@ -45,7 +45,7 @@ ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 @dataclass(frozen=True, slots=True)
 class ChatResult:
-    """One question, asked while the job ran (`done` of its `total` documents had ended)."""
+    """One question, asked when `done` of the job's documents had ended."""
 
     question: str
     answer: str
@@ -114,6 +114,9 @@ def run_demo(
                 chats.append(_chat(client, chat_documents[len(chats)], len(chats), done))
                 view.chat(chats[-1])
         seconds = time.monotonic() - started_s
+        while len(chats) < CHATS:  # a small job may be over sooner than three questions are asked
+            chats.append(_chat(client, chat_documents[len(chats)], len(chats), documents))
+            view.chat(chats[-1])
         results_dir.mkdir(parents=True, exist_ok=True)
         results = list(client.result_lines(batch["id"], "succeeded"))
         (results_dir / "results.jsonl").write_bytes(b"".join(results))

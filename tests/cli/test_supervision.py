@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from pathlib import Path
 
@@ -59,10 +58,8 @@ def test_the_lock_waits_for_a_child_that_holds_it(tmp_path):
     lock = UpLock(tmp_path)
     child = subprocess.Popen(["sleep", "0.4"], pass_fds=(lock.fd,))
     lock.release()
-    started = time.monotonic()
     UpLock(tmp_path).release()
-    assert time.monotonic() - started > 0.2
-    assert child.wait() == 0
+    assert child.poll() == 0, "it got the lock only when the child had ended"
 
 
 def test_sockets_have_short_names_in_deep_directories(tmp_path):

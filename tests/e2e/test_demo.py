@@ -57,12 +57,12 @@ def test_it_reads_documents_chats_meanwhile_and_leaves_only_results(tmp_path):
     report = json.loads(out)
     assert (report["documents"], report["failed"]) == (40, 0)
     assert set(report["accuracy"]) == set(FIELDS)
-    assert report["accuracy_all_fields"] >= 0.7, report["accuracy"]
+    assert report["accuracy_all_fields"] >= 0.95, report["accuracy"]
     assert report["documents_per_s"] > 0
     assert report["tokens_per_s"] > 0
     assert len(report["chats"]) == 3
-    assert sum(chat["is_right"] for chat in report["chats"]) >= 2, report["chats"]
-    assert all(chat["ttft_s"] < 5 for chat in report["chats"])
+    assert sum(chat["is_right"] for chat in report["chats"]) == 3, report["chats"]
+    assert all(chat["ttft_s"] > 0 for chat in report["chats"])
     results = (tmp_path / "bros-demo-results" / "results.jsonl").read_bytes().splitlines()
     assert len(results) == 40
     assert (tmp_path / "bros-demo-results" / "documents.jsonl").read_bytes().count(b"\n") == 40
