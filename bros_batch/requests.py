@@ -128,11 +128,6 @@ class BaseRequest(RequestPart):
     def requested_max_tokens(self) -> int | None:
         return self.max_tokens
 
-    @property
-    def num_logprobs(self) -> int | None:
-        """None: no logprobs; k: those of the tokens drawn, and of the k likeliest at each place."""
-        raise NotImplementedError
-
 
 class ChatCompletionRequest(BaseRequest):
     """Body of `POST /v1/chat/completions`."""
@@ -162,6 +157,7 @@ class ChatCompletionRequest(BaseRequest):
 
     @property
     def num_logprobs(self) -> int | None:
+        """None: no logprobs; k: those of the tokens drawn, and of the k likeliest at each place."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -176,6 +172,7 @@ class CompletionRequest(BaseRequest):
 
     @property
     def num_logprobs(self) -> int | None:
+        """As of a chat request."""
         return self.logprobs
 
 

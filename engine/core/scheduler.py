@@ -6,8 +6,6 @@ catching up after a truncation are all that same thing.
 
 from __future__ import annotations
 
-import heapq
-import math
 from dataclasses import dataclass
 from itertools import count
 
@@ -15,6 +13,7 @@ from engine.core.kv_cache import KVCacheManager
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.types import Event, FinishedEvent, FinishReason, Lane, TokenEvent, TokenLogprobs
+from engine.core.waiting import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,7 @@ class Scheduler:
         self.config = config
         self.kv = kv
         self._requests: dict[str, Request] = {}
-        self._waiting: dict[Lane, list[tuple[float, float, int, Request]]] = {lane: [] for lane in Lane}
-        self._num_waiting = dict.fromkeys(Lane, 0)
+        self._waiting = {lane: WaitingQueue() for lane in Lane}
         self._running: dict[Lane, dict[str, Request]] = {lane: {} for lane in Lane}
         self._by_row: list[Request | None] = [None] * config.max_num_seqs
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
@@ -58,7 +56,7 @@ class Scheduler:
 
     def num_requests(self, lane: Lane) -> tuple[int, int]:
         """(running, waiting)."""
-        return len(self._running[lane]), self._num_waiting[lane]
+        return len(self._running[lane]), len(self._waiting[lane])
 
     def refusal(self, num_prompt_tokens: int) -> str | None:
         """Why a prompt of this length can never be served here, or None."""
@@ -81,27 +79,12 @@ class Scheduler:
             raise ValueError(reason)
         self._requests[request.request_id] = request
         request.order = next(self._order)
-        self._enqueue(request)
+        self._waiting[request.lane].push(request)
 
     def abort(self, request_id: str, now_s: float) -> FinishedEvent | None:
         """End a request now; None if it has ended already."""
         request = self._requests.get(request_id)
         return self._finish(request, FinishReason.ABORT, now_s) if request else None
-
-    def _enqueue(self, request: Request) -> None:
-        deadline_s = math.inf if request.deadline_s is None else request.deadline_s
-        heapq.heappush(self._waiting[request.lane], (-request.priority, deadline_s, request.order, request))
-        self._num_waiting[request.lane] += 1
-
-    def _next_waiting(self, lane: Lane) -> Request | None:
-        """The most urgent waiting request; entries of requests that ended while waiting are dropped here."""
-        queue = self._waiting[lane]
-        while queue:
-            request = queue[0][3]
-            if self._requests.get(request.request_id) is request:
-                return request
-            heapq.heappop(queue)
-        return None
 
     # A step ---------------------------------------------------------------------------------------------
 
@@ -155,12 +138,11 @@ class Scheduler:
 
     def _admit(self, lane: Lane, plan: StepPlan, now_s: float) -> None:
         while len(plan.token_ids) < self.config.max_num_batched_tokens:
-            request = self._next_waiting(lane)
+            request = self._waiting[lane].peek()
             if request is None or not self._has_memory_for(request) or not self._give_row(request):
                 return
             assert request.row is not None
-            heapq.heappop(self._waiting[lane])
-            self._num_waiting[lane] -= 1
+            self._waiting[lane].pop()
             self._running[lane][request.request_id] = request
             if request.first_scheduled_s is None:
                 request.first_scheduled_s = now_s
@@ -231,7 +213,7 @@ class Scheduler:
         self.num_truncated_tokens += self.kv.truncate(victim, 0)
         self._release_row(victim)
         del self._running[victim.lane][victim.request_id]
-        self._enqueue(victim)
+        self._waiting[victim.lane].push(victim)
 
     def _release_row(self, request: Request) -> None:
         if request.row is not None:
@@ -279,7 +261,7 @@ class Scheduler:
     ) -> FinishedEvent:
         self.kv.free(request)
         if request.row is None:
-            self._num_waiting[request.lane] -= 1  # its queue entry is dropped when it comes up
+            self._waiting[request.lane].discard(request)
         else:
             self._release_row(request)
             del self._running[request.lane][request.request_id]
@@ -309,4 +291,4 @@ class Scheduler:
         assert held.isdisjoint(self._free_rows) and len(held) + len(self._free_rows) == len(self._by_row)
         running = sum(len(r) for r in self._running.values())
         assert len(held) == running
-        assert running + sum(self._num_waiting.values()) == len(self._requests)
+        assert running + sum(len(queue) for queue in self._waiting.values()) == len(self._requests)

@@ -157,6 +157,17 @@ def test_abort_frees_everything_at_any_stage():
     assert scheduler.kv.num_free_blocks == runner.info.num_blocks
 
 
+def test_an_id_may_be_used_again_after_an_abort():
+    runner = simulated_runner()
+    scheduler = scheduler_for(runner.info)
+    scheduler.add(request([5], request_id="again"))
+    scheduler.abort("again", 0.0)
+    successor = request([6, 7], request_id="again")
+    scheduler.add(successor)
+    outputs = run_to_end(scheduler, runner)
+    assert outputs.token_ids["again"] == runner.continuation([6, 7], successor.sampling)
+
+
 def test_times_are_those_of_the_steps():
     runner = simulated_runner()
     scheduler = scheduler_for(runner.info)
