@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.failure import Failure
-from cli.output import json_option, print_json, safe
+from cli.output import json_option, print_json, program, safe
 
 if TYPE_CHECKING:
     from bros_batch.demo.run import ChatResult, DemoReport
@@ -114,8 +114,8 @@ def _print_report(report: DemoReport) -> None:
   Results      {report.results_dir}/results.jsonl; the documents and their truth are in documents.jsonl
 
   Nothing is left running. Next:
-    bros-batch up                          the same services, to stay, with a dashboard
-    bros-batch submit {report.results_dir}/documents.jsonl --prompt "Who is the vendor? {{text}}" --wait
-    bros-batch chat "What can you do?"     in another terminal"""
+    {program()} up                          the same services, to stay, with a dashboard
+    {program()} submit {report.results_dir}/documents.jsonl --prompt "Who is the vendor? {{text}}" --wait
+    {program()} chat "What can you do?"     in another terminal"""
     )
     sys.stdout.flush()

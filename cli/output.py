@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,14 @@ output_option = click.option(
 def print_json(value: Any) -> None:
     """One JSON document: indented for a person, one line for a pipe."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def program() -> str:
+    """How this person can call us: by name where PATH has it, else by its place beside this Python."""
+    if shutil.which("bros-batch"):
+        return "bros-batch"
+    path = Path(sys.executable).parent / "bros-batch"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def note(message: str) -> None:

@@ -12,6 +12,7 @@ import click
 
 from cli.configuration import load_settings, settings_options
 from cli.failure import Failure
+from cli.output import program
 from cli.service_options import DEFAULT_URL, local_url
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def _print_welcome(state: UpState) -> None:
   Model       {state.model}
   Data        {state.data_dir}
 
-  Try         bros-batch chat{url} "Hello"
-              bros-batch submit{url} docs.jsonl --prompt "Summarise: {{text}}" --wait
+  Try         {program()} chat{url} "Hello"
+              {program()} submit{url} docs.jsonl --prompt "Summarise: {{text}}" --wait
   Ctrl-C stops."""
     )
     sys.stdout.flush()

@@ -30,6 +30,7 @@ log = logging.getLogger("engine")
 
 # The I/O thread waits at most this long for the interpreter while the main thread computes.
 SWITCH_INTERVAL_S = 0.0005
+EXIT_USAGE = 2  # as argparse's: what was asked for can't be served, and starting again would not help
 SIMULATED_VOCAB_SIZE = 32_000
 SIMULATED_MAX_MODEL_LEN = 8192
 
@@ -193,7 +194,10 @@ def main() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         serve(parse_args(sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        log.error("%s", error)
+        return EXIT_USAGE
+    except OSError as error:
         log.error("%s", error)
         return 1
     return 0
