@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,8 +68,10 @@ def record(
     text: ModelText,
     until_s: float,
     turn: Turn | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> Tally:
-    """Record results until there are none or `time.monotonic()` reaches `until_s`."""
+    """Record results until there are none or `time.monotonic()` reaches `until_s`. `after_batch` is called each
+    time some have left Redis."""
     tally = Tally()
     recorder = _Recorder(database, redis, settings, text)
     start = b"0"  # first what a dead recorder had read
@@ -81,6 +83,8 @@ def record(
             start = b">"
             continue
         recorder.record(entries, tally)
+        if after_batch is not None:
+            after_batch()
         if time.monotonic() >= until_s:
             tally.more = True
             return tally

@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Literal, ParamSpec
 
 from kombu.exceptions import OperationalError as BrokerError
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -27,7 +28,7 @@ from bros_batch.ingest import Progress
 from bros_batch.ingest import ingest as ingest_job
 from bros_batch.prepare import prepare as prepare_items
 from bros_batch.record import record as record_results
-from bros_batch.settings import get_settings
+from bros_batch.settings import Settings, get_settings
 from bros_batch.states import JobStatus
 from bros_batch.sweep import sweep as sweep_all
 from engine.wire.protocol import RESULTS_KEY, items_key
@@ -104,11 +105,29 @@ def record() -> None:
         if mine is None:
             return
         text = prompts.load(settings.model)
-        tally = record_results(database, redis, settings, text, time.monotonic() + TURN_S, mine)
+        until_s = time.monotonic() + TURN_S
+        tally = record_results(database, redis, settings, text, until_s, mine, _Refill(redis, settings))
     for job_id in tally.finalizing:
         dispatch("finalize", job_id)
     if tally.more:
         dispatch("record")
+
+
+class _Refill:
+    """Asks for prepare as soon as recording brings the model's stream under its low-water mark, once a fall: the
+    engine is not to run dry until the next tick."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._asked = False
+
+    def __call__(self) -> None:
+        model = self._settings.model_name
+        is_low = int(self._redis.xlen(items_key(model))) < self._settings.queue_low_water
+        if is_low and not self._asked:
+            dispatch("prepare", model)
+        self._asked = is_low
 
 
 @app.task(name="bros.finalize")

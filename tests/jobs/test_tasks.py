@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from celery import Celery
 
 from bros_batch import store, tasks
 from bros_batch.celery_app import app, broker_url, configuration
@@ -153,3 +154,21 @@ def test_a_cancelled_job_ends_by_itself(world: World, group: Processes) -> None:
     assert len(world.file_lines(job.output_file_id)) == job.succeeded
     assert len(world.file_lines(job.error_file_id)) == job.cancelled
     wait_for(lambda: world.queue_length() == 0, 30, "an empty stream")
+
+
+@pytest.mark.parametrize("options", [{"queue_high_water": 40, "queue_low_water": 20}], ids=["short queue"])
+def test_recording_asks_for_more_when_the_queue_runs_low(world: World, group: Processes) -> None:
+    """With no clock to ask for it, and prepare asked for but once."""
+    group.worker()
+    job_id = world.running(batch_lines(200))
+    with Celery(broker=broker_url(world.settings)) as sender:
+        sender.conf.update(configuration(world.settings))
+        sender.send_task("bros.prepare", args=["sim"])
+
+        def over() -> bool:
+            world.engine.answer(world.engine.take(20))
+            sender.send_task("bros.record")
+            return world.job(job_id).status == "completed"
+
+        wait_for(over, 60, "the end of the job")
+    check_whole(world, job_id, 200)
