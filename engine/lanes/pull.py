@@ -21,11 +21,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from engine.core.types import FinishedEvent, TokenEvent
+from engine.lanes.admission import Admission
 from engine.lanes.delivery import Delivery
 from engine.lanes.exchange import Exchange
 from engine.lanes.results import ResultQueue
 from engine.wire import protocol
-from engine.wire.protocol import WorkItem, WorkResult
+from engine.wire.protocol import WorkResult
 
 log = logging.getLogger("engine.pull")
 
@@ -42,16 +43,15 @@ LONG_IDLE_MS = 10**9  # an idle time that any engine's claim timeout is below: t
 class PullLaneConfig:
     """`max_in_flight` entries are held at most: what the engine runs and a little that waits.
 
-    `about` is what a heartbeat tells of this engine. `refusal` says why a prompt of so many tokens can't be served.
+    `about` is what a heartbeat tells of this engine.
     """
 
     model: str
     engine_id: str
-    vocab_size: int
     max_in_flight: int
     claim_timeout_s: float
     max_deliveries: int
-    refusal: Callable[[int], str | None]
+    admission: Admission
     about: dict[str, Any]
 
 
@@ -197,7 +197,7 @@ class PullLane:
             self._fail_unread(entry_id, fields, "invalid_request", message)
             return
         delivery = Delivery(entry_id, item)
-        refused = self._refusal(item)
+        refused = self._config.admission.refusal(item.token_ids)
         if refused:
             self._results.put(entry_id, delivery.failure(self._config.engine_id, *refused))
             return
@@ -210,19 +210,6 @@ class PullLane:
                     self._end(delivery, delivery.result(self._config.engine_id))
 
             self._exchange.submit(request, sink)
-
-    def _refusal(self, item: WorkItem) -> tuple[str, str] | None:
-        """(code, message) of why an item can't be served."""
-        reason = self._config.refusal(len(item.token_ids))
-        if reason:
-            return ("context_length_exceeded" if item.token_ids else "invalid_request"), reason
-        beyond = next((t for t in item.token_ids if t >= self._config.vocab_size), None)
-        if beyond is not None:
-            return (
-                "invalid_request",
-                f"token id {beyond} is outside the vocabulary of {self._config.vocab_size}",
-            )
-        return None
 
     def _fail_unread(self, entry_id: bytes, fields: dict[bytes, bytes], code: str, message: str) -> None:
         """Answer an entry without reading its payload; the plain fields name the item."""

@@ -6,11 +6,11 @@ import asyncio
 import itertools
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.types import SLO
+from engine.lanes.admission import Admission
 from engine.lanes.connection import Connection
 from engine.lanes.exchange import Exchange
 from engine.wire.framing import Address
@@ -19,13 +19,13 @@ from engine.wire.protocol import Welcome
 
 @dataclass(frozen=True, slots=True)
 class SocketLaneConfig:
-    """`refusal` says why a prompt of so many tokens can never be served, or None."""
+    """`max_waiting_rt` open real-time requests are the most; more are told to come back."""
 
     welcome: Welcome
     token: str | None
     default_slo: SLO
     max_waiting_rt: int
-    refusal: Callable[[int], str | None]
+    admission: Admission
 
 
 class SocketLane:
