@@ -44,9 +44,8 @@ class Connection(asyncio.Protocol):
         self._lane = lane
         self._reader = FrameReader()
         self._transport: asyncio.Transport
-        self._prefix = f"s{next(lane.connection_numbers)}."
         self._greeted = False
-        self._open: dict[str, Lane] = {}
+        self._open: dict[str, Request] = {}  # by the client's id, which may be in use again after a cancel
         self._unsent = bytearray()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,8 +59,7 @@ class Connection(asyncio.Protocol):
         for task in self._tasks:
             task.cancel()
         for client_id in list(self._open):
-            self._lane.exchange.abort(self._prefix + client_id)
-            self._ended(client_id)
+            self._abort(client_id)
 
     def close(self) -> None:
         self.flush()
@@ -89,8 +87,7 @@ class Connection(asyncio.Protocol):
                 self._submit(message)
             case Cancel(id=client_id):
                 if client_id in self._open:
-                    self._lane.exchange.abort(self._prefix + client_id)
-                    self._ended(client_id)
+                    self._abort(client_id)
             case StatsQuery():
                 task = asyncio.get_running_loop().create_task(self._answer_stats())
                 self._tasks.add(task)
@@ -128,7 +125,7 @@ class Connection(asyncio.Protocol):
         now_s = monotonic()
         slo = SLO(message.slo.ttft_s, message.slo.tpot_s) if message.slo else config.default_slo
         request = Request(
-            self._prefix + message.id,
+            f"s{next(self._lane.request_numbers)}",
             lane,
             message.token_ids,
             sampling_params(message.sampling),
@@ -137,7 +134,7 @@ class Connection(asyncio.Protocol):
             priority=message.priority,
             deadline_s=monotonic_deadline_s(message.deadline_unix_s, now_s),
         )
-        self._open[message.id] = lane
+        self._open[message.id] = request
         if lane is Lane.RT:
             self._lane.count_rt(1)
 
@@ -179,8 +176,12 @@ class Connection(asyncio.Protocol):
             )
         )
 
+    def _abort(self, client_id: str) -> None:
+        self._lane.exchange.abort(self._open[client_id].request_id)
+        self._ended(client_id)
+
     def _ended(self, client_id: str) -> None:
-        if self._open.pop(client_id) is Lane.RT:
+        if self._open.pop(client_id).lane is Lane.RT:
             self._lane.count_rt(-1)
 
     async def _answer_stats(self) -> None:

@@ -34,7 +34,7 @@ class SocketLane:
     def __init__(self, config: SocketLaneConfig, exchange: Exchange) -> None:
         self.config = config
         self.exchange = exchange
-        self.connection_numbers = itertools.count()
+        self.request_numbers = itertools.count()
         self.connections: set[Connection] = set()
         self.unflushed: set[Connection] = set()
         self.num_open_rt = 0

@@ -10,6 +10,7 @@ import pytest
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire.client import EngineClient, EngineGone, EngineRejected
 from engine.wire.protocol import (
+    Cancel,
     Error,
     Finished,
     Hello,
@@ -157,6 +158,32 @@ async def test_malformed_frames_close_that_connection_only(tmp_path):
             assert said[-1].code == code
         assert len((await collect(good, [5]))[0]) == 12
         await good.close()
+
+
+async def test_an_id_used_again_after_a_cancel_gets_only_its_own_tokens(tmp_path):
+    """Tokens of the cancelled request may still be on their way when the next one of that id comes in."""
+    runner = endless_runner()
+    endless, short = Sampling(max_tokens=50_000, ignore_eos=True), GREEDY
+    with running_engine(tmp_path, runner) as engine:
+        reader, writer = await asyncio.open_unix_connection(engine.url.removeprefix("unix://"))
+        writer.write(frame(Hello()))
+
+        async def receive():
+            prefix = await reader.readexactly(4)
+            return decode_engine_message(await reader.readexactly(struct.unpack(">I", prefix)[0]))
+
+        await receive()
+        for i in range(20):
+            writer.write(frame(Submit("same", [5, i + 3], endless)))
+            assert isinstance(await receive(), Tokens)
+            writer.writelines([frame(Cancel("same")), frame(Submit("then", [9, i + 3], short))])
+            writer.writelines([frame(Cancel("then")), frame(Submit("then", [7, i + 3], short))])
+            token_ids = []
+            async with asyncio.timeout(10):
+                while not isinstance(message := await receive(), Finished):
+                    token_ids += message.ids if message.id == "then" else []
+            assert token_ids == runner.continuation([7, i + 3], short)
+        writer.close()
 
 
 async def test_tcp_needs_the_token(tmp_path):
