@@ -16,9 +16,9 @@ import zlib
 from pathlib import Path
 
 from engine.config import EngineConfig
-from engine.core.kv_cache import KVCacheManager
+from engine.core.kv_cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler, SchedulerConfig
-from engine.core.types import SLO
+from engine.core.types import SLO, Checkpoint, Policy, Preemption
 from engine.lanes.admission import Admission
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import IoThread, Lanes
@@ -52,6 +52,8 @@ def parse_args(arguments: list[str]) -> EngineConfig:
         about = field.metadata["help"] + shown
         if typing.get_origin(kind) is typing.Literal:
             parser.add_argument(flag, choices=typing.get_args(kind), default=default, help=about)
+        elif kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
         else:
             scalar = next(t for t in (*typing.get_args(kind), kind) if t in (int, float, str))
             name = scalar.__name__.upper()
@@ -156,8 +158,21 @@ def assemble(config: EngineConfig, runner: ModelRunner) -> tuple[EngineLoop, IoT
             max_model_len=info.max_model_len,
             max_num_batched_tokens=config.max_num_batched_tokens,
             reserved_rt_rows=min(max(1, info.max_num_seqs // 8), info.max_num_seqs - 1),
+            policy=Policy(config.policy),
+            default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
+            be_share=config.be_share,
         ),
-        KVCacheManager(info.num_blocks, info.block_size),
+        KVCacheManager(
+            info.num_blocks,
+            info.block_size,
+            KVOptions(
+                sharing=config.kv_sharing,
+                preemption=Preemption(config.kv_preemption),
+                checkpoint=Checkpoint(config.kv_checkpoint),
+                prefix_cache=config.prefix_cache,
+                num_host_slots=info.num_host_slots,
+            ),
+        ),
     )
     mailbox = Mailbox()
     io = IoThread(

@@ -28,6 +28,19 @@ class EngineConfig:
     max_num_batched_tokens: int = _flag(512, "tokens computed in a step")
     block_size: int = _flag(16, "tokens in a KV block")
     num_kv_blocks: int | None = _flag(None, "KV blocks (what memory allows)")
+    num_host_slots: int | None = _flag(
+        None, "tokens whose KV is kept in host memory when preempted (what memory allows)"
+    )
+    policy: Literal["bros", "priority", "fcfs"] = _flag(
+        "bros", "how steps are packed; the others are baselines"
+    )
+    kv_sharing: bool = _flag(True, "chat may use the free middle of bulk's KV blocks")
+    kv_preemption: Literal["truncate", "whole", "none"] = _flag(
+        "truncate", "what bulk loses when chat needs memory"
+    )
+    kv_checkpoint: Literal["lazy", "eager", "none"] = _flag("lazy", "when lost KV is copied to host memory")
+    prefix_cache: bool = _flag(True, "find the KV of known prefixes again")
+    be_share: float = _flag(0.05, "share of all tokens that bulk gets whatever chat needs")
     gpu_memory_utilization: float = _flag(0.9, "share of the GPU's memory to use")
     max_waiting_rt: int = _flag(512, "open fast-lane requests beyond which new ones are refused")
     be_prefetch: int = _flag(32, "bulk items held beside those that run")
@@ -40,17 +53,27 @@ class EngineConfig:
     simulated_token_s: float = _flag(0.0, "what each token of a step adds to that")
 
     def __post_init__(self) -> None:
-        may_be_zero = {"be_prefetch", "drain_grace_s", "simulated_step_s", "simulated_token_s"}
+        may_be_zero = {
+            "be_prefetch",
+            "drain_grace_s",
+            "num_host_slots",
+            "simulated_step_s",
+            "simulated_token_s",
+        }
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(value, int | float) and (
-                value < 0 or (value == 0 and option.name not in may_be_zero)
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (value < 0 or (value == 0 and option.name not in may_be_zero))
             ):
                 raise ValueError(f"{_flag_name(option.name)} is {value}; it must be positive")
         if self.max_num_seqs < 2:
             raise ValueError(
                 "--max-num-seqs is 1; it must be at least 2: a row of the fast lane's own, and one more"
             )
+        if self.be_share > 1:
+            raise ValueError(f"--be-share is {self.be_share:g}; it is a share, at most 1")
         if self.gpu_memory_utilization > 1:
             raise ValueError(
                 f"--gpu-memory-utilization is {self.gpu_memory_utilization:g}; it is a share, at most 1"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from engine.core.kv_cache import KVCacheManager
+from engine.core.kv_cache import KVCacheManager, KVOptions
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler, SchedulerConfig
-from engine.core.types import SLO, Event, FinishedEvent, Lane, SamplingParams, TokenEvent
+from engine.core.types import SLO, Event, FinishedEvent, Lane, Policy, SamplingParams, TokenEvent
 from engine.runner.base import ModelRunner, RunnerInfo
 from engine.runner.simulated import SimulatedRunner
 
@@ -16,7 +16,12 @@ _numbers = itertools.count()
 
 
 def runner_info(
-    *, num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 8, max_model_len: int = 128
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_num_seqs: int = 8,
+    max_model_len: int = 128,
+    num_host_slots: int = 64,
 ) -> RunnerInfo:
     return RunnerInfo(
         num_blocks=num_blocks,
@@ -26,6 +31,7 @@ def runner_info(
         vocab_size=500,
         device="simulated",
         dtype="none",
+        num_host_slots=num_host_slots,
     )
 
 
@@ -34,15 +40,23 @@ def simulated_runner(*, mean_output_tokens: int = 32, **info: int) -> SimulatedR
 
 
 def scheduler_for(
-    info: RunnerInfo, *, max_num_batched_tokens: int = 32, reserved_rt_rows: int = 1
+    info: RunnerInfo,
+    *,
+    max_num_batched_tokens: int = 32,
+    reserved_rt_rows: int = 1,
+    policy: Policy = Policy.BROS,
+    options: KVOptions | None = None,
 ) -> Scheduler:
+    """A scheduler whose checkpoints fill the runner's host slots, unless `options` say otherwise."""
     config = SchedulerConfig(
         max_num_seqs=info.max_num_seqs,
         max_model_len=info.max_model_len,
         max_num_batched_tokens=max_num_batched_tokens,
         reserved_rt_rows=reserved_rt_rows,
+        policy=policy,
     )
-    return Scheduler(config, KVCacheManager(info.num_blocks, info.block_size))
+    options = options or KVOptions(num_host_slots=info.num_host_slots)
+    return Scheduler(config, KVCacheManager(info.num_blocks, info.block_size, options))
 
 
 def request(

@@ -9,27 +9,7 @@ from __future__ import annotations
 
 from engine.core.types import Side
 
-
-class Extent:
-    """A run of one request's tokens [start, start + length) on one side of one block.
-
-    Grows and shrinks only at its end. `start` is a multiple of the block size.
-    """
-
-    __slots__ = ("block", "length", "side", "start")
-
-    def __init__(self, block: int, side: Side, start: int, length: int) -> None:
-        self.block = block
-        self.side = side
-        self.start = start
-        self.length = length
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
-
-    def __repr__(self) -> str:
-        return f"Extent(block={self.block}, {self.side.name}, tokens=[{self.start}, {self.end}))"
+NO_NODE = 0
 
 
 def slot_of(block: int, side: Side, index: int, block_size: int) -> int:
@@ -39,10 +19,33 @@ def slot_of(block: int, side: Side, index: int, block_size: int) -> int:
     return block * block_size + (block_size - 1 - index)
 
 
-def slots_of(extent: Extent, first: int, last: int, block_size: int) -> range:
-    """The slots of an extent's tokens number [first, last), in token order."""
-    if extent.side is Side.LEFT:
-        base = slot_of(extent.block, Side.LEFT, 0, block_size)
-        return range(base + first, base + last)
-    top = slot_of(extent.block, Side.RIGHT, 0, block_size)
-    return range(top - first, top - last, -1)
+class Extent:
+    """A run of one request's tokens [start, start + length) on one side of one block.
+
+    Grows and shrinks only at its end, up to `limit` tokens: it ends where the next multiple of the block size begins,
+    so that an extent of a whole block is one chunk of the prefix cache. `node` is that chunk's place in the cache, once
+    it has one. Token number i lies at slot `origin + i * stride`.
+    """
+
+    __slots__ = ("block", "length", "limit", "node", "origin", "side", "start", "stride")
+
+    def __init__(self, block: int, side: Side, start: int, length: int, block_size: int) -> None:
+        self.block = block
+        self.side = side
+        self.start = start
+        self.length = length
+        self.limit = block_size - start % block_size
+        self.node = NO_NODE
+        self.origin = slot_of(block, side, 0, block_size)
+        self.stride = 1 if side is Side.LEFT else -1
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def slots(self, first: int, last: int) -> range:
+        """The slots of its tokens number [first, last), in token order."""
+        return range(self.origin + first * self.stride, self.origin + last * self.stride, self.stride)
+
+    def __repr__(self) -> str:
+        return f"Extent(block={self.block}, {self.side.name}, tokens=[{self.start}, {self.end}))"

@@ -1,30 +1,69 @@
-"""Who holds which KV slots. Pure bookkeeping: the runner moves the data.
+"""Who holds which KV slots. Pure bookkeeping: plans carry the copies, the runner moves the data.
 
-Every block belongs to one request here and its tokens fill the block from their lane's side; a request that must make
-room loses a suffix (`truncate`), never its whole self unless asked.
+A block has two sides. RT fills blocks from the left, BE from the right, and a block may hold one extent of each:
+
+    block 7:  [ RT RT RT RT  .  .  .  .  .  .  . BE BE BE BE BE ]     room: 7 slots, for whichever comes first
+
+Preemption is truncation: RT grows on over BE's newest tokens, so what BE loses is a suffix, copied to the host before
+it is overwritten. A request never holds less than a prefix of itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from engine.core.blocks import Extent, slot_of, slots_of
+from engine.core.blocks import NO_NODE, Extent
+from engine.core.host_pool import HostPool
+from engine.core.plan import SlotCopy
+from engine.core.prefix import PrefixCache
 from engine.core.request import Request
-from engine.core.types import Lane, Side
+from engine.core.types import Checkpoint, Lane, Preemption, Side
+
+# Truncation takes this many slots at least: a victim loses its next tokens in any case, and each time costs a copy.
+QUANTUM_TOKENS = 4
+# Of all blocks, how many unreferenced prefix blocks a lane keeps from the other.
+PROTECTED_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class KVOptions:
+    """What the manager may do; each can be switched off to measure what it brings.
+
+    `sharing`: RT may use the free middle of BE's blocks. `num_host_slots`: tokens whose copies host memory holds.
+    """
+
+    sharing: bool = True
+    preemption: Preemption = Preemption.TRUNCATE
+    checkpoint: Checkpoint = Checkpoint.LAZY
+    prefix_cache: bool = True
+    num_host_slots: int = 0
 
 
 class KVCacheManager:
     """Hands out slots of `num_blocks` blocks of `block_size` slots each. O(1) a block moved."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, options: KVOptions | None = None) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
                 f"KV memory needs at least one block of one slot, got {num_blocks} of {block_size}"
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.options = options or KVOptions()
+        self.prefix = PrefixCache(block_size, int(num_blocks * PROTECTED_SHARE))
+        self.host = HostPool(0 if self.options.checkpoint is Checkpoint.NONE else self.options.num_host_slots)
+        self.copies_out: list[SlotCopy] = []  # for the next plan to take
+        self.num_saved_tokens = 0
         self._free_blocks = list(range(num_blocks - 1, -1, -1))
-        self._used_blocks = dict.fromkeys(Lane, 0)
+        self._room = [block_size] * num_blocks  # free slots of a block
+        self._holders = [
+            0
+        ] * num_blocks  # extents of a block: one a side, or one a request that shares a prefix
+        self._rt_extent = [False] * num_blocks  # the left side is taken
+        self._be_holder: list[Request | None] = [None] * num_blocks  # who grows on the right side
+        self._shareable: dict[int, None] = {}  # blocks whose left side RT may take; checked when they come up
+        self._used_blocks = dict.fromkeys(Side, 0)
 
     @property
     def num_slots(self) -> int:
@@ -32,88 +71,289 @@ class KVCacheManager:
 
     @property
     def num_free_blocks(self) -> int:
-        return len(self._free_blocks)
+        """Blocks to be had without taking anything from a request."""
+        return len(self._free_blocks) + self.prefix.num_idle_blocks
 
-    def room_tokens(self, request: Request) -> int:
-        """How many tokens `extend` could place for this request right now."""
-        last = request.extents[-1] if request.extents else None
-        in_last = self.block_size - last.length if last else 0
-        return in_last + len(self._free_blocks) * self.block_size
+    def usage(self) -> dict[Lane, int]:
+        """Blocks with tokens of each lane in them; a block may count for both."""
+        return {lane: self._used_blocks[Side.of(lane)] for lane in Lane}
 
-    def extend(self, request: Request, num_tokens: int) -> list[int] | None:
-        """Slots for the request's next `num_tokens` tokens, in token order; None, and nothing changed, if they
-        don't fit: the caller decides who makes room."""
-        extents = request.extents
-        size = self.block_size
-        last = extents[-1] if extents else None
-        if num_tokens == 1 and last is not None and last.length < size:
-            last.length += 1
-            return [slot_of(last.block, last.side, last.length - 1, size)]
-        in_last = size - last.length if last else 0
-        num_new_blocks = -(-(num_tokens - in_last) // size)
-        if num_new_blocks > len(self._free_blocks):
-            return None
+    # Getting slots --------------------------------------------------------------------------------------
+
+    def extend_each(self, requests: Sequence[Request]) -> list[int]:
+        """A slot for the next token of each, in their order, up to the first for which there is none."""
+        room = self._room
         slots: list[int] = []
-        if last is not None and in_last:
-            taken = min(in_last, num_tokens)
-            slots.extend(slots_of(last, last.length, last.length + taken, size))
-            last.length += taken
-        start = last.end if last else 0
-        side = Side.of(request.lane)
-        while len(slots) < num_tokens:
-            extent = Extent(self._free_blocks.pop(), side, start, min(size, num_tokens - len(slots)))
-            extents.append(extent)
-            self._used_blocks[request.lane] += 1
-            slots.extend(slots_of(extent, 0, extent.length, size))
-            start = extent.end
+        for request in requests:
+            tail = request.tail
+            if tail is not None and tail.length < tail.limit and room[tail.block]:
+                room[tail.block] -= 1
+                slots.append(tail.origin + tail.length * tail.stride)
+                tail.length += 1
+                continue
+            self.commit(request)
+            found = self.extend(request, 1)
+            if found is None:
+                break
+            slots += found
         return slots
 
+    def extend(self, request: Request, num_tokens: int) -> list[int] | None:
+        """Slots for the request's next `num_tokens` tokens, in token order; None, and nothing changed, if they don't
+        fit: the caller decides who makes room.
+
+        Looks in the request's own last extent, then for free blocks, then, for RT, into the middle of BE's blocks.
+        """
+        placed = self._place(request, num_tokens)
+        if sum(length for _, length in placed) < num_tokens:
+            return None
+        slots: list[int] = []
+        for block, length in placed:
+            tail = request.tail
+            if tail is not None and block == tail.block:
+                slots.extend(tail.slots(tail.length, tail.length + length))
+                tail.length += length
+                self._room[block] -= length
+            else:
+                slots.extend(self._open(request, block, length).slots(0, length))
+        return slots
+
+    def room_tokens(self, request: Request, at_most: int) -> int:
+        """How many of `at_most` tokens `extend` could place for this request right now."""
+        return sum(length for _, length in self._place(request, at_most))
+
+    def _place(self, request: Request, num_tokens: int) -> list[tuple[int, int]]:
+        """(block, tokens) for as many of the next tokens as there is room for; -1 stands for a block from the free."""
+        placed: list[tuple[int, int]] = []
+        tail, size = request.tail, self.block_size
+        position = tail.end if tail is not None else 0
+        if tail is not None:
+            taken = min(tail.limit - tail.length, self._room[tail.block], num_tokens)
+            if taken:
+                placed.append((tail.block, taken))
+                num_tokens -= taken
+                position += taken
+        num_free = self.num_free_blocks
+        while num_tokens and num_free:
+            taken = min(size - position % size, num_tokens)
+            placed.append((-1, taken))
+            num_free -= 1
+            num_tokens -= taken
+            position += taken
+        if num_tokens and request.lane is Lane.RT and self.options.sharing:
+            self._place_in_middles(position, num_tokens, placed)
+        return placed
+
+    def _place_in_middles(self, position: int, num_tokens: int, placed: list[tuple[int, int]]) -> None:
+        stale = []
+        for block in reversed(self._shareable):  # the newest have most room
+            if not self._is_shareable(block):
+                stale.append(block)
+                continue
+            taken = min(self._room[block], self.block_size - position % self.block_size, num_tokens)
+            placed.append((block, taken))
+            num_tokens -= taken
+            position += taken
+            if not num_tokens:
+                break
+        for block in stale:
+            del self._shareable[block]
+
+    def _is_shareable(self, block: int) -> bool:
+        return 0 < self._room[block] < self.block_size and not self._rt_extent[block]
+
+    def _open(self, request: Request, block: int, length: int) -> Extent:
+        """A new extent of the request, in a free block (-1) or in the middle of a given one."""
+        if block < 0:
+            block = self._free_blocks.pop() if self._free_blocks else self._evict()
+        side = Side.of(request.lane)
+        extent = Extent(block, side, request.tail.end if request.tail else 0, length, self.block_size)
+        request.extents.append(extent)
+        request.tail = extent
+        self._room[block] -= length
+        self._holders[block] += 1
+        self._used_blocks[side] += 1
+        if side is Side.LEFT:
+            self._rt_extent[block] = True
+            self._shareable.pop(block, None)
+        else:
+            self._be_holder[block] = request
+            self._shareable[block] = None
+        return extent
+
+    def _evict(self) -> int:
+        block = self.prefix.evict()
+        assert block is not None, "free blocks were counted that do not exist"
+        self._room[block] = self.block_size
+        return block
+
+    # Giving slots back ----------------------------------------------------------------------------------
+
     def truncate(self, request: Request, num_tokens: int) -> int:
-        """Keep the KV of the request's first `num_tokens` tokens only. Returns how many computed tokens it lost."""
+        """Keep the KV of the request's first `num_tokens` tokens at most: blocks found in the prefix cache are given up
+        whole. Returns how many computed tokens it lost."""
         extents = request.extents
-        while extents and extents[-1].start >= num_tokens:
-            self._free_blocks.append(extents.pop().block)
-            self._used_blocks[request.lane] -= 1
-        if extents and extents[-1].end > num_tokens:
-            extents[-1].length = num_tokens - extents[-1].start
-        lost = max(0, request.num_computed_tokens - num_tokens)
+        while extents and (
+            extents[-1].start >= num_tokens
+            or (extents[-1].end > num_tokens and self._is_indivisible(request, extents[-1]))
+        ):
+            self._release(extents.pop())
+        tail = request.tail = extents[-1] if extents else None
+        if tail is not None and tail.end > num_tokens:
+            self.prefix.forget(tail.block)
+            tail.node = NO_NODE
+            self._room[tail.block] += tail.end - num_tokens
+            tail.length = num_tokens - tail.start
+            if tail.side is Side.RIGHT:
+                self._be_holder[tail.block] = request  # which may have been another's that shared it
+            if tail.side is Side.RIGHT and not self._rt_extent[tail.block]:
+                self._shareable.pop(tail.block, None)
+                self._shareable[tail.block] = None  # last in, first looked at
+        request.num_chunks = min(request.num_chunks, len(extents))
+        if tail is not None and request.num_chunks == len(extents) and tail.node == NO_NODE:
+            request.num_chunks = max(0, request.num_chunks - 1)
+        kept = tail.end if tail is not None else 0
+        lost = max(0, request.num_computed_tokens - kept)
         request.num_computed_tokens -= lost
         return lost
 
+    def reclaim(self, victim: Request, num_tokens: int, step: int) -> int:
+        """Take `num_tokens` of the victim's newest tokens, and a few more, or all of it where preemption is whole.
+        What it lost is saved first where checkpoints are kept. Returns how many computed tokens it lost."""
+        computed = victim.num_computed_tokens
+        keep = 0
+        if self.options.preemption is not Preemption.WHOLE:
+            quantum = min(QUANTUM_TOKENS, self.block_size)
+            keep = max(0, computed - -(-num_tokens // quantum) * quantum)
+            keep = self._start_of_prefix(victim, keep)
+        if self.host.num_slots:
+            self._save(victim, keep, computed, step)
+        return self.truncate(victim, keep)
+
     def free(self, request: Request) -> None:
-        """The request is over: all its slots are free."""
+        """The request is over: all its slots and copies are free, last block first, so that of a cached prefix its
+        end is evicted before its beginning."""
+        self.commit(request)
         self.truncate(request, 0)
+        self.host.free(request)
 
-    def slots(self, request: Request) -> list[int]:
-        """The slots of all tokens the request holds KV for, in token order."""
-        size = self.block_size
-        return [s for extent in request.extents for s in slots_of(extent, 0, extent.length, size)]
+    def is_shared(self, extent: Extent) -> bool:
+        """Whether other requests hold the same tokens in the same block: giving it up frees nothing."""
+        return extent.length == self.block_size and self._holders[extent.block] > 1
 
-    def usage(self) -> dict[Lane, int]:
-        """Blocks in use, per lane."""
-        return dict(self._used_blocks)
+    def _is_indivisible(self, request: Request, extent: Extent) -> bool:
+        """Whether the request can only give up all of it: others read it, or it grew from the other lane's side."""
+        return self.is_shared(extent) or extent.side is not Side.of(request.lane)
 
-    def check_integrity(self, requests: Iterable[Request]) -> None:
-        """Verify every invariant from scratch, given all requests that may hold KV. Raises AssertionError."""
-        owner: dict[int, str] = {}
-        used = dict.fromkeys(Lane, 0)
-        for request in requests:
-            position = 0
-            for i, extent in enumerate(request.extents):
-                assert extent.start == position, f"{request}: gap before {extent}"
-                assert 0 < extent.length <= self.block_size, f"{request}: {extent} has an impossible length"
-                full = extent.length == self.block_size
-                assert full or i == len(request.extents) - 1, f"{request}: {extent} ends inside a block"
-                assert extent.side is Side.of(request.lane), f"{request}: {extent} grows from the wrong side"
-                assert extent.block not in owner, (
-                    f"block {extent.block}: {owner.get(extent.block)} and {request}"
-                )
-                owner[extent.block] = request.request_id
-                used[request.lane] += 1
-                position = extent.end
-            assert request.num_computed_tokens <= position, f"{request} has {position} slots"
-        free = set(self._free_blocks)
-        assert len(free) == len(self._free_blocks), "a block is free twice"
-        assert free.isdisjoint(owner), "a block is both free and in use"
-        assert len(free) + len(owner) == self.num_blocks, "a block is lost"
-        assert used == self._used_blocks, f"usage says {self._used_blocks}, counted {used}"
+    def _start_of_prefix(self, request: Request, num_tokens: int) -> int:
+        """Where a truncation to `num_tokens` really ends: some blocks are given up whole."""
+        for extent in reversed(request.extents):
+            if extent.end <= num_tokens:
+                break
+            if extent.start < num_tokens and self._is_indivisible(request, extent):
+                return extent.start
+        return num_tokens
+
+    def _release(self, extent: Extent) -> None:
+        block, side = extent.block, extent.side
+        self._holders[block] -= 1
+        if self._holders[block] and extent.length == self.block_size:
+            return  # others share this prefix
+        self._used_blocks[side] -= 1
+        if side is Side.LEFT:
+            self._rt_extent[block] = False
+        else:
+            self._be_holder[block] = None
+        if not self._holders[block]:
+            if not self.prefix.release(block, side):
+                self._room[block] = self.block_size
+                self._free_blocks.append(block)
+        else:
+            self._room[block] += extent.length
+            if side is Side.LEFT:
+                self._shareable[block] = None
+
+    # Copies and prefixes --------------------------------------------------------------------------------
+
+    def save_ahead(self, request: Request, at_most: int, step: int) -> int:
+        """Copy up to `at_most` of the request's newest computed tokens that have no copy, so that a later preemption
+        finds them saved. Returns how many."""
+        run = self.host.run_of(request)
+        end = request.num_computed_tokens
+        if run is not None and run.start <= end and run.end < end:
+            start, end = run.end, min(end, run.end + at_most)
+        else:
+            end = end if run is None or run.start > end else run.start
+            start = max(0, end - at_most)
+        return self._save(request, start, end, step) if start < end else 0
+
+    def _save(self, request: Request, start: int, end: int, step: int) -> int:
+        copies = self.host.save(request, start, self.slots(request, start, end), step)
+        if copies is None:
+            return 0
+        self.copies_out.append(copies)
+        self.num_saved_tokens += len(copies.host_slots)
+        return len(copies.host_slots)
+
+    def commit(self, request: Request) -> None:
+        """Make the request's full blocks of computed tokens known to the prefix cache."""
+        if not self.options.prefix_cache:
+            return
+        extents, size, i = request.extents, self.block_size, request.num_chunks
+        while i < len(extents):
+            extent = extents[i]
+            if extent.length < size or extent.end > request.num_computed_tokens:
+                break
+            parent = extents[i - 1].node if i else NO_NODE
+            token_ids = request.token_ids[extent.start : extent.end]
+            extent.node = self.prefix.insert(parent, token_ids, extent.block, extent.side)
+            i += 1
+        request.num_chunks = i
+
+    def match_prefix(self, request: Request) -> int:
+        """Take over cached blocks that continue what the request has computed, all but its last token at most.
+        Returns how many tokens they hold."""
+        extents, size = request.extents, self.block_size
+        start = position = request.num_computed_tokens
+        if not self.options.prefix_cache or request.num_chunks < len(extents) or position % size:
+            return 0
+        parent = extents[-1].node if extents else NO_NODE
+        while position + size < request.num_tokens:
+            found = self.prefix.find(parent, request.token_ids[position : position + size])
+            if found is None:
+                break
+            parent, block, side = found
+            if not self._holders[block]:
+                self.prefix.take(block, side)
+                self._used_blocks[side] += 1
+                self._rt_extent[block] = side is Side.LEFT
+            self._holders[block] += 1
+            extent = Extent(block, side, position, size, size)
+            extent.node = parent
+            extents.append(extent)
+            position += size
+        if position > start:
+            request.tail = extents[-1]
+            request.num_chunks = len(extents)
+            request.num_computed_tokens = position
+        self.prefix.num_queried_tokens += request.num_tokens - start
+        self.prefix.num_hit_tokens += position - start
+        return position - start
+
+    def slots(self, request: Request, start: int = 0, end: int | None = None) -> list[int]:
+        """The slots of the request's tokens [start, end), of all it holds by default, in token order."""
+        slots: list[int] = []
+        for extent in reversed(request.extents):
+            last = extent.end if end is None else min(end, extent.end)
+            first = max(start, extent.start)
+            if first < last:
+                slots.extend(reversed(extent.slots(first - extent.start, last - extent.start)))
+            if extent.start <= start:
+                break
+        slots.reverse()
+        return slots
+
+    def neighbour(self, request: Request) -> Request | None:
+        """The BE request in whose block this RT request grows: whose tokens it would take next."""
+        tail = request.tail
+        return self._be_holder[tail.block] if tail is not None and tail.length < tail.limit else None

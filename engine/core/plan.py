@@ -26,9 +26,22 @@ class RowStart:
 
 @dataclass(frozen=True, slots=True)
 class SlotCopy:
-    """K and V of `gpu_slots[i]` move to or from host slot `host_slots[i]`, in every layer."""
+    """K and V of device slot `device_slots[i]` are saved to host slot `host_slots[i]`, in every layer."""
 
-    gpu_slots: list[int]
+    device_slots: list[int]
+    host_slots: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """K and V of host slot `host_slots[i]` go to device slot `device_slots[i]`, in every layer. They are those of
+    positions [start, start + len(device_slots)) of the request in slot-table row `row`, whose entries they become.
+    Without host slots nothing is copied: a prefix was found in the cache, and only the table entries change.
+    """
+
+    row: int
+    start: int
+    device_slots: list[int]
     host_slots: list[int]
 
 
@@ -38,7 +51,7 @@ class StepPlan:
     slot-table row `rows[i]`; its token ids and slots are its run in the flat lists `token_ids` and `slots`
     (both of length sum(counts)). Where `samples[i]`, the step also draws the token that follows.
 
-    A runner carries it out in this order: copies out, row starts, copies in, forward pass, sampling.
+    A runner carries it out in this order: copies out, row starts, restores, forward pass, sampling.
     """
 
     rows: list[int]
@@ -49,7 +62,7 @@ class StepPlan:
     slots: list[int]
     row_starts: list[RowStart] = field(default_factory=list)
     copies_out: list[SlotCopy] = field(default_factory=list)
-    copies_in: list[SlotCopy] = field(default_factory=list)
+    restores: list[Restore] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:

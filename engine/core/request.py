@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import enum
+import math
 from collections.abc import Sequence
 
 from engine.core.blocks import Extent
 from engine.core.types import SLO, Lane, SamplingParams
+
+BEST_EFFORT = SLO(math.inf, math.inf)
+
+
+class State(enum.Enum):
+    """WAITING: has no row. BEHIND: has more than one token to compute. DECODING: has one. DONE: ended."""
+
+    WAITING = "waiting"
+    BEHIND = "behind"
+    DECODING = "decoding"
+    DONE = "done"
 
 
 class Request:
@@ -18,21 +31,29 @@ class Request:
     __slots__ = (
         "arrival_s",
         "deadline_s",
+        "due_s",
+        "end_tokens",
         "extents",
         "first_scheduled_s",
         "first_token_s",
         "lane",
         "last_step",
         "num_cached_tokens",
+        "num_chunks",
         "num_computed_tokens",
+        "num_lost_tokens",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_swaps",
         "order",
         "priority",
         "request_id",
         "row",
         "sampling",
         "slo",
+        "sort_key",
+        "state",
+        "tail",
         "token_ids",
     )
 
@@ -54,18 +75,26 @@ class Request:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
-        self.num_preemptions = 0
+        self.end_tokens = self.num_prompt_tokens + sampling.max_tokens  # prompt and output together, at most
         self.sampling = sampling
         self.arrival_s = arrival_s
-        self.slo = slo
+        self.slo = slo or BEST_EFFORT
         self.priority = priority
-        self.deadline_s = deadline_s
+        self.deadline_s = deadline_s  # of a BE request's job
+        self.due_s = arrival_s + self.slo.ttft_s  # when its next token is due
         self.first_token_s: float | None = None
         self.first_scheduled_s: float | None = None
         self.row: int | None = None
-        self.order = -1  # of arrival at the scheduler; breaks ties, also after losing a row
+        self.state = State.WAITING
+        self.order = -1  # of arrival at the scheduler
+        self.sort_key = (0.0, math.inf, -1)
         self.last_step = -1  # number of the last step that computed tokens of this request
+        self.num_preemptions = 0
+        self.num_lost_tokens = 0  # computed once, taken away, and not there again yet
+        self.num_swaps = 0  # how often BE went before its prompt
         self.extents: list[Extent] = []
+        self.tail: Extent | None = None  # the last of them
+        self.num_chunks = 0  # how many of them, from the first, are chunks of the prefix cache
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +103,17 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """More than one: it has a prompt to compute, or lost tokens to catch up with."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def arrive(self, order: int) -> None:
+        """It is number `order` at the scheduler, which breaks ties: the most urgent have the least `sort_key`, by
+        priority, then the job's deadline, then age."""
+        self.order = order
+        self.sort_key = (-self.priority, math.inf if self.deadline_s is None else self.deadline_s, order)
 
     def __repr__(self) -> str:
         return (

@@ -1,7 +1,7 @@
-"""What to compute next. Each step: RT first, then BE decode tokens, then BE prompt chunks, under a token budget.
+"""What to compute next: `schedule` packs a step, `update` takes in what it computed.
 
 A request has tokens, some of them computed; a step computes some more. New prompts, chunks of long ones, decoding and
-catching up after a truncation are all that same thing.
+catching up after a truncation are all that same thing. How a step is packed is the policy's: `engine.core.packer`.
 """
 
 from __future__ import annotations
@@ -9,44 +9,76 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import count
 
+from engine.core.baselines import BaselinePacker
+from engine.core.batch import Batch
+from engine.core.cost_model import CostModel
+from engine.core.finish import finished_event
 from engine.core.kv_cache import KVCacheManager
-from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.request import Request
-from engine.core.types import Event, FinishedEvent, FinishReason, Lane, TokenEvent, TokenLogprobs
-from engine.core.waiting import WaitingQueue
+from engine.core.kv_check import check_kv
+from engine.core.memory import Memory
+from engine.core.pace import Pace
+from engine.core.packer import BrosPacker
+from engine.core.plan import StepPlan, StepResult
+from engine.core.request import Request, State
+from engine.core.running import Running
+from engine.core.types import SLO, Event, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
+
+DEFAULT_SLO = SLO(ttft_s=0.5, tpot_s=0.1)
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """Limits of a step. `reserved_rt_rows` rows are never given to BE, so that a full house makes no chat wait."""
+    """Limits of a step, and what each lane is promised.
+
+    `reserved_rt_rows` rows are never given to BE, so that a full house makes no chat wait. `be_share` of all tokens is
+    BE's even when RT could use them all. A BE request preempted `max_preemptions` times is spared while there are
+    others. An RT prompt with time to spare may give its place to BE `max_swaps` times.
+    """
 
     max_num_seqs: int
     max_model_len: int
     max_num_batched_tokens: int
     reserved_rt_rows: int
+    policy: Policy = Policy.BROS
+    default_slo: SLO = DEFAULT_SLO
+    be_share: float = 0.05
+    max_preemptions: int = 8
+    max_swaps: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserved_rt_rows < self.max_num_seqs:
             raise ValueError(
                 f"reserved_rt_rows ({self.reserved_rt_rows}) must leave BE at least one of the {self.max_num_seqs} rows"
             )
+        if not 0 <= self.be_share <= 1:
+            raise ValueError(f"be_share ({self.be_share:g}) is a share of all tokens, between 0 and 1")
 
 
 class Scheduler:
     """Owns every request from `add` until its `FinishedEvent`. Reads no clock: time is an argument."""
 
-    def __init__(self, config: SchedulerConfig, kv: KVCacheManager) -> None:
+    def __init__(
+        self, config: SchedulerConfig, kv: KVCacheManager, cost_model: CostModel | None = None
+    ) -> None:
         self.config = config
         self.kv = kv
+        self.cost_model = cost_model or CostModel()
+        self.pace = Pace(config.default_slo, config.be_share, config.max_num_batched_tokens)
+        is_bros = config.policy is Policy.BROS
+        min_be_rows = max(1, int(config.be_share * config.max_num_seqs)) if is_bros else 0
+        self.running = Running(config.max_num_seqs, config.reserved_rt_rows if is_bros else 0, min_be_rows)
+        self.memory = Memory(
+            kv, self.running, self.cost_model, config.max_preemptions, config.policy is not Policy.FCFS
+        )
+        self._packer: BrosPacker | BaselinePacker = (
+            BrosPacker(self.running, self.memory, kv, self.pace, self.cost_model, config.max_swaps)
+            if is_bros
+            else BaselinePacker(config.policy, self.running, self.memory, kv)
+        )
         self._requests: dict[str, Request] = {}
-        self._waiting = {lane: WaitingQueue() for lane in Lane}
-        self._running: dict[Lane, dict[str, Request]] = {lane: {} for lane in Lane}
-        self._by_row: list[Request | None] = [None] * config.max_num_seqs
-        self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._order = count()
-        self._step = 0
-        self.num_preemptions = 0
-        self.num_truncated_tokens = 0
+        self._batch = Batch(0, 0.0, 0)  # the one being computed
+        self._max_tokens = min(config.max_model_len, kv.num_slots)  # of one request
 
     # Requests in and out --------------------------------------------------------------------------------
 
@@ -56,13 +88,13 @@ class Scheduler:
 
     def num_requests(self, lane: Lane) -> tuple[int, int]:
         """(running, waiting)."""
-        return len(self._running[lane]), len(self._waiting[lane])
+        return self.running.num_rows_of(lane), self.running.num_waiting[lane]
 
     def refusal(self, num_prompt_tokens: int) -> str | None:
         """Why a prompt of this length can never be served here, or None."""
         if num_prompt_tokens == 0:
             return "the prompt is empty; send at least one token"
-        limit = min(self.config.max_model_len, self.kv.num_slots)
+        limit = self._max_tokens
         if num_prompt_tokens >= limit:
             return (
                 f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have {limit}; "
@@ -78,8 +110,11 @@ class Scheduler:
         if reason:
             raise ValueError(reason)
         self._requests[request.request_id] = request
+        request.end_tokens = min(request.end_tokens, self._max_tokens)
         request.order = next(self._order)
-        self._waiting[request.lane].push(request)
+        request.sort_key = self._packer.sort_key(request)
+        self.running.num_waiting[request.lane] += 1
+        self._packer.enqueue(request)
 
     def abort(self, request_id: str, now_s: float) -> FinishedEvent | None:
         """End a request now; None if it has ended already."""
@@ -90,205 +125,58 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> StepPlan:
         """Choose the next step's tokens and give them slots. An empty plan means there is nothing to compute."""
-        self._step += 1
-        plan = StepPlan(rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[])
-        for request in self._running[Lane.RT].values():
-            self._place(request, plan)
-        self._admit(Lane.RT, plan, now_s)
-        behind: list[Request] = []
-        for request in self._running[Lane.BE].values():
-            if len(request.token_ids) - request.num_computed_tokens > 1:
-                behind.append(request)
-            else:
-                self._place(request, plan)
-        for request in behind:
-            self._place(request, plan)
-        self._admit(Lane.BE, plan, now_s)
-        return plan
-
-    def _place(self, request: Request, plan: StepPlan) -> bool:
-        """Add as many of the request's uncomputed tokens as budget and memory allow. False if that is none."""
-        start = request.num_computed_tokens
-        budget = self.config.max_num_batched_tokens - len(plan.token_ids)
-        wanted = min(len(request.token_ids) - start, budget)
-        if wanted <= 0:
-            return False
-        slots = self.kv.extend(request, wanted)
-        while slots is None:
-            if not self._make_room(request):
-                wanted = min(wanted, self.kv.room_tokens(request))
-                slots = self.kv.extend(request, wanted) if wanted else []
-                break
-            slots = self.kv.extend(request, wanted)
-        if not slots:
-            return False
-        assert request.row is not None
-        request.last_step = self._step
-        end = start + wanted
-        plan.rows.append(request.row)
-        plan.starts.append(start)
-        plan.counts.append(wanted)
-        plan.samples.append(end == len(request.token_ids))
-        if wanted == 1:
-            plan.token_ids.append(request.token_ids[start])
-        else:
-            plan.token_ids.extend(request.token_ids[start:end])
-        plan.slots.extend(slots)
-        return True
-
-    def _admit(self, lane: Lane, plan: StepPlan, now_s: float) -> None:
-        while len(plan.token_ids) < self.config.max_num_batched_tokens:
-            request = self._waiting[lane].peek()
-            if request is None or not self._has_memory_for(request) or not self._give_row(request):
-                return
-            assert request.row is not None
-            self._waiting[lane].pop()
-            self._running[lane][request.request_id] = request
-            if request.first_scheduled_s is None:
-                request.first_scheduled_s = now_s
-            plan.row_starts.append(
-                RowStart(
-                    row=request.row,
-                    request_id=request.request_id,
-                    token_ids=request.token_ids.copy(),
-                    num_prompt_tokens=request.num_prompt_tokens,
-                    slots=self.kv.slots(request),
-                    sampling=request.sampling,
-                )
-            )
-            self._place(request, plan)
-
-    def _has_memory_for(self, request: Request) -> bool:
-        """RT makes its own room. BE is admitted where its known tokens fit above a watermark of 1/64 of memory, so
-        that the ones already running can grow; alone, it needs no watermark."""
-        if request.lane is Lane.RT:
-            return True
-        alone = not self._running[Lane.BE] and not self._running[Lane.RT]
-        watermark = 0 if alone else self.kv.num_blocks // 64
-        return self.kv.room_tokens(request) >= request.num_tokens + watermark * self.kv.block_size
-
-    def _give_row(self, request: Request) -> bool:
-        rt = request.lane is Lane.RT
-        if rt and not self._free_rows:
-            victim = self._youngest(Lane.BE)
-            if victim is not None:
-                self._displace(victim)
-        if len(self._free_rows) <= (0 if rt else self.config.reserved_rt_rows):
-            return False
-        request.row = self._free_rows.pop()
-        self._by_row[request.row] = request
-        return True
-
-    def _make_room(self, request: Request) -> bool:
-        """Truncate somebody younger by a block. RT takes from BE first; nobody in this step's plan loses anything."""
-        victim = self._youngest(Lane.BE, holding_kv=True, than=request)
-        if victim is None and request.lane is Lane.RT:
-            victim = self._youngest(Lane.RT, holding_kv=True, than=request)
-        if victim is None:
-            return False
-        if (
-            victim.num_computed_tokens >= victim.num_tokens - 1
-        ):  # else it is behind already: the same preemption
-            self.num_preemptions += 1
-            victim.num_preemptions += 1
-        self.num_truncated_tokens += self.kv.truncate(victim, victim.extents[-1].start)
-        return True
-
-    def _youngest(
-        self, lane: Lane, *, holding_kv: bool = False, than: Request | None = None
-    ) -> Request | None:
-        """The latest admitted running request of the lane that this step has not planned. With `than` of the same
-        lane, only one admitted after it: so the oldest always gets through."""
-        for request in reversed(self._running[lane].values()):
-            if request is than:
-                return None
-            if request.last_step != self._step and (request.extents or not holding_kv):
-                return request
-        return None
-
-    def _displace(self, victim: Request) -> None:
-        """Take a running request's row and KV; it waits again and is served before newer ones."""
-        self.num_preemptions += 1
-        victim.num_preemptions += 1
-        self.num_truncated_tokens += self.kv.truncate(victim, 0)
-        self._release_row(victim)
-        del self._running[victim.lane][victim.request_id]
-        self._waiting[victim.lane].push(victim)
-
-    def _release_row(self, request: Request) -> None:
-        if request.row is not None:
-            self._by_row[request.row] = None
-            self._free_rows.append(request.row)
-            request.row = None
-
-    # Results --------------------------------------------------------------------------------------------
+        batch = self._batch = Batch(self._batch.number + 1, now_s, self.config.max_num_batched_tokens)
+        self._packer.pack(batch)
+        batch.plan.copies_out.extend(self.kv.copies_out)
+        batch.shape.copied += sum(len(copy.host_slots) for copy in self.kv.copies_out)
+        self.kv.copies_out.clear()
+        return batch.plan
 
     def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Event]:
         """Take in what a step computed; returns what its requests' owners should hear."""
+        self.cost_model.observe(self._batch.shape, now_s - self._batch.now_s)
         events: list[Event] = []
+        by_row, counts, samples, sampled = self.running.by_row, plan.counts, plan.samples, result.sampled
+        failed, stopped, logprobs = result.failed, result.stopped, result.logprobs
         for i, row in enumerate(plan.rows):
-            request = self._by_row[row]
+            request = by_row[row]
             assert request is not None, f"row {row} was planned but nobody holds it"
-            request.num_computed_tokens = plan.starts[i] + plan.counts[i]
-            if i in result.failed:
-                events.append(self._finish(request, FinishReason.ERROR, now_s, result.failed[i]))
-            elif plan.samples[i]:
-                self._append(request, result.sampled[i], result.logprobs.get(i), events, now_s)
-                reason = self._finish_reason(request, result.stopped[i])
-                if reason:
-                    events.append(self._finish(request, reason, now_s))
+            request.num_computed_tokens += counts[i]
+            if failed and i in failed:
+                events.append(self._finish(request, FinishReason.ERROR, now_s, failed[i]))
+                continue
+            if counts[i] > 1:
+                self.kv.commit(request)
+            if not samples[i]:
+                continue
+            if request.state is State.BEHIND:
+                self.running.caught_up(request)
+            token_ids = request.token_ids
+            token_ids.append(sampled[i])
+            events.append(TokenEvent(request.request_id, sampled[i], logprobs.get(i) if logprobs else None))
+            if request.first_token_s is None:
+                request.first_token_s = now_s
+                request.due_s = now_s + request.slo.tpot_s
+            else:
+                request.due_s += request.slo.tpot_s
+            if stopped[i]:
+                events.append(self._finish(request, FinishReason.STOP, now_s))
+            elif len(token_ids) >= request.end_tokens:
+                events.append(self._finish(request, FinishReason.LENGTH, now_s))
         return events
-
-    @staticmethod
-    def _append(
-        request: Request, token_id: int, logprobs: TokenLogprobs | None, events: list[Event], now_s: float
-    ) -> None:
-        request.token_ids.append(token_id)
-        if request.first_token_s is None:
-            request.first_token_s = now_s
-        events.append(TokenEvent(request.request_id, token_id, logprobs))
-
-    def _finish_reason(self, request: Request, stopped: bool) -> FinishReason | None:
-        if stopped:
-            return FinishReason.STOP
-        limit = min(self.config.max_model_len, self.kv.num_slots)
-        if request.num_output_tokens >= request.sampling.max_tokens or request.num_tokens >= limit:
-            return FinishReason.LENGTH
-        return None
 
     def _finish(
         self, request: Request, reason: FinishReason, now_s: float, message: str | None = None
     ) -> FinishedEvent:
         self.kv.free(request)
-        if request.row is None:
-            self._waiting[request.lane].discard(request)
-        else:
-            self._release_row(request)
-            del self._running[request.lane][request.request_id]
+        self.running.remove(request)
         del self._requests[request.request_id]
-        first_s = request.first_token_s
-        num_later = request.num_output_tokens - 1
-        return FinishedEvent(
-            request_id=request.request_id,
-            lane=request.lane,
-            reason=reason,
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_output_tokens=request.num_output_tokens,
-            num_cached_tokens=request.num_cached_tokens,
-            e2e_s=now_s - request.arrival_s,
-            queue_s=None
-            if request.first_scheduled_s is None
-            else request.first_scheduled_s - request.arrival_s,
-            ttft_s=None if first_s is None else first_s - request.arrival_s,
-            tpot_s=(now_s - first_s) / num_later if first_s is not None and num_later > 0 else None,
-            message=message,
-        )
+        event = finished_event(request, reason, now_s, message)
+        if event.slo_met is not None:
+            self.pace.count_finished(event.slo_met, now_s)
+        return event
 
     def check_integrity(self) -> None:
         """Verify the KV memory's invariants and that rows and queues agree. Raises AssertionError."""
-        self.kv.check_integrity(self._requests.values())
-        held = {row for row, request in enumerate(self._by_row) if request is not None}
-        assert held.isdisjoint(self._free_rows) and len(held) + len(self._free_rows) == len(self._by_row)
-        running = sum(len(r) for r in self._running.values())
-        assert len(held) == running
-        assert running + sum(len(queue) for queue in self._waiting.values()) == len(self._requests)
+        check_kv(self.kv, self._requests.values())
+        self.running.check_integrity(len(self._requests))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Lane(enum.Enum):
@@ -22,6 +23,30 @@ class Side(enum.Enum):
     @staticmethod
     def of(lane: Lane) -> Side:
         return Side.LEFT if lane is Lane.RT else Side.RIGHT
+
+
+class Policy(enum.Enum):
+    """How steps are packed: BROS, or a baseline to measure it against (`engine.core.baselines`)."""
+
+    BROS = "bros"
+    PRIORITY = "priority"
+    FCFS = "fcfs"
+
+
+class Preemption(enum.Enum):
+    """What a victim loses: a suffix, everything, or (NONE) nothing, and RT waits for memory."""
+
+    TRUNCATE = "truncate"
+    WHOLE = "whole"
+    NONE = "none"
+
+
+class Checkpoint(enum.Enum):
+    """When KV is copied to host memory: as it is about to be overwritten, ahead of that too, or never."""
+
+    LAZY = "lazy"
+    EAGER = "eager"
+    NONE = "none"
 
 
 class FinishReason(enum.Enum):
@@ -74,9 +99,8 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """A request got one more output token."""
+class TokenEvent(NamedTuple):
+    """A request got one more output token. A tuple, because there is one a token."""
 
     request_id: str
     token_id: int
@@ -88,7 +112,7 @@ class FinishedEvent:
     """A request ended; its KV and row are free. `message` says what was wrong when the reason is ERROR.
 
     Times in seconds since arrival (`tpot_s`: mean time per output token after the first); None where it never came
-    that far.
+    that far. `slo_met` says whether an RT request kept both its promises; None in the BE lane and after an abort.
     """
 
     request_id: str
@@ -101,6 +125,7 @@ class FinishedEvent:
     queue_s: float | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
+    slo_met: bool | None = None
     message: str | None = None
 
 

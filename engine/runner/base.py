@@ -11,7 +11,7 @@ from engine.core.plan import StepPlan, StepResult
 @dataclass(frozen=True, slots=True)
 class RunnerInfo:
     """What a runner can hold. `num_blocks * block_size` slots of KV memory; `max_num_seqs` slot-table rows of
-    `max_model_len` positions each."""
+    `max_model_len` positions each; `num_host_slots` slots of host memory for what preempted requests lose."""
 
     num_blocks: int
     block_size: int
@@ -20,6 +20,7 @@ class RunnerInfo:
     vocab_size: int
     device: str
     dtype: str
+    num_host_slots: int = 0
 
 
 class ModelRunner(Protocol):

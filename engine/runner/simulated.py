@@ -53,6 +53,7 @@ class SimulatedRunner:
         self._wait = wait
         self._mean_output_tokens = mean_output_tokens
         self._entries = [0] * (info.num_blocks * info.block_size)
+        self._host_entries = [0] * info.num_host_slots
         self._row_slots: list[list[int]] = [[] for _ in range(info.max_num_seqs)]
         self._row_start: list[RowStart | None] = [None] * info.max_num_seqs
 
@@ -61,9 +62,16 @@ class SimulatedRunner:
         return self._info
 
     def execute(self, plan: StepPlan) -> StepResult:
+        for copy in plan.copies_out:
+            for slot, host_slot in zip(copy.device_slots, copy.host_slots, strict=True):
+                self._host_entries[host_slot] = self._entries[slot]
         for row_start in plan.row_starts:
             self._row_start[row_start.row] = row_start
             self._row_slots[row_start.row] = list(row_start.slots)
+        for restore in plan.restores:
+            self._row_slots[restore.row][restore.start :] = restore.device_slots
+            for slot, host_slot in zip(restore.device_slots, restore.host_slots, strict=False):
+                self._entries[slot] = self._host_entries[host_slot]
         sampled = [-1] * len(plan.rows)
         stopped = [False] * len(plan.rows)
         offset = 0

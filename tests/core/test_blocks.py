@@ -1,4 +1,4 @@
-from engine.core.blocks import Extent, slot_of, slots_of
+from engine.core.blocks import Extent, slot_of
 from engine.core.types import Lane, Side
 
 
@@ -11,8 +11,13 @@ def test_rt_grows_from_the_left_and_be_from_the_right():
 
 def test_slots_of_a_run_agree_with_the_rule_for_one_token():
     for side in Side:
-        extent = Extent(3, side, 32, 16)
+        extent = Extent(3, side, 32, 16, 16)
         for first in range(16):
             for last in range(first, 17):
                 expected = [slot_of(3, side, i, 16) for i in range(first, last)]
-                assert list(slots_of(extent, first, last, 16)) == expected
+                assert list(extent.slots(first, last)) == expected
+
+
+def test_an_extent_ends_where_the_next_chunk_begins():
+    assert Extent(3, Side.LEFT, 32, 1, 16).limit == 16
+    assert Extent(3, Side.RIGHT, 42, 1, 16).limit == 6

@@ -60,7 +60,9 @@ async def test_many_requests_share_one_connection(tmp_path):
         answers = await asyncio.gather(*(collect(client, p) for p in prompts))
         for prompt, (token_ids, finished) in zip(prompts, answers, strict=True):
             assert token_ids == engine.runner.continuation(prompt, GREEDY)
-            assert finished == Finished(finished.id, "length", len(prompt), 12)
+            assert finished == Finished(
+                finished.id, "length", len(prompt), 12, cached_tokens=finished.cached_tokens
+            )
         stats = await client.stats()
         assert stats["lanes"]["rt"]["finished"] == {"length": 59}
         assert stats["lanes"]["rt"]["output_tokens"] == 59 * 12

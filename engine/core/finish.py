@@ -1,0 +1,35 @@
+"""What a request's owner hears at its end."""
+
+from __future__ import annotations
+
+from engine.core.request import Request
+from engine.core.types import FinishedEvent, FinishReason, Lane
+
+
+def finished_event(
+    request: Request, reason: FinishReason, now_s: float, message: str | None = None
+) -> FinishedEvent:
+    """The event, with the times the request took."""
+    arrival_s, first_s = request.arrival_s, request.first_token_s
+    num_later = request.num_output_tokens - 1
+    ttft_s = None if first_s is None else first_s - arrival_s
+    tpot_s = (now_s - first_s) / num_later if first_s is not None and num_later > 0 else None
+    slo_met = None
+    if request.lane is Lane.RT and reason in (FinishReason.STOP, FinishReason.LENGTH):
+        slo_met = (
+            ttft_s is not None and ttft_s <= request.slo.ttft_s and (tpot_s or 0.0) <= request.slo.tpot_s
+        )
+    return FinishedEvent(
+        request_id=request.request_id,
+        lane=request.lane,
+        reason=reason,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_output_tokens=request.num_output_tokens,
+        num_cached_tokens=request.num_cached_tokens,
+        e2e_s=now_s - arrival_s,
+        queue_s=None if request.first_scheduled_s is None else request.first_scheduled_s - arrival_s,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        slo_met=slo_met,
+        message=message,
+    )

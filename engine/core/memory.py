@@ -1,0 +1,191 @@
+"""Slots for a request's next tokens, and who loses some when there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.core.batch import Batch
+from engine.core.cost_model import CostModel
+from engine.core.kv_cache import KVCacheManager
+from engine.core.request import Request, State
+from engine.core.running import Running
+from engine.core.types import Checkpoint, Lane, Preemption
+
+# Tokens that eager checkpoints copy in a step, beside what has to be copied.
+AHEAD_TOKENS = 64
+
+
+class Memory:
+    """Nobody in a step's plan loses anything to that step. RT takes from BE, the latest to arrive first; within a lane
+    the older takes from the younger (and across lanes, without `rt_first`).
+
+    A request preempted `max_preemptions` times is spared while there are others, and the most urgent of BE then in any
+    case: so every BE request comes to its end.
+    """
+
+    def __init__(
+        self,
+        kv: KVCacheManager,
+        running: Running,
+        cost: CostModel,
+        max_preemptions: int,
+        rt_first: bool,
+    ) -> None:
+        self._kv = kv
+        self._running = running
+        self._cost = cost
+        self._max_preemptions = max_preemptions
+        self._rt_first = rt_first
+        self._last_victim: Request | None = None
+        self.num_preemptions = 0
+        self.num_truncated_tokens = 0
+        self.num_restored_tokens = {"copy": 0, "recompute": 0, "prefix": 0}
+
+    def take(self, request: Request, wanted: int, batch: Batch, *, force: bool = False) -> list[int]:
+        """Slots for the request's next `wanted` tokens, or for as many as can be had. RT, and BE that needs only one or
+        that is forced, make room at the cost of others."""
+        may_preempt = force or wanted == 1 or request.lane is Lane.RT
+        slots = self._kv.extend(request, wanted)
+        while slots is None:
+            room = self._kv.room_tokens(request, wanted)
+            victim = self._victim(request, batch.number, force) if may_preempt else None
+            if victim is None:
+                return (self._kv.extend(request, room) or []) if room else []
+            self._reclaim(victim, request, wanted - room, batch)
+            slots = self._kv.extend(request, wanted)
+        return slots
+
+    def find_prefix(self, request: Request) -> None:
+        """Gives a request that has just got its row what the prefix cache has of it."""
+        found = self._kv.match_prefix(request)
+        if request.first_scheduled_s is None:
+            request.num_cached_tokens = found
+        elif found:
+            self._count_restored(request, "prefix", found)
+
+    def catch_up(self, request: Request, batch: Batch) -> None:
+        """Brings back, without computing them, what can be of the tokens a running request lost."""
+        if not request.num_lost_tokens:
+            return
+        before = request.num_computed_tokens
+        found = self._kv.match_prefix(request)
+        if found:
+            batch.restore(request, before, self._kv.slots(request, before), [])
+            self._count_restored(request, "prefix", found)
+        saved = self._kv.host.restorable(request)
+        if not saved or not self._cost.is_copy_cheaper(request.num_computed_tokens, saved):
+            return
+        slots = self._kv.extend(request, min(saved, self._kv.room_tokens(request, saved)))
+        if slots:
+            host_slots = self._kv.host.read(request, len(slots), batch.number)
+            batch.restore(request, request.num_computed_tokens, slots, host_slots)
+            request.num_computed_tokens += len(slots)
+            self._count_restored(request, "copy", len(slots))
+
+    def count_computed(self, request: Request, num_tokens: int) -> None:
+        """A step computes these tokens; some of them for the second time."""
+        again = min(request.num_lost_tokens, num_tokens)
+        if again:
+            self._count_restored(request, "recompute", again)
+
+    def _count_restored(self, request: Request, how: str, num_tokens: int) -> None:
+        request.num_lost_tokens = max(0, request.num_lost_tokens - num_tokens)
+        self.num_restored_tokens[how] += num_tokens
+
+    def save_ahead(self, batch: Batch) -> None:
+        """Eager checkpoints: copy some of what would be lost next."""
+        if self._kv.options.checkpoint is not Checkpoint.EAGER or not self._kv.host.num_slots:
+            return
+        left = AHEAD_TOKENS
+        for request in reversed(self._running.decoding[Lane.BE].requests):
+            left -= self._kv.save_ahead(request, left, batch.number)
+            if left <= 0:
+                return
+
+    # Victims --------------------------------------------------------------------------------------------
+
+    def _victim(self, request: Request, step: int, force: bool) -> Request | None:
+        if not self._rt_first:
+            return self._younger(Lane.BE, step, request) or self._younger(Lane.RT, step, request)
+        if request.lane is Lane.RT:
+            victim = self._be_victim(request, step) or self._younger(Lane.RT, step, request)
+            return self._younger(Lane.BE, step, None) if victim is None and force else victim
+        victim = self._younger(Lane.BE, step, request)
+        if victim is None and force:
+            victim = self._younger(Lane.RT, step, None)
+        return victim
+
+    def _be_victim(self, request: Request, step: int) -> Request | None:
+        """Whose tokens RT takes: of the one it grows against, else of one already behind, else of the least urgent."""
+        if self._kv.options.preemption is Preemption.NONE:
+            return None
+        behind = self._last_victim
+        if behind is not None and behind.state is State.DECODING:
+            behind = None
+        for victim in (self._kv.neighbour(request), behind):
+            if victim is not None and self._may_lose(victim, step) and not self._is_spared(victim):
+                return victim
+        spared = None
+        for victim in self._be_least_urgent_first():
+            if self._may_lose(victim, step):
+                if not self._is_spared(victim):
+                    return victim
+                spared = spared or victim
+        return None if spared is None or spared is self._most_urgent_be() else spared
+
+    def _be_least_urgent_first(self) -> Iterable[Request]:
+        yield from reversed(self._running.parked)
+        yield from reversed(self._running.behind[Lane.BE].requests)
+        yield from reversed(self._running.decoding[Lane.BE].requests)
+
+    def _most_urgent_be(self) -> Request | None:
+        first = [
+            requests.requests[0]
+            for requests in (self._running.behind[Lane.BE], self._running.decoding[Lane.BE])
+            if requests.requests
+        ]
+        return min(first, key=lambda r: r.sort_key, default=None)
+
+    def _younger(self, lane: Lane, step: int, than: Request | None) -> Request | None:
+        """The least urgent request of the lane that may lose something, less urgent than `than` where that is given."""
+        candidates = [
+            *list(reversed(self._running.parked))[:1] * (lane is Lane.BE),
+            *self._last_losable(self._running.behind[lane].requests, step),
+            *self._last_losable(self._running.decoding[lane].requests, step),
+        ]
+        victim = max(
+            (r for r in candidates if self._may_lose(r, step)), key=lambda r: r.sort_key, default=None
+        )
+        if victim is None or (than is not None and victim.sort_key <= than.sort_key):
+            return None
+        return victim
+
+    def _last_losable(self, requests: list[Request], step: int) -> list[Request]:
+        return next(([r] for r in reversed(requests) if self._may_lose(r, step)), [])
+
+    def _may_lose(self, victim: Request, step: int) -> bool:
+        return (
+            victim.last_step != step
+            and victim.state is not State.DONE
+            and victim.tail is not None
+            and not self._kv.is_shared(victim.tail)
+        )
+
+    def _is_spared(self, victim: Request) -> bool:
+        return victim.num_preemptions >= self._max_preemptions
+
+    def _reclaim(self, victim: Request, request: Request, num_tokens: int, batch: Batch) -> None:
+        """RT takes slots as it needs them; BE, which grows in blocks of its own, takes one."""
+        if victim.state is State.DECODING:  # else it is behind already: the same preemption
+            self.num_preemptions += 1
+            victim.num_preemptions += 1
+        if request.lane is Lane.BE or not self._rt_first:
+            assert victim.tail is not None
+            num_tokens = victim.num_computed_tokens - victim.tail.start
+        lost = self._kv.reclaim(victim, num_tokens, batch.number)
+        batch.has_preempted = True
+        victim.num_lost_tokens += lost
+        self.num_truncated_tokens += lost
+        if victim.lane is Lane.BE:
+            self._last_victim = victim
+        self._running.fell_behind(victim)

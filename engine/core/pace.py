@@ -1,0 +1,89 @@
+"""How long the next step may take: what the chats' deadlines leave, and what bulk is owed in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.core.request import Request
+from engine.core.types import SLO
+
+# Deadlines are aimed at a little early: the answer has a way to go after the step.
+TTFT_SAFETY = 0.9
+TPOT_SAFETY = 0.95
+# Of the default TTFT: what an RT request may find itself waiting for when it arrives.
+CAP_START, CAP_FLOOR, CAP_GROWTH = 0.5, 0.02, 0.002
+CAP_SHRINK = 0.7
+# A miss may come from the same long step as the one before it: they count once.
+MISS_WINDOW_S = 2.0
+# Running error of the cost model beyond which steps are shortened no more, and below which no less.
+MARGIN_LEAST, MARGIN_MOST = 0.02, 0.2
+
+
+def deadline_s(request: Request) -> float:
+    """When to have the request's next token ready, to be on time with a little to spare."""
+    if request.first_token_s is None:
+        return request.arrival_s + TTFT_SAFETY * request.slo.ttft_s
+    return request.first_token_s + TPOT_SAFETY * (request.due_s - request.first_token_s)
+
+
+class Pace:
+    """Limits of steps. Times in seconds.
+
+    `cap_s` bounds a step that no deadline bounds, because a request may arrive while it runs. It shrinks by a factor
+    when deadlines are missed and grows by small steps while they are kept, as TCP's window does (RFC 5681).
+    """
+
+    def __init__(self, default_slo: SLO, be_share: float, max_owed_tokens: int) -> None:
+        self._ttft_s = default_slo.ttft_s
+        self._be_share = be_share
+        self._max_owed_tokens = max_owed_tokens
+        self.cap_s = CAP_START * default_slo.ttft_s
+        self.limit_s = self.cap_s  # of the last step
+        self.be_owed_tokens = 0.0
+        self.num_met = 0
+        self.num_missed = 0
+        self._last_miss_s = float("-inf")
+
+    def set_limit(
+        self,
+        decoding: Iterable[Request],
+        prompt: Request | None,
+        prompt_s: float,
+        error_ratio: float,
+        now_s: float,
+    ) -> float:
+        """The time limit of the next step, which gives each of `decoding` a token and computes (some of) `prompt`, the
+        most urgent one, whose own work takes `prompt_s`. Never negative."""
+        limit_s = self.cap_s
+        for request in decoding:
+            limit_s = min(limit_s, deadline_s(request) - now_s)
+        if prompt is not None:
+            # A first token is worth no longer a step than those after it.
+            limit_s = min(limit_s, max(prompt_s, min(prompt.slo.tpot_s, deadline_s(prompt) - now_s)))
+        margin = min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
+        self.limit_s = max(0.0, limit_s * (1 - margin))
+        return self.limit_s
+
+    def count_step(self, num_tokens: int, num_be_tokens: int, be_has_work: bool) -> None:
+        """BE is owed a share of all tokens as long as it has work."""
+        if be_has_work:
+            owed = self.be_owed_tokens + self._be_share * num_tokens - num_be_tokens
+            self.be_owed_tokens = min(max(owed, 0.0), self._max_owed_tokens)
+        else:
+            self.be_owed_tokens = 0.0
+
+    @property
+    def is_be_starving(self) -> bool:
+        """BE has got nothing for so long that it may take from RT."""
+        return self.be_owed_tokens >= self._max_owed_tokens
+
+    def count_finished(self, met: bool, now_s: float) -> None:
+        """An RT request ended, its promises kept or not."""
+        if met:
+            self.num_met += 1
+            self.cap_s = min(CAP_START * self._ttft_s, self.cap_s + CAP_GROWTH * self._ttft_s)
+            return
+        self.num_missed += 1
+        if now_s - self._last_miss_s >= MISS_WINDOW_S:
+            self._last_miss_s = now_s
+            self.cap_s = max(CAP_FLOOR * self._ttft_s, self.cap_s * CAP_SHRINK)

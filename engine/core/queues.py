@@ -1,0 +1,77 @@
+"""Requests in order of urgency: those that wait for a row, those that hold one, and RT prompts by deadline."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from engine.core.request import Request, State
+
+_sort_key = attrgetter("sort_key")
+
+
+class WaitingQueue:
+    """Requests without a row, the most urgent first. One that got a row or ended stays in the heap and is dropped when
+    it comes up: no search through a backlog."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[float, float, int], int, Request]] = []
+
+    def push(self, request: Request) -> None:
+        heapq.heappush(self._heap, (request.sort_key, id(request), request))
+
+    def peek(self) -> Request | None:
+        """The most urgent request, or None."""
+        while self._heap:
+            request = self._heap[0][2]
+            if request.state is State.WAITING:
+                return request
+            heapq.heappop(self._heap)
+        return None
+
+
+class SortedRequests:
+    """Requests that hold a row, the most urgent first."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+    def add(self, request: Request) -> None:
+        insort(self.requests, request, key=_sort_key)
+
+    def remove(self, request: Request) -> None:
+        i = bisect_left(self.requests, request.sort_key, key=_sort_key)
+        assert self.requests[i] is request
+        del self.requests[i]
+
+
+class PromptQueue:
+    """RT requests with a prompt (or lost tokens) to compute, in or out of a row, the first due first. An entry is good
+    as long as its request still has that due time and is behind."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Request]] = []
+
+    def push(self, request: Request) -> None:
+        heapq.heappush(self._heap, (request.due_s, id(request), request))
+
+    def peek(self) -> Request | None:
+        """The request that is due first, or None."""
+        while self._heap:
+            due_s, _, request = self._heap[0]
+            if due_s == request.due_s and request.state in (State.WAITING, State.BEHIND):
+                return request
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> Request:
+        """Take out what `peek` gave."""
+        return heapq.heappop(self._heap)[2]
