@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.core.cost_model import CostModel
 from engine.core.kv_cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler, SchedulerConfig
 from engine.core.types import SLO, Checkpoint, Policy, Preemption
@@ -24,6 +25,7 @@ from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import IoThread, Lanes
 from engine.lanes.socket import SocketLane, SocketLaneConfig
 from engine.loop import EngineLoop
+from engine.profiling import first_cost_model, store_cost_model
 from engine.runner.base import ModelRunner, RunnerInfo
 from engine.wire.protocol import PROTOCOL_VERSION, Welcome
 
@@ -149,7 +151,9 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
     return socket_lane, PullLane(pull_config, exchange, Redis.from_url(config.redis_url))
 
 
-def assemble(config: EngineConfig, runner: ModelRunner) -> tuple[EngineLoop, IoThread]:
+def assemble(
+    config: EngineConfig, runner: ModelRunner, cost_model: CostModel | None = None
+) -> tuple[EngineLoop, IoThread]:
     """The loop around a runner, and the I/O thread that feeds it; neither is started."""
     info = runner.info
     scheduler = Scheduler(
@@ -173,6 +177,7 @@ def assemble(config: EngineConfig, runner: ModelRunner) -> tuple[EngineLoop, IoT
                 num_host_slots=info.num_host_slots,
             ),
         ),
+        cost_model,
     )
     mailbox = Mailbox()
     io = IoThread(
@@ -188,7 +193,12 @@ def serve(config: EngineConfig) -> None:
     """Load, open the lanes, and run the loop until a drain ends."""
     runner = make_runner(config)
     info = runner.info
-    loop, io = assemble(config, runner)
+    cost_model = None
+    if config.runner == "torch":
+        cost_model = first_cost_model(
+            config.model, runner, config.max_num_batched_tokens, config.profile_s, time.perf_counter
+        )
+    loop, io = assemble(config, runner, cost_model)
     io.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: io.request_drain())
@@ -198,6 +208,8 @@ def serve(config: EngineConfig) -> None:
     )  # fmt: skip
     loop.run()
     io.join()
+    if cost_model is not None:
+        store_cost_model(config.model, info, cost_model)
     runner.close()
     log.info("stopped")
 

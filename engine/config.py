@@ -44,6 +44,9 @@ class EngineConfig:
     gpu_memory_utilization: float = _flag(0.9, "share of the GPU's memory to use")
     max_waiting_rt: int = _flag(512, "open fast-lane requests beyond which new ones are refused")
     be_prefetch: int = _flag(32, "bulk items held beside those that run")
+    profile_s: float = _flag(
+        3.0, "time to measure steps at the first start with a model; 0 learns as it serves"
+    )
     default_ttft_s: float = _flag(0.5, "time to first token of requests that name none")
     default_tpot_s: float = _flag(0.1, "time per output token of requests that name none")
     claim_timeout_s: float = _flag(60.0, "silence after which an engine's bulk items are taken over")

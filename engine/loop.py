@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from engine.core.overload import Outlook, outlook
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.types import Event, FinishedEvent, FinishReason
+from engine.core.types import Event, FinishedEvent, FinishReason, Lane
 from engine.metrics import EngineMetrics
 from engine.runner.base import ModelRunner
 
@@ -29,9 +30,10 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class QueryStats:
-    """Ask for a snapshot, answered by a `StatsEvent` with the same tag."""
+    """Ask for a snapshot, answered by a `StatsEvent` with the same tag; with a picture of KV memory if `with_memory`."""
 
     tag: str
+    with_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ LoopEvent = Event | StatsEvent
 
 class EngineLoop:
     """`receive(wait)` gives the messages that came in; with `wait` it blocks until there is at least one.
-    `send` takes the events of a step. `clock` gives seconds, monotonic."""
+    `send` takes the events of a step. `clock` gives seconds, monotonic. `publish`, where there is one, gets the RT lane's
+    outlook after every step."""
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class EngineLoop:
         receive: Callable[[bool], Iterable[Message]],
         send: Callable[[list[LoopEvent]], None],
         clock: Callable[[], float],
+        publish: Callable[[Outlook], None] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -71,6 +75,8 @@ class EngineLoop:
         self._receive = receive
         self._send = send
         self._clock = clock
+        self.publish = publish
+        self._num_received = self._num_received_tokens = 0  # RT
         self._running = True
 
     def run(self) -> None:
@@ -78,16 +84,20 @@ class EngineLoop:
         idle = not self.scheduler.has_work
         while self._running:
             events = self._take_in(self._receive(idle))
+            self.metrics.observe_events(events)
             plan = self.scheduler.schedule(self._clock())
             if not plan.is_empty:
                 started_s = self._clock()
                 result = self.runner.execute(plan)
                 now_s = self._clock()
-                events += self.scheduler.update(plan, result, now_s)
+                heard = self.scheduler.update(plan, result, now_s)
                 self.metrics.observe_step(plan, now_s - started_s)
+                self.metrics.observe_events(heard)
+                events += heard
             if events:
-                self.metrics.observe_events(events)
                 self._send(events)
+            if self.publish is not None:
+                self.publish(outlook(self.scheduler, self._num_received, self._num_received_tokens))
             idle = plan.is_empty
 
     def _take_in(self, messages: Iterable[Message]) -> list[LoopEvent]:
@@ -99,8 +109,11 @@ class EngineLoop:
                 case Abort(request_id):
                     finished = self.scheduler.abort(request_id, self._clock())
                     events += [finished] if finished else []
-                case QueryStats(tag):
-                    events.append(StatsEvent(tag, self.metrics.snapshot(self.scheduler)))
+                case QueryStats(tag, with_memory):
+                    values = self.metrics.snapshot(self.scheduler)
+                    if with_memory:
+                        values["memory"] = self.metrics.memory(self.scheduler.kv, self._clock())
+                    events.append(StatsEvent(tag, values))
                 case Stop():
                     self._running = False
                 case _:
@@ -109,6 +122,9 @@ class EngineLoop:
 
     def _add(self, request: Request) -> list[LoopEvent]:
         """A request the scheduler refuses fails alone."""
+        if request.lane is Lane.RT:
+            self._num_received += 1
+            self._num_received_tokens += request.num_prompt_tokens
         try:
             self.scheduler.add(request)
         except ValueError as error:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from engine.core.kv_cache import KVCacheManager
+from engine.core.kv_view import occupancy
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
-from engine.core.types import FinishedEvent, Lane
+from engine.core.types import FinishedEvent, Lane, TokenEvent
 
 # Upper bounds in seconds; the last bucket is open. From an idle fast lane to a long document.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 RECENT_REQUESTS = 512
+MEMORY_CELLS = 256
+MEMORY_AGE_S = 1.0  # a picture of memory is drawn once in so long, whoever asks
 
 
 class Histogram:
@@ -43,6 +48,26 @@ class Histogram:
         }
 
 
+class Attainment:
+    """How many requests were promised something and got it: in all, and of the latest."""
+
+    def __init__(self) -> None:
+        self.num_met = 0
+        self.num_missed = 0
+        self._recent: deque[bool] = deque(maxlen=RECENT_REQUESTS)
+
+    def observe(self, met: bool) -> None:
+        if met:
+            self.num_met += 1
+        else:
+            self.num_missed += 1
+        self._recent.append(met)
+
+    def snapshot(self) -> dict[str, Any]:
+        ratio = self._recent.count(True) / len(self._recent) if self._recent else None
+        return {"met": self.num_met, "missed": self.num_missed, "recent_ratio": ratio}
+
+
 class LaneMetrics:
     """One lane's finished requests."""
 
@@ -51,6 +76,7 @@ class LaneMetrics:
         self.cached_tokens = 0
         self.output_tokens = 0
         self.finished: dict[str, int] = {}
+        self.slo = Attainment()
         self.queue = Histogram()
         self.ttft = Histogram()
         self.tpot = Histogram()
@@ -62,6 +88,8 @@ class LaneMetrics:
         self.output_tokens += event.num_output_tokens
         self.finished[event.reason.value] = self.finished.get(event.reason.value, 0) + 1
         self.e2e.observe(event.e2e_s)
+        if event.slo_met is not None:
+            self.slo.observe(event.slo_met)
         for histogram, value_s in (
             (self.queue, event.queue_s),
             (self.ttft, event.ttft_s),
@@ -76,6 +104,7 @@ class LaneMetrics:
             "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
             "finished": dict(self.finished),
+            "slo": self.slo.snapshot(),
             "queue": self.queue.snapshot(),
             "ttft": self.ttft.snapshot(),
             "tpot": self.tpot.snapshot(),
@@ -91,16 +120,28 @@ class EngineMetrics:
         self.computed_tokens = 0
         self.iteration = Histogram()
         self.lanes = {lane: LaneMetrics() for lane in Lane}
+        self._memory: dict[str, Any] = {}
+        self._memory_at_s = float("-inf")
 
     def observe_step(self, plan: StepPlan, elapsed_s: float) -> None:
         self.num_steps += 1
         self.computed_tokens += plan.num_tokens
         self.iteration.observe(elapsed_s)
 
-    def observe_events(self, events: Iterable[object]) -> None:
-        for event in events:
-            if isinstance(event, FinishedEvent):
+    def observe_events(self, events: Sequence[object]) -> None:
+        """Events in the scheduler's order: what ended comes after the tokens, which need no look."""
+        for event in reversed(events):
+            if type(event) is TokenEvent:
+                return
+            if type(event) is FinishedEvent:
                 self.lanes[event.lane].observe(event)
+
+    def memory(self, kv: KVCacheManager, now_s: float) -> dict[str, Any]:
+        """What lies where in KV memory, a second ago at the most: `Occupancy` as data, and the tokens a block has."""
+        if now_s - self._memory_at_s >= MEMORY_AGE_S:
+            self._memory_at_s = now_s
+            self._memory = {"block_size": kv.block_size, **asdict(occupancy(kv, MEMORY_CELLS))}
+        return self._memory
 
     def snapshot(self, scheduler: Scheduler) -> dict[str, Any]:
         """Everything, as data that msgpack and JSON can carry. Blocks and tokens are counts, times seconds."""

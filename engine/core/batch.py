@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from engine.core.cost_model import StepShape
 from engine.core.plan import Restore, RowStart, StepPlan
-from engine.core.request import Request
+from engine.core.request import Request, State
 from engine.core.types import Lane
 
 
@@ -21,6 +21,8 @@ class Batch:
         self.tokens_left = max_tokens
         self.num_be_tokens = 0
         self.has_preempted = False
+        self.chunks: list[tuple[int, Request]] = []  # index in the plan; a prompt or a part of one
+        self.singles: list[tuple[int, list[Request]]] = []  # index of the first; one token each
 
     def start_row(self, request: Request, slots: list[int]) -> None:
         """The request has been given a row; `slots` are those of the tokens it has computed already."""
@@ -48,6 +50,10 @@ class Batch:
         plan, start, num_tokens = self.plan, request.num_computed_tokens, len(slots)
         assert request.row is not None and num_tokens
         end = start + num_tokens
+        if request.state is State.DECODING:
+            self.singles.append((len(plan.rows), [request]))
+        else:
+            self.chunks.append((len(plan.rows), request))
         plan.rows.append(request.row)
         plan.starts.append(start)
         plan.counts.append(num_tokens)
@@ -58,11 +64,12 @@ class Batch:
         self.shape.add_chunk(start, num_tokens)
         self._count(request.lane, num_tokens)
 
-    def add_singles(self, requests: Sequence[Request], starts: Sequence[int], slots: Sequence[int]) -> None:
-        """Compute the last known token of each of these requests of one lane; `starts` are their positions."""
+    def add_singles(self, requests: list[Request], starts: Sequence[int], slots: Sequence[int]) -> None:
+        """Compute the last known token of each of these decoding requests of one lane; `starts` are their positions."""
         if not requests:
             return
         plan, number, num_rows = self.plan, self.number, len(requests)
+        self.singles.append((len(plan.rows), requests))
         plan.rows.extend([request.row for request in requests])  # type: ignore[misc]  # they all have one
         plan.starts.extend(starts)
         plan.counts.extend([1] * num_rows)

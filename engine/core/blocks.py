@@ -12,19 +12,12 @@ from engine.core.types import Side
 NO_NODE = 0
 
 
-def slot_of(block: int, side: Side, index: int, block_size: int) -> int:
-    """The slot of an extent's token number `index`, 0 <= index < block_size."""
-    if side is Side.LEFT:
-        return block * block_size + index
-    return block * block_size + (block_size - 1 - index)
-
-
 class Extent:
     """A run of one request's tokens [start, start + length) on one side of one block.
 
     Grows and shrinks only at its end, up to `limit` tokens: it ends where the next multiple of the block size begins,
     so that an extent of a whole block is one chunk of the prefix cache. `node` is that chunk's place in the cache, once
-    it has one. Token number i lies at slot `origin + i * stride`.
+    it has one. Token number i lies at slot `origin + i * stride`: nothing else says which slot a token takes.
     """
 
     __slots__ = ("block", "length", "limit", "node", "origin", "side", "start", "stride")
@@ -36,8 +29,12 @@ class Extent:
         self.length = length
         self.limit = block_size - start % block_size
         self.node = NO_NODE
-        self.origin = slot_of(block, side, 0, block_size)
-        self.stride = 1 if side is Side.LEFT else -1
+        if side is Side.LEFT:
+            self.origin = block * block_size
+            self.stride = 1
+        else:
+            self.origin = block * block_size + block_size - 1
+            self.stride = -1
 
     @property
     def end(self) -> int:

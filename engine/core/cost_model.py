@@ -4,8 +4,8 @@
       + c5*tokens copied to or from host memory
 
 Two regimes have coefficients of their own: steps of single-token rows alone, and all others. They are fitted to
-relative errors by recursive least squares with forgetting (Haykin, Adaptive Filter Theory, ch. 10), kept from going
-negative. A wrong model costs throughput, never correctness.
+relative errors by least squares with exponential forgetting, and are never negative. A wrong model costs throughput,
+never correctness.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORGETTING = 0.998  # a step's weight halves in 350 steps
-# A step that took this much longer or shorter than predicted teaches no more than one at the limit: something else ran.
-MAX_SURPRISE_RATIO = 0.5
+SOLVE_EVERY = 4  # steps between solutions: coefficients change slowly
+SWEEPS = 8
+RIDGE = 1e-6  # keeps features that never occurred at 0
+STORED_WEIGHT = 0.1  # of what was learned on another day, when it is taken up again
+ERROR_MEMORY = 1 / 8
 ERROR_MEMORY = 1 / 64  # share of the newest step in the running error
 # Feature values of a middling step: divided by them, coefficients are of one size, and one prior suits all.
 SINGLE_SCALES = (1.0, 64.0, 16384.0, 1024.0)
@@ -45,33 +48,42 @@ class StepShape:
 
 
 class _Fit:
-    """Weighted linear regression, updated one observation at a time."""
+    """Regression on steps, newest first in weight, for coefficients that are not negative.
+
+    Keeps the normal equations A theta = b of the relative errors (a step counts by how far off it was in proportion, so
+    that one held up by something else counts little) and solves them by coordinate descent from the last solution.
+    """
 
     def __init__(self, scales: Sequence[float]) -> None:
+        n = len(scales)
         self.scales = scales
-        self.theta = [0.0] * len(scales)  # seconds per scaled feature
-        # Inverse of the information gathered: how far each coefficient may still move. 1 s a unit is no opinion at all.
-        self.spread = [[float(i == j) for j in range(len(scales))] for i in range(len(scales))]
-        self.num_seen = 0
+        self.theta = [0.0] * n  # seconds per scaled feature
+        self.a = [[RIDGE * (i == j) for j in range(n)] for i in range(n)]
+        self.b = [0.0] * n
+        self._num_unsolved = 0
 
-    def predict(self, features: Sequence[float]) -> float:
-        return sum(t * f / s for t, f, s in zip(self.theta, features, self.scales, strict=True))
-
-    def learn(self, features: Sequence[float], elapsed_s: float, forgetting: float) -> None:
+    def learn(self, features: Sequence[float], elapsed_s: float) -> bool:
+        """Take in a step. True if the coefficients changed."""
         scaled = [f / (s * elapsed_s) for f, s in zip(features, self.scales, strict=True)]
-        gain = [sum(p * x for p, x in zip(row, scaled, strict=True)) for row in self.spread]
-        error = 1.0 - sum(t * x for t, x in zip(self.theta, scaled, strict=True))
-        if self.num_seen > len(scaled):
-            error = max(-MAX_SURPRISE_RATIO, min(MAX_SURPRISE_RATIO, error))
-        self.num_seen += 1
-        denominator = forgetting + sum(x * g for x, g in zip(scaled, gain, strict=True))
-        self.theta = [max(0.0, t + g * error / denominator) for t, g in zip(self.theta, gain, strict=True)]
-        # Without new information there is nothing to forget for: the spread never passes where it began.
-        widen = 1.0 / forgetting if sum(row[i] for i, row in enumerate(self.spread)) < len(scaled) else 1.0
-        for row, g in zip(self.spread, gain, strict=True):
-            share = g / denominator
-            for j, other in enumerate(gain):
-                row[j] = (row[j] - share * other) * widen
+        for i, x in enumerate(scaled):
+            row = self.a[i]
+            for j in range(i + 1):
+                row[j] = row[j] * FORGETTING + x * scaled[j]
+            self.b[i] = self.b[i] * FORGETTING + x
+        self._num_unsolved += 1
+        if self._num_unsolved < SOLVE_EVERY and self.theta[0]:
+            return False
+        self._num_unsolved = 0
+        self._solve()
+        return True
+
+    def _solve(self) -> None:
+        theta, a = self.theta, self.a
+        for _ in range(SWEEPS):
+            for i, row in enumerate(a):
+                others = sum(row[j] * theta[j] for j in range(i))
+                others += sum(a[j][i] * theta[j] for j in range(i + 1, len(theta)))
+                theta[i] = max(0.0, (self.b[i] - others) / (row[i] + RIDGE))
 
 
 class CostModel:
@@ -153,33 +165,39 @@ class CostModel:
         """Whether tokens come back sooner from host memory than by computing them again."""
         return self._copy_n <= self._token_n + self._chunk_n * (start + count / 2)
 
-    def observe(self, shape: StepShape, elapsed_s: float, forgetting: float = FORGETTING) -> None:
+    def observe(self, shape: StepShape, elapsed_s: float) -> None:
         """A step of this shape took so long."""
         if elapsed_s <= 0 or not shape.rows:
             return
         ratio = abs(self.predict(shape) - elapsed_s) / elapsed_s
         self.error_ratio += ERROR_MEMORY * (min(ratio, 1.0) - self.error_ratio)
         if shape.tokens == shape.rows:
-            self._single.learn((1, shape.rows, shape.context, shape.copied), elapsed_s, forgetting)
+            changed = self._single.learn((1, shape.rows, shape.context, shape.copied), elapsed_s)
         else:
             features = (1, shape.tokens, shape.rows, shape.context, shape.chunk_context, shape.copied)
-            self._mixed.learn(features, elapsed_s, forgetting)
-        self._read_coefficients()
+            changed = self._mixed.learn(features, elapsed_s)
+        if changed:
+            self._read_coefficients()
 
-    def coefficients(self) -> dict[str, list[float]]:
+    def learned(self) -> dict[str, dict[str, list[float]]]:
         """What was learned, as data that can be stored."""
-        return {"single": list(self._single.theta), "mixed": list(self._mixed.theta)}
+        fits = {"single": self._single, "mixed": self._mixed}
+        return {
+            name: {"theta": list(fit.theta), "a": [x for row in fit.a for x in row], "b": list(fit.b)}
+            for name, fit in fits.items()
+        }
 
     @staticmethod
-    def from_coefficients(stored: dict[str, list[float]]) -> CostModel:
-        """A model that goes on where another stopped. Raises ValueError or KeyError for data that is none."""
+    def from_learned(stored: dict[str, dict[str, list[float]]]) -> CostModel:
+        """A model that goes on where another stopped. Raises ValueError, KeyError or TypeError for other data."""
         model = CostModel()
-        for fit, theta in ((model._single, stored["single"]), (model._mixed, stored["mixed"])):
-            if len(theta) != len(fit.theta) or not all(math.isfinite(t) and t >= 0 for t in theta):
-                raise ValueError(f"{theta} are no {len(fit.theta)} coefficients")
+        for fit, values in ((model._single, stored["single"]), (model._mixed, stored["mixed"])):
+            n = len(fit.scales)
+            theta, a, b = values["theta"], values["a"], values["b"]
+            if (len(theta), len(a), len(b)) != (n, n * n, n) or not all(map(math.isfinite, (*theta, *a, *b))):
+                raise ValueError(f"these are no {n} coefficients: {theta}")
             fit.theta = list(theta)
-            # As sure as a few dozen steps would have made it: this machine's day may differ from the stored one.
-            fit.spread = [[1e-3 * p for p in row] for row in fit.spread]
-            fit.num_seen = len(theta) + 1
+            fit.a = [[STORED_WEIGHT * x for x in a[i * n : (i + 1) * n]] for i in range(n)]
+            fit.b = [STORED_WEIGHT * x for x in b]
         model._read_coefficients()
         return model

@@ -110,12 +110,12 @@ class KVCacheManager:
         slots: list[int] = []
         for block, length in placed:
             tail = request.tail
-            if tail is not None and block == tail.block:
-                slots.extend(tail.slots(tail.length, tail.length + length))
-                tail.length += length
-                self._room[block] -= length
-            else:
-                slots.extend(self._open(request, block, length).slots(0, length))
+            if tail is None or block != tail.block:
+                tail = self._open(request, block)
+            first = tail.length
+            tail.length += length
+            self._room[tail.block] -= length
+            slots += tail.slots(first, tail.length)
         return slots
 
     def room_tokens(self, request: Request, at_most: int) -> int:
@@ -162,20 +162,18 @@ class KVCacheManager:
     def _is_shareable(self, block: int) -> bool:
         return 0 < self._room[block] < self.block_size and not self._rt_extent[block]
 
-    def _open(self, request: Request, block: int, length: int) -> Extent:
-        """A new extent of the request, in a free block (-1) or in the middle of a given one."""
+    def _open(self, request: Request, block: int) -> Extent:
+        """A new extent of the request, empty, in a free block (-1) or in the middle of a given one."""
         if block < 0:
             block = self._free_blocks.pop() if self._free_blocks else self._evict()
-        side = Side.of(request.lane)
-        extent = Extent(block, side, request.tail.end if request.tail else 0, length, self.block_size)
+        side = Side.LEFT if request.lane is Lane.RT else Side.RIGHT
+        start = request.tail.end if request.tail is not None else 0
+        extent = request.tail = Extent(block, side, start, 0, self.block_size)
         request.extents.append(extent)
-        request.tail = extent
-        self._room[block] -= length
         self._holders[block] += 1
         self._used_blocks[side] += 1
         if side is Side.LEFT:
             self._rt_extent[block] = True
-            self._shareable.pop(block, None)
         else:
             self._be_holder[block] = request
             self._shareable[block] = None

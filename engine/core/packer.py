@@ -23,6 +23,9 @@ from engine.core.types import Lane
 MIN_CHUNK_TOKENS = 16
 # A prompt is urgent when waiting for one more step leaves it less spare time than this share of its TTFT.
 SWAP_MARGIN = 0.5
+# A model that takes prompts to be dearer than they are would never see one, and never learn: after so many steps
+# without any, a short chunk is computed whatever it says.
+PROBE_STEPS = 64
 # Blocks kept free on admission of BE, for those already running to grow into: a share of all, and of each a part.
 WATERMARK_SHARE = 1 / 64
 GROWTH_BLOCKS_A_ROW = 0.5
@@ -47,6 +50,7 @@ class BrosPacker:
         self._cost = cost
         self._max_swaps = max_swaps
         self._late: deque[Request] = deque()
+        self._last_prompt_step = 0
 
     @staticmethod
     def sort_key(request: Request) -> tuple[float, float, int]:
@@ -84,6 +88,8 @@ class BrosPacker:
                 request.num_swaps += 1
         if not batch.shape.rows:
             self._rescue(batch)
+        if batch.shape.tokens > batch.shape.rows:
+            self._last_prompt_step = batch.number
         pace.count_step(batch.plan.num_tokens, batch.num_be_tokens, be_has_work)
         self._memory.save_ahead(batch)
 
@@ -177,10 +183,11 @@ class BrosPacker:
                 return
             force = False
 
-    @staticmethod
-    def _least(batch: Batch, owed: int) -> int:
+    def _least(self, batch: Batch, owed: int) -> int:
         """How many BE tokens the batch takes whatever its limit: those owed, and some if it would else be empty."""
-        return max(owed - batch.num_be_tokens, 0 if batch.shape.rows else MIN_CHUNK_TOKENS)
+        has_none = batch.shape.tokens == batch.shape.rows
+        is_probe = has_none and batch.number - self._last_prompt_step >= PROBE_STEPS
+        return max(owed - batch.num_be_tokens, MIN_CHUNK_TOKENS if is_probe or not batch.shape.rows else 0)
 
     def _rescue(self, batch: Batch) -> None:
         """Nothing could be placed: requests hold all memory, and each waits for another. The most urgent one of the

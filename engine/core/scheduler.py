@@ -7,7 +7,8 @@ catching up after a truncation are all that same thing. How a step is packed is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, repeat
 
 from engine.core.baselines import BaselinePacker
 from engine.core.batch import Batch
@@ -16,12 +17,16 @@ from engine.core.finish import finished_event
 from engine.core.kv_cache import KVCacheManager
 from engine.core.kv_check import check_kv
 from engine.core.memory import Memory
+from engine.core.overload import RtBacklog
 from engine.core.pace import Pace
 from engine.core.packer import BrosPacker
 from engine.core.plan import StepPlan, StepResult
-from engine.core.request import Request, State
+from engine.core.request import Request
 from engine.core.running import Running
 from engine.core.types import SLO, Event, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
+
+# A TokenEvent of a tuple, without a Python frame for each.
+_token_event = partial(tuple.__new__, TokenEvent)
 
 DEFAULT_SLO = SLO(ttft_s=0.5, tpot_s=0.1)
 
@@ -75,6 +80,7 @@ class Scheduler:
             if is_bros
             else BaselinePacker(config.policy, self.running, self.memory, kv)
         )
+        self.rt_backlog = RtBacklog()
         self._requests: dict[str, Request] = {}
         self._order = count()
         self._batch = Batch(0, 0.0, 0)  # the one being computed
@@ -115,6 +121,7 @@ class Scheduler:
         request.sort_key = self._packer.sort_key(request)
         self.running.num_waiting[request.lane] += 1
         self._packer.enqueue(request)
+        self.rt_backlog.count(request)
 
     def abort(self, request_id: str, now_s: float) -> FinishedEvent | None:
         """End a request now; None if it has ended already."""
@@ -133,37 +140,66 @@ class Scheduler:
         return batch.plan
 
     def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Event]:
-        """Take in what a step computed; returns what its requests' owners should hear."""
-        self.cost_model.observe(self._batch.shape, now_s - self._batch.now_s)
+        """Take in what a step computed; returns what its requests' owners should hear: tokens first, then ends."""
+        batch = self._batch
+        assert plan is batch.plan, "results come in the order of their plans"
+        self.cost_model.observe(batch.shape, now_s - batch.now_s)
         events: list[Event] = []
-        by_row, counts, samples, sampled = self.running.by_row, plan.counts, plan.samples, result.sampled
-        failed, stopped, logprobs = result.failed, result.stopped, result.logprobs
-        for i, row in enumerate(plan.rows):
-            request = by_row[row]
-            assert request is not None, f"row {row} was planned but nobody holds it"
-            request.num_computed_tokens += counts[i]
-            if failed and i in failed:
-                events.append(self._finish(request, FinishReason.ERROR, now_s, failed[i]))
+        ended: list[tuple[Request, FinishReason, str | None]] = []
+        for first, requests in batch.singles:
+            self._take_tokens(first, requests, result, events, ended)
+        for i, request in batch.chunks:
+            request.num_computed_tokens += plan.counts[i]
+            self.rt_backlog.count(request)
+            if i in result.failed:
+                ended.append((request, FinishReason.ERROR, result.failed[i]))
                 continue
-            if counts[i] > 1:
-                self.kv.commit(request)
-            if not samples[i]:
-                continue
-            if request.state is State.BEHIND:
+            self.kv.commit(request)
+            if plan.samples[i]:
                 self.running.caught_up(request)
-            token_ids = request.token_ids
-            token_ids.append(sampled[i])
-            events.append(TokenEvent(request.request_id, sampled[i], logprobs.get(i) if logprobs else None))
-            if request.first_token_s is None:
-                request.first_token_s = now_s
-                request.due_s = now_s + request.slo.tpot_s
-            else:
-                request.due_s += request.slo.tpot_s
-            if stopped[i]:
-                events.append(self._finish(request, FinishReason.STOP, now_s))
-            elif len(token_ids) >= request.end_tokens:
-                events.append(self._finish(request, FinishReason.LENGTH, now_s))
+                if request.first_token_s is None:
+                    request.first_token_s = request.due_s = now_s
+                self._take_tokens(i, [request], result, events, ended, num_computed=0)
+        events += [self._finish(request, reason, now_s, message) for request, reason, message in ended]
         return events
+
+    @staticmethod
+    def _take_tokens(
+        first: int,
+        requests: list[Request],
+        result: StepResult,
+        events: list[Event],
+        ended: list[tuple[Request, FinishReason, str | None]],
+        num_computed: int = 1,
+    ) -> None:
+        """Rows [first, first + len(requests)) of the step, which drew a token each."""
+        last = first + len(requests)
+        sampled, stopped, failed = result.sampled[first:last], result.stopped[first:last], result.failed
+        reached = []
+        for request, token_id in zip(requests, sampled, strict=True):
+            request.num_computed_tokens += num_computed
+            token_ids = request.token_ids
+            token_ids.append(token_id)
+            if len(token_ids) >= request.end_tokens:
+                reached.append(request)
+        if requests[0].lane is Lane.RT:
+            for request in requests:
+                request.due_s += request.slo.tpot_s
+        logprobs = repeat(None) if not result.logprobs else map(result.logprobs.get, range(first, last))
+        ids = [request.request_id for request in requests]
+        heard = list(map(_token_event, zip(ids, sampled, logprobs, strict=False)))
+        if failed and any(i in failed for i in range(first, last)):
+            messages = [failed.get(first + i) for i in range(len(requests))]
+            heard = [event for event, message in zip(heard, messages, strict=True) if message is None]
+            ended += [
+                (r, FinishReason.ERROR, m) for r, m in zip(requests, messages, strict=True) if m is not None
+            ]
+            reached = [r for r in reached if failed.get(first + requests.index(r)) is None]
+        events += heard
+        if True in stopped:
+            ended += [(r, FinishReason.STOP, None) for r, stop in zip(requests, stopped, strict=True) if stop]
+            reached = [r for r in reached if not stopped[requests.index(r)]]
+        ended += [(request, FinishReason.LENGTH, None) for request in reached]
 
     def _finish(
         self, request: Request, reason: FinishReason, now_s: float, message: str | None = None
@@ -171,6 +207,7 @@ class Scheduler:
         self.kv.free(request)
         self.running.remove(request)
         del self._requests[request.request_id]
+        self.rt_backlog.count_finished(request, now_s)
         event = finished_event(request, reason, now_s, message)
         if event.slo_met is not None:
             self.pace.count_finished(event.slo_met, now_s)

@@ -13,12 +13,16 @@ class Lane(enum.Enum):
     RT = "rt"
     BE = "be"
 
+    __hash__ = object.__hash__  # enum's own is written in Python, and each step looks up lanes and sides
+
 
 class Side(enum.Enum):
     """The end of a KV block that a lane grows from: RT from slot 0 up, BE from slot B-1 down."""
 
     LEFT = "left"
     RIGHT = "right"
+
+    __hash__ = object.__hash__
 
     @staticmethod
     def of(lane: Lane) -> Side:

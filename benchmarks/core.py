@@ -1,0 +1,130 @@
+"""How much time do the engine's decisions take? Microseconds of `schedule` and `update` per request and step.
+
+    python -m benchmarks.core [--running 256] [--steps 2000] [--out benchmarks/results]
+
+Nothing is computed: the results that `update` takes in are made up beforehand. Loads: bulk that decodes; the same with
+chats among it; documents that come and go (prompts of 309 tokens in chunks, outputs of 48); and the last with memory for
+a quarter of them, so that chats preempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import write_result
+from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.plan import StepPlan, StepResult
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler, SchedulerConfig
+from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams
+
+BLOCK_SIZE = 16
+MAX_MODEL_LEN = 8192
+
+
+@dataclass(frozen=True)
+class Load:
+    """`num_chats` of the running requests are RT. Times on a clock on which each step takes `step_s`."""
+
+    prompt_tokens: int
+    output_tokens: int
+    num_chats: int
+    kv_tokens: int
+    step_s: float = 0.02
+
+
+def loads(num_running: int) -> dict[str, Load]:
+    return {
+        "decode": Load(16, 4000, 0, num_running * 4200),
+        "decode_and_chat": Load(16, 4000, num_running // 8, num_running * 4200),
+        "documents": Load(309, 48, 0, num_running * 400),
+        "documents_and_chat_scarce": Load(309, 48, num_running // 8, num_running * 100),
+    }
+
+
+def made_up(plan: StepPlan) -> StepResult:
+    return StepResult(sampled=[7] * len(plan.rows), stopped=[False] * len(plan.rows))
+
+
+def measure(load: Load, num_running: int, num_steps: int) -> dict[str, float]:
+    """Medians over the steps after the first tenth, so that those where the load builds up are left out."""
+    config = SchedulerConfig(
+        max_num_seqs=num_running,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_batched_tokens=4 * num_running,
+        reserved_rt_rows=load.num_chats,
+        default_slo=SLO(1.0, 0.1),
+    )
+    options = KVOptions(num_host_slots=load.kv_tokens)
+    scheduler = Scheduler(config, KVCacheManager(load.kv_tokens // BLOCK_SIZE, BLOCK_SIZE, options))
+    numbers = itertools.count()
+    arrivals = _arrivals(load, numbers)
+    for _ in range(num_running - load.num_chats):
+        scheduler.add(next(arrivals[Lane.BE]))
+    for _ in range(load.num_chats):
+        scheduler.add(next(arrivals[Lane.RT]))
+    schedule_s = update_s = 0.0
+    num_request_steps = 0
+    for step in range(num_steps):
+        now_s = step * load.step_s
+        started_s = time.thread_time()
+        plan = scheduler.schedule(now_s)
+        scheduled_s = time.thread_time()
+        result = made_up(plan)
+        computed_s = time.thread_time()
+        events = scheduler.update(plan, result, now_s + load.step_s)
+        updated_s = time.thread_time()
+        for event in events:
+            if type(event) is FinishedEvent:
+                request = next(arrivals[event.lane])
+                request.arrival_s = now_s + load.step_s
+                request.due_s = request.arrival_s + request.slo.ttft_s
+                scheduler.add(request)
+        if step >= num_steps // 10:
+            schedule_s += scheduled_s - started_s
+            update_s += updated_s - computed_s
+            num_request_steps += len(plan.rows)
+    scheduler.check_integrity()
+    return {
+        "schedule_us": round(schedule_s / num_request_steps * 1e6, 3),
+        "update_us": round(update_s / num_request_steps * 1e6, 3),
+        "total_us": round((schedule_s + update_s) / num_request_steps * 1e6, 3),
+        "rows_per_step": round(num_request_steps / (num_steps - num_steps // 10), 1),
+        "preemptions": scheduler.memory.num_preemptions,
+    }
+
+
+def _arrivals(load: Load, numbers: Iterator[int]) -> dict[Lane, Iterator[Request]]:
+    def requests(lane: Lane) -> Iterator[Request]:
+        for number in numbers:
+            prompt = [number % 8000] * min(load.prompt_tokens, 46 if lane is Lane.RT else load.prompt_tokens)
+            sampling = SamplingParams(max_tokens=load.output_tokens, ignore_eos=True)
+            slo = SLO(1.0, 0.1) if lane is Lane.RT else None
+            yield Request(str(number), lane, prompt, sampling, arrival_s=0.0, slo=slo)
+
+    return {lane: requests(lane) for lane in Lane}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--running", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"running": arguments.running}
+    for name, load in loads(arguments.running).items():
+        result[name] = measure(load, arguments.running, arguments.steps)
+        print(f"{name:28}", "  ".join(f"{key} {value:8}" for key, value in result[name].items()))
+    print(write_result(arguments.out, "core", result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Promise: greedy output equals transformers' `generate`, whatever is shared, preempted, saved and restored.
+
+500 requests of both lanes in memory for a few of them, for every combination of the KV memory's switches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.config import EngineConfig
+from engine.core.kv_cache import KVOptions
+from engine.core.scheduler import Scheduler
+from engine.core.types import Checkpoint, Lane, Policy, Preemption
+from engine.runner.torch_runner import TorchRunner
+from tests.factories import Outputs, request, scheduler_for
+from tests.factories_models import VOCAB_SIZE, make_model
+
+NUM_REQUESTS = 500
+NUM_TOPICS = 8  # prompts of a topic begin alike
+
+COMBINATIONS = [
+    KVOptions(
+        sharing,
+        preemption,
+        checkpoint,
+        prefix_cache,
+        num_host_slots=0 if checkpoint is Checkpoint.NONE else 300,
+    )
+    for sharing, preemption, checkpoint, prefix_cache in itertools.product(
+        (True, False), Preemption, Checkpoint, (True, False)
+    )
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    prompt: list[int]
+    max_tokens: int
+    lane: Lane
+    expected: list[int]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def cases(model_path) -> list[Case]:
+    rng = random.Random(500)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+    topics = [[rng.randrange(3, VOCAB_SIZE) for _ in range(40)] for _ in range(NUM_TOPICS)]
+    cases = []
+    for i in range(NUM_REQUESTS):
+        topic = rng.choice(topics)[: rng.choice([0, 0, 8, 19, 40])]
+        prompt = topic + [rng.randrange(3, VOCAB_SIZE) for _ in range(rng.randint(1, 25))]
+        count = rng.randint(1, 12)
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        lane = Lane.RT if i % 4 == 0 else Lane.BE
+        cases.append(Case(prompt, count, lane, output[0, len(prompt) :].tolist()))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def runner(model_path) -> TorchRunner:
+    config = EngineConfig(
+        model=str(model_path),
+        served_model_name="tiny",
+        listen="unused",
+        device="cpu",
+        dtype="float32",
+        max_model_len=96,
+        max_num_seqs=24,
+        num_kv_blocks=40,
+        block_size=8,
+        num_host_slots=300,
+    )
+    return TorchRunner.load(config)
+
+
+def served(scheduler: Scheduler, runner: TorchRunner, cases: list[Case], seed: int) -> list[list[int]]:
+    """Bulk is there from the start, chats come at random; a step takes from 1 to 60 ms of the scheduler's time."""
+    rng = random.Random(seed)
+    outputs = Outputs()
+    now_s = 0.0
+    for i, case in enumerate(cases):
+        if case.lane is Lane.BE:
+            scheduler.add(
+                request(case.prompt, max_tokens=case.max_tokens, ignore_eos=False, request_id=f"{seed}.{i}")
+            )
+    chats = [i for i, case in enumerate(cases) if case.lane is Lane.RT]
+    while scheduler.has_work or chats:
+        while chats and rng.random() < 0.3:
+            i = chats.pop(0)
+            case = cases[i]
+            scheduler.add(
+                request(
+                    case.prompt,
+                    lane=Lane.RT,
+                    max_tokens=case.max_tokens,
+                    ignore_eos=False,
+                    arrival_s=now_s,
+                    request_id=f"{seed}.{i}",
+                )
+            )
+        plan = scheduler.schedule(now_s)
+        now_s += rng.choice([0.001, 0.02, 0.06])
+        outputs.hear(scheduler.update(plan, runner.execute(plan), now_s))
+    scheduler.check_integrity()
+    return [outputs.token_ids[f"{seed}.{i}"] for i in range(len(cases))]
+
+
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize(
+    "options",
+    COMBINATIONS,
+    ids=lambda o: f"{o.sharing}-{o.preemption.value}-{o.checkpoint.value}-{o.prefix_cache}",
+)
+def test_five_hundred_requests_in_scarce_memory_equal_generate(options, policy, runner, cases):
+    if policy is not Policy.BROS and options != COMBINATIONS[0]:
+        pytest.skip("the baselines share the memory's code")
+    scheduler = scheduler_for(
+        runner.info, max_num_batched_tokens=64, reserved_rt_rows=3, policy=policy, options=options
+    )
+    outputs = served(scheduler, runner, cases, seed=COMBINATIONS.index(options))
+    wrong = [i for i, case in enumerate(cases) if outputs[i] != case.expected]
+    assert not wrong, f"{len(wrong)} of {len(cases)} differ, first {wrong[:5]}"
+    assert scheduler.memory.num_truncated_tokens > 0, "the test means nothing unless memory was scarce"
