@@ -3,8 +3,8 @@
     python -m benchmarks.core [--running 256] [--steps 2000] [--out benchmarks/results]
 
 Nothing is computed: the results that `update` takes in are made up beforehand. Loads: bulk that decodes; the same with
-chats among it; documents that come and go (prompts of 309 tokens in chunks, outputs of 48); and the last with memory for
-a quarter of them, so that chats preempt.
+chats among it; documents that come and go (prompts of 309 tokens in chunks, outputs of 48); and the last with memory
+for a quarter of them, so that chats preempt.
 """
 
 from __future__ import annotations

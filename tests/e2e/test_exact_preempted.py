@@ -125,15 +125,22 @@ def served(scheduler: Scheduler, runner: TorchRunner, cases: list[Case], seed: i
     return [outputs.token_ids[f"{seed}.{i}"] for i in range(len(cases))]
 
 
-@pytest.mark.parametrize("policy", Policy)
+def name(value: object) -> str:
+    if isinstance(value, Policy):
+        return value.value
+    assert isinstance(value, KVOptions)
+    switches = (("sharing", value.sharing), ("prefix", value.prefix_cache))
+    on = [word for word, is_on in switches if is_on]
+    return "-".join([value.preemption.value, f"checkpoint_{value.checkpoint.value}", *on])
+
+
 @pytest.mark.parametrize(
-    "options",
-    COMBINATIONS,
-    ids=lambda o: f"{o.sharing}-{o.preemption.value}-{o.checkpoint.value}-{o.prefix_cache}",
+    ("policy", "options"),
+    [(Policy.BROS, options) for options in COMBINATIONS]
+    + [(policy, COMBINATIONS[0]) for policy in (Policy.PRIORITY, Policy.FCFS)],
+    ids=name,
 )
-def test_five_hundred_requests_in_scarce_memory_equal_generate(options, policy, runner, cases):
-    if policy is not Policy.BROS and options != COMBINATIONS[0]:
-        pytest.skip("the baselines share the memory's code")
+def test_five_hundred_requests_in_scarce_memory_equal_generate(policy, options, runner, cases):
     scheduler = scheduler_for(
         runner.info, max_num_batched_tokens=64, reserved_rt_rows=3, policy=policy, options=options
     )
