@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 FORGETTING = 0.998  # a step's weight halves in 350 steps
 SOLVE_EVERY = 4  # steps between solutions: coefficients change slowly
@@ -50,8 +51,9 @@ class StepShape:
 class _Fit:
     """Regression on steps, newest first in weight, for coefficients that are not negative.
 
-    Keeps the normal equations A theta = b of the relative errors (a step counts by how far off it was in proportion, so
-    that one held up by something else counts little) and solves them by coordinate descent from the last solution.
+    Keeps the normal equations A theta = b and solves them by coordinate descent from the last solution. A step weighs
+    1 / (predicted * actual time): errors count in proportion, and one step held up by something else pulls no harder
+    than one that was twice as long.
     """
 
     def __init__(self, scales: Sequence[float]) -> None:
@@ -64,12 +66,14 @@ class _Fit:
 
     def learn(self, features: Sequence[float], elapsed_s: float) -> bool:
         """Take in a step. True if the coefficients changed."""
-        scaled = [f / (s * elapsed_s) for f, s in zip(features, self.scales, strict=True)]
+        scaled = [f / s for f, s in zip(features, self.scales, strict=True)]
+        predicted_s = sum(map(mul, self.theta, scaled)) or elapsed_s
+        weight = 1.0 / (predicted_s * elapsed_s)
         for i, x in enumerate(scaled):
-            row = self.a[i]
+            row, weighted = self.a[i], x * weight
             for j in range(i + 1):
-                row[j] = row[j] * FORGETTING + x * scaled[j]
-            self.b[i] = self.b[i] * FORGETTING + x
+                row[j] = row[j] * FORGETTING + weighted * scaled[j]
+            self.b[i] = self.b[i] * FORGETTING + weighted * elapsed_s
         self._num_unsolved += 1
         if self._num_unsolved < SOLVE_EVERY and self.theta[0]:
             return False
@@ -136,7 +140,7 @@ class CostModel:
             + self._copy_n * shape.copied
         )
         left_s = limit_s - base_s
-        if left_s <= 0:
+        if left_s < 0:
             return 0
         # count * (token + chunk * start) + count^2 * chunk / 2 <= left
         linear, half_square = self._token_n + self._chunk_n * start, self._chunk_n / 2
@@ -152,7 +156,7 @@ class CostModel:
         is_single = shape.tokens == shape.rows
         row_s = self._row_1 if is_single else self._row_n + self._token_n
         context_s = self._context_1 if is_single else self._context_n
-        left_s = limit_s - self.predict(shape) - (self._step_1 if not shape.rows else 0.0)
+        left_s = limit_s - self.predict(shape)
         if row_s * len(contexts) + context_s * sum(contexts) <= left_s:
             return len(contexts)
         for i, context in enumerate(contexts):

@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.core.block_pool import BlockPool
 from engine.core.blocks import NO_NODE, Extent
 from engine.core.host_pool import HostPool
 from engine.core.plan import SlotCopy
-from engine.core.prefix import PrefixCache
 from engine.core.request import Request
 from engine.core.types import Checkpoint, Lane, Preemption, Side
 
 # Truncation takes this many slots at least: a victim loses its next tokens in any case, and each time costs a copy.
 QUANTUM_TOKENS = 4
-# Of all blocks, how many unreferenced prefix blocks a lane keeps from the other.
-PROTECTED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +49,11 @@ class KVCacheManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.options = options or KVOptions()
-        self.prefix = PrefixCache(block_size, int(num_blocks * PROTECTED_SHARE))
+        self.pool = BlockPool(num_blocks, block_size)
+        self.prefix = self.pool.prefix
         self.host = HostPool(0 if self.options.checkpoint is Checkpoint.NONE else self.options.num_host_slots)
         self.copies_out: list[SlotCopy] = []  # for the next plan to take
         self.num_saved_tokens = 0
-        self._free_blocks = list(range(num_blocks - 1, -1, -1))
-        self._room = [block_size] * num_blocks  # free slots of a block
-        self._holders = [
-            0
-        ] * num_blocks  # extents of a block: one a side, or one a request that shares a prefix
-        self._rt_extent = [False] * num_blocks  # the left side is taken
-        self._be_holder: list[Request | None] = [None] * num_blocks  # who grows on the right side
-        self._shareable: dict[int, None] = {}  # blocks whose left side RT may take; checked when they come up
-        self._used_blocks = dict.fromkeys(Side, 0)
 
     @property
     def num_slots(self) -> int:
@@ -72,17 +62,17 @@ class KVCacheManager:
     @property
     def num_free_blocks(self) -> int:
         """Blocks to be had without taking anything from a request."""
-        return len(self._free_blocks) + self.prefix.num_idle_blocks
+        return self.pool.num_free
 
     def usage(self) -> dict[Lane, int]:
         """Blocks with tokens of each lane in them; a block may count for both."""
-        return {lane: self._used_blocks[Side.of(lane)] for lane in Lane}
+        return {lane: self.pool.used_blocks[Side.of(lane)] for lane in Lane}
 
     # Getting slots --------------------------------------------------------------------------------------
 
     def extend_each(self, requests: Sequence[Request]) -> list[int]:
         """A slot for the next token of each, in their order, up to the first for which there is none."""
-        room = self._room
+        room = self.pool.room
         slots: list[int] = []
         for request in requests:
             tail = request.tail
@@ -111,10 +101,10 @@ class KVCacheManager:
         for block, length in placed:
             tail = request.tail
             if tail is None or block != tail.block:
-                tail = self._open(request, block)
+                tail = self.pool.open(request, block)
             first = tail.length
             tail.length += length
-            self._room[tail.block] -= length
+            self.pool.room[tail.block] -= length
             slots += tail.slots(first, tail.length)
         return slots
 
@@ -128,7 +118,7 @@ class KVCacheManager:
         tail, size = request.tail, self.block_size
         position = tail.end if tail is not None else 0
         if tail is not None:
-            taken = min(tail.limit - tail.length, self._room[tail.block], num_tokens)
+            taken = min(tail.limit - tail.length, self.pool.room[tail.block], num_tokens)
             if taken:
                 placed.append((tail.block, taken))
                 num_tokens -= taken
@@ -145,45 +135,13 @@ class KVCacheManager:
         return placed
 
     def _place_in_middles(self, position: int, num_tokens: int, placed: list[tuple[int, int]]) -> None:
-        stale = []
-        for block in reversed(self._shareable):  # the newest have most room
-            if not self._is_shareable(block):
-                stale.append(block)
-                continue
-            taken = min(self._room[block], self.block_size - position % self.block_size, num_tokens)
+        for block in self.pool.shareable():
+            taken = min(self.pool.room[block], self.block_size - position % self.block_size, num_tokens)
             placed.append((block, taken))
             num_tokens -= taken
             position += taken
             if not num_tokens:
                 break
-        for block in stale:
-            del self._shareable[block]
-
-    def _is_shareable(self, block: int) -> bool:
-        return 0 < self._room[block] < self.block_size and not self._rt_extent[block]
-
-    def _open(self, request: Request, block: int) -> Extent:
-        """A new extent of the request, empty, in a free block (-1) or in the middle of a given one."""
-        if block < 0:
-            block = self._free_blocks.pop() if self._free_blocks else self._evict()
-        side = Side.LEFT if request.lane is Lane.RT else Side.RIGHT
-        start = request.tail.end if request.tail is not None else 0
-        extent = request.tail = Extent(block, side, start, 0, self.block_size)
-        request.extents.append(extent)
-        self._holders[block] += 1
-        self._used_blocks[side] += 1
-        if side is Side.LEFT:
-            self._rt_extent[block] = True
-        else:
-            self._be_holder[block] = request
-            self._shareable[block] = None
-        return extent
-
-    def _evict(self) -> int:
-        block = self.prefix.evict()
-        assert block is not None, "free blocks were counted that do not exist"
-        self._room[block] = self.block_size
-        return block
 
     # Giving slots back ----------------------------------------------------------------------------------
 
@@ -195,18 +153,11 @@ class KVCacheManager:
             extents[-1].start >= num_tokens
             or (extents[-1].end > num_tokens and self._is_indivisible(request, extents[-1]))
         ):
-            self._release(extents.pop())
+            self.pool.release(extents.pop())
         tail = request.tail = extents[-1] if extents else None
         if tail is not None and tail.end > num_tokens:
-            self.prefix.forget(tail.block)
+            self.pool.shorten(request, tail, num_tokens - tail.start)
             tail.node = NO_NODE
-            self._room[tail.block] += tail.end - num_tokens
-            tail.length = num_tokens - tail.start
-            if tail.side is Side.RIGHT:
-                self._be_holder[tail.block] = request  # which may have been another's that shared it
-            if tail.side is Side.RIGHT and not self._rt_extent[tail.block]:
-                self._shareable.pop(tail.block, None)
-                self._shareable[tail.block] = None  # last in, first looked at
         request.num_chunks = min(request.num_chunks, len(extents))
         if tail is not None and request.num_chunks == len(extents) and tail.node == NO_NODE:
             request.num_chunks = max(0, request.num_chunks - 1)
@@ -235,13 +186,9 @@ class KVCacheManager:
         self.truncate(request, 0)
         self.host.free(request)
 
-    def is_shared(self, extent: Extent) -> bool:
-        """Whether other requests hold the same tokens in the same block: giving it up frees nothing."""
-        return extent.length == self.block_size and self._holders[extent.block] > 1
-
     def _is_indivisible(self, request: Request, extent: Extent) -> bool:
         """Whether the request can only give up all of it: others read it, or it grew from the other lane's side."""
-        return self.is_shared(extent) or extent.side is not Side.of(request.lane)
+        return self.pool.is_shared(extent) or extent.side is not Side.of(request.lane)
 
     def _start_of_prefix(self, request: Request, num_tokens: int) -> int:
         """Where a truncation to `num_tokens` really ends: some blocks are given up whole."""
@@ -251,25 +198,6 @@ class KVCacheManager:
             if extent.start < num_tokens and self._is_indivisible(request, extent):
                 return extent.start
         return num_tokens
-
-    def _release(self, extent: Extent) -> None:
-        block, side = extent.block, extent.side
-        self._holders[block] -= 1
-        if self._holders[block] and extent.length == self.block_size:
-            return  # others share this prefix
-        self._used_blocks[side] -= 1
-        if side is Side.LEFT:
-            self._rt_extent[block] = False
-        else:
-            self._be_holder[block] = None
-        if not self._holders[block]:
-            if not self.prefix.release(block, side):
-                self._room[block] = self.block_size
-                self._free_blocks.append(block)
-        else:
-            self._room[block] += extent.length
-            if side is Side.LEFT:
-                self._shareable[block] = None
 
     # Copies and prefixes --------------------------------------------------------------------------------
 
@@ -321,11 +249,7 @@ class KVCacheManager:
             if found is None:
                 break
             parent, block, side = found
-            if not self._holders[block]:
-                self.prefix.take(block, side)
-                self._used_blocks[side] += 1
-                self._rt_extent[block] = side is Side.LEFT
-            self._holders[block] += 1
+            self.pool.join(block, side)
             extent = Extent(block, side, position, size, size)
             extent.node = parent
             extents.append(extent)
@@ -354,4 +278,4 @@ class KVCacheManager:
     def neighbour(self, request: Request) -> Request | None:
         """The BE request in whose block this RT request grows: whose tokens it would take next."""
         tail = request.tail
-        return self._be_holder[tail.block] if tail is not None and tail.length < tail.limit else None
+        return self.pool.be_holder[tail.block] if tail is not None and tail.length < tail.limit else None

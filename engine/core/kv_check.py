@@ -28,8 +28,8 @@ def check_kv(kv: KVCacheManager, requests: Iterable[Request]) -> None:
         assert request.tail is (request.extents[-1] if request.extents else None)
         assert request.num_computed_tokens <= position, f"{request} has {position} slots"
     known, idle = kv.prefix.blocks()
-    free = set(kv._free_blocks)
-    assert len(free) == len(kv._free_blocks), "a block is free twice"
+    free = set(kv.pool.free_blocks)
+    assert len(free) == len(kv.pool.free_blocks), "a block is free twice"
     assert not free & idle and not free & holders.keys() and not idle & holders.keys(), (
         "a block is in two hands"
     )
@@ -44,15 +44,15 @@ def check_kv(kv: KVCacheManager, requests: Iterable[Request]) -> None:
             assert all(extent.length == size for _, extent in held), f"block {block}: {held}"
         length = sum(max(e.length for _, e in held if e.side is side) for side in sides)
         assert length <= size, f"block {block}: its sides overlap: {held}"
-        assert kv._room[block] == size - length, (
-            f"block {block}: room {kv._room[block]}, counted {size - length}"
+        assert kv.pool.room[block] == size - length, (
+            f"block {block}: room {kv.pool.room[block]}, counted {size - length}"
         )
-        assert kv._holders[block] == len(held)
-        assert kv._rt_extent[block] == (Side.LEFT in sides)
+        assert kv.pool.holders[block] == len(held)
+        assert kv.pool.rt_extent[block] == (Side.LEFT in sides)
         assert block not in known or length == size, f"block {block}: cached, but not full"
-        if kv._room[block] > 0 and Side.LEFT not in sides:
-            assert block in kv._shareable, f"block {block}: RT could take its middle, and does not know"
-    assert all(kv._room[block] == size and not kv._holders[block] for block in free)
-    assert all(kv._room[block] == 0 and not kv._holders[block] for block in idle)
-    assert used == kv._used_blocks, f"usage says {kv._used_blocks}, counted {used}"
+        if kv.pool.room[block] > 0 and Side.LEFT not in sides:
+            assert block in kv.pool._shareable, f"block {block}: RT could take its middle, and does not know"
+    assert all(kv.pool.room[block] == size and not kv.pool.holders[block] for block in free)
+    assert all(kv.pool.room[block] == 0 and not kv.pool.holders[block] for block in idle)
+    assert used == kv.pool.used_blocks, f"usage says {kv.pool.used_blocks}, counted {used}"
     kv.host.check_integrity()

@@ -1,7 +1,7 @@
 """A picture of KV memory for people: how much of each stretch of blocks is taken from its left, and from its right.
 
-    cell 0: blocks 0..3      [ RT RT RT RT RT | cached |         free         | BE BE BE BE ]
-    cell 1: blocks 4..7      [ RT |                    free                        | BE BE ]
+cell 0: blocks 0..3      [ RT RT RT RT RT | cached |         free         | BE BE BE BE ]
+cell 1: blocks 4..7      [ RT |                    free                        | BE BE ]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Occupancy:
 
 def occupancy(kv: KVCacheManager, max_cells: int) -> Occupancy:
     """In at most `max_cells` cells. O(blocks), in loops of C but for the blocks that both lanes hold."""
-    size, room, has_rt, holders = kv.block_size, kv._room, kv._rt_extent, kv._holders
+    size, room, has_rt, holders = kv.block_size, kv.pool.room, kv.pool.rt_extent, kv.pool.holders
     step = -(-kv.num_blocks // max_cells)
     shared = _right_of_shared_blocks(kv)
     shared_in_cell = [0] * -(-kv.num_blocks // step)
@@ -45,7 +45,7 @@ def occupancy(kv: KVCacheManager, max_cells: int) -> Occupancy:
 
 def _right_of_shared_blocks(kv: KVCacheManager) -> dict[int, int]:
     """Of the blocks that RT and BE hold together, how many tokens BE has in each."""
-    blocks = compress(enumerate(kv._be_holder), kv._rt_extent)
+    blocks = compress(enumerate(kv.pool.be_holder), kv.pool.rt_extent)
     return {
         block: next(extent.length for extent in reversed(holder.extents) if extent.block == block)
         for block, holder in blocks

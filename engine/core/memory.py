@@ -168,7 +168,7 @@ class Memory:
             victim.last_step != step
             and victim.state is not State.DONE
             and victim.tail is not None
-            and not self._kv.is_shared(victim.tail)
+            and not self._kv.pool.is_shared(victim.tail)
         )
 
     def _is_spared(self, victim: Request) -> bool:

@@ -18,7 +18,7 @@ from engine.core.types import SLO, Lane
 if TYPE_CHECKING:
     from engine.core.scheduler import Scheduler
 
-ROW_MEMORY = 1 / 32  # share of the latest request in the mean time that one holds its row
+MEMORY = 1 / 16  # share of the latest request in the means
 
 
 class RtBacklog:
@@ -27,11 +27,12 @@ class RtBacklog:
     A request that loses tokens is counted anew when it next computes some: preempting RT is too rare to matter here.
     """
 
-    __slots__ = ("_counted", "num_tokens", "row_s")
+    __slots__ = ("_counted", "mean_row_s", "mean_tokens", "num_tokens")
 
     def __init__(self) -> None:
         self.num_tokens = 0
-        self.row_s = 0.0  # mean time from a request's first step to its end; 0 until one has ended
+        self.mean_row_s = 0.0  # from a request's first step to its end; 0 until one has ended
+        self.mean_tokens = 0.0  # of a request at its end, prompt and output
         self._counted: dict[Request, int] = {}
 
     def count(self, request: Request) -> None:
@@ -48,8 +49,9 @@ class RtBacklog:
         """The request has ended, one way or another."""
         self.count(request)
         if request.lane is Lane.RT and request.first_scheduled_s is not None:
-            held_s = now_s - request.first_scheduled_s
-            self.row_s += (held_s - self.row_s) * (ROW_MEMORY if self.row_s else 1.0)
+            share = MEMORY if self.mean_tokens else 1.0
+            self.mean_row_s += (now_s - request.first_scheduled_s - self.mean_row_s) * share
+            self.mean_tokens += (request.num_tokens - self.mean_tokens) * share
 
 
 class Outlook(NamedTuple):
@@ -65,20 +67,15 @@ class Outlook(NamedTuple):
     token_s: float = 0.0  # a prompt token's share of a step full of them
     backlog_tokens: int = 0
     num_requests: int = 0  # with a row, or waiting for one
-    num_rows: int = 1  # that RT may have
-    row_s: float = 0.0
-    used_slots: int = 0  # KV memory that RT holds
-    num_slots: int = 1
+    room: float = 1.0  # how many requests there are rows and memory for
+    row_s: float = 0.0  # mean time that one of them holds its row
 
-    def wait_s(self, num_requests: int, num_tokens: int, prompt_tokens: int) -> float:
-        """How long a prompt waits for RT requests before it, `num_requests` with `num_tokens` more than are counted
+    def wait_s(self, num_requests: int, num_tokens: int) -> float:
+        """How long a newcomer waits for RT requests before it, `num_requests` with `num_tokens` more than are counted
         here. Rows and memory come free at the rate at which requests end."""
-        backlog_tokens = self.backlog_tokens + num_tokens
-        more_rows = self.num_requests + num_requests + 1 - self.num_rows
-        more_slots = self.used_slots + backlog_tokens + prompt_tokens - self.num_slots
-        is_first = not (self.num_requests or num_requests)
-        scarcity = 0.0 if is_first else max(more_rows / self.num_rows, more_slots / self.num_slots, 0.0)
-        return max(backlog_tokens * self.token_s, scarcity * self.row_s)
+        before = self.num_requests + num_requests
+        generations = max(0.0, (before + 1) / self.room - 1) if before else 0.0
+        return max((self.backlog_tokens + num_tokens) * self.token_s, generations * self.row_s)
 
     def excess_s(
         self, prompt_tokens: int, slo: SLO, max_ttft_factor: float, num_sent: int, num_sent_tokens: int
@@ -88,32 +85,28 @@ class Outlook(NamedTuple):
         will be let in so much later, if nobody else comes. `num_sent` requests have been sent to the main loop so far.
         """
         alone_s = self.step_s + prompt_tokens * self.token_s
-        wait_s = self.wait_s(
-            num_sent - self.num_received, num_sent_tokens - self.num_received_tokens, prompt_tokens
-        )
+        wait_s = self.wait_s(num_sent - self.num_received, num_sent_tokens - self.num_received_tokens)
         return alone_s + wait_s - max_ttft_factor * max(slo.ttft_s, alone_s)
 
 
 def outlook(scheduler: Scheduler, num_received: int, num_received_tokens: int) -> Outlook:
     """The scheduler's state as a newcomer finds it."""
-    running, kv, config = scheduler.running, scheduler.kv, scheduler.config
+    running, backlog, config = scheduler.running, scheduler.rt_backlog, scheduler.config
     decoding = len(running.decoding[Lane.RT])
-    used_slots = kv.usage()[Lane.RT] * kv.block_size
     # A step full of prompt, as the packer fills it: a token for all that decode, and no longer than their next is due.
-    shape = StepShape(tokens=decoding, rows=decoding, context=used_slots)
+    shape = StepShape(tokens=decoding, rows=decoding, context=int(decoding * backlog.mean_tokens))
     room = max(MIN_CHUNK_TOKENS, config.max_num_batched_tokens - decoding)
     chunk = scheduler.cost_model.chunk_tokens(shape, config.default_slo.tpot_s, 0, room)
     chunk = max(chunk, MIN_CHUNK_TOKENS)
     shape.add_chunk(0, chunk)
+    num_rows = config.max_num_seqs - running._min_be_rows
     return Outlook(
         num_received,
         num_received_tokens,
         scheduler.pace.cap_s if scheduler.has_work else 0.0,
         scheduler.cost_model.predict(shape) / chunk,
-        scheduler.rt_backlog.num_tokens,
-        running.num_rows_of(Lane.RT) + running.num_waiting[Lane.RT],
-        config.max_num_seqs - running._min_be_rows,
-        scheduler.rt_backlog.row_s,
-        used_slots,
-        kv.num_slots,
+        backlog.num_tokens,
+        decoding + len(running.behind[Lane.RT]) + running.num_waiting[Lane.RT],
+        min(num_rows, scheduler.kv.num_slots / backlog.mean_tokens) if backlog.mean_tokens else num_rows,
+        backlog.mean_row_s,
     )

@@ -19,8 +19,7 @@ class PrefixCache:
     """`protected_blocks` of each lane's unreferenced blocks are evicted only when the other lane has none left over
     its own: a sweep of documents cannot flush the chats' prefixes."""
 
-    def __init__(self, block_size: int, protected_blocks: int) -> None:
-        self._block_size = block_size
+    def __init__(self, protected_blocks: int) -> None:
         self._protected_blocks = protected_blocks
         self._found: dict[Key, tuple[int, int, Side]] = {}  # node, block, side its tokens grow from
         self._key_of: dict[int, Key] = {}  # by block

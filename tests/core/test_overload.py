@@ -31,6 +31,7 @@ class World:
     def send(self, num_tokens: int, *, lane: Lane = Lane.RT, max_tokens: int = 4) -> Request:
         prompt = [self.random.randrange(3, 500) for _ in range(num_tokens)]
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        self.now_s += 1e-6
         slo = PATIENT if lane is Lane.RT else None
         new = Request(f"q{len(self.sent)}", lane, prompt, sampling, arrival_s=self.now_s, slo=slo)
         self.sent.append(new)
@@ -72,9 +73,7 @@ def test_the_backlog_is_what_is_still_to_compute():
             world.scheduler.abort(world.random.choice(world.sent).request_id, world.now_s)
         if world.scheduler.has_work:
             world.step()
-        behind = [
-            r for r in world.sent if r.lane is Lane.RT and r.state in (State.WAITING, State.BEHIND)
-        ]
+        behind = [r for r in world.sent if r.lane is Lane.RT and r.state in (State.WAITING, State.BEHIND)]
         assert world.scheduler.rt_backlog.num_tokens == sum(r.num_uncomputed_tokens for r in behind)
     world.run()
     assert world.scheduler.rt_backlog.num_tokens == 0
@@ -88,7 +87,7 @@ def test_the_backlog_is_what_is_still_to_compute():
 def test_the_prediction_comes_true(rows: int, blocks: int, max_tokens: int):
     world = World(max_num_seqs=rows, num_blocks=blocks, max_model_len=1024)
     world.learn(max_tokens)
-    for _ in range(rows):  # requests that run beside others hold their rows for longer
+    for _ in range(60):  # those that run beside others hold their rows for longer
         world.send(200, max_tokens=max_tokens)
     world.run()
     predicted = {}
@@ -96,11 +95,11 @@ def test_the_prediction_comes_true(rows: int, blocks: int, max_tokens: int):
         now = world.outlook()
         alone_s = now.step_s + 200 * now.token_s
         new = world.send(200, max_tokens=max_tokens)
-        predicted[new.request_id] = alone_s + now.wait_s(0, 0, 200)
+        predicted[new.request_id] = alone_s + now.wait_s(0, 0)
     world.run()
     for number in (20, 40, 59):
         name = world.sent[-60 + number].request_id
-        assert world.ttft_s[name] == pytest.approx(predicted[name], rel=0.5), number
+        assert world.ttft_s[name] == pytest.approx(predicted[name], rel=0.35), number
 
 
 def test_nobody_is_refused_for_what_is_not_rt():
@@ -131,7 +130,7 @@ def test_who_comes_back_when_told_is_let_in():
 
 
 def test_what_is_on_its_way_to_the_main_loop_counts():
-    now = Outlook(num_received=10, num_received_tokens=1000, token_s=0.01, num_rows=8, num_slots=10**6)
+    now = Outlook(num_received=10, num_received_tokens=1000, token_s=0.01, room=8)
     assert now.excess_s(100, SLO(0.5, 0.1), FACTOR, 10, 1000) <= 0
     assert now.excess_s(100, SLO(0.5, 0.1), FACTOR, 20, 2000) == pytest.approx(1.0 + 10.0 - 4 * 1.0)
 

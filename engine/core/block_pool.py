@@ -1,0 +1,121 @@
+"""The blocks of KV memory: how full each is, who grows in it, and which have room for whom.
+
+block 7:  [ RT RT RT RT  .  .  .  .  .  .  . BE BE BE BE BE ]     room: 7 slots, for whichever side comes first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.core.blocks import Extent
+from engine.core.prefix import PrefixCache
+from engine.core.request import Request
+from engine.core.types import Side
+
+# Of all blocks, how many unreferenced prefix blocks a lane keeps from the other.
+PROTECTED_SHARE = 0.25
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` slots. A block is free, or idle (nobody holds it, but the prefix cache knows
+    what is in it), or held: by one extent a side, or by several requests that share a full one."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.prefix = PrefixCache(int(num_blocks * PROTECTED_SHARE))
+        self.free_blocks = list(range(num_blocks - 1, -1, -1))
+        self.room = [block_size] * num_blocks  # free slots
+        self.holders = [0] * num_blocks  # extents
+        self.rt_extent = [False] * num_blocks  # the left side is taken
+        self.be_holder: list[Request | None] = [None] * num_blocks  # who grows on the right side
+        self.used_blocks = dict.fromkeys(Side, 0)
+        self._shareable: dict[int, None] = {}  # blocks whose left side RT may take; checked when they come up
+
+    @property
+    def num_free(self) -> int:
+        """Blocks to be had without taking anything from a request."""
+        return len(self.free_blocks) + self.prefix.num_idle_blocks
+
+    def open(self, request: Request, block: int) -> Extent:
+        """A new extent of the request, empty, in a free block (-1) or in the middle of a given one."""
+        if block < 0:
+            block = self.free_blocks.pop() if self.free_blocks else self._evict()
+        side = Side.of(request.lane)
+        start = request.tail.end if request.tail is not None else 0
+        extent = request.tail = Extent(block, side, start, 0, self.block_size)
+        request.extents.append(extent)
+        self.holders[block] += 1
+        self.used_blocks[side] += 1
+        if side is Side.LEFT:
+            self.rt_extent[block] = True
+        else:
+            self.be_holder[block] = request
+            self._shareable[block] = None
+        return extent
+
+    def _evict(self) -> int:
+        block = self.prefix.evict()
+        assert block is not None, "free blocks were counted that do not exist"
+        self.room[block] = self.block_size
+        return block
+
+    def join(self, block: int, side: Side) -> None:
+        """One more request holds the full block, which grew from that side."""
+        if not self.holders[block]:
+            self.prefix.take(block, side)
+            self.used_blocks[side] += 1
+            self.rt_extent[block] = side is Side.LEFT
+        self.holders[block] += 1
+
+    def release(self, extent: Extent) -> None:
+        """A request gives up all of an extent."""
+        block, side = extent.block, extent.side
+        self.holders[block] -= 1
+        if self.holders[block] and extent.length == self.block_size:
+            return  # others share this prefix
+        self.used_blocks[side] -= 1
+        if side is Side.LEFT:
+            self.rt_extent[block] = False
+        else:
+            self.be_holder[block] = None
+        if not self.holders[block]:
+            if not self.prefix.release(block, side):
+                self.room[block] = self.block_size
+                self.free_blocks.append(block)
+        else:
+            self.room[block] += extent.length
+            if side is Side.LEFT:
+                self._shareable[block] = None
+
+    def shorten(self, request: Request, extent: Extent, length: int) -> None:
+        """The only holder of an extent gives up its end."""
+        block = extent.block
+        self.prefix.forget(block)
+        self.room[block] += extent.length - length
+        extent.length = length
+        if extent.side is Side.RIGHT:
+            self.be_holder[block] = request  # which may have been another's that shared it
+            if not self.rt_extent[block]:
+                self._shareable.pop(block, None)
+                self._shareable[block] = None  # last in, first looked at
+
+    def is_shared(self, extent: Extent) -> bool:
+        """Whether other requests hold the same tokens in the same block: giving it up frees nothing."""
+        return extent.length == self.block_size and self.holders[extent.block] > 1
+
+    def is_shareable(self, block: int) -> bool:
+        """Whether RT may take the left side of this block of BE's."""
+        return 0 < self.room[block] < self.block_size and not self.rt_extent[block]
+
+    def shareable(self) -> Iterator[int]:
+        """The blocks whose left side RT may take, the newest first, for they have most room."""
+        stale = []
+        try:
+            for block in reversed(self._shareable):
+                if self.is_shareable(block):
+                    yield block
+                else:
+                    stale.append(block)
+        finally:
+            for block in stale:
+                del self._shareable[block]

@@ -1,0 +1,82 @@
+"""How long a step may be."""
+
+import pytest
+
+from engine.core.pace import MARGIN_LEAST, Pace, deadline_s
+from engine.core.types import SLO, Lane
+from tests.factories import request
+
+
+def pace(be_share: float = 0.05) -> Pace:
+    return Pace(SLO(1.0, 0.1), be_share, max_owed_tokens=100)
+
+
+def decoding(first_token_s: float, num_tokens: int):
+    r = request(lane=Lane.RT)
+    r.first_token_s = first_token_s
+    r.due_s = first_token_s + num_tokens * r.slo.tpot_s
+    return r
+
+
+def test_without_chats_the_cap_is_the_limit():
+    assert pace().set_limit([], None, 0.0, 0.0, now_s=5.0) == pytest.approx(0.5 * (1 - MARGIN_LEAST))
+
+
+def test_the_tightest_deadline_is_the_limit():
+    chats = [decoding(1.0, 3), decoding(1.2, 2)]
+    limit_s = pace().set_limit(chats, None, 0.0, 0.0, now_s=1.25)
+    assert limit_s == pytest.approx((1.285 - 1.25) * (1 - MARGIN_LEAST))
+
+
+def test_being_early_earns_time():
+    early = decoding(1.0, 4)
+    assert deadline_s(early) == pytest.approx(1.38)
+    assert pace().set_limit([early], None, 0.0, 0.0, now_s=1.0) == pytest.approx(0.38 * (1 - MARGIN_LEAST))
+
+
+def test_a_late_chat_leaves_bulk_no_time():
+    assert pace().set_limit([decoding(1.0, 1)], None, 0.0, 0.0, now_s=2.0) == 0.0
+
+
+def test_a_first_token_is_worth_a_step_of_its_own_pace():
+    waiting = request(lane=Lane.RT, arrival_s=2.0)
+    assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.0) == pytest.approx(0.1 * (1 - MARGIN_LEAST))
+    assert pace().set_limit([], waiting, 0.3, 0.0, now_s=2.0) == pytest.approx(0.3 * (1 - MARGIN_LEAST))
+
+
+def test_a_model_that_errs_shortens_steps():
+    assert pace().set_limit([], None, 0.0, error_ratio=0.1, now_s=0.0) == pytest.approx(0.45)
+    assert pace().set_limit([], None, 0.0, error_ratio=3.0, now_s=0.0) == pytest.approx(0.4)
+
+
+def test_the_cap_shrinks_on_a_miss_and_grows_while_promises_are_kept():
+    p = pace()
+    p.count_finished(False, now_s=10.0)
+    assert p.cap_s == pytest.approx(0.35)
+    p.count_finished(False, now_s=10.1)
+    assert p.cap_s == pytest.approx(0.35), "the same long step may have made both late"
+    p.count_finished(False, now_s=13.0)
+    assert p.cap_s == pytest.approx(0.245)
+    for _ in range(10):
+        p.count_finished(True, now_s=14.0)
+    assert p.cap_s == pytest.approx(0.265)
+    for _ in range(10_000):
+        p.count_finished(True, now_s=15.0)
+    assert p.cap_s == pytest.approx(0.5)
+    for i in range(100):
+        p.count_finished(False, now_s=100.0 + 10 * i)
+    assert p.cap_s == pytest.approx(0.02)
+
+
+def test_bulk_is_owed_its_share_while_it_has_work():
+    p = pace(be_share=0.1)
+    for _ in range(5):
+        p.count_step(100, 0, be_has_work=True)
+    assert p.be_owed_tokens == pytest.approx(50)
+    p.count_step(100, 40, be_has_work=True)
+    assert p.be_owed_tokens == pytest.approx(20)
+    for _ in range(20):
+        p.count_step(100, 0, be_has_work=True)
+    assert p.is_be_starving
+    p.count_step(100, 0, be_has_work=False)
+    assert p.be_owed_tokens == 0 and not p.is_be_starving
