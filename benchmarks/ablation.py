@@ -1,0 +1,129 @@
+"""What does each idea bring? One load that does not fit into KV memory, each switch turned in turn.
+
+    python -m benchmarks.ablation [--seconds 600] [--seeds 3] [--device cpu-mini] [--out benchmarks/results]
+
+Chats of 46 + 24 tokens, 2 a second in bursts, over 64 documents of 309 + 48 tokens in hand; KV memory holds a quarter
+of those documents, or an eighth. The scheduler and the memory are the engine's own; the device is simulated, so that
+runs differ in nothing but the switch. On a real one: `benchmarks.serving --own "--no-kv-sharing ..."`, and so on.
+
+"moved" is what preemption costs: tokens computed again or copied back, per token produced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import write_result
+from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.scheduler import Scheduler
+from engine.core.types import Checkpoint, Policy, Preemption
+from engine.sim.feed import Limits
+from engine.sim.replay import BLOCK_SIZE, Setup, replay
+from engine.sim.report import Report
+from engine.sim.scenario import make_setup, synthetic_load
+
+DOCUMENTS = 64
+DOCUMENT_TOKENS = 357
+MEMORY = {"quarter": DOCUMENTS * DOCUMENT_TOKENS // 4, "eighth": DOCUMENTS * DOCUMENT_TOKENS // 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Switched(Setup):
+    """A setup with its own switches."""
+
+    options: KVOptions = field(default_factory=KVOptions)
+    max_swaps: int = 0
+
+    def scheduler(self) -> Scheduler:
+        made = Setup.scheduler(self)
+        config = dataclasses.replace(made.config, max_swaps=self.max_swaps)
+        options = self.options
+        if options.checkpoint is not Checkpoint.NONE:
+            options = dataclasses.replace(options, num_host_slots=self.device.host_tokens)
+        return Scheduler(config, KVCacheManager(made.kv.num_blocks, BLOCK_SIZE, options))
+
+
+ALL_ON = KVOptions(prefix_cache=False)  # no two documents of this load begin alike
+BASELINE = KVOptions(False, Preemption.WHOLE, Checkpoint.NONE, prefix_cache=False)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all on": {},
+    "no sharing of blocks": {"options": dataclasses.replace(ALL_ON, sharing=False)},
+    "victims lose everything": {"options": dataclasses.replace(ALL_ON, preemption=Preemption.WHOLE)},
+    "no preemption": {"options": dataclasses.replace(ALL_ON, preemption=Preemption.NONE)},
+    "no checkpoints": {"options": dataclasses.replace(ALL_ON, checkpoint=Checkpoint.NONE)},
+    "eager checkpoints": {"options": dataclasses.replace(ALL_ON, checkpoint=Checkpoint.EAGER)},
+    "whole and no checkpoints": {
+        "options": dataclasses.replace(
+            ALL_ON, preemption=Preemption.WHOLE, checkpoint=Checkpoint.NONE, sharing=False
+        )
+    },
+    "chat prompts swapped": {"max_swaps": 2},
+    "policy priority": {"policy": Policy.PRIORITY, "options": BASELINE},
+    "policy fcfs": {"policy": Policy.FCFS, "options": BASELINE},
+}
+
+
+def run(variant: dict[str, Any], kv_tokens: int, device: str, seconds: float, seed: int) -> Report:
+    base = make_setup(device, ttft_s=0.15, tpot_s=0.035, kv_tokens=kv_tokens, seed=seed)
+    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(Setup)}
+    setup = Switched(**{**values, "options": ALL_ON, **variant})
+    limits = Limits(DOCUMENTS, 512, None, seconds, 10.0)
+    return replay(
+        setup, synthetic_load(limits, rt="cpu-mini-chat", rt_rate=2.0, be="cpu-mini", be_rate=None, seed=seed)
+    )
+
+
+def figures(reports: list[Report]) -> dict[str, float]:
+    """Means over the seeds."""
+
+    def mean(values: list[float]) -> float:
+        return round(statistics.fmean(values), 4)
+
+    produced = [r.rt.output_tokens + r.be.output_tokens for r in reports]
+    return {
+        "attainment": mean([r.rt.attainment or 0.0 for r in reports]),
+        "ttft_p99_ms": mean([1e3 * (r.rt.ttft.p99_s or 0.0) for r in reports]),
+        "tpot_p99_ms": mean([1e3 * (r.rt.tpot.p99_s or 0.0) for r in reports]),
+        "be_tokens_per_s": mean([r.be.output_tokens_per_s for r in reports]),
+        "preemptions": mean([float(r.preemptions) for r in reports]),
+        "moved": mean([sum(r.restored_tokens.values()) / p for r, p in zip(reports, produced, strict=True)]),
+        "recomputed": mean(
+            [r.restored_tokens["recompute"] / p for r, p in zip(reports, produced, strict=True)]
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=600.0, help="virtual time of a run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="cpu-mini")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    result: dict[str, Any] = vars(arguments) | {"out": str(arguments.out)}
+    for memory, kv_tokens in MEMORY.items():
+        print(f"\nKV memory: {memory} of the documents in hand ({kv_tokens} tokens)")
+        result[memory] = {}
+        for name, variant in VARIANTS.items():
+            reports = [
+                run(variant, kv_tokens, arguments.device, arguments.seconds, seed)
+                for seed in range(arguments.seeds)
+            ]
+            result[memory][name] = figures(reports)
+            print(
+                f"{name:26}",
+                "  ".join(f"{key} {value:9.4g}" for key, value in result[memory][name].items()),
+                flush=True,
+            )
+    print(write_result(arguments.out, "ablation", result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What a phase of a serving benchmark observed, as numbers; and results side by side."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.serving_client import Answer
+from benchmarks.serving_phase import LANES, Observed
+
+MOST_ERRORS = 8  # kinds named in a result
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a chat is promised: time to first token, and time per token after it."""
+
+    ttft_ms: float = 150.0
+    tpot_ms: float = 35.0
+
+    def met_by(self, answer: Answer) -> bool:
+        return self.ttft_met_by(answer) and self.tpot_met_by(answer)
+
+    def ttft_met_by(self, answer: Answer) -> bool:
+        return answer.error is None and answer.ttft_s * 1e3 <= self.ttft_ms
+
+    def tpot_met_by(self, answer: Answer) -> bool:
+        return answer.error is None and answer.tpot_s * 1e3 <= self.tpot_ms
+
+
+def report(observed: Observed, limits: Limits) -> dict[str, Any]:
+    """A phase's result. Latencies are of requests answered in full; those that failed miss every limit."""
+    window_s = observed.end_s - observed.start_s
+    result: dict[str, Any] = {
+        "window_s": round(window_s, 3),
+        "cpu_s": observed.cpu_s,
+        "counters": {name: round(value, 3) for name, value in sorted(observed.counters.items()) if value},
+    }
+    if "rt" in LANES[observed.phase]:
+        result["rt"] = _of_chats(observed, limits, window_s)
+    if "be" in LANES[observed.phase]:
+        result["be"] = _of_documents(observed, window_s)
+    return result
+
+
+def _of_chats(observed: Observed, limits: Limits, window_s: float) -> dict[str, Any]:
+    answered = [answer for answer in observed.chats if answer.error is None]
+    asked = len(observed.chats)
+    gaps_s = [
+        later - earlier
+        for answer in answered
+        for earlier, later in zip(answer.arrivals_s, answer.arrivals_s[1:], strict=False)
+    ]
+    return {
+        "requests": asked,
+        "answered": len(answered),
+        "errors": _errors(observed.chats),
+        "prompt_tokens": sum(len(answer.ask.token_ids) for answer in observed.chats),
+        "output_tokens": sum(answer.ask.num_tokens for answer in answered),
+        "attainment": _share(sum(map(limits.met_by, observed.chats)), asked),
+        "attainment_ttft": _share(sum(map(limits.ttft_met_by, observed.chats)), asked),
+        "attainment_tpot": _share(sum(map(limits.tpot_met_by, observed.chats)), asked),
+        "ttft_ms": percentiles([answer.ttft_s * 1e3 for answer in answered]),
+        "tpot_ms": percentiles([answer.tpot_s * 1e3 for answer in answered]),
+        "gap_ms": percentiles([gap_s * 1e3 for gap_s in gaps_s]),
+        "e2e_ms": percentiles([answer.e2e_s * 1e3 for answer in answered]),
+        # How late this program was with its own timetable. It is part of the times above.
+        "sent_late_ms": percentiles(
+            [(answer.sent_s - answer.due_s) * 1e3 for answer in observed.chats if answer.sent_s is not None]
+        ),
+        "samples": {
+            "due_s": series([answer.due_s - observed.start_s for answer in answered], 3),
+            "ttft_ms": series([answer.ttft_s * 1e3 for answer in answered], 2),
+            "tpot_ms": series([answer.tpot_s * 1e3 for answer in answered], 2),
+        },
+    }
+
+
+def _of_documents(observed: Observed, window_s: float) -> dict[str, Any]:
+    start_s, end_s = observed.start_s, observed.end_s
+    tokens = sum(answer.tokens_between(start_s, end_s) for answer in observed.documents)
+    begun = [each for each in observed.documents if each.arrivals_s and start_s <= each.arrivals_s[0] < end_s]
+    ended = [each for each in observed.documents if not each.error and start_s <= each.arrivals_s[-1] < end_s]
+    each_second = [0.0] * int(window_s)
+    for answer in observed.documents:
+        for arrival_s in answer.arrivals_s:
+            second = int(arrival_s - start_s)
+            if arrival_s >= start_s and second < len(each_second):
+                each_second[second] += answer.tokens_per_chunk
+    # Those still open when the phase ends were cut off by this program.
+    failed = [answer for answer in observed.documents if answer.error != "unfinished"]
+    return {
+        "documents": len(ended),
+        "errors": _errors(failed),
+        "output_tokens": round(tokens, 1),
+        "output_tokens_per_s": round(tokens / window_s, 2),
+        # Of documents whose first token came in the window: roughly the prompts computed in it.
+        "prompt_tokens_per_s": round(sum(len(each.ask.token_ids) for each in begun) / window_s, 2),
+        "e2e_s": percentiles([answer.e2e_s for answer in ended]),
+        "tokens_per_chunk": round(sum(each.tokens_per_chunk for each in ended) / max(len(ended), 1), 3),
+        "samples": {"tokens_each_s": series(each_second, 1)},
+    }
+
+
+def _errors(answers: Sequence[Answer]) -> dict[str, int]:
+    """How often each occurred; the rarer of many together, as messages may hold a number of their own each."""
+    errors = collections.Counter(answer.error for answer in answers if answer.error is not None)
+    common = dict(errors.most_common(MOST_ERRORS))
+    rest = errors.total() - sum(common.values())
+    return {**common, "others": rest} if rest else common
+
+
+def _share(count: int, of: int) -> float | None:
+    return round(count / of, 4) if of else None
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Mean and percentiles, interpolated between neighbours; empty for no values."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+    found = {"mean": sum(ordered) / len(ordered), "p50": at(0.5), "p90": at(0.9), "p99": at(0.99)}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def series(values: Sequence[float], digits: int) -> str:
+    """Numbers as one line of a result file instead of a line each; `numbers` reads them."""
+    return " ".join(f"{value:.{digits}f}" for value in values)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split()]
+
+
+# Side by side --------------------------------------------------------------------------------------------------------
+
+# Path in a phase's result, and what it is called.
+ROWS = (
+    ("rt.requests", "chats"),
+    ("rt.answered", "answered"),
+    ("rt.attainment", "within both limits"),
+    ("rt.attainment_ttft", "within TTFT limit"),
+    ("rt.attainment_tpot", "within TPOT limit"),
+    ("rt.ttft_ms.p50", "TTFT p50 ms"),
+    ("rt.ttft_ms.p90", "TTFT p90 ms"),
+    ("rt.ttft_ms.p99", "TTFT p99 ms"),
+    ("rt.tpot_ms.p50", "TPOT p50 ms"),
+    ("rt.tpot_ms.p90", "TPOT p90 ms"),
+    ("rt.tpot_ms.p99", "TPOT p99 ms"),
+    ("rt.gap_ms.p99", "gap between tokens p99 ms"),
+    ("rt.e2e_ms.p50", "chat, whole p50 ms"),
+    ("be.output_tokens_per_s", "bulk output tokens/s"),
+    ("be.prompt_tokens_per_s", "bulk prompt tokens/s"),
+    ("be.documents", "documents ended"),
+    ("be.e2e_s.p50", "document p50 s"),
+    ("be.errors", "bulk errors"),
+    ("cpu_s.server", "CPU s of the server"),
+    ("cpu_s.client", "CPU s of this client"),
+    ("cpu_s.others", "CPU s of others"),
+)
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Results as text, a column each; `result` objects of the JSON files."""
+    width = max(12, *(len(str(result["label"])) + 2 for result in results))
+    lines = [" " * 28 + "".join(f"{result['label']:>{width}}" for result in results)]
+    for phase in LANES:
+        phases = [result["phases"].get(phase) for result in results]
+        if not any(phases):
+            continue
+        lines.append(f"-- {phase}")
+        for path, name in ROWS:
+            cells = [_cell(each, path) for each in phases]
+            if any(cells):
+                lines.append(f"{name:28}" + "".join(f"{cell or '-':>{width}}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(phase: dict[str, Any] | None, path: str) -> str:
+    value: Any = phase
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return str(sum(value.values())) if value else ""
+    return "" if value is None else f"{value:g}" if isinstance(value, int) else f"{value:.2f}"
