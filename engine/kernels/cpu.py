@@ -1,4 +1,4 @@
-"""Attention on a CPU: one compiled call for the rows with one new token, SDPA for those with more."""
+"""Attention on a CPU: compiled kernels, or where there is no compiler for them, SDPA and gathered contexts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import importlib.util
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from engine.kernels.layout import IntArray, StepLayout
 from engine.kernels.reference import attend_sequence, store_kv, visible
+
+FloatArray = npt.NDArray[np.float32]
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -30,59 +33,80 @@ def attention(
 ) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
     """`engine.kernels.reference.attention`, fast."""
     store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
+    out = torch.empty(q.shape[0], q.shape[1], v.shape[2])
+    if is_compiled_for(q.dtype):
+        attend_stored(
+            q.float().contiguous().numpy(),
+            plain(k_cache),
+            plain(v_cache),
+            layout,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            sinks=_NO_SINKS if sinks is None else sinks.detach().float().numpy(),
+            out=out.numpy(),
+        )
+        return out.to(q.dtype)
     single = layout.single_token_rows
-    if single.shape[1] == q.shape[0] and _is_compiled_for(q.dtype):
-        return _attend_single(q, k_cache, v_cache, layout, single, scale, window, softcap, sinks)
-    out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
     if single.shape[1]:
         tokens = torch.from_numpy(single[3]).long()
-        attend = _attend_single if _is_compiled_for(q.dtype) else _attend_single_padded
-        out[tokens] = attend(q[tokens], k_cache, v_cache, layout, single, scale, window, softcap, sinks)
-    for row, start, count, offset in layout.longer_rows:
+        out[tokens] = _attend_single_padded(
+            q[tokens], k_cache, v_cache, layout, single, scale, window, softcap, sinks
+        ).float()
+    for row, start, count, offset in layout.longer_rows.T.tolist():
         tokens_of_row = slice(offset, offset + count)
         out[tokens_of_row] = _attend_chunk(
             q[tokens_of_row], k_cache, v_cache, layout, row, start, scale, window, softcap, sinks
-        )
-    return out
+        ).float()
+    return out.to(q.dtype)
 
 
-def _is_compiled_for(dtype: torch.dtype) -> bool:
+def is_compiled_for(dtype: torch.dtype) -> bool:
+    """Whether the compiled kernels read caches of this dtype."""
     return HAS_NUMBA and dtype in (torch.float32, torch.bfloat16)
 
 
-def _attend_single(
-    q: torch.Tensor,  # [S, Hq, D], the queries of `single`'s rows in their order
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+def plain(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The tensor's memory as numpy sees it; numpy has no bfloat16, so those are their 16 bits."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype is torch.bfloat16 else tensor.numpy()
+
+
+_NO_SINKS = np.empty(0, dtype=np.float32)
+
+
+def attend_stored(
+    q: FloatArray,  # [T, Hq, D]
+    k_cache: np.ndarray[Any, Any],  # `plain`, the step's own K and V stored
+    v_cache: np.ndarray[Any, Any],
     layout: StepLayout,
-    single: IntArray,  # [5, S], see StepLayout.single_token_rows
+    *,
     scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:  # [S, Hq, Dv]
-    from engine.kernels.cpu_single import attend_single, use_threads
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: FloatArray = _NO_SINKS,  # [Hq], or empty
+    out: FloatArray,  # [T, Hq, Dv], written
+) -> None:
+    """`engine.kernels.reference.attention` without its stores: a call for the rows with one new token, one for the
+    others."""
+    from engine.kernels.cpu_chunk import attend_chunks
+    from engine.kernels.cpu_scalars import use_threads
+    from engine.kernels.cpu_single import attend_single
 
     num_threads = use_threads(torch.get_num_threads())
     num_kv_heads = k_cache.shape[1]
-    out = torch.empty(q.shape[0], q.shape[1], v_cache.shape[2])
-    attend_single(
-        q.float().contiguous().numpy(),
-        _plain(k_cache),
-        _plain(v_cache),
-        layout.slot_table.numpy(),
-        single[0],
-        single[4],
-        _balanced_order(layout, single[4], num_threads),
-        np.float32(scale),
-        window or 0,
-        np.float32(softcap or 0.0),
-        _NO_SINKS if sinks is None else sinks.detach().float().numpy(),
+    options = (np.float32(scale), window or 0, np.float32(softcap or 0.0), sinks)
+    table = layout.slot_table.numpy()
+    single, longer = layout.single_token_rows, layout.longer_rows
+    if single.shape[1]:
         # Rows enough for all threads: one unit a row. Else heads are split too, so that no thread idles.
-        num_kv_heads if len(single[0]) >= 4 * num_threads else 1,
-        out.numpy(),
-    )
-    return out.to(q.dtype)
+        heads_per_unit = num_kv_heads if single.shape[1] >= 4 * num_threads else 1
+        order = _balanced_order(layout, single[4], num_threads)
+        attend_single(
+            q, k_cache, v_cache, table, single[3], single[0], single[4], order, *options, heads_per_unit, out
+        )
+    if longer.shape[1]:
+        parts = -(-2 * num_threads // (longer.shape[1] * num_kv_heads))
+        attend_chunks(q, k_cache, v_cache, table, longer, parts, *options, out)
 
 
 def _balanced_order(layout: StepLayout, ends: IntArray, num_threads: int) -> IntArray:
@@ -93,14 +117,6 @@ def _balanced_order(layout: StepLayout, ends: IntArray, num_threads: int) -> Int
         order = np.concatenate([by_length[thread::num_threads] for thread in range(num_threads)])
         order = layout.scratch["single order"] = order.astype(np.int32)
     return order
-
-
-_NO_SINKS = np.empty(0, dtype=np.float32)
-
-
-def _plain(cache: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The cache as numpy sees it; numpy has no bfloat16, so those are their 16 bits."""
-    return cache.view(torch.uint16).numpy() if cache.dtype is torch.bfloat16 else cache.numpy()
 
 
 def _attend_single_padded(

@@ -55,7 +55,6 @@ class StepLayout:
         return np.ascontiguousarray(np.concatenate([picked, picked[1:2] + 1]))
 
     @cached_property
-    def longer_rows(self) -> list[tuple[int, int, int, int]]:
-        """(row, start, count, offset) of the rows that compute more than one token."""
-        picked = self.host[:, self.host[2] > 1]
-        return [(row, start, count, offset) for row, start, count, offset in picked.T.tolist()]
+    def longer_rows(self) -> IntArray:
+        """[4, C] row, start, count and offset of the rows that compute more than one token."""
+        return np.ascontiguousarray(self.host[:, self.host[2] > 1])

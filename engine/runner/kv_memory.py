@@ -12,6 +12,7 @@ from engine.runner.attention import LayerCache, LayerShape
 
 # Of the memory a machine has free, what KV may take on a CPU: the rest is for the model's activations and for others.
 CPU_MEMORY_SHARE = 0.4
+_CPU = torch.device("cpu")
 
 
 def allocate_kv(
@@ -25,6 +26,19 @@ def allocate_kv(
             layer.window,
         )
         for index, layer in layers.items()
+    }
+
+
+def allocate_host_kv(
+    layers: Mapping[int, LayerShape], num_host_slots: int, dtype: torch.dtype, device: torch.device
+) -> dict[int, LayerCache]:
+    """`allocate_kv` in host memory, pinned where `device` is a GPU, which then copies at the bus's full rate."""
+    caches = allocate_kv(layers, num_host_slots, dtype, _CPU)
+    if device.type != "cuda":
+        return caches
+    return {
+        index: LayerCache(cache.k.pin_memory(), cache.v.pin_memory(), cache.window)
+        for index, cache in caches.items()
     }
 
 
@@ -48,8 +62,17 @@ def num_blocks_on_gpu(slot_bytes: int, block_size: int, utilization: float, acti
     return max(0, budget // (slot_bytes * block_size))
 
 
+def num_host_slots(slot_bytes: int, num_slots: int, device: torch.device) -> int:
+    """As many as the device has, or as the memory that a CPU's KV may take allows. On a CPU `num_slots` come out of
+    that memory too, and half of what they leave stays free."""
+    budget = int(psutil.virtual_memory().available * CPU_MEMORY_SHARE)
+    if device.type == "cpu":
+        budget = (budget - num_slots * slot_bytes) // 2
+    return min(num_slots, max(0, budget // slot_bytes))
+
+
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     # numpy's zeros are the operating system's: pages are taken as they are first written, not all at start.
     size = int(np.prod(shape)) * dtype.itemsize

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from engine.runner.attention import IMPLEMENTATION, AttentionStep, LayerShape, attention_step
+from engine.runner.attention import IMPLEMENTATION, LayerShape, PackedStep, attention_step
+from engine.runner.fused import FusedDecoder, can_fuse, fuse
 from engine.runner.packed_linear import can_pack, pack_linears, unpack_linears
 from engine.runner.selfcheck import check_packed, discover_layers, own_logits
+
+log = logging.getLogger("engine.model")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,16 +46,19 @@ class CausalLM:
     max_model_len: int
     eos_token_ids: frozenset[int]
     can_select_positions: bool
+    fused: FusedDecoder | None = None  # computes in the model's place
 
     @torch.inference_mode()
     def forward(
         self,
         token_ids: torch.Tensor,  # [T] int64
         positions: torch.Tensor,  # [T] int64
-        step: AttentionStep,
+        step: PackedStep,
         wanted: torch.Tensor,  # [n] int64, indices into T
-    ) -> torch.Tensor:  # [n, vocab_size] in the model's dtype
+    ) -> torch.Tensor:  # [n, vocab_size], float32 or the model's dtype
         """Logits at the wanted tokens of one packed step."""
+        if self.fused is not None:
+            return self.fused.forward(token_ids, positions, step.layout, step.caches, wanted)
         selection = {"logits_to_keep": wanted} if self.can_select_positions else {}
         with attention_step(step):
             outputs = self.model(
@@ -88,7 +95,17 @@ def load_model(
             eos_token_ids=eos_token_ids(model),
             can_select_positions="logits_to_keep" in inspect.signature(model.forward).parameters,
         )
-        _prepare(loaded)
+        expected = own_logits(loaded)
+        if can_fuse(model, layers):
+            try:
+                fused = replace(loaded, fused=fuse(model, layers, limit))
+                check_packed(fused, expected)
+                return fused
+            except (ValueError, RuntimeError) as error:  # its weights are gone: it is read again
+                log.warning("%s runs without fused kernels: %s", name, _first_line(error))
+                model = _load_weights(name, config, loaded.dtype).to(target).eval()
+                loaded = replace(loaded, model=model)
+        _prepare(loaded, expected)
     except (
         ValueError,
         TypeError,
@@ -99,9 +116,8 @@ def load_model(
     return loaded
 
 
-def _prepare(loaded: CausalLM) -> None:
+def _prepare(loaded: CausalLM, expected: list[torch.Tensor]) -> None:
     """Packs the weights where that pays, and checks the model as it will run."""
-    expected = own_logits(loaded)
     if can_pack(loaded.device, loaded.dtype):
         pack_linears(loaded.model)
         try:

@@ -110,7 +110,7 @@ def _packed_logits(loaded: CausalLM, sequences: list[torch.Tensor]) -> list[torc
             StepLayout.build(slot_table, slots, rows, starts, counts), caches, attention_op(device)
         )
         everywhere = torch.arange(len(token_ids), device=device)
-        out = loaded.forward(token_ids, positions, packed, everywhere).float()
+        out = loaded.forward(token_ids, positions, packed, everywhere).float().clone()
         for (row, _, count), part in zip(parts, torch.split(out, list(counts)), strict=True):
             logits[row].append(part)
             done[row] += count

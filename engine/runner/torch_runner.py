@@ -16,7 +16,15 @@ from engine.kernels.dispatch import attention_op
 from engine.kernels.layout import StepLayout
 from engine.runner.attention import LayerCache, PackedStep
 from engine.runner.base import RunnerInfo
-from engine.runner.kv_memory import allocate_kv, bytes_per_slot, num_blocks_on_cpu, num_blocks_on_gpu
+from engine.runner.host_kv import HostKV
+from engine.runner.kv_memory import (
+    allocate_host_kv,
+    allocate_kv,
+    bytes_per_slot,
+    num_blocks_on_cpu,
+    num_blocks_on_gpu,
+    num_host_slots,
+)
 from engine.runner.model import CausalLM, ModelRefused, load_model
 from engine.runner.sampler import Sampler
 from engine.runner.sampling_rows import SamplingRows
@@ -44,6 +52,8 @@ class TorchRunner:
         self._model = model
         self._caches = caches
         self._info = info
+        host = allocate_host_kv(model.layers, info.num_host_slots, model.dtype, model.device)
+        self._host_kv = HostKV(caches, host)
         self._op = attention_op(model.device)
         self._slot_table = torch.zeros(
             (info.max_num_seqs, info.max_model_len), dtype=torch.int32, device=model.device
@@ -79,6 +89,10 @@ class TorchRunner:
                 f"{config.model} leaves no room for KV memory on {loaded.device}: raise "
                 "--gpu-memory-utilization, or serve a smaller model"
             )
+        num_slots = num_kv_blocks * block_size
+        host_slots = config.num_host_slots
+        if host_slots is None:
+            host_slots = num_host_slots(slot_bytes, num_slots, loaded.device)
         info = RunnerInfo(
             num_blocks=num_kv_blocks,
             block_size=block_size,
@@ -87,8 +101,9 @@ class TorchRunner:
             vocab_size=loaded.vocab_size,
             device=_device_name(loaded.device),
             dtype=str(loaded.dtype).removeprefix("torch."),
+            num_host_slots=host_slots,
         )
-        caches = allocate_kv(loaded.layers, num_kv_blocks * block_size, loaded.dtype, loaded.device)
+        caches = allocate_kv(loaded.layers, num_slots, loaded.dtype, loaded.device)
         return TorchRunner(loaded, caches, info, tokenizer=config.model)
 
     @property
@@ -100,10 +115,14 @@ class TorchRunner:
         return self._model.eos_token_ids
 
     def execute(self, plan: StepPlan) -> StepResult:
-        if plan.copies_out or plan.copies_in:
-            raise ValueError("this runner has no host KV memory: run with checkpointing off")
+        for copy in plan.copies_out:
+            self._host_kv.save(copy.device_slots, copy.host_slots)
         for start in plan.row_starts:
             self._start_row(start)
+        for restore in plan.restores:
+            if restore.host_slots:
+                self._host_kv.restore(restore.host_slots, restore.device_slots)
+            self._set_slots(restore.row, restore.start, restore.device_slots)
         sampled, stopped = [-1] * len(plan.rows), [False] * len(plan.rows)
         if plan.is_empty:
             return StepResult(sampled, stopped)
@@ -128,6 +147,7 @@ class TorchRunner:
 
     def close(self) -> None:
         self._caches = {}
+        del self._host_kv
         self._slot_table = self._slot_table[:0]
         del self._model
         if torch.cuda.is_available():
@@ -138,9 +158,7 @@ class TorchRunner:
     def _start_row(self, start: RowStart) -> None:
         row = start.row
         self._num_prompt_tokens[row] = start.num_prompt_tokens
-        if start.slots:
-            slots = torch.tensor(start.slots, dtype=torch.int32)
-            self._slot_table[row, : len(slots)] = slots.to(self._slot_table.device)
+        self._set_slots(row, 0, start.slots)
         self._refused.pop(row, None)
         reason = self._refusal(start)
         if reason is None:
@@ -151,6 +169,11 @@ class TorchRunner:
                 reason = str(error)
         if reason is not None:
             self._refused[row] = reason
+
+    def _set_slots(self, row: int, start: int, slots: list[int]) -> None:
+        """The computed tokens from position `start` on lie in these slots."""
+        if slots:
+            self._slot_table[row, start : start + len(slots)] = torch.tensor(slots, dtype=torch.int32)
 
     def _refusal(self, start: RowStart) -> str | None:
         vocab_size = self._info.vocab_size

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
-from engine.core.plan import RowStart, StepPlan, StepResult
+from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan, StepResult
 from engine.core.types import SamplingParams, TokenLogprobs
 from engine.runner.torch_runner import TorchRunner
 
@@ -50,6 +50,7 @@ class Driver:
         self.free_slots = list(range(runner.info.num_blocks * runner.info.block_size))
         self.random.shuffle(self.free_slots)
         self.sequences: list[Tracked] = []
+        self.restores: list[Restore] = []  # for the next step
 
     def add(
         self, prompt: Sequence[int], sampling: SamplingParams = GREEDY, row: int | None = None
@@ -68,9 +69,25 @@ class Driver:
         del sequence.slots[num_computed:]
         sequence.has_started = False
 
+    def save(self, sequence: Tracked, kept: int, host_slots: list[int]) -> None:
+        """A preemption whose suffix is saved to host memory first, by a plan that computes nothing."""
+        copy = SlotCopy(sequence.slots[kept:], host_slots)
+        self.runner.execute(StepPlan([], [], [], [], [], [], copies_out=[copy]))
+        self.truncate(sequence, kept)
+
+    def restore(self, sequence: Tracked, host_slots: list[int]) -> None:
+        """The next step brings the suffix back, into any free slots, before it computes."""
+        slots = [self.free_slots.pop() for _ in host_slots]
+        self.restores.append(Restore(sequence.row, len(sequence.slots), slots, host_slots))
+        sequence.slots.extend(slots)
+
     def step(self, parts: Sequence[tuple[Tracked, int]]) -> StepResult:
         """Computes the next `count` tokens of each sequence in one step, and takes in what it drew."""
-        plan = StepPlan(rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[])
+        plan = StepPlan(
+            rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[], restores=self.restores
+        )
+        kept = {restore.row: restore.start for restore in self.restores}
+        self.restores = []
         for sequence, count in parts:
             start = len(sequence.slots)
             assert 0 < count <= len(sequence.token_ids) - start
@@ -81,7 +98,7 @@ class Driver:
                         f"request-{sequence.row}",
                         list(sequence.token_ids),
                         sequence.num_prompt_tokens,
-                        list(sequence.slots),
+                        sequence.slots[: kept.get(sequence.row)],
                         sequence.sampling,
                     )
                 )

@@ -39,7 +39,7 @@ def test_packed_and_unpacked_again(shape: tuple[int, ...], bias: bool) -> None:
 
 
 def test_a_loaded_model_is_packed_and_its_embedding_is_not(tmp_path: Path) -> None:
-    path = make_model("llama", tmp_path, tie_word_embeddings=True)
+    path = make_model("gemma", tmp_path, tie_word_embeddings=True)
     model = load_model(str(path), device="cpu").model
     assert type(model.lm_head) is PackedLinear
     embedding = model.get_input_embeddings().weight
@@ -50,13 +50,13 @@ def test_a_loaded_model_is_packed_and_its_embedding_is_not(tmp_path: Path) -> No
 def test_a_model_that_reads_a_weight_itself_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers.models.llama.modeling_llama import LlamaMLP
+    from transformers.models.gemma.modeling_gemma import GemmaMLP
 
     def by_hand(self: Any, x: torch.Tensor) -> torch.Tensor:
         up = F.linear(x, self.up_proj.weight)
         return F.linear(self.act_fn(F.linear(x, self.gate_proj.weight)) * up, self.down_proj.weight)
 
-    path = make_model("llama", tmp_path)
-    monkeypatch.setattr(LlamaMLP, "forward", by_hand)
+    path = make_model("gemma", tmp_path)
+    monkeypatch.setattr(GemmaMLP, "forward", by_hand)
     model = load_model(str(path), device="cpu").model
     assert type(model.lm_head) is nn.Linear

@@ -160,7 +160,7 @@ def test_an_empty_plan_computes_nothing(llama: Path) -> None:
 def test_copies_to_a_host_memory_it_lacks_are_refused(llama: Path) -> None:
     plan = StepPlan([], [], [], [], [], [], copies_out=[SlotCopy([0], [0])])
     with pytest.raises(ValueError, match="no host KV memory"):
-        load_runner(llama).execute(plan)
+        load_runner(llama, num_host_slots=0).execute(plan)
 
 
 def test_greedy_is_what_runs_when_the_temperature_is_zero(llama: Path) -> None:

@@ -1,0 +1,151 @@
+"""Attention of rows with several new tokens, compiled by numba out of the tiles of `cpu_tiles`.
+
+Grid: one unit of work a (row, key/value head, part of the row's queries). A unit walks its context in blocks of
+`_KEYS` positions: it gathers their K and V by slot into panels, then passes its queries by, a tile at a time, with a
+running maximum and sum a query (online softmax, arXiv 1805.02867). The query heads that share a key/value head are rows
+of the same tiles. Blocks and panels that no query of a tile may see are skipped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from engine.kernels.cpu_scalars import FAST, exp, widen
+from engine.kernels.cpu_tiles import PANEL, TILE_ROWS, tile
+
+_KEYS = 256  # a block's K and V panels, 64 values each in float32, take 128 KiB of an L2 cache
+
+
+@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+def attend_chunks(
+    q: Any,  # [T, Hq, D] float32
+    k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16
+    v_cache: Any,  # [num_slots, Hkv, Dv]
+    slot_table: Any,  # [max_rows, max_model_len] int32
+    chunks: Any,  # [4, C] int32: row, start, count and offset of each chunk
+    parts: Any,  # into how many units the queries of a (chunk, head) are split
+    scale: Any,
+    window: Any,  # 0: none
+    softcap: Any,  # 0: none
+    sinks: Any,  # [Hq] float32, or empty
+    out: Any,  # [T, Hq, Dv] float32, written at the chunks' tokens
+) -> None:
+    """`engine.kernels.reference.attention` for chunks whose K and V are stored already."""
+    _, num_heads, size = q.shape
+    num_kv_heads = k_cache.shape[1]
+    size_v = v_cache.shape[2]
+    group = num_heads // num_kv_heads
+    num_v_panels = (size_v + PANEL - 1) // PANEL
+    width = num_v_panels * PANEL
+    for unit in prange(chunks.shape[1] * num_kv_heads * parts):
+        chunk, kv_head, part = unit // parts // num_kv_heads, unit // parts % num_kv_heads, unit % parts
+        row, start = chunks[0, chunk], chunks[1, chunk]
+        first_token = chunks[2, chunk] * part // parts
+        num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
+        start += first_token
+        offset = chunks[3, chunk] + first_token
+        num_rows = num_tokens * group  # row r is query token r // group, head r % group of the kv head's
+        queries = np.empty((num_rows, size), dtype=np.float32)
+        for r in range(num_rows):
+            for d in range(size):
+                queries[r, d] = q[offset + r // group, kv_head * group + r % group, d] * scale
+        sums = np.zeros((num_rows, width), dtype=np.float32)
+        peaks = np.full(num_rows, -np.inf, dtype=np.float32)
+        totals = np.zeros(num_rows, dtype=np.float32)
+        k_panels = np.empty((_KEYS // PANEL, size, PANEL), dtype=np.float32)
+        v_panels = np.zeros((num_v_panels, _KEYS, PANEL), dtype=np.float32)
+        scores = np.empty((TILE_ROWS, _KEYS), dtype=np.float32)
+        end = start + num_tokens
+        first_key = max(0, start + 1 - window) if window > 0 else 0
+        for block in range(first_key, end if num_tokens > 0 else first_key, _KEYS):
+            num_keys = min(_KEYS, end - block)
+            for j in range((num_keys + PANEL - 1) // PANEL * PANEL):
+                if j < num_keys:
+                    slot = slot_table[row, block + j]
+                    for d in range(size):
+                        k_panels[j // PANEL, d, j % PANEL] = widen(k_cache[slot, kv_head, d])
+                    for d in range(size_v):
+                        v_panels[d // PANEL, j, d % PANEL] = widen(v_cache[slot, kv_head, d])
+                else:
+                    for d in range(size):
+                        k_panels[j // PANEL, d, j % PANEL] = np.float32(0.0)
+            # The first query that sees this block is the one at its first position.
+            first_row = max(0, block - start) * group
+            num_tiles = (num_rows - first_row + TILE_ROWS - 1) // TILE_ROWS
+            for t in range(num_tiles):
+                r0 = first_row + (num_rows - first_row) * t // num_tiles
+                r1 = first_row + (num_rows - first_row) * (t + 1) // num_tiles
+                seen = min(num_keys, start + (r1 - 1) // group + 1 - block)  # by the tile's last query
+                if window > 0 and start + r0 // group - window >= block + num_keys - 1:
+                    continue  # all of the block is behind the window of the tile's first query, which sees furthest
+                for p in range((seen + PANEL - 1) // PANEL):
+                    tile(
+                        r1 - r0,
+                        queries.ctypes.data + r0 * size * 4,
+                        size * 4,
+                        k_panels.ctypes.data + p * size * PANEL * 4,
+                        np.float32(0.0),
+                        size,
+                        scores.ctypes.data + p * PANEL * 4,
+                        _KEYS * 4,
+                        0,
+                        0,
+                        0,
+                        0,
+                    )
+                for r in range(r0, r1):
+                    position = start + r // group
+                    high = min(seen, position + 1 - block)
+                    low = min(max(0, position + 1 - window - block), high) if window > 0 else 0
+                    line = scores[r - r0]
+                    if softcap > 0:
+                        for j in range(low, high):
+                            line[j] = softcap * np.tanh(line[j] / softcap)
+                    peak = peaks[r]
+                    for j in range(low, high):
+                        peak = max(peak, line[j])
+                    total = np.float32(0.0)
+                    for j in range(low, high):
+                        weight = exp(line[j] - peak)
+                        line[j] = weight
+                        total += weight
+                    for j in range(low):
+                        line[j] = np.float32(0.0)
+                    for j in range(high, seen):
+                        line[j] = np.float32(0.0)
+                    if peak > peaks[r]:
+                        shrink = exp(peaks[r] - peak)
+                        totals[r] *= shrink
+                        for d in range(width):
+                            sums[r, d] *= shrink
+                        peaks[r] = peak
+                    totals[r] += total
+                for p in range(num_v_panels):
+                    to = sums.ctypes.data + (r0 * width + p * PANEL) * 4
+                    tile(
+                        r1 - r0,
+                        scores.ctypes.data,
+                        _KEYS * 4,
+                        v_panels.ctypes.data + p * _KEYS * PANEL * 4,
+                        np.float32(0.0),
+                        seen,
+                        to,
+                        width * 4,
+                        to,
+                        width * 4,
+                        0,
+                        0,
+                    )
+        for r in range(num_rows):
+            head = kv_head * group + r % group
+            factor = np.float32(1.0)
+            if sinks.size > 0:
+                peak = max(peaks[r], sinks[head])
+                factor = exp(peaks[r] - peak)
+                totals[r] = totals[r] * factor + exp(sinks[head] - peak)
+            factor /= totals[r]
+            for d in range(size_v):
+                out[offset + r // group, head, d] = sums[r, d] * factor

@@ -1,0 +1,123 @@
+"""Linear layers on a CPU, compiled by numba: float32 activations, weights as they are stored (bfloat16 ones are widened
+in registers, so that a step reads half the memory that float32 weights would take), sums in float32.
+
+Weights are packed in panels of `PANEL` output columns, [N / PANEL, K, PANEL]: a tile of a few rows of x and one panel
+is computed in registers from memory that is read in order. A panel stays in the caches while all rows pass by it:
+
+             PANEL
+      K  +---------+            for each block of rows that fits the L2 cache
+         | panel p |                for each panel
+    +----+---------+                    for each tile of TILE_ROWS rows
+    | x  | tile    | TILE_ROWS
+    +----+---------+
+
+Importing this module imports numba; the kernels compile at their first call and are cached on disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, prange
+
+from engine.kernels.cpu_scalars import FAST, exp
+from engine.kernels.cpu_tiles import AHEAD_BITS, PANEL, TILE_ROWS, tile
+
+_ROW_BLOCK_BYTES = 256 * 1024  # of x, beside a panel, in an L2 cache of at least 512 KiB
+_SOON_BYTES = 4096  # far enough for a read from memory, a small part of a panel
+
+STORE, ADD, GATED = 0, 1, 2  # what `linear` does with its products
+
+
+@njit(parallel=True, cache=True, nogil=True, fastmath=FAST)
+def linear(
+    x: Any,  # [T, >= K] float32
+    panels: Any,  # [N / PANEL, K, PANEL] float32, or bfloat16 as uint16
+    bias: Any,  # [N] float32, or empty; of no account unless mode is STORE
+    mode: Any,
+    num_threads: Any,
+    out: Any,  # [T, N] float32, written; with GATED [T, N / 2]
+) -> None:
+    """STORE: out = x @ weight.T + bias. ADD: out += x @ weight.T. GATED: panels alternate between a gate's and its
+    partner's, as `interleave` makes them, and out = silu(gate) * partner."""
+    num_rows = x.shape[0]
+    num_panels, num_k, _ = panels.shape
+    panel_bytes = panels.strides[0]
+    x_stride, out_stride = x.strides[0], out.strides[0]
+    block = max(1, _ROW_BLOCK_BYTES // (4 * num_k) // TILE_ROWS) * TILE_ROWS
+    num_blocks = (num_rows + block - 1) // block
+    soon = _SOON_BYTES
+    for thread in prange(num_threads):
+        unit = 2 if mode == GATED else 1  # a gate's panel and its partner stay together
+        first_panel = num_panels // unit * thread // num_threads * unit
+        last_panel = num_panels // unit * (thread + 1) // num_threads * unit
+        products = np.empty((2, TILE_ROWS, PANEL), dtype=np.float32)
+        for b in range(num_blocks):
+            first_row = num_rows * b // num_blocks
+            rows = num_rows * (b + 1) // num_blocks - first_row
+            num_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+            share = panel_bytes // num_tiles
+            for p in range(first_panel, last_panel, unit):
+                panel = panels.ctypes.data + p * panel_bytes
+                for t in range(num_tiles):
+                    row = first_row + rows * t // num_tiles
+                    count = first_row + rows * (t + 1) // num_tiles - row
+                    to = out.ctypes.data + row * out_stride + p * PANEL * 4
+                    to_stride = out_stride
+                    start, start_stride = 0, 0
+                    if mode == GATED:
+                        to, to_stride = products.ctypes.data, PANEL * 4
+                    elif mode == ADD:
+                        start, start_stride = to, out_stride
+                    elif bias.size > 0:
+                        start = bias.ctypes.data + p * PANEL * 4
+                    for u in range(unit):
+                        tile(
+                            count,
+                            x.ctypes.data + row * x_stride,
+                            x_stride,
+                            panel + u * panel_bytes,
+                            panels[0, 0, 0],
+                            num_k,
+                            to + u * TILE_ROWS * PANEL * 4,
+                            to_stride,
+                            start,
+                            start_stride,
+                            # One tile asks for what comes soon; of several, each for its share of the next panel.
+                            panel
+                            + u * panel_bytes
+                            + (soon if num_tiles == 1 else unit * panel_bytes + share * t),
+                            (PANEL * panels.itemsize << AHEAD_BITS) // num_tiles,
+                        )
+                    if mode == GATED:
+                        for i in range(count):
+                            for c in range(PANEL):
+                                gate = products[0, i, c]
+                                small = exp(-abs(gate))  # silu without overflow at either end
+                                sigmoid = (np.float32(1.0) if gate >= 0 else small) / (
+                                    np.float32(1.0) + small
+                                )
+                                out[row + i, p // 2 * PANEL + c] = gate * sigmoid * products[1, i, c]
+
+
+def padded(columns: int) -> int:
+    """The least multiple of PANEL that holds them."""
+    return -(-columns // PANEL) * PANEL
+
+
+def pack(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A weight [N, K] (float32, or bfloat16 as uint16) as panels, with zeros for the columns that pad N."""
+    num_columns, num_k = weight.shape
+    panels = np.zeros((padded(num_columns) // PANEL, num_k, PANEL), dtype=weight.dtype)
+    for p in range(len(panels)):
+        part = weight[p * PANEL : (p + 1) * PANEL]
+        panels[p, :, : len(part)] = part.T
+    return panels
+
+
+def interleave(gate: npt.NDArray[Any], partner: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The panels of two weights of one shape [N, K] in turns, as `linear` takes them for GATED."""
+    panels = np.stack([pack(gate), pack(partner)], axis=1)
+    return panels.reshape(-1, *panels.shape[2:])

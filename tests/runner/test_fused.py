@@ -1,0 +1,97 @@
+"""Which models run by the fused kernels, that they compute the same there, and what happens when they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.runner import fused, model
+from engine.runner.model import load_model
+from engine.runner.products import OneDnnWeights
+from tests.factories_models import make_model
+from tests.runner.driver import Driver, load_runner
+
+pytest.importorskip("numba")
+
+KINDS = ["llama", "mistral", "qwen2", "qwen3"]
+ODD = {
+    "hidden_size": 72,
+    "intermediate_size": 100,
+    "vocab_size": 330,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+}
+PROMPT = [5, 9, 200, 31, 77, 8, 8, 120, 45, 6, 19]
+
+
+def greedy(path: Path, num_tokens: int = 12, **settings: Any) -> list[int]:
+    driver = Driver(load_runner(path, **settings))
+    sequence = driver.add(PROMPT)
+    driver.run(num_tokens)
+    return sequence.output[:num_tokens]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_kinds_are_fused(kind: str, dtype: str, tmp_path: Path) -> None:
+    assert load_model(str(make_model(kind, tmp_path)), device="cpu", dtype=dtype).fused is not None
+
+
+@pytest.mark.parametrize("kind", ["gemma", "phi", "gpt2", "mixtral"])
+def test_others_are_not(kind: str, tmp_path: Path) -> None:
+    assert load_model(str(make_model(kind, tmp_path)), device="cpu").fused is None
+
+
+@pytest.mark.parametrize("overrides", [ODD, {"tie_word_embeddings": True}])
+def test_sizes_that_fill_no_panel(
+    overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_model("llama", tmp_path, seed=1, **overrides)
+    assert load_model(str(path), device="cpu").fused is not None
+    outputs = greedy(path)
+    monkeypatch.setattr(model, "can_fuse", lambda *_: False)
+    assert greedy(path) == outputs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"hidden_act": "gelu"}, {"attention_bias": True}, {"mlp_bias": True}],
+    ids=lambda o: next(iter(o)),
+)
+def test_options_that_the_kernels_lack_keep_the_modules(overrides: dict[str, Any], tmp_path: Path) -> None:
+    assert load_model(str(make_model("llama", tmp_path, **overrides)), device="cpu").fused is None
+
+
+def test_a_model_that_computes_otherwise_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_model("llama", tmp_path, seed=1)
+    expected = greedy(path)
+
+    class Wrong(fused.FusedDecoder):
+        def forward(self, *arguments: Any) -> torch.Tensor:
+            return super().forward(*arguments).flip(-1)
+
+    monkeypatch.setattr(fused, "FusedDecoder", Wrong)
+    assert load_model(str(path), device="cpu").fused is None
+    assert greedy(path) == expected
+
+
+def test_products_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that multiplies bfloat16, with torch's own product where this one does not."""
+
+    def product(self: Any, x: Any) -> torch.Tensor:
+        return torch.nn.functional.linear(torch.from_numpy(x).view(torch.bfloat16), self._weight, self._bias)
+
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        monkeypatch.setattr(OneDnnWeights, "_packed", staticmethod(lambda weight: weight))
+        monkeypatch.setattr(OneDnnWeights, "_product", product)
+    monkeypatch.setattr(fused, "multiplies_bfloat16", lambda: True)
+    path = make_model("qwen2", tmp_path, seed=1)
+    loaded = load_model(str(path), device="cpu", dtype="bfloat16")
+    assert loaded.fused is not None
+    assert loaded.fused._uses_onednn
+    assert len(greedy(path, dtype="bfloat16")) == 12

@@ -1,0 +1,101 @@
+"""KV saved to host memory and restored elsewhere is what it was."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.core.types import SamplingParams
+from engine.runner.attention import LayerCache
+from engine.runner.host_kv import HostKV
+from engine.runner.kv_memory import num_host_slots
+from tests.factories_models import make_model
+from tests.runner.driver import Driver, load_runner
+
+NUM_OUTPUT = 20
+NUM_HOST_SLOTS = 100
+SAMPLING = SamplingParams(max_tokens=1000, temperature=0.0, ignore_eos=True, logprobs=1)
+PROMPT = [random.Random(3).randrange(3, 300) for _ in range(40)]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("model"), seed=1)
+
+
+def logprobs(llama: Path, kept: int, saved_to: list[int], restored_from: list[int]) -> list[float]:
+    """Log-probabilities of what a request draws that is preempted after some tokens and keeps `kept`. Its next ones are
+    saved to and restored from these host slots, and all slots they lay in are overwritten in between."""
+    driver = Driver(load_runner(llama, num_host_slots=NUM_HOST_SLOTS, num_kv_blocks=10))
+    sequence = driver.add(PROMPT, SAMPLING, row=2)
+    driver.run(6)
+    if saved_to:
+        lost = set(sequence.slots[kept:])
+        driver.save(sequence, kept, saved_to + list(range(90, 90 + len(lost) - len(saved_to))))
+        other = driver.add(PROMPT * 4, row=5)
+        other.finished = "in the way"
+        driver.step([(other, len(driver.free_slots))])
+        assert lost <= set(other.slots)
+        driver.truncate(other, 0)
+        driver.restore(sequence, restored_from)
+    while len(sequence.output) < NUM_OUTPUT:
+        driver.step([(sequence, 1)])
+    return [drawn.logprob for drawn in sequence.logprobs]
+
+
+@pytest.mark.parametrize(("kept", "num_restored"), [(0, 45), (1, 44), (17, 20), (44, 1)])
+def test_saved_overwritten_and_restored_elsewhere(llama: Path, kept: int, num_restored: int) -> None:
+    slots = random.Random(1).sample(range(90), num_restored)
+    assert logprobs(llama, kept, slots, slots) == pytest.approx(logprobs(llama, 0, [], []), abs=1e-4)
+
+
+def test_a_wrong_host_slot_shows(llama: Path) -> None:
+    slots = list(range(45))
+    others = slots[:20] * 2 + slots[:5]  # a permutation would not show: to attention, a context is a set
+    assert logprobs(llama, 0, slots, others) != pytest.approx(logprobs(llama, 0, [], []), abs=1e-2)
+
+
+def test_every_layer_and_size_is_copied() -> None:
+    def caches(num_slots: int) -> dict[int, LayerCache]:
+        generator = torch.Generator().manual_seed(0)
+        return {
+            layer: LayerCache(
+                torch.randn(num_slots, 2, 4, generator=generator),
+                torch.randn(num_slots, 2, 3, generator=generator),
+                None,
+            )
+            for layer in (0, 3)
+        }
+
+    device, before = caches(20), caches(20)
+    host_kv = HostKV(device, caches(5))
+    for saved, restored in (([3, 1, 19], [7, 8, 9]), ([4, 2], [11, 10])):
+        slots = [4, 0, 2][: len(saved)]
+        host_kv.save(saved, slots)
+        host_kv.restore(slots, restored)
+        for layer, cache in device.items():
+            assert torch.equal(cache.k[restored], before[layer].k[saved])
+            assert torch.equal(cache.v[restored], before[layer].v[saved])
+    with pytest.raises(ValueError, match="outside of the 5"):
+        host_kv.save([0], [5])
+    with pytest.raises(ValueError, match="2 device slots for 1"):
+        host_kv.restore([0], [1, 2])
+
+
+def test_memory_for_all_slots_or_for_half_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 10_000
+
+    monkeypatch.setattr("engine.runner.kv_memory.psutil.virtual_memory", lambda: Memory)
+    cpu = torch.device("cpu")
+    assert num_host_slots(10, 100, cpu) == 100
+    assert num_host_slots(10, 300, cpu) == 50
+    assert num_host_slots(10, 500, cpu) == 0
+
+
+def test_a_runner_takes_what_memory_allows(llama: Path) -> None:
+    info = load_runner(llama).info
+    assert info.num_host_slots == info.num_blocks * info.block_size
