@@ -123,6 +123,7 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
             token=config.token,
             default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
             max_waiting_rt=config.max_waiting_rt,
+            max_ttft_factor=config.max_ttft_factor,
             admission=admission,
         ),
         exchange,
@@ -186,7 +187,7 @@ def assemble(
         config.listen,
         config.drain_grace_s,
     )
-    return EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic), io
+    return EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic, io.publish), io
 
 
 def serve(config: EngineConfig) -> None:

@@ -49,6 +49,10 @@ class EngineConfig:
     )
     default_ttft_s: float = _flag(0.5, "time to first token of requests that name none")
     default_tpot_s: float = _flag(0.1, "time per output token of requests that name none")
+    max_ttft_factor: float = _flag(
+        4.0,
+        "a fast-lane request is refused when its first token is predicted to take this many times its promise",
+    )
     claim_timeout_s: float = _flag(60.0, "silence after which an engine's bulk items are taken over")
     max_deliveries: int = _flag(3, "engines that may die over a bulk item before it fails")
     drain_grace_s: float = _flag(30.0, "time that open fast-lane requests get at shutdown")

@@ -30,7 +30,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class QueryStats:
-    """Ask for a snapshot, answered by a `StatsEvent` with the same tag; with a picture of KV memory if `with_memory`."""
+    """Ask for a snapshot, answered by a `StatsEvent` with the same tag. `with_memory` adds a picture of KV memory."""
 
     tag: str
     with_memory: bool = False
@@ -57,8 +57,8 @@ LoopEvent = Event | StatsEvent
 
 class EngineLoop:
     """`receive(wait)` gives the messages that came in; with `wait` it blocks until there is at least one.
-    `send` takes the events of a step. `clock` gives seconds, monotonic. `publish`, where there is one, gets the RT lane's
-    outlook after every step."""
+    `send` takes the events of a step. `clock` gives seconds, monotonic. `publish`, where there is one, takes the RT
+    lane's outlook after every step."""
 
     def __init__(
         self,
@@ -97,8 +97,11 @@ class EngineLoop:
             if events:
                 self._send(events)
             if self.publish is not None:
-                self.publish(outlook(self.scheduler, self._num_received, self._num_received_tokens))
+                self.publish(self._outlook())
             idle = plan.is_empty
+
+    def _outlook(self) -> Outlook:
+        return outlook(self.scheduler, self._clock(), self._num_received, self._num_received_tokens)
 
     def _take_in(self, messages: Iterable[Message]) -> list[LoopEvent]:
         events: list[LoopEvent] = []

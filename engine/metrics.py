@@ -147,12 +147,17 @@ class EngineMetrics:
         """Everything, as data that msgpack and JSON can carry. Blocks and tokens are counts, times seconds."""
         lanes: dict[str, Any] = {}
         used_blocks = scheduler.kv.usage()
+        unfinished = dict.fromkeys(Lane, 0)  # output tokens of requests that hold a row
+        for request in scheduler.running.by_row:
+            if request is not None:
+                unfinished[request.lane] += request.num_output_tokens
         for lane, metrics in self.lanes.items():
             running, waiting = scheduler.num_requests(lane)
             lanes[lane.value] = {
                 "running": running,
                 "waiting": waiting,
                 "kv_blocks": used_blocks[lane],
+                "generated_tokens": metrics.output_tokens + unfinished[lane],
                 **metrics.snapshot(),
             }
         return {

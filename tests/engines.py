@@ -31,15 +31,17 @@ class RunningEngine:
 
 @contextmanager
 def running_engine(
-    directory: Path, runner: ModelRunner | None = None, **overrides: object
+    directory: Path, runner: ModelRunner | None = None, *, refuses_late: bool = False, **overrides: object
 ) -> Iterator[RunningEngine]:
-    """Serves on `directory`/engine.sock until the block ends. Overrides are fields of EngineConfig."""
+    """Serves on `directory`/engine.sock until the block ends. Overrides are fields of EngineConfig. With `refuses_late`
+    it refuses what it could not answer in time; tests that are not about that should not depend on how fast it is."""
     config = EngineConfig(
         model="sim", served_model_name="sim", listen=f"unix://{directory / 'engine.sock'}", runner="simulated"
     )
     config = dataclasses.replace(config, **overrides)  # type: ignore[arg-type]
     runner = runner or make_runner(config)
     loop, io = assemble(config, runner)
+    loop.publish = io.publish if refuses_late else None
     io.start()
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()

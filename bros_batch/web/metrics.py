@@ -32,9 +32,25 @@ GAUGES = (
 )
 COUNTERS = (
     ("bros_prompt_tokens", "prompt_tokens", "Prompt tokens of finished requests"),
+    ("bros_cached_prompt_tokens", "cached_tokens", "Of these, how many the prefix cache had"),
     ("bros_generation_tokens", "output_tokens", "Output tokens of finished requests"),
-    ("bros_prefix_cache_hits", "cached_tokens", "Prompt tokens that the prefix cache had"),
-    ("bros_prefix_cache_queries", "prompt_tokens", "Prompt tokens looked up in the prefix cache"),
+)
+ENGINE_COUNTERS = (
+    ("bros_prefix_cache_queries", "prefix_queried_tokens", "Tokens looked up in the prefix cache"),
+    ("bros_prefix_cache_hits", "prefix_hit_tokens", "Tokens found there"),
+    ("bros_preemptions", "preemptions", "Times that a request lost KV memory to another"),
+    ("bros_truncated_tokens", "truncated_tokens", "Tokens whose KV was taken away so"),
+    ("bros_saved_tokens", "saved_tokens", "Tokens whose KV was copied to host memory before"),
+)
+ENGINE_GAUGES = (
+    ("bros_kv_free_blocks", "kv_free_blocks", "KV blocks to be had without taking any from a request"),
+    ("bros_step_limit_seconds", "step_limit_s", "How long the latest iteration was allowed to take"),
+    (
+        "bros_step_cap_seconds",
+        "step_cap_s",
+        "The most that an iteration may take now, whatever the deadlines",
+    ),
+    ("bros_cost_model_error_ratio", "cost_model_error_ratio", "How far predicted iteration times are off"),
 )
 
 
@@ -87,18 +103,50 @@ def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
         usage.add_metric((lane,), values.get("kv_blocks", 0) / blocks if blocks else 0.0)
     yield finished
     yield usage
-    # Only bulk is ever preempted.
-    for name, key, help_text in (
-        ("bros_preemptions", "preemptions", "Times that a request lost KV memory to another"),
-        ("bros_truncated_tokens", "truncated_tokens", "Tokens whose KV was taken away so"),
+    yield from _promises(lanes)
+    for name, key, help_text in ENGINE_COUNTERS:
+        yield CounterMetricFamily(name, help_text, value=stats.get(key, 0))
+    for name, key, help_text in ENGINE_GAUGES:
+        yield GaugeMetricFamily(name, help_text, value=stats.get(key, 0))
+    for name, label, key, help_text in (
+        (
+            "bros_restored_tokens",
+            "how",
+            "restored_tokens",
+            "Tokens of preempted requests that are back, by how",
+        ),
+        ("bros_requests_refused", "reason", "refused", "Requests that were not let in, by why"),
     ):
-        counter = CounterMetricFamily(name, help_text, labels=("lane",))
-        counter.add_metric(("be",), stats.get(key, 0))
+        counter = CounterMetricFamily(name, help_text, labels=(label,))
+        for value, count in stats.get(key, {}).items():
+            counter.add_metric((value,), count)
         yield counter
+    if stats.get("host_slots"):
+        used = stats.get("host_slots_used", 0) / stats["host_slots"]
+        yield GaugeMetricFamily("bros_host_kv_usage_ratio", "Share of host KV memory in use", value=used)
     if "iteration" in stats:
         iteration = HistogramMetricFamily("bros_iteration_seconds", "Time of one engine iteration")
         iteration.add_metric((), *_buckets(stats["iteration"]))
         yield iteration
+
+
+def _promises(lanes: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
+    """Of requests that were promised TTFT and TPOT; only RT is."""
+    counter = CounterMetricFamily(
+        "bros_slo_requests", "Finished requests by whether both promises were kept", labels=("lane", "met")
+    )
+    ratio = GaugeMetricFamily(
+        "bros_slo_attainment_ratio", "Share of the latest 512 requests that got both", labels=("lane",)
+    )
+    for lane, values in lanes.items():
+        slo = values.get("slo", {})
+        if lane == "rt":
+            counter.add_metric((lane, "true"), slo.get("met", 0))
+            counter.add_metric((lane, "false"), slo.get("missed", 0))
+        if slo.get("recent_ratio") is not None:
+            ratio.add_metric((lane,), slo["recent_ratio"])
+    yield counter
+    yield ratio
 
 
 def _buckets(histogram: Mapping[str, Any]) -> tuple[list[tuple[str, float]], float]:

@@ -3,11 +3,13 @@
     predicted = the step under way + the RT work before it + its own prompt
 
 The work before it waits for time, for rows or for memory, whichever is scarcest. Predicted is the wait of first come,
-first served: where deadlines let a newcomer go first, somebody else waits instead, and it is his promise that breaks.
+first served. Where deadlines let newcomers go first, others wait instead: nobody is let in while one of them has waited
+beyond the same bound, or the hopeless would wait for as long as new ones come.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.core.cost_model import StepShape
@@ -33,7 +35,12 @@ class RtBacklog:
         self.num_tokens = 0
         self.mean_row_s = 0.0  # from a request's first step to its end; 0 until one has ended
         self.mean_tokens = 0.0  # of a request at its end, prompt and output
-        self._counted: dict[Request, int] = {}
+        self._counted: OrderedDict[Request, int] = OrderedDict()  # the first to come first
+
+    @property
+    def oldest(self) -> Request | None:
+        """Of those that have tokens to compute."""
+        return next(iter(self._counted), None)
 
     def count(self, request: Request) -> None:
         """The request has come, or a chunk of it was computed."""
@@ -41,9 +48,11 @@ class RtBacklog:
             return
         is_behind = request.state is State.BEHIND or request.state is State.WAITING
         left = request.num_uncomputed_tokens if is_behind else 0
-        self.num_tokens += left - self._counted.pop(request, 0)
+        self.num_tokens += left - self._counted.get(request, 0)
         if left:
             self._counted[request] = left
+        else:
+            self._counted.pop(request, None)
 
     def count_finished(self, request: Request, now_s: float) -> None:
         """The request has ended, one way or another."""
@@ -69,6 +78,8 @@ class Outlook(NamedTuple):
     num_requests: int = 0  # with a row, or waiting for one
     room: float = 1.0  # how many requests there are rows and memory for
     row_s: float = 0.0  # mean time that one of them holds its row
+    waited_s: float = 0.0  # so far, by the first to come of those without a first token
+    promised_s: float = 0.0  # to that one, or what its prompt takes if that is longer
 
     def wait_s(self, num_requests: int, num_tokens: int) -> float:
         """How long a newcomer waits for RT requests before it, `num_requests` with `num_tokens` more than are counted
@@ -81,16 +92,18 @@ class Outlook(NamedTuple):
         self, prompt_tokens: int, slo: SLO, max_ttft_factor: float, num_sent: int, num_sent_tokens: int
     ) -> float:
         """By how much a new prompt's predicted TTFT is beyond `max_ttft_factor` times what it was promised, or what it
-        takes on an engine that has nothing else to do, if that is longer. Let it in unless that is above 0; else it
-        will be let in so much later, if nobody else comes. `num_sent` requests have been sent to the main loop so far.
-        """
+        takes without other RT requests, if that is longer: one that is alone is never refused. Above 0, it would be let
+        in about so much later, if nobody else comes. `num_sent` requests have been sent to the main loop so far."""
         alone_s = self.step_s + prompt_tokens * self.token_s
         wait_s = self.wait_s(num_sent - self.num_received, num_sent_tokens - self.num_received_tokens)
-        return alone_s + wait_s - max_ttft_factor * max(slo.ttft_s, alone_s)
+        excess_s = alone_s + wait_s - max_ttft_factor * max(slo.ttft_s, alone_s)
+        if self.waited_s > max_ttft_factor * self.promised_s:
+            return max(excess_s, wait_s)
+        return excess_s
 
 
-def outlook(scheduler: Scheduler, num_received: int, num_received_tokens: int) -> Outlook:
-    """The scheduler's state as a newcomer finds it."""
+def outlook(scheduler: Scheduler, now_s: float, num_received: int, num_received_tokens: int) -> Outlook:
+    """The scheduler's state as a newcomer finds it at `now_s`."""
     running, backlog, config = scheduler.running, scheduler.rt_backlog, scheduler.config
     decoding = len(running.decoding[Lane.RT])
     # A step full of prompt, as the packer fills it: a token for all that decode, and no longer than their next is due.
@@ -99,14 +112,21 @@ def outlook(scheduler: Scheduler, num_received: int, num_received_tokens: int) -
     chunk = scheduler.cost_model.chunk_tokens(shape, config.default_slo.tpot_s, 0, room)
     chunk = max(chunk, MIN_CHUNK_TOKENS)
     shape.add_chunk(0, chunk)
-    num_rows = config.max_num_seqs - running._min_be_rows
+    token_s = scheduler.cost_model.predict(shape) / chunk
+    num_rows = config.max_num_seqs - running.min_be_rows
+    oldest, waited_s, promised_s = backlog.oldest, 0.0, 0.0
+    if oldest is not None and oldest.first_token_s is None:
+        waited_s = now_s - oldest.arrival_s
+        promised_s = max(oldest.slo.ttft_s, oldest.num_prompt_tokens * token_s)
     return Outlook(
         num_received,
         num_received_tokens,
         scheduler.pace.cap_s if scheduler.has_work else 0.0,
-        scheduler.cost_model.predict(shape) / chunk,
+        token_s,
         backlog.num_tokens,
         decoding + len(running.behind[Lane.RT]) + running.num_waiting[Lane.RT],
         min(num_rows, scheduler.kv.num_slots / backlog.mean_tokens) if backlog.mean_tokens else num_rows,
         backlog.mean_row_s,
+        waited_s,
+        promised_s,
     )

@@ -21,6 +21,7 @@ from engine.core.types import Lane
 
 # A chunk shorter than this is left for the next step: it costs a row, and hardly less than a longer one.
 MIN_CHUNK_TOKENS = 16
+MAX_CHUNK_TOKENS = 1 << 30
 # A prompt is urgent when waiting for one more step leaves it less spare time than this share of its TTFT.
 SWAP_MARGIN = 0.5
 # A model that takes prompts to be dearer than they are would never see one, and never learn: after so many steps
@@ -96,12 +97,16 @@ class BrosPacker:
     # RT -------------------------------------------------------------------------------------------------
 
     def _resume_oldest(self, batch: Batch, limit_s: float) -> None:
-        """The first RT request of all, if it is behind and has begun, goes before any that could keep memory from it:
-        so there is always one that comes to its end."""
+        """The first RT request of all, if it has begun, is behind and got nothing in the last step, gets a little
+        before any that could keep memory from it: so there is always one that comes to its end."""
         behind, decoding = self._running.behind[Lane.RT].requests, self._running.decoding[Lane.RT].requests
-        has_begun = behind and (behind[0].tail is not None or behind[0].num_lost_tokens)
-        if has_begun and (not decoding or behind[0].sort_key < decoding[0].sort_key):
-            self._compute_prompt(behind[0], batch, limit_s)
+        if not behind or (decoding and decoding[0].sort_key < behind[0].sort_key):
+            return
+        oldest = behind[0]
+        has_begun = oldest.tail is not None or oldest.num_lost_tokens
+        if has_begun and oldest.last_step < batch.number - 1:
+            self._memory.catch_up(oldest, batch)
+            self._chunk(oldest, batch, limit_s, at_least=MIN_CHUNK_TOKENS, at_most=MIN_CHUNK_TOKENS)
 
     def _pack_prompts(self, batch: Batch, limit_s: float, now_s: float) -> list[Request]:
         """Prompts that cannot wait. Returns those that can, as far as they might still find room in this batch."""
@@ -240,11 +245,18 @@ class BrosPacker:
         return True
 
     def _chunk(
-        self, request: Request, batch: Batch, limit_s: float, *, at_least: int = 0, force: bool = False
+        self,
+        request: Request,
+        batch: Batch,
+        limit_s: float,
+        *,
+        at_least: int = 0,
+        at_most: int = MAX_CHUNK_TOKENS,
+        force: bool = False,
     ) -> bool:
         """Adds the request's uncomputed tokens as far as the limit allows, `at_least` so many. True if that is all."""
         start, wanted = request.num_computed_tokens, request.num_uncomputed_tokens
-        at_most = min(wanted, batch.tokens_left)
+        at_most = min(wanted, batch.tokens_left, at_most)
         count = self._cost.chunk_tokens(batch.shape, limit_s, start, at_most)
         if count < min(at_most, MIN_CHUNK_TOKENS):
             count = 0

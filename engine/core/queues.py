@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import count
 from operator import attrgetter
 
 from engine.core.request import Request, State
@@ -18,9 +19,10 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[float, float, int], int, Request]] = []
+        self._pushes = count()  # a request may be in it twice, and requests don't compare
 
     def push(self, request: Request) -> None:
-        heapq.heappush(self._heap, (request.sort_key, id(request), request))
+        heapq.heappush(self._heap, (request.sort_key, next(self._pushes), request))
 
     def peek(self) -> Request | None:
         """The most urgent request, or None."""
@@ -58,15 +60,16 @@ class PromptQueue:
     as long as its request still has that due time and is behind."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Request]] = []
+        self._heap: list[tuple[float, int, int, Request]] = []
+        self._pushes = count()  # no two entries compare equal
 
     def push(self, request: Request) -> None:
-        heapq.heappush(self._heap, (request.due_s, id(request), request))
+        heapq.heappush(self._heap, (request.due_s, request.order, next(self._pushes), request))
 
     def peek(self) -> Request | None:
         """The request that is due first, or None."""
         while self._heap:
-            due_s, _, request = self._heap[0]
+            due_s, _, _, request = self._heap[0]
             if due_s == request.due_s and request.state in (State.WAITING, State.BEHIND):
                 return request
             heapq.heappop(self._heap)
@@ -74,4 +77,4 @@ class PromptQueue:
 
     def pop(self) -> Request:
         """Take out what `peek` gave."""
-        return heapq.heappop(self._heap)[2]
+        return heapq.heappop(self._heap)[3]

@@ -13,7 +13,7 @@ class Running:
 
     def __init__(self, num_rows: int, reserved_rt_rows: int, min_be_rows: int) -> None:
         self._reserved_rt_rows = reserved_rt_rows
-        self._min_be_rows = min_be_rows
+        self.min_be_rows = min_be_rows
         self._free_rows = list(range(num_rows - 1, -1, -1))
         self.by_row: list[Request | None] = [None] * num_rows
         self.behind = {lane: SortedRequests() for lane in Lane}
@@ -33,7 +33,7 @@ class Running:
     def give_row(self, request: Request, step: int) -> bool:
         """A waiting request gets a row if there is one for its lane; RT may displace a BE request that this step has
         not planned."""
-        due_to_be = max(0, self._min_be_rows - self.num_rows_of(Lane.BE))
+        due_to_be = max(0, self.min_be_rows - self.num_rows_of(Lane.BE))
         if request.lane is Lane.BE:
             kept = 0 if due_to_be else self._reserved_rt_rows
         else:
@@ -51,7 +51,7 @@ class Running:
         return True
 
     def _displace_be(self, step: int) -> None:
-        if self.num_rows_of(Lane.BE) <= self._min_be_rows:
+        if self.num_rows_of(Lane.BE) <= self.min_be_rows:
             return
         for requests in (self.behind[Lane.BE].requests, self.decoding[Lane.BE].requests):
             for victim in reversed(requests):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 from time import monotonic
 from typing import TYPE_CHECKING, assert_never, cast
 
@@ -88,8 +89,8 @@ class Connection(asyncio.Protocol):
             case Cancel(id=client_id):
                 if client_id in self._open:
                     self._abort(client_id)
-            case StatsQuery():
-                task = asyncio.get_running_loop().create_task(self._answer_stats())
+            case StatsQuery(with_memory=with_memory):
+                task = asyncio.get_running_loop().create_task(self._answer_stats(with_memory))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case Hello():
@@ -116,14 +117,14 @@ class Connection(asyncio.Protocol):
             self._send(self._lane.config.welcome)
 
     def _submit(self, message: Submit) -> None:
-        rejected = self._rejection(message)
+        slo = SLO(message.slo.ttft_s, message.slo.tpot_s) if message.slo else self._lane.config.default_slo
+        rejected = self._rejection(message, slo)
         if rejected is not None:
+            self._lane.count_refused(rejected.code)
             self._send(rejected)
             return
-        config = self._lane.config
         lane = Lane(message.lane)
         now_s = monotonic()
-        slo = SLO(message.slo.ttft_s, message.slo.tpot_s) if message.slo else config.default_slo
         request = Request(
             f"s{next(self._lane.request_numbers)}",
             lane,
@@ -143,7 +144,7 @@ class Connection(asyncio.Protocol):
 
         self._lane.exchange.submit(request, sink)
 
-    def _rejection(self, message: Submit) -> Rejected | None:
+    def _rejection(self, message: Submit, slo: SLO) -> Rejected | None:
         config = self._lane.config
         if message.id in self._open:
             return Rejected(
@@ -154,9 +155,19 @@ class Connection(asyncio.Protocol):
         refused = config.admission.refusal(message.token_ids)
         if refused:
             return Rejected(message.id, *refused)
-        if message.lane == "rt" and self._lane.num_open_rt >= config.max_waiting_rt:
+        if message.lane != "rt":
+            return None
+        if self._lane.num_open_rt >= config.max_waiting_rt:
             text = f"{self._lane.num_open_rt} real-time requests are open, which is the limit; try again soon"
             return Rejected(message.id, "overloaded", text, retry_after_s=1.0)
+        excess_s = self._lane.exchange.excess_s(len(message.token_ids), slo, config.max_ttft_factor)
+        if excess_s > 0:
+            retry_after_s = float(max(1, math.ceil(excess_s)))
+            text = (
+                "the engine has more real-time requests than it can answer in time; "
+                f"try again in {retry_after_s:.0f} s"
+            )
+            return Rejected(message.id, "overloaded", text, retry_after_s)
         return None
 
     def _on_event(self, client_id: str, event: TokenEvent | FinishedEvent) -> None:
@@ -184,8 +195,9 @@ class Connection(asyncio.Protocol):
         if self._open.pop(client_id).lane is Lane.RT:
             self._lane.count_rt(-1)
 
-    async def _answer_stats(self) -> None:
-        self._send(Stats(await self._lane.exchange.stats()))
+    async def _answer_stats(self, with_memory: bool) -> None:
+        values = await self._lane.exchange.stats(with_memory=with_memory)
+        self._send(Stats({**values, "refused": self._lane.num_refused}))
 
     def _queue(self, message: msgspec.Struct) -> None:
         """Send when the step's events are all in: one write a connection, not one a token."""

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from engine.core.overload import Outlook
 from engine.core.request import Request
-from engine.core.types import FinishedEvent, TokenEvent
+from engine.core.types import SLO, FinishedEvent, Lane, TokenEvent
 from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
 
 RequestSink = Callable[[TokenEvent | FinishedEvent], None]
@@ -47,23 +48,34 @@ class Exchange:
         self._sinks: dict[str, RequestSink] = {}
         self._stats: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._delivered: list[Callable[[], None]] = []
+        self._num_sent = self._num_sent_tokens = 0  # RT
+        self.outlook = Outlook()  # the main loop's latest; assigned by its thread
 
     def submit(self, request: Request, sink: RequestSink) -> None:
         """Hand a request to the main loop; `sink` hears its events, the last a FinishedEvent."""
         self._sinks[request.request_id] = sink
+        if request.lane is Lane.RT:
+            self._num_sent += 1
+            self._num_sent_tokens += request.num_prompt_tokens
         self._mailbox.put(Add(request))
+
+    def excess_s(self, prompt_tokens: int, slo: SLO, max_ttft_factor: float) -> float:
+        """How long too late a new RT prompt's first token would come: `Outlook.excess_s` for what is known now."""
+        return self.outlook.excess_s(
+            prompt_tokens, slo, max_ttft_factor, self._num_sent, self._num_sent_tokens
+        )
 
     def abort(self, request_id: str) -> None:
         """End a request and hear no more of it."""
         if self._sinks.pop(request_id, None) is not None:
             self._mailbox.put(Abort(request_id))
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self, *, with_memory: bool = False) -> dict[str, Any]:
         """A fresh snapshot from the main loop."""
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         tag = str(id(future))
         self._stats[tag] = future
-        self._mailbox.put(QueryStats(tag))
+        self._mailbox.put(QueryStats(tag, with_memory))
         return await future
 
     def after_delivery(self, callback: Callable[[], None]) -> None:

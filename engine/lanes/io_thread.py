@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from engine.core.overload import Outlook
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.socket import SocketLane
 from engine.loop import LoopEvent, Stop
@@ -21,7 +22,7 @@ Lanes = tuple[SocketLane, "PullLane | None"]
 
 
 class IoThread:
-    """Start it, run the main loop with `mailbox.receive` and `send`, and `join` it when the loop has ended.
+    """Start it, run the main loop with `mailbox.receive`, `send` and `publish`, and `join` it when the loop has ended.
 
     `open_lanes` runs on the thread's event loop and gives the lanes, the socket one listening on `listen`.
     """
@@ -56,6 +57,10 @@ class IoThread:
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._exchange.deliver, events)
+
+    def publish(self, outlook: Outlook) -> None:
+        """The main loop's `publish`: one reference takes another's place, so no thread sees half of it."""
+        self._exchange.outlook = outlook
 
     def request_drain(self) -> None:
         """Begin to shut down; safe to call from a signal handler. The main loop gets `Stop` when it is done."""

@@ -19,13 +19,15 @@ from engine.wire.protocol import Welcome
 
 @dataclass(frozen=True, slots=True)
 class SocketLaneConfig:
-    """`max_waiting_rt` open real-time requests are the most; more are told to come back."""
+    """`max_waiting_rt` open real-time requests are the most; more are told to come back, and so are those whose first
+    token would take more than `max_ttft_factor` times as long as promised."""
 
     welcome: Welcome
     token: str | None
     default_slo: SLO
     max_waiting_rt: int
     admission: Admission
+    max_ttft_factor: float = 4.0
 
 
 class SocketLane:
@@ -38,6 +40,7 @@ class SocketLane:
         self.connections: set[Connection] = set()
         self.unflushed: set[Connection] = set()
         self.num_open_rt = 0
+        self.num_refused = dict.fromkeys(("overloaded", "draining"), 0)
         self.draining = False
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
@@ -87,6 +90,10 @@ class SocketLane:
             self._idle.clear()
         else:
             self._idle.set()
+
+    def count_refused(self, code: str) -> None:
+        """A request was refused because of what the engine was doing, or for what it asked."""
+        self.num_refused[code] = self.num_refused.get(code, 0) + 1
 
     def _flush(self) -> None:
         for connection in self.unflushed:

@@ -153,9 +153,9 @@ class EngineClient(asyncio.Protocol):
         stream = self._streams[request_id] = EngineStream(self, request_id)
         return stream
 
-    async def stats(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        """A snapshot of the engine's counters. Raises EngineGone."""
-        self._send(StatsQuery())
+    async def stats(self, timeout_s: float = 5.0, *, with_memory: bool = False) -> dict[str, Any]:
+        """A snapshot of the engine's counters, with a picture of its KV memory if asked. Raises EngineGone."""
+        self._send(StatsQuery(with_memory))
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
         try:

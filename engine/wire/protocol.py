@@ -85,8 +85,10 @@ class Cancel(Struct, frozen=True, tag="cancel"):
     id: str
 
 
-class StatsQuery(Struct, frozen=True, tag="stats?"):
-    """Ask for one `Stats`."""
+class StatsQuery(Struct, frozen=True, tag="stats?", omit_defaults=True):
+    """Ask for one `Stats`; `with_memory` adds `memory`, a picture of KV memory."""
+
+    with_memory: bool = False
 
 
 ClientMessage = Hello | Submit | Cancel | StatsQuery

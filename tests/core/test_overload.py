@@ -51,7 +51,7 @@ class World:
             self.step()
 
     def outlook(self) -> Outlook:
-        return outlook(self.scheduler, 0, 0)
+        return outlook(self.scheduler, self.now_s, 0, 0)
 
     def excess_s(self, num_tokens: int, slo: SLO) -> float:
         return self.outlook().excess_s(num_tokens, slo, FACTOR, 0, 0)
@@ -127,6 +127,14 @@ def test_who_comes_back_when_told_is_let_in():
     assert world.excess_s(200, slo) > 0
     world.run(until_s=told_s + 1.3 * excess_s)
     assert world.excess_s(200, slo) <= 0
+
+
+def test_nobody_is_let_in_while_one_that_was_waits_beyond_the_bound():
+    slo = SLO(0.5, 0.1)
+    now = Outlook(backlog_tokens=150, token_s=0.001, num_requests=3, room=8, waited_s=2.1, promised_s=0.5)
+    assert now.excess_s(10, slo, FACTOR, 0, 0) == pytest.approx(0.15)
+    assert now._replace(waited_s=1.9).excess_s(10, slo, FACTOR, 0, 0) <= 0
+    assert now._replace(promised_s=1.0).excess_s(10, slo, FACTOR, 0, 0) <= 0
 
 
 def test_what_is_on_its_way_to_the_main_loop_counts():

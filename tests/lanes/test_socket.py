@@ -15,6 +15,7 @@ from engine.wire.protocol import (
     Finished,
     Hello,
     Sampling,
+    Slo,
     Submit,
     Tokens,
     decode_engine_message,
@@ -97,6 +98,53 @@ async def test_too_many_open_requests_are_told_when_to_come_back(tmp_path):
         for stream in open_streams:
             stream.cancel()
         assert len((await collect(client, [5]))[0]) == 12
+        await client.close()
+
+
+async def test_chats_that_would_wait_too_long_are_told_when_to_come_back(tmp_path):
+    """A prompt takes 0.1 s; a fifth would take five times as long as one that is alone."""
+    with running_engine(
+        tmp_path, refuses_late=True, simulated_token_s=0.001, max_num_batched_tokens=64
+    ) as engine:
+        client = await EngineClient.connect(engine.url)
+        one = Sampling(max_tokens=1)
+        slo = Slo(ttft_s=0.05, tpot_s=0.05)
+        for first in range(3, 7):  # it learns what a token costs; alone, a prompt of any length is let in
+            await collect(client, [first] * 300, one, slo=slo)
+
+        async def ask(first):
+            try:
+                await collect(client, [first] * 100, one, slo=slo)
+            except EngineRejected as refused:
+                return refused
+            return None
+
+        answers = await asyncio.gather(*(ask(10 + i) for i in range(60)))
+        refused = [each for each in answers if each is not None]
+        assert answers[0] is None
+        assert 2 <= len(answers) - len(refused) <= 20
+        assert {each.code for each in refused} == {"overloaded"}
+        assert {each.retry_after_s for each in refused} == {1.0}
+        assert "try again in 1 s" in refused[0].message
+        assert (await client.stats())["refused"]["overloaded"] == len(refused)
+        assert (await collect(client, [5] * 100, lane="be"))[0], "bulk is never refused"
+        assert await ask(3) is None, "the queue is empty again"
+        await client.close()
+
+
+async def test_stats_show_memory_when_asked(tmp_path):
+    with running_engine(tmp_path, endless_runner()) as engine:
+        client = await EngineClient.connect(engine.url)
+        assert "memory" not in await client.stats()
+        async with client.submit(list(range(3, 103)), Sampling(max_tokens=50_000, ignore_eos=True)) as stream:
+            async for _ in stream:
+                break
+            memory = (await client.stats(with_memory=True))["memory"]
+            assert memory["blocks_a_cell"] == 16
+            assert memory["block_size"] == 16
+            assert len(memory["left"]) == len(memory["right"]) == len(memory["cached"]) == 250
+            assert sum(memory["left"]) >= 100
+            assert sum(memory["right"]) == 0
         await client.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,47 @@ def test_errors_are_the_clients_own(
         call(client)
     assert (caught.value.param, caught.value.code) == (param, code)
     assert caught.value.request_id
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_would_wait_too_long_is_429_with_retry_after(
+    tmp_path: Path, text_model: Path, stream: bool
+) -> None:
+    """Two dozen prompts of 0.2 s each at once, where the first token is due in 0.05 s."""
+    slow: dict[str, Any] = {"simulated_token_s": 0.001, "refuses_late": True}
+    with (
+        running_engine(tmp_path, model=str(text_model), served_model_name=MODEL_NAME, **slow) as engine,
+        serving(web_settings(tmp_path, text_model, engine_url=engine.url)) as web,
+        web.openai() as client,
+    ):
+
+        def ask(first: int) -> openai.RateLimitError | None:
+            prompt = [first, *[5] * 200]
+            try:
+                answer: Any = client.completions.create(
+                    model=MODEL_NAME,
+                    prompt=prompt,
+                    max_tokens=1,
+                    stream=stream,
+                    extra_body={"ignore_eos": True, "slo": {"ttft_ms": 50, "tpot_ms": 50}},
+                )
+                if stream:
+                    assert list(answer)
+            except openai.RateLimitError as error:
+                return error
+            return None
+
+        assert [ask(first) for first in range(3, 7)] == [None] * 4
+        with ThreadPoolExecutor(24) as threads:
+            refused = [error for error in threads.map(ask, range(10, 34)) if error is not None]
+        assert 0 < len(refused) < 24
+        error = refused[0]
+        assert error.type == "rate_limit_error"
+        assert error.code == "overloaded"
+        assert error.param is None
+        assert 1 <= int(error.response.headers["retry-after"]) <= 10
+        assert "try again in" in error.message
+        assert ask(3) is None, "it is let in once the others are done"
 
 
 def test_an_overloaded_engine_is_429_with_retry_after(tmp_path: Path, text_model: Path) -> None:

@@ -220,7 +220,24 @@ def test_chat_streams(site: Web, chrome: Chrome) -> None:
 
 def test_the_engine_page(site: Web, chrome: Chrome) -> None:
     chrome.get(f"{site.url}/engine")
-    wait_text(chrome, "KV memory", "Real-time", "Best-effort", "First token p99", "engine-0")
+    words = (
+        "KV memory",
+        "Real-time",
+        "Best-effort",
+        "First token p99",
+        "engine-0",
+        "Iteration time",
+        "cap 250 ms",
+    )
+    wait_text(chrome, *words)
+    with site.openai() as client:
+        client.completions.create(
+            model=MODEL_NAME, prompt="x", max_tokens=20, extra_body={"ignore_eos": True}
+        )
+    wait_text(chrome, "latest 512 100 %", "kept prefixes")
+    cells = chrome.find_elements(By.CSS_SELECTOR, ".cells i")
+    assert 200 < len(cells) <= 256
+    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, ".plot polyline")) >= 6, 10, "the lines")
 
 
 @pytest.mark.parametrize("path", ["/", "/engine", "/chat"])

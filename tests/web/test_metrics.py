@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from bros_batch import store
 from bros_batch.db import make_engine, writing
 from bros_batch.models import jobs
-from tests.web.serving import MODEL_NAME, Web
+from engine.runner.base import RunnerInfo
+from engine.runner.simulated import SimulatedCost, SimulatedRunner
+from tests.engines import running_engine
+from tests.services import wait_for
+from tests.web.serving import MODEL_NAME, Web, serving, web_settings
+
+RESTORED = ("copy", "recompute", "prefix")
 
 NAMES = {
     "bros_time_to_first_token_seconds", "bros_inter_token_latency_seconds", "bros_e2e_request_latency_seconds",
     "bros_request_queue_time_seconds", "bros_num_requests_running", "bros_num_requests_waiting",
     "bros_kv_cache_usage_ratio", "bros_prompt_tokens", "bros_generation_tokens", "bros_request_success",
     "bros_preemptions", "bros_truncated_tokens", "bros_iteration_seconds", "bros_items",
-    "bros_prefix_cache_queries", "bros_prefix_cache_hits",
+    "bros_prefix_cache_queries", "bros_prefix_cache_hits", "bros_restored_tokens", "bros_slo_attainment_ratio",
+    "bros_cost_model_error_ratio", "bros_step_limit_seconds", "bros_step_cap_seconds", "bros_requests_refused",
+    "bros_slo_requests", "bros_kv_free_blocks", "bros_saved_tokens",
 }  # fmt: skip
 
 
-def scrape(web: Web) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(web: Web) -> Samples:
     with web.http() as http:
         answer = http.get("/metrics")
     assert answer.status_code == 200
@@ -58,6 +75,60 @@ def test_requests_are_counted_in_their_lane(web: Web) -> None:
     after = counts()
     assert [new - old for new, old in zip(after["rt"], before["rt"], strict=True)] == [15, 3, 3]
     assert after["be"] == before["be"]
+
+
+@pytest.fixture
+def small(tmp_path: Path, text_model: Path) -> Iterator[Web]:
+    """A server with an engine whose KV memory two requests fill, and a host memory for what they lose."""
+    info = RunnerInfo(
+        num_blocks=24, block_size=16, max_num_seqs=8, max_model_len=256, vocab_size=400, device="simulated",
+        dtype="none", num_host_slots=256,
+    )  # fmt: skip
+    runner = SimulatedRunner(info, cost=SimulatedCost(step_s=0.002), wait=time.sleep)
+    with (
+        running_engine(tmp_path, runner, served_model_name=MODEL_NAME) as engine,
+        serving(web_settings(tmp_path / "web", text_model, engine_url=engine.url)) as web,
+    ):
+        yield web
+
+
+def test_memory_that_changes_hands_is_counted(small: Web) -> None:
+    """Bulk fills the memory; chats take some of it, and bulk gets it back."""
+
+    def ask(number: int, lane: str, max_tokens: int) -> None:
+        with small.openai() as client:
+            extra = {"ignore_eos": True, "service_tier": "flex" if lane == "be" else "auto"}
+            client.completions.create(
+                model=MODEL_NAME, prompt=[number] * 70, max_tokens=max_tokens, extra_body=extra
+            )
+
+    with ThreadPoolExecutor(16) as threads:
+        bulk = [threads.submit(ask, 10 + number, "be", 120) for number in range(4)]
+        wait_for(lambda: scrape(small)["bros_kv_cache_usage_ratio", (("lane", "be"),)] > 0.8, 20)
+        chats = [threads.submit(ask, 100 + number, "rt", 60) for number in range(4)]
+        rt_usage = ("bros_kv_cache_usage_ratio", (("lane", "rt"),))
+        wait_for(lambda: scrape(small)[rt_usage] > 0.2, 20)
+        for each in (*bulk, *chats):
+            each.result()
+    ask(100, "rt", 1)  # its prompt is in the prefix cache, unless bulk needed the memory
+    seen = scrape(small)
+    lost = seen["bros_truncated_tokens_total", ()]
+    assert seen["bros_preemptions_total", ()] >= 1
+    assert lost >= seen["bros_preemptions_total", ()]
+    restored = {how: seen["bros_restored_tokens_total", (("how", how),)] for how in RESTORED}
+    assert sum(restored.values()) == lost, "all of it came back, one way or another"
+    assert restored["copy"] > 0
+    assert seen["bros_saved_tokens_total", ()] >= restored["copy"]
+    assert 0 <= seen["bros_host_kv_usage_ratio", ()] <= 1
+    assert seen["bros_prefix_cache_queries_total", ()] >= 9 * 70
+    assert 0 <= seen["bros_prefix_cache_hits_total", ()] <= seen["bros_prefix_cache_queries_total", ()]
+    met, missed = (seen["bros_slo_requests_total", (("lane", "rt"), ("met", m))] for m in ("true", "false"))
+    assert met + missed == 5
+    assert seen["bros_slo_attainment_ratio", (("lane", "rt"),)] == met / 5
+    assert 0 < seen["bros_step_limit_seconds", ()] <= seen["bros_step_cap_seconds", ()] <= 0.25
+    assert 0 < seen["bros_cost_model_error_ratio", ()] < 1
+    assert seen["bros_kv_free_blocks", ()] == 24
+    assert seen["bros_iteration_seconds_count", ()] > 60
 
 
 def test_buckets_are_cumulative(web: Web) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from nicegui import ui
 
+from bros_batch.web.dashboard.engine_history import EngineHistory
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.errors import ApiError
 from bros_batch.web.services import WebServices
@@ -34,6 +35,7 @@ class Dashboard:
 
     app: FastAPI
     rates: JobRates
+    history: EngineHistory
 
     @property
     def services(self) -> WebServices:

@@ -8,6 +8,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from bros_batch.web.dashboard.chat_page import chat_page
+from bros_batch.web.dashboard.engine_history import EngineHistory
 from bros_batch.web.dashboard.engine_page import engine_page
 from bros_batch.web.dashboard.frame import FAVICON, Dashboard
 from bros_batch.web.dashboard.job_page import job_page
@@ -17,7 +18,7 @@ from bros_batch.web.dashboard.rates import JobRates
 
 def mount_dashboard(app: FastAPI) -> ASGIApp:
     """Make the pages, and answer with the ASGI application that serves them. Once a process."""
-    dashboard = Dashboard(app, JobRates())
+    dashboard = Dashboard(app, JobRates(), EngineHistory())
 
     @ui.page("/")
     def _jobs() -> None:

@@ -1,0 +1,110 @@
+"""What the engine page makes of the engine's numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from bros_batch.web.dashboard.chart import Series, chart, milliseconds, per_second, percent
+from bros_batch.web.dashboard.engine_history import WINDOW_S, EngineHistory
+from bros_batch.web.dashboard.engine_page import engine_html
+from bros_batch.web.dashboard.memory_picture import memory_picture
+
+
+def stats(steps: int, rt_tokens: int, **more: Any) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "iteration": {"sum_s": 0.01 * steps},
+        "lanes": {"rt": {"generated_tokens": rt_tokens, "slo": {"recent_ratio": None}}, "be": {}},
+        "restored_tokens": {"copy": 10 * steps},
+        "step_cap_s": 0.25,
+        **more,
+    }
+
+
+def test_counters_become_paces() -> None:
+    history = EngineHistory()
+    history.observe(100.0, stats(10, 50))
+    history.observe(100.1, stats(11, 60))
+    history.observe(102.0, stats(30, 90))
+    first, last = history.points[-2].values, history.points[-1].values
+    assert (first["rt_tokens"], first["cap_s"]) == (None, 0.25)
+    assert last["rt_tokens"] == 20.0
+    assert last["copied"] == 100.0
+    assert last["iteration_s"] == pytest.approx(0.01)
+    assert (last["be_tokens"], last["attainment"], last["recomputed"]) == (None, None, None)
+
+
+def test_a_new_engine_and_a_long_silence_break_the_line() -> None:
+    history = EngineHistory()
+    for now_s, steps in ((0.0, 10), (1.0, 20), (2.0, 3), (3.0, 4), (60.0, 5), (61.0, 6)):
+        history.observe(now_s, stats(steps, 10 * steps))
+    known = [
+        (point.at_s, point.values["rt_tokens"]) for point in history.points if "rt_tokens" in point.values
+    ]
+    assert known == [(0.0, None), (1.0, 100.0), (2.0, None), (3.0, 10.0), (60.0, None), (61.0, 10.0)]
+    drawn = chart("Tokens", [Series("cap_s", "cap", "rt")], list(history.points), milliseconds)
+    assert drawn.count("<polyline") == 3
+
+
+def test_the_window_moves() -> None:
+    history = EngineHistory()
+    for second in range(500):
+        history.observe(float(second), stats(second, second))
+    assert WINDOW_S <= len(history.points) <= WINDOW_S + 2
+    drawn = chart("Tokens", [Series("rt_tokens", "rt", "rt")], list(history.points), per_second)
+    xs = [float(x) for x in re.findall(r"([\d.-]+),[\d.]+", drawn)]
+    assert (min(xs), max(xs)) == (0.0, 600.0)
+
+
+def test_a_chart_says_its_scale_and_newest_values() -> None:
+    history = EngineHistory()
+    history.observe(0.0, stats(1, 0))
+    history.observe(1.0, stats(2, 1234))
+    drawn = chart("A <b>", [Series("rt_tokens", "real-time", "rt")], list(history.points), per_second)
+    assert "A &lt;b&gt;" in drawn
+    assert '<span class="top">1\u202f500/s</span>' in drawn
+    assert "real-time <b>1\u202f234/s</b>" in drawn
+    assert "–" in chart("Empty", [Series("rt_tokens", "real-time", "rt")], [], per_second)
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        (milliseconds(0.00042), "0.42 ms"),
+        (milliseconds(0.0123), "12.3 ms"),
+        (milliseconds(0.25), "250 ms"),
+        (milliseconds(1.254), "1.25 s"),
+        (percent(0.0), "0 %"),
+        (percent(0.9534), "95.3 %"),
+        (percent(1.0), "100 %"),
+        (per_second(0.25), "0.2/s"),
+        (per_second(3.0), "3/s"),
+        (per_second(1e6), "1\u202f000\u202f000/s"),
+    ],
+)
+def test_numbers_for_people(shown: str, words: str) -> None:
+    assert shown == words
+
+
+def test_memory_is_drawn_from_both_sides() -> None:
+    """Five blocks in cells of two; the last cell has one."""
+    memory = {
+        "block_size": 16, "blocks_a_cell": 2, "left": [8, 0, 16], "right": [16, 0, 0], "cached": [0, 32, 0],
+    }  # fmt: skip
+    drawn = memory_picture(memory, 5)
+    assert re.findall(r"<i(?: style=\"([^\"]*)\")?>", drawn) == ["--l:25%;--r:50%;", "--c:100%;", "--l:100%;"]
+    assert "real-time <b>30.0 %</b>" in drawn
+    assert "kept prefixes <b>40.0 %</b>" in drawn
+    assert "free <b>10.0 %</b>" in drawn
+    assert "A cell is 2 blocks of 16 tokens; 5 blocks in all." in drawn
+    assert "A cell is a block" in memory_picture({**memory, "blocks_a_cell": 1}, 3)
+
+
+def test_names_from_outside_are_only_names() -> None:
+    drawn = engine_html("<script>", "<b>model</b>", {}, EngineHistory())
+    assert "&lt;script&gt;" in drawn
+    assert "<script>" not in drawn
+    assert "<b>model</b>" not in drawn
