@@ -56,7 +56,7 @@ class BaselinePacker:
 
     def _add(self, request: Request, batch: Batch) -> None:
         wanted = min(request.num_uncomputed_tokens, batch.tokens_left)
-        slots = self._memory.take(request, wanted, batch, force=True) if wanted else []
+        slots = self._memory.take(request, wanted, batch) if wanted else []
         if slots:
             self._memory.count_computed(request, len(slots))
             batch.add(request, slots)

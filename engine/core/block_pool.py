@@ -112,10 +112,11 @@ class BlockPool:
         stale = []
         try:
             for block in reversed(self._shareable):
-                if self.is_shareable(block):
-                    yield block
-                else:
+                holder = self.be_holder[block]
+                if not self.is_shareable(block):
                     stale.append(block)
+                elif holder is None or not holder.is_sheltered:
+                    yield block
         finally:
             for block in stale:
                 del self._shareable[block]

@@ -13,6 +13,8 @@ from engine.core.types import Checkpoint, Lane, Preemption
 
 # Tokens that eager checkpoints copy in a step, beside what has to be copied.
 AHEAD_TOKENS = 64
+# Steps in a row in which a forced request found no slot, after which it gives up its own to lie closer.
+STUCK_STEPS = 8
 
 
 class Memory:
@@ -37,23 +39,48 @@ class Memory:
         self._max_preemptions = max_preemptions
         self._rt_first = rt_first
         self._last_victim: Request | None = None
+        self._sheltered: Request | None = None
+        self._num_stuck = 0
         self.num_preemptions = 0
         self.num_truncated_tokens = 0
         self.num_restored_tokens = {"copy": 0, "recompute": 0, "prefix": 0}
 
-    def take(self, request: Request, wanted: int, batch: Batch, *, force: bool = False) -> list[int]:
-        """Slots for the request's next `wanted` tokens, or for as many as can be had. RT, and BE that needs only one or
-        that is forced, make room at the cost of others."""
-        may_preempt = force or wanted == 1 or request.lane is Lane.RT
+    def take(
+        self, request: Request, wanted: int, batch: Batch, *, may_preempt: bool = True, force: bool = False
+    ) -> list[int]:
+        """Slots for the request's next `wanted` tokens, or for as many as can be had, at the cost of others unless it
+        may not preempt. `force`: at anybody's cost, where no one else can move either; see `sheltered`."""
         slots = self._kv.extend(request, wanted)
         while slots is None:
             room = self._kv.room_tokens(request, wanted)
-            victim = self._victim(request, batch.number, force) if may_preempt else None
+            victim = self._victim(request, batch.number) if may_preempt else None
+            if victim is None and force and self.sheltered in (None, request):
+                victim = self._anybody(request, batch.number)
+                if victim is None and not room and not batch.shape.rows and request.tail is not None:
+                    victim = (
+                        request  # short extents of its own keep it from fitting: it begins again without them
+                    )
+                if victim is not None:
+                    self._sheltered = request
+                    request.is_sheltered = True
             if victim is None:
                 return (self._kv.extend(request, room) or []) if room else []
             self._reclaim(victim, request, wanted - room, batch)
             slots = self._kv.extend(request, wanted)
         return slots
+
+    @property
+    def sheltered(self) -> Request | None:
+        """The request that was forced on others. Until it ends nobody takes from it, and no other is forced: else two
+        of them could take the same memory from each other for ever."""
+        if self._sheltered is not None and self._sheltered.state is State.DONE:
+            self._sheltered = None
+        return self._sheltered
+
+    def _is_stuck(self, request: Request, batch: Batch) -> bool:
+        """Whether a forced request finds nothing, though nobody else moves, or has found nothing several times."""
+        self._num_stuck += 1
+        return request.tail is not None and (not batch.shape.rows or self._num_stuck >= STUCK_STEPS)
 
     def find_prefix(self, request: Request) -> None:
         """Gives a request that has just got its row what the prefix cache has of it."""
@@ -104,16 +131,22 @@ class Memory:
 
     # Victims --------------------------------------------------------------------------------------------
 
-    def _victim(self, request: Request, step: int, force: bool) -> Request | None:
+    def _victim(self, request: Request, step: int) -> Request | None:
         if not self._rt_first:
             return self._younger(Lane.BE, step, request) or self._younger(Lane.RT, step, request)
-        if request.lane is Lane.RT:
-            victim = self._be_victim(request, step) or self._younger(Lane.RT, step, request)
-            return self._younger(Lane.BE, step, None) if victim is None and force else victim
-        victim = self._younger(Lane.BE, step, request)
-        if victim is None and force:
-            victim = self._younger(Lane.RT, step, None)
-        return victim
+        victim = self._be_victim(request, step) if request.lane is Lane.RT else None
+        return victim or self._younger(request.lane, step, request)
+
+    def _anybody(self, request: Request, step: int) -> Request | None:
+        """Who loses to a forced request: of BE, then of RT, the least urgent."""
+        held = [
+            *self._be_least_urgent_first(),
+            *reversed(self._running.behind[Lane.RT].requests),
+            *reversed(self._running.decoding[Lane.RT].requests),
+        ]
+        others = [r for r in held if r is not request]
+        losable = next((r for r in others if self._may_lose(r, step)), None)
+        return losable or next((r for r in others if self._may_lose(r, step, even_shared=True)), None)
 
     def _be_victim(self, request: Request, step: int) -> Request | None:
         """Whose tokens RT takes: of the one it grows against, else of one already behind, else of the least urgent."""
@@ -163,12 +196,13 @@ class Memory:
     def _last_losable(self, requests: list[Request], step: int) -> list[Request]:
         return next(([r] for r in reversed(requests) if self._may_lose(r, step)), [])
 
-    def _may_lose(self, victim: Request, step: int) -> bool:
+    def _may_lose(self, victim: Request, step: int, *, even_shared: bool = False) -> bool:
         return (
             victim.last_step != step
+            and not victim.is_sheltered
             and victim.state is not State.DONE
             and victim.tail is not None
-            and not self._kv.pool.is_shared(victim.tail)
+            and (even_shared or not self._kv.pool.is_shared(victim.tail))
         )
 
     def _is_spared(self, victim: Request) -> bool:
@@ -179,7 +213,9 @@ class Memory:
         if victim.state is State.DECODING:  # else it is behind already: the same preemption
             self.num_preemptions += 1
             victim.num_preemptions += 1
-        if request.lane is Lane.BE or not self._rt_first:
+        if victim is request:
+            num_tokens = request.num_computed_tokens
+        elif request.lane is Lane.BE or not self._rt_first:
             assert victim.tail is not None
             num_tokens = victim.num_computed_tokens - victim.tail.start
         lost = self._kv.reclaim(victim, num_tokens, batch.number)

@@ -87,8 +87,9 @@ class BrosPacker:
         for request in passed_over:
             if not self._compute_prompt(request, batch, limit_s):
                 request.num_swaps += 1
-        if not batch.shape.rows:
-            self._rescue(batch)
+        for lane in Lane:
+            if not batch.shape.rows:  # requests hold all memory, and each waits for another
+                self._force(lane, batch)
         if batch.shape.tokens > batch.shape.rows:
             self._last_prompt_step = batch.number
         pace.count_step(batch.plan.num_tokens, batch.num_be_tokens, be_has_work)
@@ -169,24 +170,25 @@ class BrosPacker:
 
     def _pack_be(self, batch: Batch, limit_s: float, owed: int) -> None:
         self._decode(Lane.BE, batch, limit_s, at_least=owed)
-        force = batch.shape.rows == 0 or self._pace.is_be_starving
+        if self._pace.is_be_starving and not batch.num_be_tokens:
+            self._force(Lane.BE, batch)
         for request in list(self._running.behind[Lane.BE]):
+            if request.last_step == batch.number:
+                continue
             self._memory.catch_up(request, batch)
-            if not self._chunk(request, batch, limit_s, at_least=self._least(batch, owed), force=force):
+            if not self._chunk(request, batch, limit_s, at_least=self._least(batch, owed)):
                 return
-            force = False
         while batch.tokens_left > 0:
             at_least = self._least(batch, owed)
             if not at_least and not self._cost.chunk_tokens(batch.shape, limit_s, 0, MIN_CHUNK_TOKENS):
                 return
             candidate = self._running.waiting.peek()
-            if candidate is None or not (force or self._has_memory_for(candidate)):
+            if candidate is None or not self._has_memory_for(candidate):
                 return
             if not self._admit(candidate, batch):
                 return
-            if not self._chunk(candidate, batch, limit_s, at_least=at_least, force=force):
+            if not self._chunk(candidate, batch, limit_s, at_least=at_least):
                 return
-            force = False
 
     def _least(self, batch: Batch, owed: int) -> int:
         """How many BE tokens the batch takes whatever its limit: those owed, and some if it would else be empty."""
@@ -194,14 +196,19 @@ class BrosPacker:
         is_probe = has_none and batch.number - self._last_prompt_step >= PROBE_STEPS
         return max(owed - batch.num_be_tokens, MIN_CHUNK_TOKENS if is_probe or not batch.shape.rows else 0)
 
-    def _rescue(self, batch: Batch) -> None:
-        """Nothing could be placed: requests hold all memory, and each waits for another. The most urgent one of the
-        first lane that has any takes what it needs from the others."""
-        for lane in (Lane.RT, Lane.BE):
-            held = [*self._running.decoding[lane].requests[:1], *self._running.behind[lane].requests[:1]]
-            for request in sorted(held, key=lambda r: r.sort_key):
-                if self._chunk(request, batch, float("inf"), at_least=1, force=True) or batch.shape.rows:
-                    return
+    def _force(self, lane: Lane, batch: Batch) -> None:
+        """The lane gets a chunk at anybody's cost: of the request forced before, else of its most urgent one."""
+        running, sheltered = self._running, self._memory.sheltered
+        first = [*running.decoding[lane].requests[:1], *running.behind[lane].requests[:1]]
+        request = sheltered or min(first, key=lambda r: r.sort_key, default=None)
+        if request is None:
+            waiting = running.prompts.peek() if lane is Lane.RT else running.waiting.peek()
+            if waiting is None or not self._admit(waiting, batch):
+                return
+            request = waiting
+        if request.state is not State.WAITING and request.last_step != batch.number:
+            self._memory.catch_up(request, batch)
+            self._chunk(request, batch, 0.0, at_least=MIN_CHUNK_TOKENS, force=True)
 
     def _has_memory_for(self, request: Request) -> bool:
         """BE is admitted where all its known tokens fit beside those of others that are still to come, above a
@@ -263,7 +270,8 @@ class BrosPacker:
         count = max(count, min(at_most, at_least))
         if count <= 0:
             return False
-        slots = self._memory.take(request, count, batch, force=force)
+        may_preempt = request.lane is Lane.RT or force
+        slots = self._memory.take(request, count, batch, may_preempt=may_preempt, force=force)
         if not slots:
             return False
         self._memory.count_computed(request, len(slots))

@@ -36,6 +36,7 @@ class Request:
         "extents",
         "first_scheduled_s",
         "first_token_s",
+        "is_sheltered",
         "lane",
         "last_step",
         "num_cached_tokens",
@@ -91,6 +92,7 @@ class Request:
         self.last_step = -1  # number of the last step that computed tokens of this request
         self.num_preemptions = 0
         self.num_lost_tokens = 0  # computed once, taken away, and not there again yet
+        self.is_sheltered = False  # nobody takes memory or its row from it
         self.num_swaps = 0  # how often BE went before its prompt
         self.extents: list[Extent] = []
         self.tail: Extent | None = None  # the last of them

@@ -55,7 +55,7 @@ class Running:
             return
         for requests in (self.behind[Lane.BE].requests, self.decoding[Lane.BE].requests):
             for victim in reversed(requests):
-                if victim.last_step != step:
+                if victim.last_step != step and not victim.is_sheltered:
                     victim.num_preemptions += 1
                     self._leave_row(victim)
                     victim.state = State.WAITING

@@ -1,0 +1,113 @@
+"""An engine on a virtual clock: the real loop, scheduler and KV bookkeeping, around a device that is only a formula."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.scheduler import DEFAULT_SLO, Scheduler, SchedulerConfig
+from engine.core.types import SLO, Checkpoint, Policy, Preemption
+from engine.loop import EngineLoop
+from engine.runner.base import RunnerInfo
+from engine.sim.clock import VirtualClock
+from engine.sim.device import Device
+from engine.sim.feed import Feed, Limits
+from engine.sim.report import Report, report_of
+from engine.sim.runner import TraceRunner
+from engine.sim.traces import Arrival
+
+BLOCK_SIZE = 16
+# Requests die by their reference counts; looking for cycles among them costs 6% of the time.
+GC_THRESHOLD = 100_000
+BE_PREFETCH = 32  # bulk held beside what runs, as `engine.config` has it
+NOTHING: Callable[[], Iterator[Arrival]] = lambda: iter(())  # noqa: E731  # a load without that lane
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One engine. The limits are those of the engine's configuration, and so is what they default to."""
+
+    device: Device
+    policy: Policy = Policy.BROS
+    slo: SLO = DEFAULT_SLO
+    be_share: float = 0.05
+    prefix_cache: bool = False
+    noise: float = 0.05
+    seed: int = 0
+
+    def scheduler(self) -> Scheduler:
+        """Baselines have no sharing of blocks, and nothing but computing it again for what was preempted."""
+        device = self.device
+        config = SchedulerConfig(
+            max_num_seqs=device.max_num_seqs,
+            max_model_len=device.max_model_len,
+            max_num_batched_tokens=device.max_num_batched_tokens,
+            reserved_rt_rows=min(max(1, device.max_num_seqs // 8), device.max_num_seqs - 1),
+            policy=self.policy,
+            default_slo=self.slo,
+            be_share=self.be_share,
+        )
+        is_bros = self.policy is Policy.BROS
+        options = KVOptions(
+            sharing=is_bros,
+            preemption=Preemption.TRUNCATE if is_bros else Preemption.WHOLE,
+            checkpoint=Checkpoint.LAZY if is_bros else Checkpoint.NONE,
+            prefix_cache=self.prefix_cache,
+            num_host_slots=device.host_tokens if is_bros else 0,
+        )
+        return Scheduler(config, KVCacheManager(device.kv_tokens // BLOCK_SIZE, BLOCK_SIZE, options))
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What arrives; both are called once a replay, and give arrivals in order of time. `most_output_tokens` bounds the
+    outputs; schedulers are told twice that."""
+
+    rt: Callable[[], Iterator[Arrival]]
+    be: Callable[[], Iterator[Arrival]]
+    limits: Limits
+    most_output_tokens: int
+
+
+class Replay:
+    """One load on one engine. `run` ends when the load does."""
+
+    def __init__(self, setup: Setup, load: Load) -> None:
+        device = setup.device
+        self.setup = setup
+        self.clock = VirtualClock()
+        self.scheduler = setup.scheduler()
+        self.feed = Feed(
+            self.clock, load.rt(), load.be(), load.limits, setup.slo, max_tokens=2 * load.most_output_tokens
+        )
+        info = RunnerInfo(
+            num_blocks=self.scheduler.kv.num_blocks,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=device.max_num_seqs,
+            max_model_len=device.max_model_len,
+            vocab_size=1 << 20,
+            device=device.name,
+            dtype="none",
+            num_host_slots=self.scheduler.kv.host.num_slots,
+        )
+        self.runner = TraceRunner(
+            info, device.cost, self.clock, self.feed.output_tokens, noise=setup.noise, seed=setup.seed
+        )
+        self.loop = EngineLoop(self.scheduler, self.runner, self.feed.receive, self.feed.send, self.clock)
+
+    def run(self) -> Report:
+        """Raises engine.sim.feed.Stuck if the engine stops with work left."""
+        thresholds = gc.get_threshold()
+        gc.set_threshold(GC_THRESHOLD)
+        try:
+            self.loop.run()
+        finally:
+            gc.set_threshold(*thresholds)
+        return report_of(self.setup.policy, self.scheduler, self.feed, self.loop.metrics, self.clock.now_s)
+
+
+def replay(setup: Setup, load: Load) -> Report:
+    """One load on one engine, from beginning to end. Raises engine.sim.feed.Stuck."""
+    return Replay(setup, load).run()

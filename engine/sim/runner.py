@@ -1,0 +1,75 @@
+"""A runner for simulation: it knows how long each output will be and how long each step takes, and computes nothing."""
+
+from __future__ import annotations
+
+import random
+from operator import add, eq, mul
+
+from engine.core.plan import StepPlan, StepResult
+from engine.runner.base import RunnerInfo
+from engine.sim.clock import VirtualClock
+from engine.sim.device import StepCost
+
+TOKEN_ID = 7  # every output token
+_SAMPLED = (-1, TOKEN_ID)  # by whether a row samples
+
+
+class TraceRunner:
+    """`output_tokens` holds each open request's true output length by its id; nobody else looks at it before the end.
+
+    A step takes what `cost` says, times lognormal noise with the coefficient of variation `noise`, on `clock`.
+    """
+
+    def __init__(
+        self,
+        info: RunnerInfo,
+        cost: StepCost,
+        clock: VirtualClock,
+        output_tokens: dict[str, int],
+        *,
+        noise: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        self._info = info
+        self._cost = cost
+        self._clock = clock
+        self._output_tokens = output_tokens
+        self._noise = noise
+        self._rng = random.Random(f"{seed} noise")
+        self._ends = [
+            0
+        ] * info.max_num_seqs  # by row: how many tokens are computed when the last one is drawn
+
+    @property
+    def info(self) -> RunnerInfo:
+        return self._info
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        ends = self._ends
+        for start in plan.row_starts:
+            ends[start.row] = start.num_prompt_tokens + self._output_tokens[start.request_id] - 1
+        elapsed_s = self._step_s(plan)
+        if self._noise:
+            elapsed_s *= self._rng.lognormvariate(0.0, self._noise)
+        self._clock.advance(elapsed_s)
+        # A row ends when it has computed all but the last token: start + count == end.
+        computed = map(add, plan.starts, plan.counts)
+        stopped = list(map(eq, computed, map(ends.__getitem__, plan.rows)))
+        return StepResult(sampled=list(map(_SAMPLED.__getitem__, plan.samples)), stopped=stopped)
+
+    def _step_s(self, plan: StepPlan) -> float:
+        starts, counts = plan.starts, plan.counts
+        tokens, rows = len(plan.token_ids), len(plan.rows)
+        read = sum(starts) + tokens
+        # Token i of a chunk attends to start + i + 1 tokens: count * start + count * (count + 1) / 2 pairs.
+        pairs = read + 0.0
+        if tokens > rows:
+            pairs = sum(map(mul, starts, counts)) + (sum(map(mul, counts, counts)) + tokens) / 2
+        copied = 0
+        if plan.copies_out or plan.restores:
+            copied += sum(len(copy.host_slots) for copy in plan.copies_out)
+            copied += sum(len(restore.host_slots) for restore in plan.restores)
+        return self._cost.of(tokens, rows, read, pairs, copied)
+
+    def close(self) -> None:
+        """Nothing to give back."""

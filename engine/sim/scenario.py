@@ -1,0 +1,114 @@
+"""Setups and loads from plain values, as a person gives them. Raises ValueError with one sentence for bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from functools import partial
+from pathlib import Path
+
+from engine.core.types import SLO, Lane, Policy
+from engine.sim import trace_file
+from engine.sim.device import parse_device
+from engine.sim.feed import Limits
+from engine.sim.replay import BE_PREFETCH, BLOCK_SIZE, NOTHING, Load, Setup
+from engine.sim.traces import backlog, open_arrivals
+from engine.sim.workloads import WORKLOADS, Workload
+
+POLICIES = tuple(policy.value for policy in Policy)
+
+
+def make_setup(
+    device: str,
+    *,
+    policy: str = Policy.BROS.value,
+    ttft_s: float,
+    tpot_s: float,
+    kv_tokens: int | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    be_share: float = 0.05,
+    noise: float = 0.05,
+    seed: int = 0,
+) -> Setup:
+    """An engine on a device of that name, or of those coefficients; limits that are not given are the device's."""
+    found = parse_device(device)
+    given = {
+        "kv_tokens": kv_tokens,
+        "host_tokens": kv_tokens,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    found = dataclasses.replace(found, **changes)  # type: ignore[arg-type]
+    if found.kv_tokens < BLOCK_SIZE:
+        raise ValueError(f"{found.kv_tokens} tokens of KV memory are less than one block of {BLOCK_SIZE}")
+    if found.max_num_seqs < 2:
+        raise ValueError(
+            "one sequence at once is too few: it takes a row of the fast lane's own, and one more"
+        )
+    return Setup(found, Policy(policy), SLO(ttft_s, tpot_s), be_share, noise=noise, seed=seed)
+
+
+def find_workload(name: str) -> Workload:
+    """By name."""
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    near = difflib.get_close_matches(name, WORKLOADS, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"there is no workload {name!r}{meant} There are {', '.join(WORKLOADS)}")
+
+
+def limits_for(
+    setup: Setup,
+    *,
+    be_in_flight: int | None = None,
+    max_open_rt: int | None = None,
+    num_requests: int | None = None,
+    duration_s: float | None = None,
+    warmup_s: float = 0.0,
+) -> Limits:
+    """As the engine's own lanes limit what is in hand."""
+    in_flight = setup.device.max_num_seqs + BE_PREFETCH if be_in_flight is None else be_in_flight
+    return Limits(in_flight, max_open_rt, num_requests, duration_s, warmup_s)
+
+
+def synthetic_load(
+    limits: Limits,
+    *,
+    rt: str | None,
+    rt_rate: float | None,
+    be: str | None,
+    be_rate: float | None,
+    seed: int,
+    every: int = 1,
+) -> Load:
+    """BE without a rate is a backlog without end. `every`: see `engine.sim.traces.open_arrivals`."""
+    if limits.num_requests is None and limits.duration_s is None:
+        raise ValueError("a load that never ends; give a number of requests or a duration")
+    rt_source = be_source = NOTHING
+    most = 1
+    if rt is not None:
+        workload = find_workload(rt)
+        rate = workload.rate if rt_rate is None else rt_rate
+        if rate is None:
+            raise ValueError(f"the trace of {rt} says nothing of rates; give one, in requests a second")
+        rt_source = partial(open_arrivals, workload, Lane.RT, rate, seed, every)
+        most = max(most, workload.output.most)
+    if be is not None:
+        workload = find_workload(be)
+        be_source = (
+            partial(backlog, workload, Lane.BE, seed)
+            if be_rate is None
+            else partial(open_arrivals, workload, Lane.BE, be_rate, seed, every)
+        )
+        most = max(most, workload.output.most)
+    return Load(rt_source, be_source, limits, most)
+
+
+def trace_load(path: Path, setup: Setup, limits: Limits) -> tuple[Setup, Load]:
+    """The requests of a file; with prefixes in it, the engine looks for them. Raises OSError as well."""
+    facts = trace_file.examine(path)
+    sources = {lane: partial(trace_file.arrivals, path, lane, setup.slo) for lane in Lane}
+    setup = dataclasses.replace(setup, prefix_cache=facts.has_prefixes)
+    return setup, Load(sources[Lane.RT], sources[Lane.BE], limits, facts.most_output_tokens)

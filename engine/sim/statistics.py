@@ -1,0 +1,88 @@
+"""What became of requests, a few bytes each."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+
+from engine.core.types import FinishedEvent, FinishReason
+
+NUM_BUCKETS = 256
+
+
+class Timeline:
+    """A sum over time in at most `NUM_BUCKETS` buckets: when they are full, two and two become one."""
+
+    def __init__(self, bucket_s: float = 0.25) -> None:
+        self.bucket_s = bucket_s
+        self.sums = array("d")
+
+    def add(self, time_s: float, value: float) -> None:
+        while time_s >= NUM_BUCKETS * self.bucket_s:
+            odd, even = self.sums[::2], self.sums[1::2]
+            even.extend([0.0] * (len(odd) - len(even)))
+            self.sums = array("d", [a + b for a, b in zip(odd, even, strict=True)])
+            self.bucket_s *= 2
+        i = int(time_s / self.bucket_s)
+        if i >= len(self.sums):
+            self.sums.extend([0.0] * (i + 1 - len(self.sums)))
+        self.sums[i] += value
+
+    def rates(self, at_most: int = NUM_BUCKETS) -> tuple[list[float], list[float]]:
+        """(middles in seconds, sums per second) of at most so many equal pieces; what is left over is left out."""
+        size = max(1, -(-len(self.sums) // at_most))
+        starts = range(0, len(self.sums) - size + 1, size)
+        piece_s = size * self.bucket_s
+        return [i * self.bucket_s + piece_s / 2 for i in starts], [
+            sum(self.sums[i : i + size]) / piece_s for i in starts
+        ]
+
+
+class LaneStatistics:
+    """One lane's requests. Latencies in seconds, one entry for each that is counted and came that far; token counts are
+    those of all."""
+
+    def __init__(self) -> None:
+        self.num_arrived = 0
+        self.num_refused = 0
+        self.num_unfinished = 0  # when the load was over
+        self.num_finished = dict.fromkeys(FinishReason, 0)
+        self.num_counted = 0  # for attainment: those that ended, were refused, or are late and still run
+        self.num_met = 0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.ttft_s = array("d")
+        self.tpot_s = array("d")
+        self.e2e_s = array("d")
+        self.timeline = Timeline()  # of output tokens, at the end of their requests
+
+    @property
+    def num_succeeded(self) -> int:
+        return self.num_finished[FinishReason.STOP] + self.num_finished[FinishReason.LENGTH]
+
+    def refuse(self, *, is_counted: bool) -> None:
+        """The server had no room for it."""
+        self.num_refused += 1
+        self.num_counted += is_counted
+
+    def finish(self, event: FinishedEvent, now_s: float, *, is_counted: bool) -> None:
+        """A request ended."""
+        self.num_finished[event.reason] += 1
+        self.prompt_tokens += event.num_prompt_tokens
+        self.output_tokens += event.num_output_tokens
+        self.timeline.add(now_s, event.num_output_tokens)
+        if not is_counted:
+            return
+        self.num_counted += 1
+        self.num_met += event.slo_met is True
+        self.e2e_s.append(event.e2e_s)
+        if event.ttft_s is not None:
+            self.ttft_s.append(event.ttft_s)
+        if event.tpot_s is not None:
+            self.tpot_s.append(event.tpot_s)
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float | None:
+    """The nearest-rank percentile of values in order; None of none."""
+    return ordered[max(1, math.ceil(len(ordered) * percent / 100)) - 1] if ordered else None
