@@ -32,6 +32,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "up": ("cli.up:up", "Run every service, until Ctrl-C."),
         "doctor": ("cli.doctor:doctor", "Say what works, what does not, and the mend."),
     },
+    "Without a machine": {
+        "simulate": ("cli.simulate:simulate", "Replay a load on a simulated engine."),
+        "plan": ("cli.plan:plan", "Say how many engines a load needs."),
+    },
     "One service each": {
         "engine": ("cli.service:engine", "Run the engine, which computes."),
         "worker": ("cli.service:worker", "Run the worker, which moves jobs along."),

@@ -218,8 +218,9 @@ def serve(config: EngineConfig) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Before torch is imported: its threads sleep while they wait for each other. Spinning, they take the cores from
-    # whatever else runs here, and a step that shares its cores takes four times as long.
+    # Before torch is imported: its threads spin a little while they wait for each other, then sleep. Waking up takes as
+    # long, dozens of times a step; spinning for longer takes the cores from whatever else runs here.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         serve(parse_args(sys.argv[1:]))

@@ -5,12 +5,12 @@ block 7:  [ RT RT RT RT  .  .  .  .  .  .  . BE BE BE BE BE ]     room: 7 slots,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engine.core.blocks import Extent
 from engine.core.prefix import PrefixCache
 from engine.core.request import Request
-from engine.core.types import Side
+from engine.core.types import Lane, Side
 
 # Of all blocks, how many unreferenced prefix blocks a lane keeps from the other.
 PROTECTED_SHARE = 0.25
@@ -36,21 +36,42 @@ class BlockPool:
         """Blocks to be had without taking anything from a request."""
         return len(self.free_blocks) + self.prefix.num_idle_blocks
 
-    def open(self, request: Request, block: int) -> Extent:
-        """A new extent of the request, empty, in a free block (-1) or in the middle of a given one."""
-        if block < 0:
-            block = self.free_blocks.pop() if self.free_blocks else self._evict()
-        side = Side.of(request.lane)
+    def open_fresh(self, request: Request, num_tokens: int) -> list[int]:
+        """New extents for the request's next tokens, in free blocks, of which there must be enough. Their slots."""
+        size, free_blocks, is_rt = self.block_size, self.free_blocks, request.lane is Lane.RT
+        side = Side.LEFT if is_rt else Side.RIGHT
         start = request.tail.end if request.tail is not None else 0
-        extent = request.tail = Extent(block, side, start, 0, self.block_size)
+        slots: list[int] = []
+        extents = request.extents
+        num_held = len(extents)
+        while num_tokens:
+            block = free_blocks.pop() if free_blocks else self._evict()
+            length = min(size - start % size, num_tokens)
+            extent = Extent(block, side, start, length, size)
+            extents.append(extent)
+            slots += extent.slots(0, length)
+            self.room[block] = size - length
+            self.holders[block] = 1
+            if is_rt:
+                self.rt_extent[block] = True
+            else:
+                self.be_holder[block] = request
+                if length < size:
+                    self._shareable[block] = None
+            start += length
+            num_tokens -= length
+        request.tail = extents[-1]
+        self.used_blocks[side] += len(extents) - num_held
+        return slots
+
+    def open_middle(self, request: Request, block: int) -> Extent:
+        """A new extent of an RT request, empty, in the free middle of a block of BE's."""
+        start = request.tail.end if request.tail is not None else 0
+        extent = request.tail = Extent(block, Side.LEFT, start, 0, self.block_size)
         request.extents.append(extent)
         self.holders[block] += 1
-        self.used_blocks[side] += 1
-        if side is Side.LEFT:
-            self.rt_extent[block] = True
-        else:
-            self.be_holder[block] = request
-            self._shareable[block] = None
+        self.used_blocks[Side.LEFT] += 1
+        self.rt_extent[block] = True
         return extent
 
     def _evict(self) -> int:
@@ -67,25 +88,26 @@ class BlockPool:
             self.rt_extent[block] = side is Side.LEFT
         self.holders[block] += 1
 
-    def release(self, extent: Extent) -> None:
-        """A request gives up all of an extent."""
-        block, side = extent.block, extent.side
-        self.holders[block] -= 1
-        if self.holders[block] and extent.length == self.block_size:
-            return  # others share this prefix
-        self.used_blocks[side] -= 1
-        if side is Side.LEFT:
-            self.rt_extent[block] = False
-        else:
-            self.be_holder[block] = None
-        if not self.holders[block]:
-            if not self.prefix.release(block, side):
-                self.room[block] = self.block_size
-                self.free_blocks.append(block)
-        else:
-            self.room[block] += extent.length
+    def release(self, extents: Sequence[Extent]) -> None:
+        """A request gives up all of these extents; the last is free first."""
+        size, holders = self.block_size, self.holders
+        for extent in reversed(extents):
+            block, side = extent.block, extent.side
+            holders[block] -= 1
+            if holders[block] and extent.length == size:
+                continue  # others share this prefix
+            self.used_blocks[side] -= 1
             if side is Side.LEFT:
-                self._shareable[block] = None
+                self.rt_extent[block] = False
+            else:
+                self.be_holder[block] = None
+            if holders[block]:
+                self.room[block] += extent.length
+                if side is Side.LEFT:
+                    self._shareable[block] = None
+            elif not self.prefix.release(block, side):
+                self.room[block] = size
+                self.free_blocks.append(block)
 
     def shorten(self, request: Request, extent: Extent, length: int) -> None:
         """The only holder of an extent gives up its end."""

@@ -94,14 +94,36 @@ class KVCacheManager:
 
         Looks in the request's own last extent, then for free blocks, then, for RT, into the middle of BE's blocks.
         """
+        pool, size, tail = self.pool, self.block_size, request.tail
+        in_tail = 0
+        if tail is not None:
+            in_tail = min(tail.limit - tail.length, pool.room[tail.block], num_tokens)
+        end = (tail.end if tail is not None else 0) + num_tokens
+        num_new = -(-end // size) - (end - num_tokens + in_tail) // size if in_tail < num_tokens else 0
+        if num_new > pool.num_free:
+            return self._extend_in_middles(request, num_tokens)
+        slots: list[int] = []
+        if tail is not None and in_tail:
+            slots += tail.slots(tail.length, tail.length + in_tail)
+            tail.length += in_tail
+            pool.room[tail.block] -= in_tail
+        if num_new:
+            slots += pool.open_fresh(request, num_tokens - in_tail)
+        return slots
+
+    def _extend_in_middles(self, request: Request, num_tokens: int) -> list[int] | None:
+        """`extend` where there are too few free blocks."""
         placed = self._place(request, num_tokens)
         if sum(length for _, length in placed) < num_tokens:
             return None
         slots: list[int] = []
         for block, length in placed:
             tail = request.tail
+            if block < 0:
+                slots += self.pool.open_fresh(request, length)
+                continue
             if tail is None or block != tail.block:
-                tail = self.pool.open(request, block)
+                tail = self.pool.open_middle(request, block)
             first = tail.length
             tail.length += length
             self.pool.room[tail.block] -= length
@@ -149,11 +171,14 @@ class KVCacheManager:
         """Keep the KV of the request's first `num_tokens` tokens at most: blocks found in the prefix cache are given up
         whole. Returns how many computed tokens it lost."""
         extents = request.extents
+        if num_tokens == 0:
+            self.pool.release(extents)
+            extents.clear()
         while extents and (
             extents[-1].start >= num_tokens
             or (extents[-1].end > num_tokens and self._is_indivisible(request, extents[-1]))
         ):
-            self.pool.release(extents.pop())
+            self.pool.release([extents.pop()])
         tail = request.tail = extents[-1] if extents else None
         if tail is not None and tail.end > num_tokens:
             self.pool.shorten(request, tail, num_tokens - tail.start)

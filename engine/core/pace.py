@@ -10,8 +10,12 @@ from engine.core.types import SLO
 # Deadlines are aimed at a little early: the answer has a way to go after the step.
 TTFT_SAFETY = 0.9
 TPOT_SAFETY = 0.95
-# Of the default TTFT: what an RT request may find itself waiting for when it arrives.
-CAP_START, CAP_FLOOR, CAP_GROWTH = 0.5, 0.02, 0.002
+# Of the default TTFT: what an RT request may find itself waiting for when it arrives. At a half of it, one that came with
+# others was late: its own prompt and theirs need time as well.
+CAP_START, CAP_FLOOR, CAP_GROWTH = 1 / 3, 0.02, 0.002
+# Of the time per output token: a step that computes a first token. A shorter one costs bulk little, for there is one a
+# request, and brings the token that people wait for most.
+FIRST_TOKEN_PACE = 0.5
 CAP_SHRINK = 0.7
 # A miss may come from the same long step as the one before it: they count once.
 MISS_WINDOW_S = 2.0
@@ -58,8 +62,8 @@ class Pace:
         for request in decoding:
             limit_s = min(limit_s, deadline_s(request) - now_s)
         if prompt is not None:
-            # A first token is worth no longer a step than those after it.
-            limit_s = min(limit_s, max(prompt_s, min(prompt.slo.tpot_s, deadline_s(prompt) - now_s)))
+            pace_s = FIRST_TOKEN_PACE * prompt.slo.tpot_s
+            limit_s = min(limit_s, max(prompt_s, min(pace_s, deadline_s(prompt) - now_s)))
         margin = min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
         self.limit_s = max(0.0, limit_s * (1 - margin))
         return self.limit_s

@@ -22,6 +22,8 @@ from engine.core.types import Lane
 # A chunk shorter than this is left for the next step: it costs a row, and hardly less than a longer one.
 MIN_CHUNK_TOKENS = 16
 MAX_CHUNK_TOKENS = 1 << 30
+# Of their time per output token, what a step may take that has chat prompts to compute and deadlines passed already.
+RT_PACE = 0.93
 # A prompt is urgent when waiting for one more step leaves it less spare time than this share of its TTFT.
 SWAP_MARGIN = 0.5
 # A model that takes prompts to be dearer than they are would never see one, and never learn: after so many steps
@@ -52,6 +54,7 @@ class BrosPacker:
         self._max_swaps = max_swaps
         self._late: deque[Request] = deque()
         self._last_prompt_step = 0
+        self._owed_tokens = 0  # to BE, in this step
 
     @staticmethod
     def sort_key(request: Request) -> tuple[float, float, int]:
@@ -76,6 +79,7 @@ class BrosPacker:
         be_has_work = running.has(Lane.BE)
         # What BE is owed comes off the budget that RT may use up; and it is given whatever the deadlines say.
         owed = min(int(pace.be_owed_tokens), batch.tokens_left // 2) if be_has_work else 0
+        self._owed_tokens = owed
         batch.tokens_left -= owed
         self._resume_oldest(batch, limit_s)
         self._decode(Lane.RT, batch, float("inf"))

@@ -66,7 +66,8 @@ class StepPlan:
 
     @property
     def is_empty(self) -> bool:
-        return not self.rows
+        """There is nothing to do; a plan without rows may still have copies to carry out."""
+        return not (self.rows or self.restores or self.copies_out)
 
     @property
     def num_tokens(self) -> int:

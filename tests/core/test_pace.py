@@ -19,7 +19,7 @@ def decoding(first_token_s: float, num_tokens: int):
 
 
 def test_without_chats_the_cap_is_the_limit():
-    assert pace().set_limit([], None, 0.0, 0.0, now_s=5.0) == pytest.approx(0.5 * (1 - MARGIN_LEAST))
+    assert pace().set_limit([], None, 0.0, 0.0, now_s=5.0) == pytest.approx(1 / 3 * (1 - MARGIN_LEAST))
 
 
 def test_the_tightest_deadline_is_the_limit():
@@ -31,38 +31,38 @@ def test_the_tightest_deadline_is_the_limit():
 def test_being_early_earns_time():
     early = decoding(1.0, 4)
     assert deadline_s(early) == pytest.approx(1.38)
-    assert pace().set_limit([early], None, 0.0, 0.0, now_s=1.0) == pytest.approx(0.38 * (1 - MARGIN_LEAST))
+    assert pace().set_limit([early], None, 0.0, 0.0, now_s=1.05) == pytest.approx(0.33 * (1 - MARGIN_LEAST))
 
 
 def test_a_late_chat_leaves_bulk_no_time():
     assert pace().set_limit([decoding(1.0, 1)], None, 0.0, 0.0, now_s=2.0) == 0.0
 
 
-def test_a_first_token_is_worth_a_step_of_its_own_pace():
+def test_a_first_token_is_worth_a_step_of_half_the_pace():
     waiting = request(lane=Lane.RT, arrival_s=2.0)
-    assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.0) == pytest.approx(0.1 * (1 - MARGIN_LEAST))
+    assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.0) == pytest.approx(0.05 * (1 - MARGIN_LEAST))
     assert pace().set_limit([], waiting, 0.3, 0.0, now_s=2.0) == pytest.approx(0.3 * (1 - MARGIN_LEAST))
 
 
 def test_a_model_that_errs_shortens_steps():
-    assert pace().set_limit([], None, 0.0, error_ratio=0.1, now_s=0.0) == pytest.approx(0.45)
-    assert pace().set_limit([], None, 0.0, error_ratio=3.0, now_s=0.0) == pytest.approx(0.4)
+    assert pace().set_limit([], None, 0.0, error_ratio=0.1, now_s=0.0) == pytest.approx(0.3)
+    assert pace().set_limit([], None, 0.0, error_ratio=3.0, now_s=0.0) == pytest.approx(0.8 / 3)
 
 
 def test_the_cap_shrinks_on_a_miss_and_grows_while_promises_are_kept():
     p = pace()
     p.count_finished(False, now_s=10.0)
-    assert p.cap_s == pytest.approx(0.35)
+    assert p.cap_s == pytest.approx(0.7 / 3)
     p.count_finished(False, now_s=10.1)
-    assert p.cap_s == pytest.approx(0.35), "the same long step may have made both late"
+    assert p.cap_s == pytest.approx(0.7 / 3), "the same long step may have made both late"
     p.count_finished(False, now_s=13.0)
-    assert p.cap_s == pytest.approx(0.245)
+    assert p.cap_s == pytest.approx(0.49 / 3)
     for _ in range(10):
         p.count_finished(True, now_s=14.0)
-    assert p.cap_s == pytest.approx(0.265)
+    assert p.cap_s == pytest.approx(0.49 / 3 + 0.02)
     for _ in range(10_000):
         p.count_finished(True, now_s=15.0)
-    assert p.cap_s == pytest.approx(0.5)
+    assert p.cap_s == pytest.approx(1 / 3)
     for i in range(100):
         p.count_finished(False, now_s=100.0 + 10 * i)
     assert p.cap_s == pytest.approx(0.02)

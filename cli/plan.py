@@ -1,0 +1,153 @@
+"""`bros-batch plan`: how many engines a load needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.failure import Failure
+from cli.output import json_option, note, print_json
+from cli.simulation_options import POSITIVE, Finite, engine_options, milliseconds, setup_options, wrong_use
+
+if TYPE_CHECKING:
+    from engine.sim.fleet import FleetPlan, Trial
+
+
+@click.command()
+@click.option("--rt", metavar="WORKLOAD", required=True, help="Chats like those of this trace.")
+@click.option("--rt-rate", type=POSITIVE, required=True, help="Chats a second, all together.")
+@click.option("--be", metavar="WORKLOAD", required=True, help="Documents like those of this trace.")
+@click.option("--be-tokens-per-day", type=POSITIVE, help="Output tokens that bulk must produce in a day.")
+@click.option("--be-documents-per-hour", type=POSITIVE, help="Or documents that must be done in an hour.")
+@click.option(
+    "--attainment",
+    type=Finite(0, 100, min_open=True),
+    default=95.0,
+    show_default=True,
+    help="Per cent of chats that keep both promises.",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=POSITIVE,
+    default=300.0,
+    show_default=True,
+    help="Virtual seconds a trial.",
+)
+@engine_options
+@json_option
+def plan(
+    be_tokens_per_day: float | None, be_documents_per_hour: float | None, as_json: bool, **options: Any
+) -> None:
+    """Say how many engines a load needs: hybrid ones, or chat and bulk apart.
+
+    Fleets are tried in simulation: each engine gets its share of the chats, bursts and all, and as much bulk as it can
+    take. `bros-batch simulate --help` names workloads and devices.
+
+    \b
+    bros-batch plan --device a100-8b --rt azure-2023-conv --rt-rate 20 --be bros-best-effort --be-tokens-per-day 2e8
+    """
+    from engine.sim.fleet import Demand, NoFleet, mean_output_tokens, plan_fleet
+    from engine.sim.scenario import find_workload, make_setup
+
+    if (be_tokens_per_day is None) == (be_documents_per_hour is None):
+        raise click.UsageError("How much bulk? Give either --be-tokens-per-day or --be-documents-per-hour.")
+    try:
+        setup = make_setup(**setup_options(options))
+        find_workload(options["rt"])
+        output_tokens = mean_output_tokens(options["be"])
+    except ValueError as error:
+        raise wrong_use(error) from None
+    tokens_per_s = (be_tokens_per_day or 0.0) / 86400 + (be_documents_per_hour or 0.0) / 3600 * output_tokens
+    demand = Demand(
+        rt=options["rt"],
+        rt_rate=options["rt_rate"],
+        be=options["be"],
+        be_tokens_per_s=tokens_per_s,
+        attainment=options["attainment"] / 100,
+        duration_s=options["duration_s"],
+        warmup_s=options["duration_s"] / 3,
+        seed=setup.seed,
+    )
+
+    def heard(kind: str, trial: Trial) -> None:
+        if not as_json:
+            note(f"tried {_engines(trial.num_engines)}, {kind}: {_figures(trial, output_tokens)}")
+
+    try:
+        found = plan_fleet(setup, demand, heard)
+    except NoFleet as error:
+        raise Failure(f"{error}.") from None
+    if as_json:
+        print_json(
+            {
+                "demand": dataclasses.asdict(demand),
+                "hybrid": _fleet(found.hybrid),
+                "split": {
+                    "num_engines": found.num_split,
+                    "rt_only": _fleet(found.rt_only),
+                    "be_only": _fleet(found.be_only),
+                },
+            }
+        )
+    else:
+        _print(found, demand.be_tokens_per_s, output_tokens)
+
+
+def _fleet(trial: Trial) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(trial).items() if value is not None}
+
+
+def _print(found: FleetPlan, wanted_tokens_per_s: float, output_tokens: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        "FLEET",
+        "ENGINES",
+        "KEPT",
+        "TTFT p99",
+        "TPOT p99",
+        "BULK TOKENS/S",
+        "DOCUMENTS/H",
+    ):
+        table.add_column(column, justify="left" if column == "FLEET" else "right")
+    for name, trial in (
+        ("hybrid", found.hybrid),
+        ("split: chat", found.rt_only),
+        ("split: bulk", found.be_only),
+    ):
+        rate = trial.be_tokens_per_s
+        table.add_row(
+            name,
+            str(trial.num_engines),
+            "-" if trial.attainment is None else f"{trial.attainment:.1%}",
+            milliseconds(trial.ttft_p99_s),
+            milliseconds(trial.tpot_p99_s),
+            "-" if rate is None else f"{rate:,.0f}",
+            "-" if rate is None else f"{rate / output_tokens * 3600:,.0f}",
+        )
+    Console().print(table)
+    saved = found.num_split - found.hybrid.num_engines
+    verdict = f"{saved} fewer than" if saved > 0 else f"{-saved} more than" if saved < 0 else "as many as"
+    click.echo(
+        f"\nHybrid: {_engines(found.hybrid.num_engines)}, {verdict} the {found.num_split} of a split fleet. "
+        f"Bulk needs {wanted_tokens_per_s:,.0f} output tokens/s."
+    )
+
+
+def _engines(count: int) -> str:
+    return f"{count} engine" + "s" * (count != 1)
+
+
+def _figures(trial: Trial, output_tokens: float) -> str:
+    parts = []
+    if trial.attainment is not None:
+        parts.append(f"{trial.attainment:.1%} of promises kept")
+    if trial.be_tokens_per_s is not None:
+        documents = trial.be_tokens_per_s / output_tokens * 3600
+        parts.append(f"{trial.be_tokens_per_s:,.0f} bulk tokens/s ({documents:,.0f} documents/h)")
+    return ", ".join(parts)
