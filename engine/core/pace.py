@@ -10,8 +10,8 @@ from engine.core.types import SLO
 # Deadlines are aimed at a little early: the answer has a way to go after the step.
 TTFT_SAFETY = 0.9
 TPOT_SAFETY = 0.95
-# Of the default TTFT: what an RT request may find itself waiting for when it arrives. At a half of it, one that came with
-# others was late: its own prompt and theirs need time as well.
+# Of the default TTFT: what an RT request may find itself waiting for when it arrives. At a half of it, one that came
+# with others was late: its own prompt and theirs need time as well.
 CAP_START, CAP_FLOOR, CAP_GROWTH = 1 / 3, 0.02, 0.002
 # Of the time per output token: a step that computes a first token. A shorter one costs bulk little, for there is one a
 # request, and brings the token that people wait for most.

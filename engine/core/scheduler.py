@@ -175,31 +175,27 @@ class Scheduler:
         """Rows [first, first + len(requests)) of the step, which drew a token each."""
         last = first + len(requests)
         sampled, stopped, failed = result.sampled[first:last], result.stopped[first:last], result.failed
-        reached = []
-        for request, token_id in zip(requests, sampled, strict=True):
+        ends: dict[int, tuple[FinishReason, str | None]] = {}
+        for i, (request, token_id) in enumerate(zip(requests, sampled, strict=True)):
             request.num_computed_tokens += num_computed
             token_ids = request.token_ids
             token_ids.append(token_id)
             if len(token_ids) >= request.end_tokens:
-                reached.append(request)
+                ends[i] = FinishReason.LENGTH, None
         if requests[0].lane is Lane.RT:
             for request in requests:
                 request.due_s += request.slo.tpot_s
+        if True in stopped:
+            ends.update({i: (FinishReason.STOP, None) for i, stop in enumerate(stopped) if stop})
         logprobs = repeat(None) if not result.logprobs else map(result.logprobs.get, range(first, last))
         ids = [request.request_id for request in requests]
         heard = list(map(_token_event, zip(ids, sampled, logprobs, strict=False)))
-        if failed and any(i in failed for i in range(first, last)):
-            messages = [failed.get(first + i) for i in range(len(requests))]
-            heard = [event for event, message in zip(heard, messages, strict=True) if message is None]
-            ended += [
-                (r, FinishReason.ERROR, m) for r, m in zip(requests, messages, strict=True) if m is not None
-            ]
-            reached = [r for r in reached if failed.get(first + requests.index(r)) is None]
+        if failed:
+            messages = {i - first: failed[i] for i in range(first, last) if i in failed}
+            ends.update({i: (FinishReason.ERROR, message) for i, message in messages.items()})
+            heard = [event for i, event in enumerate(heard) if i not in messages]
         events += heard
-        if True in stopped:
-            ended += [(r, FinishReason.STOP, None) for r, stop in zip(requests, stopped, strict=True) if stop]
-            reached = [r for r in reached if not stopped[requests.index(r)]]
-        ended += [(request, FinishReason.LENGTH, None) for request in reached]
+        ended += [(requests[i], *end) for i, end in ends.items()]
 
     def _finish(
         self, request: Request, reason: FinishReason, now_s: float, message: str | None = None

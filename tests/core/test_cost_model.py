@@ -74,6 +74,25 @@ def test_it_follows_a_machine_that_gets_slower():
     assert model.predict(shape) == pytest.approx(2 * true_s(shape), rel=0.15)
 
 
+def test_it_follows_a_machine_that_is_slow_for_a_moment():
+    model = learned(600, noise=0.0)
+    rng = random.Random(7)
+    for _ in range(8):
+        shape = a_step(rng)
+        model.observe(shape, 1.5 * true_s(shape))
+    shape = a_step(rng)
+    assert model.predict(shape) == pytest.approx(1.5 * true_s(shape), rel=0.1)
+    empty = StepShape()
+    count = model.chunk_tokens(empty, 0.05, 0, 10_000)
+    shape = StepShape()
+    shape.add_chunk(0, count)
+    assert model.predict(shape) == pytest.approx(0.05, rel=0.05)
+    for _ in range(8):
+        shape = a_step(rng)
+        model.observe(shape, true_s(shape))
+    assert median_error(model) < 0.05, "and fast again the next"
+
+
 def test_steps_of_constant_time_teach_no_cost_of_tokens():
     rng = random.Random(5)
     model = CostModel()
