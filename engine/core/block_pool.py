@@ -39,27 +39,33 @@ class BlockPool:
     def open_fresh(self, request: Request, num_tokens: int) -> list[int]:
         """New extents for the request's next tokens, in free blocks, of which there must be enough. Their slots."""
         size, free_blocks, is_rt = self.block_size, self.free_blocks, request.lane is Lane.RT
+        room, holders, be_holder, rt_extent = self.room, self.holders, self.be_holder, self.rt_extent
         side = Side.LEFT if is_rt else Side.RIGHT
-        start = request.tail.end if request.tail is not None else 0
-        slots: list[int] = []
         extents = request.extents
+        start = extents[-1].end if extents else 0
+        slots: list[int] = []
         num_held = len(extents)
+        length = size - start % size  # of the first; those after it are whole blocks, but for the last
         while num_tokens:
+            if length > num_tokens:
+                length = num_tokens
             block = free_blocks.pop() if free_blocks else self._evict()
-            length = min(size - start % size, num_tokens)
             extent = Extent(block, side, start, length, size)
             extents.append(extent)
             slots += extent.slots(0, length)
-            self.room[block] = size - length
-            self.holders[block] = 1
+            room[block] = size - length
+            holders[block] = 1
             if is_rt:
-                self.rt_extent[block] = True
+                rt_extent[block] = True
             else:
-                self.be_holder[block] = request
-                if length < size:
-                    self._shareable[block] = None
+                be_holder[block] = request
             start += length
             num_tokens -= length
+            length = size
+        if not is_rt and room[extents[-1].block]:
+            self._shareable[extents[-1].block] = None
+        if not is_rt and room[extents[num_held].block]:  # it began within a chunk
+            self._shareable[extents[num_held].block] = None
         request.tail = extents[-1]
         self.used_blocks[side] += len(extents) - num_held
         return slots

@@ -210,7 +210,7 @@ class Memory:
 
     def _reclaim(self, victim: Request, request: Request, num_tokens: int, batch: Batch) -> None:
         """RT takes slots as it needs them; BE, which grows in blocks of its own, takes one."""
-        if victim.state is State.DECODING:  # else it is behind already: the same preemption
+        if not victim.num_lost_tokens:  # else it is the same preemption
             self.num_preemptions += 1
             victim.num_preemptions += 1
         if victim is request:

@@ -124,7 +124,7 @@ class TorchRunner:
                 self._host_kv.restore(restore.host_slots, restore.device_slots)
             self._set_slots(restore.row, restore.start, restore.device_slots)
         sampled, stopped = [-1] * len(plan.rows), [False] * len(plan.rows)
-        if plan.is_empty:
+        if not plan.rows:
             return StepResult(sampled, stopped)
         step = _arrays(plan)
         failed = self._find_failed(step)

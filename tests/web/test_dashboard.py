@@ -227,7 +227,7 @@ def test_the_engine_page(site: Web, chrome: Chrome) -> None:
         "First token p99",
         "engine-0",
         "Iteration time",
-        "cap 250 ms",
+        "cap 167 ms",
     )
     wait_text(chrome, *words)
     with site.openai() as client:
