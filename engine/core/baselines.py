@@ -43,12 +43,8 @@ class BaselinePacker:
                 self._add(request, batch)
         while batch.tokens_left > 0 and not batch.has_preempted:
             waiting = running.waiting.peek()
-            if waiting is None or not self._fits(waiting) or not running.give_row(waiting, batch.number):
+            if waiting is None or not self._fits(waiting) or not self._memory.admit(waiting, batch):
                 return
-            self._memory.find_prefix(waiting)
-            if waiting.first_scheduled_s is None:
-                waiting.first_scheduled_s = batch.now_s
-            batch.start_row(waiting, self._kv.slots(waiting))
             self._add(waiting, batch)
 
     def _fits(self, request: Request) -> bool:

@@ -153,17 +153,14 @@ class KVCacheManager:
             num_tokens -= taken
             position += taken
         if num_tokens and request.lane is Lane.RT and self.options.sharing:
-            self._place_in_middles(position, num_tokens, placed)
+            for block in self.pool.shareable():
+                taken = min(self.pool.room[block], size - position % size, num_tokens)
+                placed.append((block, taken))
+                num_tokens -= taken
+                position += taken
+                if not num_tokens:
+                    break
         return placed
-
-    def _place_in_middles(self, position: int, num_tokens: int, placed: list[tuple[int, int]]) -> None:
-        for block in self.pool.shareable():
-            taken = min(self.pool.room[block], self.block_size - position % self.block_size, num_tokens)
-            placed.append((block, taken))
-            num_tokens -= taken
-            position += taken
-            if not num_tokens:
-                break
 
     # Giving slots back ----------------------------------------------------------------------------------
 

@@ -13,8 +13,6 @@ from engine.core.types import Checkpoint, Lane, Preemption
 
 # Tokens that eager checkpoints copy in a step, beside what has to be copied.
 AHEAD_TOKENS = 64
-# Steps in a row in which a forced request found no slot, after which it gives up its own to lie closer.
-STUCK_STEPS = 8
 
 
 class Memory:
@@ -40,7 +38,6 @@ class Memory:
         self._rt_first = rt_first
         self._last_victim: Request | None = None
         self._sheltered: Request | None = None
-        self._num_stuck = 0
         self.num_preemptions = 0
         self.num_truncated_tokens = 0
         self.num_restored_tokens = {"copy": 0, "recompute": 0, "prefix": 0}
@@ -57,9 +54,7 @@ class Memory:
             if victim is None and force and self.sheltered in (None, request):
                 victim = self._anybody(request, batch.number)
                 if victim is None and not room and not batch.shape.rows and request.tail is not None:
-                    victim = (
-                        request  # short extents of its own keep it from fitting: it begins again without them
-                    )
+                    victim = request  # its own short extents keep it from fitting: it begins again
                 if victim is not None:
                     self._sheltered = request
                     request.is_sheltered = True
@@ -77,18 +72,18 @@ class Memory:
             self._sheltered = None
         return self._sheltered
 
-    def _is_stuck(self, request: Request, batch: Batch) -> bool:
-        """Whether a forced request finds nothing, though nobody else moves, or has found nothing several times."""
-        self._num_stuck += 1
-        return request.tail is not None and (not batch.shape.rows or self._num_stuck >= STUCK_STEPS)
-
-    def find_prefix(self, request: Request) -> None:
-        """Gives a request that has just got its row what the prefix cache has of it."""
+    def admit(self, request: Request, batch: Batch) -> bool:
+        """Gives a waiting request a row, and what the prefix cache has of it. False if there is no row."""
+        if not self._running.give_row(request, batch.number):
+            return False
         found = self._kv.match_prefix(request)
         if request.first_scheduled_s is None:
+            request.first_scheduled_s = batch.now_s
             request.num_cached_tokens = found
         elif found:
             self._count_restored(request, "prefix", found)
+        batch.start_row(request, self._kv.slots(request))
+        return True
 
     def catch_up(self, request: Request, batch: Batch) -> None:
         """Brings back, without computing them, what can be of the tokens a running request lost."""
@@ -179,22 +174,16 @@ class Memory:
         ]
         return min(first, key=lambda r: r.sort_key, default=None)
 
-    def _younger(self, lane: Lane, step: int, than: Request | None) -> Request | None:
-        """The least urgent request of the lane that may lose something, less urgent than `than` where that is given."""
-        candidates = [
-            *list(reversed(self._running.parked))[:1] * (lane is Lane.BE),
-            *self._last_losable(self._running.behind[lane].requests, step),
-            *self._last_losable(self._running.decoding[lane].requests, step),
+    def _younger(self, lane: Lane, step: int, than: Request) -> Request | None:
+        """The least urgent request of the lane that may lose something, if it is less urgent than `than`."""
+        holders = [
+            list(reversed(self._running.parked))[:1] if lane is Lane.BE else [],
+            reversed(self._running.behind[lane].requests),
+            reversed(self._running.decoding[lane].requests),
         ]
-        victim = max(
-            (r for r in candidates if self._may_lose(r, step)), key=lambda r: r.sort_key, default=None
-        )
-        if victim is None or (than is not None and victim.sort_key <= than.sort_key):
-            return None
-        return victim
-
-    def _last_losable(self, requests: list[Request], step: int) -> list[Request]:
-        return next(([r] for r in reversed(requests) if self._may_lose(r, step)), [])
+        last = [next((r for r in requests if self._may_lose(r, step)), None) for requests in holders]
+        victim = max((r for r in last if r is not None), key=lambda r: r.sort_key, default=None)
+        return victim if victim is not None and victim.sort_key > than.sort_key else None
 
     def _may_lose(self, victim: Request, step: int, *, even_shared: bool = False) -> bool:
         return (

@@ -161,7 +161,7 @@ class BrosPacker:
         """Adds the uncomputed tokens of an RT request as far as time and memory allow. True if that is all of them."""
         if batch.tokens_left <= 0 or request.last_step == batch.number:
             return False
-        if request.state is State.WAITING and not self._admit(request, batch):
+        if request.state is State.WAITING and not self._memory.admit(request, batch):
             return False
         self._memory.catch_up(request, batch)
         limit_s = max(
@@ -189,7 +189,7 @@ class BrosPacker:
             candidate = self._running.waiting.peek()
             if candidate is None or not self._has_memory_for(candidate):
                 return
-            if not self._admit(candidate, batch):
+            if not self._memory.admit(candidate, batch):
                 return
             if not self._chunk(candidate, batch, limit_s, at_least=at_least):
                 return
@@ -207,7 +207,7 @@ class BrosPacker:
         request = sheltered or min(first, key=lambda r: r.sort_key, default=None)
         if request is None:
             waiting = running.prompts.peek() if lane is Lane.RT else running.waiting.peek()
-            if waiting is None or not self._admit(waiting, batch):
+            if waiting is None or not self._memory.admit(waiting, batch):
                 return
             request = waiting
         if request.state is not State.WAITING and request.last_step != batch.number:
@@ -244,16 +244,6 @@ class BrosPacker:
             if request.state is State.DECODING:
                 found = self._memory.take(request, 1, batch)
                 batch.add_singles([request] * len(found), [request.num_computed_tokens] * len(found), found)
-
-    def _admit(self, request: Request, batch: Batch) -> bool:
-        """Gives a waiting request a row, and what the prefix cache has of it."""
-        if not self._running.give_row(request, batch.number):
-            return False
-        self._memory.find_prefix(request)
-        if request.first_scheduled_s is None:
-            request.first_scheduled_s = batch.now_s
-        batch.start_row(request, self._kv.slots(request))
-        return True
 
     def _chunk(
         self,
