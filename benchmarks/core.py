@@ -84,7 +84,6 @@ def measure(load: Load, num_running: int, num_steps: int) -> dict[str, float]:
             if type(event) is FinishedEvent:
                 request = next(arrivals[event.lane])
                 request.arrival_s = now_s + load.step_s
-                request.due_s = request.arrival_s + request.slo.ttft_s
                 scheduler.add(request)
         if step >= num_steps // 10:
             schedule_s += scheduled_s - started_s

@@ -54,7 +54,7 @@ def parse_args(arguments: list[str]) -> EngineConfig:
         about = field.metadata["help"] + shown
         if typing.get_origin(kind) is typing.Literal:
             parser.add_argument(flag, choices=typing.get_args(kind), default=default, help=about)
-        elif kind is bool:
+        elif bool in (kind, *typing.get_args(kind)):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
         else:
             scalar = next(t for t in (*typing.get_args(kind), kind) if t in (int, float, str))
@@ -102,6 +102,10 @@ def make_runner(config: EngineConfig) -> ModelRunner:
             cost=SimulatedCost(config.simulated_step_s, config.simulated_token_s),
             wait=time.sleep,
         )
+    if config.tensor_parallel_size > 1:
+        from engine.runner.parallel import ParallelRunner
+
+        return ParallelRunner(config)
     from engine.runner.torch_runner import TorchRunner
 
     return TorchRunner.load(config)
@@ -187,7 +191,11 @@ def assemble(
         config.listen,
         config.drain_grace_s,
     )
-    return EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic, io.publish), io
+    ahead = config.async_scheduling
+    if ahead is None:
+        ahead = info.computes_beside_host
+    loop = EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic, io.publish, ahead=ahead)
+    return loop, io
 
 
 def serve(config: EngineConfig) -> None:

@@ -23,6 +23,12 @@ class EngineConfig:
     runner: Literal["torch", "simulated"] = _flag("torch", "simulated computes no model")
     device: Literal["auto", "cpu", "cuda"] = _flag("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag("auto", "of weights and KV")
+    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = _flag("auto", "of KV on a GPU; auto is the weights'")
+    tensor_parallel_size: int = _flag(1, "devices that each hold a part of every layer")
+    enforce_eager: bool = _flag(False, "no CUDA graphs")
+    async_scheduling: bool | None = _flag(
+        None, "decide on a step while the one before it is computed (on a GPU)"
+    )
     max_model_len: int | None = _flag(None, "tokens of prompt and output together (the model's)")
     max_num_seqs: int = _flag(64, "requests computed at once")
     max_num_batched_tokens: int = _flag(512, "tokens computed in a step")
@@ -75,6 +81,11 @@ class EngineConfig:
                 and (value < 0 or (value == 0 and option.name not in may_be_zero))
             ):
                 raise ValueError(f"{_flag_name(option.name)} is {value}; it must be positive")
+        if self.policy == "priority" and self.kv_preemption == "none":
+            raise ValueError(
+                "--policy priority with --kv-preemption none can run out of memory with nobody to take it from; "
+                "use --kv-preemption whole"
+            )
         if self.max_num_seqs < 2:
             raise ValueError(
                 "--max-num-seqs is 1; it must be at least 2: a row of the fast lane's own, and one more"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from engine.core.finish import finished_event
 from engine.core.overload import Outlook, outlook
+from engine.core.plan import StepPlan
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.types import Event, FinishedEvent, FinishReason, Lane
+from engine.core.types import Event, FinishReason, Lane
 from engine.metrics import EngineMetrics
-from engine.runner.base import ModelRunner
+from engine.runner.base import ModelRunner, PendingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +58,34 @@ class StatsEvent:
 LoopEvent = Event | StatsEvent
 
 
+# A step that is decided on ahead is launched so much sooner than the one before it is expected to end: twice what
+# deciding and launching have taken lately, and a little for the surprises of a busy host.
+LEAD_FACTOR, LEAD_LEAST_S = 2.0, 0.001
+LEAD_MEMORY = 0.1  # share of the newest step in the mean
+
+
 class EngineLoop:
-    """`receive(wait)` gives the messages that came in; with `wait` it blocks until there is at least one.
-    `send` takes the events of a step. `clock` gives seconds, monotonic. `publish`, where there is one, takes the RT
-    lane's outlook after every step."""
+    """`receive(timeout_s)` gives the messages that came in: those that are there for 0, else it blocks until there is
+    at least one, for `timeout_s` at most (None: for as long as it takes). `send` takes the events of a step. `clock`
+    gives seconds, monotonic. `publish`, where there is one, takes the RT lane's outlook after every step.
+
+    `ahead`: a step is decided on and launched while the device computes the one before, as late as that may be, so
+    that it never waits for decisions, and requests that come meanwhile are in.
+
+        device     | step 1          | step 2          | step 3
+        host       ... decide 2 | take in 1 . decide 3 | take in 2 . decide 4
+    """
 
     def __init__(
         self,
         scheduler: Scheduler,
         runner: ModelRunner,
-        receive: Callable[[bool], Iterable[Message]],
+        receive: Callable[[float | None], Iterable[Message]],
         send: Callable[[list[LoopEvent]], None],
         clock: Callable[[], float],
         publish: Callable[[Outlook], None] | None = None,
+        *,
+        ahead: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -78,27 +96,57 @@ class EngineLoop:
         self.publish = publish
         self._num_received = self._num_received_tokens = 0  # RT
         self._running = True
+        self._ahead = ahead
+        self._under_way: deque[tuple[StepPlan, PendingStep]] = deque()
+        self._lead_s = 0.0  # mean time to decide on a step and launch it
+        self._launched_s = (
+            0.0  # when the last step was launched, or the one before it was through if that was later
+        )
 
     def run(self) -> None:
         """Serve until a `Stop` message."""
         idle = not self.scheduler.has_work
         while self._running:
-            events = self._take_in(self._receive(idle))
+            events = self._take_in(self._receive(None if idle else 0.0))
+            while self._under_way and (spare_s := self._spare_s()) > 0:
+                events += self._take_in(self._receive(spare_s))
             self.metrics.observe_events(events)
-            plan = self.scheduler.schedule(self._clock())
-            if not plan.is_empty:
-                started_s = self._clock()
-                result = self.runner.execute(plan)
-                now_s = self._clock()
-                heard = self.scheduler.update(plan, result, now_s)
-                self.metrics.observe_step(plan, now_s - started_s)
-                self.metrics.observe_events(heard)
-                events += heard
+            has_plan = self._launch()
+            if self._under_way and (len(self._under_way) > self._ahead or not has_plan):
+                events += self._take_result()
             if events:
                 self._send(events)
             if self.publish is not None:
                 self.publish(self._outlook())
-            idle = plan.is_empty
+            idle = not (has_plan or self._under_way)
+
+    def _launch(self) -> bool:
+        """Decides on a step and launches it. False if there is nothing to compute."""
+        started_s = self._clock()
+        plan = self.scheduler.schedule(started_s)
+        if plan.is_empty:
+            return False
+        if not self._under_way:
+            self._launched_s = started_s
+        self._under_way.append((plan, self.runner.launch(plan)))
+        if self._ahead:
+            self._lead_s += LEAD_MEMORY * (self._clock() - started_s - self._lead_s)
+        return True
+
+    def _take_result(self) -> list[Event]:
+        """Waits for the first step under way; returns its events."""
+        plan, pending = self._under_way.popleft()
+        result = pending.result()
+        now_s = self._clock()
+        events = self.scheduler.update(plan, result, now_s)
+        self.metrics.observe_step(plan, now_s - self._launched_s)
+        self.metrics.observe_events(events)
+        self._launched_s = now_s
+        return events
+
+    def _spare_s(self) -> float:
+        """How long the decision on the next step can wait without the device waiting for it."""
+        return self.scheduler.busy_until_s - self._clock() - LEAD_FACTOR * self._lead_s - LEAD_LEAST_S
 
     def _outlook(self) -> Outlook:
         return outlook(self.scheduler, self._clock(), self._num_received, self._num_received_tokens)
@@ -131,16 +179,5 @@ class EngineLoop:
         try:
             self.scheduler.add(request)
         except ValueError as error:
-            return [
-                FinishedEvent(
-                    request.request_id,
-                    request.lane,
-                    FinishReason.ERROR,
-                    num_prompt_tokens=request.num_prompt_tokens,
-                    num_output_tokens=0,
-                    num_cached_tokens=0,
-                    e2e_s=0.0,
-                    message=str(error),
-                )
-            ]
+            return [finished_event(request, FinishReason.ERROR, request.arrival_s, str(error))]
         return []

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Sequence
 
 from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.plan import StepPlan
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler, SchedulerConfig
 from engine.core.types import SLO, Event, FinishedEvent, Lane, Policy, SamplingParams, TokenEvent
-from engine.runner.base import ModelRunner, RunnerInfo
+from engine.runner.base import ModelRunner, PendingStep, RunnerInfo
 from engine.runner.simulated import SimulatedRunner
 
 _numbers = itertools.count()
@@ -105,6 +107,33 @@ def step(scheduler: Scheduler, runner: ModelRunner, outputs: Outputs, now_s: flo
     if not plan.is_empty:
         outputs.hear(scheduler.update(plan, runner.execute(plan), now_s))
     return plan.num_tokens
+
+
+class Ahead:
+    """Steps as an engine takes them that schedules one while the device computes the one before."""
+
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner, outputs: Outputs) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.outputs = outputs
+        self._under_way: deque[tuple[StepPlan, PendingStep]] = deque()
+
+    def step(self, now_s: float = 0.0, *, check: bool = True) -> None:
+        plan = self.scheduler.schedule(now_s)
+        if not plan.is_empty:
+            self._under_way.append((plan, self.runner.launch(plan)))
+        if self._under_way and (len(self._under_way) > 1 or plan.is_empty):
+            plan, pending = self._under_way.popleft()
+            self.outputs.hear(self.scheduler.update(plan, pending.result(), now_s))
+        if check:
+            self.scheduler.check_integrity()
+
+    def run_to_end(self, max_steps: int = 20_000) -> None:
+        for number in range(max_steps):
+            if not self.scheduler.has_work and not self._under_way:
+                return
+            self.step(float(number))
+        raise AssertionError(f"requests are left after {max_steps} steps")
 
 
 def run_to_end(

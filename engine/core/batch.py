@@ -11,7 +11,8 @@ from engine.core.types import Lane
 
 
 class Batch:
-    """Step number `number`, at `now_s`: its plan so far, its shape, and how many tokens it may still take."""
+    """Step number `number`, which begins at `now_s`: its plan so far, its shape, and how many tokens it may still take.
+    It may have been scheduled sooner, while another was computed."""
 
     def __init__(self, number: int, now_s: float, max_tokens: int) -> None:
         self.number = number
@@ -21,6 +22,10 @@ class Batch:
         self.tokens_left = max_tokens
         self.num_be_tokens = 0
         self.has_preempted = False
+        self.scheduled_s = now_s
+        self.ending: list[
+            tuple[int, Request]
+        ] = []  # index in the plan; those that draw the last token they may have
         self.chunks: list[tuple[int, Request]] = []  # index in the plan; a prompt or a part of one
         self.singles: list[tuple[int, list[Request]]] = []  # index of the first; one token each
 

@@ -17,7 +17,7 @@ from engine.core.block_pool import BlockPool
 from engine.core.blocks import NO_NODE, Extent
 from engine.core.host_pool import HostPool
 from engine.core.plan import SlotCopy
-from engine.core.request import Request
+from engine.core.request import UNKNOWN, Request
 from engine.core.types import Checkpoint, Lane, Preemption, Side
 
 # Truncation takes this many slots at least: a victim loses its next tokens in any case, and each time costs a copy.
@@ -254,6 +254,8 @@ class KVCacheManager:
                 break
             parent = extents[i - 1].node if i else NO_NODE
             token_ids = request.token_ids[extent.start : extent.end]
+            if token_ids[-1] == UNKNOWN:
+                break
             extent.node = self.prefix.insert(parent, token_ids, extent.block, extent.side)
             i += 1
         request.num_chunks = i

@@ -68,13 +68,14 @@ class Memory:
     def sheltered(self) -> Request | None:
         """The request that was forced on others. Until it ends nobody takes from it, and no other is forced: else two
         of them could take the same memory from each other for ever."""
-        if self._sheltered is not None and self._sheltered.state is State.DONE:
+        if self._sheltered is not None and self._sheltered.state in (State.ENDING, State.DONE):
             self._sheltered = None
         return self._sheltered
 
     def admit(self, request: Request, batch: Batch) -> bool:
-        """Gives a waiting request a row, and what the prefix cache has of it. False if there is no row."""
-        if not self._running.give_row(request, batch.number):
+        """Gives a waiting request a row, and what the prefix cache has of it. False if there is no row, or the request
+        lost its own while its last token is being drawn: the runner needs to know all of them."""
+        if not request.is_last_known or not self._running.give_row(request, batch.number):
             return False
         found = self._kv.match_prefix(request)
         if request.first_scheduled_s is None:
@@ -189,7 +190,6 @@ class Memory:
         return (
             victim.last_step != step
             and not victim.is_sheltered
-            and victim.state is not State.DONE
             and victim.tail is not None
             and (even_shared or not self._kv.pool.is_shared(victim.tail))
         )

@@ -24,8 +24,11 @@ MARGIN_LEAST, MARGIN_MOST = 0.02, 0.2
 
 
 def deadline_s(request: Request) -> float:
-    """When to have the request's next token ready, to be on time with a little to spare."""
+    """When to have the request's next token ready, to be on time with a little to spare. While its first token is under
+    way, nothing says yet when the second is due."""
     if request.first_token_s is None:
+        if request.num_output_tokens:
+            return float("inf")
         return request.arrival_s + TTFT_SAFETY * request.slo.ttft_s
     return request.first_token_s + TPOT_SAFETY * (request.due_s - request.first_token_s)
 

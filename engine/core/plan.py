@@ -49,7 +49,8 @@ class Restore:
 class StepPlan:
     """One iteration. Row i of the step computes tokens [starts[i], starts[i] + counts[i]) of the request that holds
     slot-table row `rows[i]`; its token ids and slots are its run in the flat lists `token_ids` and `slots`
-    (both of length sum(counts)). Where `samples[i]`, the step also draws the token that follows.
+    (both of length sum(counts)). Where `samples[i]`, the step also draws the token that follows. A token id of -1 is
+    the one that the row drew in the step before, which was not through when this one was planned.
 
     A runner carries it out in this order: copies out, row starts, restores, forward pass, sampling.
     """

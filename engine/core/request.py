@@ -12,12 +12,18 @@ from engine.core.types import SLO, Lane, SamplingParams
 BEST_EFFORT = SLO(math.inf, math.inf)
 
 
+# In `token_ids`: a token that a step under way draws. It stands only after all known ones.
+UNKNOWN = -1
+
+
 class State(enum.Enum):
-    """WAITING: has no row. BEHIND: has more than one token to compute. DECODING: has one. DONE: ended."""
+    """WAITING: has no row. BEHIND: has more than one token to compute. DECODING: has one. ENDING: its last token is
+    being drawn, and it holds nothing any more. DONE: ended."""
 
     WAITING = "waiting"
     BEHIND = "behind"
     DECODING = "decoding"
+    ENDING = "ending"
     DONE = "done"
 
 
@@ -25,13 +31,13 @@ class Request:
     """Mutable state of one request; owned by the scheduler.
 
     `token_ids` is the prompt followed by the output so far. Tokens [0, num_computed_tokens) have their K and V
-    in `extents`. A request is due for sampling when a step computes its last known token.
+    in `extents`, once the steps under way are through. A request is due for sampling when a step computes its last
+    token.
     """
 
     __slots__ = (
         "arrival_s",
         "deadline_s",
-        "due_s",
         "end_tokens",
         "extents",
         "first_scheduled_s",
@@ -82,7 +88,6 @@ class Request:
         self.slo = slo or BEST_EFFORT
         self.priority = priority
         self.deadline_s = deadline_s  # of a BE request's job
-        self.due_s = arrival_s + self.slo.ttft_s  # when its next token is due
         self.first_token_s: float | None = None
         self.first_scheduled_s: float | None = None
         self.row: int | None = None
@@ -107,15 +112,21 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def is_last_known(self) -> bool:
+        """Whether its last token has been drawn."""
+        return self.token_ids[-1] != UNKNOWN
+
+    @property
+    def due_s(self) -> float:
+        """When the token after those it has is due."""
+        if self.first_token_s is None:
+            return self.arrival_s + self.slo.ttft_s
+        return self.first_token_s + self.slo.tpot_s * self.num_output_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
         """More than one: it has a prompt to compute, or lost tokens to catch up with."""
         return len(self.token_ids) - self.num_computed_tokens
-
-    def arrive(self, order: int) -> None:
-        """It is number `order` at the scheduler, which breaks ties: the most urgent have the least `sort_key`, by
-        priority, then the job's deadline, then age."""
-        self.order = order
-        self.sort_key = (-self.priority, math.inf if self.deadline_s is None else self.deadline_s, order)
 
     def __repr__(self) -> str:
         return (

@@ -83,13 +83,12 @@ class Running:
             self.parked.pop(request, None)
 
     def remove(self, request: Request) -> None:
-        """The request ended."""
+        """The request computes no more tokens; its state is the caller's to set."""
         if request.state is State.WAITING:
             self.num_waiting[request.lane] -= 1
             self.parked.pop(request, None)
         else:
             self._leave_row(request)
-        request.state = State.DONE
 
     def _leave_row(self, request: Request) -> None:
         holders = self.decoding if request.state is State.DECODING else self.behind

@@ -2,13 +2,19 @@
 
 A request has tokens, some of them computed; a step computes some more. New prompts, chunks of long ones, decoding and
 catching up after a truncation are all that same thing. How a step is packed is the policy's: `engine.core.packer`.
+
+A step is taken for granted as soon as it is planned, so that the next can be planned while it is computed: only which
+tokens it draws is not known before `update`. What a request held is free for others at once when the last token it may
+have is planned, or when one turns out to end it. Devices work in order, so nothing is overwritten too soon.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, repeat
+from operator import add
 
 from engine.core.baselines import BaselinePacker
 from engine.core.batch import Batch
@@ -21,7 +27,7 @@ from engine.core.overload import RtBacklog
 from engine.core.pace import Pace
 from engine.core.packer import BrosPacker
 from engine.core.plan import StepPlan, StepResult
-from engine.core.request import Request
+from engine.core.request import UNKNOWN, Request, State
 from engine.core.running import Running
 from engine.core.types import SLO, Event, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
 
@@ -83,7 +89,10 @@ class Scheduler:
         self.rt_backlog = RtBacklog()
         self._requests: dict[str, Request] = {}
         self._order = count()
-        self._batch = Batch(0, 0.0, 0)  # the one being computed
+        self._num_steps = 0
+        self._under_way: deque[Batch] = deque()
+        self._updated_s = 0.0  # when the last result came
+        self._gone: set[Request] = set()  # ended, and a step under way still computes a token of theirs
         self._max_tokens = min(config.max_model_len, kv.num_slots)  # of one request
 
     # Requests in and out --------------------------------------------------------------------------------
@@ -115,6 +124,8 @@ class Scheduler:
         reason = self.refusal(request.num_prompt_tokens)
         if reason:
             raise ValueError(reason)
+        if (least := min(request.token_ids)) < 0:
+            raise ValueError(f"token id {least} is negative")
         self._requests[request.request_id] = request
         request.end_tokens = min(request.end_tokens, self._max_tokens)
         request.order = next(self._order)
@@ -130,79 +141,134 @@ class Scheduler:
 
     # A step ---------------------------------------------------------------------------------------------
 
+    @property
+    def busy_until_s(self) -> float:
+        """When the steps under way will be through, as predicted; in the past if there are none."""
+        if not self._under_way:
+            return float("-inf")
+        begins_s = max(self._under_way[0].scheduled_s, self._updated_s)
+        return begins_s + sum(self.cost_model.predict(batch.shape) for batch in self._under_way)
+
     def schedule(self, now_s: float) -> StepPlan:
         """Choose the next step's tokens and give them slots. An empty plan means there is nothing to compute."""
-        batch = self._batch = Batch(self._batch.number + 1, now_s, self.config.max_num_batched_tokens)
+        self._num_steps += 1
+        batch = Batch(self._num_steps, max(now_s, self.busy_until_s), self.config.max_num_batched_tokens)
+        batch.scheduled_s = now_s
         self._packer.pack(batch)
         batch.plan.copies_out.extend(self.kv.copies_out)
         batch.shape.copied += sum(len(copy.host_slots) for copy in self.kv.copies_out)
         self.kv.copies_out.clear()
+        if not batch.plan.is_empty:
+            self._take_for_granted(batch)
+            self._under_way.append(batch)
         return batch.plan
 
-    def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Event]:
-        """Take in what a step computed; returns what its requests' owners should hear: tokens first, then ends."""
-        batch = self._batch
-        assert plan is batch.plan, "results come in the order of their plans"
-        self.cost_model.observe(batch.shape, now_s - batch.now_s)
-        events: list[Event] = []
-        ended: list[tuple[Request, FinishReason, str | None]] = []
+    def _take_for_granted(self, batch: Batch) -> None:
+        """What the step computes counts as computed; what it draws is unknown."""
+        ending = batch.ending
         for first, requests in batch.singles:
-            self._take_tokens(first, requests, result, events, ended)
+            for i, request in enumerate(requests, first):
+                request.num_computed_tokens += 1
+                token_ids = request.token_ids
+                token_ids.append(UNKNOWN)
+                if len(token_ids) >= request.end_tokens:
+                    ending.append((i, request))
         for i, request in batch.chunks:
-            request.num_computed_tokens += plan.counts[i]
-            self.rt_backlog.count(request)
-            if i in result.failed:
-                ended.append((request, FinishReason.ERROR, result.failed[i]))
-                continue
-            self.kv.commit(request)
-            if plan.samples[i]:
+            request.num_computed_tokens += batch.plan.counts[i]
+            if batch.plan.samples[i]:
                 self.running.caught_up(request)
+                request.token_ids.append(UNKNOWN)
+                if len(request.token_ids) >= request.end_tokens:
+                    ending.append((i, request))
+            self.rt_backlog.count(request)
+        for _, request in ending:
+            self._release(request)
+            request.state = State.ENDING
+
+    def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Event]:
+        """Take in what a step computed, the first of those under way; returns what its requests' owners should hear:
+        tokens first, then ends."""
+        batch = self._under_way.popleft()
+        assert plan is batch.plan, "results come in the order of their plans"
+        self.cost_model.observe(batch.shape, now_s - max(batch.scheduled_s, self._updated_s))
+        self._updated_s = now_s
+        events: list[Event] = []
+        ends: dict[int, tuple[Request, FinishReason]] = {
+            i: (request, FinishReason.LENGTH) for i, request in batch.ending
+        }
+        for first, requests in batch.singles:
+            self._take_tokens(first, requests, batch, result, events, ends)
+        for i, request in batch.chunks:
+            if i in result.failed:
+                ends[i] = request, FinishReason.ERROR
+                continue
+            if request.state is not State.DONE:
+                self.kv.commit(request)
+            if plan.samples[i]:
                 if request.first_token_s is None:
-                    request.first_token_s = request.due_s = now_s
-                self._take_tokens(i, [request], result, events, ended, num_computed=0)
-        events += [self._finish(request, reason, now_s, message) for request, reason, message in ended]
+                    request.first_token_s = now_s
+                    if request.lane is Lane.RT and request.state is State.BEHIND:
+                        self.running.prompts.push(
+                            request
+                        )  # it lost tokens meanwhile: it is due at another time now
+                self._take_tokens(i, [request], batch, result, events, ends)
+        for i, (request, reason) in ends.items():
+            if request.state is not State.DONE:
+                events.append(self._finish(request, reason, now_s, result.failed.get(i)))
+        if self._gone:
+            self._gone = {request for request in self._gone if request.last_step > batch.number}
         return events
 
-    @staticmethod
     def _take_tokens(
+        self,
         first: int,
         requests: list[Request],
+        batch: Batch,
         result: StepResult,
         events: list[Event],
-        ended: list[tuple[Request, FinishReason, str | None]],
-        num_computed: int = 1,
+        ends: dict[int, tuple[Request, FinishReason]],
     ) -> None:
         """Rows [first, first + len(requests)) of the step, which drew a token each."""
         last = first + len(requests)
-        sampled, stopped, failed = result.sampled[first:last], result.stopped[first:last], result.failed
-        ends: dict[int, tuple[FinishReason, str | None]] = {}
-        for i, (request, token_id) in enumerate(zip(requests, sampled, strict=True)):
-            request.num_computed_tokens += num_computed
-            token_ids = request.token_ids
-            token_ids.append(token_id)
-            if len(token_ids) >= request.end_tokens:
-                ends[i] = FinishReason.LENGTH, None
-        if requests[0].lane is Lane.RT:
-            for request in requests:
-                request.due_s += request.slo.tpot_s
-        if True in stopped:
-            ends.update({i: (FinishReason.STOP, None) for i, stop in enumerate(stopped) if stop})
+        sampled, stopped, plan = result.sampled[first:last], result.stopped[first:last], batch.plan
+        positions = map(add, plan.starts[first:last], plan.counts[first:last])
+        for request, position, token_id in zip(requests, positions, sampled, strict=True):
+            request.token_ids[position] = token_id
         logprobs = repeat(None) if not result.logprobs else map(result.logprobs.get, range(first, last))
         ids = [request.request_id for request in requests]
         heard = list(map(_token_event, zip(ids, sampled, logprobs, strict=False)))
-        if failed:
-            messages = {i - first: failed[i] for i in range(first, last) if i in failed}
-            ends.update({i: (FinishReason.ERROR, message) for i, message in messages.items()})
-            heard = [event for i, event in enumerate(heard) if i not in messages]
+        if True in stopped:
+            ends.update(
+                {
+                    i: (requests[i - first], FinishReason.STOP)
+                    for i in range(first, last)
+                    if stopped[i - first]
+                }
+            )
+        if result.failed or self._gone:
+            failed = [i for i in range(first, last) if i in result.failed]
+            ends.update({i: (requests[i - first], FinishReason.ERROR) for i in failed})
+            heard = [
+                event
+                for i, (event, request) in enumerate(zip(heard, requests, strict=True), first)
+                if i not in result.failed and request.state is not State.DONE
+            ]
         events += heard
-        ended += [(requests[i], *end) for i, end in ends.items()]
+
+    def _release(self, request: Request) -> None:
+        """Its slots and its row are free."""
+        self.kv.free(request)
+        self.running.remove(request)
 
     def _finish(
         self, request: Request, reason: FinishReason, now_s: float, message: str | None = None
     ) -> FinishedEvent:
-        self.kv.free(request)
-        self.running.remove(request)
+        if request.state is not State.ENDING:
+            self._release(request)
+        request.state = State.DONE
         del self._requests[request.request_id]
+        if any(request.last_step == batch.number for batch in self._under_way):
+            self._gone.add(request)
         self.rt_backlog.count_finished(request, now_s)
         event = finished_event(request, reason, now_s, message)
         if event.slo_met is not None:
@@ -211,5 +277,6 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Verify the KV memory's invariants and that rows and queues agree. Raises AssertionError."""
-        check_kv(self.kv, self._requests.values())
-        self.running.check_integrity(len(self._requests))
+        held = [request for request in self._requests.values() if request.state is not State.ENDING]
+        check_kv(self.kv, held)
+        self.running.check_integrity(len(held))

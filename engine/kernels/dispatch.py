@@ -1,8 +1,10 @@
-"""Which backend of the attention op a device gets: the one place that knows."""
+"""Which backend of attention and of copies of slots a device gets: the one place that knows."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import importlib.util
+from collections.abc import Mapping
+from typing import Literal, Protocol, assert_never
 
 import torch
 
@@ -29,6 +31,57 @@ class AttentionOp(Protocol):
     ) -> torch.Tensor: ...
 
 
-def attention_op(device: torch.device) -> AttentionOp:
-    """The fastest op that runs on `device`."""
-    return cpu.attention if device.type == "cpu" else reference.attention
+class SlotCopier(Protocol):
+    """See `engine.kernels.reference.SlotCopier`."""
+
+    bytes_per_slot: int
+
+    def gather(self, slots: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor: ...
+
+    def scatter(self, slots: torch.Tensor, staging: torch.Tensor) -> None: ...
+
+
+Backend = Literal["cpu", "triton", "reference"]
+
+
+def backend_of(device: torch.device) -> Backend:
+    """The fastest that runs on `device`. Triton is imported only where it is the one: it is not there on every system
+    (torch brings it where torch finds a GPU)."""
+    if device.type == "cpu":
+        return "cpu"
+    return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") else "reference"
+
+
+def attention_op(device: torch.device, backend: Backend | None = None) -> AttentionOp:
+    """`backend` None is `backend_of(device)`; Triton runs on a CPU too, where TRITON_INTERPRET=1 is set."""
+    match backend or backend_of(device):
+        case "cpu":
+            return cpu.attention
+        case "reference":
+            return reference.attention
+        case "triton":
+            from engine.kernels import triton_attention
+
+            return triton_attention.attention
+        case other:
+            assert_never(other)
+
+
+class LayerKV(Protocol):
+    """K [num_slots, Hkv, D] and V [num_slots, Hkv, Dv] of one layer."""
+
+    @property
+    def k(self) -> torch.Tensor: ...
+
+    @property
+    def v(self) -> torch.Tensor: ...
+
+
+def slot_copier(caches: Mapping[int, LayerKV], backend: Backend | None = None) -> SlotCopier:
+    """What copies slots of all layers' `caches`, in that order."""
+    pairs = [(cache.k, cache.v) for cache in caches.values()]
+    if pairs and (backend or backend_of(pairs[0][0].device)) == "triton":
+        from engine.kernels import triton_slots
+
+        return triton_slots.SlotCopier(pairs)
+    return reference.SlotCopier(pairs)

@@ -12,6 +12,9 @@ import torch
 
 IntArray = npt.NDArray[np.int32]
 
+# Queries of one row that a device kernel computes together: what fills a matrix unit's tile.
+CHUNK_TILE_TOKENS = 64
+
 
 @dataclass(frozen=True, eq=False)
 class StepLayout:
@@ -22,13 +25,21 @@ class StepLayout:
                  0                offsets[1]       offsets[2]                       T
 
     The step's own slots are in `slot_table` already, so a query at position p reads positions [0, p] there.
-    Both forms of the row data hold the same numbers: `host` to decide with, `device` for kernels to read.
+    `host` and `device` hold the same numbers: one to decide with, the other for kernels to read.
+
+    A batch may be padded to a fixed size: padding has row -1 and count 0 in `device`, and slot -1 in `slot_mapping`;
+    nothing is stored for it, and its output means nothing.
     """
 
     slot_table: torch.Tensor  # [max_rows, max_model_len] int32, on the device
     slot_mapping: torch.Tensor  # [T] int64, on the device: where each token's K and V go
     host: IntArray  # [4, R] rows, starts, counts, offsets
-    device: torch.Tensor  # [4, R] int32, on the device
+    device: torch.Tensor  # [4, R] int64, on the device
+    singles: torch.Tensor  # [S] int64, on the device: which of the R have one token
+    tiles: (
+        torch.Tensor
+    )  # [N, 2] int64, on the device: which of the R, and a tile's first token within that row
+    max_single_context: int  # no single row reads more tokens
     scratch: dict[Any, Any] = field(
         default_factory=dict
     )  # what a backend computes once for all layers of the step
@@ -42,11 +53,19 @@ class StepLayout:
         counts: npt.ArrayLike,
     ) -> StepLayout:
         """The layout of rows packed one after another in the order given."""
-        host = np.empty((4, len(np.asarray(rows))), dtype=np.int32)
-        host[0], host[1], host[2] = rows, starts, counts
-        host[3] = np.cumsum(host[2]) - host[2]
-        device = torch.from_numpy(host).to(slot_table.device, non_blocking=True)
-        return StepLayout(slot_table, slot_mapping, host, device)
+        host = host_rows(rows, starts, counts)
+        parts: list[npt.NDArray[Any]] = [host.ravel(), single_indices(host), tile_indices(host).ravel()]
+        packed = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(slot_table.device)
+        device, singles, tiles = torch.split(packed, [len(part) for part in parts])
+        return StepLayout(
+            slot_table,
+            slot_mapping,
+            host,
+            device.view(4, -1),
+            singles,
+            tiles.view(-1, 2),
+            longest_single_context(host),
+        )
 
     @cached_property
     def single_token_rows(self) -> IntArray:
@@ -58,3 +77,32 @@ class StepLayout:
     def longer_rows(self) -> IntArray:
         """[4, C] row, start, count and offset of the rows that compute more than one token."""
         return np.ascontiguousarray(self.host[:, self.host[2] > 1])
+
+
+def host_rows(rows: npt.ArrayLike, starts: npt.ArrayLike, counts: npt.ArrayLike) -> IntArray:
+    """`StepLayout.host` of rows packed one after another."""
+    host = np.empty((4, len(np.asarray(rows))), dtype=np.int32)
+    host[0], host[1], host[2] = rows, starts, counts
+    host[3] = np.cumsum(host[2]) - host[2]
+    return host
+
+
+def single_indices(host: IntArray) -> npt.NDArray[np.intp]:
+    """`StepLayout.singles`."""
+    return np.flatnonzero(host[2] == 1)
+
+
+def tile_indices(host: IntArray) -> npt.NDArray[np.intp]:
+    """`StepLayout.tiles`, those with the most to read first, so that no processor is left with one at the end."""
+    longer = np.flatnonzero(host[2] > 1)
+    num_tiles = -(-host[2][longer] // CHUNK_TILE_TOKENS)
+    index = np.repeat(longer, num_tiles)
+    number = np.arange(len(index)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
+    first = number * CHUNK_TILE_TOKENS
+    order = np.argsort(-(host[1][index] + first), kind="stable")
+    return np.stack([index[order], first[order]], axis=1)
+
+
+def longest_single_context(host: IntArray) -> int:
+    """`StepLayout.max_single_context`."""
+    return int(host[1][host[2] == 1].max(initial=-1)) + 1

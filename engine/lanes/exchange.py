@@ -28,13 +28,12 @@ class Mailbox:
             self._messages.append(message)
             self._arrived.notify()
 
-    def receive(self, wait: bool) -> list[Message]:
-        """All messages so far; with `wait`, sleeps until there is one."""
-        if not wait and not self._messages:
+    def receive(self, timeout_s: float | None) -> list[Message]:
+        """All messages so far; where there is none, sleeps until one comes, at most `timeout_s` (None: no limit)."""
+        if timeout_s == 0 and not self._messages:
             return []
         with self._arrived:
-            while wait and not self._messages:
-                self._arrived.wait()
+            self._arrived.wait_for(lambda: self._messages, timeout_s)
             messages = list(self._messages)
             self._messages.clear()
         return messages

@@ -1,4 +1,6 @@
-"""Decoders of the Llama kind on a CPU, run by our own kernels: no module is called, no tensor is made an operation.
+"""Decoders of the Llama kind run by our own kernels: which models are of that kind, and how a CPU computes them.
+
+On a CPU no module is called, no tensor is made an operation. (A GPU's decoder is in `fused_gpu`.)
 
 A layer is nine calls: norm, QKV product, rotation and KV store, attention (one or two), output product added to the
 residual, norm, gate and up product with its activation, down product added to the residual. The residual is float32
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from engine.kernels.cpu import attend_stored, is_compiled_for, plain
+from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
 from engine.runner.attention import LayerCache, LayerShape
 from engine.runner.products import OneDnnWeights, PanelWeights, Weights, Workspace, multiplies_bfloat16
@@ -29,6 +32,20 @@ _KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausal
 # Rotary embeddings that turn a position the same way however long the sequence is.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _NO_NORM = np.empty(0, dtype=np.float32)
+
+
+class Decoder(Protocol):
+    """A model taken apart, whose forward passes run by kernels of our own."""
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: StepLayout,
+        caches: Mapping[int, LayerCache],
+        wanted: torch.Tensor,
+    ) -> torch.Tensor:
+        """See `FusedDecoder.forward`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +89,8 @@ class FusedDecoder:
         self._vocab_size = model.lm_head.weight.shape[0]
         self._embedding = plain(decoder.embed_tokens.weight.detach())
         self._width = padded(self._embedding.shape[1])
-        self._cos, self._sin = _rotations(decoder.rotary_emb, num_positions)
+        cos, sin = rotations(decoder.rotary_emb, num_positions, torch.empty(0))
+        self._cos, self._sin = cos.numpy(), sin.numpy()
         self._norm = _Norm.of(decoder.norm)
         self._head = self._take([model.lm_head])
         self._layers = [self._take_layer(layer) for layer in decoder.layers]
@@ -178,8 +196,20 @@ class FusedDecoder:
 
 
 def can_fuse(model: Any, layers: Mapping[int, LayerShape]) -> bool:
-    """Whether every part of the model is one that `FusedDecoder` knows."""
-    if type(model) not in _KINDS or model.device.type != "cpu" or not is_compiled_for(model.dtype):
+    """Whether every part of the model is one that a decoder of ours knows, on a device that it runs on."""
+    match backend_of(model.device):
+        case "cpu":
+            runs = is_compiled_for(model.dtype)
+        case "triton":
+            runs = model.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        case _:
+            runs = False
+    return runs and is_known(model, layers)
+
+
+def is_known(model: Any, layers: Mapping[int, LayerShape]) -> bool:
+    """Whether the model is of the Llama kind in all that decides what it computes."""
+    if type(model) not in _KINDS:
         return False
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return False
@@ -204,14 +234,18 @@ def can_fuse(model: Any, layers: Mapping[int, LayerShape]) -> bool:
     )
 
 
-def fuse(model: Any, layers: Mapping[int, LayerShape], max_model_len: int) -> FusedDecoder:
+def fuse(model: Any, layers: Mapping[int, LayerShape], max_model_len: int) -> Decoder:
     """Takes `model` apart: it cannot be called any more."""
-    return FusedDecoder(model, layers[0].key_size, max_model_len)
+    if backend_of(model.device) == "cpu":
+        return FusedDecoder(model, layers[0].key_size, max_model_len)
+    from engine.runner.fused_gpu import FusedGpuDecoder
+
+    return FusedGpuDecoder(model, layers[0].key_size, max_model_len)
 
 
-def _rotations(rotary: Any, num_positions: int) -> tuple[Array, Array]:
-    """cos and sin [num_positions, D / 2] float32 of the model's own rotary embedding."""
+def rotations(rotary: Any, num_positions: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [num_positions, D / 2] of the model's own rotary embedding, in `like`'s dtype, on its device."""
     with torch.inference_mode():
-        cos, sin = rotary(torch.empty(0), torch.arange(num_positions)[None])
+        cos, sin = rotary(like.new_empty(0), torch.arange(num_positions, device=like.device)[None])
     half = cos.shape[-1] // 2
-    return cos[0, :, :half].contiguous().numpy(), sin[0, :, :half].contiguous().numpy()
+    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()

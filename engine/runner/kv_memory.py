@@ -12,7 +12,6 @@ from engine.runner.attention import LayerCache, LayerShape
 
 # Of the memory a machine has free, what KV may take on a CPU: the rest is for the model's activations and for others.
 CPU_MEMORY_SHARE = 0.4
-_CPU = torch.device("cpu")
 
 
 def allocate_kv(
@@ -26,19 +25,6 @@ def allocate_kv(
             layer.window,
         )
         for index, layer in layers.items()
-    }
-
-
-def allocate_host_kv(
-    layers: Mapping[int, LayerShape], num_host_slots: int, dtype: torch.dtype, device: torch.device
-) -> dict[int, LayerCache]:
-    """`allocate_kv` in host memory, pinned where `device` is a GPU, which then copies at the bus's full rate."""
-    caches = allocate_kv(layers, num_host_slots, dtype, _CPU)
-    if device.type != "cuda":
-        return caches
-    return {
-        index: LayerCache(cache.k.pin_memory(), cache.v.pin_memory(), cache.window)
-        for index, cache in caches.items()
     }
 
 

@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from engine.runner.attention import IMPLEMENTATION, LayerShape, PackedStep, attention_step
-from engine.runner.fused import FusedDecoder, can_fuse, fuse
+from engine.runner.fused import Decoder, can_fuse, fuse
 from engine.runner.packed_linear import can_pack, pack_linears, unpack_linears
 from engine.runner.selfcheck import check_packed, discover_layers, own_logits
+from engine.runner.tensor_parallel import Ranks, reason_against, split_among
 
 log = logging.getLogger("engine.model")
 
@@ -46,7 +47,7 @@ class CausalLM:
     max_model_len: int
     eos_token_ids: frozenset[int]
     can_select_positions: bool
-    fused: FusedDecoder | None = None  # computes in the model's place
+    fused: Decoder | None = None  # computes in the model's place
 
     @torch.inference_mode()
     def forward(
@@ -69,17 +70,29 @@ class CausalLM:
 
 
 def load_model(
-    name: str, *, device: str = "auto", dtype: str = "auto", max_model_len: int | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    ranks: Ranks | None = None,
 ) -> CausalLM:
     """Loads a model by path or hub name and proves that it computes the same through our attention.
 
     `dtype` "auto" is the checkpoint's own on a GPU and float32 on a CPU, where exactness costs least.
-    `max_model_len` is capped by what the model's positions reach. Raises ModelRefused.
+    `max_model_len` is capped by what the model's positions reach. With `ranks`, all of which make this call together,
+    it is this rank's part of the model. Raises ModelRefused.
     """
     target = resolve_device(device)
     config = _load_config(name)
     _refuse_by_config(name, config)
-    model = _load_weights(name, config, resolve_dtype(dtype, config, target))
+    if ranks is not None and (reason := reason_against(config, ranks.size)):
+        raise ModelRefused(
+            f"{name} ({config.model_type}) cannot be split among {ranks.size} devices: {reason}; change "
+            "--tensor-parallel-size, or leave it out"
+        )
+    with split_among(ranks) as split:
+        model = _load_weights(name, config, resolve_dtype(dtype, config, target), **split)
     model.to(target).eval()
     text_config = config.get_text_config()
     try:
@@ -96,15 +109,15 @@ def load_model(
             can_select_positions="logits_to_keep" in inspect.signature(model.forward).parameters,
         )
         expected = own_logits(loaded)
+        if ranks is not None:  # whole matrices are what packed and fused products are made of
+            check_packed(loaded, expected)
+            return loaded
         if can_fuse(model, layers):
-            try:
-                fused = replace(loaded, fused=fuse(model, layers, limit))
-                check_packed(fused, expected)
+            fused = _fused(name, loaded, expected)
+            if fused is not None:
                 return fused
-            except (ValueError, RuntimeError) as error:  # its weights are gone: it is read again
-                log.warning("%s runs without fused kernels: %s", name, _first_line(error))
-                model = _load_weights(name, config, loaded.dtype).to(target).eval()
-                loaded = replace(loaded, model=model)
+            model = _load_weights(name, config, loaded.dtype).to(target).eval()
+            loaded = replace(loaded, model=model)
         _prepare(loaded, expected)
     except (
         ValueError,
@@ -114,6 +127,17 @@ def load_model(
     ) as error:  # reasons, and what odd models trip over
         raise _refusal(name, config, _first_line(error)) from error
     return loaded
+
+
+def _fused(name: str, loaded: CausalLM, expected: list[torch.Tensor]) -> CausalLM | None:
+    """The model by kernels of our own; None where those fail or compute something else, and its weights are gone."""
+    try:
+        fused = replace(loaded, fused=fuse(loaded.model, loaded.layers, loaded.max_model_len))
+        check_packed(fused, expected)
+        return fused
+    except Exception as error:  # of any kernel's making
+        log.warning("%s runs without fused kernels: %s", name, _first_line(error))
+        return None
 
 
 def _prepare(loaded: CausalLM, expected: list[torch.Tensor]) -> None:
@@ -205,7 +229,7 @@ def _refuse_by_config(name: str, config: PretrainedConfig) -> None:
         raise _refusal(name, config, "it keeps recurrent state besides attention")
 
 
-def _load_weights(name: str, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def _load_weights(name: str, config: PretrainedConfig, dtype: torch.dtype, **split: Any) -> Any:
     options: dict[str, Any] = {
         "config": config,
         "dtype": dtype,
@@ -213,6 +237,7 @@ def _load_weights(name: str, config: PretrainedConfig, dtype: torch.dtype) -> An
         "use_safetensors": True,
         "trust_remote_code": False,
         "output_loading_info": True,
+        **split,
     }
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)

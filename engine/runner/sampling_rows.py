@@ -24,6 +24,25 @@ class LogitChanges:
     token_ids: IntArray
     values: FloatArray
 
+    def positions(self, vocab_size: int) -> IntArray:
+        """In the logits laid out flat."""
+        return self.index * vocab_size + self.token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Flat, as `LogitChanges`: a logit above 0 is divided by `repetition[i]`, another multiplied by it; then
+    `subtract[i]` is taken from it."""
+
+    index: IntArray
+    token_ids: IntArray
+    repetition: FloatArray
+    subtract: FloatArray
+
+    def positions(self, vocab_size: int) -> IntArray:
+        """In the logits laid out flat."""
+        return self.index * vocab_size + self.token_ids
+
 
 class TokenCounts:
     """The distinct tokens of a sequence, and how often each stands in its output (0: only in the prompt)."""
@@ -70,10 +89,10 @@ class SamplingRows:
     def __init__(self, num_rows: int, eos_token_ids: frozenset[int], seed: int | None = None) -> None:
         self._eos_token_ids = eos_token_ids
         self._random = np.random.default_rng(seed)
-        self.temperature = np.ones(num_rows, dtype=np.float32)
-        self.top_p = np.ones(num_rows)
-        self.top_k = np.zeros(num_rows, dtype=np.int64)
-        self.min_p = np.zeros(num_rows, dtype=np.float32)
+        # One array behind four names, so that a step's numbers are picked out of it at once.
+        self._numbers = np.zeros((4, num_rows))
+        self.temperature, self.top_p, self.top_k, self.min_p = self._numbers
+        self.temperature[:] = self.top_p[:] = 1
         self.repetition = np.ones(num_rows, dtype=np.float32)
         self.presence = np.zeros(num_rows, dtype=np.float32)
         self.frequency = np.zeros(num_rows, dtype=np.float32)
@@ -123,12 +142,6 @@ class SamplingRows:
             eos = frozenset() if sampling.ignore_eos else self._eos_token_ids
             self._stop_ids[row] = np.array(sorted(eos.union(sampling.stop_token_ids)), dtype=np.int64)
 
-    def append(self, row: int, token_id: int) -> None:
-        """The request in `row` got one more output token."""
-        counts = self._counts.get(row)
-        if counts is not None:
-            counts.append(token_id)
-
     def token_counts(self, row: int) -> TokenCounts:
         """Of a penalised row."""
         return self._counts[row]
@@ -145,6 +158,27 @@ class SamplingRows:
             token_ids = self._stop_ids[int(rows[i])]
             parts.append((i, token_ids, np.full(len(token_ids), -np.inf, dtype=np.float32)))
         return _flatten(parts)
+
+    def penalties(self, rows: IntArray) -> Penalties | None:
+        """Of those of these rows that are penalised, by the tokens known so far."""
+        picked = np.flatnonzero(self.is_penalised[rows])
+        if not len(picked):
+            return None
+        counts = [self._counts[row] for row in rows[picked].tolist()]
+        lengths = [len(count.token_ids) for count in counts]
+        index = np.repeat(picked, lengths)
+        owners = rows[index]
+        output_counts = np.concatenate([count.output_counts for count in counts])
+        return Penalties(
+            index,
+            np.concatenate([count.token_ids for count in counts]),
+            self.repetition[owners],
+            self.frequency[owners] * output_counts + self.presence[owners] * (output_counts > 0),
+        )
+
+    def numbers(self, rows: IntArray, num_outputs: IntArray) -> npt.NDArray[np.float64]:
+        """[5, n] each row's temperature, top_p, top_k (0: off), min_p and uniform number."""
+        return np.concatenate([self._numbers[:, rows], self.uniforms(rows, num_outputs)[None]])
 
     def uniforms(self, rows: IntArray, num_outputs: IntArray) -> npt.NDArray[np.float64]:
         """One number in [0, 1) a row: a hash of the row's seed and its place in the output, and of nothing else, so

@@ -35,6 +35,20 @@ def _chain(entry: int, token_id: int) -> int:
     return (entry * 6364136223846793005 + token_id * 1442695040888963407 + 1) & _MASK
 
 
+@dataclass(frozen=True, slots=True)
+class SimulatedStep:
+    """A step under way; it is through when `wait` has waited for it."""
+
+    _result: StepResult
+    _cost_s: float
+    _wait: Callable[[float], None] | None
+
+    def result(self) -> StepResult:
+        if self._wait is not None and self._cost_s > 0:
+            self._wait(self._cost_s)
+        return self._result
+
+
 class SimulatedRunner:
     """`mean_output_tokens`: outputs end by themselves after a geometrically distributed number of tokens with that
     mean, unless the request ignores end-of-sequence. `wait` is told how long each step takes (`time.sleep` in real
@@ -56,12 +70,13 @@ class SimulatedRunner:
         self._host_entries = [0] * info.num_host_slots
         self._row_slots: list[list[int]] = [[] for _ in range(info.max_num_seqs)]
         self._row_start: list[RowStart | None] = [None] * info.max_num_seqs
+        self._drawn = [-1] * info.max_num_seqs  # by row, in the last step that drew there
 
     @property
     def info(self) -> RunnerInfo:
         return self._info
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> SimulatedStep:
         for copy in plan.copies_out:
             for slot, host_slot in zip(copy.device_slots, copy.host_slots, strict=True):
                 self._host_entries[host_slot] = self._entries[slot]
@@ -84,11 +99,12 @@ class SimulatedRunner:
                 assert start is not None
                 num_output = plan.starts[i] + plan.counts[i] - start.num_prompt_tokens + 1
                 sampled[i], stopped[i] = self._draw(entry, num_output, start.sampling)
-        if self._wait is not None and self._cost is not None:
-            cost_s = self._cost.of(plan)
-            if cost_s > 0:
-                self._wait(cost_s)
-        return StepResult(sampled=sampled, stopped=stopped)
+                self._drawn[row] = sampled[i]
+        cost_s = self._cost.of(plan) if self._cost is not None else 0.0
+        return SimulatedStep(StepResult(sampled=sampled, stopped=stopped), cost_s, self._wait)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.launch(plan).result()
 
     def _compute(self, row: int, start: int, token_ids: list[int], slots: list[int]) -> int:
         held = self._row_slots[row]
@@ -96,7 +112,7 @@ class SimulatedRunner:
         assert len(held) == start, f"row {row} holds {len(held)} slots, the plan starts at {start}"
         entry = self._entries[held[-1]] if held else _SEED
         for token_id, slot in zip(token_ids, slots, strict=True):
-            entry = _chain(entry, token_id)
+            entry = _chain(entry, self._drawn[row] if token_id < 0 else token_id)
             self._entries[slot] = entry
         held.extend(slots)
         return entry

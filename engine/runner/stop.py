@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from engine.core.plan import RowStart
 
 Decode = Callable[[Sequence[int]], str]
+IntArray = npt.NDArray[np.int64]
 _REPLACEMENT = "�"
 _TRIM_TOKENS = 64
 
@@ -50,6 +56,44 @@ class StopStrings:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """What ends one request. It outlives the request's hold on its row."""
+
+    token_ids: frozenset[int]
+    min_tokens: int
+    strings: StopStrings | None
+
+    def ends(self, token_id: int, num_outputs: int) -> bool:
+        """Whether `token_id`, the request's output token number `num_outputs` (from 1), ends it. To be asked once
+        about every output token where there are stop strings: they see the text grow."""
+        has_string = self.strings is not None and self.strings.push(token_id)
+        if token_id in self.token_ids:
+            return num_outputs > self.min_tokens
+        return has_string and num_outputs >= self.min_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepRules:
+    """The rules of a step's rows as they were when it was launched, whoever holds the rows by its end."""
+
+    rules: list[StopRule]
+    watched: frozenset[int]  # at least the stop tokens of all the rules
+    with_strings: list[int]  # which rules have stop strings
+
+    def ends(self, token_ids: Sequence[int], num_outputs: IntArray) -> list[bool]:
+        """By row, whether the token that it drew ends its request; that is output token number `num_outputs[i]`
+        (from 1). To be asked once. Costs little where no token is a stop token and no row has stop strings."""
+        ended = [False] * len(self.rules)
+        asked = self.with_strings
+        if not self.watched.isdisjoint(token_ids):
+            hit = [i for i, token_id in enumerate(token_ids) if token_id in self.watched]
+            asked = sorted({*asked, *hit})
+        for i in asked:
+            ended[i] = self.rules[i].ends(token_ids[i], int(num_outputs[i]))
+        return ended
+
+
 class StopRules:
     """What ends the requests in the slot-table rows. The tokenizer is loaded when the first stop string comes."""
 
@@ -58,35 +102,44 @@ class StopRules:
         self._model = model
         self._tokenizer: Any = None
         self._special: dict[str, int] = {}
-        self._token_ids: list[frozenset[int]] = [frozenset()] * num_rows
-        self._min_tokens = [0] * num_rows
-        self._strings: dict[int, StopStrings] = {}
+        self._rules = [StopRule(frozenset(), 0, None)] * num_rows
+        self._has_strings = np.zeros(num_rows, dtype=bool)
+        self._num_watching: Counter[int] = Counter()  # rows, by stop token
+        self._watched: frozenset[int] = frozenset()
 
     def start(self, start: RowStart) -> None:
         """Row `start.row` now holds this request. Raises ValueError where its stop strings cannot be watched for."""
         sampling = start.sampling
         token_ids = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
-            token_ids |= self._eos_token_ids
-        self._token_ids[start.row] = token_ids
-        self._min_tokens[start.row] = sampling.min_tokens
-        self._strings.pop(start.row, None)
+            token_ids = token_ids | self._eos_token_ids if token_ids else self._eos_token_ids
+        strings = None
         if sampling.stop:
             decode, special = self._load_tokenizer()
             # Text leaves special tokens out, so a stop string that names one is watched for as a token.
-            self._token_ids[start.row] |= {special[stop] for stop in sampling.stop if stop in special}
+            token_ids |= {special[stop] for stop in sampling.stop if stop in special}
             strings = StopStrings(sampling.stop, decode)
             for token_id in start.token_ids[start.num_prompt_tokens :]:
                 strings.push(token_id)
-            self._strings[start.row] = strings
+        self._watch(self._rules[start.row].token_ids, token_ids)
+        self._rules[start.row] = StopRule(token_ids, sampling.min_tokens, strings)
+        self._has_strings[start.row] = strings is not None
 
-    def ends(self, row: int, token_id: int, num_outputs: int) -> bool:
-        """Whether `token_id`, the row's output token number `num_outputs` (from 1), ends its request."""
-        strings = self._strings.get(row)
-        has_string = strings is not None and strings.push(token_id)
-        if token_id in self._token_ids[row]:
-            return num_outputs > self._min_tokens[row]
-        return has_string and num_outputs >= self._min_tokens[row]
+    def rules_of(self, rows: IntArray) -> StepRules:
+        """What ends the requests that hold these slot-table rows now."""
+        table = self._rules
+        with_strings = np.flatnonzero(self._has_strings[rows]).tolist()
+        return StepRules([table[row] for row in rows.tolist()], self._watched, with_strings)
+
+    def _watch(self, before: frozenset[int], after: frozenset[int]) -> None:
+        """A row's stop tokens change."""
+        if before == after:
+            return
+        self._num_watching.subtract(before)
+        self._num_watching.update(after)
+        self._watched = frozenset(token_id for token_id, rows in self._num_watching.items() if rows)
+        if len(self._num_watching) > 2 * len(self._watched) + 64:
+            self._num_watching = +self._num_watching  # forget those that no row has
 
     def _load_tokenizer(self) -> tuple[Decode, dict[str, int]]:
         """Its decode, and its special tokens' ids by name."""

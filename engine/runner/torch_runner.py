@@ -1,9 +1,16 @@
-"""Carries out step plans with a transformers model: one packed forward pass and one draw a step."""
+"""Carries out step plans with a transformers model: one packed forward pass and one draw a step.
+
+    launch   copies out, row starts, restores -> one vector to the device -> forward pass -> draw -> ids on their way
+    result   the ids are there: which of them end their requests
+
+Between the two the host does not wait for the device, so one step may be launched while another is computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,58 +18,93 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.types import SamplingParams
+from engine.core.types import TokenLogprobs
 from engine.kernels.dispatch import attention_op
-from engine.kernels.layout import StepLayout
 from engine.runner.attention import LayerCache, PackedStep
 from engine.runner.base import RunnerInfo
+from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
 from engine.runner.host_kv import HostKV
-from engine.runner.kv_memory import (
-    allocate_host_kv,
-    allocate_kv,
-    bytes_per_slot,
-    num_blocks_on_cpu,
-    num_blocks_on_gpu,
-    num_host_slots,
-)
-from engine.runner.model import CausalLM, ModelRefused, load_model
-from engine.runner.sampler import Sampler
+from engine.runner.model import CausalLM
+from engine.runner.sampler import Drawn, Sampler
 from engine.runner.sampling_rows import SamplingRows
-from engine.runner.stop import StopRules
+from engine.runner.step_inputs import Int64Array, StepArrays, StepTensors, pack
+from engine.runner.stop import StepRules, StopRules
+from engine.runner.streams import streams_of
+
+log = logging.getLogger("engine.runner")
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """A plan as arrays. R rows, T tokens; `ends[i]` tokens of row i's request are computed after the step."""
+class _Draw:
+    """What (part of) a step drew, on its way from the device."""
 
-    rows: npt.NDArray[np.int64]  # [R]
-    starts: npt.NDArray[np.int64]  # [R]
-    counts: npt.NDArray[np.int64]  # [R]
-    ends: npt.NDArray[np.int64]  # [R]
-    offsets: npt.NDArray[np.int64]  # [R] each row's first token among the T
-    token_ids: npt.NDArray[np.int64]  # [T]
+    index: Int64Array  # [n] rows of the plan
+    num_outputs: Int64Array  # [n] output tokens each has with this one
+    drawn: Drawn
+    rules: StepRules
+
+
+@dataclass(slots=True)
+class TorchStep:
+    """A step under way."""
+
+    num_rows: int
+    failed: dict[int, str]
+    draws: list[_Draw] = field(default_factory=list)
+    _result: StepResult | None = None
+
+    def result(self) -> StepResult:
+        """Waits for the device, the first time."""
+        if self._result is None:
+            sampled, stopped = [-1] * self.num_rows, [False] * self.num_rows
+            logprobs: dict[int, TokenLogprobs] = {}
+            for draw in self.draws:
+                token_ids, found = draw.drawn.collect()
+                ends = draw.rules.ends(token_ids, draw.num_outputs)
+                index = draw.index.tolist()
+                for i, token_id, end in zip(index, token_ids, ends, strict=True):
+                    sampled[i], stopped[i] = token_id, end
+                logprobs.update({index[j]: value for j, value in found.items()})
+            self._result = StepResult(sampled, stopped, logprobs, self.failed)
+        return self._result
 
 
 class TorchRunner:
-    """A `ModelRunner` on torch. Made by `load`; used from one thread."""
+    """A `ModelRunner` on torch; used from one thread. `engine.runner.loading` makes them.
+
+    `agree`, where several ranks compute together, makes the drawn ids [n] those of the first rank, in place.
+    """
 
     def __init__(
-        self, model: CausalLM, caches: Mapping[int, LayerCache], info: RunnerInfo, tokenizer: str
+        self,
+        model: CausalLM,
+        caches: Mapping[int, LayerCache],
+        info: RunnerInfo,
+        tokenizer: str,
+        *,
+        agree: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
         self._model = model
         self._caches = caches
         self._info = info
-        host = allocate_host_kv(model.layers, info.num_host_slots, model.dtype, model.device)
-        self._host_kv = HostKV(caches, host)
+        self._host_kv = HostKV(caches, info.num_host_slots, model.device, streams_of(model.device))
         self._op = attention_op(model.device)
+        # One row more than requests can have: it takes what padding writes.
         self._slot_table = torch.zeros(
-            (info.max_num_seqs, info.max_model_len), dtype=torch.int32, device=model.device
+            (info.max_num_seqs + 1, info.max_model_len), dtype=torch.int32, device=model.device
         )
+        self._drawn = torch.zeros(
+            info.max_num_seqs + 1, dtype=torch.int64, device=model.device
+        )  # by row, the last
         self._sampling = SamplingRows(info.max_num_seqs, model.eos_token_ids)
-        self._sampler = Sampler(self._sampling)
+        self._sampler = Sampler(self._sampling, agree)
         self._stop = StopRules(info.max_num_seqs, model.eos_token_ids, tokenizer)
+        self._is_one_of_many = agree is not None
         self._num_prompt_tokens = np.zeros(info.max_num_seqs, dtype=np.int64)
         self._refused: dict[int, str] = {}  # by row: why its request cannot be computed
+        self._last: TorchStep | None = None
+        self._graphs: DecodeGraphs | None = None
+        self._most_tokens = 1 << 62  # of a forward pass: less once memory ran out in one
 
     @staticmethod
     def load(config: EngineConfig, *, num_threads: int | None = None) -> TorchRunner:
@@ -70,41 +112,15 @@ class TorchRunner:
 
         `num_threads` None leaves torch's own choice, a thread a core; the attention kernel follows it.
         """
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
-        block_size, max_num_seqs, num_kv_blocks = config.block_size, config.max_num_seqs, config.num_kv_blocks
-        loaded = load_model(
-            config.model, device=config.device, dtype=config.dtype, max_model_len=config.max_model_len
-        )
-        slot_bytes = bytes_per_slot(loaded.layers, loaded.dtype)
-        if num_kv_blocks is None and loaded.device.type == "cpu":
-            num_kv_blocks = num_blocks_on_cpu(slot_bytes, block_size, max_num_seqs, loaded.max_model_len)
-        elif num_kv_blocks is None:
-            activations = _profile_bytes(loaded, config.max_num_batched_tokens, max_num_seqs)
-            num_kv_blocks = num_blocks_on_gpu(
-                slot_bytes, block_size, config.gpu_memory_utilization, activations
-            )
-        if num_kv_blocks < 1:
-            raise ModelRefused(
-                f"{config.model} leaves no room for KV memory on {loaded.device}: raise "
-                "--gpu-memory-utilization, or serve a smaller model"
-            )
-        num_slots = num_kv_blocks * block_size
-        host_slots = config.num_host_slots
-        if host_slots is None:
-            host_slots = num_host_slots(slot_bytes, num_slots, loaded.device)
-        info = RunnerInfo(
-            num_blocks=num_kv_blocks,
-            block_size=block_size,
-            max_num_seqs=max_num_seqs,
-            max_model_len=loaded.max_model_len,
-            vocab_size=loaded.vocab_size,
-            device=_device_name(loaded.device),
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            num_host_slots=host_slots,
-        )
-        caches = allocate_kv(loaded.layers, num_slots, loaded.dtype, loaded.device)
-        return TorchRunner(loaded, caches, info, tokenizer=config.model)
+        from engine.runner.loading import load_runner
+
+        return load_runner(config, num_threads=num_threads)
+
+    def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
+        """From here on, steps of rows with one token each are replayed. Before the first step; takes `budget_bytes` of
+        the device's memory at most."""
+        sizes = GraphSizes.up_to(self._info.max_num_seqs)
+        self._graphs = DecodeGraphs(self._forward_tensors, self._slot_table, sizes, budget_bytes, backend)
 
     @property
     def info(self) -> RunnerInfo:
@@ -114,41 +130,44 @@ class TorchRunner:
     def eos_token_ids(self) -> frozenset[int]:
         return self._model.eos_token_ids
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        for copy in plan.copies_out:
-            self._host_kv.save(copy.device_slots, copy.host_slots)
+    def launch(self, plan: StepPlan) -> TorchStep:
+        if plan.copies_out:
+            # In one go, for each takes a staging buffer. Of copies to the same host slot the last is the one to keep.
+            saved = {
+                host_slot: slot
+                for copy in plan.copies_out
+                for slot, host_slot in zip(copy.device_slots, copy.host_slots, strict=True)
+            }
+            self._host_kv.save(list(saved.values()), list(saved))
         for start in plan.row_starts:
             self._start_row(start)
         for restore in plan.restores:
             if restore.host_slots:
                 self._host_kv.restore(restore.host_slots, restore.device_slots)
-            self._set_slots(restore.row, restore.start, restore.device_slots)
-        sampled, stopped = [-1] * len(plan.rows), [False] * len(plan.rows)
-        if not plan.rows:
-            return StepResult(sampled, stopped)
-        step = _arrays(plan)
-        failed = self._find_failed(step)
-        samples = np.array(plan.samples, dtype=bool)
-        samples[list(failed)] = False
-        drawing = np.flatnonzero(samples)
-        logits = self._forward(plan, step, drawing)
-        if not len(drawing):
-            return StepResult(sampled, stopped, failed=failed)
+        self._edit_slot_table(plan)
+        step = TorchStep(len(plan.rows), {})
+        if plan.rows:
+            arrays = StepArrays.of(plan)
+            step.failed = self._find_failed(arrays)
+            arrays.samples[list(step.failed)] = False
+            if self._last is not None and self._sampler.needs_host_tokens(arrays.rows[arrays.samples]):
+                self._last.result()
+            self._compute(arrays, step)
+            self._last = step
+        return step
 
-        rows = step.rows[drawing]
-        num_outputs = step.ends[drawing] - self._num_prompt_tokens[rows]
-        token_ids, logprobs = self._sampler.draw(logits, rows, num_outputs)
-        for i, row, token_id, so_far in zip(
-            drawing.tolist(), rows.tolist(), token_ids, num_outputs.tolist(), strict=True
-        ):
-            sampled[i] = token_id
-            stopped[i] = self._stop.ends(row, token_id, so_far + 1)
-        return StepResult(sampled, stopped, {int(drawing[j]): value for j, value in logprobs.items()}, failed)
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.launch(plan).result()
 
     def close(self) -> None:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        self._host_kv.close()
         self._caches = {}
-        del self._host_kv
-        self._slot_table = self._slot_table[:0]
+        self._slot_table, self._drawn = self._slot_table[:0], self._drawn[:0]
+        self._last = None
+        if self._graphs is not None:
+            self._graphs.close()
         del self._model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -158,7 +177,6 @@ class TorchRunner:
     def _start_row(self, start: RowStart) -> None:
         row = start.row
         self._num_prompt_tokens[row] = start.num_prompt_tokens
-        self._set_slots(row, 0, start.slots)
         self._refused.pop(row, None)
         reason = self._refusal(start)
         if reason is None:
@@ -169,11 +187,6 @@ class TorchRunner:
                 reason = str(error)
         if reason is not None:
             self._refused[row] = reason
-
-    def _set_slots(self, row: int, start: int, slots: list[int]) -> None:
-        """The computed tokens from position `start` on lie in these slots."""
-        if slots:
-            self._slot_table[row, start : start + len(slots)] = torch.tensor(slots, dtype=torch.int32)
 
     def _refusal(self, start: RowStart) -> str | None:
         vocab_size = self._info.vocab_size
@@ -188,81 +201,86 @@ class TorchRunner:
                 )
         return None
 
-    def _find_failed(self, step: _Step) -> dict[int, str]:
+    def _edit_slot_table(self, plan: StepPlan) -> None:
+        """Where the computed tokens of rows lie that were given to requests, or that tokens came back to."""
+        edits = [(start.row, 0, start.slots) for start in plan.row_starts if start.slots]
+        edits += [(restore.row, restore.start, restore.device_slots) for restore in plan.restores]
+        if not edits:
+            return
+        rows, starts, slots = zip(*edits, strict=True)
+        counts = [len(part) for part in slots]
+        packed = np.empty((3, sum(counts)), dtype=np.int64)
+        packed[0] = np.repeat(rows, counts)
+        packed[1] = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
+        packed[2] = np.concatenate(slots)
+        on_rows, positions, values = self._send(torch.from_numpy(packed))
+        self._slot_table[on_rows, positions] = values.int()
+
+    def _find_failed(self, step: StepArrays) -> dict[int, str]:
         """Rows of the plan whose requests end here, by index, and why. Token ids that the model cannot look up are
         replaced in place; all others are computed as they are, for their K and V may be shared as a prefix."""
         if not self._refused:
             return {}
-        step.token_ids[(step.token_ids < 0) | (step.token_ids >= self._info.vocab_size)] = 0
+        step.token_ids[(step.token_ids < -1) | (step.token_ids >= self._info.vocab_size)] = 0
         return {i: self._refused[row] for i, row in enumerate(step.rows.tolist()) if row in self._refused}
 
-    def _forward(self, plan: StepPlan, step: _Step, drawing: npt.NDArray[np.intp]) -> torch.Tensor:
-        """Logits [n, V] at the last token of each row in `drawing`."""
-        total = len(step.token_ids)
-        packed = np.empty((4, total), dtype=np.int64)  # one transfer for all that is a token long
-        packed[0] = step.token_ids
-        packed[1] = np.arange(total) + np.repeat(step.starts - step.offsets, step.counts)  # positions
-        packed[2] = plan.slots
-        packed[3] = np.repeat(step.rows, step.counts)
+    def _compute(self, arrays: StepArrays, step: TorchStep) -> None:
+        """Launches the forward pass and the draw, or, where memory does not suffice, those of one half and of the
+        other. Raises torch.OutOfMemoryError when a single token is too much."""
+        num_tokens = len(arrays.token_ids)
+        if num_tokens <= self._most_tokens:
+            try:
+                self._compute_whole(arrays, step)
+                return
+            except torch.OutOfMemoryError:
+                # Ranks do the same work at the same time: one of them cannot do it in parts.
+                if num_tokens < 2 or self._is_one_of_many:
+                    raise
+                self._most_tokens = num_tokens // 2
+                log.warning(
+                    "out of memory in a step of %d tokens: from now on steps of more than %d are computed in parts",
+                    num_tokens, self._most_tokens,
+                )  # fmt: skip
+            # Outside of `except`: what the error holds of the failed pass is let go first.
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+        for half in arrays.halves():
+            self._compute(half, step)
+
+    def _compute_whole(self, arrays: StepArrays, step: TorchStep) -> None:
+        drawing = np.flatnonzero(arrays.samples)
+        logits, wanted_rows = self._forward(arrays, drawing)
+        if not len(drawing):
+            return
+        rows = arrays.rows[drawing]
+        num_outputs = arrays.ends[drawing] - self._num_prompt_tokens[rows]
+        drawn = self._sampler.draw(logits, rows, num_outputs)
+        self._drawn[wanted_rows] = drawn.token_ids
+        step.draws.append(_Draw(arrays.index[drawing], num_outputs + 1, drawn, self._stop.rules_of(rows)))
+
+    def _forward(
+        self, arrays: StepArrays, drawing: npt.NDArray[np.intp]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, V] at the last token of each row in `drawing`, and those rows [n] on the device."""
+        size = self._graphs.size_for(arrays, len(drawing)) if self._graphs is not None else None
+        is_gpu = self._model.device.type == "cuda"
+        inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=is_gpu, size=size or 0)
+        if size is not None and self._graphs is not None:
+            return self._graphs.run(inputs)
+        vector = self._send(inputs.vector)
+        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host, inputs.longest)
+        return self._forward_tensors(tensors), tensors.wanted_rows
+
+    @torch.inference_mode()
+    def _forward_tensors(self, step: StepTensors) -> torch.Tensor:
+        """[W, V] logits. All of it is work for the device that a CUDA graph can hold."""
+        token_ids = torch.where(step.token_ids < 0, self._drawn[step.token_rows], step.token_ids)
+        self._slot_table[step.token_rows, step.positions] = step.layout.slot_mapping.int()
+        packed = PackedStep(step.layout, self._caches, self._op)
+        return self._model.forward(token_ids, step.positions, packed, step.wanted)
+
+    def _send(self, values: torch.Tensor) -> torch.Tensor:
         device = self._model.device
-        token_ids, positions, slots, rows = torch.from_numpy(packed).to(device, non_blocking=True)
-        self._slot_table[rows, positions] = slots.int()
-        layout = StepLayout.build(self._slot_table, slots, step.rows, step.starts, step.counts)
-        wanted = torch.from_numpy((step.offsets + step.counts - 1)[drawing]).to(device)
-        return self._model.forward(token_ids, positions, PackedStep(layout, self._caches, self._op), wanted)
-
-
-def _arrays(plan: StepPlan) -> _Step:
-    starts, counts = np.array(plan.starts), np.array(plan.counts)
-    return _Step(
-        rows=np.array(plan.rows),
-        starts=starts,
-        counts=counts,
-        ends=starts + counts,
-        offsets=np.cumsum(counts) - counts,
-        token_ids=np.array(plan.token_ids),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _profile_bytes(model: CausalLM, max_num_batched_tokens: int, max_num_seqs: int) -> int:
-    """GPU memory that the largest step needs besides weights and KV: measured on one."""
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    num_rows = min(max_num_seqs, max_num_batched_tokens)
-    length = min(max_num_batched_tokens, model.max_model_len)
-    probe = TorchRunner(
-        model,
-        allocate_kv(model.layers, max_num_batched_tokens, model.dtype, model.device),
-        RunnerInfo(1, max_num_batched_tokens, num_rows, model.max_model_len, model.vocab_size, "cuda", ""),
-        tokenizer="",
-    )
-    # Every sampling row draws from the whole vocabulary, and the longest chunk fits in.
-    counts = [1] * (num_rows - 1) + [min(length, max_num_batched_tokens - num_rows + 1)]
-    total = sum(counts)
-    probe.execute(
-        StepPlan(
-            rows=list(range(num_rows)),
-            starts=[0] * num_rows,
-            counts=counts,
-            samples=[True] * num_rows,
-            token_ids=[0] * total,
-            slots=list(range(total)),
-            row_starts=[
-                RowStart(
-                    row, str(row), [0] * counts[row], counts[row], [], SamplingParams(max_tokens=1, top_p=0.9)
-                )
-                for row in range(num_rows)
-            ],
-        )
-    )
-    torch.cuda.synchronize()
-    needed = torch.cuda.max_memory_allocated() - before
-    del probe
-    torch.cuda.empty_cache()
-    return needed
+        if device.type == "cuda" and not values.is_pinned():
+            values = values.pin_memory()
+        return values.to(device, non_blocking=True)

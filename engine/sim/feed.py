@@ -72,12 +72,12 @@ class Feed:
         self._num_open = dict.fromkeys(Lane, 0)
         self._num_fed = 0
 
-    def receive(self, wait: bool) -> list[Message]:
-        """What has arrived; with `wait`, what arrives next, however long that takes."""
+    def receive(self, timeout_s: float | None) -> list[Message]:
+        """What has arrived; for None, what arrives next, however long that takes."""
         if self.at_start is None and self._clock.now_s >= self._limits.warmup_s:
             self.at_start = self.progress()
         messages = self._due()
-        if wait and not messages:
+        if timeout_s is None and not messages:
             times = [next_.arrival_s for lane, next_ in self._next.items() if next_ and self._has_room(lane)]
             if times:
                 before_s = self._clock.now_s

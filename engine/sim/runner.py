@@ -6,7 +6,7 @@ import random
 from operator import add, eq, mul
 
 from engine.core.plan import StepPlan, StepResult
-from engine.runner.base import RunnerInfo
+from engine.runner.base import DoneStep, RunnerInfo
 from engine.sim.clock import VirtualClock
 from engine.sim.device import StepCost
 
@@ -43,6 +43,9 @@ class TraceRunner:
     @property
     def info(self) -> RunnerInfo:
         return self._info
+
+    def launch(self, plan: StepPlan) -> DoneStep:
+        return DoneStep(self.execute(plan))
 
     def execute(self, plan: StepPlan) -> StepResult:
         ends = self._ends

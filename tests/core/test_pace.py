@@ -14,7 +14,7 @@ def pace(be_share: float = 0.05) -> Pace:
 def decoding(first_token_s: float, num_tokens: int):
     r = request(lane=Lane.RT)
     r.first_token_s = first_token_s
-    r.due_s = first_token_s + num_tokens * r.slo.tpot_s
+    r.token_ids += [7] * num_tokens
     return r
 
 

@@ -39,14 +39,16 @@ class Clocked:
         r = request(prompt, lane=lane, max_tokens=max_tokens, arrival_s=self.now_s, **options)
         if lane is Lane.RT:
             r.slo = slo
-            r.due_s = self.now_s + slo.ttft_s
         self.scheduler.add(r)
         return r
 
     def step(self):
         plan = self.scheduler.schedule(self.now_s)
         self.now_s += STEP_S + TOKEN_S * plan.num_tokens
-        self.outputs.hear(self.scheduler.update(plan, self.runner.execute(plan), self.now_s))
+        self.num_be_tokens = 0
+        if not plan.is_empty:
+            self.num_be_tokens = self.scheduler._under_way[-1].num_be_tokens
+            self.outputs.hear(self.scheduler.update(plan, self.runner.execute(plan), self.now_s))
         self.scheduler.check_integrity()
         return plan
 
@@ -134,7 +136,7 @@ def test_bulk_gets_its_share_and_ends_under_more_chat_than_there_is_time_for(num
             if c.scheduler.running.num_waiting[Lane.RT] < 50:
                 c.add(Lane.RT, 100, 20)
         plan = c.step()
-        num_be += c.scheduler._batch.num_be_tokens
+        num_be += c.num_be_tokens
         num_all += plan.num_tokens
         steps_when_starving += c.scheduler.pace.is_be_starving
         assert c.now_s < 2000, "bulk starves"

@@ -1,6 +1,7 @@
 """Promise: greedy output equals transformers' `generate`, whatever is shared, preempted, saved and restored.
 
-500 requests of both lanes in memory for a few of them, for every combination of the KV memory's switches.
+500 requests of both lanes in memory for a few of them, for every combination of the KV memory's switches; half of
+them decide on each step while the one before is under way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engine.core.kv_cache import KVOptions
 from engine.core.scheduler import Scheduler
 from engine.core.types import Checkpoint, Lane, Policy, Preemption
 from engine.runner.torch_runner import TorchRunner
-from tests.factories import Outputs, request, scheduler_for
+from tests.factories import Ahead, Outputs, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, make_model
 
 NUM_REQUESTS = 500
@@ -93,10 +94,13 @@ def runner(model_path) -> TorchRunner:
     return TorchRunner.load(config)
 
 
-def served(scheduler: Scheduler, runner: TorchRunner, cases: list[Case], seed: int) -> list[list[int]]:
+def served(
+    scheduler: Scheduler, runner: TorchRunner, cases: list[Case], seed: int, *, is_ahead: bool
+) -> list[list[int]]:
     """Bulk is there from the start, chats come at random; a step takes from 1 to 60 ms of the scheduler's time."""
     rng = random.Random(seed)
     outputs = Outputs()
+    ahead = Ahead(scheduler, runner, outputs)
     now_s = 0.0
     for i, case in enumerate(cases):
         if case.lane is Lane.BE:
@@ -118,6 +122,10 @@ def served(scheduler: Scheduler, runner: TorchRunner, cases: list[Case], seed: i
                     request_id=f"{seed}.{i}",
                 )
             )
+        if is_ahead:
+            ahead.step(now_s, check=False)
+            now_s += rng.choice([0.001, 0.02, 0.06])
+            continue
         plan = scheduler.schedule(now_s)
         now_s += rng.choice([0.001, 0.02, 0.06])
         outputs.hear(scheduler.update(plan, runner.execute(plan), now_s))
@@ -144,7 +152,8 @@ def test_five_hundred_requests_in_scarce_memory_equal_generate(policy, options, 
     scheduler = scheduler_for(
         runner.info, max_num_batched_tokens=64, reserved_rt_rows=3, policy=policy, options=options
     )
-    outputs = served(scheduler, runner, cases, seed=COMBINATIONS.index(options))
+    number = COMBINATIONS.index(options)
+    outputs = served(scheduler, runner, cases, seed=number, is_ahead=number % 2 == 0)
     wrong = [i for i, case in enumerate(cases) if outputs[i] != case.expected]
     assert not wrong, f"{len(wrong)} of {len(cases)} differ, first {wrong[:5]}"
     assert scheduler.memory.num_truncated_tokens > 0, "the test means nothing unless memory was scarce"

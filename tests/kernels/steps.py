@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Case:
         k_cache, v_cache = self.k_cache.clone(), self.v_cache.clone()
         # A layout of its own, so that nothing a backend remembers about the step passes to another.
         layout = self.layout
-        fresh = StepLayout(layout.slot_table, layout.slot_mapping, layout.host, layout.device)
+        fresh = dataclasses.replace(layout, scratch={})
         return op(self.q, self.k, self.v, k_cache, v_cache, fresh, **self.options), k_cache, v_cache
 
 
@@ -44,10 +45,15 @@ def random_case(
     softcap: float | None = None,
     with_sinks: bool = False,
     block_size: int = 16,
+    cache_dtype: torch.dtype | None = None,
+    slots: Literal["sides", "shuffled"] = "sides",
+    poisoned: bool = False,
+    device: str = "cpu",
 ) -> Case:
     """Rows that compute `count` tokens from `start`, for (start, count) in `spans`.
 
     Slots as the two lanes take them: a row goes up the left or down the right of blocks that it may share with another.
+    Or `shuffled`: each anywhere. `poisoned`: what no token was written to is NaN.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -63,26 +69,29 @@ def random_case(
         # Rows 2i and 2i + 1 share their blocks, half of each from either side.
         own = order[row // 2 * blocks_per_row : (row // 2 + 1) * blocks_per_row]
         inside = np.arange(block_size // 2) if row % 2 == 0 else block_size - 1 - np.arange(block_size // 2)
-        slots = (own[:, None] * block_size + inside).reshape(-1)
-        table[row] = np.resize(slots[: longest + 5], longest + 5)
+        row_slots = (own[:, None] * block_size + inside).reshape(-1)
+        table[row] = np.resize(row_slots[: longest + 5], longest + 5)
+    if slots == "shuffled":
+        table = rng.permutation(num_blocks * block_size).astype(np.int32)[table]
     rows = rng.permutation(num_rows)[: len(spans)]
     slot_table = torch.from_numpy(table)
     mapping = torch.from_numpy(
         np.concatenate([table[row, s : s + c] for row, (s, c) in zip(rows, spans, strict=True)])
     )
 
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
+    def noise(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).to(device)
 
     num_slots, total = num_blocks * block_size, len(mapping)
     starts, counts = zip(*spans, strict=True)
-    return Case(
+    cache_dtype = dtype if cache_dtype is None else cache_dtype
+    case = Case(
         q=noise(total, num_heads, size),
         k=noise(total, num_kv_heads, size),
         v=noise(total, num_kv_heads, size_v),
-        k_cache=noise(num_slots, num_kv_heads, size),
-        v_cache=noise(num_slots, num_kv_heads, size_v),
-        layout=StepLayout.build(slot_table, mapping.long(), rows, starts, counts),
+        k_cache=noise(num_slots, num_kv_heads, size, dtype=cache_dtype),
+        v_cache=noise(num_slots, num_kv_heads, size_v, dtype=cache_dtype),
+        layout=StepLayout.build(slot_table.to(device), mapping.long().to(device), rows, starts, counts),
         options={
             "scale": size**-0.5,
             "window": window,
@@ -90,6 +99,18 @@ def random_case(
             "sinks": noise(num_heads) if with_sinks else None,
         },
     )
+    if poisoned:
+        written = np.concatenate([table[row, :start] for row, start in zip(rows, starts, strict=True)])
+        unwritten = np.setdiff1d(np.arange(num_slots), written)
+        nan = torch.full((1,), torch.nan).to(cache_dtype).to(device)
+        for cache in (case.k_cache, case.v_cache):
+            as_bits(cache)[unwritten] = as_bits(nan)
+    return case
+
+
+def as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Integers of the same width: NaN is itself there, and float8 can be indexed."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def random_spans(rng: np.random.Generator) -> list[tuple[int, int]]:

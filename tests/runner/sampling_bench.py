@@ -11,9 +11,10 @@ import torch
 
 from engine.core.plan import RowStart
 from engine.core.types import SamplingParams, TokenLogprobs
-from engine.runner.sampler import Sampler
+from engine.runner.sampler import Drawn, Sampler
 from engine.runner.sampling_rows import SamplingRows
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EOS = frozenset({2})
 VOCAB = 40
 
@@ -41,9 +42,13 @@ class Bench:
         self.rows.start(RowStart(row, f"r{row}", prompt + output, len(prompt), [], sampling))
         self.outputs[row] = output
 
+    def launch(self, logits: torch.Tensor, rows: list[int], in_flight: int = 0) -> Drawn:
+        """A draw when each row has `in_flight` tokens that are not in its output yet."""
+        num_outputs = np.array([len(self.outputs[row]) + in_flight for row in rows])
+        return self.sampler.draw(logits.clone().to(DEVICE), np.array(rows), num_outputs)
+
     def draw(self, logits: torch.Tensor, rows: list[int]) -> tuple[list[int], dict[int, TokenLogprobs]]:
-        num_outputs = np.array([len(self.outputs[row]) for row in rows])
-        tokens, logprobs = self.sampler.draw(logits.clone(), np.array(rows), num_outputs)
+        tokens, logprobs = self.launch(logits, rows).collect()
         for row, token in zip(rows, tokens, strict=True):
             self.outputs[row].append(token)
         return tokens, logprobs

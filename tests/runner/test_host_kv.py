@@ -10,11 +10,13 @@ import torch
 
 from engine.core.types import SamplingParams
 from engine.runner.attention import LayerCache
-from engine.runner.host_kv import HostKV
+from engine.runner.host_kv import BUFFER_BYTES, NUM_BUFFERS, HostKV, staging_bytes
 from engine.runner.kv_memory import num_host_slots
+from engine.runner.streams import InOrder
 from tests.factories_models import make_model
 from tests.runner.driver import Driver, load_runner
 
+CPU = torch.device("cpu")
 NUM_OUTPUT = 20
 NUM_HOST_SLOTS = 100
 SAMPLING = SamplingParams(max_tokens=1000, temperature=0.0, ignore_eos=True, logprobs=1)
@@ -58,20 +60,23 @@ def test_a_wrong_host_slot_shows(llama: Path) -> None:
     assert logprobs(llama, 0, slots, others) != pytest.approx(logprobs(llama, 0, [], []), abs=1e-2)
 
 
-def test_every_layer_and_size_is_copied() -> None:
-    def caches(num_slots: int) -> dict[int, LayerCache]:
-        generator = torch.Generator().manual_seed(0)
-        return {
-            layer: LayerCache(
-                torch.randn(num_slots, 2, 4, generator=generator),
-                torch.randn(num_slots, 2, 3, generator=generator),
-                None,
-            )
-            for layer in (0, 3)
-        }
+def make_caches(num_slots: int) -> dict[int, LayerCache]:
+    """Two layers of unlike shapes."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {0: (2, 4, 3), 3: (1, 5, 2)}
+    return {
+        layer: LayerCache(
+            torch.randn(num_slots, heads, size, generator=generator),
+            torch.randn(num_slots, heads, size_v, generator=generator),
+            None,
+        )
+        for layer, (heads, size, size_v) in shapes.items()
+    }
 
-    device, before = caches(20), caches(20)
-    host_kv = HostKV(device, caches(5))
+
+def test_every_layer_and_size_is_copied() -> None:
+    device, before = make_caches(20), make_caches(20)
+    host_kv = HostKV(device, 5, CPU, InOrder())
     for saved, restored in (([3, 1, 19], [7, 8, 9]), ([4, 2], [11, 10])):
         slots = [4, 0, 2][: len(saved)]
         host_kv.save(saved, slots)
@@ -79,10 +84,38 @@ def test_every_layer_and_size_is_copied() -> None:
         for layer, cache in device.items():
             assert torch.equal(cache.k[restored], before[layer].k[saved])
             assert torch.equal(cache.v[restored], before[layer].v[saved])
-    with pytest.raises(ValueError, match="outside of the 5"):
+    host_kv.close()
+    host_kv.close()
+    with pytest.raises(ValueError, match="closed"):
+        host_kv.save([0], [1])
+
+
+def test_slots_that_are_not_there_are_refused() -> None:
+    host_kv = HostKV(make_caches(20), 5, CPU, InOrder())
+    with pytest.raises(ValueError, match="host slot is outside of the 5"):
         host_kv.save([0], [5])
+    with pytest.raises(ValueError, match="host slot is outside of the 5"):
+        host_kv.restore([-1], [0])
+    with pytest.raises(ValueError, match="device slot is outside of the 20"):
+        host_kv.restore([0], [20])
+    with pytest.raises(ValueError, match="device slot is outside of the 20"):
+        host_kv.save([-1], [0])
     with pytest.raises(ValueError, match="2 device slots for 1"):
         host_kv.restore([0], [1, 2])
+    with pytest.raises(ValueError, match="same host slot"):
+        host_kv.save([0, 1, 2], [3, 1, 3])
+    with pytest.raises(ValueError, match="same device slot"):
+        host_kv.restore([0, 1, 2], [3, 1, 3])
+    host_kv.save([], [])
+    with pytest.raises(ValueError, match="--num-host-slots"):
+        HostKV(make_caches(20), 0, CPU, InOrder()).save([0], [0])
+
+
+def test_staging_is_bounded() -> None:
+    assert staging_bytes(1000, 0) == 0
+    assert staging_bytes(1000, 3) == 2 * NUM_BUFFERS * 3000
+    assert staging_bytes(1000, 10**9) == 2 * NUM_BUFFERS * (BUFFER_BYTES // 1000) * 1000
+    assert staging_bytes(BUFFER_BYTES + 1, 10**9) == 2 * NUM_BUFFERS * (BUFFER_BYTES + 1)
 
 
 def test_memory_for_all_slots_or_for_half_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,10 +123,9 @@ def test_memory_for_all_slots_or_for_half_of_what_is_left(monkeypatch: pytest.Mo
         available = 10_000
 
     monkeypatch.setattr("engine.runner.kv_memory.psutil.virtual_memory", lambda: Memory)
-    cpu = torch.device("cpu")
-    assert num_host_slots(10, 100, cpu) == 100
-    assert num_host_slots(10, 300, cpu) == 50
-    assert num_host_slots(10, 500, cpu) == 0
+    assert num_host_slots(10, 100, CPU) == 100
+    assert num_host_slots(10, 300, CPU) == 50
+    assert num_host_slots(10, 500, CPU) == 0
 
 
 def test_a_runner_takes_what_memory_allows(llama: Path) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.runner.sampler import top_k_top_p_threshold
+from engine.kernels.cpu_sampling import top_k_top_p_threshold
+from engine.runner.sampler import Sampler
 from engine.runner.sampling_rows import SamplingRows
 from tests.runner.sampling_bench import (
     EOS,
@@ -200,6 +201,70 @@ def test_a_row_forgets_its_last_holder() -> None:
     tokens, logprobs = bench.draw(logits, [0])
     assert tokens == [2]
     assert logprobs == {}
+
+
+def test_what_was_drawn_belongs_to_who_held_the_row_then() -> None:
+    """A row has another holder before its draw is collected: the token counts for the first one, and its logprobs are
+    those that the first one asked for."""
+    frequency = {"frequency_penalty": 50.0, "temperature": 0.0}
+    bench, alone = Bench(), Bench()
+    logits = random_logits(1)
+    first = int(logits.argmax())
+    bench.start(0, params(**frequency, logprobs=2), [5])
+    late = bench.launch(logits, [0])
+    bench.start(0, params(**frequency), [6])
+    bench.start(1, params(**frequency, logprobs=2), [5])
+    tokens, logprobs = late.collect()
+    assert tokens == [first]
+    assert [len(value.top) for value in logprobs.values()] == [2]
+    assert late.collect() == (tokens, logprobs)  # and is counted once
+    alone.start(0, params(**frequency), [6])
+    for step in range(3):
+        logits = random_logits(1, seed=step)
+        assert bench.draw(logits, [0]) == alone.draw(logits, [0])
+    assert bench.outputs[0][0] == first  # which the new holder has not drawn before
+
+
+def test_two_draws_in_flight_are_those_of_one_after_another() -> None:
+    logits = torch.stack([random_logits(2, seed=step) for step in range(2)])
+    fields: list[dict[str, object]] = [{"top_p": 0.9, "logprobs": 1, "min_tokens": 1}, {"temperature": 1.7}]
+    ahead, behind = Bench(), Bench()
+    for row, own in enumerate(fields):
+        ahead.start(row, params(**own, seed=row), [5])
+        behind.start(row, params(**own, seed=row), [5])
+    drawn = [ahead.launch(logits[step], [0, 1], in_flight=step) for step in range(2)]
+    assert drawn[0].token_ids.tolist() == drawn[0].collect()[0]
+    assert [each.collect() for each in drawn] == [behind.draw(logits[step], [0, 1]) for step in range(2)]
+
+
+def test_only_penalties_wait_for_the_tokens_before() -> None:
+    bench = Bench()
+    plain = {"temperature": 0.5, "top_k": 3, "logit_bias": ((3, 1.0),), "min_tokens": 3, "logprobs": 1}
+    bench.start(0, params(**plain), [5])
+    for row, name in enumerate(["presence_penalty", "frequency_penalty", "repetition_penalty"], 1):
+        bench.start(row, params(**{name: 0.5}), [5])
+        assert bench.sampler.needs_host_tokens(np.array([0, row]))
+    assert not bench.sampler.needs_host_tokens(np.array([0]))
+    bench.start(1, params(), [5])
+    assert not bench.sampler.needs_host_tokens(np.array([0, 1]))
+
+
+def test_what_the_ranks_agree_on_is_what_was_drawn() -> None:
+    def agree(token_ids: torch.Tensor) -> None:
+        token_ids.fill_(9)
+
+    bench = Bench()
+    bench.sampler = Sampler(bench.rows, agree)
+    bench.start(0, params(temperature=0.0, logprobs=0, frequency_penalty=99.0), [5])
+    logits = random_logits(1)
+    logits[0, 9] = 1.0
+    drawn = bench.launch(logits, [0])
+    tokens, logprobs = drawn.collect()
+    assert drawn.token_ids.tolist() == tokens == [9]
+    assert logprobs[0].logprob == pytest.approx(float(logits[0].log_softmax(-1)[9]), abs=1e-5)
+    logits[0, 9] = 90.0  # the likeliest, but for the penalty on what was agreed on
+    bench.sampler = Sampler(bench.rows)
+    assert bench.launch(logits, [0]).collect()[0] != [9]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

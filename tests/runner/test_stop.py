@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.core.plan import RowStart
@@ -35,7 +36,7 @@ def rules_with(tokenizer_dir: Path, sampling: SamplingParams, output: list[int] 
 def end_of(rules: StopRules, token_ids: list[int], already: int = 0) -> int | None:
     """After how many output tokens the request in row 1 ended."""
     for number, token_id in enumerate(token_ids, already + 1):
-        if rules.ends(1, token_id, number):
+        if rules.rules_of(np.array([1])).ends([token_id], np.array([number])) == [True]:
             return number
     return None
 
@@ -120,9 +121,47 @@ def test_stop_strings_wait_for_min_tokens(tokenizer_dir: Path) -> None:
     assert ended >= sampling.min_tokens
 
 
+def test_rules_are_those_of_the_holders_at_launch(tokenizer_dir: Path) -> None:
+    def start(row: int, **fields: object) -> None:
+        sampling = SamplingParams(max_tokens=99, **fields)  # type: ignore[arg-type]
+        rules.start(RowStart(row, "r", [5], 1, [], sampling))
+
+    (letter,) = encode(tokenizer_dir, "x")
+    rules = StopRules(5, EOS, str(tokenizer_dir))
+    start(0)
+    start(1, stop_token_ids=(77,))
+    start(2, stop=("x",))
+    start(3, ignore_eos=True, min_tokens=3, stop_token_ids=(77, 78))
+    rows = np.array([3, 2, 1, 0])
+    launched = [rules.rules_of(rows) for _ in range(4)]
+    for row in range(4):
+        start(row, ignore_eos=True)
+    numbers = np.array([4, 1, 2, 3])
+    assert launched[0].ends([9, 9, 9, 9], numbers) == [False] * 4
+    assert launched[1].ends([78, letter, 77, 2], numbers) == [True] * 4
+    assert launched[2].ends([2, 2, 78, 77], numbers) == [False, True, False, False]
+    assert launched[3].ends([77, 9, 2, 2], numbers - 1) == [False, False, True, True]
+    assert rules.rules_of(rows).ends([77, letter, 77, 2], numbers) == [False] * 4
+
+
+def test_stop_tokens_of_many_requests_come_and_go(tokenizer_dir: Path) -> None:
+    rng = random.Random(0)
+    rules = StopRules(6, EOS, str(tokenizer_dir))
+    held: dict[int, set[int]] = {}
+    for _ in range(400):
+        row = rng.randrange(6)
+        own = {rng.randrange(200) for _ in range(rng.randrange(4))}
+        rules.start(RowStart(row, "r", [5], 1, [], SamplingParams(max_tokens=9, stop_token_ids=tuple(own))))
+        held[row] = own | EOS
+        rows = np.array(rng.sample(sorted(held), rng.randint(1, len(held))))
+        tokens = [rng.choice([rng.randrange(200), *held[row]]) for row in rows.tolist()]
+        expected = [token in held[row] for token, row in zip(tokens, rows.tolist(), strict=True)]
+        assert rules.rules_of(rows).ends(tokens, np.ones(len(rows), dtype=np.int64)) == expected
+
+
 def test_without_a_tokenizer_only_requests_with_stop_strings_are_turned_down(tmp_path: Path) -> None:
     rules = StopRules(4, EOS, str(tmp_path))
     rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9)))
-    assert rules.ends(1, 2, 1)
+    assert end_of(rules, [9, 2]) == 2
     with pytest.raises(ValueError, match="stop strings need a tokenizer"):
         rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9, stop=("x",))))

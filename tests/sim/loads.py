@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from engine.core.plan import StepPlan, StepResult
 from engine.core.types import SLO, Lane, Policy
+from engine.runner.base import DoneStep
 from engine.sim.device import DEVICES
 from engine.sim.feed import Limits
 from engine.sim.replay import NOTHING, Load, Replay, Setup
@@ -58,6 +59,9 @@ class CountedRunner:
         self._window_s = window_s
         self._lane_of_row: dict[int, Lane] = {}
         replay.loop.runner = self
+
+    def launch(self, plan: StepPlan) -> DoneStep:
+        return DoneStep(self.execute(plan))
 
     def execute(self, plan: StepPlan) -> StepResult:
         result = self._replay.runner.execute(plan)

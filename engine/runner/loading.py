@@ -1,0 +1,125 @@
+"""From a configuration to a runner: the model, what memory is left for KV, and the runner around both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from engine.config import EngineConfig
+from engine.core.plan import RowStart, StepPlan
+from engine.core.types import SamplingParams
+from engine.runner.base import RunnerInfo
+from engine.runner.graphs import CudaGraphs
+from engine.runner.host_kv import staging_bytes
+from engine.runner.kv_memory import (
+    allocate_kv,
+    bytes_per_slot,
+    num_blocks_on_cpu,
+    num_blocks_on_gpu,
+    num_host_slots,
+)
+from engine.runner.model import CausalLM, ModelRefused, load_model
+from engine.runner.tensor_parallel import Ranks
+from engine.runner.torch_runner import TorchRunner
+
+KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn}
+GRAPH_BYTES = 1 << 30  # of the device's memory, for CUDA graphs
+
+
+def load_runner(config: EngineConfig, *, num_threads: int | None = None) -> TorchRunner:
+    """Loads `config.model`, a path or a hub name. Raises ModelRefused."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    loaded = load_model(
+        config.model, device=config.device, dtype=config.dtype, max_model_len=config.max_model_len
+    )
+    return runner_for(loaded, config)
+
+
+def runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = None) -> TorchRunner:
+    """The runner of a loaded model, with the KV memory that the configuration asks for or the device has left. Raises
+    ModelRefused where that is none. `config.model` is where its tokenizer is found, if stop strings need one. `ranks`
+    is what the model was loaded with: all of them make this call together."""
+    kv_dtype = KV_DTYPES.get(config.kv_cache_dtype, model.dtype)
+    if kv_dtype is not model.dtype and model.device.type == "cpu":
+        raise ModelRefused(f"--kv-cache-dtype {config.kv_cache_dtype} needs a GPU; leave it out on a CPU")
+    has_graphs = model.device.type == "cuda" and not config.enforce_eager and ranks is None
+    info = _info(model, config, kv_dtype, GRAPH_BYTES if has_graphs else 0, ranks)
+    if ranks is not None:  # one scheduler plans for all of them
+        info = replace(
+            info, num_blocks=ranks.least(info.num_blocks), num_host_slots=ranks.least(info.num_host_slots)
+        )
+    caches = allocate_kv(model.layers, info.num_blocks * info.block_size, kv_dtype, model.device)
+    runner = TorchRunner(model, caches, info, config.model, agree=None if ranks is None else ranks.agree)
+    if has_graphs:
+        runner.capture_graphs(CudaGraphs(model.device), GRAPH_BYTES)
+    return runner
+
+
+def _info(
+    model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, graph_bytes: int, ranks: Ranks | None
+) -> RunnerInfo:
+    is_gpu = model.device.type == "cuda"
+    block_size, num_blocks = config.block_size, config.num_kv_blocks
+    slot_bytes = bytes_per_slot(model.layers, kv_dtype)
+    host_slot_bytes = slot_bytes * (1 if ranks is None else ranks.size)  # all ranks share the host
+    if num_blocks is None and is_gpu:
+        needed = (
+            _profile_bytes(model, config, kv_dtype, ranks) + staging_bytes(slot_bytes, 1 << 30) + graph_bytes
+        )
+        num_blocks = num_blocks_on_gpu(slot_bytes, block_size, config.gpu_memory_utilization, needed)
+    elif num_blocks is None:
+        num_blocks = num_blocks_on_cpu(host_slot_bytes, block_size, config.max_num_seqs, model.max_model_len)
+    if num_blocks < 1:
+        raise ModelRefused(
+            f"{config.model} leaves no room for KV memory on {model.device}: raise --gpu-memory-utilization, or serve "
+            "a smaller model"
+        )
+    host_slots = config.num_host_slots
+    if host_slots is None:
+        host_slots = num_host_slots(host_slot_bytes, num_blocks * block_size, model.device)
+    return RunnerInfo(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=model.max_model_len,
+        vocab_size=model.vocab_size,
+        device=torch.cuda.get_device_name(model.device) if is_gpu else model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        num_host_slots=host_slots,
+        computes_beside_host=is_gpu,
+    )
+
+
+def _profile_bytes(model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, ranks: Ranks | None) -> int:
+    """GPU memory that the largest step needs besides weights and KV: measured on one in which every row draws from the
+    whole vocabulary, and which has the longest chunk that fits."""
+    max_tokens = config.max_num_batched_tokens
+    num_rows = min(config.max_num_seqs, max_tokens)
+    longest = min(model.max_model_len, max_tokens - num_rows + 1)
+    counts = [1] * (num_rows - 1) + [longest]
+    sampling = SamplingParams(max_tokens=1, top_p=0.9)
+    starts = [RowStart(row, str(row), [0] * n, n, [], sampling) for row, n in enumerate(counts)]
+    total = sum(counts)
+    plan = StepPlan(
+        rows=list(range(num_rows)),
+        starts=[0] * num_rows,
+        counts=counts,
+        samples=[True] * num_rows,
+        token_ids=[0] * total,
+        slots=list(range(total)),
+        row_starts=starts,
+    )
+    info = RunnerInfo(1, total, num_rows, model.max_model_len, model.vocab_size, "cuda", "")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    caches = allocate_kv(model.layers, total, kv_dtype, model.device)
+    probe = TorchRunner(model, caches, info, "", agree=None if ranks is None else ranks.agree)
+    torch.cuda.reset_peak_memory_stats()
+    probe.execute(plan)
+    needed = torch.cuda.max_memory_allocated() - before - total * bytes_per_slot(model.layers, kv_dtype)
+    del probe, caches
+    torch.cuda.empty_cache()
+    return needed

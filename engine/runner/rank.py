@@ -1,0 +1,109 @@
+"""One rank's process: `python -m engine.runner.rank FD`, started by `ParallelRunner`, which holds the other end of the
+socket FD. It makes the calls that the engine makes of its runner, in their order, on its own part of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from engine.runner.loading import runner_for
+from engine.runner.model import ModelRefused, load_model, resolve_device
+from engine.runner.parallel import CLOSE, RESULT, Assignment, Failed, Ready, Refused
+from engine.runner.tensor_parallel import Ranks
+from engine.runner.torch_runner import TorchRunner, TorchStep
+
+
+def main() -> None:
+    # Whoever interrupts the whole process group means the engine, which ends its ranks when it is done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = Connection(int(sys.argv[1]))
+    assignment: Assignment = connection.recv()
+    logging.basicConfig(
+        level=logging.WARNING if assignment.number else logging.INFO,
+        format=f"%(asctime)s %(levelname)s %(name)s (rank {assignment.number}): %(message)s",
+    )
+    if assignment.number:  # what transformers says of a model it says of every part
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    commands: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, commands), daemon=True).start()
+    try:
+        _serve(assignment, connection, commands)
+    except ModelRefused as error:
+        connection.send(Refused(str(error)))
+    except BaseException as error:
+        connection.send(Failed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+    else:
+        os._exit(0)  # what an interpreter does at its end takes it seconds, with this much loaded
+    os._exit(1)  # no leave-taking: the others may wait for this rank in the middle of a step
+
+
+def _serve(assignment: Assignment, connection: Connection, commands: SimpleQueue[bytes]) -> None:
+    ranks = _join(assignment)
+    runner = _load(assignment, ranks)
+    connection.send(Ready(runner.info))
+    under_way: deque[TorchStep] = deque()
+    while (command := commands.get()) != CLOSE:
+        if command != RESULT:
+            under_way.append(runner.launch(pickle.loads(command)))
+            continue
+        result = under_way.popleft().result()
+        if ranks.number == 0:
+            connection.send(result)
+    runner.close()
+    ranks.leave()
+
+
+def _receive(connection: Connection, commands: SimpleQueue[bytes]) -> None:
+    """Takes in commands while others are carried out, so that the engine never waits to be rid of one. Ends the process
+    with the engine, whatever the main thread waits for just then."""
+    try:
+        while True:
+            commands.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _join(assignment: Assignment) -> Ranks:
+    device, size = resolve_device(assignment.config.device), assignment.size
+    if device.type == "cuda":
+        num_gpus = torch.cuda.device_count()
+        if num_gpus < size:
+            raise ModelRefused(
+                f"--tensor-parallel-size is {size}, but torch sees {num_gpus} GPU{'s' * (num_gpus != 1)}: ask for as "
+                "many as there are, or make more visible (CUDA_VISIBLE_DEVICES)"
+            )
+        device = torch.device("cuda", assignment.number)
+        torch.cuda.set_device(device)  # from here on, "cuda" is this one
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    return Ranks.join(assignment.rendezvous, assignment.number, size, device)
+
+
+def _load(assignment: Assignment, ranks: Ranks) -> TorchRunner:
+    config = assignment.config
+    model = load_model(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        ranks=ranks,
+    )
+    return runner_for(model, config, ranks=ranks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""A step's plan as arrays, and as one vector of numbers that goes to the device in a single copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.core.plan import StepPlan
+from engine.kernels.layout import (
+    IntArray,
+    StepLayout,
+    host_rows,
+    longest_single_context,
+    single_indices,
+    tile_indices,
+)
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepArrays:
+    """(Part of) a plan: R rows, T tokens."""
+
+    index: Int64Array  # [R] which row of the plan each is
+    rows: Int64Array  # [R]
+    starts: Int64Array  # [R]
+    counts: Int64Array  # [R]
+    samples: npt.NDArray[np.bool_]  # [R]
+    token_ids: Int64Array  # [T] -1: the one that the row drew last, which only the device knows
+    slots: Int64Array  # [T]
+
+    @staticmethod
+    def of(plan: StepPlan) -> StepArrays:
+        return StepArrays(
+            np.arange(len(plan.rows)),
+            np.array(plan.rows),
+            np.array(plan.starts),
+            np.array(plan.counts),
+            np.array(plan.samples),
+            np.array(plan.token_ids),
+            np.array(plan.slots),
+        )
+
+    @property
+    def ends(self) -> Int64Array:
+        """[R] how many tokens of each row's request are computed after the step."""
+        return self.starts + self.counts
+
+    @property
+    def last_tokens(self) -> Int64Array:
+        """[R] each row's last token among the T."""
+        return np.cumsum(self.counts) - 1
+
+    def halves(self) -> tuple[StepArrays, StepArrays]:
+        """The same work as two steps, one after the other, of half the tokens each; T is at least 2. A row may be cut
+        in two: only its second part samples."""
+        cut = len(self.token_ids) // 2
+        ends = np.cumsum(self.counts)
+        last = int(np.searchsorted(ends, cut))  # the row that holds token number cut - 1
+        kept = cut - int(ends[last] - self.counts[last])  # of that row's tokens
+        is_cut = kept < self.counts[last]
+        first = self._part(np.s_[: last + 1], np.s_[:cut])
+        second = self._part(np.s_[last if is_cut else last + 1 :], np.s_[cut:])
+        if is_cut:
+            first.counts[-1], first.samples[-1] = kept, False
+            second.starts[0] += kept
+            second.counts[0] -= kept
+        return first, second
+
+    def _part(self, rows: slice, tokens: slice) -> StepArrays:
+        """Some rows and their tokens, in arrays of their own."""
+        return StepArrays(
+            self.index[rows],
+            self.rows[rows],
+            self.starts[rows].copy(),
+            self.counts[rows].copy(),
+            self.samples[rows].copy(),
+            self.token_ids[tokens],
+            self.slots[tokens],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long the parts of a step's vector are: T tokens, R rows, S of them with one token, N tiles of the others, W
+    tokens whose logits are wanted."""
+
+    tokens: int
+    rows: int
+    singles: int
+    tiles: int
+    wanted: int
+
+    @staticmethod
+    def of_singles(num_rows: int) -> Sizes:
+        """A step of rows with one token each, all of which sample."""
+        return Sizes(num_rows, num_rows, num_rows, 0, num_rows)
+
+    @property
+    def total(self) -> int:
+        """Of the whole vector."""
+        return sum(self._parts)
+
+    @property
+    def _parts(self) -> list[int]:
+        return [self.tokens] * 4 + [4 * self.rows, self.singles, 2 * self.tiles, self.wanted, self.wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """A step on the device: views of one int64 vector."""
+
+    token_ids: torch.Tensor  # [T]
+    positions: torch.Tensor  # [T]
+    token_rows: torch.Tensor  # [T] slot-table row of each
+    wanted: torch.Tensor  # [W] which of the T
+    wanted_rows: torch.Tensor  # [W] slot-table rows of those
+    layout: StepLayout
+
+    @staticmethod
+    def of(
+        vector: torch.Tensor, sizes: Sizes, slot_table: torch.Tensor, host: IntArray, longest: int
+    ) -> StepTensors:
+        """`vector` [sizes.total] is laid out as `pack` does it; `host` [4, R] is for deciding, `longest` bounds the
+        contexts of the rows with one token."""
+        token_ids, positions, slots, token_rows, rows, singles, tiles, wanted, wanted_rows = torch.split(
+            vector, sizes._parts
+        )
+        layout = StepLayout(slot_table, slots, host, rows.view(4, -1), singles, tiles.view(-1, 2), longest)
+        return StepTensors(token_ids, positions, token_rows, wanted, wanted_rows, layout)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A step on the host, ready to be sent."""
+
+    vector: torch.Tensor  # [sizes.total] int64, pinned where a GPU reads it
+    sizes: Sizes
+    host: IntArray  # [4, R]
+    longest: int
+
+
+def pack(
+    step: StepArrays, drawing: npt.NDArray[Any], padding_row: int, *, pinned: bool, size: int = 0
+) -> StepInputs:
+    """The vector of a step that wants the logits of `drawing` (indices into R). With `size`, the step has one token a
+    row, wants them all, and is filled up to that many rows: padding belongs to slot-table row `padding_row`, which no
+    request has, is stored nowhere, and is no row to the kernels."""
+    host = host_rows(step.rows, step.starts, step.counts)
+    singles, tiles = single_indices(host), tile_indices(host)
+    num_tokens, num_rows, num_wanted = len(step.token_ids), len(step.rows), len(drawing)
+    sizes = (
+        Sizes.of_singles(size) if size else Sizes(num_tokens, num_rows, len(singles), len(tiles), num_wanted)
+    )
+    vector = torch.empty(sizes.total, dtype=torch.int64, pin_memory=pinned)
+    parts = np.split(vector.numpy(), np.cumsum(sizes._parts)[:-1])
+    token_ids, positions, slots, token_rows, rows, single_part, tile_part, wanted, wanted_rows = parts
+    rows = rows.reshape(4, -1)
+    if num_tokens < sizes.tokens:
+        token_ids[num_tokens:], positions[num_tokens:], slots[num_tokens:] = 0, 0, -1
+        token_rows[num_tokens:] = wanted_rows[num_wanted:] = padding_row
+        rows[0, num_rows:], rows[1:3, num_rows:] = -1, 0
+        rows[3, num_rows:] = single_part[num_rows:] = wanted[num_wanted:] = np.arange(num_rows, sizes.rows)
+    token_ids[:num_tokens] = step.token_ids
+    positions[:num_tokens] = np.arange(num_tokens) + np.repeat(step.starts - host[3], step.counts)
+    slots[:num_tokens] = step.slots
+    token_rows[:num_tokens] = np.repeat(step.rows, step.counts)
+    rows[:, :num_rows] = host
+    single_part[: len(singles)] = singles
+    tile_part[:] = tiles.ravel()
+    wanted[:num_wanted] = step.last_tokens[drawing]
+    wanted_rows[:num_wanted] = step.rows[drawing]
+    return StepInputs(vector, sizes, host, longest_single_context(host))
