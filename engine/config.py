@@ -23,6 +23,9 @@ class EngineConfig:
     runner: Literal["torch", "simulated"] = _flag("torch", "simulated computes no model")
     device: Literal["auto", "cpu", "cuda"] = _flag("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag("auto", "of weights and KV")
+    load_format: Literal["safetensors", "dummy"] = _flag(
+        "safetensors", "dummy draws random weights, to measure a model of which there is only the config.json"
+    )
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = _flag("auto", "of KV on a GPU; auto is the weights'")
     tensor_parallel_size: int = _flag(1, "devices that each hold a part of every layer")
     enforce_eager: bool = _flag(False, "no CUDA graphs")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import psutil
 import torch
 
 from engine.runner.attention import LayerCache, LayerShape
@@ -37,7 +36,7 @@ def bytes_per_slot(layers: Mapping[int, LayerShape], dtype: torch.dtype) -> int:
 def num_blocks_on_cpu(slot_bytes: int, block_size: int, max_num_seqs: int, max_model_len: int) -> int:
     """As many blocks as all rows could fill, or as the free memory allows."""
     wanted = max_num_seqs * -(-max_model_len // block_size)
-    affordable = int(psutil.virtual_memory().available * CPU_MEMORY_SHARE) // (slot_bytes * block_size)
+    affordable = int(_available_bytes() * CPU_MEMORY_SHARE) // (slot_bytes * block_size)
     return max(1, min(wanted, affordable))
 
 
@@ -51,10 +50,17 @@ def num_blocks_on_gpu(slot_bytes: int, block_size: int, utilization: float, acti
 def num_host_slots(slot_bytes: int, num_slots: int, device: torch.device) -> int:
     """As many as the device has, or as the memory that a CPU's KV may take allows. On a CPU `num_slots` come out of
     that memory too, and half of what they leave stays free."""
-    budget = int(psutil.virtual_memory().available * CPU_MEMORY_SHARE)
+    budget = int(_available_bytes() * CPU_MEMORY_SHARE)
     if device.type == "cpu":
         budget = (budget - num_slots * slot_bytes) // 2
     return min(num_slots, max(0, budget // slot_bytes))
+
+
+def _available_bytes() -> int:
+    """Host memory that can be had without swapping."""
+    import psutil  # a GPU host that is only measured has numpy, torch and triton
+
+    return int(psutil.virtual_memory().available)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -32,7 +32,11 @@ def load_runner(config: EngineConfig, *, num_threads: int | None = None) -> Torc
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     loaded = load_model(
-        config.model, device=config.device, dtype=config.dtype, max_model_len=config.max_model_len
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        load_format=config.load_format,
     )
     return runner_for(loaded, config)
 

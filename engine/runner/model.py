@@ -75,9 +75,11 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     max_model_len: int | None = None,
+    load_format: str = "safetensors",
     ranks: Ranks | None = None,
 ) -> CausalLM:
-    """Loads a model by path or hub name and proves that it computes the same through our attention.
+    """Loads a model by path or hub name and proves that it computes the same through our attention. `load_format`
+    "dummy" draws its weights instead, the same ones each time.
 
     `dtype` "auto" is the checkpoint's own on a GPU and float32 on a CPU, where exactness costs least.
     `max_model_len` is capped by what the model's positions reach. With `ranks`, all of which make this call together,
@@ -86,14 +88,22 @@ def load_model(
     target = resolve_device(device)
     config = _load_config(name)
     _refuse_by_config(name, config)
+    if ranks is not None and load_format == "dummy":
+        raise ModelRefused("--load-format dummy draws whole models; leave --tensor-parallel-size out")
     if ranks is not None and (reason := reason_against(config, ranks.size)):
         raise ModelRefused(
             f"{name} ({config.model_type}) cannot be split among {ranks.size} devices: {reason}; change "
             "--tensor-parallel-size, or leave it out"
         )
+    weights_dtype = resolve_dtype(dtype, config, target)
+
+    def read(**split: Any) -> Any:
+        if load_format == "dummy":
+            return draw_model(config, target, weights_dtype)
+        return _load_weights(name, config, weights_dtype, **split).to(target).eval()
+
     with split_among(ranks) as split:
-        model = _load_weights(name, config, resolve_dtype(dtype, config, target), **split)
-    model.to(target).eval()
+        model = read(**split)
     text_config = config.get_text_config()
     try:
         layers = discover_layers(model)
@@ -116,8 +126,7 @@ def load_model(
             fused = _fused(name, loaded, expected)
             if fused is not None:
                 return fused
-            model = _load_weights(name, config, loaded.dtype).to(target).eval()
-            loaded = replace(loaded, model=model)
+            loaded = replace(loaded, model=read())
         _prepare(loaded, expected)
     except (
         ValueError,
@@ -254,6 +263,18 @@ def _load_weights(name: str, config: PretrainedConfig, dtype: torch.dtype, **spl
             f"{missing[0]}; use a complete checkpoint of a causal language model"
         )
     return model
+
+
+def draw_model(
+    config: PretrainedConfig, device: torch.device, dtype: torch.dtype, attention: str = IMPLEMENTATION
+) -> Any:
+    """A model with random weights, drawn on the device, where that takes seconds for billions of them."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation=attention
+        )
+    return model.eval()
 
 
 def _refusal(name: str, config: PretrainedConfig, reason: str) -> ModelRefused:

@@ -100,6 +100,7 @@ def _load(assignment: Assignment, ranks: Ranks) -> TorchRunner:
         device=config.device,
         dtype=config.dtype,
         max_model_len=config.max_model_len,
+        load_format=config.load_format,
         ranks=ranks,
     )
     return runner_for(model, config, ranks=ranks)

@@ -122,7 +122,7 @@ def test_memory_for_all_slots_or_for_half_of_what_is_left(monkeypatch: pytest.Mo
     class Memory:
         available = 10_000
 
-    monkeypatch.setattr("engine.runner.kv_memory.psutil.virtual_memory", lambda: Memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
     assert num_host_slots(10, 100, CPU) == 100
     assert num_host_slots(10, 300, CPU) == 50
     assert num_host_slots(10, 500, CPU) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.plan import SlotCopy, StepPlan
 from engine.core.types import SamplingParams
-from engine.runner.model import load_model
+from engine.runner.model import ModelRefused, load_model
 from tests.factories_models import VOCAB_SIZE, make_model, make_tokenizer
 from tests.runner.driver import GREEDY, Driver, load_runner
 
@@ -171,3 +171,17 @@ def test_greedy_is_what_runs_when_the_temperature_is_zero(llama: Path) -> None:
     ]
     driver.run(8)
     assert sequences[0].output[:8] == sequences[1].output[:8]
+
+
+def test_dummy_weights_need_no_more_than_a_configuration(llama, tmp_path):
+    """And are the same each time, so that measurements can be repeated."""
+    (tmp_path / "config.json").write_text((llama / "config.json").read_text())
+    outputs = []
+    for _ in range(2):
+        driver = Driver(load_runner(tmp_path, load_format="dummy"))
+        sequence = driver.add([5, 6, 7])
+        driver.run(8)
+        outputs.append(sequence.output)
+    assert outputs[0] == outputs[1] and len(outputs[0]) >= 8
+    with pytest.raises(ModelRefused):
+        load_runner(tmp_path)

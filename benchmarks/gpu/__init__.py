@@ -1,0 +1,1 @@
+"""Everything that only a GPU host can show: `python -m benchmarks.gpu`."""

@@ -1,0 +1,123 @@
+"""What the device can do at most: the rates that all floors are computed from. Data are random: zeros are faster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.report import Part, Run, brief
+from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.timing import Stopwatch
+
+NUM_LAUNCHES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Bytes a second read plus written by a copy, and floating point operations a second of a large product."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    def floor_s(self, num_bytes: float, num_flops: float) -> float:
+        """No kernel that moves so many bytes and does so many operations takes less."""
+        return max(num_bytes / self.bytes_per_s, num_flops / self.flops_per_s)
+
+
+def ceilings_of(run: Run, watch: Stopwatch, scale: Scale) -> Ceilings:
+    """Those of the run, measured if they are not known yet: all floors need them."""
+    known = run.result["parts"].get("ceilings", {}).get("figures", {})
+    if {"copy", "product"} <= set(known):
+        return Ceilings(known["copy"]["gb_per_s"] * 1e9, known["product"]["tflop_per_s"] * 1e12)
+    part = run.part("ceilings")
+    ceilings = measure_ceilings(part, watch, scale, torch.bfloat16 if watch.is_cuda else torch.float32)
+    part.save()
+    if watch.is_cuda:
+        torch.cuda.empty_cache()
+    return ceilings
+
+
+def measure_ceilings(part: Part, watch: Stopwatch, scale: Scale, dtype: torch.dtype) -> Ceilings:
+    """Whatever the time that is left."""
+    source = random_bytes(scale.copy_bytes, watch.device)
+    target = torch.empty_like(source)
+    copy_s = watch.seconds(lambda: target.copy_(source))
+    words = source.view(torch.int32)
+    read_s = watch.seconds(lambda: words.sum(dtype=torch.int32))
+    size = scale.product_size
+    a, b = (torch.randn(size, size, device=watch.device, dtype=dtype) for _ in range(2))
+    product_s = watch.seconds(lambda: a @ b, is_cold=False)
+    ceilings = Ceilings(2 * source.nbytes / copy_s, 2 * size**3 / product_s)
+    part.figures |= {
+        "device": about_device(watch.device),
+        "copy": {"gb_per_s": ceilings.bytes_per_s / 1e9},
+        "read": {"gb_per_s": source.nbytes / read_s / 1e9},
+        "product": {"tflop_per_s": ceilings.flops_per_s / 1e12, "dtype": str(dtype)},
+    }
+    for name, figures in part.figures.items():
+        print(f"  {name:44} {brief(figures)}", flush=True)
+    part.measure("launch", lambda: _launch_us(watch))
+    part.measure("host copies", lambda: _host_copies(watch, scale))
+    return ceilings
+
+
+def about_device(device: torch.device) -> dict[str, Any]:
+    """What it is, and the software that drives it; beside what every result says of the machine."""
+    if device.type != "cuda":
+        return {"name": device.type, "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+    }
+
+
+def random_bytes(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """[num_bytes] uint8"""
+    return torch.randint(0, 2**31 - 1, (num_bytes // 4,), dtype=torch.int32, device=device).view(torch.uint8)
+
+
+def _launch_us(watch: Stopwatch) -> dict[str, float]:
+    """A launch as the CPU sees it, in a row of many; one that is waited for; and a kernel of a replayed graph."""
+    x = torch.zeros(1, device=watch.device)
+
+    def launch() -> None:
+        for _ in range(NUM_LAUNCHES):
+            x.add_(1)
+
+    launch()
+    watch.wait()
+    started_s = time.perf_counter()
+    launch()
+    launched_s = time.perf_counter() - started_s
+    watch.wait()
+    times_s = []
+    for _ in range(50):
+        started_s = time.perf_counter()
+        x.add_(1)
+        watch.wait()
+        times_s.append(time.perf_counter() - started_s)
+    figures = {"queued_us": launched_s / NUM_LAUNCHES * 1e6, "awaited_us": sorted(times_s)[25] * 1e6}
+    if watch.is_cuda:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            launch()
+        figures["in_graph_us"] = watch.seconds(graph.replay, is_cold=False) / NUM_LAUNCHES * 1e6
+    return figures
+
+
+def _host_copies(watch: Stopwatch, scale: Scale) -> dict[str, float]:
+    """Between pinned host memory and the device; on a CPU, between two places of its memory."""
+    on_device = random_bytes(scale.copy_bytes // 4, watch.device)
+    on_host = torch.empty(len(on_device), dtype=torch.uint8, pin_memory=watch.is_cuda)
+    to_host_s = watch.seconds(lambda: on_host.copy_(on_device, non_blocking=True), is_cold=False)
+    to_device_s = watch.seconds(lambda: on_device.copy_(on_host, non_blocking=True), is_cold=False)
+    gigabytes = on_device.nbytes / 1e9
+    return {"to_device_gb_per_s": gigabytes / to_device_s, "to_host_gb_per_s": gigabytes / to_host_s}

@@ -1,0 +1,217 @@
+"""Checks of the kernels around attention: norm, activation, rotation, products of few tokens, slots, draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.kernels import reference
+
+EPSILON = 1e-6
+FP8 = torch.float8_e4m3fn
+# Largest error of a token that rounding explains, by dtype of the output: in bfloat16, whose spacing is 1/256, that of
+# operands and output; in float32 that of a GPU's tf32, with 10 bits of mantissa; float8 e4m3 has three, and a number
+# that lies between two may go either way.
+TOLERANCE = {torch.float32: 3e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2, FP8: 0.1}
+
+Check = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSizes:
+    """Of a model's layer: tokens of the step, width, inner width, heads of Q, of K and V, and their size."""
+
+    num_tokens: int
+    hidden: int
+    inner: int
+    num_heads: int
+    num_kv_heads: int
+    size: int
+    vocab: int
+
+
+SIZES = LayerSizes(333, 4096, 14336, 32, 8, 128, 128256)
+TINY_SIZES = LayerSizes(3, 48, 80, 4, 2, 16, 700)
+
+
+def layer_checks(device: torch.device, is_tiny: bool) -> dict[str, Check]:
+    """By name. Each draws its own data."""
+    sizes = TINY_SIZES if is_tiny else SIZES
+    checks: dict[str, Check] = {}
+    for dtype in [torch.float32] if is_tiny else [torch.bfloat16, torch.float16, torch.float32]:
+        word, make = str(dtype).removeprefix("torch."), Maker(device, dtype, sizes)
+        checks |= {
+            f"norm: {word}": make.norm,
+            f"norm of parts, some tokens: {word}": make.norm_of_parts,
+            f"activation: {word}": make.activation,
+            f"rotation: {word}": lambda m=make, d=dtype: m.rotation(d, has_norms=False),  # type: ignore[misc]
+            f"rotation: {word}, norms": lambda m=make, d=dtype: m.rotation(d, has_norms=True),  # type: ignore[misc]
+            f"rotation: {word}, fp8": lambda m=make: m.rotation(FP8, has_norms=False),  # type: ignore[misc]
+            f"copies of slots: {word}": make.copies,
+        }
+        for count in (3,) if is_tiny else (1, 5, 64):
+            checks[f"product of {count} tokens: {word}"] = lambda m=make, n=count: m.product(n)  # type: ignore[misc]
+    checks["draws"] = lambda: check_draws(device, sizes.vocab, 8 if is_tiny else 256)
+    return checks
+
+
+class Maker:
+    """Random data of one dtype, and what the kernels make of them."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, sizes: LayerSizes) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._sizes = sizes
+        self._generator = torch.Generator(device).manual_seed(0)
+
+    def noise(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self._generator, device=self._device).to(self._dtype)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """NaN, so that what is not written shows."""
+        return torch.full(shape, torch.nan, device=self._device).to(dtype or self._dtype)
+
+    def norm(self) -> dict[str, float]:
+        from engine.kernels.triton_layer import add_rms_norm
+
+        n, hidden = self._sizes.num_tokens, self._sizes.hidden
+        x, residual, weight = self.noise(n, hidden), self.noise(n, hidden), self.noise(hidden)
+        total = x + residual
+        expected = reference.rms_norm(total, weight, EPSILON)
+        out = self.empty(n, hidden)
+        add_rms_norm(x, residual, weight, EPSILON, out)
+        if not torch.equal(residual, total):
+            raise AssertionError("the residual is not the sum")
+        return self._error(out, expected)
+
+    def norm_of_parts(self) -> dict[str, float]:
+        """The sum of a product's parts, then the norm of every second token's: what a model's end computes."""
+        from engine.kernels.triton_layer import add_rms_norm
+
+        n, hidden = self._sizes.num_tokens, self._sizes.hidden
+        parts = torch.randn(3, n, hidden, generator=self._generator, device=self._device)
+        residual, weight = self.noise(n, hidden), self.noise(hidden)
+        picked = torch.arange(0, n, 2, device=self._device)
+        total = parts.sum(dim=0).to(self._dtype) + residual
+        out = self.empty(len(picked), hidden)
+        add_rms_norm(parts, residual, weight, EPSILON, out, picked=picked)
+        return self._error(out, reference.rms_norm(total[picked], weight, EPSILON))
+
+    def activation(self) -> dict[str, float]:
+        from engine.kernels.triton_layer import silu_gated
+
+        n, inner = self._sizes.num_tokens, self._sizes.inner
+        gate_up, out = self.noise(n, 2 * inner), self.empty(n, inner)
+        silu_gated(gate_up, out)
+        return self._error(out, reference.silu_gated(*gate_up.chunk(2, dim=-1)))
+
+    def rotation(self, cache_dtype: torch.dtype, *, has_norms: bool) -> dict[str, float]:
+        from engine.kernels.triton_layer import rotate_and_store
+
+        s = self._sizes
+        n, num_slots, longest = s.num_tokens, 2 * s.num_tokens + 5, 4 * s.num_tokens
+        qkv = self.noise(n, (s.num_heads + 2 * s.num_kv_heads) * s.size)
+        angles = torch.rand(longest, s.size // 2, generator=self._generator, device=self._device) * 6
+        cos, sin = angles.cos(), angles.sin()
+        positions = self._permutation(longest)[:n]
+        slots = self._permutation(num_slots)[:n]
+        q_norm, k_norm = (self.noise(s.size), self.noise(s.size)) if has_norms else (None, None)
+        shape = (num_slots, s.num_kv_heads, s.size)
+        ours = self.empty(*shape, dtype=cache_dtype), self.empty(*shape, dtype=cache_dtype)
+        twins = ours[0].clone(), ours[1].clone()
+        turning = qkv, positions, cos, sin, q_norm, k_norm, EPSILON, slots
+        expected = reference.rotate_and_store(*turning, *twins)
+        q = self.empty(n, s.num_heads, s.size)
+        rotate_and_store(*turning, *ours, q)
+        figures = self._error(q, expected)
+        unwritten = torch.ones(num_slots, dtype=torch.bool, device=self._device)
+        unwritten[slots] = False
+        for cache, twin in zip(ours, twins, strict=True):
+            stored = worst_error(cache.float()[slots], twin.float()[slots])
+            figures["error"] = max(figures["error"], stored) if stored == stored else stored
+            if not cache.float()[unwritten].isnan().all():
+                raise AssertionError("a slot was written that is none of the step's")
+        figures["tolerance"] = max(figures["tolerance"], TOLERANCE[cache_dtype])
+        return figures
+
+    def product(self, num_tokens: int) -> dict[str, float]:
+        from engine.kernels.triton_linear import TILINGS, linear_few
+
+        x, weight = (
+            self.noise(num_tokens, self._sizes.hidden),
+            self.noise(self._sizes.inner, self._sizes.hidden),
+        )
+        bias = self.noise(self._sizes.inner)
+        expected = x.float() @ weight.float().T + bias.float()
+        worst: dict[str, float] = {"error": 0.0}
+        for tiling in TILINGS:
+            out = linear_few(x, weight, bias, tiling, self.num_processors)
+            out = out.sum(dim=0).to(self._dtype) if out.dim() == 3 else out
+            figures = self._error(out, expected)
+            if not figures["error"] <= worst["error"]:
+                worst = figures
+        return worst
+
+    def copies(self) -> dict[str, float]:
+        """Layers of different sizes, out and back to other slots."""
+        from engine.kernels.triton_slots import SlotCopier
+
+        num_slots, count = 4 * self._sizes.num_tokens, self._sizes.num_tokens
+        shapes = [(2, self._sizes.size), (self._sizes.num_kv_heads, self._sizes.size), (1, 24)]
+        caches = [(self.noise(num_slots, *shape), self.noise(num_slots, *shape)) for shape in shapes]
+        source, target = self._permutation(num_slots)[:count], self._permutation(num_slots)[:count]
+        twins = [(k.clone(), v.clone()) for k, v in caches]
+        copier, twin = SlotCopier(caches), reference.SlotCopier(twins)
+        staging, expected = copier.gather(source), twin.gather(source)
+        copier.scatter(target, staging)
+        twin.scatter(target, expected)
+        is_same = torch.equal(staging, expected) and all(
+            torch.equal(ours, theirs)
+            for pair, other in zip(caches, twins, strict=True)
+            for ours, theirs in zip(pair, other, strict=True)
+        )
+        return {"error": 0.0 if is_same else float("inf"), "tolerance": 0.0}
+
+    @property
+    def num_processors(self) -> int:
+        if self._device.type != "cuda":
+            return 4
+        return torch.cuda.get_device_properties(self._device).multi_processor_count
+
+    def _permutation(self, count: int) -> torch.Tensor:
+        return torch.randperm(count, generator=self._generator, device=self._device)
+
+    def _error(self, out: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+        return {"error": worst_error(out, expected), "tolerance": TOLERANCE[out.dtype]}
+
+
+def check_draws(device: torch.device, vocab_size: int, num_rows: int) -> dict[str, float]:
+    """Random parameters: the share of rows that draw another token than the twin does. Rounding moves a boundary of
+    the distribution function now and then past a number that lies at it: 1 row in 100 may differ."""
+    from engine.kernels import reference_sampling, triton_sampling
+
+    rng = np.random.default_rng(0)
+    logits = torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(0)).to(device) * 3
+    numbers = np.stack(
+        [
+            rng.choice([0.0, 0.3, 1.0, 1.7], num_rows),
+            rng.choice([1.0, 0.95, 0.5], num_rows),
+            rng.choice([0, 1, 40, vocab_size // 2], num_rows),
+            rng.choice([0.0, 0.05], num_rows),
+            rng.random(num_rows),
+        ]
+    )
+    on_device = torch.from_numpy(numbers).to(device)
+    expected = reference_sampling.draw(logits, on_device)
+    drawn = triton_sampling.draw(logits, on_device)
+    return {"error": float((drawn.cpu() != expected.cpu()).float().mean()), "tolerance": 0.01}
+
+
+def worst_error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of the worst token: the norm of the difference over that of what is expected; NaN if there is one in the output.
+    Both [T, ...]."""
+    ours, theirs = out.float().flatten(1), expected.float().flatten(1)
+    return float(((ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-6)).max())

@@ -1,0 +1,163 @@
+"""The parts of a run that need an engine: what it does in which order, with which model and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.idle import idle_share
+from benchmarks.gpu.models import Model, free_memory, load_runner, make_model, running
+from benchmarks.gpu.others import measure_others, measure_own
+from benchmarks.gpu.report import Part, Run
+from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.serving import Engine, figures
+from benchmarks.gpu.steps import agreement, measure_profile, measure_steps
+from engine.core.types import Policy
+from engine.profiling import first_cost_model
+
+AS_SERVED = "as served"
+
+
+class EngineBench:
+    """Models are drawn on `device`; the first one is served. `directory` is for their configurations."""
+
+    def __init__(
+        self,
+        run: Run,
+        models: list[str],
+        directory: Path,
+        device: torch.device,
+        scale: Scale,
+        ceilings: Ceilings,
+    ) -> None:
+        self._run = run
+        self._models = [make_model(name, directory, scale) for name in models]
+        self._device = device
+        self._scale = scale
+        self._ceilings = ceilings
+        self.served_parts: dict[str, Callable[[Part, Engine], None]] = {
+            "steps": self._measure_steps,
+            "alone": self._measure_alone,
+            "hybrid": self._measure_hybrid,
+        }
+
+    def measure_served(self, names: list[str]) -> None:
+        """All that needs the first model as served, loaded once; without CUDA graphs if it cannot be had with them,
+        for that leaves most to be measured."""
+        part, model = self._run.part(names[0]), self._models[0]
+        engine = self._load(part, model)
+        if engine is None and self._device.type == "cuda":
+            free_memory()
+            engine = self._load(part, model, enforce_eager=True)
+        if engine is None:
+            return
+        for name in names:
+            part = self._run.part(name)
+            try:
+                self.served_parts[name](part, engine)
+            except Exception as error:
+                part.fail(name, error)
+            part.save()
+        engine.runner.close()
+
+    def measure_others(self, part: Part) -> None:
+        """What other engines make of the same documents."""
+        measure_others(part, self._models[0], self._device, self._scale)
+
+    def measure_more(self, part: Part) -> None:
+        """What is not served: float8 KV, other models, no graphs."""
+        first, *others = self._models
+        variants: list[tuple[Model, str, dict[str, Any]]] = [(model, AS_SERVED, {}) for model in others]
+        if self._device.type == "cuda":
+            variants.insert(0, (first, "with fp8 KV", {"kv_cache_dtype": "fp8_e4m3"}))
+        variants.append((first, "eager", {"enforce_eager": True}))
+        for model, name, settings in variants:
+            title = f"{model.name} {name}"
+            if part.left_s <= 0:
+                part.skipped.append(title)
+                continue
+            kv_itemsize = 1 if "kv_cache_dtype" in settings else None
+            try:
+                with running(model, self._device, self._scale, **settings) as runner:
+                    measure_steps(part, title, model, runner, self._scale, self._ceilings, kv_itemsize)
+            except Exception as error:
+                part.fail(title, error)
+            free_memory()
+        self._compare_graphs(part)
+
+    def _compare_graphs(self, part: Part) -> None:
+        """With and without graphs the first model must draw the same, but for rounding."""
+        steps = self._run.result["parts"].get("steps", {"figures": {}})["figures"]
+        name = self._models[0].name
+        if agreed := agreement(steps, f"{name} {AS_SERVED}", part.figures, f"{name} eager"):
+            part.figures["tokens that graphs draw as eager steps do"] = agreed
+            if agreed["share"] < agreed["at_least"]:
+                part.mismatches.append("graphs draw other tokens than eager steps")
+
+    def _load(self, part: Part, model: Model, **settings: Any) -> Engine | None:
+        """None if it cannot be loaded, which is noted."""
+        name = f"{model.name} {settings or AS_SERVED}, load"
+        scale = self._scale
+        try:
+            started_s = time.perf_counter()
+            runner = load_runner(model, self._device, scale, **settings)
+            loaded_s = time.perf_counter() - started_s
+            cost_model = first_cost_model(
+                str(model.directory), runner, scale.max_num_batched_tokens, scale.profile_s, time.perf_counter
+            )
+        except Exception as error:
+            part.fail(name, error)
+            return None
+        part.figures[name] = {"seconds": loaded_s, **dataclasses.asdict(runner.info)}
+        return Engine(runner, cost_model, scale)
+
+    def _measure_steps(self, part: Part, engine: Engine) -> None:
+        model, title = self._models[0], f"{self._models[0].name} {AS_SERVED}"
+        measure_steps(part, title, model, engine.runner, self._scale, self._ceilings)
+        measure_profile(part, title, engine.runner, self._scale)
+        for num_rows in self._scale.idle_rows:
+            for ahead in (False, True):
+                part.measure(
+                    f"idle at {num_rows} rows, {'ahead' if ahead else 'in turn'}",
+                    lambda n=num_rows, a=ahead: idle_share(engine, n, ahead=a),  # type: ignore[misc]
+                )
+
+    def _measure_alone(self, part: Part, engine: Engine) -> None:
+        scale = self._scale
+        seconds = self._serve_s(part, 3)
+        for name, chats, documents in (
+            ("documents alone", None, scale.documents),
+            ("chats alone", scale.chats, None),
+        ):
+            part.measure(
+                name,
+                lambda c=chats, d=documents: figures(engine.serve(Policy.BROS, c, d, seconds=seconds)),  # type: ignore[misc]
+            )
+        measure_own(part, engine, scale)
+
+    def _measure_hybrid(self, part: Part, engine: Engine) -> None:
+        """The same chats and documents for every policy. Scarce memory: a quarter of what the documents need."""
+        scale = self._scale
+        memories = {"ample": None, "scarce": max(engine.needed_blocks // 4, engine.least_blocks)}
+        policies = (Policy.BROS, Policy.FCFS, Policy.PRIORITY)
+        seconds = self._serve_s(part, len(memories) * len(policies))
+        for memory, num_blocks in memories.items():
+            for policy in policies:
+                part.measure(
+                    f"{policy.value}, {memory} memory",
+                    lambda p=policy, b=num_blocks: figures(  # type: ignore[misc]
+                        engine.serve(p, scale.chats, scale.documents, seconds=seconds, num_blocks=b)
+                    ),
+                    needs_s=seconds / 2,
+                )
+
+    def _serve_s(self, part: Part, num_runs: int) -> float:
+        """How long a serving run takes if so many are to come."""
+        least_s, most_s = self._scale.serve_s
+        return max(least_s, min(most_s, part.left_s / num_runs))

@@ -1,0 +1,97 @@
+"""How large the measurements are: for a GPU, and for a try of the same code on any machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.sim.lengths import Uniform
+from engine.sim.workloads import WORKLOADS, Workload
+
+# The parts of a run, in order, and the share of the time that each gets: about what it needs on an H200.
+SHARES = {
+    "correctness": 10.0,
+    "ceilings": 2.0,
+    "kernels": 9.0,
+    "steps": 16.0,
+    "alone": 12.0,
+    "hybrid": 26.0,
+    "others": 10.0,
+    "more": 15.0,
+}
+MODELS = ("llama-8b", "qwen3-4b", "llama-1b")  # shapes in `benchmarks.gpu.models`
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes in tokens unless they say otherwise. An engine computes at most `max_num_batched_tokens` a step."""
+
+    copy_bytes: int
+    product_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    num_kv_blocks: int | None  # None: what fits
+    num_host_slots: int
+    decodes: tuple[tuple[int, int], ...]  # rows, context of each
+    prefill: int
+    step_s: float  # all runs of a step take so long, about
+    idle_rows: tuple[int, ...]  # rows that decode side by side while the device's idle time is measured
+    idle_load: Workload
+    profile_s: float  # for the engine's own cost model
+    documents: Workload
+    chats: Workload
+    chats_per_s: float
+    num_documents: int  # given to every engine that is compared
+    serve_s: tuple[float, float]  # one serving run takes so long: at least, at most
+    shape: dict[str, int] = field(default_factory=dict)  # of models, in place of their own
+
+
+FULL = Scale(
+    copy_bytes=4 << 30,
+    product_size=8192,
+    max_num_seqs=256,
+    max_num_batched_tokens=2048,
+    max_model_len=16384,
+    num_kv_blocks=None,
+    num_host_slots=32768,
+    decodes=((1, 1000), (32, 1000), (256, 1000), (1, 8000), (32, 8000), (256, 8000)),
+    prefill=8192,
+    step_s=1.0,
+    idle_rows=(1, 32, 224),
+    idle_load=Workload("steady decoding", Uniform(256, 256), Uniform(300, 300), "this benchmark"),
+    profile_s=3.0,
+    documents=WORKLOADS["bros-best-effort"],
+    chats=WORKLOADS["azure-2023-conv"],
+    chats_per_s=5.53,  # the trace's own
+    num_documents=512,
+    serve_s=(10.0, 45.0),
+)
+TINY = Scale(
+    copy_bytes=1 << 22,
+    product_size=128,
+    max_num_seqs=8,
+    max_num_batched_tokens=64,
+    max_model_len=512,
+    num_kv_blocks=128,
+    num_host_slots=512,
+    decodes=((1, 20), (4, 60)),
+    prefill=96,
+    step_s=0.1,
+    idle_rows=(4,),
+    idle_load=Workload("tiny steady decoding", Uniform(16, 16), Uniform(24, 24), "this benchmark"),
+    profile_s=0.3,
+    documents=Workload("tiny documents", Uniform(24, 96), Uniform(4, 16), "this benchmark"),
+    chats=Workload("tiny chats", Uniform(8, 40), Uniform(3, 8), "this benchmark"),
+    chats_per_s=6.0,
+    num_documents=6,
+    serve_s=(1.5, 2.0),
+    shape={
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    },
+)

@@ -1,0 +1,207 @@
+"""Steps of the engine's runner against their floors: decoding at several sizes and contexts, and a long prompt."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.idle import kernels_of
+from benchmarks.gpu.models import Model
+from benchmarks.gpu.report import Part
+from benchmarks.gpu.scale import Scale
+from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
+from engine.core.types import SamplingParams
+from engine.runner.base import ModelRunner
+
+GREEDY = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True)
+WARM_UPS = 3
+MAX_RUNS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Slot-table rows 0, 1, ... and the slots of each, scattered by blocks; every second row goes down its blocks, as
+    bulk does."""
+
+    slots: list[list[int]]
+
+    @staticmethod
+    def scattered(runner: ModelRunner, num_rows: int, length: int) -> Rows | None:
+        """`num_rows` rows of `length` slots; None where they do not fit into KV memory."""
+        block_size, num_blocks = runner.info.block_size, runner.info.num_blocks
+        per_row = -(-length // block_size)
+        if num_rows * per_row > num_blocks:
+            return None
+        blocks = np.random.default_rng(0).permutation(num_blocks)[: num_rows * per_row].reshape(num_rows, -1)
+        inside = np.arange(block_size)
+        up = (blocks[:, :, None] * block_size + inside).reshape(num_rows, -1)
+        down = (blocks[:, :, None] * block_size + inside[::-1]).reshape(num_rows, -1)
+        return Rows([(down if row % 2 else up)[row, :length].tolist() for row in range(num_rows)])
+
+
+def measure_steps(
+    part: Part,
+    name: str,
+    model: Model,
+    runner: ModelRunner,
+    scale: Scale,
+    ceilings: Ceilings,
+    kv_itemsize: int | None = None,
+) -> None:
+    """All shapes of the scale that fit into the runner's memory. `kv_itemsize` None: the weights'."""
+    itemsize = getattr(torch, runner.info.dtype).itemsize
+    kv_itemsize = kv_itemsize or itemsize
+    for num_rows, context in scale.decodes:
+        title = f"{name}, {num_rows} rows at {context}"
+        rows = Rows.scattered(runner, num_rows, context + 1)
+        if rows is None or context > runner.info.num_host_slots:
+            part.skipped.append(f"{title} (does not fit into KV memory)")
+            continue
+        floor_s = ceilings.floor_s(
+            model.step_bytes(itemsize, kv_itemsize, num_rows, context),
+            2 * num_rows * (model.layer_params + model.head_params),
+        )
+        part.measure(title, lambda r=rows, c=context, f=floor_s: decode(runner, scale, r, c, f))  # type: ignore[misc]
+    floor_s = ceilings.floor_s(itemsize * model.layer_params, model.prefill_flops(scale.prefill))
+    part.measure(f"{name}, prompt of {scale.prefill}", lambda: prefill(runner, scale, floor_s))
+
+
+def measure_profile(part: Part, name: str, runner: ModelRunner, scale: Scale) -> None:
+    """Where the time of a decode step goes, at the second of the scale's sizes, and that of a prompt's first chunk."""
+    num_rows, context = scale.decodes[1]
+    rows = Rows.scattered(runner, num_rows, max(context + 1, scale.max_num_batched_tokens))
+    if rows is None:
+        return
+    fill(runner, rows, context, scale.max_num_batched_tokens)
+    plan = decode_plan(runner, rows, context)
+    part.measure(f"{name}, time by kernel, {num_rows} rows at {context}", lambda: kernels_of(runner, plan))
+    chunk = prompt_plans(runner, rows.slots[0], scale.max_num_batched_tokens, scale.max_num_batched_tokens)[0]
+    part.measure(f"{name}, time by kernel, a full chunk", lambda: kernels_of(runner, chunk))
+
+
+def agreement(
+    steps: dict[str, Any], name: str, others: dict[str, Any], other_name: str
+) -> dict[str, float] | None:
+    """The share of rows that drew the same token in the decode steps of both. Rounding differs with how a product is
+    cut up, and random weights leave the likeliest tokens close together."""
+    pairs = [
+        (a, b)
+        for title, figures in steps.items()
+        if title.startswith(f"{name}, ") and "sampled" in figures
+        for a, b in zip(
+            figures["sampled"],
+            others.get(title.replace(name, other_name), {}).get("sampled", []),
+            strict=False,
+        )
+    ]
+    if not pairs:
+        return None
+    return {"rows": len(pairs), "share": sum(a == b for a, b in pairs) / len(pairs), "at_least": 0.8}
+
+
+def decode(runner: ModelRunner, scale: Scale, rows: Rows, context: int, floor_s: float) -> dict[str, Any]:
+    """Every row computes one token after `context` others. `step_ms`: each step is waited for before the next one is
+    launched. `overlapped_ms`: the next one is launched first, as the engine's loop does on a GPU."""
+    fill(runner, rows, context, scale.max_num_batched_tokens)
+    plan = decode_plan(runner, rows, context)
+    step_s = median_s(lambda: runner.execute(plan), scale.step_s)
+    figures = _against(
+        floor_s, {"step": step_s, "overlapped": overlapped_s(runner, plan, _num_runs(step_s, scale.step_s))}
+    )
+    return figures | {"sampled": runner.execute(plan).sampled}
+
+
+def decode_plan(runner: ModelRunner, rows: Rows, context: int) -> StepPlan:
+    """A token of each row, after `context` others."""
+    num_rows, vocab_size = len(rows.slots), runner.info.vocab_size
+    return StepPlan(
+        rows=list(range(num_rows)),
+        starts=[context] * num_rows,
+        counts=[1] * num_rows,
+        samples=[True] * num_rows,
+        token_ids=[row * 7919 % vocab_size for row in range(num_rows)],
+        slots=[slots[context] for slots in rows.slots],
+    )
+
+
+def prefill(runner: ModelRunner, scale: Scale, floor_s: float) -> dict[str, float]:
+    """One prompt in the chunks that the engine would make of it; the sum of their times."""
+    rows = Rows.scattered(runner, 1, scale.prefill)
+    assert rows is not None, "a runner holds one prompt"
+    seconds = sum(
+        median_s(lambda p=plan: runner.execute(p), scale.step_s)  # type: ignore[misc]
+        for plan in prompt_plans(runner, rows.slots[0], scale.prefill, scale.max_num_batched_tokens)
+    )
+    return _against(floor_s, {"prompt": seconds}) | {"tokens_per_s": scale.prefill / seconds}
+
+
+def fill(runner: ModelRunner, rows: Rows, context: int, chunk: int) -> None:
+    """Start all rows with the K and V of the same `context` random tokens: the first computes them, the others get
+    theirs by way of host memory."""
+    first, *others = rows.slots
+    for plan in prompt_plans(runner, first, context, chunk):
+        runner.execute(plan)
+    host_slots = list(range(context))
+    copies = [SlotCopy(first[:context], host_slots)] if others else []
+    starts = [
+        RowStart(row, str(row), [0] * (context + 1), 1, [], GREEDY) for row in range(1, len(rows.slots))
+    ]
+    restores = [Restore(row, 0, slots[:context], host_slots) for row, slots in enumerate(others, 1)]
+    runner.execute(StepPlan([], [], [], [], [], [], row_starts=starts, copies_out=copies, restores=restores))
+
+
+def prompt_plans(runner: ModelRunner, slots: list[int], num_tokens: int, chunk: int) -> list[StepPlan]:
+    """Steps that compute a prompt in row 0 to the slots given, `chunk` tokens each at most."""
+    token_ids = np.random.default_rng(1).integers(3, runner.info.vocab_size, num_tokens).tolist()
+    plans = []
+    for start in range(0, num_tokens, chunk):
+        end = min(start + chunk, num_tokens)
+        begun = [] if start else [RowStart(0, "0", token_ids, num_tokens, [], GREEDY)]
+        samples = [end == num_tokens]
+        plans.append(
+            StepPlan(
+                [0], [start], [end - start], samples, token_ids[start:end], slots[start:end], row_starts=begun
+            )
+        )
+    return plans
+
+
+def overlapped_s(runner: ModelRunner, plan: StepPlan, num_steps: int) -> float:
+    """Seconds a step where the next one is launched before a result is asked for."""
+    pending = runner.launch(plan)
+    started_s = time.perf_counter()
+    for _ in range(num_steps):
+        following = runner.launch(plan)
+        pending.result()
+        pending = following
+    elapsed_s = time.perf_counter() - started_s
+    pending.result()
+    return elapsed_s / num_steps
+
+
+def median_s(work: Callable[[], object], budget_s: float) -> float:
+    """Of the wall clock: `work` waits for the device itself."""
+    times_s = []
+    for number in range(WARM_UPS + MAX_RUNS):
+        started_s = time.perf_counter()
+        work()
+        times_s.append(time.perf_counter() - started_s)
+        if number >= WARM_UPS + _num_runs(times_s[-1], budget_s):
+            break
+    return statistics.median(times_s[WARM_UPS:])
+
+
+def _num_runs(step_s: float, budget_s: float) -> int:
+    return max(3, min(MAX_RUNS, int(budget_s / step_s)))
+
+
+def _against(floor_s: float, seconds: dict[str, float]) -> dict[str, float]:
+    figures = {f"{name}_ms": value * 1e3 for name, value in seconds.items()}
+    return figures | {"floor_ms": floor_s * 1e3, "over_floor": min(seconds.values()) / floor_s}

@@ -1,0 +1,58 @@
+"""The attention op in Triton: what a GPU runs, and what Triton's interpreter runs on a CPU in tests."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.kernels.layout import StepLayout
+from engine.kernels.triton_chunk import attend_chunks
+from engine.kernels.triton_context import attention_inputs
+from engine.kernels.triton_single import attend_singles
+from engine.kernels.triton_slots import store_kv
+
+
+def attention(
+    q: torch.Tensor,  # [T, Hq, D]
+    k: torch.Tensor,  # [T, Hkv, D]
+    v: torch.Tensor,  # [T, Hkv, Dv]
+    k_cache: torch.Tensor,  # [num_slots, Hkv, D], written
+    v_cache: torch.Tensor,  # [num_slots, Hkv, Dv], written
+    layout: StepLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,  # [Hq]
+) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
+    """`engine.kernels.reference.attention`, fast on a GPU. Raises ValueError for shapes that do not fit together."""
+    store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
+    out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
+    attend_stored(
+        q, k_cache, v_cache, layout, scale=scale, window=window, softcap=softcap, sinks=sinks, out=out
+    )
+    return out
+
+
+def attend_stored(
+    q: torch.Tensor,  # [T, Hq, D]
+    k_cache: torch.Tensor,  # [num_slots, Hkv, D], the step's own K stored
+    v_cache: torch.Tensor,  # [num_slots, Hkv, Dv]
+    layout: StepLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,  # [Hq]
+    out: torch.Tensor,  # [T, Hq, Dv] of q's dtype, written
+) -> None:
+    """The same without its stores: a launch for the rows with one new token (two, where there are few of them), one for
+    the others. The caches are of q's dtype or float8 e4m3.
+
+    Launches depend on the layout's sizes and `max_single_context` alone, so a captured graph is right for any numbers
+    that its layout's tensors are given later; the layout must live as long as the graph.
+    """
+    inputs = attention_inputs(q, k_cache, v_cache, scale, window, softcap, sinks, out)
+    if len(layout.singles):
+        attend_singles(inputs, layout)
+    if len(layout.tiles):
+        attend_chunks(inputs, layout)

@@ -1,0 +1,216 @@
+"""Attention of rows with several new tokens: a tile of their queries a program, online softmax over the context.
+
+A program computes `CHUNK_TILE_TOKENS` queries of one row, of one or two query heads that share a key/value head:
+
+    queries (r = head in program, token)        keys, a block at a time
+      head 0, tokens 0..63     |         0 ............... start+first | start+first ... |
+      head 1, tokens 0..63     |         all queries see all of these  | a triangle      |
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from engine.kernels.layout import CHUNK_TILE_TOKENS, StepLayout
+from engine.kernels.triton_context import LOG2_E, AttentionInputs, base2_scores, widen
+from engine.kernels.triton_shapes import chunk_shape
+
+# The score of a key that a query does not see: not -inf, of which two have no difference. Under a window a query may
+# see none of the first keys; what it sums up then is multiplied by 0 as soon as it sees one, and it does see itself.
+UNSEEN = tl.constexpr(-1e30)
+
+_METADATA = ["slot_table", "rows", "tiles", "row_stride", "window"]
+
+
+@triton.jit
+def _attend_blocks(
+    q_block,  # [BLOCK_M, BLOCK_D]
+    peak,  # [BLOCK_M] float32: the highest score so far
+    total,  # [BLOCK_M] float32: the sum of weights so far, as powers of 2 below the peak
+    mean,  # [BLOCK_M, BLOCK_DV] float32: the sum of weighted values so far
+    begin,
+    end,
+    position,  # [BLOCK_M] int32, of the queries
+    table,  # the row's slots
+    k_head,  # [1, BLOCK_D] pointers to the head's K in slot 0
+    v_head,  # [1, BLOCK_DV]
+    k_stride,
+    v_stride,
+    scale,
+    softcap,
+    window,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    IS_LAST: tl.constexpr,  # some queries do not see some of these keys, and there may be none beyond `end`
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    DOT: tl.constexpr,
+    AS_BITS: tl.constexpr,
+):
+    """Passes keys [begin, end) by the queries; returns the new peak, total and mean."""
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_DV)
+    for block in range(begin, end, BLOCK_N):
+        is_key = block + n < end
+        if IS_LAST:
+            slots = tl.load(table + block + n, mask=is_key, other=0).to(tl.int64)
+            k = tl.load(
+                k_head + slots[:, None] * k_stride, mask=is_key[:, None] & (d[None, :] < D), other=0.0
+            )  # [BLOCK_N, BLOCK_D]
+            v = tl.load(
+                v_head + slots[:, None] * v_stride, mask=is_key[:, None] & (dv[None, :] < DV), other=0.0
+            )  # [BLOCK_N, BLOCK_DV]
+        else:  # whole blocks: a mask of what does not depend on the block costs nothing, and none if D is a power of 2
+            slots = tl.load(table + block + n).to(tl.int64)
+            k = tl.load(k_head + slots[:, None] * k_stride, mask=d[None, :] < D, other=0.0)
+            v = tl.load(v_head + slots[:, None] * v_stride, mask=dv[None, :] < DV, other=0.0)
+        scores = tl.dot(q_block, tl.trans(widen(k, DOT, AS_BITS)), input_precision="tf32x3")
+        scores = base2_scores(scores, scale, softcap, HAS_SOFTCAP)  # [BLOCK_M, BLOCK_N]
+        if IS_LAST:
+            seen = (block + n)[None, :] <= position[:, None]
+            if HAS_WINDOW:
+                seen &= (block + n)[None, :] > position[:, None] - window
+            scores = tl.where(seen, scores, UNSEEN)
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weights, 1)
+        mean = mean * shrink[:, None]
+        mean = tl.dot(weights.to(DOT), widen(v, DOT, AS_BITS), mean, input_precision="tf32x3")
+        peak = new_peak
+    return peak, total, mean
+
+
+@triton.jit(do_not_specialize=_METADATA)
+def _attend_chunk(
+    q,  # [T, Hq, D]
+    k_cache,  # [num_slots, Hkv, D]
+    v_cache,  # [num_slots, Hkv, DV]
+    out,  # [T, Hq, DV], written
+    slot_table,  # [max_rows, max_model_len] int32
+    rows,  # [4, R] int64
+    tiles,  # [N, 2] int64
+    sinks,  # [Hq]
+    scale,
+    softcap,
+    window,
+    row_stride,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    out_stride,
+    out_head_stride,
+    table_stride,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    TILE: tl.constexpr,  # tokens of a tile
+    TOKENS: tl.constexpr,  # of those, a program's
+    HEADS: tl.constexpr,  # query heads of a program, of one key/value head
+    BLOCK_N: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    DOT: tl.constexpr,
+    AS_BITS: tl.constexpr,
+):
+    """Grid: (Hq / HEADS * TILE / TOKENS, N). A tile's programs come first: they read the same K and V, at the same
+    time."""
+    PARTS: tl.constexpr = TILE // TOKENS
+    first_head = tl.program_id(0) // PARTS * HEADS
+    tile = tl.program_id(1)
+    index = tl.load(tiles + 2 * tile)
+    first = tl.load(tiles + 2 * tile + 1).to(tl.int32) + tl.program_id(0) % PARTS * TOKENS
+    row = tl.load(rows + index)
+    start = tl.load(rows + row_stride + index).to(tl.int32)
+    count = tl.load(rows + 2 * row_stride + index).to(tl.int32)
+    offset = tl.load(rows + 3 * row_stride + index)
+    if row < 0:  # padding
+        return
+    if first >= count:
+        return
+
+    BLOCK_M: tl.constexpr = TOKENS * HEADS
+    r = tl.arange(0, BLOCK_M)
+    token = first + r % TOKENS
+    head = first_head + r // TOKENS
+    kv_head = first_head // GROUP
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_DV)
+    is_query = token[:, None] < count
+    q_block = tl.load(
+        q + (offset + token)[:, None] * q_stride + head[:, None] * q_head_stride + d[None, :],
+        mask=is_query & (d[None, :] < D),
+        other=0.0,
+    ).to(DOT)
+    position = start + token
+    table = slot_table + row * table_stride
+    k_head = k_cache + kv_head * k_head_stride + d[None, :]
+    v_head = v_cache + kv_head * v_head_stride + dv[None, :]
+    peak = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    mean = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+
+    begin = 0
+    if HAS_WINDOW:  # blocks that not even the first query sees are left out
+        begin = tl.maximum(start + first + 1 - window, 0) // BLOCK_N * BLOCK_N
+    middle = tl.maximum((start + first + 1) // BLOCK_N * BLOCK_N, begin)
+    end = start + tl.minimum(first + TOKENS, count)
+    # Of two loops under a window, or of a `middle` without its maximum, ptxas 12.8 makes code for 9.0 in which each
+    # product waits for the one before it (its warning C7515). A window's keys are few: one loop will do.
+    if HAS_WINDOW:
+        middle = begin
+    else:
+        peak, total, mean = _attend_blocks(
+            q_block, peak, total, mean, begin, middle, position, table, k_head, v_head, k_stride, v_stride,
+            scale, softcap, window, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP, DOT, AS_BITS,
+        )  # fmt: skip
+    peak, total, mean = _attend_blocks(
+        q_block, peak, total, mean, middle, end, position, table, k_head, v_head, k_stride, v_stride,
+        scale, softcap, window, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, DOT, AS_BITS,
+    )  # fmt: skip
+
+    if HAS_SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
+        new_peak = tl.maximum(peak, sink)
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.exp2(sink - new_peak)
+        mean = mean * shrink[:, None]
+    tl.store(
+        out + (offset + token)[:, None] * out_stride + head[:, None] * out_head_stride + dv[None, :],
+        (mean / total[:, None]).to(out.dtype.element_ty),
+        is_query & (dv[None, :] < DV),
+    )
+
+
+def attend_chunks(inputs: AttentionInputs, layout: StepLayout) -> None:
+    """Writes `inputs.out` at the tokens of the layout's rows with several tokens."""
+    rows, tiles = layout.device, layout.tiles
+    constants = inputs.constants
+    shape = chunk_shape(
+        inputs.q.dtype,
+        constants["AS_BITS"],
+        max(constants["BLOCK_D"], constants["BLOCK_DV"]),
+        inputs.group,
+        inputs.capability,
+    )
+    programs = inputs.q.shape[1] // shape.heads * (CHUNK_TILE_TOKENS // shape.tokens)
+    _attend_chunk[(programs, len(tiles))](
+        inputs.q, inputs.k_cache, inputs.v_cache, inputs.out,
+        layout.slot_table, rows, tiles, inputs.sinks,
+        inputs.scale, inputs.softcap, inputs.window, rows.stride(0),
+        *inputs.q.stride()[:2], *inputs.k_cache.stride()[:2], *inputs.v_cache.stride()[:2],
+        *inputs.out.stride()[:2], layout.slot_table.stride(0),
+        TILE=CHUNK_TILE_TOKENS, TOKENS=shape.tokens, HEADS=shape.heads, BLOCK_N=shape.block_n,
+        num_warps=shape.num_warps, num_stages=shape.num_stages, **constants,
+    )  # fmt: skip

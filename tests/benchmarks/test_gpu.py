@@ -1,0 +1,235 @@
+"""The measurements for a GPU host run from end to end on a CPU, at a size that any machine carries: the same code, the
+Triton kernels in their interpreter. What is measured means nothing here; that all of it is there and sound does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.gpu.__main__ import measure_apart
+from benchmarks.gpu.checks import note
+from benchmarks.gpu.correctness_layers import worst_error
+from benchmarks.gpu.idle import union
+from benchmarks.gpu.models import SHAPES, make_model
+from benchmarks.gpu.report import Run, rounded
+from benchmarks.gpu.scale import FULL, MODELS, SHARES
+
+MINUTES = 4.0  # at most: it takes one on an idle machine
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All of them, however deep."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers(inner)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@pytest.mark.slow
+def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--minutes", str(MINUTES)]
+    command += ["--models", "llama-8b,qwen3-4b", "--out", str(tmp_path)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    (path,) = tmp_path.glob("*.json")
+    document = json.loads(path.read_text())
+    assert document["machine"]["packages"]["torch"] == torch.__version__
+    result = document["result"]
+    assert result["is_sound"] and result["warnings"] == []
+    parts = result["parts"]
+    assert list(parts) == list(SHARES)
+    for name, part in parts.items():
+        assert part["skipped"] == [] and part["failed"] == {} and part["mismatches"] == [], name
+        assert part["figures"], name
+        assert all(math.isfinite(number) and number >= 0 for number in numbers(part["figures"])), name
+
+    assert len(parts["correctness"]["figures"]) >= 12
+    for name, figures in parts["kernels"]["figures"].items():
+        assert figures["us"] > 0 and figures["floor_us"] > 0, name
+    steps = parts["steps"]["figures"] | parts["more"]["figures"]
+    for model in ("llama-8b", "qwen3-4b"):
+        assert steps[f"{model} as served, 4 rows at 60"]["step_ms"] > 0
+        assert steps[f"{model} as served, prompt of 96"]["tokens_per_s"] > 0
+    for mode in ("in turn", "ahead"):
+        idle = steps[f"idle at 4 rows, {mode}"]
+        assert idle["steps"] > 5
+        assert 0 <= idle["idle_share"] < 1 and 0 < idle["idle_share_between_kernels"] < 1
+    assert parts["alone"]["figures"]["documents alone"]["be_output_tokens_per_s"] > 0
+    assert parts["alone"]["figures"]["chats alone"]["rt_requests"] > 0
+    served = parts["hybrid"]["figures"]
+    assert {name.partition(",")[0] for name in served} == {"bros", "fcfs", "priority"}
+    for name, figures in served.items():
+        assert figures["rt_failed"] == figures["be_failed"] == 0, name
+        assert figures["tokens_per_s"] > 0, name
+    # All engines do the same documents to the same number of tokens.
+    theirs = parts["others"]["figures"]["transformers continuous batching"]
+    ours = parts["alone"]["figures"]["as many documents as the others get"]
+    drawn = [figures["output_tokens_per_s"] * figures["seconds"] for figures in (ours, theirs)]
+    assert drawn[0] == pytest.approx(drawn[1], rel=0.01)
+    assert parts["more"]["figures"]["tokens that graphs draw as eager steps do"]["share"] == 1
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def make_run(directory: Path, clock: Clock) -> Run:
+    return Run(directory / "run.json", {"first": 1, "second": 3}, 40.0, clock)
+
+
+def written(run: Run) -> dict[str, Any]:
+    parts: dict[str, Any] = json.loads(run.path.read_text())["result"]["parts"]
+    return parts
+
+
+def test_a_part_finishes_what_it_began_and_names_what_it_had_no_time_for(tmp_path: Path) -> None:
+    clock = Clock()
+    run = make_run(tmp_path, clock)
+    part = run.part("first")
+    assert part.left_s == 10.0  # a quarter
+
+    def slow() -> float:
+        clock.now_s += 12.0
+        return 1.5
+
+    assert part.measure("slow", slow) == 1.5
+    assert part.measure("late", slow) is None
+    # A run that is cut short here keeps this.
+    assert written(run)["first"]["figures"] == {"slow": 1.5}
+    part = run.part("second")
+    assert part.left_s == 28.0
+    assert part.measure("too long", slow, needs_s=30.0) is None
+    assert part.measure("slow", slow, needs_s=12.0) == 1.5
+    assert clock.now_s == 24.0
+    assert written(run)["second"]["skipped"] == ["too long"]
+    assert written(run)["first"]["skipped"] == ["late"]
+    assert run.is_sound
+
+
+def test_time_that_a_part_does_not_need_goes_to_the_next(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Clock())
+    run.part("first").measure("quick", lambda: 1)
+    assert run.part("second").left_s == 40.0
+
+
+def test_another_process_goes_on_with_the_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Clock())
+    run.part("first").measure("quick", lambda: 1)
+    run.warnings.handle(logging.LogRecord("engine", logging.WARNING, "", 0, "slow kernels", None, None))
+    run.write()
+    other = make_run(tmp_path, Clock())
+    other.part("second").measure("quick", lambda: 2)
+    assert {name: part["figures"]["quick"] for name, part in written(other).items()} == {
+        "first": 1,
+        "second": 2,
+    }
+    assert other.result["warnings"] == ["slow kernels"]
+
+
+def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Clock())
+    part = run.part("first")
+
+    def broken() -> float:
+        raise RuntimeError("no such kernel")
+
+    assert part.measure("broken", broken) is None
+    assert part.measure("whole", lambda: 2.0) == 2.0
+    assert written(run)["first"]["failed"] == {"broken": "RuntimeError: no such kernel"}
+    assert not run.is_sound
+    assert "FAILED in first: broken" in run.summary()
+
+
+@pytest.mark.parametrize("error", [0.03, float("inf"), float("nan")])
+def test_an_error_above_its_tolerance_makes_a_run_unsound(tmp_path: Path, error: float) -> None:
+    run = make_run(tmp_path, Clock())
+    note(run.part("first"), "norm", {"error": 0.01, "tolerance": 0.02})
+    assert run.is_sound
+    note(run.part("first"), "attention", {"error": error, "tolerance": 0.02})
+    assert not run.is_sound
+    assert "MISMATCH in first: attention" in run.summary()
+
+
+def test_one_wrong_token_is_an_error_among_many_right_ones() -> None:
+    expected = torch.randn(1000, 4, 16)
+    out = expected.clone()
+    assert worst_error(out, expected) == 0
+    out[700] *= 1.1
+    assert worst_error(out, expected) == pytest.approx(0.1, rel=1e-3)
+    out[3, 2, 1] = torch.nan
+    assert math.isnan(worst_error(out, expected))
+
+
+@pytest.mark.slow
+def test_a_process_that_breaks_is_noted_and_another_goes_on_with_the_rest(tmp_path: Path) -> None:
+    path, shares, end_s = tmp_path / "run.json", {"ceilings": 1.0, "more": 1.0}, time.monotonic() + 100
+    arguments = argparse.Namespace(device="nonsense", models=["llama-8b"], tiny=True)
+    run = measure_apart(path, shares, end_s, ["ceilings", "more"], arguments)
+    assert run.result["parts"]["ceilings"]["failed"] == {"process": "its process ended with code 1"}
+    assert "more" not in run.result["parts"] and not run.is_sound
+    arguments.device = "cpu"
+    run = measure_apart(path, shares, end_s, ["ceilings"], arguments)
+    assert run.result["parts"]["ceilings"]["figures"]["copy"]["gb_per_s"] > 0
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.__main__.GRACE_S", 0.1)  # to import torch takes longer
+    arguments = argparse.Namespace(device="cpu", models=["llama-8b"], tiny=True)
+    run = measure_apart(tmp_path / "run.json", {"ceilings": 1.0}, time.monotonic(), ["ceilings"], arguments)
+    assert "more than its time" in run.result["parts"]["ceilings"]["failed"]["process"]
+
+
+def test_overlapping_intervals_are_covered_once() -> None:
+    assert union([]) == 0
+    assert union([(5, 7), (0, 2), (1, 3), (1, 2), (3, 4)]) == 6
+
+
+def test_models_have_the_sizes_of_those_that_they_are_named_after(tmp_path: Path) -> None:
+    published = {"llama-8b": 8_030_261_248, "qwen3-4b": 4_022_468_096, "llama-1b": 1_235_814_400}
+    assert set(published) == set(MODELS) == set(SHAPES)
+    for name in MODELS:
+        model = make_model(name, tmp_path, FULL)
+        with torch.device("meta"):
+            parameters = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())
+        assert sum(parameter.numel() for parameter in parameters.values()) == published[name]
+        # What floors are computed from: every matrix once, a tied embedding as the head.
+        is_tied = model.config.tie_word_embeddings
+        matrices = [
+            weight
+            for key, weight in parameters.items()
+            if weight.dim() == 2 and (is_tied or "embed" not in key)
+        ]
+        assert model.layer_params + model.head_params == sum(weight.numel() for weight in matrices), name
+
+
+def test_figures_are_rounded_and_what_is_no_number_is_null() -> None:
+    assert rounded({"a": 1 / 3, "b": [float("nan"), 12345678.9], 3: (True, "x", None)}) == {
+        "a": 0.33333,
+        "b": [None, 12346000.0],
+        "3": [True, "x", None],
+    }

@@ -1,0 +1,249 @@
+"""The GPU's decoder against transformers' own modules; on a CPU its kernels run in Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from engine.kernels import reference
+from engine.kernels.layout import StepLayout
+from engine.runner import model as loading
+from engine.runner.attention import LayerCache
+from engine.runner.fused import is_known
+from engine.runner.model import load_model
+from tests.factories_models import make_model
+
+pytest.importorskip("triton")
+
+from triton.runtime.errors import OutOfResources
+
+from engine.kernels.triton_linear import TILINGS
+from engine.runner.fused_gpu import FusedGpuDecoder
+from engine.runner.products_gpu import Product, Weight
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+ROW, OTHER_ROW = 2, 0
+NUM_SLOTS = 64
+# Two sequences; the first comes in two chunks, then both go on by one token.
+SEQUENCE, OTHER = [5, 9, 200, 31, 77, 8], [8, 120]
+
+
+def attend_slowly(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    layout: StepLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    out: torch.Tensor,
+) -> None:
+    """The attention kernels' twin, which takes no time in the interpreter."""
+    nothing = torch.zeros(len(q), *k_cache.shape[1:], dtype=q.dtype, device=q.device)
+    stored = dataclasses.replace(layout, slot_mapping=torch.full_like(layout.slot_mapping, -1))
+    out.copy_(reference.attention(q, nothing, nothing, k_cache, v_cache, stored, scale=scale, window=window))
+
+
+class Steps:
+    """Drives a decoder over rows with scattered slots, in caches that are poisoned where nothing was stored."""
+
+    def __init__(self, path: Path, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+        self.model.to(DEVICE).eval()
+        config = self.model.config
+        heads = (config.num_key_value_heads, config.head_dim)
+        taken = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(DEVICE).eval()
+        self.decoder = FusedGpuDecoder(taken, heads[1], 256, **{"attend": attend_slowly, **options})
+        self.taken = taken
+        window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+        self.caches = {
+            layer: LayerCache(*self._poisoned(NUM_SLOTS, *heads, dtype=dtype), window)
+            for layer in range(config.num_hidden_layers)
+        }
+        slots = torch.randperm(NUM_SLOTS, generator=torch.Generator().manual_seed(0))
+        self.slot_table = slots[: 3 * 16].view(3, 16).int().to(DEVICE)
+
+    @staticmethod
+    def _poisoned(*shape: int, dtype: torch.dtype) -> list[torch.Tensor]:
+        return [torch.full(shape, torch.nan, dtype=dtype, device=DEVICE) for _ in range(2)]
+
+    def inputs(
+        self, parts: Sequence[tuple[int, int, list[int]]], wanted: list[int], padding: int = 0
+    ) -> tuple[Any, ...]:
+        """`parts`: row, start and token ids; `padding`: as many rows and tokens of nothing follow."""
+        rows, starts, ids = zip(*parts, strict=True)
+        counts = [len(part) for part in ids]
+        spans = list(zip(rows, starts, counts, strict=True))
+        slots = torch.cat([self.slot_table[row, start : start + count] for row, start, count in spans])
+        nothing = [0] * padding
+        layout = StepLayout.build(
+            self.slot_table,
+            torch.cat([slots.long(), torch.full((padding,), -1, device=DEVICE)]),
+            [*rows, *[-1] * padding],
+            [*starts, *nothing],
+            [*counts, *nothing],
+        )
+        positions = [start + i for _, start, count in spans for i in range(count)]
+        numbers = ([*itertools.chain(*ids), *nothing], [*positions, *nothing], [*wanted, *nothing])
+        token_ids, positions, picked = (torch.tensor(n, dtype=torch.int64, device=DEVICE) for n in numbers)
+        return token_ids, positions, layout, self.caches, picked
+
+    def run(
+        self, parts: Sequence[tuple[int, int, list[int]]], wanted: list[int], padding: int = 0
+    ) -> torch.Tensor:
+        return self.decoder.forward(*self.inputs(parts, wanted, padding)).float()
+
+    def own(self, token_ids: list[int]) -> torch.Tensor:
+        """[V] logits after the tokens, by transformers."""
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(torch.tensor([token_ids], device=DEVICE)).logits[0, -1].float()
+            return logits
+
+    def assert_same(self, computed: torch.Tensor, token_ids: list[int], tolerance: float) -> None:
+        expected = self.own(token_ids)
+        assert (computed - expected).abs().max() < tolerance * expected.std()
+        if tolerance < 1e-3:
+            assert computed.argmax() == expected.argmax()
+
+    def check(self, tolerance: float) -> None:
+        """Chunks, a whole short prompt beside one, then single tokens."""
+        (first,) = self.run([(ROW, 0, SEQUENCE[:2]), (OTHER_ROW, 0, OTHER[:1])], [1])
+        self.assert_same(first, SEQUENCE[:2], tolerance)
+        logits = self.run([(OTHER_ROW, 1, OTHER[1:]), (ROW, 2, SEQUENCE[2:5])], [3, 0])
+        self.assert_same(logits[0], SEQUENCE[:5], tolerance)
+        self.assert_same(logits[1], OTHER, tolerance)
+        logits = self.run([(ROW, 5, SEQUENCE[5:]), (OTHER_ROW, 2, [3])], [0, 1])
+        self.assert_same(logits[0], SEQUENCE, tolerance)
+        self.assert_same(logits[1], [*OTHER, 3], tolerance)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_it_computes_what_transformers_do(kind: str, tmp_path: Path) -> None:
+    window = {"sliding_window": 3} if kind == "mistral" else {}
+    Steps(make_model(kind, tmp_path, seed=1, **TINY, **window)).check(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("qwen2", torch.bfloat16), ("qwen3", torch.bfloat16), ("llama", torch.float16)]
+)
+def test_16_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Rounded where transformers round: what is left is sums in another order, and attention's weights in float32."""
+    path = make_model(kind, tmp_path, seed=1, **TINY)
+    Steps(path, dtype).check(0.1 if dtype is torch.bfloat16 else 0.015)
+
+
+def test_products_by_our_own_kernel(tmp_path: Path) -> None:
+    """All of them in parts, which whoever reads them adds up; Qwen2's have a bias too."""
+    path = make_model("qwen2", tmp_path, seed=1, **TINY | {"hidden_size": 512, "intermediate_size": 512})
+    steps = Steps(path, choose=lambda weights: Product([dataclasses.replace(TILINGS[0], columns=64)] * 3))
+    shapes = []
+    products = steps.decoder._products
+    for name in ("qkv", "output", "gate_up", "down", "head"):
+        kind: Product = getattr(products, name)
+
+        def noted(weight: Weight, x: torch.Tensor, kind: Product = kind) -> torch.Tensor:
+            out = kind(weight, x)
+            shapes.append(out.shape)
+            return out
+
+        products = dataclasses.replace(products, **{name: noted})
+    steps.decoder._products = products
+    logits = steps.run([(ROW, 0, SEQUENCE[:3])], [2])
+    steps.assert_same(logits[0], SEQUENCE[:3], 1e-4)
+    assert any(len(shape) == 3 for shape in shapes)
+
+
+@pytest.mark.parametrize("wanted", [[0, 1], [1, 1]])
+def test_padding_changes_nothing(wanted: list[int], tmp_path: Path) -> None:
+    path = make_model("llama", tmp_path, seed=1, **TINY)
+    parts = [(ROW, 0, [7]), (OTHER_ROW, 0, [9])]
+    plain, padded = Steps(path), Steps(path)
+    expected = plain.run(parts, wanted)
+    torch.testing.assert_close(padded.run(parts, wanted, padding=3)[:2], expected)
+    for layer, cache in plain.caches.items():
+        torch.testing.assert_close(padded.caches[layer].k, cache.k, equal_nan=True)
+        torch.testing.assert_close(padded.caches[layer].v, cache.v, equal_nan=True)
+        assert int((~cache.v.isnan()).any(dim=(1, 2)).sum()) == 2  # nothing but the two tokens' slots
+
+
+def test_a_step_that_wants_nothing_stores_all(tmp_path: Path) -> None:
+    steps = Steps(make_model("llama", tmp_path, seed=1, **TINY))
+    assert steps.run([(ROW, 0, SEQUENCE[:4])], []).shape == (0, 320)
+    steps.assert_same(steps.run([(ROW, 4, SEQUENCE[4:5])], [0])[0], SEQUENCE[:5], 1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_reads_what_the_device_computes(tmp_path: Path) -> None:
+    """A step that did would wait for the device, and a CUDA graph could not record it: whatever the numbers in its
+    tensors, its operations are the same."""
+
+    def attend_nothing(q: torch.Tensor, *_: Any, out: torch.Tensor, **options: Any) -> None:
+        out.zero_()
+
+    steps = Steps(make_model("qwen3", tmp_path, **TINY), attend=attend_nothing)
+    noted = []
+    for parts, wanted in (
+        ([(ROW, 0, [5]), (OTHER_ROW, 0, [9])], [0, 1]),
+        ([(0, 3, [1]), (1, 7, [2])], [1, 1]),
+    ):
+        inputs = steps.inputs(parts, wanted)
+        with Operations() as operations:
+            steps.decoder.forward(*inputs)
+        noted.append(operations.names)
+    assert noted[0] == noted[1]
+    assert "embedding" in noted[0]
+    assert not {"_local_scalar_dense", "nonzero", "masked_select", "unique"} & set(noted[0])
+
+
+def test_weights_are_taken_over(tmp_path: Path) -> None:
+    steps = Steps(make_model("qwen3", tmp_path, **TINY | {"tie_word_embeddings": True}))
+    left = sum(parameter.numel() for name, parameter in steps.taken.named_parameters() if "norm" not in name)
+    assert left == steps.taken.model.embed_tokens.weight.numel()
+    assert steps.decoder._head.weight.data_ptr() == steps.taken.model.embed_tokens.weight.data_ptr()
+
+
+def load_fused(path: Path, monkeypatch: pytest.MonkeyPatch, fuse: Any) -> loading.CausalLM:
+    monkeypatch.setattr(loading, "can_fuse", is_known)
+    monkeypatch.setattr(loading, "fuse", fuse)
+    return load_model(str(path), device=DEVICE.type, dtype="float32")
+
+
+def test_the_loader_finds_it_right_with_its_own_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fuse(model: Any, layers: Any, max_model_len: int) -> FusedGpuDecoder:
+        return FusedGpuDecoder(model, layers[0].key_size, max_model_len)
+
+    path = make_model("qwen3", tmp_path, seed=1, **TINY)
+    assert isinstance(load_fused(path, monkeypatch, fuse).fused, FusedGpuDecoder)
+
+
+def test_a_kernel_that_fails_leaves_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fuse(model: Any, layers: Any, max_model_len: int) -> FusedGpuDecoder:
+        FusedGpuDecoder(model, layers[0].key_size, max_model_len)  # takes the weights
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    path = make_model("llama", tmp_path, seed=1, **TINY)
+    loaded = load_fused(path, monkeypatch, fuse)
+    assert loaded.fused is None
+    assert loaded.model.lm_head.weight.numel()
