@@ -91,13 +91,14 @@ def make_runner(config: EngineConfig) -> ModelRunner:
         per_request = -(-max_model_len // config.block_size)
         return SimulatedRunner(
             RunnerInfo(
-                num_blocks=config.num_kv_blocks or per_request * config.max_num_seqs,
+                num_blocks=config.num_kv_blocks or per_request * config.max_rows(is_gpu=False),
                 block_size=config.block_size,
-                max_num_seqs=config.max_num_seqs,
+                max_num_seqs=config.max_rows(is_gpu=False),
                 max_model_len=max_model_len,
                 vocab_size=imitated.get("vocab_size", SIMULATED_VOCAB_SIZE),
                 device="simulated",
                 dtype="none",
+                max_num_batched_tokens=config.max_step_tokens(is_gpu=False),
             ),
             cost=SimulatedCost(config.simulated_step_s, config.simulated_token_s),
             wait=time.sleep,
@@ -141,7 +142,7 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
     pull_config = PullLaneConfig(
         model=config.served_model_name,
         engine_id=config.engine_id,
-        max_in_flight=config.max_num_seqs + config.be_prefetch,
+        max_in_flight=info.max_num_seqs + config.be_prefetch,
         claim_timeout_s=config.claim_timeout_s,
         max_deliveries=config.max_deliveries,
         admission=admission,
@@ -165,7 +166,7 @@ def assemble(
         SchedulerConfig(
             max_num_seqs=info.max_num_seqs,
             max_model_len=info.max_model_len,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=info.max_num_batched_tokens,
             reserved_rt_rows=min(max(1, info.max_num_seqs // 8), info.max_num_seqs - 1),
             policy=Policy(config.policy),
             default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
@@ -205,7 +206,7 @@ def serve(config: EngineConfig) -> None:
     cost_model = None
     if config.runner == "torch":
         cost_model = first_cost_model(
-            config.model, runner, config.max_num_batched_tokens, config.profile_s, time.perf_counter
+            config.model, runner, info.max_num_batched_tokens, config.profile_s, time.perf_counter
         )
     loop, io = assemble(config, runner, cost_model)
     io.start()

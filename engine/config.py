@@ -33,8 +33,8 @@ class EngineConfig:
         None, "decide on a step while the one before it is computed (on a GPU)"
     )
     max_model_len: int | None = _flag(None, "tokens of prompt and output together (the model's)")
-    max_num_seqs: int = _flag(64, "requests computed at once")
-    max_num_batched_tokens: int = _flag(512, "tokens computed in a step")
+    max_num_seqs: int | None = _flag(None, "requests computed at once (64; 256 on a GPU)")
+    max_num_batched_tokens: int | None = _flag(None, "tokens computed in a step (512; 2048 on a GPU)")
     block_size: int = _flag(16, "tokens in a KV block")
     num_kv_blocks: int | None = _flag(None, "KV blocks (what memory allows)")
     num_host_slots: int | None = _flag(
@@ -68,6 +68,14 @@ class EngineConfig:
     simulated_step_s: float = _flag(0.0, "what a step costs the simulated runner")
     simulated_token_s: float = _flag(0.0, "what each token of a step adds to that")
 
+    def max_rows(self, is_gpu: bool) -> int:
+        """`max_num_seqs`, or what suits the device."""
+        return self.max_num_seqs or (256 if is_gpu else 64)
+
+    def max_step_tokens(self, is_gpu: bool) -> int:
+        """`max_num_batched_tokens`, or what suits the device: on a GPU, about what keeps its matrix units busy."""
+        return self.max_num_batched_tokens or (2048 if is_gpu else 512)
+
     def __post_init__(self) -> None:
         may_be_zero = {
             "be_prefetch",
@@ -89,7 +97,7 @@ class EngineConfig:
                 "--policy priority with --kv-preemption none can run out of memory with nobody to take it from; "
                 "use --kv-preemption whole"
             )
-        if self.max_num_seqs < 2:
+        if self.max_num_seqs is not None and self.max_num_seqs < 2:
             raise ValueError(
                 "--max-num-seqs is 1; it must be at least 2: a row of the fast lane's own, and one more"
             )

@@ -12,7 +12,8 @@ from engine.core.plan import StepPlan, StepResult
 class RunnerInfo:
     """What a runner can hold. `num_blocks * block_size` slots of KV memory; `max_num_seqs` slot-table rows of
     `max_model_len` positions each; `num_host_slots` slots of host memory for what preempted requests lose.
-    `computes_beside_host`: the host's processor is free while a step is computed."""
+    `computes_beside_host`: the host's processor is free while a step is computed. `max_num_batched_tokens`: of a
+    step."""
 
     num_blocks: int
     block_size: int
@@ -23,6 +24,7 @@ class RunnerInfo:
     dtype: str
     num_host_slots: int = 0
     computes_beside_host: bool = False
+    max_num_batched_tokens: int = 512
 
 
 class PendingStep(Protocol):

@@ -74,7 +74,9 @@ def _info(
         )
         num_blocks = num_blocks_on_gpu(slot_bytes, block_size, config.gpu_memory_utilization, needed)
     elif num_blocks is None:
-        num_blocks = num_blocks_on_cpu(host_slot_bytes, block_size, config.max_num_seqs, model.max_model_len)
+        num_blocks = num_blocks_on_cpu(
+            host_slot_bytes, block_size, config.max_rows(is_gpu), model.max_model_len
+        )
     if num_blocks < 1:
         raise ModelRefused(
             f"{config.model} leaves no room for KV memory on {model.device}: raise --gpu-memory-utilization, or serve "
@@ -86,21 +88,22 @@ def _info(
     return RunnerInfo(
         num_blocks=num_blocks,
         block_size=block_size,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=config.max_rows(is_gpu),
         max_model_len=model.max_model_len,
         vocab_size=model.vocab_size,
         device=torch.cuda.get_device_name(model.device) if is_gpu else model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
         num_host_slots=host_slots,
         computes_beside_host=is_gpu,
+        max_num_batched_tokens=config.max_step_tokens(is_gpu),
     )
 
 
 def _profile_bytes(model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, ranks: Ranks | None) -> int:
     """GPU memory that the largest step needs besides weights and KV: measured on one in which every row draws from the
     whole vocabulary, and which has the longest chunk that fits."""
-    max_tokens = config.max_num_batched_tokens
-    num_rows = min(config.max_num_seqs, max_tokens)
+    max_tokens = config.max_step_tokens(is_gpu=True)
+    num_rows = min(config.max_rows(is_gpu=True), max_tokens)
     longest = min(model.max_model_len, max_tokens - num_rows + 1)
     counts = [1] * (num_rows - 1) + [longest]
     sampling = SamplingParams(max_tokens=1, top_p=0.9)
