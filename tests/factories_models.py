@@ -72,6 +72,25 @@ def make_model(family: str, directory: Path, *, seed: int = 0, **overrides: Any)
     return path
 
 
+def own_model(path: Path) -> Any:
+    """The model as transformers computes it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def generated(model: Any, prompt: list[int], max_tokens: int) -> list[int]:
+    """transformers' own greedy output for a prompt by itself."""
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
 def make_tokenizer(directory: Path) -> Path:
     """Saves a byte-level tokenizer of `VOCAB_SIZE` tokens beside a model: ids 0 to 2 are special, 3 to 258 are the
     bytes, the rest are two-letter pieces."""

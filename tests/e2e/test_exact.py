@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
 from engine.runner.torch_runner import TorchRunner
 from engine.wire.client import EngineClient
 from engine.wire.protocol import Sampling, Tokens
 from tests.engines import running_engine
-from tests.factories_models import VOCAB_SIZE, make_model
+from tests.factories_models import VOCAB_SIZE, generated, make_model, own_model
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2")
 NUM_REQUESTS = 30
 MAX_LEN = 160
-
-
-def generated(model_path: Path, prompts: list[list[int]], max_tokens: list[int]) -> list[list[int]]:
-    """What transformers gives, one prompt at a time."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-    outputs = []
-    for prompt, count in zip(prompts, max_tokens, strict=True):
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        outputs.append(output[0, len(prompt) :].tolist())
-    return outputs
 
 
 async def answered(url: str, prompts: list[list[int]], max_tokens: list[int]) -> list[list[int]]:
@@ -85,7 +64,8 @@ async def test_thirty_concurrent_requests_equal_generate(tmp_path, family):
         outputs = await answered(engine.url, prompts, max_tokens)
         assert engine.scheduler.memory.num_preemptions > 0, "the test means nothing unless memory was scarce"
         engine.scheduler.check_integrity()
-    expected = generated(model_path, prompts, max_tokens)
+    model = own_model(model_path)
+    expected = [generated(model, prompt, count) for prompt, count in zip(prompts, max_tokens, strict=True)]
     assert len({tuple(o) for o in expected}) > NUM_REQUESTS // 2, "the model must not say the same to all"
     for i in range(NUM_REQUESTS):
         assert outputs[i] == expected[i], f"request {i}"

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
 from engine.core.kv_cache import KVOptions
@@ -21,7 +19,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.types import Checkpoint, Lane, Policy, Preemption
 from engine.runner.torch_runner import TorchRunner
 from tests.factories import Ahead, Outputs, request, scheduler_for
-from tests.factories_models import VOCAB_SIZE, make_model
+from tests.factories_models import VOCAB_SIZE, generated, make_model, own_model
 
 NUM_REQUESTS = 500
 NUM_TOPICS = 8  # prompts of a topic begin alike
@@ -56,24 +54,15 @@ def model_path(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cases(model_path) -> list[Case]:
     rng = random.Random(500)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+    model = own_model(model_path)
     topics = [[rng.randrange(3, VOCAB_SIZE) for _ in range(40)] for _ in range(NUM_TOPICS)]
     cases = []
     for i in range(NUM_REQUESTS):
         topic = rng.choice(topics)[: rng.choice([0, 0, 8, 19, 40])]
         prompt = topic + [rng.randrange(3, VOCAB_SIZE) for _ in range(rng.randint(1, 25))]
         count = rng.randint(1, 12)
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                do_sample=False,
-                pad_token_id=0,
-            )
         lane = Lane.RT if i % 4 == 0 else Lane.BE
-        cases.append(Case(prompt, count, lane, output[0, len(prompt) :].tolist()))
+        cases.append(Case(prompt, count, lane, generated(model, prompt, count)))
     return cases
 
 

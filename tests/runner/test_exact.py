@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.core.types import SamplingParams
 from engine.runner.torch_runner import TorchRunner
-from tests.factories_models import FAMILIES, VOCAB_SIZE, make_model
+from tests.factories_models import FAMILIES, VOCAB_SIZE, generated, make_model, own_model
 from tests.runner.driver import GREEDY, Driver, load_runner
 
 NUM_OUTPUT = 28
@@ -26,16 +26,8 @@ def prompts(seed: int) -> list[list[int]]:
 
 def generate(model: Any, prompt: list[int], num_tokens: int = NUM_OUTPUT) -> list[int]:
     """transformers' own greedy output of exactly `num_tokens` tokens."""
-    ids = torch.tensor([prompt])
     model.generation_config.eos_token_id = None
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens, pad_token_id=0
-    )
-    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-
-
-def own_model(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return generated(model, prompt, num_tokens)
 
 
 @pytest.fixture(scope="module")
