@@ -112,13 +112,14 @@ class EngineLoop:
                 events += self._take_in(self._receive(spare_s))
             self.metrics.observe_events(events)
             has_plan = self._launch()
-            if self._under_way and (len(self._under_way) > self._ahead or not has_plan):
+            has_result = bool(self._under_way) and (len(self._under_way) > self._ahead or not has_plan)
+            if has_result:
                 events += self._take_result()
             if events:
                 self._send(events)
             if self.publish is not None:
                 self.publish(self._outlook())
-            idle = not (has_plan or self._under_way)
+            idle = not (has_plan or has_result)  # a result may have made a plan possible
 
     def _launch(self) -> bool:
         """Decides on a step and launches it. False if there is nothing to compute."""

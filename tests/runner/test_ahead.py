@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from engine.core.plan import StepPlan
+from engine.core.scheduler import Scheduler
 from engine.core.types import FinishedEvent, Lane, SamplingParams, TokenEvent
 from engine.loop import Add, EngineLoop, Stop
 from engine.runner.simulated import SimulatedRunner
@@ -116,6 +118,23 @@ def test_tokens_are_sent_when_their_own_step_is_through():
     heard = drive(device, [(0.0, Add(request([7] * 5, max_tokens=30, request_id="r")))], ahead=True)
     sent_s = [at_s for at_s, event in heard if isinstance(event, TokenEvent)]
     assert sent_s == pytest.approx(_ends(device)[:30])
+
+
+def test_the_loop_does_not_sleep_while_a_result_may_bring_work(monkeypatch):
+    """As where the only request to plan waits for its last token."""
+    device, num_calls = Device(), 0
+    schedule = Scheduler.schedule
+
+    def sometimes(self, now_s):
+        nonlocal num_calls
+        num_calls += 1
+        if self._under_way and num_calls % 3 == 0:
+            return StepPlan([], [], [], [], [], [])
+        return schedule(self, now_s)
+
+    monkeypatch.setattr(Scheduler, "schedule", sometimes)
+    heard = drive(device, [(0.0, Add(request([7] * 5, max_tokens=20, request_id="r")))], ahead=True)
+    assert sum(isinstance(event, TokenEvent) for _, event in heard) == 20
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,9 @@ from engine.runner.model import ModelRefused
 from engine.runner.parallel import ParallelRunner
 from engine.runner.tensor_parallel import Ranks, reason_against, split_among
 from tests.factories import Ahead, Outputs, request, scheduler_for, step
-from tests.factories_models import VOCAB_SIZE, make_model
+from tests.factories_models import VOCAB_SIZE, make_model, own_model
 from tests.runner.driver import Driver
-from tests.runner.test_exact import generate, own_model
+from tests.runner.test_exact import generate
 
 pytest.importorskip("accelerate", reason="transformers splits models only where accelerate is installed")
 
