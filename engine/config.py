@@ -81,6 +81,7 @@ class EngineConfig:
             "be_prefetch",
             "drain_grace_s",
             "num_host_slots",
+            "profile_s",
             "simulated_step_s",
             "simulated_token_s",
         }

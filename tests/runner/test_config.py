@@ -1,0 +1,39 @@
+"""What an engine may be told, and what it is told back."""
+
+import pytest
+
+from engine.config import EngineConfig
+
+
+def config(**settings) -> EngineConfig:
+    return EngineConfig(model="m", served_model_name="m", listen="unix:///unused", **settings)
+
+
+@pytest.mark.parametrize("name", ["profile_s", "num_host_slots", "be_prefetch", "drain_grace_s"])
+def test_nothing_is_a_value_where_the_help_says_so(name):
+    assert getattr(config(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"max_num_batched_tokens": 0}, "--max-num-batched-tokens is 0; it must be positive"),
+        ({"profile_s": -1.0}, "--profile-s is -1.0; it must be positive"),
+        ({"max_num_seqs": 1}, "at least 2"),
+        ({"be_share": 1.5}, "a share, at most 1"),
+        ({"gpu_memory_utilization": 90.0}, "a share, at most 1"),
+        ({"policy": "priority", "kv_preemption": "none"}, "use --kv-preemption whole"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_with_the_mend(settings, says):
+    with pytest.raises(ValueError, match=says):
+        config(**settings)
+
+
+def test_steps_are_larger_on_a_gpu_unless_said():
+    assert (config().max_rows(False), config().max_step_tokens(False)) == (64, 512)
+    assert (config().max_rows(True), config().max_step_tokens(True)) == (256, 2048)
+    assert (
+        config(max_num_seqs=7).max_rows(True),
+        config(max_num_batched_tokens=9).max_step_tokens(True),
+    ) == (7, 9)
