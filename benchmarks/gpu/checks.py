@@ -39,7 +39,8 @@ def measure_correctness(part: Part, device: str, is_tiny: bool) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    part.skipped += [name for name in names if name not in part.figures and name not in part.failed]
+    known = {*part.figures, *part.failed, *part.skipped}
+    part.skipped += [name for name in names if name not in known]
 
 
 def note(part: Part, name: str, outcome: dict[str, float] | str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from engine.runner.base import ModelRunner, PendingStep, RunnerInfo
 PROFILED_STEPS = 10
 TOP_KERNELS = 12
 SETTLED_STEPS = 5  # decode steps before those that are profiled
+GRAPH_GAP_US = 5.0  # between two kernels of a graph, at most: nobody's decision makes it shorter
+COMPARED_STEPS = 20  # after those: with contexts so little longer that it does not show
 
 
 class WatchedRunner:
@@ -23,8 +27,9 @@ class WatchedRunner:
     of them every kernel's.
 
     An event is passed by the device, so a step that is launched while the one before it is computed begins when that
-    one ends. What a step waits for within itself, such as the launch of its next kernel, counts as busy there; kernels'
-    own times show it.
+    one ends. What a step waits for within itself, such as its own late launch, counts as busy there; kernels' own times
+    show it. A profiler makes steps longer, but hardly their kernels: so what they cover of the steps that are profiled is
+    compared with how long the steps right after those take (`idle_share_of_steps`).
     """
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -36,6 +41,7 @@ class WatchedRunner:
         kind = ProfilerActivity.CUDA if self._is_cuda else ProfilerActivity.CPU
         self._profiler = profile(activities=[kind])
         self._intervals_us: list[tuple[float, float]] = []
+        self._after: list[tuple[Any, Any]] = []  # those that follow the profiled ones
 
     @property
     def info(self) -> RunnerInfo:
@@ -79,6 +85,12 @@ class WatchedRunner:
         if self._intervals_us:
             all_us = max(end for _, end in self._intervals_us) - min(start for start, _ in self._intervals_us)
             figures["idle_share_between_kernels"] = 1 - union(self._intervals_us) / all_us
+            ends = [ended for _, ended in self._after[:COMPARED_STEPS]]
+            periods_s = [self._between_s(a, b) for a, b in pairwise(ends)]
+            if periods_s:
+                kernels_s = union(self._intervals_us, GRAPH_GAP_US) / PROFILED_STEPS / 1e6
+                figures["kernels_ms"] = kernels_s * 1e3
+                figures["idle_share_of_steps"] = max(0.0, 1 - kernels_s / statistics.median(periods_s))
         return figures
 
     def _stop_profiler(self) -> None:
@@ -87,7 +99,7 @@ class WatchedRunner:
         for event in self._profiler.events() or []:  # type: ignore[no-untyped-call]
             if event.device_type.name == kind:
                 self._intervals_us.append((event.time_range.start, event.time_range.end))
-        self._runs.append([])
+        self._runs.append(self._after)
 
     def _wait(self) -> None:
         if self._is_cuda:
@@ -104,11 +116,12 @@ class WatchedRunner:
         return float(began.elapsed_time(ended) / 1e3 if self._is_cuda else ended - began)
 
 
-def union(intervals: list[tuple[float, float]]) -> float:
-    """How much of the line intervals cover, those that overlap only once."""
+def union(intervals: list[tuple[float, float]], bridged: float = 0.0) -> float:
+    """How much of the line intervals cover, those that overlap only once; with gaps of up to `bridged` between them."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         covered += max(0.0, end - max(start, reached))
+        covered += start - reached if 0 < start - reached <= bridged else 0.0
         reached = max(reached, end)
     return covered
 

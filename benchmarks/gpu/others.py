@@ -48,9 +48,11 @@ def measure_own(part: Part, engine: Engine, scale: Scale) -> None:
 def measure_others(part: Part, model: Model, device: torch.device, scale: Scale) -> None:
     """With the device's memory to themselves, one after another."""
     asked = documents(scale, model.config.vocab_size, scale.num_documents)
-    part.measure(
-        "transformers continuous batching", lambda: _transformers(part, model, device, asked), needs_s=1.0
-    )
+    name = "transformers continuous batching"
+    if device.type == "cpu" and importlib.util.find_spec("psutil") is None:
+        part.skipped.append(f"{name} (on a CPU it needs psutil)")
+    else:
+        part.measure(name, lambda: _transformers(part, model, device, asked), needs_s=1.0)
     free_memory()
     if device.type == "cuda" and importlib.util.find_spec("vllm") is not None:
         part.measure("vllm", lambda: _vllm(model, asked), needs_s=30.0)
@@ -116,7 +118,8 @@ def _vllm(model: Model, asked: list[Document]) -> dict[str, float]:
     started_s = time.perf_counter()
     outputs = engine.generate(prompts, sampling, use_tqdm=False)
     elapsed_s = time.perf_counter() - started_s
-    return _rates(elapsed_s, len(outputs), sum(len(output.outputs[0].token_ids) for output in outputs))
+    num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return _rates(elapsed_s, len(outputs), num_tokens) | {"of_documents": len(asked)}
 
 
 def _rates(elapsed_s: float, num_documents: int, num_tokens: int) -> dict[str, Any]:

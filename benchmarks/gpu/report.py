@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.targets import lines, targets_of
 from benchmarks.machine import machine
 
 
@@ -120,6 +121,7 @@ class Run:
         """Everything so far; never half of a file."""
         self.result["parts"].update({name: part.as_json() for name, part in self._parts.items()})
         self.result["is_sound"] = self.is_sound
+        self.result["targets"] = targets_of(self.result)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(rounded(self._document), indent=2) + "\n")
@@ -133,13 +135,20 @@ class Run:
 
     def summary(self) -> str:
         """What a person must see last."""
-        lines = [f"warning: {message}" for message in self.result["warnings"]]
+        found = [f"warning: {message}" for message in self.result["warnings"]]
         for name, part in self.result["parts"].items():
             problems = {"FAILED": "failed", "MISMATCH": "mismatches", "skipped": "skipped"}
-            lines += [
+            found += [
                 f"{word} in {name}: {', '.join(part[key])}" for word, key in problems.items() if part[key]
             ]
-        return "\n".join([*lines, "sound" if self.is_sound else "NOT SOUND: see above", str(self.path)])
+        return "\n".join(
+            [
+                *found,
+                *lines(self.result["targets"]),
+                "sound" if self.is_sound else "NOT SOUND: see above",
+                str(self.path),
+            ]
+        )
 
 
 class Warnings(logging.Handler):
