@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from engine.core.blocks import Extent
+from engine.core.blocks import NO_NODE, Extent
 from engine.core.prefix import PrefixCache
 from engine.core.request import Request
 from engine.core.types import Lane, Side
@@ -30,6 +30,8 @@ class BlockPool:
         self.be_holder: list[Request | None] = [None] * num_blocks  # who grows on the right side
         self.used_blocks = dict.fromkeys(Side, 0)
         self._shareable: dict[int, None] = {}  # blocks whose left side RT may take; checked when they come up
+        # Of each block, made when it is first used from that side, and then kept: blocks change hands all the time.
+        self._extents: dict[Side, list[Extent | None]] = {side: [None] * num_blocks for side in Side}
 
     @property
     def num_free(self) -> int:
@@ -38,87 +40,129 @@ class BlockPool:
 
     def open_fresh(self, request: Request, num_tokens: int) -> list[int]:
         """New extents for the request's next tokens, in free blocks, of which there must be enough. Their slots."""
-        size, free_blocks, is_rt = self.block_size, self.free_blocks, request.lane is Lane.RT
-        room, holders, be_holder, rt_extent = self.room, self.holders, self.be_holder, self.rt_extent
+        size, room, holders = self.block_size, self.room, self.holders
+        is_rt = request.lane is Lane.RT
         side = Side.LEFT if is_rt else Side.RIGHT
-        extents = request.extents
+        known, extents = self._extents[side], request.extents
         start = extents[-1].end if extents else 0
+        blocks = self._take_free(-(-(start + num_tokens) // size) - start // size)
         slots: list[int] = []
-        num_held = len(extents)
-        length = size - start % size  # of the first; those after it are whole blocks, but for the last
-        while num_tokens:
+        length = limit = size - start % size  # of the first; all others are whole blocks, but for the last
+        for block in blocks:
             if length > num_tokens:
                 length = num_tokens
-            block = free_blocks.pop() if free_blocks else self._evict()
-            extent = Extent(block, side, start, length, size)
+            extent = known[block] or self._new_extent(block, side)
+            extent.start = start  # as `Extent.begin` does
+            extent.length = length
+            extent.limit = limit
+            extent.node = NO_NODE
             extents.append(extent)
-            slots += extent.slots(0, length)
+            slots += extent.block_slots if length == size else extent.block_slots[:length]
             room[block] = size - length
             holders[block] = 1
-            if is_rt:
-                rt_extent[block] = True
-            else:
-                be_holder[block] = request
             start += length
             num_tokens -= length
-            length = size
-        if not is_rt and room[extents[-1].block]:
-            self._shareable[extents[-1].block] = None
-        if not is_rt and room[extents[num_held].block]:  # it began within a chunk
-            self._shareable[extents[num_held].block] = None
+            length = limit = size
+        if is_rt:
+            for block in blocks:
+                self.rt_extent[block] = True
+        else:
+            for block in blocks:
+                self.be_holder[block] = request
+            for block in (blocks[-1], blocks[0]):  # which may have begun within a chunk
+                if room[block]:
+                    self._shareable[block] = None
         request.tail = extents[-1]
-        self.used_blocks[side] += len(extents) - num_held
+        self.used_blocks[side] += len(blocks)
         return slots
+
+    def open_next(self, request: Request) -> int:
+        """`open_fresh` for the first token of a chunk and no more, which all that decode need time and again."""
+        if self.free_blocks:
+            block = self.free_blocks.pop()
+        else:
+            (block,) = self._take_free(1)
+        return self._open(request, block, 1).origin
 
     def open_middle(self, request: Request, block: int) -> Extent:
         """A new extent of an RT request, empty, in the free middle of a block of BE's."""
-        start = request.tail.end if request.tail is not None else 0
-        extent = request.tail = Extent(block, Side.LEFT, start, 0, self.block_size)
+        return self._open(request, block, 0)
+
+    def _open(self, request: Request, block: int, length: int) -> Extent:
+        """A new extent of so many tokens, which are all that the block gets now."""
+        side = Side.LEFT if request.lane is Lane.RT else Side.RIGHT
+        extent = self._extents[side][block] or self._new_extent(block, side)
+        extent.begin(request.tail.end if request.tail is not None else 0, length, self.block_size)
+        request.tail = extent
         request.extents.append(extent)
+        self.room[block] -= length
         self.holders[block] += 1
-        self.used_blocks[Side.LEFT] += 1
-        self.rt_extent[block] = True
+        self.used_blocks[side] += 1
+        if side is Side.LEFT:
+            self.rt_extent[block] = True
+        else:
+            self.be_holder[block] = request
+            if self.room[block]:
+                self._shareable[block] = None
         return extent
 
-    def _evict(self) -> int:
-        block = self.prefix.evict()
-        assert block is not None, "free blocks were counted that do not exist"
-        self.room[block] = self.block_size
-        return block
+    def _new_extent(self, block: int, side: Side) -> Extent:
+        extent = self._extents[side][block] = Extent(block, side, 0, 0, self.block_size)
+        return extent
 
-    def join(self, block: int, side: Side) -> None:
-        """One more request holds the full block, which grew from that side."""
+    def _take_free(self, num_blocks: int) -> list[int]:
+        """One block or more: free ones, then idle ones."""
+        free_blocks = self.free_blocks
+        blocks = free_blocks[: -num_blocks - 1 : -1]
+        del free_blocks[-num_blocks:]
+        if len(blocks) < num_blocks:
+            evicted = self.prefix.evict(num_blocks - len(blocks))
+            for block in evicted:
+                self.room[block] = self.block_size
+            blocks += evicted
+        assert len(blocks) == num_blocks, "free blocks were counted that do not exist"
+        return blocks
+
+    def join(self, extent: Extent) -> None:
+        """One more request holds the full block."""
+        block, side = extent.block, extent.side
         if not self.holders[block]:
-            self.prefix.take(block, side)
+            self.prefix.take(extent)
             self.used_blocks[side] += 1
             self.rt_extent[block] = side is Side.LEFT
         self.holders[block] += 1
 
     def release(self, extents: Sequence[Extent]) -> None:
         """A request gives up all of these extents; the last is free first."""
-        size, holders = self.block_size, self.holders
+        size, room, holders = self.block_size, self.room, self.holders
+        num_left = num_right = 0
         for extent in reversed(extents):
-            block, side = extent.block, extent.side
-            holders[block] -= 1
-            if holders[block] and extent.length == size:
+            block = extent.block
+            others = holders[block] = holders[block] - 1
+            if others and extent.length == size:
                 continue  # others share this prefix
-            self.used_blocks[side] -= 1
-            if side is Side.LEFT:
+            if extent.side is Side.LEFT:
+                num_left += 1
                 self.rt_extent[block] = False
-            else:
-                self.be_holder[block] = None
-            if holders[block]:
-                self.room[block] += extent.length
-                if side is Side.LEFT:
+                if others:
                     self._shareable[block] = None
-            elif not self.prefix.release(block, side):
-                self.room[block] = size
+            else:
+                num_right += 1
+                self.be_holder[block] = None
+            if others:
+                room[block] += extent.length
+            elif extent.key is not None:
+                self.prefix.keep(extent)
+            else:
+                room[block] = size
                 self.free_blocks.append(block)
+        self.used_blocks[Side.LEFT] -= num_left
+        self.used_blocks[Side.RIGHT] -= num_right
 
     def shorten(self, request: Request, extent: Extent, length: int) -> None:
         """The only holder of an extent gives up its end."""
         block = extent.block
-        self.prefix.forget(block)
+        self.prefix.forget(extent)
         self.room[block] += extent.length - length
         extent.length = length
         if extent.side is Side.RIGHT:

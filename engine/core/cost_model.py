@@ -24,7 +24,6 @@ SOLVE_EVERY = 4  # steps between solutions: coefficients change slowly
 SWEEPS = 8
 RIDGE = 1e-6  # keeps features that never occurred at 0
 STORED_WEIGHT = 0.1  # of what was learned on another day, when it is taken up again
-ERROR_MEMORY = 1 / 8
 ERROR_MEMORY = 1 / 64  # share of the newest step in the running error
 # Feature values of a middling step: divided by them, coefficients are of one size, and one prior suits all.
 SINGLE_SCALES = (1.0, 64.0, 16384.0, 1024.0)
@@ -87,11 +86,12 @@ class _Fit:
 
     def _solve(self) -> None:
         theta, a = self.theta, self.a
+        # Of the symmetric matrix, what stands left of the diagonal, on it, and right of it.
+        rows = [(row[:i], row[i] + RIDGE, [a[j][i] for j in range(i + 1, len(a))]) for i, row in enumerate(a)]
         for _ in range(SWEEPS):
-            for i, row in enumerate(a):
-                others = sum(row[j] * theta[j] for j in range(i))
-                others += sum(a[j][i] * theta[j] for j in range(i + 1, len(theta)))
-                theta[i] = max(0.0, (self.b[i] - others) / (row[i] + RIDGE))
+            for i, (left, diagonal, right) in enumerate(rows):
+                others = sum(map(mul, left, theta)) + sum(map(mul, right, theta[i + 1 :]))
+                theta[i] = max(0.0, (self.b[i] - others) / diagonal)
 
 
 class CostModel:

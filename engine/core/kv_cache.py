@@ -76,12 +76,17 @@ class KVCacheManager:
         slots: list[int] = []
         for request in requests:
             tail = request.tail
-            if tail is not None and tail.length < tail.limit and room[tail.block]:
-                room[tail.block] -= 1
-                slots.append(tail.origin + tail.length * tail.stride)
-                tail.length += 1
-                continue
+            if tail is not None:
+                length = tail.length
+                if length < tail.limit and room[tail.block]:
+                    room[tail.block] -= 1
+                    slots.append(tail.origin + length * tail.stride)
+                    tail.length = length + 1
+                    continue
             self.commit(request)
+            if tail is not None and length == tail.limit and self.pool.num_free:
+                slots.append(self.pool.open_next(request))
+                continue
             found = self.extend(request, 1)
             if found is None:
                 break
@@ -247,18 +252,18 @@ class KVCacheManager:
         """Make the request's full blocks of computed tokens known to the prefix cache."""
         if not self.options.prefix_cache:
             return
-        extents, size, i = request.extents, self.block_size, request.num_chunks
-        while i < len(extents):
-            extent = extents[i]
-            if extent.length < size or extent.end > request.num_computed_tokens:
-                break
-            parent = extents[i - 1].node if i else NO_NODE
-            token_ids = request.token_ids[extent.start : extent.end]
-            if token_ids[-1] == UNKNOWN:
-                break
-            extent.node = self.prefix.insert(parent, token_ids, extent.block, extent.side)
-            i += 1
-        request.num_chunks = i
+        extents, size, ids = request.extents, self.block_size, request.token_ids
+        num_known = min(request.num_computed_tokens, len(ids))
+        while num_known and ids[num_known - 1] == UNKNOWN:
+            num_known -= 1
+        first = last = request.num_chunks
+        while last < len(extents) and extents[last].length == size and extents[last].end <= num_known:
+            last += 1
+        if first < last:
+            parent = extents[first - 1].node if first else NO_NODE
+            chunks = extents[first:last]
+            self.prefix.insert(parent, ids[chunks[0].start : chunks[-1].end], chunks)
+            request.num_chunks = last
 
     def match_prefix(self, request: Request) -> int:
         """Take over cached blocks that continue what the request has computed, all but its last token at most.
@@ -272,11 +277,9 @@ class KVCacheManager:
             found = self.prefix.find(parent, request.token_ids[position : position + size])
             if found is None:
                 break
-            parent, block, side = found
-            self.pool.join(block, side)
-            extent = Extent(block, side, position, size, size)
-            extent.node = parent
-            extents.append(extent)
+            parent = found.node
+            self.pool.join(found)
+            extents.append(found)
             position += size
         if position > start:
             request.tail = extents[-1]

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from engine.core.blocks import NO_NODE
+from engine.core.blocks import NO_NODE, Extent, Key
 from engine.core.types import Side
-
-Key = tuple[int, tuple[int, ...]]
 
 
 class PrefixCache:
@@ -21,9 +19,10 @@ class PrefixCache:
 
     def __init__(self, protected_blocks: int) -> None:
         self._protected_blocks = protected_blocks
-        self._found: dict[Key, tuple[int, int, Side]] = {}  # node, block, side its tokens grow from
-        self._key_of: dict[int, Key] = {}  # by block
-        self._idle: dict[Side, OrderedDict[int, None]] = {side: OrderedDict() for side in Side}
+        self._found: dict[Key, Extent] = {}
+        # Of each lane, those that nobody holds, the longest idle first.
+        self._chats: OrderedDict[Extent, None] = OrderedDict()
+        self._bulk: OrderedDict[Extent, None] = OrderedDict()
         self._last_node = NO_NODE
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
@@ -31,53 +30,58 @@ class PrefixCache:
     @property
     def num_idle_blocks(self) -> int:
         """Blocks that nobody holds: memory that is there for the taking."""
-        return len(self._idle[Side.LEFT]) + len(self._idle[Side.RIGHT])
+        return len(self._chats) + len(self._bulk)
 
-    def find(self, parent: int, token_ids: Sequence[int]) -> tuple[int, int, Side] | None:
-        """(node, block, side) of the block that holds these tokens after that parent."""
+    def find(self, parent: int, token_ids: Sequence[int]) -> Extent | None:
+        """The full block that holds these tokens after that parent."""
         return self._found.get((parent, tuple(token_ids)))
 
-    def insert(self, parent: int, token_ids: Sequence[int], block: int, side: Side) -> int:
-        """Make a computed block known. Returns its node, or that of the block which has the same content already."""
-        key = (parent, tuple(token_ids))
-        known = self._found.get(key)
-        if known is not None:
-            return known[0]
-        self._last_node += 1
-        self._found[key] = (self._last_node, block, side)
-        self._key_of[block] = key
-        return self._last_node
+    def insert(self, parent: int, token_ids: Sequence[int], extents: Sequence[Extent]) -> None:
+        """Make computed blocks known, which hold these tokens after that parent, one chunk each. One whose content
+        another block has already gets that one's node."""
+        found, ids = self._found, tuple(token_ids)
+        first = 0
+        for extent in extents:
+            last = first + extent.length
+            key = (parent, ids[first:last])
+            known = found.setdefault(key, extent)
+            if known is extent:
+                extent.key = key
+                self._last_node += 1
+                extent.node = self._last_node
+            else:
+                extent.node = known.node
+            parent = extent.node
+            first = last
 
-    def forget(self, block: int) -> None:
+    def forget(self, extent: Extent) -> None:
         """The block's content is about to change."""
-        key = self._key_of.pop(block, None)
-        if key is not None:
-            del self._found[key]
+        if extent.key is not None:
+            del self._found[extent.key]
+            extent.key = None
 
-    def release(self, block: int, side: Side) -> bool:
-        """Nobody holds the block any more. True if it is worth keeping; else it is free."""
-        if block not in self._key_of:
-            return False
-        self._idle[side][block] = None
-        return True
+    def keep(self, extent: Extent) -> None:
+        """Nobody holds a known block any more."""
+        idle = self._chats if extent.side is Side.LEFT else self._bulk
+        idle[extent] = None
 
-    def take(self, block: int, side: Side) -> None:
+    def take(self, extent: Extent) -> None:
         """An idle block is held again."""
-        del self._idle[side][block]
+        idle = self._chats if extent.side is Side.LEFT else self._bulk
+        del idle[extent]
 
-    def evict(self) -> int | None:
-        """Gives up the idle block least recently held and returns it, or None."""
-        chats, bulk = self._idle[Side.LEFT], self._idle[Side.RIGHT]
-        if chats and (not bulk or (len(chats) > self._protected_blocks >= len(bulk))):
-            oldest = chats
-        elif bulk:
-            oldest = bulk
-        else:
-            return None
-        block, _ = oldest.popitem(last=False)
-        self.forget(block)
-        return block
+    def evict(self, num_blocks: int) -> list[int]:
+        """Gives up the idle blocks least recently held, as many as are wanted and there are, and returns them."""
+        chats, bulk, protected = self._chats, self._bulk, self._protected_blocks
+        blocks: list[int] = []
+        while len(blocks) < num_blocks and (chats or bulk):
+            is_chats_turn = chats and (not bulk or len(chats) > protected >= len(bulk))
+            extent, _ = (chats if is_chats_turn else bulk).popitem(last=False)
+            self.forget(extent)
+            blocks.append(extent.block)
+        return blocks
 
     def blocks(self) -> tuple[set[int], set[int]]:
         """(all known blocks, the idle ones), for checks."""
-        return set(self._key_of), {block for idle in self._idle.values() for block in idle}
+        known = {extent.block for extent in self._found.values()}
+        return known, {extent.block for idle in (self._chats, self._bulk) for extent in idle}
