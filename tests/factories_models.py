@@ -73,8 +73,9 @@ def make_model(family: str, directory: Path, *, seed: int = 0, **overrides: Any)
 
 
 def own_model(path: Path) -> Any:
-    """The model as transformers computes it, in float32."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    """The model as transformers computes it, in float32. By "eager" attention: transformers 5.17 gives Gemma 2
+    another by default, which lacks its soft-cap."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def generated(model: Any, prompt: list[int], max_tokens: int) -> list[int]:

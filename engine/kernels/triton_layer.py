@@ -20,6 +20,9 @@ _GATED_BLOCK = 1024
 # Heads a program turns, at most: eight of size 128 are one load of 16 bytes for either half by each of 64 threads.
 _ROTATED_HEADS = 8
 _MAX_WARPS = 16
+# Parts of a step's one vector: they begin at multiples of 16 bytes or do not, as the number of tokens has it. To Triton
+# those would be two kernels, one of them compiled amid serving.
+_FROM_VECTOR = ["positions_ptr", "slots_ptr", "picked_ptr"]
 
 
 @triton.jit
@@ -46,7 +49,7 @@ def _stored(values, dtype: tl.constexpr):
     return values.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_FROM_VECTOR)
 def _add_rms_norm_kernel(
     x_ptr,  # [PARTS, T, SIZE]
     residual_ptr,  # [T, SIZE], written where there is an x and nothing is picked
@@ -101,7 +104,7 @@ def _silu_gated_kernel(
     tl.store(out_ptr + token * SIZE + columns, (activated * partner).to(dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_FROM_VECTOR)
 def _rotate_and_store_kernel(
     qkv_ptr,  # [PARTS, T, (HEADS + 2 KV_HEADS) D]: heads of Q, then of K, then of V
     positions_ptr,  # [T] int64

@@ -19,6 +19,7 @@ from transformers import (
 
 from engine.runner.attention import IMPLEMENTATION, LayerShape, PackedStep, attention_step
 from engine.runner.fused import Decoder, can_fuse, fuse
+from engine.runner.no_waiting import keep_from_waiting
 from engine.runner.packed_linear import can_pack, pack_linears, unpack_linears
 from engine.runner.selfcheck import check_packed, discover_layers, own_logits
 from engine.runner.tensor_parallel import Ranks, reason_against, split_among
@@ -120,6 +121,7 @@ def load_model(
         )
         expected = own_logits(loaded)
         if ranks is not None:  # whole matrices are what packed and fused products are made of
+            keep_from_waiting(model)
             check_packed(loaded, expected)
             return loaded
         if can_fuse(model, layers):
@@ -151,6 +153,7 @@ def _fused(name: str, loaded: CausalLM, expected: list[torch.Tensor]) -> CausalL
 
 def _prepare(loaded: CausalLM, expected: list[torch.Tensor]) -> None:
     """Packs the weights where that pays, and checks the model as it will run."""
+    keep_from_waiting(loaded.model)
     if can_pack(loaded.device, loaded.dtype):
         pack_linears(loaded.model)
         try:

@@ -164,10 +164,11 @@ class TorchRunner:
             torch.cuda.synchronize(self._model.device)
         self._host_kv.close()
         self._caches = {}
-        self._slot_table, self._drawn = self._slot_table[:0], self._drawn[:0]
+        self._slot_table, self._drawn = torch.empty(0), torch.empty(0)
         self._last = None
         if self._graphs is not None:
             self._graphs.close()
+            self._graphs = None
         del self._model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
