@@ -28,8 +28,8 @@ class WatchedRunner:
 
     An event is passed by the device, so a step that is launched while the one before it is computed begins when that
     one ends. What a step waits for within itself, such as its own late launch, counts as busy there; kernels' own times
-    show it. A profiler makes steps longer, but hardly their kernels: so what they cover of the steps that are profiled is
-    compared with how long the steps right after those take (`idle_share_of_steps`).
+    show it. A profiler makes steps longer, but hardly their kernels: so what these cover of the steps that are profiled
+    is compared with how long the steps right after those take (`idle_share_of_steps`).
     """
 
     def __init__(self, runner: ModelRunner) -> None:

@@ -34,12 +34,16 @@ def main() -> None:
     logging.getLogger("engine").addHandler(run.warnings)
     chosen = arguments.now.split(",")
     scale = TINY if arguments.tiny else FULL
+    if chosen == ["correctness"]:
+        measure_correctness(run, arguments.device, arguments.tiny)
+        return
+    ceilings = measure_ceilings(run, arguments.device, scale)
     if "correctness" in chosen:
         measure_correctness(run, arguments.device, arguments.tiny)
-    if chosen != ["correctness"]:
-        ceilings = measure_kernels(run, chosen, arguments.device, scale)
-        if set(chosen) & {"steps", "alone", "hybrid", "others", "more"}:
-            measure_engine(run, chosen, arguments.models.split(","), arguments.device, scale, ceilings)
+    if "kernels" in chosen:
+        measure_kernels(run, arguments.device, scale, ceilings)
+    if set(chosen) & {"steps", "alone", "hybrid", "others", "more"}:
+        measure_engine(run, chosen, arguments.models.split(","), arguments.device, scale, ceilings)
 
 
 # Each imports what it needs when it is called: what it does not need takes seconds.
@@ -51,19 +55,24 @@ def measure_correctness(run: Run, device: str, is_tiny: bool) -> None:
     attempt(run.part("correctness"), lambda part: checks.measure_correctness(part, device, is_tiny))
 
 
-def measure_kernels(run: Run, chosen: list[str], device: str, scale: Scale) -> Ceilings:
-    """Unless they are known, the ceilings are measured whether chosen or not, for all floors need them."""
+def measure_ceilings(run: Run, device: str, scale: Scale) -> Ceilings:
+    """Unless they are known, they are measured whether chosen or not, for all floors need them."""
     import torch
 
-    from benchmarks.gpu import kernels
     from benchmarks.gpu.ceilings import ceilings_of
     from benchmarks.gpu.timing import Stopwatch
 
+    return ceilings_of(run, Stopwatch(torch.device(device)), scale)
+
+
+def measure_kernels(run: Run, device: str, scale: Scale, ceilings: Ceilings) -> None:
+    import torch
+
+    from benchmarks.gpu import kernels
+    from benchmarks.gpu.timing import Stopwatch
+
     watch = Stopwatch(torch.device(device))
-    ceilings = ceilings_of(run, watch, scale)
-    if "kernels" in chosen:
-        attempt(run.part("kernels"), lambda part: kernels.measure_kernels(part, watch, ceilings, scale))
-    return ceilings
+    attempt(run.part("kernels"), lambda part: kernels.measure_kernels(part, watch, ceilings, scale))
 
 
 def measure_engine(

@@ -133,6 +133,13 @@ class Run:
         self.result["parts"].setdefault(part, nothing)["failed"][name] = reason
         self.write()
 
+    def note_skipped(self, parts: Sequence[str]) -> None:
+        """They were not begun, for the time is over."""
+        for part in parts:
+            nothing = Part(part, 0.0, self.write, self._clock)
+            self.result["parts"][part] = {**nothing.as_json(), "skipped": ["all of it"]}
+        self.write()
+
     def summary(self) -> str:
         """What a person must see last."""
         found = [f"warning: {message}" for message in self.result["warnings"]]

@@ -9,8 +9,8 @@ from engine.sim.workloads import WORKLOADS, Workload
 
 # The parts of a run, in order, and the share of the time that each gets: about what it needs on an H200.
 SHARES = {
-    "correctness": 12.0,
     "ceilings": 2.0,
+    "correctness": 12.0,
     "kernels": 8.0,
     "steps": 21.0,
     "alone": 12.0,

@@ -79,9 +79,11 @@ def _be_of_alone(figures: Figures, model: str) -> float:
     return float(served["be_output_tokens_per_s"] / alone["be_output_tokens_per_s"])
 
 
-def _be_of_the_rest(figures: Figures, model: str) -> float:
+def _be_of_the_rest(figures: Figures, model: str) -> float | None:
+    """Tokens a second. None where the chats alone were more than the documents were alone: then nothing is left."""
     served, alone = figures["hybrid"]["bros, ample memory"], figures["alone"]["documents alone"]
-    return float(served["be_tokens_per_s"] / (alone["be_tokens_per_s"] - served["rt_tokens_per_s"]))
+    rest = alone["be_tokens_per_s"] - served["rt_tokens_per_s"]
+    return float(served["be_tokens_per_s"] / rest) if rest > 0 else None
 
 
 def _idle(figures: Figures, model: str) -> float | None:

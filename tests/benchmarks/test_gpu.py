@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gpu.__main__ import measure_apart
+from benchmarks.gpu.__main__ import main, measure_apart
 from benchmarks.gpu.checks import note
 from benchmarks.gpu.correctness_layers import worst_error
 from benchmarks.gpu.idle import union
 from benchmarks.gpu.models import SHAPES, make_model
 from benchmarks.gpu.report import Run, rounded
 from benchmarks.gpu.scale import FULL, MODELS, SHARES
+from benchmarks.gpu.serving import SEED, WARM_UP_MOST_S, WARM_UP_SHARE, window_s
+from benchmarks.gpu.targets import MIN_CHATS, TARGETS
+from engine.core.types import Lane
+from engine.sim.traces import open_arrivals
 
 MINUTES = 4.0  # at most: it takes one on an idle machine
 
@@ -72,6 +77,7 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
         idle = steps[f"idle at 4 rows, {mode}"]
         assert idle["steps"] > 5
         assert 0 <= idle["idle_share"] < 1 and 0 < idle["idle_share_between_kernels"] < 1
+        assert 0 <= idle["idle_share_of_steps"] < 1 and idle["kernels_ms"] > 0
     assert parts["alone"]["figures"]["documents alone"]["be_output_tokens_per_s"] > 0
     assert parts["alone"]["figures"]["chats alone"]["rt_requests"] > 0
     served = parts["hybrid"]["figures"]
@@ -79,6 +85,8 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
     for name, figures in served.items():
         assert figures["rt_failed"] == figures["be_failed"] == 0, name
         assert figures["tokens_per_s"] > 0, name
+        lanes_tokens_per_s = figures["be_tokens_per_s"] + figures["rt_tokens_per_s"]
+        assert lanes_tokens_per_s == pytest.approx(figures["tokens_per_s"], rel=0.01), name
     # All engines do the same documents to the same number of tokens.
     theirs = parts["others"]["figures"]["transformers continuous batching"]
     ours = parts["alone"]["figures"]["as many documents as the others get"]
@@ -86,6 +94,8 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
     assert drawn[0] == pytest.approx(drawn[1], rel=0.01)
     assert parts["more"]["figures"]["tokens that graphs draw as eager steps do"]["share"] == 1
     assert path.with_suffix(".png").stat().st_size > 1000
+    assert [row["name"] for row in result["targets"]] == [target.name for target in TARGETS]
+    assert all(row["name"] in ran.stdout for row in result["targets"])
 
 
 class Clock:
@@ -185,6 +195,33 @@ def test_one_wrong_token_is_an_error_among_many_right_ones() -> None:
     assert math.isnan(worst_error(out, expected))
 
 
+def test_parts_that_there_is_no_time_for_are_skipped_without_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "gpu",
+        "--device",
+        "cpu",
+        "--tiny",
+        "--minutes",
+        "0",
+        "--out",
+        str(tmp_path),
+        "--parts",
+        "steps,more",
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr("benchmarks.gpu.__main__.measure_apart", None)  # not to be called
+    assert main() == 0  # nothing is wrong
+    (path,) = tmp_path.glob("*.json")
+    parts = json.loads(path.read_text())["result"]["parts"]
+    assert {name: part["skipped"] for name, part in parts.items()} == {
+        "steps": ["all of it"],
+        "more": ["all of it"],
+    }
+    assert "skipped in more: all of it" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_process_that_breaks_is_noted_and_another_goes_on_with_the_rest(tmp_path: Path) -> None:
     path, shares, end_s = tmp_path / "run.json", {"ceilings": 1.0, "more": 1.0}, time.monotonic() + 100
@@ -207,6 +244,31 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
 def test_overlapping_intervals_are_covered_once() -> None:
     assert union([]) == 0
     assert union([(5, 7), (0, 2), (1, 3), (1, 2), (3, 4)]) == 6
+
+
+def test_short_gaps_are_bridged_and_long_ones_are_not() -> None:
+    assert union([(0, 2), (3, 4), (9, 10)], 1.0) == 5
+    assert union([(0, 2), (3, 4), (9, 10)], 5.0) == 10
+
+
+@pytest.mark.parametrize("measured_s", [0.5, 15.0, 31.0])
+def test_of_a_window_so_much_counts_as_was_asked_for(measured_s: float) -> None:
+    seconds = window_s(measured_s)
+    assert seconds - min(WARM_UP_SHARE * seconds, WARM_UP_MOST_S) == pytest.approx(measured_s)
+
+
+def test_enough_chats_come_to_judge_them() -> None:
+    arrivals = islice(open_arrivals(FULL.chats, Lane.RT, FULL.chats_per_s, SEED), 1000)
+    end_s = window_s(FULL.num_chats / FULL.chats_per_s)
+    counted = [arrival for arrival in arrivals if WARM_UP_MOST_S <= arrival.arrival_s < end_s - 5]
+    assert len(counted) > 0.85 * MIN_CHATS  # those of the last 5 s may be under way
+
+
+def test_targets_are_in_the_file_from_the_start(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Clock())
+    rows = json.loads(run.path.read_text())["result"]["targets"]
+    assert [row["state"] for row in rows] == ["not measured"] * len(TARGETS)
+    assert "decode step, 1 row at 1000" in run.summary()
 
 
 def test_models_have_the_sizes_of_those_that_they_are_named_after(tmp_path: Path) -> None:
