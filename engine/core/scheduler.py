@@ -208,9 +208,8 @@ class Scheduler:
                 if request.first_token_s is None:
                     request.first_token_s = now_s
                     if request.lane is Lane.RT and request.state is State.BEHIND:
-                        self.running.prompts.push(
-                            request
-                        )  # it lost tokens meanwhile: it is due at another time now
+                        # It lost tokens meanwhile, and is due at another time now.
+                        self.running.prompts.push(request)
                 self._take_tokens(i, [request], batch, result, events, ends)
         for i, (request, reason) in ends.items():
             if request.state is not State.DONE:
