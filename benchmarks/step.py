@@ -31,6 +31,7 @@ from benchmarks.machine import write_result
 from engine.config import EngineConfig
 from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
 from engine.core.types import SamplingParams
+from engine.runner.loading import load_runner
 from engine.runner.torch_runner import TorchRunner
 
 CONTEXT = 300
@@ -92,9 +93,9 @@ def make_runner(model: Path, dtype: str, variant: str, threads: int | None) -> T
         max_num_seqs=MAX_NUM_SEQS, num_host_slots=CONTEXT,
     )  # fmt: skip
     if variant == "fused":
-        return TorchRunner.load(config, num_threads=threads)
+        return load_runner(config, num_threads=threads)
     with mock.patch("engine.runner.model.can_fuse", return_value=False):
-        return TorchRunner.load(config, num_threads=threads)
+        return load_runner(config, num_threads=threads)
 
 
 def prepare(runner: TorchRunner, seed: int = 0) -> list[list[int]]:

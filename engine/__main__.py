@@ -108,9 +108,9 @@ def make_runner(config: EngineConfig) -> ModelRunner:
         from engine.runner.parallel import ParallelRunner
 
         return ParallelRunner(config)
-    from engine.runner.torch_runner import TorchRunner
+    from engine.runner.loading import load_runner
 
-    return TorchRunner.load(config)
+    return load_runner(config)
 
 
 def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange) -> Lanes:

@@ -99,9 +99,6 @@ class EngineLoop:
         self._ahead = ahead
         self._under_way: deque[tuple[StepPlan, PendingStep]] = deque()
         self._lead_s = 0.0  # mean time to decide on a step and launch it
-        self._launched_s = (
-            0.0  # when the last step was launched, or the one before it was through if that was later
-        )
 
     def run(self) -> None:
         """Serve until a `Stop` message."""
@@ -127,8 +124,6 @@ class EngineLoop:
         plan = self.scheduler.schedule(started_s)
         if plan.is_empty:
             return False
-        if not self._under_way:
-            self._launched_s = started_s
         self._under_way.append((plan, self.runner.launch(plan)))
         if self._ahead:
             self._lead_s += LEAD_MEMORY * (self._clock() - started_s - self._lead_s)
@@ -138,11 +133,9 @@ class EngineLoop:
         """Waits for the first step under way; returns its events."""
         plan, pending = self._under_way.popleft()
         result = pending.result()
-        now_s = self._clock()
-        events = self.scheduler.update(plan, result, now_s)
-        self.metrics.observe_step(plan, now_s - self._launched_s)
+        events = self.scheduler.update(plan, result, self._clock())
+        self.metrics.observe_step(plan, self.scheduler.step_s)
         self.metrics.observe_events(events)
-        self._launched_s = now_s
         return events
 
     def _spare_s(self) -> float:

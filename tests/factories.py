@@ -100,52 +100,49 @@ class Outputs:
                 self.finished[event.request_id] = event
 
 
-def step(scheduler: Scheduler, runner: ModelRunner, outputs: Outputs, now_s: float = 0.0) -> int:
-    """One iteration; returns the number of tokens it computed."""
-    plan = scheduler.schedule(now_s)
-    assert plan.num_tokens <= scheduler.config.max_num_batched_tokens
-    if not plan.is_empty:
-        outputs.hear(scheduler.update(plan, runner.execute(plan), now_s))
-    return plan.num_tokens
+class Steps:
+    """Steps as an engine takes them. `ahead`: each is launched before the result of the one before it is taken in."""
 
-
-class Ahead:
-    """Steps as an engine takes them that schedules one while the device computes the one before."""
-
-    def __init__(self, scheduler: Scheduler, runner: ModelRunner, outputs: Outputs) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: ModelRunner, outputs: Outputs, *, ahead: bool = False
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.outputs = outputs
+        self._ahead = ahead
         self._under_way: deque[tuple[StepPlan, PendingStep]] = deque()
 
-    def step(self, now_s: float = 0.0, *, check: bool = True) -> None:
+    def step(self, now_s: float = 0.0, took_s: float = 0.0) -> int:
+        """Schedules at `now_s` and takes in a result `took_s` later. Returns how many tokens were scheduled."""
         plan = self.scheduler.schedule(now_s)
+        assert plan.num_tokens <= self.scheduler.config.max_num_batched_tokens
         if not plan.is_empty:
             self._under_way.append((plan, self.runner.launch(plan)))
-        if self._under_way and (len(self._under_way) > 1 or plan.is_empty):
-            plan, pending = self._under_way.popleft()
-            self.outputs.hear(self.scheduler.update(plan, pending.result(), now_s))
-        if check:
-            self.scheduler.check_integrity()
+        if self._under_way and (len(self._under_way) > self._ahead or plan.is_empty):
+            first, pending = self._under_way.popleft()
+            self.outputs.hear(self.scheduler.update(first, pending.result(), now_s + took_s))
+        return plan.num_tokens
 
     def run_to_end(self, max_steps: int = 20_000) -> None:
+        """Until no request is left, checking every invariant on the way."""
         for number in range(max_steps):
             if not self.scheduler.has_work and not self._under_way:
                 return
-            self.step(float(number))
+            had_result = bool(self._under_way)
+            num_tokens = self.step(float(number))
+            assert num_tokens or had_result, "there is work, but nothing was computed"
+            self.scheduler.check_integrity()
         raise AssertionError(f"requests are left after {max_steps} steps")
+
+
+def step(scheduler: Scheduler, runner: ModelRunner, outputs: Outputs, now_s: float = 0.0) -> int:
+    """One iteration; returns the number of tokens it computed."""
+    return Steps(scheduler, runner, outputs).step(now_s)
 
 
 def run_to_end(
     scheduler: Scheduler, runner: ModelRunner, outputs: Outputs | None = None, max_steps: int = 20_000
 ) -> Outputs:
-    """Step until no request is left, checking every invariant on the way."""
     outputs = outputs or Outputs()
-    for number in range(max_steps):
-        if not scheduler.has_work:
-            return outputs
-        assert step(scheduler, runner, outputs, now_s=float(number)), (
-            "there is work, but nothing was computed"
-        )
-        scheduler.check_integrity()
-    raise AssertionError(f"requests are left after {max_steps} steps")
+    Steps(scheduler, runner, outputs).run_to_end(max_steps)
+    return outputs

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks.gpu.scale import Scale
 from engine.config import EngineConfig
+from engine.runner import loading
 from engine.runner.torch_runner import TorchRunner
 
 _LLAMA_3 = {
@@ -164,7 +165,7 @@ def load_runner(model: Model, device: torch.device, scale: Scale, **settings: An
         num_host_slots=scale.num_host_slots,
         **settings,
     )
-    return TorchRunner.load(config)
+    return loading.load_runner(config)
 
 
 @contextmanager

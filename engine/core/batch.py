@@ -12,9 +12,9 @@ from engine.core.types import Lane
 
 class Batch:
     """Step number `number`, which begins at `now_s`: its plan so far, its shape, and how many tokens it may still take.
-    It may have been scheduled sooner, while another was computed."""
+    It is scheduled at `scheduled_s`: sooner, if another is being computed."""
 
-    def __init__(self, number: int, now_s: float, max_tokens: int) -> None:
+    def __init__(self, number: int, scheduled_s: float, now_s: float, max_tokens: int) -> None:
         self.number = number
         self.now_s = now_s
         self.plan = StepPlan(rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[])
@@ -22,7 +22,7 @@ class Batch:
         self.tokens_left = max_tokens
         self.num_be_tokens = 0
         self.has_preempted = False
-        self.scheduled_s = now_s
+        self.scheduled_s = scheduled_s
         self.ending: list[
             tuple[int, Request]
         ] = []  # index in the plan; those that draw the last token they may have

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.core.request import UNKNOWN, Request
+from engine.core.request import Request
 from engine.core.types import FinishedEvent, FinishReason, Lane
 
 
@@ -11,11 +11,7 @@ def finished_event(
 ) -> FinishedEvent:
     """The event, with the times the request took."""
     arrival_s, first_s = request.arrival_s, request.first_token_s
-    num_output_tokens = request.num_output_tokens
-    while (
-        num_output_tokens and request.token_ids[request.num_prompt_tokens + num_output_tokens - 1] == UNKNOWN
-    ):
-        num_output_tokens -= 1
+    num_output_tokens = request.num_known_tokens - request.num_prompt_tokens
     num_later = num_output_tokens - 1
     ttft_s = None if first_s is None else first_s - arrival_s
     tpot_s = (now_s - first_s) / num_later if first_s is not None and num_later > 0 else None

@@ -17,7 +17,7 @@ from engine.core.block_pool import BlockPool
 from engine.core.blocks import NO_NODE, Extent
 from engine.core.host_pool import HostPool
 from engine.core.plan import SlotCopy
-from engine.core.request import UNKNOWN, Request
+from engine.core.request import Request
 from engine.core.types import Checkpoint, Lane, Preemption, Side
 
 # Truncation takes this many slots at least: a victim loses its next tokens in any case, and each time costs a copy.
@@ -253,9 +253,7 @@ class KVCacheManager:
         if not self.options.prefix_cache:
             return
         extents, size, ids = request.extents, self.block_size, request.token_ids
-        num_known = min(request.num_computed_tokens, len(ids))
-        while num_known and ids[num_known - 1] == UNKNOWN:
-            num_known -= 1
+        num_known = min(request.num_computed_tokens, request.num_known_tokens)
         first = last = request.num_chunks
         while last < len(extents) and extents[last].length == size and extents[last].end <= num_known:
             last += 1

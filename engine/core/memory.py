@@ -75,7 +75,7 @@ class Memory:
     def admit(self, request: Request, batch: Batch) -> bool:
         """Gives a waiting request a row, and what the prefix cache has of it. False if there is no row, or the request
         lost its own while its last token is being drawn: the runner needs to know all of them."""
-        if not request.is_last_known or not self._running.give_row(request, batch.number):
+        if request.num_known_tokens < request.num_tokens or not self._running.give_row(request, batch.number):
             return False
         found = self._kv.match_prefix(request)
         if request.first_scheduled_s is None:

@@ -112,9 +112,12 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def is_last_known(self) -> bool:
-        """Whether its last token has been drawn."""
-        return self.token_ids[-1] != UNKNOWN
+    def num_known_tokens(self) -> int:
+        """All but those that steps under way draw."""
+        token_ids, num_known = self.token_ids, len(self.token_ids)
+        while num_known > self.num_prompt_tokens and token_ids[num_known - 1] == UNKNOWN:
+            num_known -= 1
+        return num_known
 
     @property
     def due_s(self) -> float:

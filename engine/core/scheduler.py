@@ -92,6 +92,9 @@ class Scheduler:
         self._num_steps = 0
         self._under_way: deque[Batch] = deque()
         self._updated_s = 0.0  # when the last result came
+        self.step_s = (
+            0.0  # what the step took that it came of, from its plan or from the end of the one before
+        )
         self._gone: set[Request] = set()  # ended, and a step under way still computes a token of theirs
         self._max_tokens = min(config.max_model_len, kv.num_slots)  # of one request
 
@@ -152,8 +155,8 @@ class Scheduler:
     def schedule(self, now_s: float) -> StepPlan:
         """Choose the next step's tokens and give them slots. An empty plan means there is nothing to compute."""
         self._num_steps += 1
-        batch = Batch(self._num_steps, max(now_s, self.busy_until_s), self.config.max_num_batched_tokens)
-        batch.scheduled_s = now_s
+        begins_s = max(now_s, self.busy_until_s)
+        batch = Batch(self._num_steps, now_s, begins_s, self.config.max_num_batched_tokens)
         self._packer.pack(batch)
         batch.plan.copies_out.extend(self.kv.copies_out)
         batch.shape.copied += sum(len(copy.host_slots) for copy in self.kv.copies_out)
@@ -190,7 +193,8 @@ class Scheduler:
         tokens first, then ends."""
         batch = self._under_way.popleft()
         assert plan is batch.plan, "results come in the order of their plans"
-        self.cost_model.observe(batch.shape, now_s - max(batch.scheduled_s, self._updated_s))
+        self.step_s = now_s - max(batch.scheduled_s, self._updated_s)
+        self.cost_model.observe(batch.shape, self.step_s)
         self._updated_s = now_s
         events: list[Event] = []
         ends: dict[int, tuple[Request, FinishReason]] = {

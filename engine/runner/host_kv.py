@@ -25,7 +25,7 @@ import torch
 
 from engine.kernels.dispatch import SlotCopier, slot_copier
 from engine.runner.attention import LayerCache
-from engine.runner.streams import Event, Stream, Streams
+from engine.runner.streams import Event, Stream, Streams, send
 
 SlotArray = npt.NDArray[np.int64]
 
@@ -81,7 +81,7 @@ class HostKV:
             raise ValueError("two tokens are saved to the same host slot")
         streams, ring = self._streams, self._saving
         with streams.on(Stream.MAIN):
-            indices = self._upload(on_device)
+            indices = send(torch.from_numpy(on_device), self._device)
         for piece in ring.pieces(len(on_host)):
             buffer = ring.next()
             rows = buffer.rows[: piece.stop - piece.start]
@@ -104,7 +104,7 @@ class HostKV:
             raise ValueError("two tokens are restored to the same device slot")
         streams, ring = self._streams, self._restoring
         with streams.on(Stream.MAIN):
-            indices = self._upload(on_device)
+            indices = send(torch.from_numpy(on_device), self._device)
         for piece in ring.pieces(len(on_host)):
             buffer = ring.next()
             rows = buffer.rows[: piece.stop - piece.start]
@@ -126,14 +126,6 @@ class HostKV:
             self._streams.record(stream).synchronize()
         self._memory.close()
         del self._memory, self._saving, self._restoring, self._copier
-
-    def _upload(self, slots: SlotArray) -> torch.Tensor:
-        """[n] int64 on the device. Pinned memory of its own for each call: torch does not use it again before it has
-        been read."""
-        indices = torch.from_numpy(slots)
-        if self._device.type == "cuda":
-            indices = indices.pin_memory()
-        return indices.to(self._device, non_blocking=True)
 
     def _check(self, device_slots: Sequence[int], host_slots: Sequence[int]) -> bool:
         """Whether there is anything to do."""

@@ -27,21 +27,28 @@ KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn}
 GRAPH_BYTES = 1 << 30  # of the device's memory, for CUDA graphs
 
 
-def load_runner(config: EngineConfig, *, num_threads: int | None = None) -> TorchRunner:
-    """Loads `config.model`, a path or a hub name. Raises ModelRefused."""
+def load_runner(
+    config: EngineConfig, *, num_threads: int | None = None, ranks: Ranks | None = None
+) -> TorchRunner:
+    """Loads `config.model`, a path or a hub name, and takes memory for KV. Raises ModelRefused.
+
+    `num_threads` None leaves torch's own choice, a thread a core; the attention kernel follows it. With `ranks`, each
+    of them loads its part.
+    """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    loaded = load_model(
+    model = load_model(
         config.model,
         device=config.device,
         dtype=config.dtype,
         max_model_len=config.max_model_len,
         load_format=config.load_format,
+        ranks=ranks,
     )
-    return runner_for(loaded, config)
+    return _runner_for(model, config, ranks=ranks)
 
 
-def runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = None) -> TorchRunner:
+def _runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = None) -> TorchRunner:
     """The runner of a loaded model, with the KV memory that the configuration asks for or the device has left. Raises
     ModelRefused where that is none. `config.model` is where its tokenizer is found, if stop strings need one. `ranks`
     is what the model was loaded with: all of them make this call together."""

@@ -18,11 +18,11 @@ from queue import SimpleQueue
 import torch
 from transformers.utils import logging as transformers_logging
 
-from engine.runner.loading import runner_for
-from engine.runner.model import ModelRefused, load_model, resolve_device
+from engine.runner.loading import load_runner
+from engine.runner.model import ModelRefused, resolve_device
 from engine.runner.parallel import CLOSE, RESULT, Assignment, Failed, Ready, Refused
 from engine.runner.tensor_parallel import Ranks
-from engine.runner.torch_runner import TorchRunner, TorchStep
+from engine.runner.torch_runner import TorchStep
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _serve(assignment: Assignment, connection: Connection, commands: SimpleQueue[bytes]) -> None:
     ranks = _join(assignment)
-    runner = _load(assignment, ranks)
+    runner = load_runner(assignment.config, ranks=ranks)
     connection.send(Ready(runner.info))
     under_way: deque[TorchStep] = deque()
     while (command := commands.get()) != CLOSE:
@@ -91,19 +91,6 @@ def _join(assignment: Assignment) -> Ranks:
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     return Ranks.join(assignment.rendezvous, assignment.number, size, device)
-
-
-def _load(assignment: Assignment, ranks: Ranks) -> TorchRunner:
-    config = assignment.config
-    model = load_model(
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        load_format=config.load_format,
-        ranks=ranks,
-    )
-    return runner_for(model, config, ranks=ranks)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from engine.core.types import TokenLogprobs
 from engine.kernels import cpu_sampling
 from engine.runner.sampling_rows import IntArray, SamplingRows, TokenCounts
+from engine.runner.streams import send
 
 # Tensors in a transfer begin at multiples of so many bytes: what the widest load wants.
 _ALIGNMENT = 16
@@ -119,7 +120,7 @@ class Sampler:
             parts["asked"] = asked
         if numbers is not None and logits.is_cuda:
             parts["numbers"] = numbers
-        sent = _send(parts, logits.device)
+        sent = _send_together(parts, logits.device)
         logprobs = None
         if len(asked):
             logprobs = _Logprobs(logits, asked, sent["asked"], table.num_logprobs[rows[asked]].tolist())
@@ -175,7 +176,7 @@ def _change(
     return logits
 
 
-def _send(parts: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:
+def _send_together(parts: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:
     """The arrays on the device, in one transfer that nothing waits for."""
     if device.type == "cpu" or not parts:
         return {name: torch.from_numpy(part) for name, part in parts.items()}
@@ -188,7 +189,7 @@ def _send(parts: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[s
     host = staging.numpy()
     for offset, part in zip(offsets, parts.values(), strict=True):
         host[offset : offset + part.nbytes] = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-    sent = staging.to(device, non_blocking=True)
+    sent = send(staging, device)
     tensors = {}
     for offset, (name, part) in zip(offsets, parts.items(), strict=True):
         dtype = torch.from_numpy(part).dtype

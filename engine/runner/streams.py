@@ -97,6 +97,14 @@ class _Passed:
 _PASSED = _Passed()
 
 
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` of the host on `device`, for what the current stream is given from here on. The host does not wait."""
+    # Pinned memory of its own for each call: torch does not use it again before it has been read.
+    if device.type == "cuda" and not values.is_pinned():
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def streams_of(device: torch.device) -> Streams:
     """Those of `device`; call it on the thread that launches."""
     return CudaStreams(device) if device.type == "cuda" else InOrder()

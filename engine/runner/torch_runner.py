@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.types import TokenLogprobs
 from engine.kernels.dispatch import attention_op
@@ -29,7 +28,7 @@ from engine.runner.sampler import Drawn, Sampler
 from engine.runner.sampling_rows import SamplingRows
 from engine.runner.step_inputs import Int64Array, StepArrays, StepTensors, pack
 from engine.runner.stop import StepRules, StopRules
-from engine.runner.streams import streams_of
+from engine.runner.streams import send, streams_of
 
 log = logging.getLogger("engine.runner")
 
@@ -105,16 +104,6 @@ class TorchRunner:
         self._last: TorchStep | None = None
         self._graphs: DecodeGraphs | None = None
         self._most_tokens = 1 << 62  # of a forward pass: less once memory ran out in one
-
-    @staticmethod
-    def load(config: EngineConfig, *, num_threads: int | None = None) -> TorchRunner:
-        """Loads `config.model` (a path or a hub name) and takes memory for KV. Raises ModelRefused.
-
-        `num_threads` None leaves torch's own choice, a thread a core; the attention kernel follows it.
-        """
-        from engine.runner.loading import load_runner
-
-        return load_runner(config, num_threads=num_threads)
 
     def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
         """From here on, steps of rows with one token each are replayed. Before the first step; takes `budget_bytes` of
@@ -214,7 +203,7 @@ class TorchRunner:
         packed[0] = np.repeat(rows, counts)
         packed[1] = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
         packed[2] = np.concatenate(slots)
-        on_rows, positions, values = self._send(torch.from_numpy(packed))
+        on_rows, positions, values = send(torch.from_numpy(packed), self._model.device)
         self._slot_table[on_rows, positions] = values.int()
 
     def _find_failed(self, step: StepArrays) -> dict[int, str]:
@@ -268,7 +257,7 @@ class TorchRunner:
         inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=is_gpu, size=size or 0)
         if size is not None and self._graphs is not None:
             return self._graphs.run(inputs)
-        vector = self._send(inputs.vector)
+        vector = send(inputs.vector, self._model.device)
         tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host, inputs.longest)
         return self._forward_tensors(tensors), tensors.wanted_rows
 
@@ -279,9 +268,3 @@ class TorchRunner:
         self._slot_table[step.token_rows, step.positions] = step.layout.slot_mapping.int()
         packed = PackedStep(step.layout, self._caches, self._op)
         return self._model.forward(token_ids, step.positions, packed, step.wanted)
-
-    def _send(self, values: torch.Tensor) -> torch.Tensor:
-        device = self._model.device
-        if device.type == "cuda" and not values.is_pinned():
-            values = values.pin_memory()
-        return values.to(device, non_blocking=True)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from engine.core.scheduler import SchedulerConfig
 from engine.core.types import FinishReason, Lane, SamplingParams
 from tests.factories import (
-    Ahead,
     Outputs,
+    Steps,
     request,
     run_to_end,
     runner_info,
@@ -60,26 +60,20 @@ def test_scarce_memory_changes_no_output_and_starves_nobody(
     )
     scheduler = scheduler_for(runner.info, max_num_batched_tokens=budget, reserved_rt_rows=2)
     outputs = Outputs()
-    ahead = Ahead(scheduler, runner, outputs)
+    steps = Steps(scheduler, runner, outputs, ahead=is_ahead)
     requests = []
     for lane, num_prompt, max_tokens, num_steps, aborted in arrivals:
         r = request(list(range(3, 3 + num_prompt)), lane=lane, max_tokens=max_tokens, ignore_eos=False)
         requests.append((r, aborted))
         scheduler.add(r)
         for _ in range(num_steps):
-            if is_ahead:
-                ahead.step()
-            else:
-                step(scheduler, runner, outputs)
+            steps.step()
             scheduler.check_integrity()
         if aborted:
             finished = scheduler.abort(r.request_id, 0.0)
             outputs.hear([finished] if finished else [])
             scheduler.check_integrity()
-    if is_ahead:
-        ahead.run_to_end()
-    else:
-        run_to_end(scheduler, runner, outputs)
+    steps.run_to_end()
     for r, aborted in requests:
         expected = runner.continuation(r.token_ids[: r.num_prompt_tokens], r.sampling)
         got = outputs.token_ids.get(r.request_id, [])

@@ -17,8 +17,9 @@ from engine.config import EngineConfig
 from engine.core.kv_cache import KVOptions
 from engine.core.scheduler import Scheduler
 from engine.core.types import Checkpoint, Lane, Policy, Preemption
+from engine.runner.loading import load_runner
 from engine.runner.torch_runner import TorchRunner
-from tests.factories import Ahead, Outputs, request, scheduler_for
+from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, generated, make_model, own_model
 
 NUM_REQUESTS = 500
@@ -80,7 +81,7 @@ def runner(model_path) -> TorchRunner:
         block_size=8,
         num_host_slots=300,
     )
-    return TorchRunner.load(config)
+    return load_runner(config)
 
 
 def served(
@@ -89,7 +90,7 @@ def served(
     """Bulk is there from the start, chats come at random; a step takes from 1 to 60 ms of the scheduler's time."""
     rng = random.Random(seed)
     outputs = Outputs()
-    ahead = Ahead(scheduler, runner, outputs)
+    steps = Steps(scheduler, runner, outputs, ahead=is_ahead)
     now_s = 0.0
     for i, case in enumerate(cases):
         if case.lane is Lane.BE:
@@ -111,13 +112,9 @@ def served(
                     request_id=f"{seed}.{i}",
                 )
             )
-        if is_ahead:
-            ahead.step(now_s, check=False)
-            now_s += rng.choice([0.001, 0.02, 0.06])
-            continue
-        plan = scheduler.schedule(now_s)
-        now_s += rng.choice([0.001, 0.02, 0.06])
-        outputs.hear(scheduler.update(plan, runner.execute(plan), now_s))
+        took_s = rng.choice([0.001, 0.02, 0.06])
+        steps.step(now_s, took_s)
+        now_s += took_s
     scheduler.check_integrity()
     return [outputs.token_ids[f"{seed}.{i}"] for i in range(len(cases))]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan, StepResult
 from engine.core.types import SamplingParams, TokenLogprobs
+from engine.runner import loading
 from engine.runner.torch_runner import TorchRunner
 
 GREEDY = SamplingParams(max_tokens=1000, temperature=0.0, ignore_eos=True)
@@ -20,7 +21,7 @@ def load_runner(model: Path, **settings: object) -> TorchRunner:
     config = EngineConfig(
         model=str(model), served_model_name="tiny", listen="unix:///unused", **{**defaults, **settings}
     )
-    return TorchRunner.load(config)
+    return loading.load_runner(config)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.types import FinishedEvent, Lane, SamplingParams, TokenEvent
 from engine.loop import Add, EngineLoop, Stop
 from engine.runner.simulated import SimulatedRunner
-from tests.factories import Ahead, Outputs, request, run_to_end, runner_info, scheduler_for
+from tests.factories import Outputs, Steps, request, runner_info, scheduler_for
 from tests.factories_models import VOCAB_SIZE, make_model, make_tokenizer
 from tests.runner.driver import load_runner
 
@@ -169,10 +169,7 @@ def test_every_way_to_sample_gives_the_same_tokens_ahead(runner):
         scheduler, outputs = scheduler_for(runner.info, max_num_batched_tokens=48), Outputs()
         for i, (prompt, sampling, lane) in enumerate(asked):
             scheduler.add(request(prompt, lane=lane, sampling=sampling, request_id=f"{i}"))
-        if is_ahead:
-            Ahead(scheduler, runner, outputs).run_to_end()
-        else:
-            run_to_end(scheduler, runner, outputs)
+        Steps(scheduler, runner, outputs, ahead=is_ahead).run_to_end()
         assert scheduler.memory.num_truncated_tokens > 0, "memory was scarce"
         heard.append((outputs.token_ids, {key: event.reason for key, event in outputs.finished.items()}))
     assert heard[0] == heard[1]

@@ -16,6 +16,7 @@ import torch
 
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.types import SamplingParams
+from engine.runner import torch_runner
 from engine.runner.graphs import CudaGraphs
 from engine.runner.sampler import Sampler
 from engine.runner.torch_runner import TorchRunner
@@ -311,7 +312,7 @@ def test_a_launch_that_waits_is_caught(
         with pytest.raises(RuntimeError, match="not asynchronous"):
             driver.step([(driver.add(OTHER), 3)])
     with monkeypatch.context() as patch:
-        patch.setattr(TorchRunner, "_send", lambda self, values: values.clone().to(GPU))
+        patch.setattr(torch_runner, "send", lambda values, device: values.clone().to(GPU))
         with pytest.raises(RuntimeError, match="not asynchronous"):
             driver.step([(driver.add(OTHER), 3)])
     driver.step([(driver.add(OTHER), 3)])

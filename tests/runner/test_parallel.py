@@ -28,7 +28,7 @@ from engine.runner.base import ModelRunner
 from engine.runner.model import ModelRefused
 from engine.runner.parallel import ParallelRunner
 from engine.runner.tensor_parallel import Ranks, reason_against, split_among
-from tests.factories import Ahead, Outputs, request, scheduler_for, step
+from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, make_model, own_model
 from tests.runner.driver import Driver
 from tests.runner.test_exact import generate
@@ -93,10 +93,7 @@ def outputs_of(runner: ModelRunner, seed: int, *, ahead: bool) -> list[list[int]
     requests = [request(prompt, max_tokens=NUM_OUTPUT) for prompt in prompts(seed)]
     for one in requests:
         scheduler.add(one)
-    if ahead:
-        Ahead(scheduler, runner, outputs).run_to_end()
-    while scheduler.has_work:
-        step(scheduler, runner, outputs)
+    Steps(scheduler, runner, outputs, ahead=ahead).run_to_end()
     return [outputs.token_ids[one.request_id] for one in requests]
 
 
@@ -144,7 +141,7 @@ def test_ranks_that_draw_at_random_go_on_with_the_same_tokens(pair: ModelRunner,
     requests = [request(prompt, sampling=sampling) for prompt in prompts(3)[:4]]
     for one in requests:
         scheduler.add(one)
-    Ahead(scheduler, pair, outputs).run_to_end()
+    Steps(scheduler, pair, outputs, ahead=True).run_to_end()
     reference = own_model(llama)
     drawn = []
     for one, prompt in zip(requests, prompts(3), strict=False):
@@ -164,7 +161,7 @@ def test_a_request_that_cannot_be_computed_fails_alone(pair: ModelRunner, llama:
     good, refused = request(prompts(4)[3], max_tokens=NUM_OUTPUT), request([5, 6], sampling=bad)
     for one in (refused, good):
         scheduler.add(one)
-    Ahead(scheduler, pair, outputs).run_to_end()
+    Steps(scheduler, pair, outputs, ahead=True).run_to_end()
     assert outputs.finished[refused.request_id].reason is FinishReason.ERROR
     assert outputs.token_ids[good.request_id] == generate(own_model(llama), prompts(4)[3], NUM_OUTPUT)
 
