@@ -87,13 +87,14 @@ def acknowledge(redis: Redis, key: str | bytes, group: str, entry_ids: Iterable[
 
 def withdraw_job(database: Engine, redis: Redis, job_id: str, model: str) -> int:
     """Tell engines that a job is cancelled, and take out what they have not finished of it. Best effort: a result
-    that comes all the same changes nothing."""
+    that comes all the same changes nothing. Returns how many deliveries were taken out."""
     redis.publish(CANCEL_CHANNEL, job_id)
     live = list(live_deliveries(redis, model))
     with reading(database) as connection:
         ended = store_lost.ended_items(connection, job_id, [item_id for _, item_id, _ in live])
     stale = [entry_id for entry_id, item_id, _ in live if item_id in ended]
     acknowledge(redis, items_key(model), ENGINE_GROUP, stale)
+    redis.publish(CANCEL_CHANNEL, job_id)  # again, for an engine that was reading some of it the first time
     return len(stale)
 
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
+from engine.core.types import Lane
 from engine.lanes.words import sampling_params
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire import protocol
@@ -176,7 +177,7 @@ def test_a_cancelled_jobs_items_make_room(tmp_path, server, redis):
     for i in range(4):
         add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
     with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url) as engine:
-        wait_for(lambda: num_pending(redis) == 4, timeout_s=10)
+        wait_for(lambda: sum(engine.scheduler.num_requests(Lane.BE)) == 4, timeout_s=10)
         wait_for(lambda: redis.publish(protocol.CANCEL_CHANNEL, "job"), timeout_s=10)
         answers = results(redis, 4)
         assert {a.error_code for a in answers.values()} == {"batch_cancelled"}

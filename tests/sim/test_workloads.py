@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import statistics
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,6 @@ from engine.sim.statistics import percentile
 from engine.sim.traces import backlog, open_arrivals
 from engine.sim.workloads import WORKLOADS
 
-FIGURES = Path(__file__).parents[3] / "shared" / "workloads.json"
 MEANS = {  # prompts, outputs
     "azure-2023-conv": (1155, 211),
     "azure-2023-code": (2048, 27.9),
@@ -102,14 +99,3 @@ def test_n_engines_share_the_arrivals_evenly():
         return [a.arrival_s for a in itertools.islice(arrivals, 300 // every)]
 
     assert times(3) == times(1)[2::3]
-
-
-@pytest.mark.skipif(not FIGURES.exists(), reason="the survey's figures are not here")
-def test_figures_are_those_of_the_survey():
-    traces = json.loads(FIGURES.read_text())["traces"]
-    for name, workload in WORKLOADS.items():
-        for key, lengths in (("input", workload.prompt), ("output", workload.output)):
-            if isinstance(lengths, Percentiles):
-                assert list(lengths.values) == traces[name][key]["p"]
-        if isinstance(workload.prompt, Percentiles) and workload.rate is not None:
-            assert workload.rate == traces[name]["rate_per_s"]
