@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -66,8 +66,9 @@ LEAD_MEMORY = 0.1  # share of the newest step in the mean
 
 class EngineLoop:
     """`receive(timeout_s)` gives the messages that came in: those that are there for 0, else it blocks until there is
-    at least one, for `timeout_s` at most (None: for as long as it takes). `send` takes the events of a step. `clock`
-    gives seconds, monotonic. `publish`, where there is one, takes the RT lane's outlook after every step.
+    at least one, for `timeout_s` at most (None: for as long as it takes). `send` takes the events of a step, tokens
+    before all others. `clock` gives seconds, monotonic. `publish`, where there is one, takes the RT lane's outlook
+    after every step.
 
     `ahead`: a step is decided on and launched while the device computes the one before, as late as that may be, so
     that it never waits for decisions, and requests that come meanwhile are in.
@@ -81,7 +82,7 @@ class EngineLoop:
         scheduler: Scheduler,
         runner: ModelRunner,
         receive: Callable[[float | None], Iterable[Message]],
-        send: Callable[[list[LoopEvent]], None],
+        send: Callable[[Sequence[LoopEvent]], None],
         clock: Callable[[], float],
         publish: Callable[[Outlook], None] | None = None,
         *,
@@ -104,15 +105,16 @@ class EngineLoop:
         """Serve until a `Stop` message."""
         idle = not self.scheduler.has_work
         while self._running:
-            events = self._take_in(self._receive(None if idle else 0.0))
+            answers = self._take_in(self._receive(None if idle else 0.0))
             while self._under_way and (spare_s := self._spare_s()) > 0:
-                events += self._take_in(self._receive(spare_s))
-            self.metrics.observe_events(events)
+                answers += self._take_in(self._receive(spare_s))
             has_plan = self._launch()
             has_result = bool(self._under_way) and (len(self._under_way) > self._ahead or not has_plan)
-            if has_result:
-                events += self._take_result()
+            events: Sequence[LoopEvent] = self._take_result() if has_result else ()
+            if answers:
+                events = [*events, *answers]
             if events:
+                self.metrics.observe_events(events)
                 self._send(events)
             if self.publish is not None:
                 self.publish(self._outlook())
@@ -135,7 +137,6 @@ class EngineLoop:
         result = pending.result()
         events = self.scheduler.update(plan, result, self._clock())
         self.metrics.observe_step(plan, self.scheduler.step_s)
-        self.metrics.observe_events(events)
         return events
 
     def _spare_s(self) -> float:

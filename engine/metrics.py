@@ -129,7 +129,7 @@ class EngineMetrics:
         self.iteration.observe(elapsed_s)
 
     def observe_events(self, events: Sequence[object]) -> None:
-        """Events in the scheduler's order: what ended comes after the tokens, which need no look."""
+        """Events as the loop sends them: what ended comes after the tokens, which need no look."""
         for event in reversed(events):
             if type(event) is TokenEvent:
                 return

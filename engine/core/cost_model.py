@@ -20,7 +20,7 @@ FORGETTING = 0.998  # a step's weight halves in 350 steps
 # than the coefficients say halved the median error on two virtual cores (16% to 8%).
 DRIFT_MEMORY = 0.3
 DRIFT_LEAST, DRIFT_MOST = 0.5, 2.0  # of one step: the rest is something else
-SOLVE_EVERY = 4  # steps between solutions: coefficients change slowly
+SOLVE_EVERY = 32  # steps between solutions, once there were many: coefficients change slowly
 SWEEPS = 8
 RIDGE = 1e-6  # keeps features that never occurred at 0
 STORED_WEIGHT = 0.1  # of what was learned on another day, when it is taken up again
@@ -65,24 +65,39 @@ class _Fit:
         self.theta = [0.0] * n  # seconds per scaled feature
         self.a = [[RIDGE * (i == j) for j in range(n)] for i in range(n)]
         self.b = [0.0] * n
-        self._num_unsolved = 0
+        self._num_learned = 0
+        # Not yet in a and b: features, seconds, weight.
+        self._new: list[tuple[Sequence[float], float, float]] = []
 
-    def learn(self, features: Sequence[float], elapsed_s: float) -> bool:
+    def learn(self, features: Sequence[float], expected_s: float, elapsed_s: float) -> bool:
         """Take in a step. True if the coefficients changed."""
-        scaled = [f / s for f, s in zip(features, self.scales, strict=True)]
-        predicted_s = sum(map(mul, self.theta, scaled)) or elapsed_s
-        weight = 1.0 / (predicted_s * elapsed_s)
-        for i, x in enumerate(scaled):
-            row, weighted = self.a[i], x * weight
-            for j in range(i + 1):
-                row[j] = row[j] * FORGETTING + weighted * scaled[j]
-            self.b[i] = self.b[i] * FORGETTING + weighted * elapsed_s
-        self._num_unsolved += 1
-        if self._num_unsolved < SOLVE_EVERY and self.theta[0]:
+        self._new.append((features, elapsed_s, 1.0 / ((expected_s or elapsed_s) * elapsed_s)))
+        if len(self._new) < min(SOLVE_EVERY, self._num_learned // 8):
             return False
-        self._num_unsolved = 0
+        self.sum_up()
         self._solve()
         return True
+
+    def sum_up(self) -> None:
+        """Bring the equations up to date, a feature at a time, which is cheaper than a step at a time."""
+        if not self._new:
+            return
+        steps, times, weights = zip(*self._new, strict=True)
+        n = len(steps)
+        self._new.clear()
+        self._num_learned += n
+        ages = range(n - 1, -1, -1)
+        weights = tuple(weight * FORGETTING**age for weight, age in zip(weights, ages, strict=True))
+        memory = FORGETTING**n
+        columns = [
+            [x / scale for x in column]
+            for column, scale in zip(zip(*steps, strict=True), self.scales, strict=True)
+        ]
+        for i, column in enumerate(columns):
+            weighted, row = list(map(mul, column, weights)), self.a[i]
+            for j in range(i + 1):
+                row[j] = row[j] * memory + sum(map(mul, weighted, columns[j]))
+            self.b[i] = self.b[i] * memory + sum(map(mul, weighted, times))
 
     def _solve(self) -> None:
         theta, a = self.theta, self.a
@@ -192,16 +207,18 @@ class CostModel:
             drift = min(DRIFT_MOST, max(DRIFT_LEAST, elapsed_s / expected_s))
             self._drift += DRIFT_MEMORY * (drift - self._drift)
         if shape.tokens == shape.rows:
-            changed = self._single.learn((1, shape.rows, shape.context, shape.copied), elapsed_s)
+            changed = self._single.learn((1, shape.rows, shape.context, shape.copied), expected_s, elapsed_s)
         else:
             features = (1, shape.tokens, shape.rows, shape.context, shape.chunk_context, shape.copied)
-            changed = self._mixed.learn(features, elapsed_s)
+            changed = self._mixed.learn(features, expected_s, elapsed_s)
         if changed:
             self._read_coefficients()
 
     def learned(self) -> dict[str, dict[str, list[float]]]:
         """What was learned, as data that can be stored."""
         fits = {"single": self._single, "mixed": self._mixed}
+        for fit in fits.values():
+            fit.sum_up()
         return {
             name: {"theta": list(fit.theta), "a": [x for row in fit.a for x in row], "b": list(fit.b)}
             for name, fit in fits.items()

@@ -91,9 +91,10 @@ class BrosPacker:
         for request in passed_over:
             if not self._compute_prompt(request, batch, limit_s):
                 request.num_swaps += 1
-        for lane in Lane:
-            if not batch.shape.rows:  # requests hold all memory, and each waits for another
-                self._force(lane, batch)
+        if not batch.shape.rows:  # requests hold all memory, and each waits for another
+            self._force(Lane.RT, batch)
+        if not batch.shape.rows:
+            self._force(Lane.BE, batch)
         if batch.shape.tokens > batch.shape.rows:
             self._last_prompt_step = batch.number
         pace.count_step(batch.plan.num_tokens, batch.num_be_tokens, be_has_work)

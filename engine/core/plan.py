@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from engine.core.types import SamplingParams, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RowStart:
     """A row of the slot table is given to a request, new or resumed, before the step computes anything.
 
@@ -24,7 +24,7 @@ class RowStart:
     sampling: SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SlotCopy:
     """K and V of device slot `device_slots[i]` are saved to host slot `host_slots[i]`, in every layer."""
 
@@ -32,7 +32,7 @@ class SlotCopy:
     host_slots: list[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Restore:
     """K and V of host slot `host_slots[i]` go to device slot `device_slots[i]`, in every layer. They are those of
     positions [start, start + len(device_slots)) of the request in slot-table row `row`, whose entries they become.
@@ -45,7 +45,7 @@ class Restore:
     host_slots: list[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepPlan:
     """One iteration. Row i of the step computes tokens [starts[i], starts[i] + counts[i]) of the request that holds
     slot-table row `rows[i]`; its token ids and slots are its run in the flat lists `token_ids` and `slots`
@@ -75,7 +75,7 @@ class StepPlan:
         return len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepResult:
     """What a step drew. Lists are parallel to the plan's rows; rows that did not sample hold -1 and False.
 

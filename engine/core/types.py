@@ -111,8 +111,7 @@ class TokenEvent(NamedTuple):
     logprobs: TokenLogprobs | None
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedEvent:
+class FinishedEvent(NamedTuple):
     """A request ended; its KV and row are free. `message` says what was wrong when the reason is ERROR.
 
     Times in seconds since arrival (`tpot_s`: mean time per output token after the first); None where it never came

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.core.overload import Outlook
@@ -81,7 +81,7 @@ class Exchange:
         """Call `callback` each time a step's events have all been delivered: the moment to flush."""
         self._delivered.append(callback)
 
-    def deliver(self, events: list[LoopEvent]) -> None:
+    def deliver(self, events: Sequence[LoopEvent]) -> None:
         """Called on the I/O thread with what a step produced."""
         for event in events:
             if isinstance(event, StatsEvent):

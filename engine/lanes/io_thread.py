@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.overload import Outlook
@@ -52,7 +52,7 @@ class IoThread:
         if self._error is not None:
             raise self._error
 
-    def send(self, events: list[LoopEvent]) -> None:
+    def send(self, events: Sequence[LoopEvent]) -> None:
         """The main loop's `send`."""
         assert self._loop is not None
         if not self._loop.is_closed():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.core.request import Request
-from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams
+from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams, TokenEvent
 from engine.loop import Add, LoopEvent, Message, Stop
 from engine.sim.clock import VirtualClock
 from engine.sim.statistics import LaneStatistics
@@ -95,10 +95,13 @@ class Feed:
             messages.append(Stop())
         return messages
 
-    def send(self, events: list[LoopEvent]) -> None:
-        """Hear of requests that ended."""
-        for event in [event for event in events if type(event) is FinishedEvent]:  # few among many tokens
-            self._finished(event)
+    def send(self, events: Sequence[LoopEvent]) -> None:
+        """Hear of requests that ended: they come after the tokens."""
+        for event in reversed(events):
+            if type(event) is TokenEvent:
+                return
+            if type(event) is FinishedEvent:
+                self._finished(event)
 
     def end(self) -> Progress:
         """The load is over; where things stand. A chat that still runs counts if its first token is late already: the
