@@ -41,8 +41,8 @@ class Timing:
 
 @dataclass
 class Observed:
-    """What a phase brought: chats that were due in the window, every document; and of the window, who used how many CPU
-    seconds and what the server itself counted."""
+    """What a phase brought: chats that were due in the window, every document; of the window, who used how many CPU
+    seconds and what the server itself counted; and at its end, how far our own predicted step times were off."""
 
     phase: str
     start_s: float = 0.0
@@ -51,6 +51,7 @@ class Observed:
     documents: list[Answer] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
+    cost_model_error: float | None = None
 
 
 async def observe(
@@ -79,14 +80,15 @@ async def observe(
             observed.chats = [each for each in answers if observed.start_s <= each.due_s < observed.end_s]
             running.append(asyncio.create_task(_chat(client, answers)))
         await _until(observed.start_s)
-        counters_before = await counters(client.url)
+        before = await metrics(client.url)
         cpu_before = cpu_times(server_pids)
         await _until(observed.end_s)
         observed.cpu_s = cpu_times(server_pids).since(cpu_before)
-        counters_after = await counters(client.url)
+        after = await metrics(client.url)
         observed.counters = {
-            name: value - counters_before.get(name, 0.0) for name, value in counters_after.items()
+            name: value - before.get(name, 0.0) for name, value in after.items() if is_counter(name)
         }
+        observed.cost_model_error = after.get("bros_cost_model_error_ratio")
         give_up_s = observed.end_s + timing.drain_s
         while _open(observed.chats) and time.perf_counter() < give_up_s:
             await asyncio.sleep(0.05)
@@ -135,9 +137,14 @@ async def _until(when_s: float) -> None:
     await asyncio.sleep(max(when_s - time.perf_counter(), 0.0))
 
 
-async def counters(url: str) -> dict[str, float]:
-    """The server's own counters: `bros_*_total` or `vllm:*_total`, and how many iterations of what length. Empty for
-    a server without /metrics."""
+def is_counter(name: str) -> bool:
+    """`bros_*_total` or `vllm:*_total`, and how many iterations of what length."""
+    name = name.partition(".")[0]
+    return name.endswith("_total") or name in ("bros_iteration_seconds_count", "bros_iteration_seconds_sum")
+
+
+async def metrics(url: str) -> dict[str, float]:
+    """What the server says of itself, by name and lane, over all other labels. Empty for a server without /metrics."""
     async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
         try:
             answer = await http.get(f"{url}/metrics")
@@ -147,8 +154,7 @@ async def counters(url: str) -> dict[str, float]:
     for line in answer.text.splitlines() if answer.status_code == 200 else ():
         series, _, value = line.rpartition(" ")
         name, _, labels = series.partition("{")
-        is_iteration = name in ("bros_iteration_seconds_count", "bros_iteration_seconds_sum")
-        if name.startswith(("bros_", "vllm:")) and (name.endswith("_total") or is_iteration):
+        if name.startswith(("bros_", "vllm:")) and not name.endswith("_bucket"):
             lane = labels.partition('lane="')[2].partition('"')[0]
             key = f"{name}.{lane}" if lane else name
             found[key] = found.get(key, 0.0) + float(value)

@@ -38,6 +38,8 @@ def report(observed: Observed, limits: Limits) -> dict[str, Any]:
         "cpu_s": observed.cpu_s,
         "counters": {name: round(value, 3) for name, value in sorted(observed.counters.items()) if value},
     }
+    if observed.cost_model_error is not None:
+        result["cost_model_error"] = round(observed.cost_model_error, 4)
     if "rt" in LANES[observed.phase]:
         result["rt"] = _of_chats(observed, limits, window_s)
     if "be" in LANES[observed.phase]:

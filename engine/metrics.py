@@ -178,6 +178,6 @@ class EngineMetrics:
             "slo_missed": scheduler.pace.num_missed,
             "step_cap_s": scheduler.pace.cap_s,
             "step_limit_s": scheduler.pace.limit_s,
-            "cost_model_error_ratio": scheduler.cost_model.error_ratio,
+            "cost_model_error_ratio": scheduler.cost_model.median_error,
             "lanes": lanes,
         }

@@ -50,7 +50,11 @@ ENGINE_GAUGES = (
         "step_cap_s",
         "The most that an iteration may take now, whatever the deadlines",
     ),
-    ("bros_cost_model_error_ratio", "cost_model_error_ratio", "How far predicted iteration times are off"),
+    (
+        "bros_cost_model_error_ratio",
+        "cost_model_error_ratio",
+        "How far predicted iteration times are off, median of the latest",
+    ),
 )
 
 

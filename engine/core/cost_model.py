@@ -11,6 +11,7 @@ never correctness.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
@@ -25,6 +26,7 @@ SWEEPS = 8
 RIDGE = 1e-6  # keeps features that never occurred at 0
 STORED_WEIGHT = 0.1  # of what was learned on another day, when it is taken up again
 ERROR_MEMORY = 1 / 64  # share of the newest step in the running error
+RECENT_STEPS = 512
 # Feature values of a middling step: divided by them, coefficients are of one size, and one prior suits all.
 SINGLE_SCALES = (1.0, 64.0, 16384.0, 1024.0)
 MIXED_SCALES = (1.0, 256.0, 64.0, 16384.0, 65536.0, 1024.0)
@@ -116,6 +118,7 @@ class CostModel:
         self._single = _Fit(SINGLE_SCALES)
         self._mixed = _Fit(MIXED_SCALES)
         self.error_ratio = 0.0  # running mean of |predicted - actual| / actual
+        self._errors: deque[float] = deque(maxlen=RECENT_STEPS)  # the same, of the latest steps
         self._drift = 1.0  # how much slower the latest steps were than the coefficients say
         self._read_coefficients()
 
@@ -203,6 +206,7 @@ class CostModel:
         expected_s = self._by_coefficients(shape)
         ratio = abs(self._drift * expected_s - elapsed_s) / elapsed_s
         self.error_ratio += ERROR_MEMORY * (min(ratio, 1.0) - self.error_ratio)
+        self._errors.append(ratio)
         if expected_s > 0:
             drift = min(DRIFT_MOST, max(DRIFT_LEAST, elapsed_s / expected_s))
             self._drift += DRIFT_MEMORY * (drift - self._drift)
@@ -213,6 +217,12 @@ class CostModel:
             changed = self._mixed.learn(features, expected_s, elapsed_s)
         if changed:
             self._read_coefficients()
+
+    @property
+    def median_error(self) -> float:
+        """|predicted - actual| / actual, the median of the latest steps; 0 before there are any."""
+        ordered = sorted(self._errors)
+        return ordered[len(ordered) // 2] if ordered else 0.0
 
     def learned(self) -> dict[str, dict[str, list[float]]]:
         """What was learned, as data that can be stored."""

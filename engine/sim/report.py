@@ -51,7 +51,8 @@ class LaneReport:
 class Report:
     """`measured_s` is the virtual time that rates are over: from the end of the warm-up to the last arrival, or to the
     end where most of the time came after that. `tokens_per_s` are prompt and output tokens served; what was computed
-    twice counts once. In `stalled_s` the engine had work and planned none."""
+    twice counts once. In `stalled_s` the engine had work and planned none. `cost_model_error_ratio` is the median of
+    the latest steps."""
 
     policy: Policy
     virtual_s: float
@@ -95,7 +96,7 @@ def report_of(
         truncated_tokens=scheduler.memory.num_truncated_tokens,
         restored_tokens=dict(scheduler.memory.num_restored_tokens),
         stalled_s=feed.stalled_s,
-        cost_model_error_ratio=scheduler.cost_model.error_ratio,
+        cost_model_error_ratio=scheduler.cost_model.median_error,
     )
 
 

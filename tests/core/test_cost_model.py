@@ -53,6 +53,9 @@ def test_it_learns_what_steps_cost():
 def test_its_error_is_that_of_its_predictions():
     assert learned(600, noise=0.0).error_ratio < 0.03
     assert 0.05 < learned(600, noise=0.2).error_ratio < 0.3
+    assert CostModel().median_error == 0.0
+    assert learned(600, noise=0.0).median_error < 0.01
+    assert 0.05 < learned(600, noise=0.2).median_error < 0.2
 
 
 def test_steps_that_were_held_up_do_not_spoil_it():

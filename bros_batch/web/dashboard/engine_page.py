@@ -127,7 +127,7 @@ def _charts(history: EngineHistory) -> list[str]:
         ),
         chart(
             "Error of predicted iteration times",
-            (Series("error_ratio", "running mean", "plain"),),
+            (Series("error_ratio", "median of the latest 512", "plain"),),
             points,
             percent,
             least_top=0.1,
