@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -214,6 +215,10 @@ def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
 
 
 def _load_config(name: str) -> PretrainedConfig:
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ModelRefused(
+            f"there is no directory {name}; a model is one with config.json and safetensors weights"
+        )
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return config

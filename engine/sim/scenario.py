@@ -55,7 +55,7 @@ def find_workload(name: str) -> Workload:
     if name in WORKLOADS:
         return WORKLOADS[name]
     near = difflib.get_close_matches(name, WORKLOADS, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    meant = f"; did you mean {near[0]}?" if near else "."
     raise ValueError(f"there is no workload {name!r}{meant} There are {', '.join(WORKLOADS)}")
 
 

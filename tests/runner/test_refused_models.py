@@ -85,6 +85,8 @@ def test_architectures_that_do_not_fit(model_type: str, tmp_path: Path) -> None:
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="cannot be loaded"):
         load_model(str(tmp_path), device="cpu")
+    with pytest.raises(ModelRefused, match=r"there is no directory .*/missing"):
+        load_model(str(tmp_path / "missing"), device="cpu")
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
