@@ -31,8 +31,7 @@ from sqlalchemy.exc import OperationalError
 from bros_batch.service_commands import redis_binary
 
 ROOT = Path(__file__).parent.parent
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
+PATIENCE_S = 60.0  # for what takes a moment on an idle machine: what does not come in this time never will
 T = TypeVar("T")
 
 
@@ -43,7 +42,7 @@ def unavailable(what: str) -> None:
     pytest.skip(f"{what} is not available")
 
 
-def wait_for(predicate: Callable[[], T], timeout_s: float, what: str = "the condition") -> T:
+def wait_for(predicate: Callable[[], T], what: str = "the condition", *, timeout_s: float = PATIENCE_S) -> T:
     """Ask until the answer is true, and give it; an AssertionError after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     pause_s = 0.002
@@ -82,14 +81,14 @@ class Process:
         """kill -9, children too."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.popen.wait(STOP_TIMEOUT_S)
+        self.popen.wait(PATIENCE_S)
 
     def stop(self) -> int:
         """Ask it to end; insist after a while. Answers its exit status."""
         if self.running:
             self.popen.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.popen.wait(STOP_TIMEOUT_S)
+                self.popen.wait(PATIENCE_S)
         self.kill()
         return self.popen.returncode
 
@@ -202,7 +201,7 @@ class RedisServer:
             except (RedisError, OSError):
                 return False
 
-        wait_for(answers, START_TIMEOUT_S, "Redis")
+        wait_for(answers, "Redis")
 
 
 @contextlib.contextmanager
@@ -285,7 +284,7 @@ def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
         data = group.directory / "data"
         options = ["--auth", "trust", "--encoding", "UTF8", "--username", "postgres", "--no-sync"]
         made = group.start([str(directory / "initdb"), "--pgdata", str(data), *options], user=user)
-        if made.popen.wait(START_TIMEOUT_S) != 0:
+        if made.popen.wait(PATIENCE_S) != 0:
             unavailable(f"PostgreSQL (initdb failed: {made.output()[-500:]})")
         command = [str(directory / "postgres"), "-D", str(data), "-k", str(group.directory), "-h", ""]
         # What a test writes need not survive a power cut.
@@ -302,12 +301,12 @@ def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
                 return False
             return True
 
-        wait_for(answers, START_TIMEOUT_S, "PostgreSQL")
+        wait_for(answers, "PostgreSQL")
         yield postgres
         # SIGINT: end now, whoever is connected. (SIGTERM waits for them.)
         server.popen.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.popen.wait(STOP_TIMEOUT_S)
+            server.popen.wait(PATIENCE_S)
 
 
 @cache

@@ -70,7 +70,7 @@ class Up:
             return not self.family()
 
         with suppress(AssertionError):
-            wait_for(nothing, 20)
+            wait_for(nothing)
         left = [(process.pid, " ".join(process.cmdline())) for process in self.family()]
         assert not left, left
 

@@ -19,7 +19,7 @@ from bros_batch.child import Child, ChildSpec
 from bros_batch.child_log import LogPump, RotatingFile
 from bros_batch.tether import tethered
 from bros_batch.up_lock import AlreadyRunning, UpLock, UpState, read_state
-from tests.services import wait_for
+from tests.services import PATIENCE_S, wait_for
 
 
 def state(lock: UpLock, data_dir: Path, **changes) -> UpState:
@@ -130,7 +130,7 @@ async def kept(tmp_path: Path, code: str, said: list[str], grace_s: float = 5.0,
 
 
 async def until(predicate) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not predicate():
             await asyncio.sleep(0.01)
 
@@ -194,11 +194,11 @@ def test_a_tethered_process_dies_with_its_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
-    wait_for(lambda: child.name() == "sleep", 10)
+    wait_for(lambda: child.name() == "sleep")
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_tethered_command_gets_its_arguments_and_its_exit_code():

@@ -73,7 +73,7 @@ def test_it_reads_documents_chats_meanwhile_and_leaves_only_results(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_on_the_way_it_leaves_nothing(tmp_path, signum):
     demo = start_demo(tmp_path, "--documents", "2000")
-    wait_for(lambda: "Submitting" in demo.words(), 90)
+    wait_for(lambda: "Submitting" in demo.words(), timeout_s=90)
     demo.process.send_signal(signum)
     out, _ = demo.process.communicate(timeout=90)
     assert demo.process.returncode == 130
@@ -85,7 +85,7 @@ def test_stopped_on_the_way_it_leaves_nothing(tmp_path, signum):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
 def test_killed_it_leaves_no_process(tmp_path):
     demo = start_demo(tmp_path, "--documents", "2000")
-    wait_for(lambda: len(demo.family()) > 4, 60)
+    wait_for(lambda: len(demo.family()) > 4)
     demo.process.kill()
     demo.process.communicate()
     demo.wait_until_nothing_is_left()

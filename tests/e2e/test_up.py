@@ -53,7 +53,7 @@ def run_job(url: str, count: int = 20) -> dict:
             seen: dict = api.get(f"/v1/batches/{batch['id']}").raise_for_status().json()
             return seen if seen["status"] in ("completed", "failed", "expired") else None
 
-        done = wait_for(ended, 60)
+        done = wait_for(ended)
         assert done is not None
         return done
 
@@ -92,8 +92,8 @@ def test_redis_keeps_an_append_only_file(up):
 def test_a_killed_child_comes_back(up, name):
     victim = up.state()["children"][name]
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: up.state()["children"].get(name) not in (None, victim), 60, f"a new {name}")
-    wait_for(up.is_ready, 60, "readiness")
+    wait_for(lambda: up.state()["children"].get(name) not in (None, victim), f"a new {name}")
+    wait_for(up.is_ready, "readiness")
     assert f"{name} died (killed by SIGKILL) after" in up.words()
     assert not psutil.pid_exists(victim)
     assert run_job(up.state()["url"])["request_counts"]["completed"] == 20
@@ -185,7 +185,7 @@ def test_a_signal_drains_and_leaves_nothing(tmp_path, signum):
 
 def test_a_signal_during_the_start_leaves_nothing(tmp_path):
     up = start_up(tmp_path / "data")
-    wait_for(lambda: (tmp_path / "data" / "run" / "up.json").exists() and up.state(), 30)
+    wait_for(lambda: (tmp_path / "data" / "run" / "up.json").exists() and up.state())
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(60) == 0
     stop(up)
@@ -237,11 +237,11 @@ def test_asked_twice_it_kills_at_once(tmp_path):
 
     asker = threading.Thread(target=ask)
     asker.start()
-    wait_for(lambda: "bros_num_requests_running" in httpx.get(f"{url}/metrics", trust_env=False).text, 20)
+    wait_for(lambda: "bros_num_requests_running" in httpx.get(f"{url}/metrics", trust_env=False).text)
     up.process.send_signal(signal.SIGINT)
-    wait_for(lambda: "stopping; once more kills" in up.words(), 10)
+    wait_for(lambda: "stopping; once more kills" in up.words())
     # One Ctrl-C that came twice, through a wrapper, is not a second one: so ask until it is.
-    wait_for(lambda: up.process.poll() is not None or up.process.send_signal(signal.SIGINT), 20)
+    wait_for(lambda: up.process.poll() is not None or up.process.send_signal(signal.SIGINT))
     assert "killing what has not stopped" in up.words(), "it did not wait for the answer, which takes minutes"
     asker.join(30)
     stop(up)

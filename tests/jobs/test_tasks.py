@@ -86,7 +86,7 @@ def answer_everything(
         ended = job.status in ("completed", "failed", "cancelled", "expired")
         return job if ended or (done is not None and job.ended >= done) else None
 
-    return wait_for(over, 60, "the end of the job")
+    return wait_for(over, "the end of the job")
 
 
 def check_whole(world: World, job_id: str, count: int) -> None:
@@ -160,11 +160,11 @@ def test_a_cancelled_job_ends_by_itself(world: World, group: Processes) -> None:
     answer_everything(world, job_id, 20)
     with writing(world.database) as connection:
         store.cancel_job(connection, job_id)
-    wait_for(lambda: world.job(job_id).status == "cancelled", 30, "the cancellation")
+    wait_for(lambda: world.job(job_id).status == "cancelled", "the cancellation")
     job = world.check_counts(job_id)
     assert len(world.file_lines(job.output_file_id)) == job.succeeded
     assert len(world.file_lines(job.error_file_id)) == job.cancelled
-    wait_for(lambda: world.queue_length() == 0, 30, "an empty stream")
+    wait_for(lambda: world.queue_length() == 0, "an empty stream")
 
 
 @pytest.mark.parametrize("options", [{"queue_high_water": 40, "queue_low_water": 20}], ids=["short queue"])
@@ -181,5 +181,5 @@ def test_recording_asks_for_more_when_the_queue_runs_low(world: World, group: Pr
             sender.send_task("bros.record")
             return world.job(job_id).status == "completed"
 
-        wait_for(over, 60, "the end of the job")
+        wait_for(over, "the end of the job")
     check_whole(world, job_id, 200)

@@ -49,7 +49,7 @@ def results(redis, count: int) -> dict[int, WorkResult]:
         entries = redis.xrange(protocol.RESULTS_KEY)
         return entries if len(entries) >= count else None
 
-    decoded = [protocol.decode_work_result(f[b"p"]) for _, f in wait_for(read, timeout_s=20)]
+    decoded = [protocol.decode_work_result(f[b"p"]) for _, f in wait_for(read)]
     assert len(decoded) == count
     return {r.item_id: r for r in decoded}
 
@@ -95,7 +95,7 @@ def test_an_engine_holds_no_more_than_it_has_room_for(tmp_path, server, redis):
     for i in range(50):
         add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
     with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url, max_num_seqs=8, be_prefetch=2):
-        wait_for(lambda: num_pending(redis) == 10, timeout_s=10)
+        wait_for(lambda: num_pending(redis) == 10)
     assert num_pending(redis) == 10
 
 
@@ -155,7 +155,7 @@ def test_what_a_draining_engine_gives_back_is_taken_at_once(tmp_path, server, re
     for i in range(3):
         add(redis, i, sampling=Sampling(max_tokens=5000, ignore_eos=True))
     with running_engine(tmp_path / "a", slow_runner(0.01), redis_url=server.url, engine_id="a"):
-        wait_for(lambda: num_pending(redis) == 3, timeout_s=10)
+        wait_for(lambda: num_pending(redis) == 3)
     assert redis.xlen(protocol.RESULTS_KEY) == 0
     with running_engine(
         tmp_path / "b", slow_runner(0.0), redis_url=server.url, engine_id="b", claim_timeout_s=3600.0
@@ -177,18 +177,16 @@ def test_a_cancelled_jobs_items_make_room(tmp_path, server, redis):
     for i in range(4):
         add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
     with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url) as engine:
-        wait_for(lambda: sum(engine.scheduler.num_requests(Lane.BE)) == 4, timeout_s=10)
-        wait_for(lambda: redis.publish(protocol.CANCEL_CHANNEL, "job"), timeout_s=10)
+        wait_for(lambda: sum(engine.scheduler.num_requests(Lane.BE)) == 4)
+        wait_for(lambda: redis.publish(protocol.CANCEL_CHANNEL, "job"))
         answers = results(redis, 4)
         assert {a.error_code for a in answers.values()} == {"batch_cancelled"}
-        wait_for(lambda: not engine.scheduler.has_work, timeout_s=10)
+        wait_for(lambda: not engine.scheduler.has_work)
 
 
 def test_the_heartbeat_tells_of_the_engine(tmp_path, server, redis):
     with running_engine(tmp_path, redis_url=server.url):
-        beat = msgspec.msgpack.decode(
-            wait_for(lambda: redis.get(protocol.engine_key("engine-0")), timeout_s=10)
-        )
+        beat = msgspec.msgpack.decode(wait_for(lambda: redis.get(protocol.engine_key("engine-0"))))
         assert beat["model"] == "sim"
         assert beat["stats"]["kv_blocks"] > 0
         assert 0 < redis.ttl(protocol.engine_key("engine-0")) <= 15

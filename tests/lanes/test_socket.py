@@ -23,6 +23,7 @@ from engine.wire.protocol import (
 )
 from tests.engines import running_engine
 from tests.factories import runner_info
+from tests.services import PATIENCE_S
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
 
@@ -47,8 +48,8 @@ def endless_runner() -> SimulatedRunner:
     )
 
 
-async def wait_until(condition, timeout_s=10.0):
-    async with asyncio.timeout(timeout_s):
+async def wait_until(condition):
+    async with asyncio.timeout(PATIENCE_S):
         while not await condition():
             await asyncio.sleep(0.01)
 
@@ -179,7 +180,7 @@ async def raw(url: str, *frames: bytes) -> list[object]:
     reader, writer = await asyncio.open_unix_connection(url.removeprefix("unix://"))
     writer.writelines(frames)
     said = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while prefix := await reader.read(4):
             body = await reader.readexactly(struct.unpack(">I", prefix)[0])
             said.append(decode_engine_message(body))
@@ -229,7 +230,7 @@ async def test_an_id_used_again_after_a_cancel_gets_only_its_own_tokens(tmp_path
             writer.writelines([frame(Cancel("same")), frame(Submit("then", [9, i + 3], short))])
             writer.writelines([frame(Cancel("then")), frame(Submit("then", [7, i + 3], short))])
             token_ids = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while not isinstance(message := await receive(), Finished):
                     token_ids += message.ids if message.id == "then" else []
             assert token_ids == runner.continuation([7, i + 3], short)

@@ -72,7 +72,7 @@ def serving_app(app: FastAPI, settings: Settings) -> Iterator[Web]:
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     try:
-        wait_for(lambda: server.started, 30, "the server")
+        wait_for(lambda: server.started, "the server")
         port = server.servers[0].sockets[0].getsockname()[1]
         yield Web(f"http://127.0.0.1:{port}", settings)
     finally:
@@ -117,7 +117,7 @@ def whole_service(redis_url: str, model: Path, **env: str) -> Iterator[tuple[Web
 
         last_answer = ["none"]
         try:
-            wait_for(is_ready, 60, "the service")
+            wait_for(is_ready, "the service")
             yield web, group
         except BaseException as error:
             error.add_note(f"/ready said {last_answer[-1]}")

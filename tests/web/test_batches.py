@@ -206,7 +206,7 @@ def test_the_whole_way(redis_server: RedisServer, text_model: Path) -> None:
         )
         file = client.files.create(file=("in.jsonl", io.BytesIO(content)), purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-        batch = wait_for(lambda: ended(client, batch.id), 60, "the batch")
+        batch = wait_for(lambda: ended(client, batch.id), "the batch")
         assert batch.status == "completed", [process.output()[-2000:] for process in group.started]
         assert batch.request_counts is not None
         assert batch.request_counts.model_dump() == {"total": 61, "completed": 60, "failed": 1}

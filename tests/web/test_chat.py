@@ -293,7 +293,7 @@ def test_a_client_that_leaves_ends_its_request(tmp_path: Path, text_model: Path,
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     http.post("/v1/chat/completions", json=body)
-        wait_for(lambda: running() == 0, 5, "the end of the request")
+        wait_for(lambda: running() == 0, "the end of the request")
         assert stats_of(engine)["steps"] > 1
         assert stats_of(engine)["lanes"]["rt"]["finished"].get("length", 0) == 0
 
@@ -322,7 +322,7 @@ def test_an_engine_that_dies_ends_the_stream_with_an_error(tmp_path: Path, text_
             web.openai() as client,
         ):
             wait_for(
-                lambda: httpx.get(f"{web.url}/v1/models").json()["data"][0]["max_model_len"], 30, "the engine"
+                lambda: httpx.get(f"{web.url}/v1/models").json()["data"][0]["max_model_len"], "the engine"
             )
             stream = client.completions.create(
                 model=MODEL_NAME,

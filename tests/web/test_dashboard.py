@@ -48,13 +48,13 @@ def shown(chrome: Chrome) -> str:
     return str(chrome.execute_script("return document.body.innerText"))  # type: ignore[no-untyped-call]
 
 
-def wait_text(chrome: Chrome, *words: str, timeout_s: float = 20) -> str:
+def wait_text(chrome: Chrome, *words: str) -> str:
     def there() -> str | None:
         text = shown(chrome)
         return text if all(word in text for word in words) else None
 
     try:
-        return str(wait_for(there, timeout_s, f"{words} on the page"))
+        return str(wait_for(there, f"{words} on the page"))
     except AssertionError as error:
         error.add_note(shown(chrome))
         raise
@@ -71,7 +71,7 @@ def press(chrome: Chrome, label: str) -> None:
                 return False
         return False
 
-    wait_for(pressed, 20, f"the button {label!r}")
+    wait_for(pressed, f"the button {label!r}")
 
 
 def lines(count: int, **body: Any) -> bytes:
@@ -116,7 +116,7 @@ def test_a_job_is_followed_to_its_end(site: Web, chrome: Chrome) -> None:
     with site.openai() as client:
         job_id = submit(client, lines(30) + b"no json\n", "my first job")
         wait_text(chrome, "my first job")
-        wait_text(chrome, "completed", "30 / 31", "1 failed", timeout_s=60)
+        wait_text(chrome, "completed", "30 / 31", "1 failed")
         chrome.find_element(By.CSS_SELECTOR, f'a.job[data-id="{job_id}"]').click()
         wait_text(chrome, "30 of 31", "invalid_request", "Results", "Errors", "First lines without a result")
         assert chrome.current_url == f"{site.url}/jobs/{job_id}"
@@ -157,7 +157,7 @@ def test_buttons_move_a_job(site: Web, chrome: Chrome) -> None:
     press(chrome, "Cancel")
     press(chrome, "Cancel the job")
     wait_text(chrome, "cancell")
-    wait_for(lambda: status() in ("cancelling", "cancelled"), 20, "the end of the job")
+    wait_for(lambda: status() in ("cancelling", "cancelled"), "the end of the job")
 
 
 def test_pause_and_resume(site: Web, chrome: Chrome) -> None:
@@ -178,14 +178,13 @@ def test_filters(site: Web, chrome: Chrome) -> None:
     chrome.get(site.url)
     wait_text(chrome, "needle in the hay", "other thing")
     chrome.find_element(By.CSS_SELECTOR, '[aria-label="Search"]').send_keys("needle")
-    wait_for(lambda: "other thing" not in shown(chrome), 10, "the search")
+    wait_for(lambda: "other thing" not in shown(chrome), "the search")
     assert "needle in the hay" in shown(chrome)
     chrome.find_element(By.CSS_SELECTOR, ".status-filter").click()
     option = wait_for(
         lambda: [
             each for each in chrome.find_elements(By.CSS_SELECTOR, ".q-item") if each.text == "completed"
         ],
-        10,
         "the choices",
     )
     option[0].click()
@@ -209,12 +208,12 @@ def test_no_such_job(site: Web, chrome: Chrome) -> None:
 def test_chat_streams(site: Web, chrome: Chrome) -> None:
     chrome.get(f"{site.url}/chat")
     for number in range(2):
-        field = wait_for(lambda: chrome.find_elements(By.CSS_SELECTOR, '[aria-label="Your message"]'), 10)[0]
+        field = wait_for(lambda: chrome.find_elements(By.CSS_SELECTOR, '[aria-label="Your message"]'))[0]
         field.send_keys(f"Hello {number}")
         press(chrome, "Send")
         wait_text(chrome, f"Hello {number}", "first token after")
         wait_for(
-            lambda n=number: len(chrome.find_elements(By.CSS_SELECTOR, ".theirs")) == n + 1, 10, "the answer"
+            lambda n=number: len(chrome.find_elements(By.CSS_SELECTOR, ".theirs")) == n + 1, "the answer"
         )
 
 
@@ -237,7 +236,7 @@ def test_the_engine_page(site: Web, chrome: Chrome) -> None:
     wait_text(chrome, "latest 512 100 %", "kept prefixes")
     cells = chrome.find_elements(By.CSS_SELECTOR, ".cells i")
     assert 200 < len(cells) <= 256
-    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, ".plot polyline")) >= 6, 10, "the lines")
+    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, ".plot polyline")) >= 6, "the lines")
 
 
 @pytest.mark.parametrize("path", ["/", "/engine", "/chat"])
@@ -253,7 +252,6 @@ def test_on_a_phone_offline_light_and_dark(site: Web, path: str, dark: bool) -> 
             lambda: (
                 "dark" in (phone.find_element(By.TAG_NAME, "body").get_attribute("class") or "") or not dark
             ),
-            5,
         )
         width = phone.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")  # type: ignore[no-untyped-call]
         assert width[0] <= width[1], "the page is wider than the screen"
@@ -291,7 +289,7 @@ def test_stale_data_say_so(service: tuple[Web, Processes], chrome: Chrome) -> No
     assert "KV memory" in shown(chrome)
     group.engine(Path(site.settings.model), MODEL_NAME, site.settings.redis_url)
     wait_text(chrome, "engine up")
-    wait_for(lambda: "What you see is from" not in shown(chrome), 20, "fresh data")
+    wait_for(lambda: "What you see is from" not in shown(chrome), "fresh data")
 
 
 def test_no_warnings_were_logged(service: tuple[Web, Processes]) -> None:

@@ -183,12 +183,12 @@ def test_a_client_that_leaves_leaves_nothing(web: Web) -> None:
     def half() -> Iterator[bytes]:
         yield b'--X\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
         yield b"x" * 2_000_000
-        wait_for(lambda: stored(web) != before, 10, "the first bytes on disk")
+        wait_for(lambda: stored(web) != before, "the first bytes on disk")
         raise ConnectionAbortedError
 
     with web.http() as http, pytest.raises(ConnectionAbortedError):
         http.post("/v1/files", content=half(), headers={"Content-Type": "multipart/form-data; boundary=X"})
-    wait_for(lambda: stored(web) == before, 10, "the end of the upload")
+    wait_for(lambda: stored(web) == before, "the end of the upload")
 
 
 def test_a_full_disk(tmp_path: Path, text_model: Path) -> None:
