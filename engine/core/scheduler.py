@@ -14,7 +14,6 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, repeat
-from operator import add
 
 from engine.core.baselines import BaselinePacker
 from engine.core.batch import Batch
@@ -233,10 +232,10 @@ class Scheduler:
     ) -> None:
         """Rows [first, first + len(requests)) of the step, which drew a token each."""
         last = first + len(requests)
-        sampled, stopped, plan = result.sampled[first:last], result.stopped[first:last], batch.plan
-        positions = map(add, plan.starts[first:last], plan.counts[first:last])
-        for request, position, token_id in zip(requests, positions, sampled, strict=True):
-            request.token_ids[position] = token_id
+        starts, counts, sampled = batch.plan.starts, batch.plan.counts, result.sampled
+        for i, request in enumerate(requests, first):
+            request.token_ids[starts[i] + counts[i]] = sampled[i]
+        sampled, stopped = sampled[first:last], result.stopped[first:last]
         logprobs = repeat(None) if not result.logprobs else map(result.logprobs.get, range(first, last))
         ids = [request.request_id for request in requests]
         heard = list(map(_token_event, zip(ids, sampled, logprobs, strict=False)))

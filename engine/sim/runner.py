@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from operator import add, eq, mul
 
 from engine.core.plan import StepPlan, StepResult
 from engine.runner.base import DoneStep, RunnerInfo
@@ -11,7 +10,6 @@ from engine.sim.clock import VirtualClock
 from engine.sim.device import StepCost
 
 TOKEN_ID = 7  # every output token
-_SAMPLED = (-1, TOKEN_ID)  # by whether a row samples
 
 
 class TraceRunner:
@@ -55,19 +53,24 @@ class TraceRunner:
         if self._noise:
             elapsed_s *= self._rng.lognormvariate(0.0, self._noise)
         self._clock.advance(elapsed_s)
-        # A row ends when it has computed all but the last token: start + count == end.
-        computed = map(add, plan.starts, plan.counts)
-        stopped = list(map(eq, computed, map(ends.__getitem__, plan.rows)))
-        return StepResult(sampled=list(map(_SAMPLED.__getitem__, plan.samples)), stopped=stopped)
+        starts, counts, samples = plan.starts, plan.counts, plan.samples
+        sampled: list[int] = []
+        stopped: list[bool] = []
+        for i, row in enumerate(plan.rows):
+            # A row ends when it has computed all but the last token.
+            stopped.append(starts[i] + counts[i] == ends[row])
+            sampled.append(TOKEN_ID if samples[i] else -1)
+        return StepResult(sampled, stopped)
 
     def _step_s(self, plan: StepPlan) -> float:
         starts, counts = plan.starts, plan.counts
         tokens, rows = len(plan.token_ids), len(plan.rows)
-        read = sum(starts) + tokens
         # Token i of a chunk attends to start + i + 1 tokens: count * start + count * (count + 1) / 2 pairs.
-        pairs = read + 0.0
-        if tokens > rows:
-            pairs = sum(map(mul, starts, counts)) + (sum(map(mul, counts, counts)) + tokens) / 2
+        read, pairs = tokens, 0
+        for i, start in enumerate(starts):
+            count = counts[i]
+            read += start
+            pairs += count * start + count * (count + 1) // 2
         copied = 0
         if plan.copies_out or plan.restores:
             copied += sum(len(copy.host_slots) for copy in plan.copies_out)
