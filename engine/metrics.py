@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from engine.core.finish import finished_among
 from engine.core.kv_cache import KVCacheManager
 from engine.core.kv_view import occupancy
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
-from engine.core.types import FinishedEvent, Lane, TokenEvent
+from engine.core.types import FinishedEvent, Lane
 
 # Upper bounds in seconds; the last bucket is open. From an idle fast lane to a long document.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
@@ -129,12 +130,9 @@ class EngineMetrics:
         self.iteration.observe(elapsed_s)
 
     def observe_events(self, events: Sequence[object]) -> None:
-        """Events as the loop sends them: what ended comes after the tokens, which need no look."""
-        for event in reversed(events):
-            if type(event) is TokenEvent:
-                return
-            if type(event) is FinishedEvent:
-                self.lanes[event.lane].observe(event)
+        """Events as the loop sends them."""
+        for event in finished_among(events):
+            self.lanes[event.lane].observe(event)
 
     def memory(self, kv: KVCacheManager, now_s: float) -> dict[str, Any]:
         """What lies where in KV memory, a second ago at the most: `Occupancy` as data, and the tokens a block has."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.services import unavailable
+
 ROOT = Path(__file__).parents[1]
 # Memory for a third of the load, so that chats take from bulk.
 LOAD = (
@@ -34,9 +36,10 @@ def run(directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not has_compiler(), reason="no C compiler, or no headers of Python")
 @pytest.mark.timeout(1200)
 def test_compiled_it_does_the_same(tmp_path: Path) -> None:
+    if not has_compiler():
+        unavailable("A C compiler, with Python's headers,")
     for name in ("engine", "cli", "bros_batch"):
         shutil.copytree(
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "model")

@@ -23,11 +23,10 @@ class Batch:
         self.num_be_tokens = 0
         self.has_preempted = False
         self.scheduled_s = scheduled_s
-        self.ending: list[
-            tuple[int, Request]
-        ] = []  # index in the plan; those that draw the last token they may have
-        self.chunks: list[tuple[int, Request]] = []  # index in the plan; a prompt or a part of one
-        self.singles: list[tuple[int, list[Request]]] = []  # index of the first; one token each
+        # By index in the plan (of the first, for many).
+        self.ending: list[tuple[int, Request]] = []  # that draw the last token they may have
+        self.chunks: list[tuple[int, Request]] = []  # a prompt or a part of one
+        self.singles: list[tuple[int, list[Request]]] = []  # one token each
 
     def start_row(self, request: Request, slots: list[int]) -> None:
         """The request has been given a row; `slots` are those of the tokens it has computed already."""

@@ -72,7 +72,8 @@ class _Fit:
         self._new: list[tuple[Sequence[float], float, float]] = []
 
     def learn(self, features: Sequence[float], expected_s: float, elapsed_s: float) -> bool:
-        """Take in a step. True if the coefficients changed."""
+        """Take in a step that the coefficients expect to take `expected_s` (0: there are none yet). True if they
+        changed."""
         self._new.append((features, elapsed_s, 1.0 / ((expected_s or elapsed_s) * elapsed_s)))
         if len(self._new) < min(SOLVE_EVERY, self._num_learned // 8):
             return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from engine.core.request import Request
-from engine.core.types import FinishedEvent, FinishReason, Lane
+from engine.core.types import FinishedEvent, FinishReason, Lane, TokenEvent
 
 
 def finished_event(
@@ -34,3 +36,12 @@ def finished_event(
         slo_met=slo_met,
         message=message,
     )
+
+
+def finished_among(events: Sequence[object]) -> Iterator[FinishedEvent]:
+    """The ends among a step's events, the last first. They come after the tokens, of which there are many more."""
+    for event in reversed(events):
+        if type(event) is TokenEvent:
+            return
+        if type(event) is FinishedEvent:
+            yield event

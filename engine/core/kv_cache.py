@@ -105,7 +105,7 @@ class KVCacheManager:
             in_tail = min(tail.limit - tail.length, pool.room[tail.block], num_tokens)
         end = (tail.end if tail is not None else 0) + num_tokens
         num_new = -(-end // size) - (end - num_tokens + in_tail) // size if in_tail < num_tokens else 0
-        if num_new > len(pool.free_blocks) and num_new > pool.num_free:
+        if num_new > pool.num_free:
             return self._extend_in_middles(request, num_tokens)
         slots: list[int] = []
         if tail is not None and in_tail:

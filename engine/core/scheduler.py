@@ -91,9 +91,7 @@ class Scheduler:
         self._num_steps = 0
         self._under_way: deque[Batch] = deque()
         self._updated_s = 0.0  # when the last result came
-        self.step_s = (
-            0.0  # what the step took that it came of, from its plan or from the end of the one before
-        )
+        self.step_s = 0.0  # of that step: from its plan, or from the end of the one before, to its result
         self._gone: set[Request] = set()  # ended, and a step under way still computes a token of theirs
         self._max_tokens = min(config.max_model_len, kv.num_slots)  # of one request
 

@@ -6,8 +6,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.core.finish import finished_among
 from engine.core.request import Request
-from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams, TokenEvent
+from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams
 from engine.loop import Add, LoopEvent, Message, Stop
 from engine.sim.clock import VirtualClock
 from engine.sim.statistics import LaneStatistics
@@ -96,12 +97,9 @@ class Feed:
         return messages
 
     def send(self, events: Sequence[LoopEvent]) -> None:
-        """Hear of requests that ended: they come after the tokens."""
-        for event in reversed(events):
-            if type(event) is TokenEvent:
-                return
-            if type(event) is FinishedEvent:
-                self._finished(event)
+        """Hear of requests that ended."""
+        for event in finished_among(events):
+            self._finished(event)
 
     def end(self) -> Progress:
         """The load is over; where things stand. A chat that still runs counts if its first token is late already: the

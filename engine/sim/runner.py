@@ -34,9 +34,8 @@ class TraceRunner:
         self._output_tokens = output_tokens
         self._noise = noise
         self._rng = random.Random(f"{seed} noise")
-        self._ends = [
-            0
-        ] * info.max_num_seqs  # by row: how many tokens are computed when the last one is drawn
+        # By row: how many tokens are computed when the last one is drawn.
+        self._ends = [0] * info.max_num_seqs
 
     @property
     def info(self) -> RunnerInfo:

@@ -26,9 +26,8 @@ async def answered(url: str, prompts: list[list[int]], max_tokens: list[int]) ->
     async def one(i: int) -> list[int]:
         token_ids: list[int] = []
         sampling = Sampling(max_tokens=max_tokens[i], temperature=0.0)
-        async with client.submit(
-            prompts[i], sampling, lane="rt" if i >= 2 * NUM_REQUESTS // 3 else "be"
-        ) as stream:
+        lane = "rt" if i >= 2 * NUM_REQUESTS // 3 else "be"
+        async with client.submit(prompts[i], sampling, lane=lane) as stream:
             async for message in stream:
                 if isinstance(message, Tokens):
                     token_ids += message.ids

@@ -37,7 +37,7 @@ pytest.importorskip("accelerate", reason="transformers splits models only where 
 
 LENGTHS = (1, 2, 5, 15, 16, 17, 31, 40, 3, 63, 64, 8)  # of prompts; KV blocks are 8 tokens, steps at most 32
 NUM_OUTPUT = 12
-DEADLINE_S = 60.0  # for what takes less than two seconds on an idle machine
+DEADLINE_S = 20.0  # for what takes less than two seconds on an idle machine
 
 
 def config_for(model: Path, size: int = 2, **settings: Any) -> EngineConfig:
