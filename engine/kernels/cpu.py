@@ -84,10 +84,11 @@ def attend_stored(
     window: int | None = None,
     softcap: float | None = None,
     sinks: FloatArray = _NO_SINKS,  # [Hq], or empty
-    out: FloatArray,  # [T, Hq, Dv], written
+    out: np.ndarray[Any, Any],  # [T, Hq, Dv] float32, or `plain` bfloat16; written
 ) -> None:
     """`engine.kernels.reference.attention` without its stores: a call for the rows with one new token, one for the
     others."""
+    from engine.kernels import cpu_amx, cpu_amx_chunk
     from engine.kernels.cpu_chunk import attend_chunks
     from engine.kernels.cpu_scalars import use_threads
     from engine.kernels.cpu_single import attend_single
@@ -106,7 +107,13 @@ def attend_stored(
         )
     if longer.shape[1]:
         parts = -(-2 * num_threads // (longer.shape[1] * num_kv_heads))
-        attend_chunks(q, k_cache, v_cache, table, longer, parts, *options, out)
+        fits_tiles = k_cache.dtype == np.uint16 and k_cache.shape[2] % cpu_amx.STEP == 0
+        if fits_tiles and v_cache.shape[2] % cpu_amx.COLUMNS == 0 and cpu_amx.has_tiles():
+            cpu_amx_chunk.attend_chunks(
+                q, k_cache, v_cache, cpu_amx.CONFIG, table, longer, parts, *options, out
+            )
+        else:
+            attend_chunks(q, k_cache, v_cache, table, longer, parts, *options, out)
 
 
 def _balanced_order(layout: StepLayout, ends: IntArray, num_threads: int) -> IntArray:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu_scalars import FAST, exp, widen
+from engine.kernels.cpu_rows import LANES, exp_row, peak_of
+from engine.kernels.cpu_scalars import FAST, exp, narrow, widen
 from engine.kernels.cpu_tiles import PANEL, TILE_ROWS, tile
 
 _KEYS = 256  # a block's K and V panels, 64 values each in float32, take 128 KiB of an L2 cache
@@ -31,7 +32,7 @@ def attend_chunks(
     window: Any,  # 0: none
     softcap: Any,  # 0: none
     sinks: Any,  # [Hq] float32, or empty
-    out: Any,  # [T, Hq, Dv] float32, written at the chunks' tokens
+    out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at the chunks' tokens
 ) -> None:
     """`engine.kernels.reference.attention` for chunks whose K and V are stored already."""
     _, num_heads, size = q.shape
@@ -104,18 +105,15 @@ def attend_chunks(
                     if softcap > 0:
                         for j in range(low, high):
                             line[j] = softcap * np.tanh(line[j] / softcap)
-                    peak = peaks[r]
-                    for j in range(low, high):
-                        peak = max(peak, line[j])
+                    num_lanes = (seen + LANES - 1) // LANES * LANES
+                    line[:low] = -np.inf
+                    line[high:num_lanes] = -np.inf
+                    peak = max(peaks[r], peak_of(line.ctypes.data, num_lanes))
                     total = np.float32(0.0)
-                    for j in range(low, high):
-                        weight = exp(line[j] - peak)
-                        line[j] = weight
-                        total += weight
-                    for j in range(low):
-                        line[j] = np.float32(0.0)
-                    for j in range(high, seen):
-                        line[j] = np.float32(0.0)
+                    if peak > -np.inf:
+                        total = exp_row(line.ctypes.data, num_lanes, peak)
+                    else:  # a query whose window starts after this block
+                        line[:num_lanes] = np.float32(0.0)
                     if peak > peaks[r]:
                         shrink = exp(peaks[r] - peak)
                         totals[r] *= shrink
@@ -148,4 +146,4 @@ def attend_chunks(
                 totals[r] = totals[r] * factor + exp(sinks[head] - peak)
             factor /= totals[r]
             for d in range(size_v):
-                out[offset + r // group, head, d] = sums[r, d] * factor
+                out[offset + r // group, head, d] = narrow(sums[r, d] * factor, out[0, 0, 0])

@@ -16,7 +16,8 @@ import numpy as np
 from numba import njit, prange
 
 from engine.kernels.cpu_gather import LANES, dots, gather
-from engine.kernels.cpu_scalars import CACHE_LINE_BYTES, FAST, exp, prefetch, widen
+from engine.kernels.cpu_rows import exp_row, peak_of
+from engine.kernels.cpu_scalars import CACHE_LINE_BYTES, FAST, exp, narrow, prefetch, widen
 from engine.kernels.cpu_tiles import TILE_ROWS
 
 # How many slots ahead of its use a K or V line is asked for. Slots that run down a block, or jump to another, defeat
@@ -41,7 +42,7 @@ def attend_single(
     softcap: Any,  # 0: none
     sinks: Any,  # [Hq] float32, or empty
     heads_per_unit: Any,  # divides Hkv
-    out: Any,  # [T, Hq, Dv] float32, written at `tokens`
+    out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at `tokens`
 ) -> None:
     """`engine.kernels.reference.attention` for rows of one token whose K and V are stored already."""
     num_rows = len(tokens)
@@ -63,8 +64,10 @@ def attend_single(
             k_cache.ctypes.data + kv_head * k_cache.strides[1]
         )  # address of slot 0's K of the unit's heads
         v_first = v_cache.ctypes.data + kv_head * v_cache.strides[1]
-        weights = np.empty((lanes, length), dtype=np.float32)
+        width = (length + LANES - 1) // LANES * LANES
+        weights = np.empty((lanes, width), dtype=np.float32)
         line = np.empty(max(size, size_v), dtype=np.float32)
+        totals = np.empty(lanes, dtype=np.float32)
         acc = np.zeros((lanes, size_v), dtype=np.float32)
         queries = np.empty((lanes, size), dtype=np.float32)
         for g in range(lanes):
@@ -88,8 +91,8 @@ def attend_single(
                             line_address + h * k_cache.strides[1],
                             k_cache[0, 0, 0],
                             size,
-                            weights.ctypes.data + (g * length + j) * 4,
-                            length * 4,
+                            weights.ctypes.data + (g * width + j) * 4,
+                            width * 4,
                         )
                 continue
             slot = slot_table[row, first + j]
@@ -105,21 +108,14 @@ def attend_single(
             if softcap > 0:
                 for j in range(length):
                     weights[g, j] = softcap * np.tanh(weights[g, j] / softcap)
-            peak = weights[g, 0]
-            for j in range(1, length):
-                peak = max(peak, weights[g, j])
-            total = np.float32(0.0)
+            weights[g, length:] = -np.inf
+            address = weights.ctypes.data + g * width * 4
+            peak = peak_of(address, width)
             if sinks.size > 0:
-                sink = sinks[head + g]
-                peak = max(peak, sink)
-                total = exp(sink - peak)
-            for j in range(length):
-                weight = exp(weights[g, j] - peak)
-                weights[g, j] = weight
-                total += weight
-            inverse = np.float32(1.0) / total
-            for j in range(length):
-                weights[g, j] *= inverse
+                peak = max(peak, sinks[head + g])
+            totals[g] = exp_row(address, width, peak)
+            if sinks.size > 0:
+                totals[g] += exp(sinks[head + g] - peak)
         if size_v % LANES == 0:
             # A few slots at a time, so that what one pass of them brings near is still there for the next.
             for j in range(0, length, _V_SLOTS):
@@ -128,8 +124,8 @@ def attend_single(
                         for g in range(h * group, (h + 1) * group, TILE_ROWS):
                             gather(
                                 min(TILE_ROWS, (h + 1) * group - g),
-                                weights.ctypes.data + (g * length + j) * 4,
-                                length * 4,
+                                weights.ctypes.data + (g * width + j) * 4,
+                                width * 4,
                                 v_first + h * v_cache.strides[1] + d * v_cache.itemsize,
                                 v_cache[0, 0, 0],
                                 slot_table.ctypes.data + row * slot_table.strides[0] + (first + j) * 4,
@@ -151,5 +147,6 @@ def attend_single(
                         for d in range(size_v):
                             acc[g, d] += weight * line[d]
         for g in range(lanes):
+            inverse = np.float32(1.0) / totals[g]
             for d in range(size_v):
-                out[token, head + g, d] = acc[g, d]
+                out[token, head + g, d] = narrow(acc[g, d] * inverse, out[0, 0, 0])

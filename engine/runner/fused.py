@@ -23,7 +23,14 @@ from engine.kernels.cpu import attend_stored, is_compiled_for, plain
 from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
 from engine.runner.attention import LayerCache, LayerShape
-from engine.runner.products import OneDnnWeights, PanelWeights, Weights, Workspace, multiplies_bfloat16
+from engine.runner.products import (
+    OneDnnWeights,
+    PanelWeights,
+    TileWeights,
+    Weights,
+    Workspace,
+    multiplies_bfloat16,
+)
 
 Array = npt.NDArray[Any]
 
@@ -77,13 +84,18 @@ class FusedDecoder:
 
     def __init__(self, model: Any, head_size: int, num_positions: int) -> None:
         """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time."""
-        from engine.kernels import cpu_layer
+        from engine.kernels import cpu_amx, cpu_layer
         from engine.kernels.cpu_linear import padded
 
         decoder = model.model
         self._kernels = cpu_layer
         self._workspace = Workspace()
-        self._uses_onednn = model.dtype is torch.bfloat16 and multiplies_bfloat16()
+        is_narrow = model.dtype is torch.bfloat16 and multiplies_bfloat16()
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        fits_tiles = all(linear.in_features % cpu_amx.STEP == 0 for linear in linears)
+        self._uses_tiles = is_narrow and fits_tiles and cpu_amx.has_tiles()
+        self._uses_onednn = is_narrow and not self._uses_tiles
+        self._activations = np.uint16 if is_narrow else np.float32  # what products take
         self._head_size = head_size
         self._num_heads = model.config.num_attention_heads
         self._vocab_size = model.lm_head.weight.shape[0]
@@ -110,7 +122,8 @@ class FusedDecoder:
             attended = self._attend(layer, residual, positions.numpy(), layout, caches[layer.index])
             if layer is self._layers[-1] and len(wanted) < len(token_ids):
                 picked = wanted.numpy()
-                residual, attended = residual[picked], attended[picked]
+                residual = self._pick("picked residual", residual, picked)
+                attended = self._pick("picked attended", attended, picked)
             if not len(residual):
                 break
             layer.output.add(attended, residual)
@@ -129,7 +142,9 @@ class FusedDecoder:
         num_tokens = len(residual)
         k_cache, v_cache = plain(cache.k), plain(cache.v)
         q = self._workspace.take("q", num_tokens, self._num_heads * self._head_size)
-        out = self._workspace.take("attended", num_tokens, self._num_heads * self._head_size)
+        out = self._workspace.take(
+            "attended", num_tokens, self._num_heads * self._head_size, self._activations
+        )
         heads = (num_tokens, self._num_heads, self._head_size)
         self._kernels.rotate_and_store(
             layer.qkv.store(self._normed(residual, layer.attention_norm)),
@@ -153,16 +168,16 @@ class FusedDecoder:
             window=cache.window,
             out=out.reshape(heads),
         )
-        return plain(torch.from_numpy(out).bfloat16()) if self._uses_onednn else out
+        return out
 
     def _normed(self, residual: Array, norm: _Norm) -> Array:
-        shape = (len(residual), len(norm.weight))
-        out: Array
-        if self._uses_onednn:
-            out = np.empty(shape, dtype=np.uint16)
-        else:
-            out = self._workspace.take("normed", *shape)
+        out = self._workspace.take("normed", len(residual), len(norm.weight), self._activations)
         self._kernels.rms_norm(residual, norm.weight, norm.epsilon, out)
+        return out
+
+    def _pick(self, name: str, rows: Array, picked: Array) -> Array:
+        out = self._workspace.take(name, len(picked), rows.shape[1], rows.dtype)
+        np.take(rows, picked, axis=0, out=out)
         return out
 
     def _take_layer(self, layer: Any) -> _Layer:
@@ -186,7 +201,9 @@ class FusedDecoder:
         biases: list[torch.Tensor] = [linear.bias for linear in linears]
         bias = None if biases[0] is None else torch.cat(biases)
         packed: Weights
-        if self._uses_onednn:
+        if self._uses_tiles:
+            packed = TileWeights(weights, bias, self._workspace, is_gate=is_gate)
+        elif self._uses_onednn:
             packed = OneDnnWeights(weights, bias)
         else:
             packed = PanelWeights(weights, bias, self._workspace, is_gate=is_gate)

@@ -1,7 +1,8 @@
 """The matrix products of a decoder whose layers run as our own kernels, with weights packed once, at load.
 
 `PanelWeights` is the rule: float32 sums by our kernel, which beats oneDNN and MKL at every number of rows where a CPU
-has AVX2. `OneDnnWeights` is for bfloat16 on a CPU that multiplies bfloat16 itself, at twice the rate of float32.
+has AVX2. bfloat16 has `TileWeights` where a CPU multiplies tiles of it (AMX), and `OneDnnWeights` where it multiplies
+vectors of it (AVX512_BF16), at twice the rate of float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _NO_BIAS = np.empty(0, dtype=np.float32)
 
 
 class Weights(Protocol):
-    """One or more weights [N, K] over the same input `x` [T, K]."""
+    """One or more weights [N, K] over the same input `x` [T, K], of memory that a `Workspace` gave."""
 
     def store(self, x: Array) -> Array:
         """[T, >= N] x @ weight.T + bias, float32 or bfloat16 as uint16; overwritten by the next call of any."""
@@ -33,16 +34,21 @@ class Weights(Protocol):
 
 
 class Workspace:
-    """Arrays that live from step to step: memory that a step touches anew costs page faults."""
+    """Arrays that live from step to step: memory that a step touches anew costs page faults. Kernels that compute
+    `cpu_amx.ROWS` rows at a time may read and write rows that are not asked for."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
 
-    def take(self, name: str, num_rows: int, width: int) -> npt.NDArray[np.float32]:
-        """[num_rows, width] float32 of any content."""
+    def take(self, name: str, num_rows: int, width: int, dtype: npt.DTypeLike = np.float32) -> Array:
+        """[num_rows, width] of any content."""
+        from engine.kernels import cpu_amx
+
         array = self._arrays.get(name)
         if array is None or len(array) < num_rows or array.shape[1] != width:
-            array = self._arrays[name] = np.empty((num_rows, width), dtype=np.float32)
+            num_padded = -(-num_rows // cpu_amx.ROWS) * cpu_amx.ROWS
+            memory = cpu_amx.aligned(num_padded * width * np.dtype(dtype).itemsize)
+            array = self._arrays[name] = memory.view(dtype).reshape(num_padded, width)
         return array[:num_rows]
 
 
@@ -85,6 +91,48 @@ class PanelWeights:
 
     def _run(self, x: Array, mode: int, out: Array) -> None:
         self._linear.linear(x, self._panels, self._bias, mode, torch.get_num_threads(), out)
+
+
+class TileWeights:
+    """Bfloat16 in, float32 out, but for `gated`: its bfloat16 is the next product's input."""
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
+        workspace: Workspace,
+        *,
+        is_gate: bool = False,
+    ) -> None:
+        """Like `PanelWeights`. K must be a multiple of `cpu_amx.STEP`."""
+        from engine.kernels import cpu_amx, cpu_amx_linear
+
+        self._linear = cpu_amx_linear
+        self._config = cpu_amx.CONFIG
+        self._workspace = workspace
+        arrays = [plain(weight.detach().contiguous()) for weight in weights]
+        pack = cpu_amx_linear.pack
+        self._panels = cpu_amx_linear.interleave(*arrays) if is_gate else pack(np.concatenate(arrays))
+        self._width = self._panels.shape[0] * cpu_amx.COLUMNS // (2 if is_gate else 1)
+        self._bias = None if bias is None else bias.detach().float().numpy()
+
+    def store(self, x: Array) -> Array:
+        out = self._workspace.take(f"store {self._width}", len(x), self._width)
+        self._run(x, self._linear.STORE, out)
+        if self._bias is not None:
+            out[:, : len(self._bias)] += self._bias
+        return out
+
+    def add(self, x: Array, total: Array) -> None:
+        self._run(x, self._linear.ADD, total)
+
+    def gated(self, x: Array) -> Array:
+        out = self._workspace.take("gated", len(x), self._width, np.uint16)
+        self._run(x, self._linear.GATED, out)
+        return out
+
+    def _run(self, x: Array, mode: int, out: Array) -> None:
+        self._linear.linear(len(x), x, self._panels, self._config, mode, torch.get_num_threads(), out)
 
 
 class OneDnnWeights:

@@ -16,6 +16,8 @@ from tests.runner.driver import Driver, load_runner
 
 pytest.importorskip("numba")
 
+from engine.kernels import cpu_amx
+
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
 ODD = {
     "hidden_size": 72,
@@ -80,8 +82,18 @@ def test_a_model_that_computes_otherwise_is_read_again(
     assert greedy(path) == expected
 
 
+def test_products_of_tiles(tmp_path: Path) -> None:
+    if not cpu_amx.has_tiles():
+        pytest.skip("this CPU has no AMX")
+    path = make_model("qwen2", tmp_path, seed=1, hidden_size=64, intermediate_size=96)
+    loaded = load_model(str(path), device="cpu", dtype="bfloat16")
+    assert loaded.fused is not None
+    assert loaded.fused._uses_tiles
+    assert len(greedy(path, dtype="bfloat16")) == 12
+
+
 def test_products_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU that multiplies bfloat16, with torch's own product where this one does not."""
+    """As on a CPU that multiplies vectors of bfloat16, with torch's own product where this one does not."""
 
     def product(self: Any, x: Any) -> torch.Tensor:
         return torch.nn.functional.linear(torch.from_numpy(x).view(torch.bfloat16), self._weight, self._bias)
@@ -90,6 +102,7 @@ def test_products_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(OneDnnWeights, "_packed", staticmethod(lambda weight: weight))
         monkeypatch.setattr(OneDnnWeights, "_product", product)
     monkeypatch.setattr(fused, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(cpu_amx, "has_tiles", lambda: False)
     path = make_model("qwen2", tmp_path, seed=1)
     loaded = load_model(str(path), device="cpu", dtype="bfloat16")
     assert loaded.fused is not None

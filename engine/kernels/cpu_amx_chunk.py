@@ -1,0 +1,178 @@
+"""Attention of rows with several new tokens on a CPU with AMX: `cpu_chunk`, its two products by the tiles of `cpu_amx`.
+
+Grid: one unit of work a (row, key/value head, part of the row's queries). A unit walks its context in blocks of
+`_KEYS` positions: it gathers their K and V by slot into panels, then passes its queries by, `ROWS` at a time, with a
+running maximum and sum a query (online softmax, arXiv 1805.02867). Weights are rounded to bfloat16, as K and V are.
+
+    K panel of 32 keys   [D / 32 steps, 2 x 16 keys, 16 pairs of D, 16 keys, 2]: a pair of D is 32 bits of the cache
+    V panel of 32 of Dv  [_KEYS / 32 steps, 2 x 16 of Dv, 16 pairs of keys, 16 of Dv, 2]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from engine.kernels.cpu_amx import (
+    COLUMNS,
+    ROWS,
+    STEP,
+    STEP_BYTES,
+    TILE,
+    aligned,
+    load_config,
+    multiply,
+    save_config,
+)
+from engine.kernels.cpu_rows import exp_row_narrow, narrow_row, peak_of
+from engine.kernels.cpu_scalars import FAST, exp, narrow
+
+_KEYS = 256  # a block's K and V panels, 64 values each, take 64 KiB of an L2 cache
+
+
+@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
+def attend_chunks(
+    q: Any,  # [T, Hq, D] float32, D a multiple of STEP
+    k_cache: Any,  # [num_slots, Hkv, D] bfloat16 as uint16
+    v_cache: Any,  # [num_slots, Hkv, Dv], Dv a multiple of COLUMNS
+    config: Any,  # `cpu_amx.CONFIG`
+    slot_table: Any,  # [max_rows, max_model_len] int32
+    chunks: Any,  # [4, C] int32: row, start, count and offset of each chunk
+    parts: Any,  # into how many units the queries of a (chunk, head) are split
+    scale: Any,
+    window: Any,  # 0: none
+    softcap: Any,  # 0: none
+    sinks: Any,  # [Hq] float32, or empty
+    out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at the chunks' tokens
+) -> None:
+    """`engine.kernels.reference.attention` for chunks whose K and V are stored already."""
+    _, num_heads, size = q.shape
+    num_kv_heads = k_cache.shape[1]
+    size_v = v_cache.shape[2]
+    group = num_heads // num_kv_heads
+    k_pairs = k_cache.view(np.uint32)  # [num_slots, Hkv, D / 2]
+    for unit in prange(chunks.shape[1] * num_kv_heads * parts):
+        chunk, kv_head, part = unit // parts // num_kv_heads, unit // parts % num_kv_heads, unit % parts
+        row, start = chunks[0, chunk], chunks[1, chunk]
+        first_token = chunks[2, chunk] * part // parts
+        num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
+        start += first_token
+        offset = chunks[3, chunk] + first_token
+        num_rows = num_tokens * group  # row r is query token r // group, head r % group of the kv head's
+        # Of padding, the products are of no account, but they are computed.
+        queries = aligned((num_rows + ROWS) * size * 2).view(np.uint16).reshape(num_rows + ROWS, size)
+        for r in range(num_rows):
+            query = q.ctypes.data + (offset + r // group) * q.strides[0]
+            query += (kv_head * group + r % group) * q.strides[1]
+            narrow_row(query, size, scale, queries.ctypes.data + r * size * 2)
+        sums = aligned((num_rows + ROWS) * size_v * 4).view(np.float32).reshape(num_rows + ROWS, size_v)
+        sums[:] = np.float32(0.0)
+        peaks = np.full(num_rows, -np.inf, dtype=np.float32)
+        totals = np.zeros(num_rows, dtype=np.float32)
+        k_panels = (
+            aligned(_KEYS * size * 2).view(np.uint32).reshape(_KEYS // COLUMNS, size // STEP, 2, TILE, TILE)
+        )
+        v_panels = (
+            aligned(_KEYS * size_v * 2)
+            .view(np.uint16)
+            .reshape(size_v // COLUMNS, _KEYS // STEP, 2, TILE, TILE, 2)
+        )
+        scores = aligned(ROWS * _KEYS * 4).view(np.float32).reshape(ROWS, _KEYS)
+        weights = aligned(ROWS * _KEYS * 2).view(np.uint16).reshape(ROWS, _KEYS)
+        before = np.empty(64, dtype=np.uint8)
+        save_config(before.ctypes.data)
+        load_config(config.ctypes.data)
+        end = start + num_tokens
+        first_key = max(0, start + 1 - window) if window > 0 else 0
+        for block in range(first_key, end if num_tokens > 0 else first_key, _KEYS):
+            num_keys = min(_KEYS, end - block)
+            for j in range(num_keys):
+                slot = slot_table[row, block + j]
+                for s in range(size // STEP):
+                    for d in range(TILE):
+                        k_panels[j // COLUMNS, s, j % COLUMNS // TILE, d, j % TILE] = k_pairs[
+                            slot, kv_head, s * TILE + d
+                        ]
+                for t in range(size_v // TILE):
+                    for d in range(TILE):
+                        v_panels[t // 2, j // STEP, t % 2, j % STEP // 2, d, j % 2] = v_cache[
+                            slot, kv_head, t * TILE + d
+                        ]
+            # Weights of keys that no query sees are 0; so must V be, for what an older block left may be infinite.
+            for j in range(num_keys, (num_keys + STEP - 1) // STEP * STEP):
+                for t in range(size_v // TILE):
+                    for d in range(TILE):
+                        v_panels[t // 2, j // STEP, t % 2, j % STEP // 2, d, j % 2] = np.uint16(0)
+            # The first query that sees this block is the one at its first position.
+            for r0 in range(max(0, block - start) * group, num_rows, ROWS):
+                rows = min(ROWS, num_rows - r0)
+                r1 = r0 + rows
+                seen = min(num_keys, start + (r1 - 1) // group + 1 - block)  # by the last query of the rows
+                if window > 0 and start + r0 // group - window >= block + num_keys - 1:
+                    continue  # all of the block is behind the window of the first query, which sees furthest
+                num_panels = (seen + COLUMNS - 1) // COLUMNS
+                for p in range(num_panels):
+                    multiply(
+                        rows,
+                        size // STEP,
+                        queries.ctypes.data + r0 * size * 2,
+                        size * 2,
+                        k_panels.ctypes.data + p * (size // STEP) * STEP_BYTES,
+                        0,
+                        0,
+                        scores.ctypes.data + p * COLUMNS * 4,
+                        _KEYS * 4,
+                        0,
+                    )
+                for r in range(r0, r1):
+                    position = start + r // group
+                    high = min(seen, position + 1 - block)
+                    low = min(max(0, position + 1 - window - block), high) if window > 0 else 0
+                    line = scores[r - r0]
+                    if softcap > 0:
+                        for j in range(low, high):
+                            line[j] = softcap * np.tanh(line[j] / softcap)
+                    line[:low] = -np.inf
+                    line[high : num_panels * COLUMNS] = -np.inf
+                    address = scores.ctypes.data + (r - r0) * _KEYS * 4
+                    peak = max(peaks[r], peak_of(address, num_panels * COLUMNS))
+                    total = np.float32(0.0)
+                    target = weights.ctypes.data + (r - r0) * _KEYS * 2
+                    if peak > -np.inf:
+                        total = exp_row_narrow(address, num_panels * COLUMNS, peak, target)
+                    else:  # a query whose window starts after this block
+                        weights[r - r0] = np.uint16(0)
+                    if peak > peaks[r]:
+                        shrink = exp(peaks[r] - peak)
+                        totals[r] *= shrink
+                        for d in range(size_v):
+                            sums[r, d] *= shrink
+                        peaks[r] = peak
+                    totals[r] += total
+                for p in range(size_v // COLUMNS):
+                    to = sums.ctypes.data + (r0 * size_v + p * COLUMNS) * 4
+                    multiply(
+                        rows,
+                        num_panels,
+                        weights.ctypes.data,
+                        _KEYS * 2,
+                        v_panels.ctypes.data + p * (_KEYS // STEP) * STEP_BYTES,
+                        to,
+                        size_v * 4,
+                        to,
+                        size_v * 4,
+                        0,
+                    )
+        load_config(before.ctypes.data)
+        for r in range(num_rows):
+            head = kv_head * group + r % group
+            factor = np.float32(1.0)
+            if sinks.size > 0:
+                peak = max(peaks[r], sinks[head])
+                factor = exp(peaks[r] - peak)
+                totals[r] = totals[r] * factor + exp(sinks[head] - peak)
+            factor /= totals[r]
+            for d in range(size_v):
+                out[offset + r // group, head, d] = narrow(sums[r, d] * factor, out[0, 0, 0])

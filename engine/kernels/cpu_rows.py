@@ -1,0 +1,190 @@
+"""Exponentials and roundings of whole rows, 16 lanes at a time, in LLVM's own language: numba does not vectorise such
+loops, and an exponential then takes 15 cycles in place of one.
+
+The intrinsics take addresses; counts are multiples of LANES, above 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.ir as ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+from engine.kernels.cpu_tiles import F32, I32, I64, declared, fma_of
+
+LANES = 16
+_VECTOR, _INTEGERS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+_NARROW = ir.VectorType(ir.IntType(16), LANES)
+_MINUS_INFINITY = float("-inf")
+_UNDERFLOW = -87.0
+_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
+# Cephes' expf, as in `cpu_scalars.exp`.
+_POLYNOMIAL = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+
+
+def _splat(value: float) -> Any:
+    return ir.Constant(_VECTOR, [value] * LANES)
+
+
+def _broadcast(builder: Any, value: Any) -> Any:
+    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, I32(0))
+    return builder.shuffle_vector(
+        first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES)
+    )
+
+
+def _exp(builder: Any, x: Any) -> Any:
+    """e**x for x <= 0 to about 1 ulp; 0 below _UNDERFLOW."""
+    fma = fma_of(builder, LANES)
+    floor = declared(builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.floor.v{LANES}f32")
+    vanishes = builder.fcmp_ordered("<", x, _splat(_UNDERFLOW))
+    x = builder.select(vanishes, _splat(_UNDERFLOW), x)
+    n = builder.call(floor, [builder.call(fma, [x, _splat(_LOG2_E), _splat(0.5)])])
+    r = builder.call(fma, [n, _splat(-_LN2_HIGH), x])
+    r = builder.call(fma, [n, _splat(-_LN2_LOW), r])
+    p = _splat(_POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        p = builder.call(fma, [p, r, _splat(coefficient)])
+    p = builder.call(fma, [builder.fmul(p, r), r, builder.fadd(r, _splat(1.0))])
+    exponent = builder.add(builder.fptosi(n, _INTEGERS), ir.Constant(_INTEGERS, [127] * LANES))
+    power = builder.bitcast(builder.shl(exponent, ir.Constant(_INTEGERS, [23] * LANES)), _VECTOR)
+    return builder.select(vanishes, _splat(0.0), builder.fmul(p, power))
+
+
+def _load(builder: Any, base: Any, at: Any) -> Any:
+    address = builder.add(base, builder.mul(at, I64(4)))
+    return builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
+
+
+def _store_narrow(builder: Any, value: Any, base: Any, at: Any) -> None:
+    """To the nearest bfloat16. What has tiles of bfloat16 has AVX512_BF16, too."""
+    kind = ir.FunctionType(_NARROW, [_VECTOR])
+    rounded = builder.call(declared(builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512"), [value])
+    address = builder.add(base, builder.mul(at, I64(2)))
+    builder.store(rounded, builder.inttoptr(address, _NARROW.as_pointer()), align=2)
+
+
+def _loop(builder: Any, count: Any, start: Any, body: Any) -> Any:
+    """`body(at, carried)` for at = 0, LANES, ... below count; what it returns is carried to the next, and returned."""
+    before = builder.block
+    head, after = builder.append_basic_block("head"), builder.append_basic_block("after")
+    builder.branch(head)
+    builder.position_at_end(head)
+    at = builder.phi(I64)
+    at.add_incoming(I64(0), before)
+    carried = builder.phi(_VECTOR)
+    carried.add_incoming(start, before)
+    result = body(at, carried)
+    following = builder.add(at, I64(LANES))
+    at.add_incoming(following, head)
+    carried.add_incoming(result, head)
+    builder.cbranch(builder.icmp_signed("<", following, count), head, after)
+    builder.position_at_end(after)
+    return result
+
+
+def _reduce(builder: Any, name: str, *arguments: Any) -> Any:
+    kind = ir.FunctionType(F32, [argument.type for argument in arguments])
+    function = declared(builder.module, kind, f"llvm.vector.reduce.{name}.v{LANES}f32")
+    return builder.call(function, arguments, fastmath=("reassoc",))
+
+
+def _peak_of(typing_context: Any, line: Any, count: Any) -> Any:
+    """The largest of `count` float32 at `line`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line, count = arguments
+
+        def body(at: Any, peak: Any) -> Any:
+            value = _load(builder, line, at)
+            return builder.select(builder.fcmp_ordered(">", value, peak), value, peak)
+
+        return _reduce(builder, "fmax", _loop(builder, count, _splat(_MINUS_INFINITY), body))
+
+    return types.float32(types.int64, types.int64), generate
+
+
+def _exp_row_of(typing_context: Any, line: Any, count: Any, peak: Any) -> Any:
+    """exp(x - peak) of `count` float32 at `line`, in place; returns their sum."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line, count, peak = arguments
+        peaks = _broadcast(builder, peak)
+
+        def body(at: Any, total: Any) -> Any:
+            weight = _exp(builder, builder.fsub(_load(builder, line, at), peaks))
+            address = builder.add(line, builder.mul(at, I64(4)))
+            builder.store(weight, builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
+            return builder.fadd(total, weight)
+
+        return _reduce(builder, "fadd", F32(0.0), _loop(builder, count, _splat(0.0), body))
+
+    return types.float32(types.int64, types.int64, types.float32), generate
+
+
+def _exp_row_narrow_of(typing_context: Any, line: Any, count: Any, peak: Any, target: Any) -> Any:
+    """`exp_row`, but as bfloat16 at `target`; the sum is that of the float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line, count, peak, target = arguments
+        peaks = _broadcast(builder, peak)
+
+        def body(at: Any, total: Any) -> Any:
+            weight = _exp(builder, builder.fsub(_load(builder, line, at), peaks))
+            _store_narrow(builder, weight, target, at)
+            return builder.fadd(total, weight)
+
+        return _reduce(builder, "fadd", F32(0.0), _loop(builder, count, _splat(0.0), body))
+
+    return types.float32(types.int64, types.int64, types.float32, types.int64), generate
+
+
+def _narrow_row_of(typing_context: Any, line: Any, count: Any, factor: Any, target: Any) -> Any:
+    """`count` float32 at `line`, times a factor, as bfloat16 at `target`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line, count, factor, target = arguments
+        factors = _broadcast(builder, factor)
+
+        def body(at: Any, nothing: Any) -> Any:
+            _store_narrow(builder, builder.fmul(_load(builder, line, at), factors), target, at)
+            return nothing
+
+        _loop(builder, count, _splat(0.0), body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32, types.int64), generate
+
+
+def _silu_gated_of(typing_context: Any, gate: Any, partner: Any, target: Any) -> Any:
+    """silu(gate) * partner of LANES float32 each, as bfloat16 at `target`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        gate, partner = (_load(builder, address, I64(0)) for address in arguments[:2])
+        is_positive = builder.fcmp_ordered(">=", gate, _splat(0.0))
+        # Without overflow at either end: the exponential of what is negative, of x or of -x.
+        small = _exp(builder, builder.select(is_positive, builder.fneg(gate), gate))
+        sigmoid = builder.fdiv(
+            builder.select(is_positive, _splat(1.0), small), builder.fadd(small, _splat(1.0))
+        )
+        value = builder.fmul(builder.fmul(gate, sigmoid), partner)
+        _store_narrow(builder, value, arguments[2], I64(0))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+peak_of: Any = intrinsic(_peak_of)
+exp_row: Any = intrinsic(_exp_row_of)
+exp_row_narrow: Any = intrinsic(_exp_row_narrow_of)
+narrow_row: Any = intrinsic(_narrow_row_of)
+silu_gated: Any = intrinsic(_silu_gated_of)
