@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
+from engine.kernels.cpu_scalars import CACHE_LINE_BYTES
 from engine.kernels.cpu_tiles import (
     F32,
+    HAS_512_BITS,
     I32,
     I64,
-    TILE_ROWS,
     fma_of,
     load_splat,
     load_widened,
@@ -22,13 +24,18 @@ from engine.kernels.cpu_tiles import (
 # A cache line of bfloat16 is two of these; head sizes are multiples of it (others take the plain loops).
 LANES = 16
 _VECTOR = ir.VectorType(F32, LANES)
+# `gather` sums this many vectors of up to GATHER_ROWS rows side by side: 24 of the 32 registers of AVX-512, which find
+# a slot and a weight once for all of them. Of AVX2's 16 half as wide ones, 12 hold the sums of one vector.
+GATHER_VECTORS, GATHER_ROWS = (4, 6) if HAS_512_BITS else (1, 6)
+# `dots` takes this many keys, and queries whose sums fit the registers beside them.
+DOT_KEYS, DOT_ROWS = 4, 6 if HAS_512_BITS else 1
 
 
-def _switch_rows(builder: Any, num_rows: Any, emit: Any) -> None:
-    """`emit(rows)` for the number of rows there are, 1 to TILE_ROWS."""
+def _switch_rows(builder: Any, num_rows: Any, emit: Any, most: int) -> None:
+    """`emit(rows)` for the number of rows there are, 1 to `most`."""
     done = builder.append_basic_block("done")
     switch = builder.switch(num_rows, done)
-    for rows in range(1, TILE_ROWS + 1):
+    for rows in range(1, most + 1):
         block = builder.append_basic_block(f"rows{rows}")
         switch.add_case(I64(rows), block)
         builder.position_at_end(block)
@@ -37,23 +44,40 @@ def _switch_rows(builder: Any, num_rows: Any, emit: Any) -> None:
     builder.position_at_end(done)
 
 
-def _sum_of_lanes(builder: Any, value: Any) -> Any:
-    """Halves are added until one lane is left."""
-    lanes = LANES
-    while lanes > 1:
-        lanes //= 2
+def _sums_of_lanes(builder: Any, values: Sequence[Any]) -> Any:
+    """[DOT_KEYS] the sum of each value's lanes. Halves are added, two values at a time, until each has LANES / DOT_KEYS
+    lanes of one vector left; then neighbours are."""
+
+    def shuffled(first: Any, second: Any, lanes: list[int]) -> Any:
+        return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+    parts, width = list(values), LANES  # each value has `width` lanes of a part, side by side with others
+    while len(parts) > 1:
         halves = [
-            builder.shuffle_vector(
-                value, value, ir.Constant(ir.VectorType(I32, lanes), list(range(at, at + lanes)))
-            )
-            for at in (0, lanes)
+            [
+                lane
+                for start in range(0, 2 * LANES, width)
+                for lane in range(start + at, start + at + width // 2)
+            ]
+            for at in (0, width // 2)
         ]
-        value = builder.fadd(*halves)
-    return builder.extract_element(value, I32(0))
+        parts = [
+            builder.fadd(*(shuffled(first, second, half) for half in halves))
+            for first, second in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        width //= 2
+    total = parts[0]
+    while width > 1:
+        lanes = len(values) * width
+        total = builder.fadd(
+            *(shuffled(total, total, list(range(at, lanes, 2))) for at in (0, 1)),
+        )
+        width //= 2
+    return total
 
 
 def _emit_dots(builder: Any, arguments: Any, rows: int, element_bytes: int) -> None:
-    q, q_stride, line, size, out, out_stride = arguments
+    q, q_stride, size, out, out_stride, *lines = arguments
     fma = fma_of(builder, LANES)
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
     before = builder.block
@@ -62,21 +86,23 @@ def _emit_dots(builder: Any, arguments: Any, rows: int, element_bytes: int) -> N
     builder.position_at_end(body)
     d = builder.phi(I64)
     d.add_incoming(I64(0), before)
-    sums = [builder.phi(_VECTOR) for _ in range(rows)]
-    key = load_widened(builder, builder.add(line, builder.mul(d, I64(element_bytes))), element_bytes, LANES)
-    for i, total in enumerate(sums):
+    sums = [[builder.phi(_VECTOR) for _ in lines] for _ in range(rows)]
+    offset = builder.mul(d, I64(element_bytes))
+    keys = [load_widened(builder, builder.add(line, offset), element_bytes, LANES) for line in lines]
+    for i, totals in enumerate(sums):
         at = builder.add(builder.add(q, builder.mul(q_stride, I64(i))), builder.mul(d, I64(4)))
         query = builder.load(builder.inttoptr(at, _VECTOR.as_pointer()), align=4)
-        total.add_incoming(zero, before)
-        total.add_incoming(builder.call(fma, [query, key, total]), body)
+        for total, key in zip(totals, keys, strict=True):
+            total.add_incoming(zero, before)
+            total.add_incoming(builder.call(fma, [query, key, total]), body)
     following = builder.add(d, I64(LANES))
     d.add_incoming(following, body)
     builder.cbranch(builder.icmp_signed("<", following, size), body, after)
     builder.position_at_end(after)
-    for i, total in enumerate(sums):
-        value = _sum_of_lanes(builder, total.incomings[1][0])
+    for i, totals in enumerate(sums):
+        value = _sums_of_lanes(builder, [total.incomings[1][0] for total in totals])
         at = builder.add(out, builder.mul(out_stride, I64(i)))
-        builder.store(value, builder.inttoptr(at, F32.as_pointer()), align=4)
+        builder.store(value, builder.inttoptr(at, value.type.as_pointer()), align=4)
 
 
 def _dots_of(
@@ -84,35 +110,45 @@ def _dots_of(
     rows: Any,
     q: Any,
     q_stride: Any,
-    line: Any,
     element: Any,
     size: Any,
     out: Any,
     out_stride: Any,
+    line_0: Any,
+    line_1: Any,
+    line_2: Any,
+    line_3: Any,
 ) -> Any:
-    """out[i] = q[i, :size] . line[:size] for i < rows (at most TILE_ROWS); size a multiple of LANES, above 0."""
+    """out[i, k] = q[i, :size] . line_k[:size] for i < rows (at most DOT_ROWS), k < DOT_KEYS; size a multiple of LANES,
+    above 0. Sums over lanes cost a third of what they do one at a time."""
     element_bytes = element.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        numbers = [*arguments[1:4], *arguments[5:]]
-        _switch_rows(builder, arguments[0], lambda rows: _emit_dots(builder, numbers, rows, element_bytes))
+        numbers = [*arguments[1:3], *arguments[4:]]
+        _switch_rows(
+            builder, arguments[0], lambda rows: _emit_dots(builder, numbers, rows, element_bytes), DOT_ROWS
+        )
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(i64, i64, i64, i64, element, i64, i64, i64), generate
+    return types.void(i64, i64, i64, element, i64, i64, i64, i64, i64, i64, i64), generate
 
 
 dots: Any = intrinsic(_dots_of)
 
 
-def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int) -> None:
+def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int, vectors: int) -> None:
     weights, weights_stride, cache, slots, slot_stride, count, remaining, out, out_stride, distance = (
         arguments
     )
     fma = fma_of(builder, LANES)
     targets = [
-        builder.inttoptr(builder.add(out, builder.mul(out_stride, I64(i))), _VECTOR.as_pointer())
+        builder.inttoptr(
+            builder.add(builder.add(out, builder.mul(out_stride, I64(i))), I64(4 * LANES * v)),
+            _VECTOR.as_pointer(),
+        )
         for i in range(rows)
+        for v in range(vectors)
     ]
 
     def line_of(j: Any) -> Any:
@@ -127,15 +163,25 @@ def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int) ->
     builder.position_at_end(body)
     j = builder.phi(I64)
     j.add_incoming(I64(0), before)
-    sums = [builder.phi(_VECTOR) for _ in range(rows)]
+    sums = [builder.phi(_VECTOR) for _ in targets]
+    for total, start in zip(sums, starts, strict=True):
+        total.add_incoming(start, before)
     ahead = builder.add(j, distance)
     ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
-    prefetch_line(builder, line_of(ahead))
-    value = load_widened(builder, line_of(j), element_bytes, LANES)
-    for i, total in enumerate(sums):
+    ahead_line, line = line_of(ahead), line_of(j)
+    vector_bytes = LANES * element_bytes
+    for offset in range(0, vectors * vector_bytes, CACHE_LINE_BYTES):
+        prefetch_line(builder, builder.add(ahead_line, I64(offset)))
+    values = [
+        load_widened(builder, builder.add(line, I64(v * vector_bytes)), element_bytes, LANES)
+        for v in range(vectors)
+    ]
+    for i in range(rows):
         at = builder.add(builder.add(weights, builder.mul(weights_stride, I64(i))), builder.mul(j, I64(4)))
-        total.add_incoming(starts[i], before)
-        total.add_incoming(builder.call(fma, [load_splat(builder, at, LANES), value, total]), body)
+        weight = load_splat(builder, at, LANES)
+        for v, value in enumerate(values):
+            total = sums[i * vectors + v]
+            total.add_incoming(builder.call(fma, [weight, value, total]), body)
     following = builder.add(j, I64(1))
     j.add_incoming(following, body)
     builder.cbranch(builder.icmp_signed("<", following, count), body, after)
@@ -146,6 +192,7 @@ def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int) ->
 
 def _gather_of(
     typing_context: Any,
+    is_wide: Any,
     rows: Any,
     weights: Any,
     weights_stride: Any,
@@ -159,17 +206,28 @@ def _gather_of(
     out_stride: Any,
     distance: Any,
 ) -> Any:
-    """out[i, :LANES] += sum over j < count of weights[i, j] * cache[slots[j], :LANES] for i < rows (at most TILE_ROWS);
-    count above 0, slots int32. The line `distance` slots on is asked for meanwhile, up to the last of `remaining`."""
+    """out[i, :n] += sum over j < count of weights[i, j] * cache[slots[j], :n] for i < rows (at most GATHER_ROWS), where
+    n is LANES, and with `is_wide` GATHER_VECTORS times that; count above 0, slots int32. The line `distance` slots on
+    is asked for meanwhile, up to the last of `remaining`."""
     element_bytes = element.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        numbers = [*arguments[1:4], *arguments[5:]]
-        _switch_rows(builder, arguments[0], lambda rows: _emit_gather(builder, numbers, rows, element_bytes))
+        numbers = [*arguments[2:5], *arguments[6:]]
+        one, wide, done = (builder.append_basic_block(name) for name in ("one", "wide", "gathered"))
+        builder.cbranch(arguments[0], wide, one)
+        for block, vectors in ((one, 1), (wide, GATHER_VECTORS)):
+            builder.position_at_end(block)
+
+            def emit(rows: int, vectors: int = vectors) -> None:
+                _emit_gather(builder, numbers, rows, element_bytes, vectors)
+
+            _switch_rows(builder, arguments[1], emit, GATHER_ROWS)
+            builder.branch(done)
+        builder.position_at_end(done)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(i64, i64, i64, i64, element, i64, i64, i64, i64, i64, i64, i64), generate
+    return types.void(types.boolean, i64, i64, i64, i64, element, i64, i64, i64, i64, i64, i64, i64), generate
 
 
 gather: Any = intrinsic(_gather_of)

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu_gather import LANES, dots, gather
+from engine.kernels.cpu_gather import DOT_KEYS, DOT_ROWS, GATHER_ROWS, GATHER_VECTORS, LANES, dots, gather
 from engine.kernels.cpu_rows import exp_row, peak_of
 from engine.kernels.cpu_scalars import CACHE_LINE_BYTES, FAST, exp, narrow, prefetch, widen
-from engine.kernels.cpu_tiles import TILE_ROWS
 
 # How many slots ahead of its use a K or V line is asked for. Slots that run down a block, or jump to another, defeat
 # the hardware's own guess: without this they take three times as long.
@@ -73,37 +72,47 @@ def attend_single(
         for g in range(lanes):
             for d in range(size):
                 queries[g, d] = q[token, head + g, d] * scale
-        for j in range(length):
-            after = slot_table[row, first + min(j + _AHEAD, length - 1)]
-            for offset in range(0, heads_per_unit * k_cache.strides[1], CACHE_LINE_BYTES):
-                prefetch(k_first + after * k_cache.strides[0] + offset)
-            if j < _V_SLOTS:
-                for offset in range(0, heads_per_unit * v_cache.strides[1], CACHE_LINE_BYTES):
-                    prefetch(v_first + after * v_cache.strides[0] + offset)
-            line_address = k_first + slot_table[row, first + j] * k_cache.strides[0]
+        for j in range(0, length, DOT_KEYS):
+            for i in range(j + _AHEAD, min(j + _AHEAD + DOT_KEYS, length)):
+                after = slot_table[row, first + i]
+                for offset in range(0, heads_per_unit * k_cache.strides[1], CACHE_LINE_BYTES):
+                    prefetch(k_first + after * k_cache.strides[0] + offset)
+                if i < _V_SLOTS:
+                    for offset in range(0, heads_per_unit * v_cache.strides[1], CACHE_LINE_BYTES):
+                        prefetch(v_first + after * v_cache.strides[0] + offset)
             if size % LANES == 0:
+                # Beyond the last key that key again: its score is written over below.
+                line_0 = k_first + slot_table[row, first + j] * k_cache.strides[0]
+                line_1 = k_first + slot_table[row, first + min(j + 1, length - 1)] * k_cache.strides[0]
+                line_2 = k_first + slot_table[row, first + min(j + 2, length - 1)] * k_cache.strides[0]
+                line_3 = k_first + slot_table[row, first + min(j + 3, length - 1)] * k_cache.strides[0]
                 for h in range(heads_per_unit):
-                    for g in range(h * group, (h + 1) * group, TILE_ROWS):
+                    head_bytes = h * k_cache.strides[1]
+                    for g in range(h * group, (h + 1) * group, DOT_ROWS):
                         dots(
-                            min(TILE_ROWS, (h + 1) * group - g),
+                            min(DOT_ROWS, (h + 1) * group - g),
                             queries.ctypes.data + g * size * 4,
                             size * 4,
-                            line_address + h * k_cache.strides[1],
                             k_cache[0, 0, 0],
                             size,
                             weights.ctypes.data + (g * width + j) * 4,
                             width * 4,
+                            line_0 + head_bytes,
+                            line_1 + head_bytes,
+                            line_2 + head_bytes,
+                            line_3 + head_bytes,
                         )
                 continue
-            slot = slot_table[row, first + j]
-            for h in range(heads_per_unit):
-                for d in range(size):
-                    line[d] = widen(k_cache[slot, kv_head + h, d])
-                for g in range(h * group, (h + 1) * group):
-                    score = np.float32(0.0)
+            for i in range(j, min(j + DOT_KEYS, length)):
+                slot = slot_table[row, first + i]
+                for h in range(heads_per_unit):
                     for d in range(size):
-                        score += queries[g, d] * line[d]
-                    weights[g, j] = score
+                        line[d] = widen(k_cache[slot, kv_head + h, d])
+                    for g in range(h * group, (h + 1) * group):
+                        score = np.float32(0.0)
+                        for d in range(size):
+                            score += queries[g, d] * line[d]
+                        weights[g, i] = score
         for g in range(lanes):
             if softcap > 0:
                 for j in range(length):
@@ -117,13 +126,15 @@ def attend_single(
             if sinks.size > 0:
                 totals[g] += exp(sinks[head + g] - peak)
         if size_v % LANES == 0:
+            is_wide = size_v % (LANES * GATHER_VECTORS) == 0
             # A few slots at a time, so that what one pass of them brings near is still there for the next.
             for j in range(0, length, _V_SLOTS):
                 for h in range(heads_per_unit):
-                    for d in range(0, size_v, LANES):
-                        for g in range(h * group, (h + 1) * group, TILE_ROWS):
+                    for d in range(0, size_v, LANES * (GATHER_VECTORS if is_wide else 1)):
+                        for g in range(h * group, (h + 1) * group, GATHER_ROWS):
                             gather(
-                                min(TILE_ROWS, (h + 1) * group - g),
+                                is_wide,
+                                min(GATHER_ROWS, (h + 1) * group - g),
                                 weights.ctypes.data + (g * width + j) * 4,
                                 width * 4,
                                 v_first + h * v_cache.strides[1] + d * v_cache.itemsize,

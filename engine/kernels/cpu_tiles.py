@@ -14,12 +14,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_HAS_512_BITS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+HAS_512_BITS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 
 # Two vector registers side by side, and as many rows as leave registers for the panel and a broadcast of x: 12 of 16
 # registers hold sums (24 of 32 with AVX-512), and each value loaded is used by that many multiplications.
-PANEL = 32 if _HAS_512_BITS else 16
-TILE_ROWS = 12 if _HAS_512_BITS else 6
+PANEL = 32 if HAS_512_BITS else 16
+TILE_ROWS = 12 if HAS_512_BITS else 6
 
 _UNROLL = 4
 AHEAD_BITS = 8  # of the fraction in steps of the prefetch address
