@@ -24,7 +24,6 @@ from typing import Any
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 import numpy as np
-import torch
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -55,7 +54,7 @@ def has_tiles() -> bool:
     """Whether this CPU multiplies tiles of bfloat16 and the kernel lets this process do so."""
     from torch.cpu import _init_amx, _is_amx_tile_supported
 
-    return bool(torch.backends.cpu.get_cpu_capability() and _is_amx_tile_supported() and _init_amx())
+    return bool(_is_amx_tile_supported() and _init_amx())
 
 
 @njit(cache=True, nogil=True)

@@ -56,6 +56,15 @@ def test_random_steps(seed: int, dtype: torch.dtype, attention: Any) -> None:
     assert_twins(case, attention)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(7, 1), (16, 2), (13, 1)])
+def test_more_queries_share_a_key_than_fit_the_registers(
+    heads: tuple[int, int], dtype: torch.dtype, attention: Any
+) -> None:
+    spans = [(70, 1), (3, 40), (0, 1), (129, 1)]
+    assert_twins(random_case(6, spans, heads=heads, size=64, dtype=dtype), attention)
+
+
 @pytest.mark.parametrize("window", [None, 40])
 def test_many_single_rows_share_threads_evenly_or_not(window: int | None, attention: Any) -> None:
     """Enough rows that a unit of work is a whole row, of very unequal lengths."""
