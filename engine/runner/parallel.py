@@ -37,6 +37,8 @@ log = logging.getLogger("engine.parallel")
 # Commands to ranks; anything else is a pickled plan, to be launched.
 CLOSE, RESULT = b"", b"result"
 
+_PROGRAM = "engine.runner.rank"
+
 # Steps take fractions of a second, and the first ones, which compile kernels, a minute or two.
 _STEP_LIMIT_S = 600.0
 # What the death of one rank does to the others shows sooner than this; their complaints are not the cause.
@@ -98,7 +100,7 @@ class _Rank:
             env["CUDA_VISIBLE_DEVICES"] = ""
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "engine.runner.rank", str(theirs.fileno())],
+                [sys.executable, "-m", _PROGRAM, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 env=env,
                 pass_fds=(theirs.fileno(),),

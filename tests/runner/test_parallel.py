@@ -31,6 +31,7 @@ from engine.runner.tensor_parallel import Ranks, reason_against, split_among
 from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, make_model, own_model
 from tests.runner.driver import Driver
+from tests.runner.short_rank import Shortage
 from tests.runner.test_exact import generate
 
 pytest.importorskip("accelerate", reason="transformers splits models only where accelerate is installed")
@@ -210,6 +211,23 @@ def test_ranks_that_do_not_answer_are_not_waited_for_for_ever(
     with pytest.raises(ChildProcessError, match=r"have not answered for 0\.5 s"):
         qwen3_pair.execute(StepPlan([0], [0], [1], [True], [5], [0]))
     assert not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.slow
+def test_all_ranks_halve_a_step_that_one_has_no_memory_for(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortage = Shortage(str(tmp_path), most_tokens=10)
+    shortage.tell(monkeypatch.setenv)
+    monkeypatch.setattr(parallel, "_PROGRAM", "tests.runner.short_rank")
+    # Logits are no matter here: there are rows enough.
+    runner = make_runner(config_for(llama, max_num_seqs=32))
+    try:
+        check_greedy(runner, llama)
+    finally:
+        runner.close()
+    assert 1 < max(shortage.passes(0)) <= 10, "steps have up to 32 tokens"
+    assert shortage.passes(0) == shortage.passes(1)
 
 
 @pytest.mark.slow
