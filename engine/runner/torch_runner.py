@@ -115,6 +115,10 @@ class TorchRunner:
         sizes = GraphSizes.up_to(self._info.max_num_seqs)
         self._graphs = DecodeGraphs(self._forward_tensors, self._slot_table, sizes, budget_bytes, backend)
 
+    def limit_passes(self, most_tokens: int) -> None:
+        """From here on, steps of more tokens are computed in parts."""
+        self._most_tokens = most_tokens
+
     @property
     def info(self) -> RunnerInfo:
         return self._info

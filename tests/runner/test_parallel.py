@@ -24,7 +24,7 @@ from engine.config import EngineConfig
 from engine.core.plan import StepPlan
 from engine.core.types import FinishReason, SamplingParams
 from engine.runner import parallel
-from engine.runner.base import ModelRunner
+from engine.runner.base import ModelRunner, RunnerRestarted
 from engine.runner.model import ModelRefused
 from engine.runner.parallel import ParallelRunner
 from engine.runner.tensor_parallel import Ranks, reason_against, split_among
@@ -79,7 +79,9 @@ def running(config: EngineConfig) -> Iterator[ModelRunner]:
         yield runner
     finally:
         runner.close()
+    assert isinstance(runner, ParallelRunner)
     assert not any(rank.is_running() for rank in ranks)
+    assert all(rank.process.poll() is not None for rank in runner._ranks), "those of a restart, too"
 
 
 def prompts(seed: int) -> list[list[int]]:
@@ -169,14 +171,14 @@ def test_a_request_that_cannot_be_computed_fails_alone(pair: ModelRunner, llama:
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others_and_the_step(pair: ModelRunner) -> None:
-    """The last test of `pair`, which does not survive it."""
+    """Others take their places: see `test_restarts`."""
     ranks = processes_of(pair)
     driver = Driver(pair)  # type: ignore[arg-type]
     sequence = driver.add([5, 6, 7])
     driver.step([(sequence, 3)])
     ranks[1].send_signal(signal.SIGKILL)
     started_s = time.monotonic()
-    with pytest.raises(ChildProcessError, match="rank 1 of 2 was killed by SIGKILL"):
+    with pytest.raises(RunnerRestarted, match="rank 1 of 2 was killed by SIGKILL"):
         driver.step([(sequence, 1)])
     assert time.monotonic() - started_s < DEADLINE_S
     assert not any(rank.is_running() for rank in ranks)
@@ -204,11 +206,11 @@ def test_qwen3_on_two_ranks_gives_generates_tokens(qwen3_pair: ModelRunner, qwen
 def test_ranks_that_do_not_answer_are_not_waited_for_for_ever(
     qwen3_pair: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of `qwen3_pair`, which does not survive it."""
+    """Others take their places."""
     monkeypatch.setattr(parallel, "_STEP_LIMIT_S", 0.5)
     ranks = processes_of(qwen3_pair)
     ranks[1].suspend()
-    with pytest.raises(ChildProcessError, match=r"have not answered for 0\.5 s"):
+    with pytest.raises(RunnerRestarted, match=r"have not answered for 0\.5 s"):
         qwen3_pair.execute(StepPlan([0], [0], [1], [True], [5], [0]))
     assert not any(rank.is_running() for rank in ranks)
 
