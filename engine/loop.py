@@ -14,7 +14,7 @@ from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.types import Event, FinishReason, Lane
 from engine.metrics import EngineMetrics
-from engine.runner.base import ModelRunner, PendingStep
+from engine.runner.base import ModelRunner, PendingStep, RunnerRestarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,15 @@ class EngineLoop:
         return True
 
     def _take_result(self) -> list[Event]:
-        """Waits for the first step under way; returns its events."""
+        """Waits for the first step under way; returns its events. Where the runner lost it, there are none, and all
+        requests are computed again."""
         plan, pending = self._under_way.popleft()
-        result = pending.result()
+        try:
+            result = pending.result()
+        except RunnerRestarted:
+            self._under_way.clear()
+            self.scheduler.take_back()
+            return []
         events = self.scheduler.update(plan, result, self._clock())
         self.metrics.observe_step(plan, self.scheduler.step_s)
         return events

@@ -7,13 +7,14 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from engine.core.cost_model import CostModel, StepShape
 from engine.core.plan import RowStart, StepPlan
 from engine.core.types import SamplingParams
-from engine.runner.base import ModelRunner, RunnerInfo
+from engine.runner.base import ModelRunner, RunnerInfo, RunnerRestarted
 
 log = logging.getLogger("engine")
 
@@ -41,8 +42,19 @@ def first_cost_model(
             log.warning("%s is no stored cost model (%s): measuring again", stored, error)
     cost = CostModel()
     plans = list(_plans(runner.info, max_tokens))
-    if not plans or budget_s <= 0:
-        return cost
+    if plans and budget_s > 0:
+        with suppress(RunnerRestarted):  # then it learns as it serves
+            _try_out(plans, runner, cost, budget_s, clock)
+    return cost
+
+
+def _try_out(
+    plans: list[tuple[StepPlan, StepShape]],
+    runner: ModelRunner,
+    cost: CostModel,
+    budget_s: float,
+    clock: Callable[[], float],
+) -> None:
     for plan in (plans[0][0], plans[1][0]):
         runner.execute(plan)  # the first of each kind compiles
     end_s = clock() + budget_s
@@ -55,8 +67,7 @@ def first_cost_model(
             elapsed_s = clock() - started_s
             cost.observe(shape, elapsed_s)
             if clock() + elapsed_s >= end_s:
-                return cost
-    return cost
+                return
 
 
 def store_cost_model(model: str, info: RunnerInfo, cost: CostModel) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from engine.core.kv_cache import KVCacheManager, KVOptions
-from engine.core.plan import StepPlan
+from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler, SchedulerConfig
 from engine.core.types import SLO, Event, FinishedEvent, Lane, Policy, SamplingParams, TokenEvent
-from engine.runner.base import ModelRunner, PendingStep, RunnerInfo
+from engine.runner.base import ModelRunner, PendingStep, RunnerInfo, RunnerRestarted
 from engine.runner.simulated import SimulatedRunner
 
 _numbers = itertools.count()
@@ -39,6 +40,47 @@ def runner_info(
 
 def simulated_runner(*, mean_output_tokens: int = 32, **info: int) -> SimulatedRunner:
     return SimulatedRunner(runner_info(**info), mean_output_tokens=mean_output_tokens)
+
+
+class RestartingRunner:
+    """A simulated runner that is started anew, with nothing in its memory, in place of giving results number `lost`."""
+
+    def __init__(self, lost: Collection[int], *, mean_output_tokens: int = 32, **info: int) -> None:
+        self.info = runner_info(**info)
+        self.num_results = 0
+        self._lost = lost
+        self._mean_output_tokens = mean_output_tokens
+        self.start()
+
+    def start(self) -> None:
+        self.runner = SimulatedRunner(self.info, mean_output_tokens=self._mean_output_tokens)
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        return _LosableStep(self, self.runner, self.runner.launch(plan))
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.launch(plan).result()
+
+    def close(self) -> None:
+        self.runner.close()
+
+    def count_result(self) -> None:
+        self.num_results += 1
+        if self.num_results - 1 in self._lost:
+            self.start()
+            raise RunnerRestarted("rank 1 of 2 was killed by SIGKILL")
+
+
+@dataclass(frozen=True)
+class _LosableStep:
+    owner: RestartingRunner
+    runner: SimulatedRunner
+    pending: PendingStep
+
+    def result(self) -> StepResult:
+        assert self.runner is self.owner.runner, "the result of a lost step is asked for"
+        self.owner.count_result()
+        return self.pending.result()
 
 
 def scheduler_for(
@@ -119,9 +161,18 @@ class Steps:
         if not plan.is_empty:
             self._under_way.append((plan, self.runner.launch(plan)))
         if self._under_way and (len(self._under_way) > self._ahead or plan.is_empty):
-            first, pending = self._under_way.popleft()
-            self.outputs.hear(self.scheduler.update(first, pending.result(), now_s + took_s))
+            self._take_result(now_s + took_s)
         return plan.num_tokens
+
+    def _take_result(self, now_s: float) -> None:
+        plan, pending = self._under_way.popleft()
+        try:
+            result = pending.result()
+        except RunnerRestarted:
+            self._under_way.clear()
+            self.scheduler.take_back()
+        else:
+            self.outputs.hear(self.scheduler.update(plan, result, now_s))
 
     def run_to_end(self, max_steps: int = 20_000) -> None:
         """Until no request is left, checking every invariant on the way."""

@@ -116,12 +116,20 @@ class BlockPool:
         blocks = free_blocks[: -num_blocks - 1 : -1]
         del free_blocks[-num_blocks:]
         if len(blocks) < num_blocks:
-            evicted = self.prefix.evict(num_blocks - len(blocks))
-            for block in evicted:
-                self.room[block] = self.block_size
-            blocks += evicted
+            blocks += self._evict(num_blocks - len(blocks))
         assert len(blocks) == num_blocks, "free blocks were counted that do not exist"
         return blocks
+
+    def _evict(self, num_blocks: int) -> list[int]:
+        """Idle blocks, as many as are wanted and there are."""
+        evicted = self.prefix.evict(num_blocks)
+        for block in evicted:
+            self.room[block] = self.block_size
+        return evicted
+
+    def free_idle(self) -> None:
+        """No prefix is known any more that nobody holds."""
+        self.free_blocks += self._evict(self.prefix.num_idle_blocks)
 
     def join(self, extent: Extent) -> None:
         """One more request holds the full block."""

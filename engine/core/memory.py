@@ -72,6 +72,17 @@ class Memory:
             self._sheltered = None
         return self._sheltered
 
+    def lose_all(self, requests: Iterable[Request]) -> None:
+        """The runner has nothing of anybody any more: no K and V, no copies, no prefixes, no tokens being drawn."""
+        for request in requests:
+            request.forget_unknown()
+            num_lost = request.num_lost_tokens + self._kv.truncate(request, 0)
+            request.num_lost_tokens = min(num_lost, request.num_tokens)
+            request.is_sheltered = False
+            self._kv.host.free(request)
+        self._kv.pool.free_idle()
+        self._sheltered = None
+
     def admit(self, request: Request, batch: Batch) -> bool:
         """Gives a waiting request a row, and what the prefix cache has of it. False if there is no row, or the request
         lost its own while its last token is being drawn: the runner needs to know all of them."""

@@ -119,6 +119,10 @@ class Request:
             num_known -= 1
         return num_known
 
+    def forget_unknown(self) -> None:
+        """What steps under way draw will not be heard of."""
+        del self.token_ids[self.num_known_tokens :]
+
     @property
     def due_s(self) -> float:
         """When the token after those it has is due."""

@@ -90,6 +90,10 @@ class Running:
         else:
             self._leave_row(request)
 
+    def clear_queues(self) -> None:
+        """Whoever is to wait is enqueued anew."""
+        self.waiting, self.prompts = WaitingQueue(), PromptQueue()
+
     def _leave_row(self, request: Request) -> None:
         holders = self.decoding if request.state is State.DECODING else self.behind
         holders[request.lane].remove(request)

@@ -130,6 +130,9 @@ class Scheduler:
         request.end_tokens = min(request.end_tokens, self._max_tokens)
         request.order = next(self._order)
         request.sort_key = self._packer.sort_key(request)
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
         self.running.num_waiting[request.lane] += 1
         self._packer.enqueue(request)
         self.rt_backlog.count(request)
@@ -138,6 +141,19 @@ class Scheduler:
         """End a request now; None if it has ended already."""
         request = self._requests.get(request_id)
         return self._finish(request, FinishReason.ABORT, now_s) if request else None
+
+    def take_back(self) -> None:
+        """The runner has lost all it held, and the steps under way: all requests wait again, with the tokens they have
+        heard of."""
+        self._under_way.clear()
+        self._gone.clear()
+        self.memory.lose_all(self._requests.values())
+        self.running.clear_queues()
+        for request in self._requests.values():
+            if request.state is not State.ENDING:
+                self.running.remove(request)
+            request.state = State.WAITING
+            self._enqueue(request)
 
     # A step ---------------------------------------------------------------------------------------------
 

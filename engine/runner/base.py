@@ -27,11 +27,16 @@ class RunnerInfo:
     max_num_batched_tokens: int = 512
 
 
+class RunnerRestarted(Exception):
+    """The runner had to be started anew, and all that it held is gone: rows, K and V, copies on the host, and the steps
+    under way, whose results nobody gets. It holds as much as before, and takes plans as a new one does. Says why."""
+
+
 class PendingStep(Protocol):
     """A step under way."""
 
     def result(self) -> StepResult:
-        """Waits for it. Once, and in the order in which steps were launched."""
+        """Waits for it. Once, and in the order in which steps were launched. Raises RunnerRestarted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from engine.runner.kv_memory import (
     num_host_slots,
 )
 from engine.runner.model import CausalLM, ModelRefused, load_model
+from engine.runner.pass_memory import LargestPass, PassMemory
 from engine.runner.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchRunner
 
@@ -55,30 +56,37 @@ def _runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = 
     kv_dtype = KV_DTYPES.get(config.kv_cache_dtype, model.dtype)
     if kv_dtype is not model.dtype and model.device.type == "cpu":
         raise ModelRefused(f"--kv-cache-dtype {config.kv_cache_dtype} needs a GPU; leave it out on a CPU")
-    has_graphs = model.device.type == "cuda" and not config.enforce_eager and ranks is None
-    info = _info(model, config, kv_dtype, GRAPH_BYTES if has_graphs else 0, ranks)
+    is_gpu = model.device.type == "cuda"
+    has_graphs = is_gpu and not config.enforce_eager and ranks is None
+    pass_bytes = 0
+    if is_gpu and (config.num_kv_blocks is None or ranks is not None):
+        pass_bytes = _profile_bytes(model, config, kv_dtype, ranks)
+    info = _info(model, config, kv_dtype, pass_bytes + (GRAPH_BYTES if has_graphs else 0), ranks)
     if ranks is not None:  # one scheduler plans for all of them
         info = replace(
             info, num_blocks=ranks.least(info.num_blocks), num_host_slots=ranks.least(info.num_host_slots)
         )
     caches = allocate_kv(model.layers, info.num_blocks * info.block_size, kv_dtype, model.device)
-    runner = TorchRunner(model, caches, info, config.model, agree=None if ranks is None else ranks.agree)
+    if ranks is None:
+        runner = TorchRunner(model, caches, info, config.model)
+    else:
+        memory = PassMemory(ranks, LargestPass(*_largest_step(config, is_gpu), pass_bytes))
+        runner = TorchRunner(model, caches, info, config.model, agree=ranks.agree, memory=memory)
     if has_graphs:
         runner.capture_graphs(CudaGraphs(model.device), GRAPH_BYTES)
     return runner
 
 
 def _info(
-    model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, graph_bytes: int, ranks: Ranks | None
+    model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, other_bytes: int, ranks: Ranks | None
 ) -> RunnerInfo:
+    """`other_bytes` of a GPU are wanted for passes and graphs."""
     is_gpu = model.device.type == "cuda"
     block_size, num_blocks = config.block_size, config.num_kv_blocks
     slot_bytes = bytes_per_slot(model.layers, kv_dtype)
     host_slot_bytes = slot_bytes * (1 if ranks is None else ranks.size)  # all ranks share the host
     if num_blocks is None and is_gpu:
-        needed = (
-            _profile_bytes(model, config, kv_dtype, ranks) + staging_bytes(slot_bytes, 1 << 30) + graph_bytes
-        )
+        needed = staging_bytes(slot_bytes, 1 << 30) + other_bytes
         num_blocks = num_blocks_on_gpu(slot_bytes, block_size, config.gpu_memory_utilization, needed)
     elif num_blocks is None:
         num_blocks = num_blocks_on_cpu(
@@ -106,11 +114,16 @@ def _info(
     )
 
 
+def _largest_step(config: EngineConfig, is_gpu: bool) -> tuple[int, int]:
+    """(tokens, rows)."""
+    max_tokens = config.max_step_tokens(is_gpu)
+    return max_tokens, min(config.max_rows(is_gpu), max_tokens)
+
+
 def _profile_bytes(model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, ranks: Ranks | None) -> int:
     """GPU memory that the largest step needs besides weights and KV: measured on one in which every row draws from the
     whole vocabulary, and which has the longest chunk that fits."""
-    max_tokens = config.max_step_tokens(is_gpu=True)
-    num_rows = min(config.max_rows(is_gpu=True), max_tokens)
+    max_tokens, num_rows = _largest_step(config, is_gpu=True)
     longest = min(model.max_model_len, max_tokens - num_rows + 1)
     counts = [1] * (num_rows - 1) + [longest]
     sampling = SamplingParams(max_tokens=1, top_p=0.9)

@@ -6,7 +6,7 @@
 
 The ranks compute together: each makes the same calls in the same order, waits for the others' parts of sums, and takes
 rank 0's tokens for drawn. This process holds no part of the model and waits for sockets only, so that it sees at once
-when a rank dies, and can end those that would wait for it. Nothing here needs torch.
+when a rank dies, can end those that would wait for it, and starts all of them anew. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -30,50 +30,20 @@ from typing import NoReturn
 
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan, StepResult
-from engine.runner.base import RunnerInfo
+from engine.runner.base import RunnerInfo, RunnerRestarted
+from engine.runner.rank_messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
 
 log = logging.getLogger("engine.parallel")
 
-# Commands to ranks; anything else is a pickled plan, to be launched.
-CLOSE, RESULT = b"", b"result"
+_PROGRAM = "engine.runner.rank"
 
 # Steps take fractions of a second, and the first ones, which compile kernels, a minute or two.
 _STEP_LIMIT_S = 600.0
 # What the death of one rank does to the others shows sooner than this; their complaints are not the cause.
 _LAST_WORDS_S = 1.0
 _CLOSE_GRACE_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The first thing a rank is told: which it is of how many, and where (a file's path) it finds the others."""
-
-    number: int
-    size: int
-    rendezvous: str
-    config: EngineConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A rank's answer once it has loaded its part."""
-
-    info: RunnerInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A rank's last word: the message of a ModelRefused."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A rank's last word: an error nobody foresaw."""
-
-    message: str
-    trace: str
+# Failures in a row, without a step in between, after which it is of no use to start the ranks once more.
+_MOST_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +68,7 @@ class _Rank:
             env["CUDA_VISIBLE_DEVICES"] = ""
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "engine.runner.rank", str(theirs.fileno())],
+                [sys.executable, "-m", _PROGRAM, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 env=env,
                 pass_fds=(theirs.fileno(),),
@@ -126,29 +96,38 @@ class ParallelStep:
     _runner: ParallelRunner
 
     def result(self) -> StepResult:
-        """Waits for rank 0. Raises ChildProcessError if a rank cannot go on."""
+        """Waits for rank 0. Raises RunnerRestarted if a rank could not go on, and ChildProcessError or ModelRefused if
+        none of its successors can."""
         return self._runner.next_result()
 
 
 class ParallelRunner:
-    """A `ModelRunner` whose work is done by `config.tensor_parallel_size` processes; used from one thread. After a
-    ChildProcessError it is of no more use: its ranks have been ended."""
+    """A `ModelRunner` whose work is done by `config.tensor_parallel_size` processes; used from one thread. After any
+    error but RunnerRestarted it is of no more use: its ranks have been ended."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Starts the ranks and waits until each has loaded its part. Raises ModelRefused, or ChildProcessError where
         one ended that did not say why the model cannot be served."""
+        self._config = config
         self._size = config.tensor_parallel_size
+        self._num_failures = 0  # in a row
+        self._most_tokens: int | None = None  # of a forward pass
+        self._start()
+
+    def _start(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="bros-ranks-")
         rendezvous = str(Path(self._directory.name) / "rendezvous")
         self._selector = selectors.DefaultSelector()
         self._ranks: list[_Rank] = []
         self._results: deque[StepResult] = deque()
+        self._under_way: deque[int] = deque()  # steps, by their tokens
         # By rank; last words in the order in which they were heard, None of a rank that ended without any.
         self._infos: dict[int, RunnerInfo] = {}
         self._last_words: dict[int, Refused | Failed | None] = {}
         try:
             for number in range(self._size):
-                rank = _Rank.start(Assignment(number, self._size, rendezvous, config))
+                told = Assignment(number, self._size, rendezvous, self._config, self._most_tokens)
+                rank = _Rank.start(told)
                 self._ranks.append(rank)
                 self._selector.register(rank.connection, selectors.EVENT_READ, rank)
             while len(self._infos) < self._size:
@@ -164,6 +143,7 @@ class ParallelRunner:
         return replace(info, device=f"{self._size} x {info.device}")
 
     def launch(self, plan: StepPlan) -> ParallelStep:
+        self._under_way.append(plan.num_tokens)
         self._tell(pickle.dumps(plan, pickle.HIGHEST_PROTOCOL))
         return ParallelStep(self)
 
@@ -171,12 +151,51 @@ class ParallelRunner:
         return self.launch(plan).result()
 
     def next_result(self) -> StepResult:
-        """Of the first step under way."""
+        """Of the first step under way. Raises what `ParallelStep.result` does."""
         self._tell(RESULT)
         end_s = time.monotonic() + _STEP_LIMIT_S
-        while not self._results:
-            self._hear(end_s - time.monotonic())
+        try:
+            while not self._results:
+                self._hear(end_s - time.monotonic())
+        except ChildProcessError as error:
+            self._start_anew(error)
+        self._num_failures = 0
+        self._under_way.popleft()
         return self._results.popleft()
+
+    def _start_anew(self, error: OSError) -> NoReturn:
+        """After the ranks have been ended. The new ones hold as much as those did, for the scheduler counts on it."""
+        info = self._infos[0]
+        self._config = replace(
+            self._config, num_kv_blocks=info.num_blocks, num_host_slots=info.num_host_slots
+        )
+        if not self._shorten_passes():
+            self._num_failures += 1
+        while self._num_failures < _MOST_FAILURES:
+            log.error("%s: all are started anew", error)
+            try:
+                self._start()
+            except OSError as another:  # there may be no memory for a process either
+                error = another
+                self._num_failures += 1
+                continue
+            if self._infos[0] != info:
+                self._kill()
+                raise ChildProcessError(f"{error}, and what came up anew is another model: {self.info}")
+            raise RunnerRestarted(str(error)) from error
+        raise ChildProcessError(f"{error}; that makes {_MOST_FAILURES} failures in a row") from error
+
+    def _shorten_passes(self) -> bool:
+        """Where memory ran out amid a pass, which had no more tokens than its step, none of its size is tried again."""
+        words = self._last_words.values()
+        if not any(isinstance(last, Failed) and last.is_out_of_memory for last in words):
+            return False
+        before = max(self._under_way)
+        if self._most_tokens is not None:
+            before = min(before, self._most_tokens)
+        if before > 1:
+            self._most_tokens = before // 2
+        return before > 1
 
     def close(self) -> None:
         self._tell(CLOSE)

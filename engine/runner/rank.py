@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.runner.loading import load_runner
 from engine.runner.model import ModelRefused, resolve_device
-from engine.runner.parallel import CLOSE, RESULT, Assignment, Failed, Ready, Refused
+from engine.runner.rank_messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
 from engine.runner.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchStep
 
@@ -45,7 +45,8 @@ def main() -> None:
     except ModelRefused as error:
         connection.send(Refused(str(error)))
     except BaseException as error:
-        connection.send(Failed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        is_out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        connection.send(Failed(f"{type(error).__name__}: {error}", traceback.format_exc(), is_out_of_memory))
     else:
         os._exit(0)  # what an interpreter does at its end takes it seconds, with this much loaded
     os._exit(1)  # no leave-taking: the others may wait for this rank in the middle of a step
@@ -54,6 +55,8 @@ def main() -> None:
 def _serve(assignment: Assignment, connection: Connection, commands: SimpleQueue[bytes]) -> None:
     ranks = _join(assignment)
     runner = load_runner(assignment.config, ranks=ranks)
+    if assignment.most_tokens is not None:
+        runner.limit_passes(assignment.most_tokens)
     connection.send(Ready(runner.info))
     under_way: deque[TorchStep] = deque()
     while (command := commands.get()) != CLOSE:

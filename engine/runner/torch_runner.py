@@ -24,6 +24,7 @@ from engine.runner.base import RunnerInfo
 from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
 from engine.runner.host_kv import HostKV
 from engine.runner.model import CausalLM
+from engine.runner.pass_memory import PassMemory
 from engine.runner.sampler import Drawn, Sampler
 from engine.runner.sampling_rows import SamplingRows
 from engine.runner.step_inputs import Int64Array, StepArrays, StepTensors, pack
@@ -71,7 +72,8 @@ class TorchStep:
 class TorchRunner:
     """A `ModelRunner` on torch; used from one thread. `engine.runner.loading` makes them.
 
-    `agree`, where several ranks compute together, makes the drawn ids [n] those of the first rank, in place.
+    `agree`, where several ranks compute together, makes the drawn ids [n] those of the first rank, in place. Passes for
+    which `memory` does not suffice are not begun.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class TorchRunner:
         tokenizer: str,
         *,
         agree: Callable[[torch.Tensor], None] | None = None,
+        memory: PassMemory | None = None,
     ) -> None:
         self._model = model
         self._caches = caches
@@ -99,6 +102,7 @@ class TorchRunner:
         self._sampler = Sampler(self._sampling, agree)
         self._stop = StopRules(info.max_num_seqs, model.eos_token_ids, tokenizer)
         self._is_one_of_many = agree is not None
+        self._memory = memory
         self._num_prompt_tokens = np.zeros(info.max_num_seqs, dtype=np.int64)
         self._refused: dict[int, str] = {}  # by row: why its request cannot be computed
         self._last: TorchStep | None = None
@@ -110,6 +114,10 @@ class TorchRunner:
         the device's memory at most."""
         sizes = GraphSizes.up_to(self._info.max_num_seqs)
         self._graphs = DecodeGraphs(self._forward_tensors, self._slot_table, sizes, budget_bytes, backend)
+
+    def limit_passes(self, most_tokens: int) -> None:
+        """From here on, steps of more tokens are computed in parts."""
+        self._most_tokens = most_tokens
 
     @property
     def info(self) -> RunnerInfo:
@@ -216,26 +224,34 @@ class TorchRunner:
 
     def _compute(self, arrays: StepArrays, step: TorchStep) -> None:
         """Launches the forward pass and the draw, or, where memory does not suffice, those of one half and of the
-        other. Raises torch.OutOfMemoryError when a single token is too much."""
+        other. Raises torch.OutOfMemoryError when a single token is too much, or a pass was begun that other ranks have
+        begun too."""
         num_tokens = len(arrays.token_ids)
         if num_tokens <= self._most_tokens:
-            try:
-                self._compute_whole(arrays, step)
-                return
-            except torch.OutOfMemoryError:
-                # Ranks do the same work at the same time: one of them cannot do it in parts.
-                if num_tokens < 2 or self._is_one_of_many:
-                    raise
-                self._most_tokens = num_tokens // 2
-                log.warning(
-                    "out of memory in a step of %d tokens: from now on steps of more than %d are computed in parts",
-                    num_tokens, self._most_tokens,
-                )  # fmt: skip
+            if self._has_memory_for(arrays):
+                try:
+                    self._compute_whole(arrays, step)
+                    return
+                except torch.OutOfMemoryError:
+                    if num_tokens < 2 or self._is_one_of_many:
+                        raise
+            self._most_tokens = num_tokens // 2
+            log.warning(
+                "out of memory in a step of %d tokens: from now on steps of more than %d are computed in parts",
+                num_tokens, self._most_tokens,
+            )  # fmt: skip
             # Outside of `except`: what the error holds of the failed pass is let go first.
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
         for half in arrays.halves():
             self._compute(half, step)
+
+    def _has_memory_for(self, arrays: StepArrays) -> bool:
+        """False only where the pass can be halved."""
+        num_tokens = len(arrays.token_ids)
+        if self._memory is None or num_tokens < 2:
+            return True
+        return self._memory.suffices(num_tokens, int(np.count_nonzero(arrays.samples)))
 
     def _compute_whole(self, arrays: StepArrays, step: TorchStep) -> None:
         drawing = np.flatnonzero(arrays.samples)

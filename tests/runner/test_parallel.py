@@ -24,13 +24,14 @@ from engine.config import EngineConfig
 from engine.core.plan import StepPlan
 from engine.core.types import FinishReason, SamplingParams
 from engine.runner import parallel
-from engine.runner.base import ModelRunner
+from engine.runner.base import ModelRunner, RunnerRestarted
 from engine.runner.model import ModelRefused
 from engine.runner.parallel import ParallelRunner
 from engine.runner.tensor_parallel import Ranks, reason_against, split_among
 from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, make_model, own_model
 from tests.runner.driver import Driver
+from tests.runner.short_rank import Shortage
 from tests.runner.test_exact import generate
 
 pytest.importorskip("accelerate", reason="transformers splits models only where accelerate is installed")
@@ -78,7 +79,9 @@ def running(config: EngineConfig) -> Iterator[ModelRunner]:
         yield runner
     finally:
         runner.close()
+    assert isinstance(runner, ParallelRunner)
     assert not any(rank.is_running() for rank in ranks)
+    assert all(rank.process.poll() is not None for rank in runner._ranks), "those of a restart, too"
 
 
 def prompts(seed: int) -> list[list[int]]:
@@ -168,14 +171,14 @@ def test_a_request_that_cannot_be_computed_fails_alone(pair: ModelRunner, llama:
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others_and_the_step(pair: ModelRunner) -> None:
-    """The last test of `pair`, which does not survive it."""
+    """Others take their places: see `test_restarts`."""
     ranks = processes_of(pair)
     driver = Driver(pair)  # type: ignore[arg-type]
     sequence = driver.add([5, 6, 7])
     driver.step([(sequence, 3)])
     ranks[1].send_signal(signal.SIGKILL)
     started_s = time.monotonic()
-    with pytest.raises(ChildProcessError, match="rank 1 of 2 was killed by SIGKILL"):
+    with pytest.raises(RunnerRestarted, match="rank 1 of 2 was killed by SIGKILL"):
         driver.step([(sequence, 1)])
     assert time.monotonic() - started_s < DEADLINE_S
     assert not any(rank.is_running() for rank in ranks)
@@ -203,13 +206,30 @@ def test_qwen3_on_two_ranks_gives_generates_tokens(qwen3_pair: ModelRunner, qwen
 def test_ranks_that_do_not_answer_are_not_waited_for_for_ever(
     qwen3_pair: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of `qwen3_pair`, which does not survive it."""
+    """Others take their places."""
     monkeypatch.setattr(parallel, "_STEP_LIMIT_S", 0.5)
     ranks = processes_of(qwen3_pair)
     ranks[1].suspend()
-    with pytest.raises(ChildProcessError, match=r"have not answered for 0\.5 s"):
+    with pytest.raises(RunnerRestarted, match=r"have not answered for 0\.5 s"):
         qwen3_pair.execute(StepPlan([0], [0], [1], [True], [5], [0]))
     assert not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.slow
+def test_all_ranks_halve_a_step_that_one_has_no_memory_for(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortage = Shortage(str(tmp_path), most_tokens=10)
+    shortage.tell(monkeypatch.setenv)
+    monkeypatch.setattr(parallel, "_PROGRAM", "tests.runner.short_rank")
+    # Logits are no matter here: there are rows enough.
+    runner = make_runner(config_for(llama, max_num_seqs=32))
+    try:
+        check_greedy(runner, llama)
+    finally:
+        runner.close()
+    assert 1 < max(shortage.passes(0)) <= 10, "steps have up to 32 tokens"
+    assert shortage.passes(0) == shortage.passes(1)
 
 
 @pytest.mark.slow
