@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.types import SamplingParams
-from engine.runner import torch_runner
+from engine.runner import loading, torch_runner
 from engine.runner.graphs import CudaGraphs
+from engine.runner.model import load_model
 from engine.runner.sampler import Sampler
 from engine.runner.torch_runner import TorchRunner
 from tests.factories_models import make_model
@@ -235,6 +237,55 @@ def test_memory_for_kv_is_what_the_largest_step_leaves(models: Callable[[str], P
         # A tenth stays free, a tenth is what the step took at its peak, with its own KV; buffers for host KV besides.
         left = 400_000_000 * 8 // 10 + 1000 + 12 * slot_bytes - 2 * 8 * (16 << 20) // slot_bytes * slot_bytes
         assert abs(runner.info.num_blocks - left // (16 * slot_bytes)) <= 1
+
+
+class OnlyRank:
+    """Talks to nobody."""
+
+    device = GPU
+    size, number = 1, 0
+
+    def least(self, value: int) -> int:
+        return value
+
+    def agree(self, values: torch.Tensor) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_rank_tries_to_take_what_the_largest_step_took(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many KV blocks it is told to have; a pass of a quarter of the tokens takes a quarter of that."""
+    taken: list[int] = []
+    empty = torch.empty
+
+    def noted_empty(*size: Any, **options: Any) -> torch.Tensor:
+        if options.get("dtype") is torch.uint8:
+            taken.append(size[0])
+        return empty(*size, **options)
+
+    ranks: Any = OnlyRank()
+    settings = {**SETTINGS, "max_num_batched_tokens": 12, "num_host_slots": 0, "enforce_eager": True}
+    path = models("llama")
+    with cuda(memory_bytes=400_000_000):
+        config = EngineConfig(
+            model=str(path), served_model_name="tiny", listen="unix:///unused", device="cuda", **settings
+        )
+        model = load_model(config.model, device="cuda", dtype="float32", max_model_len=64)
+        runner = loading._runner_for(model, config, ranks=ranks)
+        slot_bytes = 4 * sum(cache.k[0].numel() + cache.v[0].numel() for cache in runner._caches.values())
+        at_peak = 400_000_000 // 10 - 1000 - 12 * slot_bytes
+        monkeypatch.setattr(torch, "empty", noted_empty)
+        driver = Driver(runner)
+        request = driver.add(OTHER)
+        for num_tokens in (3, 1):
+            driver.step([(request, num_tokens)])
+        assert taken == [at_peak // 4], "once, for passes of one token are shorter"
+    expected = Driver(load_runner(path, device="cpu", **settings))
+    own = expected.add(OTHER)
+    expected.run(2)
+    assert request.output == own.output
 
 
 # What it would not be caught at would prove nothing above ----------------------------------------------
