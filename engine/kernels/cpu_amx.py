@@ -142,57 +142,39 @@ def _emit_multiply(builder: Any, arguments: Any, row_tiles: int, lines_ahead: in
         _call(builder, "tilestored64", [_I8, _POINTER, I64], [_I8(tile), pointer, out_stride])
 
 
-def _multiply(arguments: Any, lines_ahead: int) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        one, two, done = (builder.append_basic_block(name) for name in ("one", "two", "done"))
-        builder.cbranch(builder.icmp_signed("<=", values[0], I64(TILE)), one, two)
-        for block, row_tiles in ((one, 1), (two, 2)):
-            builder.position_at_end(block)
-            _emit_multiply(builder, values[1:], row_tiles, lines_ahead)
-            builder.branch(done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
+def _multiply_with(lines_ahead: int) -> Any:
+    def multiply_of(
+        typing_context: Any,
+        rows: Any,
+        num_steps: Any,
+        a: Any,
+        a_stride: Any,
+        b: Any,
+        start: Any,
+        start_stride: Any,
+        out: Any,
+        out_stride: Any,
+        ahead: Any,
+    ) -> Any:
+        """out[i, :COLUMNS] = start[i, :COLUMNS] + a[i, :] @ b for i < rows (1 to ROWS), STEP * num_steps values summed
+        in float32, num_steps above 0; `start` 0: no start. Of `a`, `start` and `out`, TILE or ROWS rows are read or
+        written. Each step brings nearer `lines_ahead` lines at `ahead`, which moves as b does."""
 
-    return types.void(*[types.int64] * len(arguments)), generate
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            one, two, done = (builder.append_basic_block(name) for name in ("one", "two", "done"))
+            builder.cbranch(builder.icmp_signed("<=", values[0], I64(TILE)), one, two)
+            for block, row_tiles in ((one, 1), (two, 2)):
+                builder.position_at_end(block)
+                _emit_multiply(builder, values[1:], row_tiles, lines_ahead)
+                builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
 
+        i64 = types.int64
+        return types.void(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64), generate
 
-def _multiply_of(
-    typing_context: Any,
-    rows: Any,
-    num_steps: Any,
-    a: Any,
-    a_stride: Any,
-    b: Any,
-    start: Any,
-    start_stride: Any,
-    out: Any,
-    out_stride: Any,
-    ahead: Any,
-) -> Any:
-    """out[i, :COLUMNS] = start[i, :COLUMNS] + a[i, :] @ b for i < rows (1 to ROWS), STEP * num_steps values summed in
-    float32, num_steps above 0; `start` 0: no start. Of `a`, `start` and `out`, TILE or ROWS rows are read or written.
-    """
-    arguments = (rows, num_steps, a, a_stride, b, start, start_stride, out, out_stride, ahead)
-    return _multiply(arguments, 0)
-
-
-def _multiply_streamed_of(
-    typing_context: Any,
-    rows: Any,
-    num_steps: Any,
-    a: Any,
-    a_stride: Any,
-    b: Any,
-    start: Any,
-    start_stride: Any,
-    out: Any,
-    out_stride: Any,
-    ahead: Any,
-) -> Any:
-    """`multiply`, and each step brings nearer some lines at `ahead`, which moves as b does."""
-    arguments = (rows, num_steps, a, a_stride, b, start, start_stride, out, out_stride, ahead)
-    return _multiply(arguments, _LINES_AHEAD)
+    return intrinsic(multiply_of)
 
 
-multiply: Any = intrinsic(_multiply_of)
-multiply_streamed: Any = intrinsic(_multiply_streamed_of)
+multiply = _multiply_with(lines_ahead=0)
+multiply_streamed = _multiply_with(_LINES_AHEAD)

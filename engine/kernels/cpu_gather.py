@@ -26,7 +26,7 @@ LANES = 16
 _VECTOR = ir.VectorType(F32, LANES)
 # `gather` sums this many vectors of up to GATHER_ROWS rows side by side: 24 of the 32 registers of AVX-512, which find
 # a slot and a weight once for all of them. Of AVX2's 16 half as wide ones, 12 hold the sums of one vector.
-GATHER_VECTORS, GATHER_ROWS = (4, 6) if HAS_512_BITS else (1, 6)
+GATHER_VECTORS, GATHER_ROWS = 4 if HAS_512_BITS else 1, 6
 # `dots` takes this many keys, and queries whose sums fit the registers beside them.
 DOT_KEYS, DOT_ROWS = 4, 6 if HAS_512_BITS else 1
 

@@ -12,7 +12,7 @@ import llvmlite.ir as ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from engine.kernels.cpu_tiles import F32, I32, I64, declared, fma_of
+from engine.kernels.cpu_tiles import F32, I32, I64, declared, fma_of, splat
 
 LANES = 16
 _VECTOR, _INTEGERS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -31,33 +31,26 @@ _POLYNOMIAL = (
 )
 
 
-def _splat(value: float) -> Any:
+def _constant(value: float) -> Any:
     return ir.Constant(_VECTOR, [value] * LANES)
-
-
-def _broadcast(builder: Any, value: Any) -> Any:
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(
-        first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES)
-    )
 
 
 def _exp(builder: Any, x: Any) -> Any:
     """e**x for x <= 0 to about 1 ulp; 0 below _UNDERFLOW."""
     fma = fma_of(builder, LANES)
     floor = declared(builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.floor.v{LANES}f32")
-    vanishes = builder.fcmp_ordered("<", x, _splat(_UNDERFLOW))
-    x = builder.select(vanishes, _splat(_UNDERFLOW), x)
-    n = builder.call(floor, [builder.call(fma, [x, _splat(_LOG2_E), _splat(0.5)])])
-    r = builder.call(fma, [n, _splat(-_LN2_HIGH), x])
-    r = builder.call(fma, [n, _splat(-_LN2_LOW), r])
-    p = _splat(_POLYNOMIAL[0])
+    vanishes = builder.fcmp_ordered("<", x, _constant(_UNDERFLOW))
+    x = builder.select(vanishes, _constant(_UNDERFLOW), x)
+    n = builder.call(floor, [builder.call(fma, [x, _constant(_LOG2_E), _constant(0.5)])])
+    r = builder.call(fma, [n, _constant(-_LN2_HIGH), x])
+    r = builder.call(fma, [n, _constant(-_LN2_LOW), r])
+    p = _constant(_POLYNOMIAL[0])
     for coefficient in _POLYNOMIAL[1:]:
-        p = builder.call(fma, [p, r, _splat(coefficient)])
-    p = builder.call(fma, [builder.fmul(p, r), r, builder.fadd(r, _splat(1.0))])
+        p = builder.call(fma, [p, r, _constant(coefficient)])
+    p = builder.call(fma, [builder.fmul(p, r), r, builder.fadd(r, _constant(1.0))])
     exponent = builder.add(builder.fptosi(n, _INTEGERS), ir.Constant(_INTEGERS, [127] * LANES))
     power = builder.bitcast(builder.shl(exponent, ir.Constant(_INTEGERS, [23] * LANES)), _VECTOR)
-    return builder.select(vanishes, _splat(0.0), builder.fmul(p, power))
+    return builder.select(vanishes, _constant(0.0), builder.fmul(p, power))
 
 
 def _load(builder: Any, base: Any, at: Any) -> Any:
@@ -108,7 +101,7 @@ def _peak_of(typing_context: Any, line: Any, count: Any) -> Any:
             value = _load(builder, line, at)
             return builder.select(builder.fcmp_ordered(">", value, peak), value, peak)
 
-        return _reduce(builder, "fmax", _loop(builder, count, _splat(_MINUS_INFINITY), body))
+        return _reduce(builder, "fmax", _loop(builder, count, _constant(_MINUS_INFINITY), body))
 
     return types.float32(types.int64, types.int64), generate
 
@@ -118,7 +111,7 @@ def _exp_row_of(typing_context: Any, line: Any, count: Any, peak: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, count, peak = arguments
-        peaks = _broadcast(builder, peak)
+        peaks = splat(builder, peak, LANES)
 
         def body(at: Any, total: Any) -> Any:
             weight = _exp(builder, builder.fsub(_load(builder, line, at), peaks))
@@ -126,7 +119,7 @@ def _exp_row_of(typing_context: Any, line: Any, count: Any, peak: Any) -> Any:
             builder.store(weight, builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
             return builder.fadd(total, weight)
 
-        return _reduce(builder, "fadd", F32(0.0), _loop(builder, count, _splat(0.0), body))
+        return _reduce(builder, "fadd", F32(0.0), _loop(builder, count, _constant(0.0), body))
 
     return types.float32(types.int64, types.int64, types.float32), generate
 
@@ -136,14 +129,14 @@ def _exp_row_narrow_of(typing_context: Any, line: Any, count: Any, peak: Any, ta
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, count, peak, target = arguments
-        peaks = _broadcast(builder, peak)
+        peaks = splat(builder, peak, LANES)
 
         def body(at: Any, total: Any) -> Any:
             weight = _exp(builder, builder.fsub(_load(builder, line, at), peaks))
             _store_narrow(builder, weight, target, at)
             return builder.fadd(total, weight)
 
-        return _reduce(builder, "fadd", F32(0.0), _loop(builder, count, _splat(0.0), body))
+        return _reduce(builder, "fadd", F32(0.0), _loop(builder, count, _constant(0.0), body))
 
     return types.float32(types.int64, types.int64, types.float32, types.int64), generate
 
@@ -153,13 +146,13 @@ def _narrow_row_of(typing_context: Any, line: Any, count: Any, factor: Any, targ
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, count, factor, target = arguments
-        factors = _broadcast(builder, factor)
+        factors = splat(builder, factor, LANES)
 
         def body(at: Any, nothing: Any) -> Any:
             _store_narrow(builder, builder.fmul(_load(builder, line, at), factors), target, at)
             return nothing
 
-        _loop(builder, count, _splat(0.0), body)
+        _loop(builder, count, _constant(0.0), body)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32, types.int64), generate
@@ -170,11 +163,11 @@ def _silu_gated_of(typing_context: Any, gate: Any, partner: Any, target: Any) ->
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         gate, partner = (_load(builder, address, I64(0)) for address in arguments[:2])
-        is_positive = builder.fcmp_ordered(">=", gate, _splat(0.0))
+        is_positive = builder.fcmp_ordered(">=", gate, _constant(0.0))
         # Without overflow at either end: the exponential of what is negative, of x or of -x.
         small = _exp(builder, builder.select(is_positive, builder.fneg(gate), gate))
         sigmoid = builder.fdiv(
-            builder.select(is_positive, _splat(1.0), small), builder.fadd(small, _splat(1.0))
+            builder.select(is_positive, _constant(1.0), small), builder.fadd(small, _constant(1.0))
         )
         value = builder.fmul(builder.fmul(gate, sigmoid), partner)
         _store_narrow(builder, value, arguments[2], I64(0))

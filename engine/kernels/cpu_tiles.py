@@ -42,8 +42,12 @@ def load_widened(builder: Any, address: Any, element_bytes: int, lanes: int) -> 
 
 def load_splat(builder: Any, address: Any, lanes: int) -> Any:
     """The float32 at `address` in every lane."""
+    return splat(builder, builder.load(builder.inttoptr(address, F32.as_pointer()), align=4), lanes)
+
+
+def splat(builder: Any, value: Any, lanes: int) -> Any:
+    """A float32 in every lane."""
     vector, index = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
-    value = builder.load(builder.inttoptr(address, F32.as_pointer()), align=4)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(index, [0] * lanes))
 

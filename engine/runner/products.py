@@ -42,10 +42,10 @@ class Workspace:
 
     def take(self, name: str, num_rows: int, width: int, dtype: npt.DTypeLike = np.float32) -> Array:
         """[num_rows, width] of any content."""
-        from engine.kernels import cpu_amx
-
         array = self._arrays.get(name)
         if array is None or len(array) < num_rows or array.shape[1] != width:
+            from engine.kernels import cpu_amx
+
             num_padded = -(-num_rows // cpu_amx.ROWS) * cpu_amx.ROWS
             memory = cpu_amx.aligned(num_padded * width * np.dtype(dtype).itemsize)
             array = self._arrays[name] = memory.view(dtype).reshape(num_padded, width)

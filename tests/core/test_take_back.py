@@ -6,7 +6,8 @@ counted on would make an output wrong.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -85,12 +86,21 @@ def serve_crowd(
     """All of `CROWD`, losing the results of these numbers. Returns what was taken back, too."""
     runner = RestartingRunner(lost, **MEMORY)
     scheduler = scheduler_for(runner.info, max_num_batched_tokens=40, policy=policy)
+    arrivals = [(lane, [token_id] * num_prompt, *rest) for lane, token_id, num_prompt, *rest in CROWD]
+    return runner, serve(arrivals, runner, scheduler, ahead=ahead)
+
+
+def serve(
+    arrivals: Iterable[Any], runner: RestartingRunner, scheduler: Scheduler, *, ahead: bool
+) -> set[str]:
+    """(lane, prompt, output tokens, steps until the next comes, is it aborted then) one after the other, to the end.
+    Returns what was taken back."""
     outputs, seen = Outputs(), set[str]()
     watch(scheduler, seen)
     steps = Steps(scheduler, runner, outputs, ahead=ahead)
     requests: list[tuple[Request, bool]] = []
-    for lane, token_id, num_prompt, max_tokens, num_steps, is_aborted in CROWD:
-        one = request([token_id] * num_prompt, lane=lane, max_tokens=max_tokens, ignore_eos=False)
+    for lane, prompt, max_tokens, num_steps, is_aborted in arrivals:
+        one = request(prompt, lane=lane, max_tokens=max_tokens, ignore_eos=False)
         requests.append((one, is_aborted))
         scheduler.add(one)
         for _ in range(num_steps):
@@ -102,7 +112,7 @@ def serve_crowd(
     for one, is_aborted in requests:
         check_output(runner, one, outputs, is_aborted=is_aborted)
     assert scheduler.kv.num_free_blocks == scheduler.kv.num_blocks
-    return runner, seen
+    return seen
 
 
 def check_output(runner: RestartingRunner, one: Request, outputs: Outputs, *, is_aborted: bool) -> None:
@@ -172,23 +182,8 @@ def test_many_losses_at_any_time(arrivals, lost, num_blocks, block_size, budget,
         mean_output_tokens=8,
     )
     scheduler = scheduler_for(runner.info, max_num_batched_tokens=budget, reserved_rt_rows=2)
-    watch(scheduler, set())
-    outputs = Outputs()
-    steps = Steps(scheduler, runner, outputs, ahead=is_ahead)
-    requests = []
-    for lane, num_prompt, max_tokens, num_steps, is_aborted in arrivals:
-        one = request(list(range(3, 3 + num_prompt)), lane=lane, max_tokens=max_tokens, ignore_eos=False)
-        requests.append((one, is_aborted))
-        scheduler.add(one)
-        for _ in range(num_steps):
-            steps.step()
-            scheduler.check_integrity()
-        if is_aborted and (finished := scheduler.abort(one.request_id, 0.0)):
-            outputs.hear([finished])
-    steps.run_to_end()
-    for one, is_aborted in requests:
-        check_output(runner, one, outputs, is_aborted=is_aborted)
-    assert scheduler.kv.num_free_blocks == num_blocks
+    prompts = [(lane, list(range(3, 3 + num_prompt)), *rest) for lane, num_prompt, *rest in arrivals]
+    serve(prompts, runner, scheduler, ahead=is_ahead)
 
 
 def test_a_chat_keeps_its_times_and_what_it_has_heard():
