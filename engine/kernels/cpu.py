@@ -88,7 +88,7 @@ def attend_stored(
 ) -> None:
     """`engine.kernels.reference.attention` without its stores: a call for the rows with one new token, one for the
     others."""
-    from engine.kernels import cpu_amx, cpu_amx_chunk
+    from engine.kernels import cpu_narrow, cpu_narrow_chunk
     from engine.kernels.cpu_chunk import attend_chunks
     from engine.kernels.cpu_scalars import use_threads
     from engine.kernels.cpu_single import attend_single
@@ -107,10 +107,10 @@ def attend_stored(
         )
     if longer.shape[1]:
         parts = -(-2 * num_threads // (longer.shape[1] * num_kv_heads))
-        fits_tiles = k_cache.dtype == np.uint16 and k_cache.shape[2] % cpu_amx.STEP == 0
-        if fits_tiles and v_cache.shape[2] % cpu_amx.COLUMNS == 0 and cpu_amx.has_tiles():
-            cpu_amx_chunk.attend_chunks(
-                q, k_cache, v_cache, cpu_amx.CONFIG, table, longer, parts, *options, out
+        is_narrow = k_cache.dtype == np.uint16 and cpu_narrow.multiplier() is not None
+        if is_narrow and k_cache.shape[2] % cpu_narrow.STEP == v_cache.shape[2] % cpu_narrow.PANEL == 0:
+            cpu_narrow_chunk.attend_chunks(
+                q, k_cache, v_cache, cpu_narrow.multiplier(), table, longer, parts, *options, out
             )
         else:
             attend_chunks(q, k_cache, v_cache, table, longer, parts, *options, out)

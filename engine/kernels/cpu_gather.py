@@ -19,6 +19,7 @@ from engine.kernels.cpu_tiles import (
     load_splat,
     load_widened,
     prefetch_line,
+    switch_rows,
 )
 
 # A cache line of bfloat16 is two of these; head sizes are multiples of it (others take the plain loops).
@@ -29,19 +30,6 @@ _VECTOR = ir.VectorType(F32, LANES)
 GATHER_VECTORS, GATHER_ROWS = 4 if HAS_512_BITS else 1, 6
 # `dots` takes this many keys, and queries whose sums fit the registers beside them.
 DOT_KEYS, DOT_ROWS = 4, 6 if HAS_512_BITS else 1
-
-
-def _switch_rows(builder: Any, num_rows: Any, emit: Any, most: int) -> None:
-    """`emit(rows)` for the number of rows there are, 1 to `most`."""
-    done = builder.append_basic_block("done")
-    switch = builder.switch(num_rows, done)
-    for rows in range(1, most + 1):
-        block = builder.append_basic_block(f"rows{rows}")
-        switch.add_case(I64(rows), block)
-        builder.position_at_end(block)
-        emit(rows)
-        builder.branch(done)
-    builder.position_at_end(done)
 
 
 def _sums_of_lanes(builder: Any, values: Sequence[Any]) -> Any:
@@ -125,7 +113,7 @@ def _dots_of(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         numbers = [*arguments[1:3], *arguments[4:]]
-        _switch_rows(
+        switch_rows(
             builder, arguments[0], lambda rows: _emit_dots(builder, numbers, rows, element_bytes), DOT_ROWS
         )
         return context.get_dummy_value()
@@ -221,7 +209,7 @@ def _gather_of(
             def emit(rows: int, vectors: int = vectors) -> None:
                 _emit_gather(builder, numbers, rows, element_bytes, vectors)
 
-            _switch_rows(builder, arguments[1], emit, GATHER_ROWS)
+            switch_rows(builder, arguments[1], emit, GATHER_ROWS)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()

@@ -93,7 +93,7 @@ def _rotate_and_store_parts(
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _rotate_and_store(
-    qkv: Any,  # [T, >= (Hq + 2 Hkv) D] float32, or bfloat16 as uint16: heads of Q, then of K, then of V
+    qkv: Any,  # [T, >= (Hq + 2 Hkv) D] float32: heads of Q, then of K, then of V
     positions: Any,  # [T] int64
     cos: Any,  # [positions there are, D / 2] float32
     sin: Any,
@@ -113,7 +113,7 @@ def _rotate_and_store(
         position, slot = positions[t], slots[t]
         for head in range(num_heads + num_kv_heads):
             for d in range(size):
-                line[d] = widen(qkv[t, head * size + d])
+                line[d] = qkv[t, head * size + d]
             norm = q_norm if head < num_heads else k_norm
             if len(norm) > 0:
                 total = np.float32(0.0)
@@ -136,5 +136,5 @@ def _rotate_and_store(
         first = (num_heads + num_kv_heads) * size
         for kv_head in range(num_kv_heads):
             for d in range(size):
-                value = widen(qkv[t, first + kv_head * size + d])
+                value = qkv[t, first + kv_head * size + d]
                 v_cache[slot, kv_head, d] = narrow(value, v_cache[0, 0, 0])

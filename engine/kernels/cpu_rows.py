@@ -6,13 +6,14 @@ The intrinsics take addresses; counts are multiples of LANES, above 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from engine.kernels.cpu_tiles import F32, I32, I64, declared, fma_of, splat
+from engine.kernels.cpu_tiles import F32, I32, I64, declared, fma_of, repeat, splat
 
 LANES = 16
 _VECTOR, _INTEGERS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -66,23 +67,13 @@ def _store_narrow(builder: Any, value: Any, base: Any, at: Any) -> None:
     builder.store(rounded, builder.inttoptr(address, _NARROW.as_pointer()), align=2)
 
 
-def _loop(builder: Any, count: Any, start: Any, body: Any) -> Any:
+def _loop(builder: Any, count: Any, start: Any, body: Callable[[Any, Any], Any]) -> Any:
     """`body(at, carried)` for at = 0, LANES, ... below count; what it returns is carried to the next, and returned."""
-    before = builder.block
-    head, after = builder.append_basic_block("head"), builder.append_basic_block("after")
-    builder.branch(head)
-    builder.position_at_end(head)
-    at = builder.phi(I64)
-    at.add_incoming(I64(0), before)
-    carried = builder.phi(_VECTOR)
-    carried.add_incoming(start, before)
-    result = body(at, carried)
-    following = builder.add(at, I64(LANES))
-    at.add_incoming(following, head)
-    carried.add_incoming(result, head)
-    builder.cbranch(builder.icmp_signed("<", following, count), head, after)
-    builder.position_at_end(after)
-    return result
+
+    def turn(index: Any, carried: list[Any]) -> list[Any]:
+        return [body(builder.mul(index, I64(LANES)), carried[0])]
+
+    return repeat(builder, builder.sdiv(count, I64(LANES)), [start], turn)[0]
 
 
 def _reduce(builder: Any, name: str, *arguments: Any) -> Any:

@@ -6,6 +6,7 @@ numba alone does not keep them there. The intrinsics take addresses and strides 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding  # type: ignore[import-untyped]
@@ -64,6 +65,38 @@ def prefetch_line(builder: Any, address: Any, *, into_l2: bool = False) -> None:
     call = declared(builder.module, kind, "llvm.prefetch.p0")
     read, locality, data = I32(0), I32(2 if into_l2 else 3), I32(1)
     builder.call(call, [builder.inttoptr(address, pointer), read, locality, data])
+
+
+def switch_rows(builder: Any, num_rows: Any, emit: Callable[[int], None], most: int) -> None:
+    """`emit(rows)` for the number of rows there are, 1 to `most`."""
+    done = builder.append_basic_block("done")
+    switch = builder.switch(num_rows, done)
+    for rows in range(1, most + 1):
+        block = builder.append_basic_block(f"rows{rows}")
+        switch.add_case(I64(rows), block)
+        builder.position_at_end(block)
+        emit(rows)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
+def repeat(
+    builder: Any, count: Any, values: Sequence[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """`values = body(index, values)` for index = 0 to count - 1, count above 0; returns the last ones."""
+    before, head = builder.block, builder.append_basic_block("head")
+    builder.branch(head)
+    builder.position_at_end(head)
+    index, *carried = (builder.phi(value.type) for value in (I64(0), *values))
+    results = [None, *body(index, carried)]
+    results[0] = following = builder.add(index, I64(1))
+    for phi, first, result in zip((index, *carried), (I64(0), *values), results, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(result, builder.block)
+    after = builder.append_basic_block("after")
+    builder.cbranch(builder.icmp_signed("<", following, count), head, after)
+    builder.position_at_end(after)
+    return results[1:]
 
 
 def _emit_tile(builder: Any, arguments: Any, rows: int, element_bytes: int) -> None:
@@ -155,17 +188,10 @@ def _tile_of(
     element_bytes = element.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        num_rows = arguments[0]
         numbers = [*arguments[1:4], *arguments[5:]]
-        done = builder.append_basic_block("done")
-        switch = builder.switch(num_rows, done)
-        for rows in range(1, TILE_ROWS + 1):
-            block = builder.append_basic_block(f"rows{rows}")
-            switch.add_case(I64(rows), block)
-            builder.position_at_end(block)
-            _emit_tile(builder, numbers, rows, element_bytes)
-            builder.branch(done)
-        builder.position_at_end(done)
+        switch_rows(
+            builder, arguments[0], lambda rows: _emit_tile(builder, numbers, rows, element_bytes), TILE_ROWS
+        )
         return context.get_dummy_value()
 
     i64 = types.int64

@@ -23,14 +23,7 @@ from engine.kernels.cpu import attend_stored, is_compiled_for, plain
 from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
 from engine.runner.attention import LayerCache, LayerShape
-from engine.runner.products import (
-    OneDnnWeights,
-    PanelWeights,
-    TileWeights,
-    Weights,
-    Workspace,
-    multiplies_bfloat16,
-)
+from engine.runner.products import Weights, Workspace
 
 Array = npt.NDArray[Any]
 
@@ -84,18 +77,16 @@ class FusedDecoder:
 
     def __init__(self, model: Any, head_size: int, num_positions: int) -> None:
         """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time."""
-        from engine.kernels import cpu_amx, cpu_layer
+        from engine.kernels import cpu_layer, cpu_narrow
         from engine.kernels.cpu_linear import padded
 
         decoder = model.model
         self._kernels = cpu_layer
         self._workspace = Workspace()
-        is_narrow = model.dtype is torch.bfloat16 and multiplies_bfloat16()
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        fits_tiles = all(linear.in_features % cpu_amx.STEP == 0 for linear in linears)
-        self._uses_tiles = is_narrow and fits_tiles and cpu_amx.has_tiles()
-        self._uses_onednn = is_narrow and not self._uses_tiles
-        self._activations = np.uint16 if is_narrow else np.float32  # what products take
+        fits = all(linear.in_features % cpu_narrow.STEP == 0 for linear in linears)
+        self._is_narrow = model.dtype is torch.bfloat16 and fits and cpu_narrow.multiplier() is not None
+        self._activations = np.uint16 if self._is_narrow else np.float32  # what products take
         self._head_size = head_size
         self._num_heads = model.config.num_attention_heads
         self._vocab_size = model.lm_head.weight.shape[0]
@@ -130,10 +121,8 @@ class FusedDecoder:
             layer.down.add(layer.gate_up.gated(self._normed(residual, layer.mlp_norm)), residual)
         if not len(wanted):
             return torch.empty(0, self._vocab_size)
-        logits = torch.from_numpy(self._head.store(self._normed(residual, self._norm)))
-        if logits.dtype is torch.uint16:
-            logits = logits.view(torch.bfloat16)
-        return logits[:, : self._vocab_size]
+        logits = self._head.store(self._normed(residual, self._norm))
+        return torch.from_numpy(logits)[:, : self._vocab_size]
 
     def _attend(
         self, layer: _Layer, residual: Array, positions: Array, layout: StepLayout, cache: LayerCache
@@ -200,13 +189,7 @@ class FusedDecoder:
         weights: list[torch.Tensor] = [linear.weight for linear in linears]
         biases: list[torch.Tensor] = [linear.bias for linear in linears]
         bias = None if biases[0] is None else torch.cat(biases)
-        packed: Weights
-        if self._uses_tiles:
-            packed = TileWeights(weights, bias, self._workspace, is_gate=is_gate)
-        elif self._uses_onednn:
-            packed = OneDnnWeights(weights, bias)
-        else:
-            packed = PanelWeights(weights, bias, self._workspace, is_gate=is_gate)
+        packed = Weights(weights, bias, self._workspace, is_narrow=self._is_narrow, is_gate=is_gate)
         for linear in linears:
             linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         return packed

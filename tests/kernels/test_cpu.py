@@ -9,20 +9,21 @@ import pytest
 import torch
 
 from engine.kernels import cpu, reference
+from tests.kernels.multipliers import NAMES, multiplier_or_skip
 from tests.kernels.steps import Case, random_case, random_spans
 
 # bfloat16 has 8 bits: results of size about 1 are 1/256 apart, and the two sum in different orders before rounding.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
-@pytest.fixture(params=["tiles", "compiled", "padded"])
+@pytest.fixture(params=[*NAMES, "wide", "padded"])
 def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The backend with numba, with and without tiles of bfloat16, and as it is where numba is missing."""
+    """The backend with numba, by each product of bfloat16 that a CPU may have and by float32, and as it is where numba
+    is missing."""
     if request.param != "padded":
-        cpu_amx = pytest.importorskip("engine.kernels.cpu_amx")
-        if request.param == "tiles" and not cpu_amx.has_tiles():
-            pytest.skip("this CPU has no AMX")
-        monkeypatch.setattr(cpu_amx, "has_tiles", lambda: request.param == "tiles")
+        cpu_narrow = pytest.importorskip("engine.kernels.cpu_narrow")
+        chosen = multiplier_or_skip(request.param) if request.param in NAMES else None
+        monkeypatch.setattr(cpu_narrow, "multiplier", lambda: chosen)
     monkeypatch.setattr(cpu, "HAS_NUMBA", request.param != "padded")
     return cpu.attention
 

@@ -10,13 +10,13 @@ import torch
 
 from engine.runner import fused, model
 from engine.runner.model import load_model
-from engine.runner.products import OneDnnWeights
 from tests.factories_models import make_model
+from tests.kernels.multipliers import NAMES, multiplier_or_skip
 from tests.runner.driver import Driver, load_runner
 
 pytest.importorskip("numba")
 
-from engine.kernels import cpu_amx
+from engine.kernels import cpu_narrow
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
 ODD = {
@@ -82,29 +82,13 @@ def test_a_model_that_computes_otherwise_is_read_again(
     assert greedy(path) == expected
 
 
-def test_products_of_tiles(tmp_path: Path) -> None:
-    if not cpu_amx.has_tiles():
-        pytest.skip("this CPU has no AMX")
+@pytest.mark.parametrize("name", NAMES)
+def test_products_of_bfloat16(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading compares them with the modules', and keeps those if they differ."""
+    multiplier = multiplier_or_skip(name)
+    monkeypatch.setattr(cpu_narrow, "multiplier", lambda: multiplier)
     path = make_model("qwen2", tmp_path, seed=1, hidden_size=64, intermediate_size=96)
     loaded = load_model(str(path), device="cpu", dtype="bfloat16")
     assert loaded.fused is not None
-    assert loaded.fused._uses_tiles
-    assert len(greedy(path, dtype="bfloat16")) == 12
-
-
-def test_products_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU that multiplies vectors of bfloat16, with torch's own product where this one does not."""
-
-    def product(self: Any, x: Any) -> torch.Tensor:
-        return torch.nn.functional.linear(torch.from_numpy(x).view(torch.bfloat16), self._weight, self._bias)
-
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        monkeypatch.setattr(OneDnnWeights, "_packed", staticmethod(lambda weight: weight))
-        monkeypatch.setattr(OneDnnWeights, "_product", product)
-    monkeypatch.setattr(fused, "multiplies_bfloat16", lambda: True)
-    monkeypatch.setattr(cpu_amx, "has_tiles", lambda: False)
-    path = make_model("qwen2", tmp_path, seed=1)
-    loaded = load_model(str(path), device="cpu", dtype="bfloat16")
-    assert loaded.fused is not None
-    assert loaded.fused._uses_onednn
+    assert loaded.fused._is_narrow
     assert len(greedy(path, dtype="bfloat16")) == 12

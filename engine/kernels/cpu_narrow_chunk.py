@@ -1,4 +1,4 @@
-"""Attention of rows with several new tokens on a CPU with AMX: `cpu_chunk`, its two products by the tiles of `cpu_amx`.
+"""Attention of rows with several new tokens on a CPU that multiplies bfloat16: `cpu_chunk` by `cpu_narrow`'s products.
 
 Grid: one unit of work a (row, key/value head, part of the row's queries). A unit walks its context in blocks of
 `_KEYS` positions: it gathers their K and V by slot into panels, then passes its queries by, `ROWS` at a time, with a
@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu_amx import (
-    COLUMNS,
+from engine.kernels.cpu_narrow import (
+    PANEL,
     ROWS,
     STEP,
     STEP_BYTES,
     TILE,
+    acquire,
     aligned,
-    load_config,
     multiply,
-    save_config,
+    release,
 )
 from engine.kernels.cpu_rows import exp_row_narrow, narrow_row, peak_of
 from engine.kernels.cpu_scalars import FAST, exp, narrow
@@ -36,8 +36,8 @@ _KEYS = 256  # a block's K and V panels, 64 values each, take 64 KiB of an L2 ca
 def attend_chunks(
     q: Any,  # [T, Hq, D] float32, D a multiple of STEP
     k_cache: Any,  # [num_slots, Hkv, D] bfloat16 as uint16
-    v_cache: Any,  # [num_slots, Hkv, Dv], Dv a multiple of COLUMNS
-    config: Any,  # `cpu_amx.CONFIG`
+    v_cache: Any,  # [num_slots, Hkv, Dv], Dv a multiple of PANEL
+    multiplier: Any,  # `cpu_narrow.multiplier()`
     slot_table: Any,  # [max_rows, max_model_len] int32
     chunks: Any,  # [4, C] int32: row, start, count and offset of each chunk
     parts: Any,  # into how many units the queries of a (chunk, head) are split
@@ -72,18 +72,17 @@ def attend_chunks(
         peaks = np.full(num_rows, -np.inf, dtype=np.float32)
         totals = np.zeros(num_rows, dtype=np.float32)
         k_panels = (
-            aligned(_KEYS * size * 2).view(np.uint32).reshape(_KEYS // COLUMNS, size // STEP, 2, TILE, TILE)
+            aligned(_KEYS * size * 2).view(np.uint32).reshape(_KEYS // PANEL, size // STEP, 2, TILE, TILE)
         )
         v_panels = (
             aligned(_KEYS * size_v * 2)
             .view(np.uint16)
-            .reshape(size_v // COLUMNS, _KEYS // STEP, 2, TILE, TILE, 2)
+            .reshape(size_v // PANEL, _KEYS // STEP, 2, TILE, TILE, 2)
         )
         scores = aligned(ROWS * _KEYS * 4).view(np.float32).reshape(ROWS, _KEYS)
         weights = aligned(ROWS * _KEYS * 2).view(np.uint16).reshape(ROWS, _KEYS)
         before = np.empty(64, dtype=np.uint8)
-        save_config(before.ctypes.data)
-        load_config(config.ctypes.data)
+        acquire(multiplier, before.ctypes.data)
         end = start + num_tokens
         first_key = max(0, start + 1 - window) if window > 0 else 0
         for block in range(first_key, end if num_tokens > 0 else first_key, _KEYS):
@@ -92,7 +91,7 @@ def attend_chunks(
                 slot = slot_table[row, block + j]
                 for s in range(size // STEP):
                     for d in range(TILE):
-                        k_panels[j // COLUMNS, s, j % COLUMNS // TILE, d, j % TILE] = k_pairs[
+                        k_panels[j // PANEL, s, j % PANEL // TILE, d, j % TILE] = k_pairs[
                             slot, kv_head, s * TILE + d
                         ]
                 for t in range(size_v // TILE):
@@ -112,9 +111,10 @@ def attend_chunks(
                 seen = min(num_keys, start + (r1 - 1) // group + 1 - block)  # by the last query of the rows
                 if window > 0 and start + r0 // group - window >= block + num_keys - 1:
                     continue  # all of the block is behind the window of the first query, which sees furthest
-                num_panels = (seen + COLUMNS - 1) // COLUMNS
+                num_panels = (seen + PANEL - 1) // PANEL
                 for p in range(num_panels):
                     multiply(
+                        multiplier,
                         rows,
                         size // STEP,
                         queries.ctypes.data + r0 * size * 2,
@@ -122,9 +122,8 @@ def attend_chunks(
                         k_panels.ctypes.data + p * (size // STEP) * STEP_BYTES,
                         0,
                         0,
-                        scores.ctypes.data + p * COLUMNS * 4,
+                        scores.ctypes.data + p * PANEL * 4,
                         _KEYS * 4,
-                        0,
                     )
                 for r in range(r0, r1):
                     position = start + r // group
@@ -135,13 +134,13 @@ def attend_chunks(
                         for j in range(low, high):
                             line[j] = softcap * np.tanh(line[j] / softcap)
                     line[:low] = -np.inf
-                    line[high : num_panels * COLUMNS] = -np.inf
+                    line[high : num_panels * PANEL] = -np.inf
                     address = scores.ctypes.data + (r - r0) * _KEYS * 4
-                    peak = max(peaks[r], peak_of(address, num_panels * COLUMNS))
+                    peak = max(peaks[r], peak_of(address, num_panels * PANEL))
                     total = np.float32(0.0)
                     target = weights.ctypes.data + (r - r0) * _KEYS * 2
                     if peak > -np.inf:
-                        total = exp_row_narrow(address, num_panels * COLUMNS, peak, target)
+                        total = exp_row_narrow(address, num_panels * PANEL, peak, target)
                     else:  # a query whose window starts after this block
                         weights[r - r0] = np.uint16(0)
                     if peak > peaks[r]:
@@ -151,9 +150,10 @@ def attend_chunks(
                             sums[r, d] *= shrink
                         peaks[r] = peak
                     totals[r] += total
-                for p in range(size_v // COLUMNS):
-                    to = sums.ctypes.data + (r0 * size_v + p * COLUMNS) * 4
+                for p in range(size_v // PANEL):
+                    to = sums.ctypes.data + (r0 * size_v + p * PANEL) * 4
                     multiply(
+                        multiplier,
                         rows,
                         num_panels,
                         weights.ctypes.data,
@@ -163,9 +163,8 @@ def attend_chunks(
                         size_v * 4,
                         to,
                         size_v * 4,
-                        0,
                     )
-        load_config(before.ctypes.data)
+        release(multiplier, before.ctypes.data)
         for r in range(num_rows):
             head = kv_head * group + r % group
             factor = np.float32(1.0)

@@ -1,0 +1,147 @@
+"""Products by the vectors of CPUs that have AVX512_BF16, in LLVM's own language: what `cpu_narrow` emits for them.
+
+A vector register holds 16 float32 sums, or 16 pairs of bfloat16. An instruction multiplies the pairs of two vectors and
+adds both products of each to its sum. Rows are taken in groups whose sums fit the registers beside two vectors of `b`
+and a pair of `a` in all lanes:
+
+                    b: 2 vectors of pairs
+                +-------+-------+
+      1 pair    |       |       |
+        +------++-------+-------+
+      a | pair ||       |       | up to 12 rows: 24 of 32 registers
+        +------++-------+-------+
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.ir as ir  # type: ignore[import-untyped]
+
+from engine.kernels.cpu_tiles import F32, I32, I64, declared, prefetch_line, repeat, switch_rows
+
+_GROUP = 12  # rows
+_LANES = 16
+_LINE_BYTES = 64
+_PAIRS = 16  # of a step
+_BLOCK_BYTES = _PAIRS * _LINE_BYTES
+_STEP_BYTES = 2 * _BLOCK_BYTES
+_SOON_BYTES = 8192
+_UNROLL = 2  # pairs: of more, LLVM loads so far ahead that sums are driven out of their registers
+_SUMS, _VECTOR = ir.VectorType(F32, _LANES), ir.VectorType(I32, _LANES)
+
+
+def emit_multiply(
+    builder: Any, rows: Any, num_steps: Any, a: Any, a_stride: Any, b: Any, start: Any, start_stride: Any, out: Any,
+    out_stride: Any, *, ahead: tuple[Any, Any] | None = None,
+) -> None:  # fmt: skip
+    """`cpu_narrow.multiply`, with `ahead` `multiply_streamed`, by vectors: groups of rows as equal as they can be."""
+    num_groups = builder.sdiv(builder.add(rows, I64(_GROUP - 1)), I64(_GROUP))
+    has_start = builder.icmp_unsigned("!=", start, I64(0))
+
+    def add_group(group: Any, _: list[Any]) -> list[Any]:
+        first = builder.sdiv(builder.mul(rows, group), num_groups)
+        end = builder.sdiv(builder.mul(rows, builder.add(group, I64(1))), num_groups)
+        a_rows, start_rows, out_rows = (
+            builder.add(base, builder.mul(stride, first))
+            for base, stride in ((a, a_stride), (start, start_stride), (out, out_stride))
+        )
+        start_rows = builder.select(has_start, start_rows, I64(0))
+        asked = _asked(builder, num_steps, b, group, num_groups, *ahead) if ahead else None
+        operands = (num_steps, a_rows, a_stride, b, start_rows, start_stride, out_rows, out_stride, asked)
+        switch_rows(builder, builder.sub(end, first), lambda rows: _emit(builder, rows, *operands), _GROUP)
+        return []
+
+    repeat(builder, num_groups, [], add_group)
+
+
+def _asked(
+    builder: Any, num_steps: Any, b: Any, group: Any, num_groups: Any, part: Any, parts: Any
+) -> tuple[Any, Any]:
+    """What a group asks for, at its first step, and how many lines at each. One group alone asks for what comes soon;
+    of several, each for its share of the lines of each step of the next b."""
+    all_groups = builder.mul(parts, num_groups)
+    lines = builder.sdiv(builder.add(all_groups, I64(2 * _PAIRS - 1)), all_groups)  # rounded up
+    index = builder.add(builder.mul(part, num_groups), group)
+    offset = builder.mul(builder.srem(builder.mul(index, lines), I64(2 * _PAIRS)), I64(_LINE_BYTES))
+    next_at = builder.add(builder.mul(num_steps, I64(_STEP_BYTES)), offset)
+    is_alone = builder.icmp_signed("==", all_groups, I64(1))
+    return builder.add(b, builder.select(is_alone, I64(_SOON_BYTES), next_at)), lines
+
+
+def _emit(
+    builder: Any, rows: int, num_steps: Any, a: Any, a_stride: Any, b: Any, start: Any, start_stride: Any, out: Any,
+    out_stride: Any, ahead: tuple[Any, Any] | None,
+) -> None:  # fmt: skip
+    multiply = declared(
+        builder.module, ir.FunctionType(_SUMS, [_SUMS, _VECTOR, _VECTOR]), "llvm.x86.avx512bf16.dpbf16ps.512"
+    )
+
+    def at(base: Any, stride: Any, row: int, column: int) -> Any:
+        address = builder.add(builder.add(base, builder.mul(stride, I64(row))), I64(column * _LINE_BYTES))
+        return builder.inttoptr(address, _SUMS.as_pointer())
+
+    entry = builder.block
+    from_start, loop = builder.append_basic_block("start"), builder.append_basic_block("loop")
+    places = [(row, column) for row in range(rows) for column in range(2)]
+    builder.cbranch(builder.icmp_unsigned("!=", start, I64(0)), from_start, loop)
+    builder.position_at_end(from_start)
+    started = [builder.load(at(start, start_stride, *place), align=4) for place in places]
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    zero = ir.Constant(_SUMS, [0.0] * _LANES)
+    initial = []
+    for value in started:
+        phi = builder.phi(_SUMS)
+        phi.add_incoming(zero, entry)
+        phi.add_incoming(value, from_start)
+        initial.append(phi)
+
+    def add_pair(line_at: Any, value_at: Any, sums: list[Any]) -> list[Any]:
+        addresses = [builder.add(line_at, I64(column * _BLOCK_BYTES)) for column in range(2)]
+        lines = [
+            builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=_LINE_BYTES)
+            for address in addresses
+        ]
+        added = []
+        for row in range(rows):
+            address = builder.add(value_at, builder.mul(a_stride, I64(row)))
+            value = builder.load(builder.inttoptr(address, I32.as_pointer()), align=4)
+            first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, I32(0))
+            in_all = builder.shuffle_vector(
+                first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_VECTOR, [0] * _LANES)
+            )
+            added += [builder.call(multiply, [sums[2 * row + c], in_all, lines[c]]) for c in range(2)]
+        return added
+
+    def add_step(step: Any, sums: list[Any]) -> list[Any]:
+        b_at = builder.add(b, builder.mul(step, I64(_STEP_BYTES)))
+        a_at = builder.add(a, builder.mul(step, I64(4 * _PAIRS)))
+        if ahead:
+            _prefetch(builder, builder.add(ahead[0], builder.mul(step, I64(_STEP_BYTES))), ahead[1])
+
+        def add_pairs(turn: Any, sums: list[Any]) -> list[Any]:
+            for u in range(_UNROLL):
+                pair = builder.add(builder.mul(turn, I64(_UNROLL)), I64(u))
+                line_at = builder.add(b_at, builder.mul(pair, I64(_LINE_BYTES)))
+                sums = add_pair(line_at, builder.add(a_at, builder.mul(pair, I64(4))), sums)
+            return sums
+
+        return repeat(builder, I64(_PAIRS // _UNROLL), sums, add_pairs)
+
+    sums = repeat(builder, num_steps, initial, add_step)
+    for value, place in zip(sums, places, strict=True):
+        builder.store(value, at(out, out_stride, *place), align=4)
+
+
+def _prefetch(builder: Any, address: Any, num_lines: Any) -> None:
+    """Asks for at least `num_lines` cache lines, four at a time."""
+    for part in range(0, 2 * _PAIRS, 4):
+        for line in range(part, part + 4):
+            prefetch_line(builder, builder.add(address, I64(_LINE_BYTES * line)), into_l2=True)
+        if part == 0:
+            more, done = builder.append_basic_block("more"), builder.append_basic_block("prefetched")
+            builder.cbranch(builder.icmp_signed(">", num_lines, I64(4)), more, done)
+            builder.position_at_end(more)
+    builder.branch(done)
+    builder.position_at_end(done)
