@@ -88,42 +88,47 @@ def attend_stored(
 ) -> None:
     """`engine.kernels.reference.attention` without its stores: a call for the rows with one new token, one for the
     others."""
-    from engine.kernels import cpu_narrow, cpu_narrow_chunk
-    from engine.kernels.cpu_chunk import attend_chunks
+    from engine.kernels import cpu_attention
     from engine.kernels.cpu_scalars import use_threads
-    from engine.kernels.cpu_single import attend_single
 
+    num_kv_heads, size, size_v = k_cache.shape[1], k_cache.shape[2], v_cache.shape[2]
     num_threads = use_threads(torch.get_num_threads())
-    num_kv_heads = k_cache.shape[1]
-    options = (np.float32(scale), window or 0, np.float32(softcap or 0.0), sinks)
-    table = layout.slot_table.numpy()
-    single, longer = layout.single_token_rows, layout.longer_rows
-    if single.shape[1]:
+    cpu_attention.attend(
+        q, k_cache, v_cache, chunk_multiplier(k_cache.dtype, size, size_v),
+        attention_work(layout, num_kv_heads, num_threads), np.float32(scale), window or 0, np.float32(softcap or 0.0),
+        sinks, out,
+    )  # fmt: skip
+
+
+def chunk_multiplier(dtype: np.dtype[Any], size: int, size_v: int) -> Any:
+    """What multiplies in `cpu_attention.attend` where rows have several new tokens, for caches of this (`plain`) dtype
+    and these head sizes."""
+    from engine.kernels import cpu_narrow
+
+    fits = dtype == np.uint16 and size % cpu_narrow.STEP == size_v % cpu_narrow.PANEL == 0
+    return cpu_narrow.multiplier() if fits else None
+
+
+def attention_work(layout: StepLayout, num_kv_heads: int, num_threads: int) -> tuple[Any, ...]:
+    """A step's rows as `cpu_attention.attend` takes them, for all layers with so many key/value heads."""
+    work = layout.scratch.get(("work", num_kv_heads))
+    if work is None:
+        single, longer = layout.single_token_rows, layout.longer_rows
+        num_single, num_longer = single.shape[1], longer.shape[1]
         # Rows enough for all threads: one unit a row. Else heads are split too, so that no thread idles.
-        heads_per_unit = num_kv_heads if single.shape[1] >= 4 * num_threads else 1
-        order = _balanced_order(layout, single[4], num_threads)
-        attend_single(
-            q, k_cache, v_cache, table, single[3], single[0], single[4], order, *options, heads_per_unit, out
-        )
-    if longer.shape[1]:
-        parts = -(-2 * num_threads // (longer.shape[1] * num_kv_heads))
-        is_narrow = k_cache.dtype == np.uint16 and cpu_narrow.multiplier() is not None
-        if is_narrow and k_cache.shape[2] % cpu_narrow.STEP == v_cache.shape[2] % cpu_narrow.PANEL == 0:
-            cpu_narrow_chunk.attend_chunks(
-                q, k_cache, v_cache, cpu_narrow.multiplier(), table, longer, parts, *options, out
-            )
-        else:
-            attend_chunks(q, k_cache, v_cache, table, longer, parts, *options, out)
+        heads_per_unit = num_kv_heads if num_single >= 4 * num_threads else 1
+        parts = -(-2 * num_threads // (num_longer * num_kv_heads)) if num_longer else 1
+        order = _balanced_order(single[4], num_threads)
+        work = (layout.slot_table.numpy(), single, order, longer, heads_per_unit, parts)
+        layout.scratch["work", num_kv_heads] = work
+    return work
 
 
-def _balanced_order(layout: StepLayout, ends: IntArray, num_threads: int) -> IntArray:
+def _balanced_order(ends: IntArray, num_threads: int) -> IntArray:
     """Rows by context length, dealt out like cards: each thread's contiguous share is then equally long."""
-    order = layout.scratch.get("single order")
-    if order is None:
-        by_length = np.argsort(ends)
-        order = np.concatenate([by_length[thread::num_threads] for thread in range(num_threads)])
-        order = layout.scratch["single order"] = order.astype(np.int32)
-    return order
+    by_length = np.argsort(ends)
+    order = np.concatenate([by_length[thread::num_threads] for thread in range(num_threads)])
+    return order.astype(np.int32)
 
 
 def _attend_single_padded(

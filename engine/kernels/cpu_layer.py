@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numba import njit, prange
 
-from engine.kernels.cpu_scalars import FAST, narrow, use_threads, widen
+from engine.kernels.cpu_scalars import FAST, narrow, widen
 
 _TOKENS_A_THREAD = 64  # at least: a norm of so many takes about 20 us
 
@@ -27,19 +26,20 @@ def embed(
             out[t, c] = widen(table[token_ids[t], c])
 
 
-def rms_norm(x: Any, weight: Any, epsilon: float, out: Any) -> None:
+@njit(cache=True, nogil=True)
+def _num_parts(num_tokens: Any, num_threads: Any) -> Any:
+    """For how many threads there is work; 1 needs no waking up."""
+    return max(1, min(num_tokens // _TOKENS_A_THREAD, num_threads))
+
+
+@njit(cache=True, nogil=True)
+def rms_norm(x: Any, weight: Any, epsilon: Any, num_threads: Any, out: Any) -> None:
     """`engine.kernels.reference.rms_norm`; shapes as `_rms_norm` has them."""
-    if num_parts := _num_parts(len(out)):
+    num_parts = _num_parts(len(out), num_threads)
+    if num_parts > 1:
         _rms_norm_parts(num_parts, x, weight, epsilon, out)
     else:
         _rms_norm(x, weight, epsilon, out)
-
-
-def _num_parts(num_tokens: int) -> int:
-    """For how many threads there is work; 0 for one, which needs no waking up."""
-    if num_tokens < 2 * _TOKENS_A_THREAD:
-        return 0
-    return min(num_tokens // _TOKENS_A_THREAD, use_threads(torch.get_num_threads()))
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -66,16 +66,19 @@ def _rms_norm(
             out[t, c] = narrow(x[t, c] * inverse * weight[c], out[0, 0])
 
 
+@njit(cache=True, nogil=True)
 def rotate_and_store(
-    qkv: Any, positions: Any, cos: Any, sin: Any, q_norm: Any, k_norm: Any, epsilon: float, slots: Any, k_cache: Any,
-    v_cache: Any, q: Any,
+    qkv: Any, positions: Any, cos: Any, sin: Any, q_norm: Any, k_norm: Any, epsilon: Any, slots: Any, k_cache: Any,
+    v_cache: Any, num_threads: Any, q: Any,
 ) -> None:  # fmt: skip
     """`engine.kernels.reference.rotate_and_store`; shapes as `_rotate_and_store` has them."""
-    arguments = (qkv, positions, cos, sin, q_norm, k_norm, epsilon, slots, k_cache, v_cache, q)
-    if num_parts := _num_parts(len(q)):
-        _rotate_and_store_parts(num_parts, *arguments)
+    num_parts = _num_parts(len(q), num_threads)
+    if num_parts > 1:
+        _rotate_and_store_parts(
+            num_parts, qkv, positions, cos, sin, q_norm, k_norm, epsilon, slots, k_cache, v_cache, q
+        )
     else:
-        _rotate_and_store(*arguments)
+        _rotate_and_store(qkv, positions, cos, sin, q_norm, k_norm, epsilon, slots, k_cache, v_cache, q)
 
 
 @njit(parallel=True, cache=True, nogil=True)

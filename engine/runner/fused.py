@@ -2,8 +2,7 @@
 
 On a CPU no module is called, no tensor is made an operation. (A GPU's decoder is in `fused_gpu`.)
 
-A layer is nine calls: norm, QKV product, rotation and KV store, attention (one or two), output product added to the
-residual, norm, gate and up product with its activation, down product added to the residual. The residual is float32
+A layer is two calls: its attention, and all that follows (`engine.kernels.cpu_decoder`). The residual is float32
 throughout. In the last layer only the tokens whose logits are wanted go on after their K and V are stored.
 """
 
@@ -19,11 +18,11 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from engine.kernels.cpu import attend_stored, is_compiled_for, plain
+from engine.kernels.cpu import attention_work, chunk_multiplier, is_compiled_for, plain
 from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
 from engine.runner.attention import LayerCache, LayerShape
-from engine.runner.products import Weights, Workspace
+from engine.runner.products import Packed, Weights, Workspace
 
 Array = npt.NDArray[Any]
 
@@ -49,27 +48,14 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    weight: Array  # [H] float32
-    epsilon: float
-
-    @staticmethod
-    def of(module: Any) -> _Norm:
-        return _Norm(module.weight.detach().float().numpy(), module.variance_epsilon)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
+    """The arguments of its two kernels that are the same in every step."""
+
     index: int
-    attention_norm: _Norm
-    qkv: Weights
-    q_norm: Array  # [D] float32, or empty
-    k_norm: Array
-    scale: float
-    output: Weights
-    mlp_norm: _Norm
-    gate_up: Weights
-    down: Weights
+    attention: tuple[
+        Array, float, Packed, Array, Array, np.float32
+    ]  # norm, epsilon, QKV, Q norm, K norm, scale
+    feed_forward: tuple[Packed, Array, float, Packed, Packed]  # output, norm, epsilon, gate and up, down
 
 
 class FusedDecoder:
@@ -77,26 +63,29 @@ class FusedDecoder:
 
     def __init__(self, model: Any, head_size: int, num_positions: int) -> None:
         """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time."""
-        from engine.kernels import cpu_layer, cpu_narrow
+        from engine.kernels import cpu_decoder, cpu_layer, cpu_narrow
         from engine.kernels.cpu_linear import padded
 
-        decoder = model.model
-        self._kernels = cpu_layer
+        decoder, config = model.model, model.config
+        self._kernels = cpu_decoder
+        self._embed = cpu_layer.embed
         self._workspace = Workspace()
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         fits = all(linear.in_features % cpu_narrow.STEP == 0 for linear in linears)
         self._is_narrow = model.dtype is torch.bfloat16 and fits and cpu_narrow.multiplier() is not None
-        self._activations = np.uint16 if self._is_narrow else np.float32  # what products take
-        self._head_size = head_size
-        self._num_heads = model.config.num_attention_heads
-        self._vocab_size = model.lm_head.weight.shape[0]
         self._embedding = plain(decoder.embed_tokens.weight.detach())
-        self._width = padded(self._embedding.shape[1])
+        self._vocab_size = model.lm_head.weight.shape[0]
+        self._num_kv_heads, self._head_size = config.num_key_value_heads, head_size
+        self._hidden_size = self._embedding.shape[1]
+        self._width = padded(self._hidden_size)
+        self._query_width = config.num_attention_heads * head_size
         cos, sin = rotations(decoder.rotary_emb, num_positions, torch.empty(0))
-        self._cos, self._sin = cos.numpy(), sin.numpy()
-        self._norm = _Norm.of(decoder.norm)
+        self._rotations = (cos.numpy(), sin.numpy())
         self._head = self._take([model.lm_head])
+        self._final_norm = _norm(decoder.norm)
         self._layers = [self._take_layer(layer) for layer in decoder.layers]
+        self._caches: Mapping[int, LayerCache] = {}
+        self._planes: list[tuple[Any, ...]] = []  # of each layer: window, K and V of `_caches`
 
     def forward(
         self,
@@ -107,62 +96,53 @@ class FusedDecoder:
         wanted: torch.Tensor,  # [n] int64, indices into T
     ) -> torch.Tensor:  # [n, vocab_size], of memory that the next call may overwrite
         """Logits at the wanted tokens of one packed step."""
-        residual = self._workspace.take("residual", len(token_ids), self._width)
-        self._kernels.embed(self._embedding, token_ids.numpy(), residual)
-        for layer in self._layers:
-            attended = self._attend(layer, residual, positions.numpy(), layout, caches[layer.index])
-            if layer is self._layers[-1] and len(wanted) < len(token_ids):
+        from engine.kernels.cpu_scalars import use_threads
+
+        num_tokens, size = len(token_ids), self._head_size
+        num_threads = use_threads(torch.get_num_threads())
+        residual = self._take_rows("residual", num_tokens, self._width)
+        normed = self._take_activations("normed", num_tokens, self._hidden_size)
+        qkv = self._take_rows("qkv", num_tokens, self._qkv_width)
+        q = self._take_rows("q", num_tokens, self._query_width).reshape(num_tokens, -1, size)
+        attended = self._take_activations("attended", num_tokens, self._query_width)
+        gated = self._take_activations("gated", num_tokens, self._gated_width)
+        if caches is not self._caches:
+            self._caches = caches
+            self._planes = [
+                (caches[layer.index].window or 0, plain(caches[layer.index].k), plain(caches[layer.index].v))
+                for layer in self._layers
+            ]
+        multiplier = chunk_multiplier(self._planes[0][1].dtype, size, size)
+        work = attention_work(layout, self._num_kv_heads, num_threads)
+        step = (positions.numpy(), layout.slot_mapping.numpy())
+        buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))
+        self._embed(self._embedding, token_ids.numpy(), residual)
+        for layer, (window, k, v) in zip(self._layers, self._planes, strict=True):
+            self._kernels.attention(
+                residual, *layer.attention, window, self._rotations, *step, k, v, multiplier, work, num_threads,
+                *buffers,
+            )  # fmt: skip
+            if layer is self._layers[-1] and len(wanted) < num_tokens:
                 picked = wanted.numpy()
                 residual = self._pick("picked residual", residual, picked)
                 attended = self._pick("picked attended", attended, picked)
-            if not len(residual):
-                break
-            layer.output.add(attended, residual)
-            layer.down.add(layer.gate_up.gated(self._normed(residual, layer.mlp_norm)), residual)
+                normed, gated = normed[: len(picked)], gated[: len(picked)]
+            if len(residual):
+                self._kernels.feed_forward(
+                    attended, residual, *layer.feed_forward, num_threads, normed, gated
+                )
         if not len(wanted):
             return torch.empty(0, self._vocab_size)
-        logits = self._head.store(self._normed(residual, self._norm))
+        logits = self._take_rows("logits", len(residual), self._head.width)
+        self._kernels.head(residual, *self._final_norm, self._head.packed, num_threads, normed, logits)
         return torch.from_numpy(logits)[:, : self._vocab_size]
 
-    def _attend(
-        self, layer: _Layer, residual: Array, positions: Array, layout: StepLayout, cache: LayerCache
-    ) -> Array:
-        """[T, Hq D], the layer's K and V stored."""
-        num_tokens = len(residual)
-        k_cache, v_cache = plain(cache.k), plain(cache.v)
-        q = self._workspace.take("q", num_tokens, self._num_heads * self._head_size)
-        out = self._workspace.take(
-            "attended", num_tokens, self._num_heads * self._head_size, self._activations
-        )
-        heads = (num_tokens, self._num_heads, self._head_size)
-        self._kernels.rotate_and_store(
-            layer.qkv.store(self._normed(residual, layer.attention_norm)),
-            positions,
-            self._cos,
-            self._sin,
-            layer.q_norm,
-            layer.k_norm,
-            layer.attention_norm.epsilon,
-            layout.slot_mapping.numpy(),
-            k_cache,
-            v_cache,
-            q.reshape(heads),
-        )
-        attend_stored(
-            q.reshape(heads),
-            k_cache,
-            v_cache,
-            layout,
-            scale=layer.scale,
-            window=cache.window,
-            out=out.reshape(heads),
-        )
-        return out
+    def _take_rows(self, name: str, num_rows: int, width: int) -> Array:
+        return self._workspace.take(name, num_rows, width, np.float32)
 
-    def _normed(self, residual: Array, norm: _Norm) -> Array:
-        out = self._workspace.take("normed", len(residual), len(norm.weight), self._activations)
-        self._kernels.rms_norm(residual, norm.weight, norm.epsilon, out)
-        return out
+    def _take_activations(self, name: str, num_rows: int, width: int) -> Array:
+        """What products take."""
+        return self._workspace.take(name, num_rows, width, np.uint16 if self._is_narrow else np.float32)
 
     def _pick(self, name: str, rows: Array, picked: Array) -> Array:
         out = self._workspace.take(name, len(picked), rows.shape[1], rows.dtype)
@@ -171,28 +151,33 @@ class FusedDecoder:
 
     def _take_layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        has_head_norms = hasattr(attention, "q_norm")
+        head_norms = (_NO_NORM, _NO_NORM)
+        if hasattr(attention, "q_norm"):
+            head_norms = (_norm(attention.q_norm)[0], _norm(attention.k_norm)[0])
+        qkv = self._take([attention.q_proj, attention.k_proj, attention.v_proj])
+        output = self._take([attention.o_proj])
+        gate_up = self._take([mlp.gate_proj, mlp.up_proj], is_gate=True)
+        down = self._take([mlp.down_proj])
+        self._qkv_width, self._gated_width = qkv.width, gate_up.width  # the same in all layers
         return _Layer(
-            index=attention.layer_idx,
-            attention_norm=_Norm.of(layer.input_layernorm),
-            qkv=self._take([attention.q_proj, attention.k_proj, attention.v_proj]),
-            q_norm=_Norm.of(attention.q_norm).weight if has_head_norms else _NO_NORM,
-            k_norm=_Norm.of(attention.k_norm).weight if has_head_norms else _NO_NORM,
-            scale=attention.scaling,
-            output=self._take([attention.o_proj]),
-            mlp_norm=_Norm.of(layer.post_attention_layernorm),
-            gate_up=self._take([mlp.gate_proj, mlp.up_proj], is_gate=True),
-            down=self._take([mlp.down_proj]),
+            attention.layer_idx,
+            (*_norm(layer.input_layernorm), qkv.packed, *head_norms, np.float32(attention.scaling)),
+            (output.packed, *_norm(layer.post_attention_layernorm), gate_up.packed, down.packed),
         )
 
     def _take(self, linears: Sequence[nn.Linear], *, is_gate: bool = False) -> Weights:
         weights: list[torch.Tensor] = [linear.weight for linear in linears]
         biases: list[torch.Tensor] = [linear.bias for linear in linears]
         bias = None if biases[0] is None else torch.cat(biases)
-        packed = Weights(weights, bias, self._workspace, is_narrow=self._is_narrow, is_gate=is_gate)
+        packed = Weights(weights, bias, is_narrow=self._is_narrow, is_gate=is_gate)
         for linear in linears:
             linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         return packed
+
+
+def _norm(module: Any) -> tuple[Array, float]:
+    """Its weight in float32, and its epsilon."""
+    return module.weight.detach().float().numpy(), module.variance_epsilon
 
 
 def can_fuse(model: Any, layers: Mapping[int, LayerShape]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from engine.kernels.cpu import plain
 
 Array = npt.NDArray[Any]
-_NO_BIAS = np.empty(0, dtype=np.float32)
+Packed = tuple[Any, ...]  # weights as `cpu_decoder.product` takes them
 
 
 class Workspace:
@@ -39,50 +39,25 @@ class Workspace:
 
 
 class Weights:
-    """One or more weights [N, K] over the same input [T, K], of memory that a `Workspace` gave."""
+    """One or more weights [N, K] over the same input, packed."""
 
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
         bias: torch.Tensor | None,
-        workspace: Workspace,
         *,
         is_narrow: bool,
         is_gate: bool = False,
     ) -> None:
         """`is_narrow`: the input is bfloat16, as the weights are; K must be a multiple of `cpu_narrow.STEP`. `is_gate`:
-        two weights, for `gated`; otherwise they are one above the other, for `store` and `add`."""
+        a gate and its partner; otherwise the weights are one above the other."""
         from engine.kernels import cpu_linear, cpu_narrow, cpu_narrow_linear
 
         kernels = cpu_narrow_linear if is_narrow else cpu_linear
         arrays = [plain(weight.detach().contiguous()) for weight in weights]
         panels = kernels.interleave(*arrays) if is_gate else kernels.pack(np.concatenate(arrays))
-        self._linear = kernels.linear
-        self._store, self._add, self._gated = cpu_linear.STORE, cpu_linear.ADD, cpu_linear.GATED
-        self._packed = (panels, cpu_narrow.multiplier()) if is_narrow else (panels,)
-        self._width = panels.shape[0] * kernels.PANEL // (2 if is_gate else 1)
-        self._workspace = workspace
-        self._gated_dtype = np.uint16 if is_narrow else np.float32
-        self._bias = _NO_BIAS
+        self.width = panels.shape[0] * kernels.PANEL // (2 if is_gate else 1)  # columns that a product has
+        bias_or_none = np.zeros(0 if bias is None else self.width, dtype=np.float32)
         if bias is not None:
-            self._bias = np.zeros(self._width, dtype=np.float32)
-            self._bias[: len(bias)] = bias.detach().float().numpy()
-
-    def store(self, x: Array) -> Array:
-        """[T, >= N] float32: x @ weight.T + bias, overwritten by the next call of any."""
-        out = self._workspace.take(f"store {self._width}", len(x), self._width)
-        self._run(x, self._store, out)
-        return out
-
-    def add(self, x: Array, total: Array) -> None:
-        """total [T, >= N] float32 += x @ weight.T"""
-        self._run(x, self._add, total)
-
-    def gated(self, x: Array) -> Array:
-        """[T, >= N] silu(x @ first.T) * (x @ second.T), of two weights, in x's dtype; overwritten like `store`'s."""
-        out = self._workspace.take("gated", len(x), self._width, self._gated_dtype)
-        self._run(x, self._gated, out)
-        return out
-
-    def _run(self, x: Array, mode: int, out: Array) -> None:
-        self._linear(x, *self._packed, self._bias, mode, torch.get_num_threads(), out)
+            bias_or_none[: len(bias)] = bias.detach().float().numpy()
+        self.packed: Packed = (panels, bias_or_none, *([cpu_narrow.multiplier()] if is_narrow else []))

@@ -81,7 +81,7 @@ def test_silu_far_from_zero() -> None:
 def test_rms_norm(size: int, out_dtype: torch.dtype) -> None:
     x, weight = noise(0, 7, size + 3), noise(1, size)
     out = torch.empty(7, size, dtype=out_dtype)
-    cpu_layer.rms_norm(x.numpy(), weight.numpy(), 1e-5, plain(out))
+    cpu_layer.rms_norm(x.numpy(), weight.numpy(), 1e-5, 1, plain(out))
     expected = reference.rms_norm(x[:, :size], weight, 1e-5).to(out_dtype)
     tolerance = 1e-5 if out_dtype is torch.float32 else 1e-2  # a rounding may fall to either side
     torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
@@ -109,7 +109,7 @@ def test_rotate_and_store(dtype: torch.dtype, has_norms: bool) -> None:
     cpu_layer.rotate_and_store(
         qkv.numpy(), positions.numpy(), angles.cos().numpy(), angles.sin().numpy(),
         *(NO_BIAS if norm is None else norm.numpy() for norm in norms), 1e-5,
-        slots.numpy(), *(plain(cache) for cache in caches), q.numpy(),
+        slots.numpy(), *(plain(cache) for cache in caches), 1, q.numpy(),
     )  # fmt: skip
     expected = reference.rotate_and_store(
         qkv, positions, angles.cos(), angles.sin(), *norms, 1e-5, slots, *expected_caches
