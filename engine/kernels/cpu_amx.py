@@ -17,16 +17,17 @@ Rows are always 16 or 32: rows beyond those asked for are computed too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 import numpy as np
 
+from engine.kernels.cpu_scalars import CACHE_LINE_BYTES
 from engine.kernels.cpu_tiles import I64, declared, prefetch_line, repeat
 
 _TILE = 16  # rows, and columns of float32
-_LINE_BYTES = 64
-_BLOCK_BYTES = _TILE * _LINE_BYTES
+_BLOCK_BYTES = _TILE * CACHE_LINE_BYTES
 _LINES_AHEAD, _SOON_BYTES = 8, 8192
 _I8, _VOID = ir.IntType(8), ir.VoidType()
 _POINTER = _I8.as_pointer()
@@ -34,7 +35,7 @@ _POINTER = _I8.as_pointer()
 # Palette 1, eight tiles of 16 rows of 64 bytes: what the CPU's tile configuration looks like in memory.
 CONFIG = np.zeros(64, dtype=np.uint8)
 CONFIG[0] = 1
-CONFIG[16:32:2] = _LINE_BYTES
+CONFIG[16:32:2] = CACHE_LINE_BYTES
 CONFIG[48:56] = _TILE
 
 
@@ -55,16 +56,16 @@ def load_config(builder: Any, address: Any) -> None:
 
 def emit_multiply(
     builder: Any, rows: Any, num_steps: Any, a: Any, a_stride: Any, b: Any, start: Any, start_stride: Any, out: Any,
-    out_stride: Any, *, ahead: tuple[Any, Any] | None = None,
+    out_stride: Any, *, ahead: Sequence[Any],
 ) -> None:  # fmt: skip
-    """`cpu_narrow.multiply`, with `ahead` `multiply_streamed`, by tiles that CONFIG configures."""
+    """`cpu_narrow.multiply`, `ahead` its part and parts if it has them, by tiles that CONFIG configures."""
     operands = (num_steps, a, a_stride, b, start, start_stride, out, out_stride)
     ahead_at = None
     if ahead:
         part, parts = ahead
         # Four blocks of rows ask for all of the next panel; one alone asks for a quarter of what comes soon and leaves
         # the rest to the CPU's own guess, which was no slower than all of it.
-        offset = builder.mul(builder.and_(part, I64(3)), I64(_LINES_AHEAD * _LINE_BYTES))
+        offset = builder.mul(builder.and_(part, I64(3)), I64(_LINES_AHEAD * CACHE_LINE_BYTES))
         next_at = builder.add(builder.mul(num_steps, I64(2 * _BLOCK_BYTES)), offset)
         is_alone = builder.icmp_signed("==", parts, I64(1))
         ahead_at = builder.add(b, builder.select(is_alone, I64(_SOON_BYTES), next_at))
@@ -104,19 +105,21 @@ def _emit(
 
     def add_step(step: Any, _: list[Any]) -> list[Any]:
         b_at = builder.add(b, builder.mul(step, I64(2 * _BLOCK_BYTES)))
-        a_at = builder.add(a, builder.mul(step, I64(_LINE_BYTES)))
-        load(6, b_at, I64(_LINE_BYTES))
+        a_at = builder.add(a, builder.mul(step, I64(CACHE_LINE_BYTES)))
+        load(6, b_at, I64(CACHE_LINE_BYTES))
         for tile, r, c in sums:
             # Each tile is loaded right before its first use: loads and products overlap.
             if c == 0:
                 load(4 + r, builder.add(a_at, builder.mul(a_stride, I64(_TILE * r))), a_stride)
             if (r, c) == (0, 1):
-                load(7, builder.add(b_at, I64(_BLOCK_BYTES)), I64(_LINE_BYTES))
+                load(7, builder.add(b_at, I64(_BLOCK_BYTES)), I64(CACHE_LINE_BYTES))
             _call(builder, "tdpbf16ps", [_I8] * 3, [_I8(tile), _I8(4 + r), _I8(6 + c)])
             if ahead:
                 step_ahead = builder.add(ahead, builder.mul(step, I64(2 * _BLOCK_BYTES)))
                 for line in range(_LINES_AHEAD * tile // len(sums), _LINES_AHEAD * (tile + 1) // len(sums)):
-                    prefetch_line(builder, builder.add(step_ahead, I64(_LINE_BYTES * line)), into_l2=True)
+                    prefetch_line(
+                        builder, builder.add(step_ahead, I64(CACHE_LINE_BYTES * line)), into_l2=True
+                    )
         return []
 
     repeat(builder, num_steps, [], add_step)

@@ -19,6 +19,7 @@ from engine.kernels.cpu_tiles import (
     load_splat,
     load_widened,
     prefetch_line,
+    repeat,
     switch_rows,
 )
 
@@ -67,28 +68,23 @@ def _sums_of_lanes(builder: Any, values: Sequence[Any]) -> Any:
 def _emit_dots(builder: Any, arguments: Any, rows: int, element_bytes: int) -> None:
     q, q_stride, size, out, out_stride, *lines = arguments
     fma = fma_of(builder, LANES)
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    before = builder.block
-    body, after = builder.append_basic_block("body"), builder.append_basic_block("after")
-    builder.branch(body)
-    builder.position_at_end(body)
-    d = builder.phi(I64)
-    d.add_incoming(I64(0), before)
-    sums = [[builder.phi(_VECTOR) for _ in lines] for _ in range(rows)]
-    offset = builder.mul(d, I64(element_bytes))
-    keys = [load_widened(builder, builder.add(line, offset), element_bytes, LANES) for line in lines]
-    for i, totals in enumerate(sums):
-        at = builder.add(builder.add(q, builder.mul(q_stride, I64(i))), builder.mul(d, I64(4)))
-        query = builder.load(builder.inttoptr(at, _VECTOR.as_pointer()), align=4)
-        for total, key in zip(totals, keys, strict=True):
-            total.add_incoming(zero, before)
-            total.add_incoming(builder.call(fma, [query, key, total]), body)
-    following = builder.add(d, I64(LANES))
-    d.add_incoming(following, body)
-    builder.cbranch(builder.icmp_signed("<", following, size), body, after)
-    builder.position_at_end(after)
-    for i, totals in enumerate(sums):
-        value = _sums_of_lanes(builder, [total.incomings[1][0] for total in totals])
+
+    def add_lanes(part: Any, sums: list[Any]) -> list[Any]:
+        d = builder.mul(part, I64(LANES))
+        offset = builder.mul(d, I64(element_bytes))
+        keys = [load_widened(builder, builder.add(line, offset), element_bytes, LANES) for line in lines]
+        added = []
+        for i in range(rows):
+            at = builder.add(builder.add(q, builder.mul(q_stride, I64(i))), builder.mul(d, I64(4)))
+            query = builder.load(builder.inttoptr(at, _VECTOR.as_pointer()), align=4)
+            totals = sums[i * len(keys) : (i + 1) * len(keys)]
+            added += [builder.call(fma, [query, key, total]) for key, total in zip(keys, totals, strict=True)]
+        return added
+
+    zeros = [ir.Constant(_VECTOR, [0.0] * LANES)] * (rows * len(lines))
+    sums = repeat(builder, builder.sdiv(size, I64(LANES)), zeros, add_lanes)
+    for i in range(rows):
+        value = _sums_of_lanes(builder, sums[i * len(lines) : (i + 1) * len(lines)])
         at = builder.add(out, builder.mul(out_stride, I64(i)))
         builder.store(value, builder.inttoptr(at, value.type.as_pointer()), align=4)
 
@@ -143,39 +139,34 @@ def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int, ve
         at = builder.inttoptr(builder.add(slots, builder.mul(j, I64(4))), I32.as_pointer())
         return builder.add(cache, builder.mul(builder.sext(builder.load(at, align=4), I64), slot_stride))
 
-    starts = [builder.load(target, align=4) for target in targets]
     last = builder.sub(remaining, I64(1))
-    before = builder.block
-    body, after = builder.append_basic_block("body"), builder.append_basic_block("after")
-    builder.branch(body)
-    builder.position_at_end(body)
-    j = builder.phi(I64)
-    j.add_incoming(I64(0), before)
-    sums = [builder.phi(_VECTOR) for _ in targets]
-    for total, start in zip(sums, starts, strict=True):
-        total.add_incoming(start, before)
-    ahead = builder.add(j, distance)
-    ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
-    ahead_line, line = line_of(ahead), line_of(j)
     vector_bytes = LANES * element_bytes
-    for offset in range(0, vectors * vector_bytes, CACHE_LINE_BYTES):
-        prefetch_line(builder, builder.add(ahead_line, I64(offset)))
-    values = [
-        load_widened(builder, builder.add(line, I64(v * vector_bytes)), element_bytes, LANES)
-        for v in range(vectors)
-    ]
-    for i in range(rows):
-        at = builder.add(builder.add(weights, builder.mul(weights_stride, I64(i))), builder.mul(j, I64(4)))
-        weight = load_splat(builder, at, LANES)
-        for v, value in enumerate(values):
-            total = sums[i * vectors + v]
-            total.add_incoming(builder.call(fma, [weight, value, total]), body)
-    following = builder.add(j, I64(1))
-    j.add_incoming(following, body)
-    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
-    builder.position_at_end(after)
+
+    def add_slot(j: Any, sums: list[Any]) -> list[Any]:
+        ahead = builder.add(j, distance)
+        ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
+        ahead_line, line = line_of(ahead), line_of(j)
+        for offset in range(0, vectors * vector_bytes, CACHE_LINE_BYTES):
+            prefetch_line(builder, builder.add(ahead_line, I64(offset)))
+        values = [
+            load_widened(builder, builder.add(line, I64(v * vector_bytes)), element_bytes, LANES)
+            for v in range(vectors)
+        ]
+        added = []
+        for i in range(rows):
+            at = builder.add(
+                builder.add(weights, builder.mul(weights_stride, I64(i))), builder.mul(j, I64(4))
+            )
+            weight = load_splat(builder, at, LANES)
+            totals = sums[i * vectors : (i + 1) * vectors]
+            added += [
+                builder.call(fma, [weight, value, total]) for value, total in zip(values, totals, strict=True)
+            ]
+        return added
+
+    sums = repeat(builder, count, [builder.load(target, align=4) for target in targets], add_slot)
     for total, target in zip(sums, targets, strict=True):
-        builder.store(total.incomings[1][0], target, align=4)
+        builder.store(total, target, align=4)
 
 
 def _gather_of(

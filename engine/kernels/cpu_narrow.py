@@ -96,46 +96,26 @@ def _multiply_of(
     start_stride: Any,
     out: Any,
     out_stride: Any,
-) -> Any:
-    """out[i, :PANEL] = start[i, :PANEL] + a[i, :] @ b for i < rows (1 to ROWS), STEP * num_steps values summed in
-    float32, num_steps above 0; `start` 0: no start. Of `a`, `start` and `out`, up to ROWS rows may be read or
-    written."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        emit = cpu_amx.emit_multiply if _has_tiles(multiplier) else cpu_pairs.emit_multiply
-        emit(builder, *values[1:])
-        return context.get_dummy_value()
-
-    return types.void(multiplier, *[types.int64] * 9), generate
-
-
-def _multiply_streamed_of(
-    typing_context: Any,
-    multiplier: Any,
-    rows: Any,
-    num_steps: Any,
-    a: Any,
-    a_stride: Any,
-    b: Any,
-    start: Any,
-    start_stride: Any,
-    out: Any,
-    out_stride: Any,
     part: Any,
     parts: Any,
 ) -> Any:
-    """`multiply`, call `part` of `parts` with this b, where memory is read on from b to its like right behind it: what
-    is needed next is asked for ahead of its use."""
+    """out[i, :PANEL] = start[i, :PANEL] + a[i, :] @ b for i < rows (1 to ROWS), STEP * num_steps values summed in
+    float32, num_steps above 0; `start` 0: no start. Of `a`, `start` and `out`, up to ROWS rows may be read or
+    written.
+
+    This is call `part` of `parts` with this b, where memory is read on from b to its like right behind it: what is
+    needed next is asked for ahead of its use. Both are None where it is not."""
+    is_alone = isinstance(parts, types.NoneType)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit = cpu_amx.emit_multiply if _has_tiles(multiplier) else cpu_pairs.emit_multiply
-        emit(builder, *values[1:10], ahead=(values[10], values[11]))
+        emit(builder, *values[1:10], ahead=() if is_alone else values[10:])
         return context.get_dummy_value()
 
-    return types.void(multiplier, *[types.int64] * 11), generate
+    ahead = (part, parts) if is_alone else (types.int64, types.int64)
+    return types.void(multiplier, *[types.int64] * 9, *ahead), generate
 
 
 acquire: Any = intrinsic(_acquire_of)
 release: Any = intrinsic(_release_of)
 multiply: Any = intrinsic(_multiply_of)
-multiply_streamed: Any = intrinsic(_multiply_streamed_of)

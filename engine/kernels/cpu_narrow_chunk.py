@@ -124,6 +124,8 @@ def attend_chunks(
                         0,
                         scores.ctypes.data + p * PANEL * 4,
                         _KEYS * 4,
+                        None,
+                        None,
                     )
                 for r in range(r0, r1):
                     position = start + r // group
@@ -163,6 +165,8 @@ def attend_chunks(
                         size_v * 4,
                         to,
                         size_v * 4,
+                        None,
+                        None,
                     )
         release(multiplier, before.ctypes.data)
         for r in range(num_rows):

@@ -21,7 +21,7 @@ from engine.kernels.cpu_narrow import (
     TILE,
     acquire,
     aligned,
-    multiply_streamed,
+    multiply,
     release,
 )
 from engine.kernels.cpu_rows import silu_gated
@@ -60,7 +60,7 @@ def linear(
                     start, start_stride = to, to_stride
                 elif bias.size > 0:
                     start = bias.ctypes.data + p * PANEL * 4  # for every row the same
-                multiply_streamed(
+                multiply(
                     multiplier,
                     rows,
                     num_steps,

@@ -14,17 +14,28 @@ and a pair of `a` in all lanes:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 
-from engine.kernels.cpu_tiles import F32, I32, I64, declared, prefetch_line, repeat, switch_rows
+from engine.kernels.cpu_scalars import CACHE_LINE_BYTES
+from engine.kernels.cpu_tiles import (
+    F32,
+    I32,
+    I64,
+    declared,
+    prefetch_line,
+    repeat,
+    splat,
+    start_sums,
+    switch_rows,
+)
 
 _GROUP = 12  # rows
 _LANES = 16
-_LINE_BYTES = 64
 _PAIRS = 16  # of a step
-_BLOCK_BYTES = _PAIRS * _LINE_BYTES
+_BLOCK_BYTES = _PAIRS * CACHE_LINE_BYTES
 _STEP_BYTES = 2 * _BLOCK_BYTES
 _SOON_BYTES = 8192
 _UNROLL = 2  # pairs: of more, LLVM loads so far ahead that sums are driven out of their registers
@@ -33,9 +44,10 @@ _SUMS, _VECTOR = ir.VectorType(F32, _LANES), ir.VectorType(I32, _LANES)
 
 def emit_multiply(
     builder: Any, rows: Any, num_steps: Any, a: Any, a_stride: Any, b: Any, start: Any, start_stride: Any, out: Any,
-    out_stride: Any, *, ahead: tuple[Any, Any] | None = None,
+    out_stride: Any, *, ahead: Sequence[Any],
 ) -> None:  # fmt: skip
-    """`cpu_narrow.multiply`, with `ahead` `multiply_streamed`, by vectors: groups of rows as equal as they can be."""
+    """`cpu_narrow.multiply`, `ahead` its part and parts if it has them, by vectors: in groups of rows as equal as they
+    can be."""
     num_groups = builder.sdiv(builder.add(rows, I64(_GROUP - 1)), I64(_GROUP))
     has_start = builder.icmp_unsigned("!=", start, I64(0))
 
@@ -63,7 +75,7 @@ def _asked(
     all_groups = builder.mul(parts, num_groups)
     lines = builder.sdiv(builder.add(all_groups, I64(2 * _PAIRS - 1)), all_groups)  # rounded up
     index = builder.add(builder.mul(part, num_groups), group)
-    offset = builder.mul(builder.srem(builder.mul(index, lines), I64(2 * _PAIRS)), I64(_LINE_BYTES))
+    offset = builder.mul(builder.srem(builder.mul(index, lines), I64(2 * _PAIRS)), I64(CACHE_LINE_BYTES))
     next_at = builder.add(builder.mul(num_steps, I64(_STEP_BYTES)), offset)
     is_alone = builder.icmp_signed("==", all_groups, I64(1))
     return builder.add(b, builder.select(is_alone, I64(_SOON_BYTES), next_at)), lines
@@ -77,40 +89,24 @@ def _emit(
         builder.module, ir.FunctionType(_SUMS, [_SUMS, _VECTOR, _VECTOR]), "llvm.x86.avx512bf16.dpbf16ps.512"
     )
 
-    def at(base: Any, stride: Any, row: int, column: int) -> Any:
-        address = builder.add(builder.add(base, builder.mul(stride, I64(row))), I64(column * _LINE_BYTES))
-        return builder.inttoptr(address, _SUMS.as_pointer())
-
-    entry = builder.block
-    from_start, loop = builder.append_basic_block("start"), builder.append_basic_block("loop")
-    places = [(row, column) for row in range(rows) for column in range(2)]
-    builder.cbranch(builder.icmp_unsigned("!=", start, I64(0)), from_start, loop)
-    builder.position_at_end(from_start)
-    started = [builder.load(at(start, start_stride, *place), align=4) for place in places]
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    zero = ir.Constant(_SUMS, [0.0] * _LANES)
-    initial = []
-    for value in started:
-        phi = builder.phi(_SUMS)
-        phi.add_incoming(zero, entry)
-        phi.add_incoming(value, from_start)
-        initial.append(phi)
+    def places(base: Any, stride: Any) -> list[Any]:
+        return [
+            builder.add(builder.add(base, builder.mul(stride, I64(row))), I64(column * CACHE_LINE_BYTES))
+            for row in range(rows)
+            for column in range(2)
+        ]
 
     def add_pair(line_at: Any, value_at: Any, sums: list[Any]) -> list[Any]:
         addresses = [builder.add(line_at, I64(column * _BLOCK_BYTES)) for column in range(2)]
         lines = [
-            builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=_LINE_BYTES)
+            builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=CACHE_LINE_BYTES)
             for address in addresses
         ]
         added = []
         for row in range(rows):
             address = builder.add(value_at, builder.mul(a_stride, I64(row)))
             value = builder.load(builder.inttoptr(address, I32.as_pointer()), align=4)
-            first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, I32(0))
-            in_all = builder.shuffle_vector(
-                first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_VECTOR, [0] * _LANES)
-            )
+            in_all = splat(builder, value, _LANES)
             added += [builder.call(multiply, [sums[2 * row + c], in_all, lines[c]]) for c in range(2)]
         return added
 
@@ -123,22 +119,23 @@ def _emit(
         def add_pairs(turn: Any, sums: list[Any]) -> list[Any]:
             for u in range(_UNROLL):
                 pair = builder.add(builder.mul(turn, I64(_UNROLL)), I64(u))
-                line_at = builder.add(b_at, builder.mul(pair, I64(_LINE_BYTES)))
+                line_at = builder.add(b_at, builder.mul(pair, I64(CACHE_LINE_BYTES)))
                 sums = add_pair(line_at, builder.add(a_at, builder.mul(pair, I64(4))), sums)
             return sums
 
         return repeat(builder, I64(_PAIRS // _UNROLL), sums, add_pairs)
 
-    sums = repeat(builder, num_steps, initial, add_step)
-    for value, place in zip(sums, places, strict=True):
-        builder.store(value, at(out, out_stride, *place), align=4)
+    sums = start_sums(builder, start, places(start, start_stride), _SUMS)
+    sums = repeat(builder, num_steps, sums, add_step)
+    for value, address in zip(sums, places(out, out_stride), strict=True):
+        builder.store(value, builder.inttoptr(address, _SUMS.as_pointer()), align=4)
 
 
 def _prefetch(builder: Any, address: Any, num_lines: Any) -> None:
     """Asks for at least `num_lines` cache lines, four at a time."""
     for part in range(0, 2 * _PAIRS, 4):
         for line in range(part, part + 4):
-            prefetch_line(builder, builder.add(address, I64(_LINE_BYTES * line)), into_l2=True)
+            prefetch_line(builder, builder.add(address, I64(CACHE_LINE_BYTES * line)), into_l2=True)
         if part == 0:
             more, done = builder.append_basic_block("more"), builder.append_basic_block("prefetched")
             builder.cbranch(builder.icmp_signed(">", num_lines, I64(4)), more, done)

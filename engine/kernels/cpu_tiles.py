@@ -47,10 +47,10 @@ def load_splat(builder: Any, address: Any, lanes: int) -> Any:
 
 
 def splat(builder: Any, value: Any, lanes: int) -> Any:
-    """A float32 in every lane."""
-    vector, index = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(index, [0] * lanes))
+    """A value in every lane."""
+    nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    index = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(builder.insert_element(nothing, value, I32(0)), nothing, index)
 
 
 def fma_of(builder: Any, lanes: int) -> Any:
@@ -99,6 +99,24 @@ def repeat(
     return results[1:]
 
 
+def start_sums(builder: Any, start: Any, addresses: Sequence[Any], vector: Any) -> list[Any]:
+    """The vectors at these addresses, or zeros where `start` is 0."""
+    entry = builder.block
+    load, ready = builder.append_basic_block("load"), builder.append_basic_block("ready")
+    builder.cbranch(builder.icmp_unsigned("!=", start, I64(0)), load, ready)
+    builder.position_at_end(load)
+    loaded = [builder.load(builder.inttoptr(address, vector.as_pointer()), align=4) for address in addresses]
+    builder.branch(ready)
+    builder.position_at_end(ready)
+    sums = []
+    for value in loaded:
+        total = builder.phi(vector)
+        total.add_incoming(ir.Constant(vector, [0.0] * vector.count), entry)
+        total.add_incoming(value, load)
+        sums.append(total)
+    return sums
+
+
 def _emit_tile(builder: Any, arguments: Any, rows: int, element_bytes: int) -> None:
     """out[i, :] = start[i, :] + sum over k of x[i, k] * panel[k, :], for i < rows, with all sums in registers."""
     x, x_stride, panel, num_k, out, out_stride, start, start_stride, ahead, ahead_step = arguments
@@ -106,27 +124,8 @@ def _emit_tile(builder: Any, arguments: Any, rows: int, element_bytes: int) -> N
     line_bytes = I64(PANEL * element_bytes)
     x_rows = [builder.add(x, builder.mul(x_stride, I64(i))) for i in range(rows)]
 
-    entry = builder.block
-    has_start = builder.icmp_unsigned("!=", start, I64(0))
-    load_block, loop_head = builder.append_basic_block("load"), builder.append_basic_block("head")
-    builder.cbranch(has_start, load_block, loop_head)
-    builder.position_at_end(load_block)
-    loaded = [
-        builder.load(
-            builder.inttoptr(builder.add(start, builder.mul(start_stride, I64(i))), _LANES.as_pointer()),
-            align=4,
-        )
-        for i in range(rows)
-    ]
-    builder.branch(loop_head)
-    builder.position_at_end(loop_head)
-    zero = ir.Constant(_LANES, [0.0] * PANEL)
-    sums = []
-    for i in range(rows):
-        phi = builder.phi(_LANES)
-        phi.add_incoming(zero, entry)
-        phi.add_incoming(loaded[i], load_block)
-        sums.append(phi)
+    starts = [builder.add(start, builder.mul(start_stride, I64(i))) for i in range(rows)]
+    sums = start_sums(builder, start, starts, _LANES)
     unrolled_end = builder.and_(num_k, I64(-_UNROLL))
     at = I64(0)
     for unroll, end in ((_UNROLL, unrolled_end), (1, num_k)):

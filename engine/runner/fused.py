@@ -65,10 +65,11 @@ class FusedDecoder:
         """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time."""
         from engine.kernels import cpu_decoder, cpu_layer, cpu_narrow
         from engine.kernels.cpu_linear import padded
+        from engine.kernels.cpu_scalars import use_threads
 
         decoder, config = model.model, model.config
         self._kernels = cpu_decoder
-        self._embed = cpu_layer.embed
+        self._embed, self._use_threads = cpu_layer.embed, use_threads
         self._workspace = Workspace()
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         fits = all(linear.in_features % cpu_narrow.STEP == 0 for linear in linears)
@@ -86,6 +87,7 @@ class FusedDecoder:
         self._layers = [self._take_layer(layer) for layer in decoder.layers]
         self._caches: Mapping[int, LayerCache] = {}
         self._planes: list[tuple[Any, ...]] = []  # of each layer: window, K and V of `_caches`
+        self._multiplier: Any = None  # for chunks of them
 
     def forward(
         self,
@@ -96,10 +98,8 @@ class FusedDecoder:
         wanted: torch.Tensor,  # [n] int64, indices into T
     ) -> torch.Tensor:  # [n, vocab_size], of memory that the next call may overwrite
         """Logits at the wanted tokens of one packed step."""
-        from engine.kernels.cpu_scalars import use_threads
-
         num_tokens, size = len(token_ids), self._head_size
-        num_threads = use_threads(torch.get_num_threads())
+        num_threads = self._use_threads(torch.get_num_threads())
         residual = self._take_rows("residual", num_tokens, self._width)
         normed = self._take_activations("normed", num_tokens, self._hidden_size)
         qkv = self._take_rows("qkv", num_tokens, self._qkv_width)
@@ -112,14 +112,14 @@ class FusedDecoder:
                 (caches[layer.index].window or 0, plain(caches[layer.index].k), plain(caches[layer.index].v))
                 for layer in self._layers
             ]
-        multiplier = chunk_multiplier(self._planes[0][1].dtype, size, size)
+            self._multiplier = chunk_multiplier(self._planes[0][1].dtype, size, size)
         work = attention_work(layout, self._num_kv_heads, num_threads)
         step = (positions.numpy(), layout.slot_mapping.numpy())
         buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))
         self._embed(self._embedding, token_ids.numpy(), residual)
         for layer, (window, k, v) in zip(self._layers, self._planes, strict=True):
             self._kernels.attention(
-                residual, *layer.attention, window, self._rotations, *step, k, v, multiplier, work, num_threads,
+                residual, *layer.attention, window, self._rotations, *step, k, v, self._multiplier, work, num_threads,
                 *buffers,
             )  # fmt: skip
             if layer is self._layers[-1] and len(wanted) < num_tokens:
