@@ -4,6 +4,9 @@
     python -m benchmarks.serving --own "--max-num-batched-tokens 256" --model-dir DIR --label bros
     python -m benchmarks.serving --compare A.json B.json
 
+`--rounds 5` goes through the phases five times, every second time backwards, and pools what it sees: a shared machine
+drifts by more within minutes than a policy costs.
+
 The load is `benchmarks/load.py`, the phases `benchmarks/serving_phase.py`; every server gets the same requests at the
 same times. A chat is within the limits if its first token came at most `--ttft-ms` after it was due and its further
 ones at most `--tpot-ms` apart on average. Writes a JSON file and a picture. `benchmarks/peers.md`: how to run others.
@@ -16,7 +19,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,31 +31,39 @@ from benchmarks.load import Ask, Load
 from benchmarks.machine import write_result
 from benchmarks.serving_client import Answer, Client
 from benchmarks.serving_own import Server, own_server
-from benchmarks.serving_phase import LANES, Timing, observe
+from benchmarks.serving_phase import LANES, Observed, Timing, observe
 from benchmarks.serving_report import Limits, report, table
 
 READY_TIMEOUT_S = 300.0  # a server may compile first
 
 
 async def measure(
-    server: Server, model: str, phases: Sequence[str], load: Load, timing: Timing, limits: Limits
+    server: Server,
+    model: str,
+    phases: Sequence[str],
+    load: Load,
+    timing: Timing,
+    limits: Limits,
+    rounds: int = 1,
 ) -> dict[str, Any]:
-    """Each phase in turn, once the server answers. RuntimeError when it does not."""
+    """Each phase in turn, once the server answers. RuntimeError when it does not. Each round draws from a seed of its
+    own."""
     client = Client(server.url, model)
     await until_ready(client, server, load)
-    results = {}
-    for phase in phases:
-        before = os.getloadavg()
-        results[phase] = report(await observe(client, load, timing, phase, server.pids), limits)
-        results[phase]["load_average_before"] = [round(value, 2) for value in before]
-        server.check()
+    windows: dict[str, list[Observed]] = {phase: [] for phase in phases}
+    for i in range(rounds):
+        round_load = dataclasses.replace(load, seed=load.seed + i)
+        # Back and forth, so that no phase is always the later one on a machine that grows slower.
+        for phase in phases if i % 2 == 0 else reversed(phases):
+            windows[phase].append(await observe(client, round_load, timing, phase, server.pids))
+            server.check()
     return {
         "model": model,
         "server": await server_version(client.url),
         "load": dataclasses.asdict(load),
         "timing": dataclasses.asdict(timing),
         "limits": dataclasses.asdict(limits),
-        "phases": results,
+        "phases": {phase: report(observed, limits) for phase, observed in windows.items()},
     }
 
 
@@ -101,6 +111,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", default="cpu-mini", help="the name it is served under (%(default)s)")
     parser.add_argument("--label", default="bros", help="names the result (%(default)s)")
     parser.add_argument("--phases", default="rt,be,both", help="which and in what order (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often (%(default)s)")
     load, timing, limits = Load(), Timing(), Limits()
     for option, default, about in (
         ("--seconds", timing.window_s, "a phase's window"),
@@ -142,7 +153,7 @@ def main() -> None:
             server = stack.enter_context(own_server(options.model_dir, options.model, options.own))
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         phases = options.phases.split(",")
-        result = runner.run(measure(server, options.model, phases, load, timing, limits))
+        result = runner.run(measure(server, options.model, phases, load, timing, limits, options.rounds))
     result = {"label": options.label, "own_flags": options.own, **result}
     print(table([result]))
     path = write_result(options.out, f"serving-{options.label}", result)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,79 +31,112 @@ class Limits:
         return answer.error is None and answer.tpot_s * 1e3 <= self.tpot_ms
 
 
-def report(observed: Observed, limits: Limits) -> dict[str, Any]:
-    """A phase's result. Latencies are of requests answered in full; those that failed miss every limit."""
-    window_s = observed.end_s - observed.start_s
+def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
+    """The result of a phase, of which at least one window was observed; of more, as if they were one long window.
+    Latencies are of requests answered in full; those that failed miss every limit."""
+    window_s = sum(map(_window_s, windows))
     result: dict[str, Any] = {
         "window_s": round(window_s, 3),
-        "cpu_s": observed.cpu_s,
-        "counters": {name: round(value, 3) for name, value in sorted(observed.counters.items()) if value},
+        "cpu_s": _sums(window.cpu_s for window in windows),
+        "counters": _sums(window.counters for window in windows),
     }
-    if observed.cost_model_error is not None:
-        result["cost_model_error"] = round(observed.cost_model_error, 4)
-    if "rt" in LANES[observed.phase]:
-        result["rt"] = _of_chats(observed, limits, window_s)
-    if "be" in LANES[observed.phase]:
-        result["be"] = _of_documents(observed, window_s)
+    if (error := windows[-1].cost_model_error) is not None:
+        result["cost_model_error"] = round(error, 4)
+    if "rt" in LANES[windows[0].phase]:
+        result["rt"] = _of_chats(windows, limits)
+    if "be" in LANES[windows[0].phase]:
+        result["be"] = _of_documents(windows, window_s)
     return result
 
 
-def _of_chats(observed: Observed, limits: Limits, window_s: float) -> dict[str, Any]:
-    answered = [answer for answer in observed.chats if answer.error is None]
-    asked = len(observed.chats)
+def _window_s(window: Observed) -> float:
+    return window.end_s - window.start_s
+
+
+def _sums(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of each name over all windows; none that stayed 0."""
+    total: collections.Counter[str] = collections.Counter()
+    for each in values:
+        total.update(each)
+    return {name: round(value, 3) for name, value in sorted(total.items()) if value}
+
+
+def _of_chats(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
+    chats = [answer for window in windows for answer in window.chats]
+    answered = [answer for answer in chats if answer.error is None]
     gaps_s = [
         later - earlier
         for answer in answered
         for earlier, later in zip(answer.arrivals_s, answer.arrivals_s[1:], strict=False)
     ]
+    # As if the windows followed each other at once.
+    ends_s = itertools.accumulate(map(_window_s, windows))
+    due_s = [
+        answer.due_s - window.end_s + end_s
+        for window, end_s in zip(windows, ends_s, strict=True)
+        for answer in window.chats
+        if answer.error is None
+    ]
     return {
-        "requests": asked,
+        "requests": len(chats),
         "answered": len(answered),
-        "errors": _errors(observed.chats),
-        "prompt_tokens": sum(len(answer.ask.token_ids) for answer in observed.chats),
+        "errors": _errors(chats),
+        "prompt_tokens": sum(len(answer.ask.token_ids) for answer in chats),
         "output_tokens": sum(answer.ask.num_tokens for answer in answered),
-        "attainment": _share(sum(map(limits.met_by, observed.chats)), asked),
-        "attainment_ttft": _share(sum(map(limits.ttft_met_by, observed.chats)), asked),
-        "attainment_tpot": _share(sum(map(limits.tpot_met_by, observed.chats)), asked),
+        "attainment": _share(sum(map(limits.met_by, chats)), len(chats)),
+        "attainment_ttft": _share(sum(map(limits.ttft_met_by, chats)), len(chats)),
+        "attainment_tpot": _share(sum(map(limits.tpot_met_by, chats)), len(chats)),
         "ttft_ms": percentiles([answer.ttft_s * 1e3 for answer in answered]),
         "tpot_ms": percentiles([answer.tpot_s * 1e3 for answer in answered]),
         "gap_ms": percentiles([gap_s * 1e3 for gap_s in gaps_s]),
         "e2e_ms": percentiles([answer.e2e_s * 1e3 for answer in answered]),
         # How late this program was with its own timetable. It is part of the times above.
         "sent_late_ms": percentiles(
-            [(answer.sent_s - answer.due_s) * 1e3 for answer in observed.chats if answer.sent_s is not None]
+            [(answer.sent_s - answer.due_s) * 1e3 for answer in chats if answer.sent_s is not None]
         ),
         "samples": {
-            "due_s": series([answer.due_s - observed.start_s for answer in answered], 3),
+            "due_s": series(due_s, 3),
             "ttft_ms": series([answer.ttft_s * 1e3 for answer in answered], 2),
             "tpot_ms": series([answer.tpot_s * 1e3 for answer in answered], 2),
         },
     }
 
 
-def _of_documents(observed: Observed, window_s: float) -> dict[str, Any]:
-    start_s, end_s = observed.start_s, observed.end_s
-    tokens = sum(answer.tokens_between(start_s, end_s) for answer in observed.documents)
-    begun = [each for each in observed.documents if each.arrivals_s and start_s <= each.arrivals_s[0] < end_s]
-    ended = [each for each in observed.documents if not each.error and start_s <= each.arrivals_s[-1] < end_s]
-    each_second = [0.0] * int(window_s)
-    for answer in observed.documents:
-        for arrival_s in answer.arrivals_s:
-            second = int(arrival_s - start_s)
-            if arrival_s >= start_s and second < len(each_second):
-                each_second[second] += answer.tokens_per_chunk
-    # Those still open when the phase ends were cut off by this program.
-    failed = [answer for answer in observed.documents if answer.error != "unfinished"]
+def _of_documents(windows: Sequence[Observed], window_s: float) -> dict[str, Any]:
+    begun: list[Answer] = []
+    ended: list[Answer] = []
+    tokens_each_s: list[float] = []
+    tokens_of_windows: list[float] = []
+    for window in windows:
+        start_s, end_s = window.start_s, window.end_s
+        each_second = [0.0] * int(end_s - start_s)
+        for answer in window.documents:
+            if not answer.arrivals_s:
+                continue
+            begun += [answer] if start_s <= answer.arrivals_s[0] < end_s else []
+            ended += [answer] if not answer.error and start_s <= answer.arrivals_s[-1] < end_s else []
+            for arrival_s in answer.arrivals_s:
+                second = int(arrival_s - start_s)
+                if arrival_s >= start_s and second < len(each_second):
+                    each_second[second] += answer.tokens_per_chunk
+        tokens_each_s += each_second
+        tokens_of_windows.append(sum(each.tokens_between(start_s, end_s) for each in window.documents))
+    # Those still open when a window's phase ended were cut off by this program.
+    failed = [each for window in windows for each in window.documents if each.error != "unfinished"]
     return {
         "documents": len(ended),
         "errors": _errors(failed),
-        "output_tokens": round(tokens, 1),
-        "output_tokens_per_s": round(tokens / window_s, 2),
+        "output_tokens": round(sum(tokens_of_windows), 1),
+        "output_tokens_per_s": round(sum(tokens_of_windows) / window_s, 2),
+        "output_tokens_per_s_of_windows": [
+            round(tokens / _window_s(window), 2)
+            for tokens, window in zip(tokens_of_windows, windows, strict=True)
+        ],
         # Of documents whose first token came in the window: roughly the prompts computed in it.
         "prompt_tokens_per_s": round(sum(len(each.ask.token_ids) for each in begun) / window_s, 2),
         "e2e_s": percentiles([answer.e2e_s for answer in ended]),
         "tokens_per_chunk": round(sum(each.tokens_per_chunk for each in ended) / max(len(ended), 1), 3),
-        "samples": {"tokens_each_s": series(each_second, 1)},
+        "samples": {"tokens_each_s": series(tokens_each_s, 1)},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import statistics
 import subprocess
@@ -99,9 +100,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def measured(server: Server, phases: list[str], load: Load, timing: Timing, limits: Limits) -> dict[str, Any]:
+def measured(
+    server: Server, phases: list[str], load: Load, timing: Timing, limits: Limits, rounds: int = 1
+) -> dict[str, Any]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        result = runner.run(measure(server, MODEL, phases, load, timing, limits))
+        result = runner.run(measure(server, MODEL, phases, load, timing, limits, rounds))
     return result["phases"]  # type: ignore[no-any-return]
 
 
@@ -126,6 +129,23 @@ def test_what_is_counted_adds_up(server: Server) -> None:
         # A token that ends within a character is sent with the next one.
         assert 1 <= be["tokens_per_chunk"] < 2
         assert be["output_tokens"] == pytest.approx(be["output_tokens_per_s"] * BRIEF.window_s, abs=1)
+
+
+def test_rounds_are_pooled(server: Server) -> None:
+    both = measured(server, ["both"], SMALL, BRIEF, Limits(60_000, 60_000), rounds=2)["both"]
+    due = [
+        ask.due_s - 0.2 + 0.7 * i
+        for i in range(2)
+        for ask in chats(dataclasses.replace(SMALL, seed=SMALL.seed + i), "both", 0.9)
+        if ask.due_s >= 0.2
+    ]
+    assert both["window_s"] == pytest.approx(2 * BRIEF.window_s)
+    assert both["rt"]["requests"] == both["rt"]["answered"] == len(due)
+    assert numbers(both["rt"]["samples"]["due_s"]) == pytest.approx(due, abs=0.001)
+    of_windows = both["be"]["output_tokens_per_s_of_windows"]
+    assert len(of_windows) == 2
+    assert both["be"]["output_tokens_per_s"] == pytest.approx(sum(of_windows) / 2, abs=0.01)
+    assert both["counters"]["bros_iteration_seconds_count"] > 0
 
 
 def test_a_request_that_the_server_refuses_is_an_error_and_misses_the_limits(server: Server) -> None:
