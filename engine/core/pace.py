@@ -9,12 +9,15 @@ from engine.core.types import SLO
 
 # Deadlines are aimed at a little early: the answer has a way to go after the step.
 TTFT_SAFETY = 0.9
-TPOT_SAFETY = 0.95
+# By a share of the time since the first token, and at most so much of the time per output token: the way of an answer's
+# hundredth token is no longer than that of its third.
+TPOT_SAFETY, TPOT_MOST_EARLY = 0.9, 0.4
 # Of the default TTFT: what an RT request may find itself waiting for when it arrives. At a half of it, one that came
 # with others was late: its own prompt and theirs need time as well.
 CAP_START, CAP_FLOOR, CAP_GROWTH = 1 / 3, 0.02, 0.002
-# Of the time per output token: a step that computes a first token. A shorter one costs bulk little, for there is one a
-# request, and brings the token that people wait for most.
+# A step that computes a first token is to end before this share of the TTFT has passed, as it is the token that people
+# wait for most; where it is too late for that, it still takes so much of the time per output token.
+TTFT_AIM = 0.5
 FIRST_TOKEN_PACE = 0.5
 CAP_SHRINK = 0.7
 # A miss may come from the same long step as the one before it: they count once.
@@ -30,7 +33,8 @@ def deadline_s(request: Request) -> float:
         if request.num_output_tokens:
             return float("inf")
         return request.arrival_s + TTFT_SAFETY * request.slo.ttft_s
-    return request.first_token_s + TPOT_SAFETY * (request.due_s - request.first_token_s)
+    since_first_s = request.due_s - request.first_token_s
+    return request.due_s - min((1 - TPOT_SAFETY) * since_first_s, TPOT_MOST_EARLY * request.slo.tpot_s)
 
 
 class Pace:
@@ -65,7 +69,9 @@ class Pace:
         for request in decoding:
             limit_s = min(limit_s, deadline_s(request) - now_s)
         if prompt is not None:
-            pace_s = FIRST_TOKEN_PACE * prompt.slo.tpot_s
+            slo = prompt.slo
+            aim_s = prompt.arrival_s + TTFT_AIM * slo.ttft_s - now_s
+            pace_s = min(max(aim_s, FIRST_TOKEN_PACE * slo.tpot_s), slo.tpot_s)
             limit_s = min(limit_s, max(prompt_s, min(pace_s, deadline_s(prompt) - now_s)))
         margin = min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
         self.limit_s = max(0.0, limit_s * (1 - margin))

@@ -25,22 +25,30 @@ def test_without_chats_the_cap_is_the_limit():
 def test_the_tightest_deadline_is_the_limit():
     chats = [decoding(1.0, 3), decoding(1.2, 2)]
     limit_s = pace().set_limit(chats, None, 0.0, 0.0, now_s=1.25)
-    assert limit_s == pytest.approx((1.285 - 1.25) * (1 - MARGIN_LEAST))
+    assert limit_s == pytest.approx((1.27 - 1.25) * (1 - MARGIN_LEAST))
 
 
 def test_being_early_earns_time():
     early = decoding(1.0, 4)
-    assert deadline_s(early) == pytest.approx(1.38)
-    assert pace().set_limit([early], None, 0.0, 0.0, now_s=1.05) == pytest.approx(0.33 * (1 - MARGIN_LEAST))
+    assert deadline_s(early) == pytest.approx(1.36)
+    assert pace().set_limit([early], None, 0.0, 0.0, now_s=1.05) == pytest.approx(0.31 * (1 - MARGIN_LEAST))
 
 
 def test_a_late_chat_leaves_bulk_no_time():
     assert pace().set_limit([decoding(1.0, 1)], None, 0.0, 0.0, now_s=2.0) == 0.0
 
 
-def test_a_first_token_is_worth_a_step_of_half_the_pace():
+@pytest.mark.parametrize(("num_tokens", "early_s"), [(1, 0.01), (2, 0.02), (4, 0.04), (5, 0.04), (100, 0.04)])
+def test_a_token_is_aimed_at_early_by_a_share_of_its_time_at_first_and_then_by_the_same(num_tokens, early_s):
+    chat = decoding(1.0, num_tokens)
+    assert deadline_s(chat) == pytest.approx(chat.due_s - early_s)
+
+
+def test_a_first_token_in_good_time_is_worth_a_step_of_the_pace_and_a_later_one_of_half_of_it():
     waiting = request(lane=Lane.RT, arrival_s=2.0)
-    assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.0) == pytest.approx(0.05 * (1 - MARGIN_LEAST))
+    assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.0) == pytest.approx(0.1 * (1 - MARGIN_LEAST))
+    assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.42) == pytest.approx(0.08 * (1 - MARGIN_LEAST))
+    assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.6) == pytest.approx(0.05 * (1 - MARGIN_LEAST))
     assert pace().set_limit([], waiting, 0.3, 0.0, now_s=2.0) == pytest.approx(0.3 * (1 - MARGIN_LEAST))
 
 
