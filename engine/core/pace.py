@@ -11,7 +11,7 @@ from engine.core.types import SLO
 TTFT_SAFETY = 0.9
 # By a share of the time since the first token, and at most so much of the time per output token: the way of an answer's
 # hundredth token is no longer than that of its third.
-TPOT_SAFETY, TPOT_MOST_EARLY = 0.9, 0.4
+TPOT_SAFETY, TPOT_MOST_EARLY = 0.9, 0.6
 # Of the default TTFT: what an RT request may find itself waiting for when it arrives. At a half of it, one that came
 # with others was late: its own prompt and theirs need time as well.
 CAP_START, CAP_FLOOR, CAP_GROWTH = 1 / 3, 0.02, 0.002
@@ -41,7 +41,7 @@ class Pace:
     """Limits of steps. Times in seconds.
 
     `cap_s` bounds a step that no deadline bounds, because a request may arrive while it runs. It shrinks by a factor
-    when deadlines are missed and grows by small steps while they are kept, as TCP's window does (RFC 5681).
+    when first tokens are late and grows by small steps while they are in time, as TCP's window does (RFC 5681).
     """
 
     def __init__(self, default_slo: SLO, be_share: float, max_owed_tokens: int) -> None:
@@ -51,8 +51,6 @@ class Pace:
         self.cap_s = CAP_START * default_slo.ttft_s
         self.limit_s = self.cap_s  # of the last step
         self.be_owed_tokens = 0.0
-        self.num_met = 0
-        self.num_missed = 0
         self._last_miss_s = float("-inf")
 
     def set_limit(
@@ -91,12 +89,10 @@ class Pace:
         return self.be_owed_tokens >= self._max_owed_tokens
 
     def count_finished(self, met: bool, now_s: float) -> None:
-        """An RT request ended, its promises kept or not."""
+        """An RT request ended that had its first token in time or not. Its further tokens set limits of their own."""
         if met:
-            self.num_met += 1
             self.cap_s = min(CAP_START * self._ttft_s, self.cap_s + CAP_GROWTH * self._ttft_s)
             return
-        self.num_missed += 1
         if now_s - self._last_miss_s >= MISS_WINDOW_S:
             self._last_miss_s = now_s
             self.cap_s = max(CAP_FLOOR * self._ttft_s, self.cap_s * CAP_SHRINK)
