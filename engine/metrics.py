@@ -172,8 +172,6 @@ class EngineMetrics:
             "restored_tokens": dict(scheduler.memory.num_restored_tokens),
             "prefix_queried_tokens": scheduler.kv.prefix.num_queried_tokens,
             "prefix_hit_tokens": scheduler.kv.prefix.num_hit_tokens,
-            "slo_met": scheduler.pace.num_met,
-            "slo_missed": scheduler.pace.num_missed,
             "step_cap_s": scheduler.pace.cap_s,
             "step_limit_s": scheduler.pace.limit_s,
             "cost_model_error_ratio": scheduler.cost_model.median_error,
