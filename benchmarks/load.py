@@ -1,8 +1,8 @@
 """What a serving benchmark asks of a server: bulk documents without end, chats by a timetable. All of it drawn from a
 seed, so that every server gets the same lengths at the same times.
 
-A phase of a run has a name, and its prompts' tokens are drawn from that name too: the phases of a run have equal
-lengths and times but no prompt in common, or the second would find the first one's in the prefix cache.
+A phase of a run has a name, and its prompts' tokens are drawn from that name and the round too: all have equal lengths
+and times but no prompt in common, or the second would find the first one's in the prefix cache.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Load:
         FIRST_TEXT_ID,
         END_TEXT_ID,
     )  # prompts are drawn from the first to before the last
+    round: int = 0
     be_in_flight: int = 64
     be_prompt: Lengths = Lengths(309, 0.6, 16, 1536)
     be_output: Lengths = Lengths(48, 0.3, 4, 256)
@@ -84,7 +85,7 @@ def documents(load: Load, phase: str) -> Iterator[Ask]:
 
 def _asks(load: Load, lane: str, phase: str, prompt: Lengths, output: Lengths) -> Iterator[Ask]:
     lengths = random.Random(f"{load.seed} {lane} lengths")
-    tokens = random.Random(f"{load.seed} {lane} tokens {phase}")
+    tokens = random.Random(f"{load.seed} {lane} tokens {phase} {load.round}")
     vocabulary = range(*load.token_ids)
     while True:
         num_prompt_tokens, num_tokens = prompt.draw(lengths), output.draw(lengths)

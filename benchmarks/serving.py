@@ -46,13 +46,12 @@ async def measure(
     limits: Limits,
     rounds: int = 1,
 ) -> dict[str, Any]:
-    """Each phase in turn, once the server answers. RuntimeError when it does not. Each round draws from a seed of its
-    own."""
+    """Each phase in turn, once the server answers. RuntimeError when it does not."""
     client = Client(server.url, model)
     await until_ready(client, server, load)
     windows: dict[str, list[Observed]] = {phase: [] for phase in phases}
     for i in range(rounds):
-        round_load = dataclasses.replace(load, seed=load.seed + i)
+        round_load = dataclasses.replace(load, round=i)
         # Back and forth, so that no phase is always the later one on a machine that grows slower.
         for phase in phases if i % 2 == 0 else reversed(phases):
             windows[phase].append(await observe(client, round_load, timing, phase, server.pids))

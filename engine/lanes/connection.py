@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 # What a reader may fall behind before it is dropped: thousands of token frames.
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
+# Bulk's tokens are sent together, those of so many seconds. Nobody waits for each, and to read them one by one takes as
+# much of the processor as some of the chats beside them.
+BULK_INTERVAL_S = 0.2
 
 
 class Connection(asyncio.Protocol):
@@ -48,6 +51,8 @@ class Connection(asyncio.Protocol):
         self._greeted = False
         self._open: dict[str, Request] = {}  # by the client's id, which may be in use again after a cancel
         self._unsent = bytearray()
+        self._held: dict[str, Tokens] = {}  # bulk's, by the client's id
+        self._released_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -63,6 +68,7 @@ class Connection(asyncio.Protocol):
             self._abort(client_id)
 
     def close(self) -> None:
+        self._release()
         self.flush()
         self._transport.close()
 
@@ -139,8 +145,13 @@ class Connection(asyncio.Protocol):
         if lane is Lane.RT:
             self._lane.count_rt(1)
 
+        on_token = self._send_token if lane is Lane.RT else self._hold_token
+
         def sink(event: TokenEvent | FinishedEvent, client_id: str = message.id) -> None:
-            self._on_event(client_id, event)
+            if isinstance(event, TokenEvent):
+                on_token(client_id, event)
+            else:
+                self._on_end(client_id, event)
 
         self._lane.exchange.submit(request, sink)
 
@@ -170,11 +181,25 @@ class Connection(asyncio.Protocol):
             return Rejected(message.id, "overloaded", text, retry_after_s)
         return None
 
-    def _on_event(self, client_id: str, event: TokenEvent | FinishedEvent) -> None:
-        if isinstance(event, TokenEvent):
-            logprobs = position_logprobs(event)
-            self._queue(Tokens(client_id, [event.token_id], [logprobs] if logprobs else None))
+    def _send_token(self, client_id: str, event: TokenEvent) -> None:
+        logprobs = position_logprobs(event)
+        self._queue(Tokens(client_id, [event.token_id], [logprobs] if logprobs else None))
+
+    def _hold_token(self, client_id: str, event: TokenEvent) -> None:
+        logprobs = position_logprobs(event)
+        held = self._held.get(client_id)
+        if held is None:
+            self._held[client_id] = Tokens(client_id, [event.token_id], [logprobs] if logprobs else None)
+            self._lane.unflushed.add(self)
             return
+        held.ids.append(event.token_id)
+        if held.logprobs is not None and logprobs is not None:
+            held.logprobs.append(logprobs)
+
+    def _on_end(self, client_id: str, event: FinishedEvent) -> None:
+        held = self._held.pop(client_id, None)
+        if held is not None:
+            self._queue(held)
         self._ended(client_id)
         self._queue(
             Finished(
@@ -192,6 +217,7 @@ class Connection(asyncio.Protocol):
         self._ended(client_id)
 
     def _ended(self, client_id: str) -> None:
+        self._held.pop(client_id, None)
         if self._open.pop(client_id).lane is Lane.RT:
             self._lane.count_rt(-1)
 
@@ -208,10 +234,24 @@ class Connection(asyncio.Protocol):
         self._unsent += frame(message)
         self.flush()
 
+    @property
+    def holds_tokens(self) -> bool:
+        return bool(self._held)
+
+    def _release(self) -> None:
+        """What is held goes with the next flush."""
+        for tokens in self._held.values():
+            self._unsent += frame(tokens)
+        self._held.clear()
+
     def flush(self) -> None:
         if self._transport.is_closing():
             self._unsent.clear()
+            self._held.clear()
             return
+        if self._held and monotonic() - self._released_s >= BULK_INTERVAL_S:
+            self._released_s = monotonic()
+            self._release()
         if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             self._transport.abort()  # a reader this slow is dropped; waiting for it would hold up the others
             return

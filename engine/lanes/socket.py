@@ -98,7 +98,7 @@ class SocketLane:
     def _flush(self) -> None:
         for connection in self.unflushed:
             connection.flush()
-        self.unflushed.clear()
+        self.unflushed = {connection for connection in self.unflushed if connection.holds_tokens}
 
 
 async def _remove_stale_socket(path: Path) -> None:

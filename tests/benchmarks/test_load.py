@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import statistics
 import subprocess
@@ -54,7 +53,7 @@ def test_a_seed_draws_the_same_in_another_process() -> None:
     assert printed.strip() == f"{chats(Load(), 'rt', 5)} {next(documents(Load(), 'rt'))}"
 
 
-def test_phases_have_the_same_lengths_and_times_and_no_prompt_in_common() -> None:
+def test_phases_and_rounds_have_the_same_lengths_and_times_and_no_prompt_in_common() -> None:
     alone, both = chats(Load(), "rt", 60), chats(Load(), "both", 60)
 
     def shape(ask: object) -> tuple[float, int, int]:
@@ -62,6 +61,9 @@ def test_phases_have_the_same_lengths_and_times_and_no_prompt_in_common() -> Non
 
     assert list(map(shape, alone)) == list(map(shape, both))
     assert not {tuple(ask.token_ids) for ask in alone} & {tuple(ask.token_ids) for ask in both}
+    again = chats(Load(round=1), "both", 60)
+    assert list(map(shape, again)) == list(map(shape, both))
+    assert not {tuple(ask.token_ids) for ask in again} & {tuple(ask.token_ids) for ask in both}
 
 
 def test_a_longer_timetable_begins_like_a_shorter_one() -> None:
@@ -134,10 +136,7 @@ def test_what_is_counted_adds_up(server: Server) -> None:
 def test_rounds_are_pooled(server: Server) -> None:
     both = measured(server, ["both"], SMALL, BRIEF, Limits(60_000, 60_000), rounds=2)["both"]
     due = [
-        ask.due_s - 0.2 + 0.7 * i
-        for i in range(2)
-        for ask in chats(dataclasses.replace(SMALL, seed=SMALL.seed + i), "both", 0.9)
-        if ask.due_s >= 0.2
+        ask.due_s - 0.2 + 0.7 * i for i in range(2) for ask in chats(SMALL, "both", 0.9) if ask.due_s >= 0.2
     ]
     assert both["window_s"] == pytest.approx(2 * BRIEF.window_s)
     assert both["rt"]["requests"] == both["rt"]["answered"] == len(due)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.core.types import TokenLogprobs
+from engine.runner.base import DoneStep
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire.client import EngineClient, EngineGone, EngineRejected
 from engine.wire.protocol import (
@@ -46,6 +48,15 @@ def endless_runner() -> SimulatedRunner:
         cost=SimulatedCost(step_s=0.001),
         wait=__import__("time").sleep,
     )
+
+
+class CertainRunner(SimulatedRunner):
+    """Says of each token how likely it was, in a way that tells them apart."""
+
+    def launch(self, plan):
+        result = super().launch(plan).result()
+        result.logprobs = {i: TokenLogprobs(-1.0 - token_id, ()) for i, token_id in enumerate(result.sampled)}
+        return DoneStep(result)
 
 
 async def wait_until(condition):
@@ -304,3 +315,38 @@ async def test_be_requests_may_come_over_the_socket_too(tmp_path):
         assert token_ids == engine.runner.continuation([5, 6], GREEDY)
         assert (await client.stats())["lanes"]["be"]["finished"] == {"length": 1}
         await client.close()
+
+
+@pytest.mark.parametrize(("interval_s", "num_messages"), [(0.0, 12), (1e9, 2)])
+async def test_tokens_of_bulk_are_sent_together(tmp_path, monkeypatch, interval_s, num_messages):
+    """The first at once, then those of an interval, and the rest with the end."""
+    monkeypatch.setattr("engine.lanes.connection.BULK_INTERVAL_S", interval_s)
+    with running_engine(tmp_path, CertainRunner(runner_info())) as engine:
+        client = await EngineClient.connect(engine.url)
+        for lane, expected in (("be", num_messages), ("rt", 12)):
+            async with client.submit([5, 6], GREEDY, lane=lane) as stream:
+                *pieces, end = [message async for message in stream]
+            assert isinstance(end, Finished)
+            assert len(pieces) == expected
+            token_ids = [token_id for piece in pieces for token_id in piece.ids]
+            assert token_ids == engine.runner.continuation([5, 6], GREEDY)
+            logprobs = [each.logprob for piece in pieces for each in piece.logprobs]
+            assert logprobs == [-1.0 - token_id for token_id in token_ids]
+        await client.close()
+
+
+async def test_held_tokens_of_bulk_go_out_beside_other_requests(tmp_path, monkeypatch):
+    """Bulk that is kept from going on gets what it has: any later step sends what is due, whoever computes in it."""
+    monkeypatch.setattr("engine.lanes.connection.BULK_INTERVAL_S", 1e9)
+    with running_engine(tmp_path, endless_runner()) as engine:
+        bulk, chat = [await EngineClient.connect(engine.url) for _ in range(2)]
+        endless = Sampling(max_tokens=50_000, temperature=0.0, ignore_eos=True)
+        async with bulk.submit([5, 6], endless, lane="be") as stream:
+            pieces = aiter(stream)
+            await anext(pieces)
+            first_token = await collect(chat, [7], Sampling(max_tokens=2, ignore_eos=True))
+            assert len(first_token[0]) == 2
+            monkeypatch.setattr("engine.lanes.connection.BULK_INTERVAL_S", 0.0)
+            assert len((await anext(pieces)).ids) > 1
+        await bulk.close()
+        await chat.close()
