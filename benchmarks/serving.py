@@ -116,7 +116,11 @@ def parse_args() -> argparse.Namespace:
         ("--seconds", timing.window_s, "a phase's window"),
         ("--warm-up", timing.warm_up_s, "seconds before it"),
         ("--lead-in", timing.lead_in_s, "seconds that bulk gets at most before those, to reach its stride"),
-        ("--drain", timing.drain_s, "seconds that open chats get at most after the window"),
+        (
+            "--drain",
+            timing.drain_s,
+            "seconds that open chats, and then documents, get at most after the window",
+        ),
         ("--rt-rate", load.rt_rate, "chats a second"),
         ("--ttft-ms", limits.ttft_ms, "limit of the time to first token"),
         ("--tpot-ms", limits.tpot_ms, "limit of the time per token after it"),

@@ -1,20 +1,22 @@
 """One phase of a serving benchmark: chats, bulk or both go to a server, and what comes back within a window is kept.
 
         lead-in              warm-up          window                  drain
-    |----------------------|---------|--------------------------|----------------|
-    bulk only: until as    chats begin; bulk goes on             until the window's
-    many documents ended                                         last chat is answered;
+    |----------------------|---------|--------------------------|----------------|----------------------|
+    bulk only: until as    chats begin; bulk goes on             until the window's   until the documents
+    many documents ended                                         last chat is answered; under way ended
     as are in flight                                             all loads go on
 
 Bulk is streamed as well. A document takes up to the whole window on a slow machine; counting documents by their ends,
-or in proportion to their time, would credit the window with prompts computed before it. Tokens by their arrival are
-exact at both edges, and cost the client some 30 us each: its CPU time is part of the result.
+or in proportion to their time, would credit the window with prompts computed before it. Tokens count when they arrive,
+each time several together where the server sends them so: how many is known once the document has ended. To read them
+takes the client some 30 us each time: its CPU time is part of the result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,13 +65,16 @@ async def observe(
     gc.collect()
     gc.disable()
     running: list[asyncio.Task[None]] = []
+    is_over = False
+    places: list[asyncio.Task[None]] = []
     try:
         if "be" in LANES[phase]:
-            source = documents(load, phase)
-            running += [
+            source = itertools.takewhile(lambda _: not is_over, documents(load, phase))
+            places = [
                 asyncio.create_task(_one_place(client, source, observed.documents))
                 for _ in range(load.be_in_flight)
             ]
+            running += places
             await _lead_in(observed.documents, load.be_in_flight, timing.lead_in_s)
         begin_s = time.perf_counter()
         observed.start_s = begin_s + timing.warm_up_s
@@ -92,6 +97,9 @@ async def observe(
         give_up_s = observed.end_s + timing.drain_s
         while _open(observed.chats) and time.perf_counter() < give_up_s:
             await asyncio.sleep(0.05)
+        is_over = True
+        if places:
+            await asyncio.wait(places, timeout=timing.drain_s)
     finally:
         for task in running:
             task.cancel()
