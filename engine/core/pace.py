@@ -67,9 +67,8 @@ class Pace:
         for request in decoding:
             limit_s = min(limit_s, deadline_s(request) - now_s)
         if prompt is not None:
-            slo = prompt.slo
-            aim_s = prompt.arrival_s + TTFT_AIM * slo.ttft_s - now_s
-            pace_s = min(max(aim_s, FIRST_TOKEN_PACE * slo.tpot_s), slo.tpot_s)
+            aim_s = prompt.arrival_s + TTFT_AIM * prompt.slo.ttft_s - now_s
+            pace_s = min(max(aim_s, FIRST_TOKEN_PACE * prompt.slo.tpot_s), prompt.slo.tpot_s)
             limit_s = min(limit_s, max(prompt_s, min(pace_s, deadline_s(prompt) - now_s)))
         margin = min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
         self.limit_s = max(0.0, limit_s * (1 - margin))
@@ -88,9 +87,9 @@ class Pace:
         """BE has got nothing for so long that it may take from RT."""
         return self.be_owed_tokens >= self._max_owed_tokens
 
-    def count_finished(self, met: bool, now_s: float) -> None:
-        """An RT request ended that had its first token in time or not. Its further tokens set limits of their own."""
-        if met:
+    def count_finished(self, is_in_time: bool, now_s: float) -> None:
+        """An RT request ended, whose first token was in time or not: its further ones set limits of their own."""
+        if is_in_time:
             self.cap_s = min(CAP_START * self._ttft_s, self.cap_s + CAP_GROWTH * self._ttft_s)
             return
         if now_s - self._last_miss_s >= MISS_WINDOW_S:

@@ -145,11 +145,9 @@ class Connection(asyncio.Protocol):
         if lane is Lane.RT:
             self._lane.count_rt(1)
 
-        on_token = self._send_token if lane is Lane.RT else self._hold_token
-
         def sink(event: TokenEvent | FinishedEvent, client_id: str = message.id) -> None:
             if isinstance(event, TokenEvent):
-                on_token(client_id, event)
+                self._on_token(client_id, lane, event)
             else:
                 self._on_end(client_id, event)
 
@@ -181,24 +179,21 @@ class Connection(asyncio.Protocol):
             return Rejected(message.id, "overloaded", text, retry_after_s)
         return None
 
-    def _send_token(self, client_id: str, event: TokenEvent) -> None:
+    def _on_token(self, client_id: str, lane: Lane, event: TokenEvent) -> None:
         logprobs = position_logprobs(event)
-        self._queue(Tokens(client_id, [event.token_id], [logprobs] if logprobs else None))
-
-    def _hold_token(self, client_id: str, event: TokenEvent) -> None:
-        logprobs = position_logprobs(event)
-        held = self._held.get(client_id)
-        if held is None:
-            self._held[client_id] = Tokens(client_id, [event.token_id], [logprobs] if logprobs else None)
+        tokens = Tokens(client_id, [event.token_id], [logprobs] if logprobs else None)
+        if lane is Lane.RT:
+            self._queue(tokens)
+        elif (held := self._held.get(client_id)) is None:
+            self._held[client_id] = tokens
             self._lane.unflushed.add(self)
-            return
-        held.ids.append(event.token_id)
-        if held.logprobs is not None and logprobs is not None:
-            held.logprobs.append(logprobs)
+        else:
+            held.ids.extend(tokens.ids)
+            if held.logprobs is not None and tokens.logprobs is not None:
+                held.logprobs.extend(tokens.logprobs)
 
     def _on_end(self, client_id: str, event: FinishedEvent) -> None:
-        held = self._held.pop(client_id, None)
-        if held is not None:
+        if (held := self._held.get(client_id)) is not None:
             self._queue(held)
         self._ended(client_id)
         self._queue(
