@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,6 +150,7 @@ def main() -> None:
     load = Load(seed=options.seed, rt_rate=options.rt_rate, be_in_flight=options.be_in_flight)
     timing = Timing(options.seconds, options.warm_up, options.lead_in, options.drain)
     limits = Limits(options.ttft_ms, options.tpot_ms)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: servers of its own end with it
     with contextlib.ExitStack() as stack:
         if options.own is None:
             server = Server(options.url.rstrip("/"), options.server_pid)
