@@ -137,6 +137,8 @@ def parse_args() -> argparse.Namespace:
     options = parser.parse_args()
     if options.own is not None and options.model_dir is None:
         parser.error("--own needs --model-dir")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
     if unknown := set(options.phases.split(",")) - set(LANES):
         parser.error(f"--phases: there is no {', '.join(sorted(unknown))}; there are {', '.join(LANES)}")
     return options

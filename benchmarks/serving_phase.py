@@ -55,6 +55,14 @@ class Observed:
     counters: dict[str, float] = field(default_factory=dict)
     cost_model_error: float | None = None
 
+    @property
+    def window_s(self) -> float:
+        return self.end_s - self.start_s
+
+    def contains(self, moment_s: float) -> bool:
+        """Whether the window does."""
+        return self.start_s <= moment_s < self.end_s
+
 
 async def observe(
     client: Client, load: Load, timing: Timing, phase: str, server_pids: Sequence[int] = ()
@@ -82,7 +90,7 @@ async def observe(
         if "rt" in LANES[phase]:
             timetable = chats(load, phase, timing.warm_up_s + timing.window_s + timing.drain_s)
             answers = [Answer(ask, begin_s + ask.due_s) for ask in timetable]
-            observed.chats = [each for each in answers if observed.start_s <= each.due_s < observed.end_s]
+            observed.chats = [each for each in answers if observed.contains(each.due_s)]
             running.append(asyncio.create_task(_chat(client, answers)))
         await _until(observed.start_s)
         before = await metrics(client.url)

@@ -34,7 +34,7 @@ class Limits:
 def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
     """The result of a phase, of which at least one window was observed; of more, as if they were one long window.
     Latencies are of requests answered in full; those that failed miss every limit."""
-    window_s = sum(map(_window_s, windows))
+    window_s = sum(window.window_s for window in windows)
     result: dict[str, Any] = {
         "window_s": round(window_s, 3),
         "cpu_s": _sums(window.cpu_s for window in windows),
@@ -47,10 +47,6 @@ def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
     if "be" in LANES[windows[0].phase]:
         result["be"] = _of_documents(windows, window_s)
     return result
-
-
-def _window_s(window: Observed) -> float:
-    return window.end_s - window.start_s
 
 
 def _sums(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -70,7 +66,7 @@ def _of_chats(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
         for earlier, later in zip(answer.arrivals_s, answer.arrivals_s[1:], strict=False)
     ]
     # As if the windows followed each other at once.
-    ends_s = itertools.accumulate(map(_window_s, windows))
+    ends_s = itertools.accumulate(window.window_s for window in windows)
     due_s = [
         answer.due_s - window.end_s + end_s
         for window, end_s in zip(windows, ends_s, strict=True)
@@ -103,41 +99,42 @@ def _of_chats(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
 
 
 def _of_documents(windows: Sequence[Observed], window_s: float) -> dict[str, Any]:
-    begun: list[Answer] = []
-    ended: list[Answer] = []
-    tokens_each_s: list[float] = []
-    tokens_of_windows: list[float] = []
-    for window in windows:
-        start_s, end_s = window.start_s, window.end_s
-        each_second = [0.0] * int(end_s - start_s)
-        for answer in window.documents:
-            if not answer.arrivals_s:
-                continue
-            begun += [answer] if start_s <= answer.arrivals_s[0] < end_s else []
-            ended += [answer] if not answer.error and start_s <= answer.arrivals_s[-1] < end_s else []
-            for arrival_s in answer.arrivals_s:
-                second = int(arrival_s - start_s)
-                if arrival_s >= start_s and second < len(each_second):
-                    each_second[second] += answer.tokens_per_chunk
-        tokens_each_s += each_second
-        tokens_of_windows.append(sum(each.tokens_between(start_s, end_s) for each in window.documents))
+    streamed = [(window, each) for window in windows for each in window.documents if each.arrivals_s]
+    begun = [each for window, each in streamed if window.contains(each.arrivals_s[0])]
+    ended = [each for window, each in streamed if not each.error and window.contains(each.arrivals_s[-1])]
+    tokens = [
+        sum(each.tokens_between(window.start_s, window.end_s) for each in window.documents)
+        for window in windows
+    ]
     # Those still open when a window's phase ended were cut off by this program.
     failed = [each for window in windows for each in window.documents if each.error != "unfinished"]
     return {
         "documents": len(ended),
         "errors": _errors(failed),
-        "output_tokens": round(sum(tokens_of_windows), 1),
-        "output_tokens_per_s": round(sum(tokens_of_windows) / window_s, 2),
+        "output_tokens": round(sum(tokens), 1),
+        "output_tokens_per_s": round(sum(tokens) / window_s, 2),
         "output_tokens_per_s_of_windows": [
-            round(tokens / _window_s(window), 2)
-            for tokens, window in zip(tokens_of_windows, windows, strict=True)
+            round(count / window.window_s, 2) for count, window in zip(tokens, windows, strict=True)
         ],
         # Of documents whose first token came in the window: roughly the prompts computed in it.
         "prompt_tokens_per_s": round(sum(len(each.ask.token_ids) for each in begun) / window_s, 2),
         "e2e_s": percentiles([answer.e2e_s for answer in ended]),
         "tokens_per_chunk": round(sum(each.tokens_per_chunk for each in ended) / max(len(ended), 1), 3),
-        "samples": {"tokens_each_s": series(tokens_each_s, 1)},
+        "samples": {
+            "tokens_each_s": series([count for window in windows for count in _tokens_each_s(window)], 1)
+        },
     }
+
+
+def _tokens_each_s(window: Observed) -> list[float]:
+    """Of bulk, in each whole second of the window."""
+    counts = [0.0] * int(window.window_s)
+    for answer in window.documents:
+        for arrival_s in answer.arrivals_s:
+            second = int(arrival_s - window.start_s)
+            if arrival_s >= window.start_s and second < len(counts):
+                counts[second] += answer.tokens_per_chunk
+    return counts
 
 
 def _errors(answers: Sequence[Answer]) -> dict[str, int]:

@@ -19,9 +19,7 @@ def finished_event(
     tpot_s = (now_s - first_s) / num_later if first_s is not None and num_later > 0 else None
     slo_met = None
     if request.lane is Lane.RT and reason in (FinishReason.STOP, FinishReason.LENGTH):
-        slo_met = (
-            ttft_s is not None and ttft_s <= request.slo.ttft_s and (tpot_s or 0.0) <= request.slo.tpot_s
-        )
+        slo_met = request.has_first_token_in_time and (tpot_s or 0.0) <= request.slo.tpot_s
     return FinishedEvent(
         request_id=request.request_id,
         lane=request.lane,

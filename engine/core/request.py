@@ -131,6 +131,10 @@ class Request:
         return self.first_token_s + self.slo.tpot_s * self.num_output_tokens
 
     @property
+    def has_first_token_in_time(self) -> bool:
+        return self.first_token_s is not None and self.first_token_s - self.arrival_s <= self.slo.ttft_s
+
+    @property
     def num_uncomputed_tokens(self) -> int:
         """More than one: it has a prompt to compute, or lost tokens to catch up with."""
         return len(self.token_ids) - self.num_computed_tokens

@@ -288,8 +288,7 @@ class Scheduler:
         self.rt_backlog.count_finished(request, now_s)
         event = finished_event(request, reason, now_s, message)
         if event.slo_met is not None:
-            is_in_time = event.ttft_s is not None and event.ttft_s <= request.slo.ttft_s
-            self.pace.count_finished(is_in_time, now_s)
+            self.pace.count_finished(request.has_first_token_in_time, now_s)
         return event
 
     def check_integrity(self) -> None:

@@ -100,10 +100,10 @@ class FusedDecoder:
         """Logits at the wanted tokens of one packed step."""
         num_tokens, size = len(token_ids), self._head_size
         num_threads = self._use_threads(torch.get_num_threads())
-        residual = self._take_rows("residual", num_tokens, self._width)
+        residual = self._workspace.take("residual", num_tokens, self._width)
         normed = self._take_activations("normed", num_tokens, self._hidden_size)
-        qkv = self._take_rows("qkv", num_tokens, self._qkv_width)
-        q = self._take_rows("q", num_tokens, self._query_width).reshape(num_tokens, -1, size)
+        qkv = self._workspace.take("qkv", num_tokens, self._qkv_width)
+        q = self._workspace.take("q", num_tokens, self._query_width).reshape(num_tokens, -1, size)
         attended = self._take_activations("attended", num_tokens, self._query_width)
         gated = self._take_activations("gated", num_tokens, self._gated_width)
         if caches is not self._caches:
@@ -133,12 +133,9 @@ class FusedDecoder:
                 )
         if not len(wanted):
             return torch.empty(0, self._vocab_size)
-        logits = self._take_rows("logits", len(residual), self._head.width)
+        logits = self._workspace.take("logits", len(residual), self._head.width)
         self._kernels.head(residual, *self._final_norm, self._head.packed, num_threads, normed, logits)
         return torch.from_numpy(logits)[:, : self._vocab_size]
-
-    def _take_rows(self, name: str, num_rows: int, width: int) -> Array:
-        return self._workspace.take(name, num_rows, width, np.float32)
 
     def _take_activations(self, name: str, num_rows: int, width: int) -> Array:
         """What products take."""
