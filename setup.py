@@ -21,7 +21,9 @@ def extensions() -> list[object]:
         return []
     from mypyc.build import mypycify
 
-    files = [str(path) for folder in FOLDERS for path in Path(folder).glob("*.py") if path.stem != "__init__"]
+    files = [
+        str(path) for folder in FOLDERS for path in Path(folder).rglob("*.py") if path.stem != "__init__"
+    ]
     return list(mypycify(["--config-file=", *sorted(files), *FILES]))
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import write_result
-from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler
-from engine.core.types import Checkpoint, Policy, Preemption
+from engine.core.terms import Checkpoint, Policy, Preemption
 from engine.sim.feed import Limits
 from engine.sim.replay import BLOCK_SIZE, Setup, replay
 from engine.sim.report import Report

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import write_result
-from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler, SchedulerConfig
-from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams
+from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
 
 BLOCK_SIZE = 16
 MAX_MODEL_LEN = 8192

@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.machine import write_result
 from engine.config import EngineConfig
 from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.loading import load_runner
 from engine.runner.torch_runner import TorchRunner
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.core.cost_model import CostModel
-from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler, SchedulerConfig
-from engine.core.types import SLO, Checkpoint, Policy, Preemption
+from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.lanes.admission import Admission
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import IoThread, Lanes

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from engine.core.finish import finished_event
-from engine.core.overload import Outlook, outlook
+from engine.core.outlook import Outlook, outlook
 from engine.core.plan import StepPlan
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.types import Event, FinishReason, Lane
+from engine.core.terms import Event, FinishReason, Lane
 from engine.metrics import EngineMetrics
 from engine.runner.base import ModelRunner, PendingStep, RunnerRestarted
 

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.core.finish import finished_among
-from engine.core.kv_cache import KVCacheManager
-from engine.core.kv_view import occupancy
+from engine.core.kv.cache import KVCacheManager
+from engine.core.kv.view import occupancy
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
-from engine.core.types import FinishedEvent, Lane
+from engine.core.terms import FinishedEvent, Lane
 
 # Upper bounds in seconds; the last bucket is open. From an idle fast lane to a long document.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)

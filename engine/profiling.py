@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.core.cost_model import CostModel, StepShape
 from engine.core.plan import RowStart, StepPlan
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.base import ModelRunner, RunnerInfo, RunnerRestarted
 
 log = logging.getLogger("engine")

@@ -18,7 +18,7 @@ from benchmarks.gpu.report import Part, Run
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.serving import Engine, figures, window_s
 from benchmarks.gpu.steps import agreement, measure_profile, measure_steps
-from engine.core.types import Policy
+from engine.core.terms import Policy
 from engine.profiling import first_cost_model
 
 AS_SERVED = "as served"

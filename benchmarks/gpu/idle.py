@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.serving import Engine
 from engine.core.plan import StepPlan, StepResult
-from engine.core.types import Policy
+from engine.core.terms import Policy
 from engine.runner.base import ModelRunner, PendingStep, RunnerInfo
 
 PROFILED_STEPS = 10

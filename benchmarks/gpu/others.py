@@ -16,7 +16,7 @@ from benchmarks.gpu.models import Model, dtype_for, free_memory
 from benchmarks.gpu.report import Part
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.serving import SEED, Engine
-from engine.core.types import Lane, Policy
+from engine.core.terms import Lane, Policy
 from engine.runner.model import draw_model
 from engine.sim.traces import backlog
 

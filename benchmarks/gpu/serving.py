@@ -16,10 +16,10 @@ from typing import Any
 
 from benchmarks.gpu.scale import Scale
 from engine.core.cost_model import CostModel
-from engine.core.kv_cache import KVCacheManager, KVOptions
+from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler, SchedulerConfig
-from engine.core.types import SLO, Checkpoint, Lane, Policy, Preemption, SamplingParams
+from engine.core.terms import SLO, Checkpoint, Lane, Policy, Preemption, SamplingParams
 from engine.loop import EngineLoop, Message
 from engine.runner.base import ModelRunner
 from engine.sim.feed import Feed, Limits

@@ -17,7 +17,7 @@ from benchmarks.gpu.models import Model
 from benchmarks.gpu.report import Part
 from benchmarks.gpu.scale import Scale
 from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.base import ModelRunner
 
 GREEDY = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True)

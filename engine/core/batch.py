@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engine.core.cost_model import StepShape
 from engine.core.plan import Restore, RowStart, StepPlan
 from engine.core.request import Request, State
-from engine.core.types import Lane
+from engine.core.terms import Lane
 
 
 class Batch:

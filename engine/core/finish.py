@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engine.core.request import Request
-from engine.core.types import FinishedEvent, FinishReason, Lane, TokenEvent
+from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
 
 
 def finished_event(

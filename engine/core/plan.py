@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.core.types import SamplingParams, TokenLogprobs
+from engine.core.terms import SamplingParams, TokenLogprobs
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ import enum
 import math
 from collections.abc import Sequence
 
-from engine.core.blocks import Extent
-from engine.core.types import SLO, Lane, SamplingParams
+from engine.core.extent import Extent
+from engine.core.terms import SLO, Lane, SamplingParams
 
 BEST_EFFORT = SLO(math.inf, math.inf)
 

@@ -1,7 +1,7 @@
 """What to compute next: `schedule` packs a step, `update` takes in what it computed.
 
 A request has tokens, some of them computed; a step computes some more. New prompts, chunks of long ones, decoding and
-catching up after a truncation are all that same thing. How a step is packed is the policy's: `engine.core.packer`.
+catching up after a truncation are all that same thing. How a step is packed is the policy's: `engine.core.policy.bros`.
 
 A step is taken for granted as soon as it is planned, so that the next can be planned while it is computed: only which
 tokens it draws is not known before `update`. What a request held is free for others at once when the last token it may
@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, repeat
 
-from engine.core.baselines import BaselinePacker
+from engine.core.allocator import Memory
+from engine.core.backlog import Running
 from engine.core.batch import Batch
 from engine.core.cost_model import CostModel
 from engine.core.finish import finished_event
-from engine.core.kv_cache import KVCacheManager
-from engine.core.kv_check import check_kv
-from engine.core.memory import Memory
-from engine.core.overload import RtBacklog
-from engine.core.pace import Pace
-from engine.core.packer import BrosPacker
+from engine.core.kv.cache import KVCacheManager
+from engine.core.kv.check import check_kv
+from engine.core.outlook import RtBacklog
 from engine.core.plan import StepPlan, StepResult
+from engine.core.policy.bros import BrosPacker
+from engine.core.policy.fixed_budget import BaselinePacker
+from engine.core.policy.pace import Pace
 from engine.core.request import UNKNOWN, Request, State
-from engine.core.running import Running
-from engine.core.types import SLO, Event, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
+from engine.core.terms import SLO, Event, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
 
 # A TokenEvent of a tuple, without a Python frame for each.
 _token_event = partial(tuple.__new__, TokenEvent)

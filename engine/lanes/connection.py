@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, assert_never, cast
 import msgspec
 
 from engine.core.request import Request
-from engine.core.types import SLO, FinishedEvent, Lane, TokenEvent
+from engine.core.terms import SLO, FinishedEvent, Lane, TokenEvent
 from engine.lanes.admission import monotonic_deadline_s
 from engine.lanes.words import position_logprobs, sampling_params
 from engine.wire.framing import FrameError, FrameReader

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.core.overload import Outlook
+from engine.core.outlook import Outlook
 from engine.core.request import Request
-from engine.core.types import SLO, FinishedEvent, Lane, TokenEvent
+from engine.core.terms import SLO, FinishedEvent, Lane, TokenEvent
 from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
 
 RequestSink = Callable[[TokenEvent | FinishedEvent], None]

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from engine.core.overload import Outlook
+from engine.core.outlook import Outlook
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.socket import SocketLane
 from engine.loop import LoopEvent, Stop

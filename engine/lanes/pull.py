@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from engine.core.types import FinishedEvent, TokenEvent
+from engine.core.terms import FinishedEvent, TokenEvent
 from engine.lanes.admission import Admission
 from engine.lanes.delivery import Delivery
 from engine.lanes.exchange import Exchange

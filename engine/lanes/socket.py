@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.core.types import SLO
+from engine.core.terms import SLO
 from engine.lanes.admission import Admission
 from engine.lanes.connection import Connection
 from engine.lanes.exchange import Exchange

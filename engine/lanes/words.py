@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.core.types import SamplingParams, TokenEvent
+from engine.core.terms import SamplingParams, TokenEvent
 from engine.wire.protocol import PositionLogprobs, Sampling
 
 

@@ -8,7 +8,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import CudaGraphs
 from engine.runner.host_kv import staging_bytes

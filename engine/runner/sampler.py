@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.core.types import TokenLogprobs
+from engine.core.terms import TokenLogprobs
 from engine.kernels import cpu_sampling
 from engine.runner.sampling_rows import IntArray, SamplingRows, TokenCounts
 from engine.runner.streams import send

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.base import RunnerInfo
 
 _MASK = (1 << 61) - 1

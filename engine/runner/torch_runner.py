@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.types import TokenLogprobs
+from engine.core.terms import TokenLogprobs
 from engine.kernels.dispatch import attention_op
 from engine.runner.attention import LayerCache, PackedStep
 from engine.runner.base import RunnerInfo

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from engine.core.finish import finished_among
 from engine.core.request import Request
-from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams
+from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
 from engine.loop import Add, LoopEvent, Message, Stop
 from engine.sim.clock import VirtualClock
 from engine.sim.statistics import LaneStatistics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.core.types import SLO, Lane
+from engine.core.terms import SLO, Lane
 from engine.sim.statistics import LaneStatistics
 
 MAX_POINTS = 2000

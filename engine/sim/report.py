@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.core.scheduler import Scheduler
-from engine.core.types import FinishReason, Lane, Policy
+from engine.core.terms import FinishReason, Lane, Policy
 from engine.metrics import EngineMetrics
 from engine.sim.feed import Feed, Progress
 from engine.sim.statistics import LaneStatistics, percentile

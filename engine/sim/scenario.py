@@ -7,7 +7,7 @@ import difflib
 from functools import partial
 from pathlib import Path
 
-from engine.core.types import SLO, Lane, Policy
+from engine.core.terms import SLO, Lane, Policy
 from engine.sim import trace_file
 from engine.sim.device import parse_device
 from engine.sim.feed import Limits

@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 
-from engine.core.types import FinishedEvent, FinishReason
+from engine.core.terms import FinishedEvent, FinishReason
 
 NUM_BUCKETS = 256
 

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from engine.core.types import SLO, Lane
+from engine.core.terms import SLO, Lane
 from engine.sim.traces import Arrival
 
 Count = Annotated[int, Meta(ge=1, le=2**24)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from engine.core.types import SLO, Lane
+from engine.core.terms import SLO, Lane
 from engine.sim.workloads import Workload
 
 

@@ -24,7 +24,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How tokens are drawn; the fields and defaults of `engine.core.types.SamplingParams`."""
+    """How tokens are drawn; the fields and defaults of `engine.core.terms.SamplingParams`."""
 
     max_tokens: Annotated[int, Meta(ge=1)]
     min_tokens: Annotated[int, Meta(ge=0)] = 0

@@ -29,7 +29,7 @@ from benchmarks.gpu.report import Run, rounded
 from benchmarks.gpu.scale import FULL, MODELS, SHARES
 from benchmarks.gpu.serving import SEED, WARM_UP_MOST_S, WARM_UP_SHARE, window_s
 from benchmarks.gpu.targets import MIN_CHATS, TARGETS
-from engine.core.types import Lane
+from engine.core.terms import Lane
 from engine.sim.traces import open_arrivals
 
 MINUTES = 4.0  # at most: it takes one on an idle machine

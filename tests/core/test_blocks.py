@@ -1,5 +1,5 @@
-from engine.core.blocks import Extent
-from engine.core.types import Lane, Side
+from engine.core.extent import Extent
+from engine.core.terms import Lane, Side
 
 
 def test_rt_grows_from_the_left_and_be_from_the_right():

@@ -6,10 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.core.kv_cache import KVCacheManager, KVOptions
-from engine.core.kv_check import check_kv
+from engine.core.kv.cache import KVCacheManager, KVOptions
+from engine.core.kv.check import check_kv
 from engine.core.request import Request
-from engine.core.types import Checkpoint, Lane, Preemption, Side
+from engine.core.terms import Checkpoint, Lane, Preemption, Side
 from tests.factories import request
 
 OPTIONS = [

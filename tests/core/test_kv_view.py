@@ -3,9 +3,9 @@
 from hypothesis import settings
 from hypothesis.stateful import invariant
 
-from engine.core.kv_cache import KVCacheManager
-from engine.core.kv_view import occupancy
-from engine.core.types import Lane, Side
+from engine.core.kv.cache import KVCacheManager
+from engine.core.kv.view import occupancy
+from engine.core.terms import Lane, Side
 from tests.core import test_kv_cache
 from tests.factories import request
 

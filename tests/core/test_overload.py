@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from engine.core.overload import Outlook, outlook
+from engine.core.outlook import Outlook, outlook
 from engine.core.request import Request, State
 from engine.core.scheduler import Scheduler
-from engine.core.types import SLO, FinishedEvent, Lane, SamplingParams
+from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from tests.factories import request, runner_info, scheduler_for
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.core.pace import MARGIN_LEAST, Pace, deadline_s
-from engine.core.types import SLO, Lane
+from engine.core.policy.pace import MARGIN_LEAST, Pace, deadline_s
+from engine.core.terms import SLO, Lane
 from tests.factories import request
 
 

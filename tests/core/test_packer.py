@@ -7,7 +7,7 @@ import pytest
 from engine.core.cost_model import StepShape
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.types import SLO, Lane, Policy
+from engine.core.terms import SLO, Lane, Policy
 from engine.runner.simulated import SimulatedRunner
 from tests.factories import Outputs, request, scheduler_for, simulated_runner
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.scheduler import SchedulerConfig
-from engine.core.types import FinishReason, Lane, SamplingParams
+from engine.core.terms import FinishReason, Lane, SamplingParams
 from tests.factories import (
     Outputs,
     Steps,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.core.request import UNKNOWN, Request, State
 from engine.core.scheduler import Scheduler
-from engine.core.types import FinishReason, Lane, Policy
+from engine.core.terms import FinishReason, Lane, Policy
 from tests.factories import Outputs, RestartingRunner, Steps, request, scheduler_for
 
 # (lane, every token of the prompt, their number, output tokens, steps until the next comes, is it aborted then). Three

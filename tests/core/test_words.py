@@ -4,7 +4,7 @@ import dataclasses
 
 import msgspec
 
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.lanes.words import sampling_params
 from engine.wire.protocol import Sampling
 

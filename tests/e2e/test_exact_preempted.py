@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from engine.core.kv_cache import KVOptions
+from engine.core.kv.cache import KVOptions
 from engine.core.scheduler import Scheduler
-from engine.core.types import Checkpoint, Lane, Policy, Preemption
+from engine.core.terms import Checkpoint, Lane, Policy, Preemption
 from engine.runner.loading import load_runner
 from engine.runner.torch_runner import TorchRunner
 from tests.factories import Outputs, Steps, request, scheduler_for

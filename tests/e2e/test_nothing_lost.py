@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from bros_batch.prompts import load
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from tests.factories import runner_info
 from tests.services import wait_for

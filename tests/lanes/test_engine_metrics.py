@@ -1,6 +1,6 @@
 """What an engine counts of its requests and steps."""
 
-from engine.core.types import FinishedEvent, FinishReason, Lane, TokenEvent
+from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
 from engine.loop import Abort, Add, EngineLoop, QueryStats, StatsEvent, Stop
 from engine.metrics import RECENT_REQUESTS, EngineMetrics
 from tests.factories import request, scheduler_for, simulated_runner

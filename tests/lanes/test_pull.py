@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
-from engine.core.types import Lane
+from engine.core.terms import Lane
 from engine.lanes.words import sampling_params
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire import protocol

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.types import TokenLogprobs
+from engine.core.terms import TokenLogprobs
 from engine.runner.base import DoneStep
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire.client import EngineClient, EngineGone, EngineRejected

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan, StepResult
-from engine.core.types import SamplingParams, TokenLogprobs
+from engine.core.terms import SamplingParams, TokenLogprobs
 from engine.runner import loading
 from engine.runner.torch_runner import TorchRunner
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from engine.core.plan import RowStart
-from engine.core.types import SamplingParams, TokenLogprobs
+from engine.core.terms import SamplingParams, TokenLogprobs
 from engine.runner.sampler import Drawn, Sampler
 from engine.runner.sampling_rows import SamplingRows
 

@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
-from engine.core.types import FinishedEvent, Lane, SamplingParams, TokenEvent
+from engine.core.terms import FinishedEvent, Lane, SamplingParams, TokenEvent
 from engine.loop import Add, EngineLoop, Stop
 from engine.runner.simulated import SimulatedRunner
 from tests.factories import Outputs, Steps, request, runner_info, scheduler_for

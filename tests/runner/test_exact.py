@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.torch_runner import TorchRunner
 from tests.factories_models import FAMILIES, VOCAB_SIZE, generated, make_model, own_model
 from tests.runner.driver import GREEDY, Driver, load_runner

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.attention import LayerCache
 from engine.runner.host_kv import BUFFER_BYTES, NUM_BUFFERS, HostKV, staging_bytes
 from engine.runner.kv_memory import num_host_slots

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from tests.runner.sampling_bench import VOCAB, Bench, assert_distributed, draw_many, params, random_logits
 
 

@@ -16,7 +16,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner import loading, torch_runner
 from engine.runner.graphs import CudaGraphs
 from engine.runner.model import load_model

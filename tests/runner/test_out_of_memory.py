@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.core.plan import StepPlan
-from engine.core.types import Lane
+from engine.core.terms import Lane
 from engine.runner.step_inputs import StepArrays
 from tests.factories import request, run_to_end, scheduler_for
 from tests.factories_models import make_model

@@ -22,7 +22,7 @@ from transformers import AutoConfig
 from engine.__main__ import make_runner
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan
-from engine.core.types import FinishReason, SamplingParams
+from engine.core.terms import FinishReason, SamplingParams
 from engine.runner import parallel
 from engine.runner.base import ModelRunner, RunnerRestarted
 from engine.runner.model import ModelRefused

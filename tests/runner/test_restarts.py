@@ -12,7 +12,7 @@ import pytest
 from engine.__main__ import make_runner
 from engine.core.cost_model import CostModel
 from engine.core.request import Request
-from engine.core.types import FinishedEvent, FinishReason, Lane
+from engine.core.terms import FinishedEvent, FinishReason, Lane
 from engine.loop import Add, EngineLoop, Message, Stop
 from engine.profiling import first_cost_model
 from engine.runner import parallel

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.core.plan import RowStart
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.stop import StopRules, StopStrings
 from tests.factories_models import make_tokenizer
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from engine.core.plan import StepPlan, StepResult
-from engine.core.types import SLO, Lane, Policy
+from engine.core.terms import SLO, Lane, Policy
 from engine.runner.base import DoneStep
 from engine.sim.device import DEVICES
 from engine.sim.feed import Limits

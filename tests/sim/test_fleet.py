@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from engine.core.types import SLO
+from engine.core.terms import SLO
 from engine.sim import fleet
 from engine.sim.fleet import Demand, NoFleet, mean_output_tokens, plan_fleet
 from engine.sim.scenario import make_setup

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from engine.core.types import SLO, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
+from engine.core.terms import SLO, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
 from engine.sim.clock import VirtualClock
 from engine.sim.device import DEVICES, StepCost, parse_device
 from engine.sim.feed import Limits, Stuck

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from engine.core.types import SLO, Lane, Policy
+from engine.core.terms import SLO, Lane, Policy
 from engine.sim.device import DEVICES, StepCost
 from engine.sim.feed import Limits
 from engine.sim.replay import Replay

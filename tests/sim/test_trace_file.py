@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.core.types import SLO, Lane
+from engine.core.terms import SLO, Lane
 from engine.sim import trace_file
 from engine.sim.feed import Limits
 from engine.sim.replay import replay

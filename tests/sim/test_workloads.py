@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from engine.core.types import Lane
+from engine.core.terms import Lane
 from engine.sim.arrivals import Gamma, OnOff
 from engine.sim.lengths import PERCENTILES, Lognormal, Percentiles, Uniform
 from engine.sim.statistics import percentile

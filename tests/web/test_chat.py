@@ -15,7 +15,7 @@ import pytest
 from openai import OpenAI
 
 from bros_batch.completions import text_of
-from engine.core.types import SamplingParams
+from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from engine.wire.client import EngineClient
 from engine.wire.protocol import Sampling

@@ -14,7 +14,7 @@ KINDS = (("left", "rt", "real-time"), ("right", "be", "best-effort"), ("cached",
 
 
 def memory_picture(memory: Mapping[str, Any], num_blocks: int) -> str:
-    """The picture and its legend. `memory` is what the engine gives (`engine.core.kv_view.Occupancy`)."""
+    """The picture and its legend. `memory` is what the engine gives (`engine.core.kv.view.Occupancy`)."""
     size, step = int(memory["block_size"]), int(memory["blocks_a_cell"])
     columns: dict[str, Sequence[int]] = {kind: memory[kind] for kind, _, _ in KINDS}
     num_cells = len(columns["left"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from engine.core.blocks import NO_NODE, Extent
-from engine.core.kv_cache import KVCacheManager
+from engine.core.extent import NO_NODE, Extent
+from engine.core.kv.cache import KVCacheManager
 from engine.core.request import Request
-from engine.core.types import Side
+from engine.core.terms import Side
 
 
 def check_kv(kv: KVCacheManager, requests: Iterable[Request]) -> None:

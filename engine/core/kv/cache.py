@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.core.block_pool import BlockPool
-from engine.core.blocks import NO_NODE, Extent
-from engine.core.host_pool import HostPool
+from engine.core.extent import NO_NODE, Extent
+from engine.core.kv.host import HostPool
+from engine.core.kv.pool import BlockPool
 from engine.core.plan import SlotCopy
 from engine.core.request import Request
-from engine.core.types import Checkpoint, Lane, Preemption, Side
+from engine.core.terms import Checkpoint, Lane, Preemption, Side
 
 # Truncation takes this many slots at least: a victim loses its next tokens in any case, and each time costs a copy.
 QUANTUM_TOKENS = 4

@@ -7,7 +7,7 @@ block 7:  [ RT RT RT RT  .  .  .  .  .  .  . BE BE BE BE BE ]
 
 from __future__ import annotations
 
-from engine.core.types import Side
+from engine.core.terms import Side
 
 NO_NODE = 0
 

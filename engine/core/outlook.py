@@ -13,9 +13,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.core.cost_model import StepShape
-from engine.core.packer import MIN_CHUNK_TOKENS
+from engine.core.policy.bros import MIN_CHUNK_TOKENS
 from engine.core.request import Request, State
-from engine.core.types import SLO, Lane
+from engine.core.terms import SLO, Lane
 
 if TYPE_CHECKING:
     from engine.core.scheduler import Scheduler

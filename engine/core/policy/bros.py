@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 
+from engine.core.allocator import Memory
+from engine.core.backlog import Running
 from engine.core.batch import Batch
 from engine.core.cost_model import CostModel
-from engine.core.kv_cache import KVCacheManager
-from engine.core.memory import Memory
-from engine.core.pace import Pace, deadline_s
+from engine.core.kv.cache import KVCacheManager
+from engine.core.policy.pace import Pace, deadline_s
 from engine.core.request import Request, State
-from engine.core.running import Running
-from engine.core.types import Lane
+from engine.core.terms import Lane
 
 # A chunk shorter than this is left for the next step: it costs a row, and hardly less than a longer one.
 MIN_CHUNK_TOKENS = 16

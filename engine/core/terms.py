@@ -30,7 +30,7 @@ class Side(enum.Enum):
 
 
 class Policy(enum.Enum):
-    """How steps are packed: BROS, or a baseline to measure it against (`engine.core.baselines`)."""
+    """How steps are packed: BROS, or a baseline to measure it against (`engine.core.policy.fixed_budget`)."""
 
     BROS = "bros"
     PRIORITY = "priority"

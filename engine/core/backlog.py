@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.core.queues import PromptQueue, SortedRequests, WaitingQueue
 from engine.core.request import Request, State
-from engine.core.types import Lane
+from engine.core.terms import Lane
 
 
 class Running:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from engine.core.blocks import NO_NODE, Extent
-from engine.core.prefix import PrefixCache
+from engine.core.extent import NO_NODE, Extent
+from engine.core.kv.prefix import PrefixCache
 from engine.core.request import Request
-from engine.core.types import Lane, Side
+from engine.core.terms import Lane, Side
 
 # Of all blocks, how many unreferenced prefix blocks a lane keeps from the other.
 PROTECTED_SHARE = 0.25

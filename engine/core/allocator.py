@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engine.core.backlog import Running
 from engine.core.batch import Batch
 from engine.core.cost_model import CostModel
-from engine.core.kv_cache import KVCacheManager
+from engine.core.kv.cache import KVCacheManager
 from engine.core.request import Request, State
-from engine.core.running import Running
-from engine.core.types import Checkpoint, Lane, Preemption
+from engine.core.terms import Checkpoint, Lane, Preemption
 
 # Tokens that eager checkpoints copy in a step, beside what has to be copied.
 AHEAD_TOKENS = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import compress
 
-from engine.core.kv_cache import KVCacheManager
+from engine.core.kv.cache import KVCacheManager
 
 
 @dataclass(frozen=True, slots=True)

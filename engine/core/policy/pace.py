@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.core.request import Request
-from engine.core.types import SLO
+from engine.core.terms import SLO
 
 # Deadlines are aimed at a little early: the answer has a way to go after the step.
 TTFT_SAFETY = 0.9

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from engine.core.blocks import NO_NODE, Extent, Key
-from engine.core.types import Side
+from engine.core.extent import NO_NODE, Extent, Key
+from engine.core.terms import Side
 
 
 class PrefixCache:

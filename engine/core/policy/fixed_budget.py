@@ -9,12 +9,12 @@ from __future__ import annotations
 import heapq
 from operator import attrgetter
 
+from engine.core.allocator import Memory
+from engine.core.backlog import Running
 from engine.core.batch import Batch
-from engine.core.kv_cache import KVCacheManager
-from engine.core.memory import Memory
+from engine.core.kv.cache import KVCacheManager
 from engine.core.request import Request
-from engine.core.running import Running
-from engine.core.types import Lane, Policy
+from engine.core.terms import Lane, Policy
 
 
 class BaselinePacker:
