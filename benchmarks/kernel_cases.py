@@ -11,8 +11,12 @@ from functools import partial
 
 import torch
 
-from engine.kernels import triton_attention, triton_layer, triton_linear, triton_sampling, triton_slots
 from engine.kernels.layout import StepLayout
+from engine.kernels.triton import attention as triton_attention
+from engine.kernels.triton import layer as triton_layer
+from engine.kernels.triton import linear as triton_linear
+from engine.kernels.triton import sampling as triton_sampling
+from engine.kernels.triton import slots as triton_slots
 
 BF16, FP8, FP32 = torch.bfloat16, torch.float8_e4m3fn, torch.float32
 _NUM_SLOTS = 16

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.cases import AttentionCase, Heads, make_inputs
 from benchmarks.gpu.correctness_layers import FP8, TOLERANCE, layer_checks, worst_error
-from engine.kernels import reference
+from engine.kernels.reference import attention as reference
 
 NUM_RANDOM = 6  # steps of random rows
 
@@ -81,8 +81,8 @@ def random_case(seed: int, longest: int, heads: Heads, dtype: torch.dtype) -> At
 
 def check_attention(case: AttentionCase, device: torch.device) -> dict[str, float]:
     """Both kernels, and what they stored."""
-    from engine.kernels.triton_attention import attend_stored
-    from engine.kernels.triton_slots import store_kv
+    from engine.kernels.triton.attention import attend_stored
+    from engine.kernels.triton.slots import store_kv
 
     inputs = make_inputs(case, device)
     ours, twin = inputs.fresh(), inputs.fresh()

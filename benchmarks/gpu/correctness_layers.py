@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.kernels import reference
+from engine.kernels.reference import attention as reference
 
 EPSILON = 1e-6
 FP8 = torch.float8_e4m3fn
@@ -77,7 +77,7 @@ class Maker:
         return torch.full(shape, torch.nan, device=self._device).to(dtype or self._dtype)
 
     def norm(self) -> dict[str, float]:
-        from engine.kernels.triton_layer import add_rms_norm
+        from engine.kernels.triton.layer import add_rms_norm
 
         n, hidden = self._sizes.num_tokens, self._sizes.hidden
         x, residual, weight = self.noise(n, hidden), self.noise(n, hidden), self.noise(hidden)
@@ -91,7 +91,7 @@ class Maker:
 
     def norm_of_parts(self) -> dict[str, float]:
         """The sum of a product's parts, then the norm of every second token's: what a model's end computes."""
-        from engine.kernels.triton_layer import add_rms_norm
+        from engine.kernels.triton.layer import add_rms_norm
 
         n, hidden = self._sizes.num_tokens, self._sizes.hidden
         parts = torch.randn(3, n, hidden, generator=self._generator, device=self._device)
@@ -103,7 +103,7 @@ class Maker:
         return self._error(out, reference.rms_norm(total[picked], weight, EPSILON))
 
     def activation(self) -> dict[str, float]:
-        from engine.kernels.triton_layer import silu_gated
+        from engine.kernels.triton.layer import silu_gated
 
         n, inner = self._sizes.num_tokens, self._sizes.inner
         gate_up, out = self.noise(n, 2 * inner), self.empty(n, inner)
@@ -111,7 +111,7 @@ class Maker:
         return self._error(out, reference.silu_gated(*gate_up.chunk(2, dim=-1)))
 
     def rotation(self, cache_dtype: torch.dtype, *, has_norms: bool) -> dict[str, float]:
-        from engine.kernels.triton_layer import rotate_and_store
+        from engine.kernels.triton.layer import rotate_and_store
 
         s = self._sizes
         n, num_slots, longest = s.num_tokens, 2 * s.num_tokens + 5, 4 * s.num_tokens
@@ -140,7 +140,7 @@ class Maker:
         return figures
 
     def product(self, num_tokens: int) -> dict[str, float]:
-        from engine.kernels.triton_linear import TILINGS, linear_few
+        from engine.kernels.triton.linear import TILINGS, linear_few
 
         x, weight = (
             self.noise(num_tokens, self._sizes.hidden),
@@ -159,7 +159,7 @@ class Maker:
 
     def copies(self) -> dict[str, float]:
         """Layers of different sizes, out and back to other slots."""
-        from engine.kernels.triton_slots import SlotCopier
+        from engine.kernels.triton.slots import SlotCopier
 
         num_slots, count = 4 * self._sizes.num_tokens, self._sizes.num_tokens
         shapes = [(2, self._sizes.size), (self._sizes.num_kv_heads, self._sizes.size), (1, 24)]
@@ -193,7 +193,8 @@ class Maker:
 def check_draws(device: torch.device, vocab_size: int, num_rows: int) -> dict[str, float]:
     """Random parameters: the share of rows that draw another token than the twin does. Rounding moves a boundary of
     the distribution function now and then past a number that lies at it: 1 row in 100 may differ."""
-    from engine.kernels import reference_sampling, triton_sampling
+    from engine.kernels.reference import sampling as reference_sampling
+    from engine.kernels.triton import sampling as triton_sampling
 
     rng = np.random.default_rng(0)
     logits = torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(0)).to(device) * 3

@@ -119,8 +119,8 @@ class KernelBench:
         )
 
     def _attention(self, case: AttentionCase) -> Callable[[], object]:
-        from engine.kernels.triton_attention import attend_stored
-        from engine.kernels.triton_slots import store_kv
+        from engine.kernels.triton.attention import attend_stored
+        from engine.kernels.triton.slots import store_kv
 
         inputs = make_inputs(case, self._device)
         store_kv(inputs.k, inputs.v, inputs.k_cache, inputs.v_cache, inputs.layout.slot_mapping)
@@ -131,7 +131,7 @@ class KernelBench:
 
     def product(self, count: int) -> Timed:
         """The gate and up projection, the largest of a layer; the fastest tiling."""
-        from engine.kernels.triton_linear import TILINGS, Tiling, linear_few
+        from engine.kernels.triton.linear import TILINGS, Tiling, linear_few
 
         sizes = self._sizes
         x, weight = self._maker.noise(count, sizes.hidden), self._maker.noise(2 * sizes.inner, sizes.hidden)
@@ -143,7 +143,7 @@ class KernelBench:
         return Timed(tiled(best), weight.nbytes, 2 * count * weight.numel(), lambda: linear(x, weight))
 
     def norm(self, count: int) -> Timed:
-        from engine.kernels.triton_layer import add_rms_norm
+        from engine.kernels.triton.layer import add_rms_norm
 
         hidden = self._sizes.hidden
         x, residual, weight = (
@@ -164,7 +164,7 @@ class KernelBench:
         )
 
     def activation(self, count: int) -> Timed:
-        from engine.kernels.triton_layer import silu_gated
+        from engine.kernels.triton.layer import silu_gated
 
         gate_up = self._maker.noise(count, 2 * self._sizes.inner)
         out = torch.empty(count, self._sizes.inner, dtype=self._dtype, device=self._device)
@@ -175,7 +175,7 @@ class KernelBench:
 
     def rotation(self, count: int) -> Timed:
         """With the store of K and V."""
-        from engine.kernels.triton_layer import rotate_and_store
+        from engine.kernels.triton.layer import rotate_and_store
 
         sizes, device = self._sizes, self._device
         qkv = self._maker.noise(count, (sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.size)
@@ -191,7 +191,7 @@ class KernelBench:
         )
 
     def store(self, count: int) -> Timed:
-        from engine.kernels.triton_slots import store_kv
+        from engine.kernels.triton.slots import store_kv
 
         shape = (count, self._sizes.num_kv_heads, self._sizes.size)
         k, v = self._maker.noise(*shape), self._maker.noise(*shape)
@@ -206,7 +206,7 @@ class KernelBench:
 
     def copies(self, count: int, *, to_staging: bool) -> Timed:
         """To or from the buffer that goes to host memory in one copy."""
-        from engine.kernels.triton_slots import SlotCopier
+        from engine.kernels.triton.slots import SlotCopier
 
         num_layers, num_slots = (2, 20) if self._is_tiny else (32, 4 * count)
         shape = (num_slots, self._sizes.num_kv_heads, self._sizes.size)
@@ -219,7 +219,7 @@ class KernelBench:
 
     def draw(self, count: int) -> Timed:
         """At temperature 0.7 and top_p 0.95; the floor reads the logits once."""
-        from engine.kernels import triton_sampling
+        from engine.kernels.triton import sampling as triton_sampling
 
         logits = self._maker.noise(count, self._sizes.vocab) * 3
         numbers = torch.tensor([[0.7], [0.95], [0.0], [0.0], [0.5]], dtype=torch.float64).repeat(1, count)

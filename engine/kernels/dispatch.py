@@ -8,8 +8,9 @@ from typing import Literal, Protocol, assert_never
 
 import torch
 
-from engine.kernels import cpu, reference
+from engine.kernels.cpu import attention as cpu
 from engine.kernels.layout import StepLayout
+from engine.kernels.reference import attention as reference
 
 
 class AttentionOp(Protocol):
@@ -32,7 +33,7 @@ class AttentionOp(Protocol):
 
 
 class SlotCopier(Protocol):
-    """See `engine.kernels.reference.SlotCopier`."""
+    """See `engine.kernels.reference.attention.SlotCopier`."""
 
     bytes_per_slot: int
 
@@ -60,7 +61,7 @@ def attention_op(device: torch.device, backend: Backend | None = None) -> Attent
         case "reference":
             return reference.attention
         case "triton":
-            from engine.kernels import triton_attention
+            from engine.kernels.triton import attention as triton_attention
 
             return triton_attention.attention
         case other:
@@ -81,7 +82,7 @@ def slot_copier(caches: Mapping[int, LayerKV], backend: Backend | None = None) -
     """What copies slots of all layers' `caches`, in that order."""
     pairs = [(cache.k, cache.v) for cache in caches.values()]
     if pairs and (backend or backend_of(pairs[0][0].device)) == "triton":
-        from engine.kernels import triton_slots
+        from engine.kernels.triton import slots as triton_slots
 
         return triton_slots.SlotCopier(pairs)
     return reference.SlotCopier(pairs)

@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from engine.kernels.dispatch import AttentionOp
 from engine.kernels.layout import StepLayout
-from engine.kernels.reference import attend_sequence
+from engine.kernels.reference.attention import attend_sequence
 
 IMPLEMENTATION = "bros"
 DISCOVERY = "bros_discovery"

@@ -2,7 +2,7 @@
 
 On a CPU no module is called, no tensor is made an operation. (A GPU's decoder is in `fused_gpu`.)
 
-A layer is two calls: its attention, and all that follows (`engine.kernels.cpu_decoder`). The residual is float32
+A layer is two calls: its attention, and all that follows (`engine.kernels.cpu.decoder`). The residual is float32
 throughout. In the last layer only the tokens whose logits are wanted go on after their K and V are stored.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from engine.kernels.cpu import attention_work, chunk_multiplier, is_compiled_for, plain
+from engine.kernels.cpu.attention import attention_work, chunk_multiplier, is_compiled_for, plain
 from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
 from engine.runner.attention import LayerCache, LayerShape
@@ -63,9 +63,11 @@ class FusedDecoder:
 
     def __init__(self, model: Any, head_size: int, num_positions: int) -> None:
         """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time."""
-        from engine.kernels import cpu_decoder, cpu_layer, cpu_narrow
-        from engine.kernels.cpu_linear import padded
-        from engine.kernels.cpu_scalars import use_threads
+        from engine.kernels.cpu import decoder as cpu_decoder
+        from engine.kernels.cpu import layer as cpu_layer
+        from engine.kernels.cpu import multiply_bf16 as cpu_narrow
+        from engine.kernels.cpu.linear import padded
+        from engine.kernels.cpu.scalars import use_threads
 
         decoder, config = model.model, model.config
         self._kernels = cpu_decoder

@@ -21,15 +21,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.kernels.layout import StepLayout
-from engine.kernels.triton_attention import attend_stored
-from engine.kernels.triton_layer import add_rms_norm, rotate_and_store, silu_gated
+from engine.kernels.triton.attention import attend_stored
+from engine.kernels.triton.layer import add_rms_norm, rotate_and_store, silu_gated
 from engine.runner.attention import LayerCache
 from engine.runner.fused import rotations
 from engine.runner.products_gpu import Product, Weight, fastest
 
 
 class AttendStored(Protocol):
-    """See `engine.kernels.triton_attention.attend_stored`."""
+    """See `engine.kernels.triton.attention.attend_stored`."""
 
     def __call__(
         self,

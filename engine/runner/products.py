@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.kernels.cpu import plain
+from engine.kernels.cpu.attention import plain
 
 Array = npt.NDArray[Any]
 Packed = tuple[Any, ...]  # weights as `cpu_decoder.product` takes them
@@ -30,7 +30,7 @@ class Workspace:
         """[num_rows, width] of any content."""
         array = self._arrays.get(name)
         if array is None or len(array) < num_rows or array.shape[1] != width:
-            from engine.kernels import cpu_narrow
+            from engine.kernels.cpu import multiply_bf16 as cpu_narrow
 
             num_padded = -(-num_rows // cpu_narrow.ROWS) * cpu_narrow.ROWS
             memory = cpu_narrow.aligned(num_padded * width * np.dtype(dtype).itemsize)
@@ -51,7 +51,9 @@ class Weights:
     ) -> None:
         """`is_narrow`: the input is bfloat16, as the weights are; K must be a multiple of `cpu_narrow.STEP`. `is_gate`:
         a gate and its partner; otherwise the weights are one above the other."""
-        from engine.kernels import cpu_linear, cpu_narrow, cpu_narrow_linear
+        from engine.kernels.cpu import linear as cpu_linear
+        from engine.kernels.cpu import linear_bf16 as cpu_narrow_linear
+        from engine.kernels.cpu import multiply_bf16 as cpu_narrow
 
         kernels = cpu_narrow_linear if is_narrow else cpu_linear
         arrays = [plain(weight.detach().contiguous()) for weight in weights]

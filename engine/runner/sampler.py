@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from engine.core.terms import TokenLogprobs
-from engine.kernels import cpu_sampling
+from engine.kernels.cpu import sampling as cpu_sampling
 from engine.runner.sampling_rows import IntArray, SamplingRows, TokenCounts
 from engine.runner.streams import send
 
@@ -128,7 +128,7 @@ class Sampler:
         if numbers is None:
             token_ids = logits.argmax(dim=-1)
         elif logits.is_cuda:
-            from engine.kernels import triton_sampling  # triton is not everywhere
+            from engine.kernels.triton import sampling as triton_sampling  # triton is not everywhere
 
             token_ids = triton_sampling.draw(logits, sent["numbers"])
         else:

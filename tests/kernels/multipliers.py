@@ -11,7 +11,7 @@ NAMES = ("tiles", "pairs")
 
 def multiplier_or_skip(name: str) -> Any:
     """What the kernels take for it; skips the test where this CPU has none."""
-    cpu_narrow = pytest.importorskip("engine.kernels.cpu_narrow")
+    cpu_narrow = pytest.importorskip("engine.kernels.cpu.multiply_bf16")
     best = cpu_narrow.multiplier()
     if best is None or (name == "tiles" and best is cpu_narrow.PAIRS):
         pytest.skip(f"this CPU multiplies no {name} of bfloat16")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels import cpu, reference
+from engine.kernels.cpu import attention as cpu
+from engine.kernels.reference import attention as reference
 from tests.kernels.multipliers import NAMES, multiplier_or_skip
 from tests.kernels.steps import Case, random_case, random_spans
 
@@ -21,7 +22,7 @@ def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The backend with numba, by each product of bfloat16 that a CPU may have and by float32, and as it is where numba
     is missing."""
     if request.param != "padded":
-        cpu_narrow = pytest.importorskip("engine.kernels.cpu_narrow")
+        cpu_narrow = pytest.importorskip("engine.kernels.cpu.multiply_bf16")
         chosen = multiplier_or_skip(request.param) if request.param in NAMES else None
         monkeypatch.setattr(cpu_narrow, "multiplier", lambda: chosen)
     monkeypatch.setattr(cpu, "HAS_NUMBA", request.param != "padded")

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels import reference
-from engine.kernels.cpu import plain
+from engine.kernels.cpu.attention import plain
+from engine.kernels.reference import attention as reference
 
 pytest.importorskip("numba")
 
-from engine.kernels import cpu_layer, cpu_linear, cpu_tiles
+from engine.kernels.cpu import layer as cpu_layer
+from engine.kernels.cpu import linear as cpu_linear
+from engine.kernels.cpu.llvm import register_tiles as cpu_tiles
 
 NO_BIAS = np.empty(0, dtype=np.float32)
 DTYPES = [torch.float32, torch.bfloat16]

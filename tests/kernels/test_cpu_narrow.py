@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels import reference
-from engine.kernels.cpu import plain
+from engine.kernels.cpu.attention import plain
+from engine.kernels.reference import attention as reference
 from tests.kernels.multipliers import NAMES, multiplier_or_skip
 
 pytest.importorskip("numba")
 
-from engine.kernels import cpu_narrow
-from engine.kernels import cpu_narrow_linear as narrow
-from engine.kernels.cpu_linear import ADD, GATED, STORE
+from engine.kernels.cpu import linear_bf16 as narrow
+from engine.kernels.cpu import multiply_bf16 as cpu_narrow
+from engine.kernels.cpu.linear import ADD, GATED, STORE
 
 NO_BIAS = np.empty(0, dtype=np.float32)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.kernels import reference
+from engine.kernels.reference import attention as reference
 from tests.kernels.steps import Case, random_case
 
 

@@ -11,8 +11,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from engine.kernels import dispatch, reference, triton_attention, triton_context, triton_single
+from engine.kernels import dispatch
 from engine.kernels.layout import StepLayout
+from engine.kernels.reference import attention as reference
+from engine.kernels.triton import attention as triton_attention
+from engine.kernels.triton import cached_rows as triton_context
+from engine.kernels.triton import decode_attention as triton_single
 from tests.kernels.steps import Case, as_bits, random_case, random_spans
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from engine.kernels import reference
+from engine.kernels.reference import attention as reference
 
 pytest.importorskip("triton")
 
-from engine.kernels import triton_layer
+from engine.kernels.triton import layer as triton_layer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn

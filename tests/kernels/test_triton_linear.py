@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from engine.kernels.triton_linear import MAX_TOKENS, TILINGS, Tiling, linear_few, num_splits
+from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Tiling, linear_few, num_splits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

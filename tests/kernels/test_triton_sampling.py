@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels import cpu_sampling
-from engine.kernels.reference_sampling import draw as draw_slowly
-from engine.kernels.reference_sampling import kept
+from engine.kernels.cpu import sampling as cpu_sampling
+from engine.kernels.reference.sampling import draw as draw_slowly
+from engine.kernels.reference.sampling import kept
 
 pytest.importorskip("triton")
 
-from engine.kernels.triton_sampling import draw
+from engine.kernels.triton.sampling import draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # A row of two hundred tokens in several blocks and tiles, and with more tokens than candidates.

@@ -7,8 +7,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from engine.kernels import dispatch, reference, triton_slots
-from engine.kernels.triton_slots import SlotCopier
+from engine.kernels import dispatch
+from engine.kernels.reference import attention as reference
+from engine.kernels.triton import slots as triton_slots
+from engine.kernels.triton.slots import SlotCopier
 from engine.runner.attention import LayerCache
 from tests.kernels.steps import as_bits
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.interpreter import GridExecutor
 
-from engine.kernels import triton_context
+from engine.kernels.triton import cached_rows as triton_context
 from tests.runner.fake_gpu import GPU, FakeGpu, GpuTensor, _current, gpu
 
 

@@ -16,7 +16,7 @@ from tests.runner.driver import Driver, load_runner
 
 pytest.importorskip("numba")
 
-from engine.kernels import cpu_narrow
+from engine.kernels.cpu import multiply_bf16 as cpu_narrow
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
 ODD = {

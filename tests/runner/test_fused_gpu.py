@@ -13,8 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from engine.kernels import reference
 from engine.kernels.layout import StepLayout
+from engine.kernels.reference import attention as reference
 from engine.runner import model as loading
 from engine.runner.attention import LayerCache
 from engine.runner.fused import is_known
@@ -25,7 +25,7 @@ pytest.importorskip("triton")
 
 from triton.runtime.errors import OutOfResources
 
-from engine.kernels.triton_linear import TILINGS
+from engine.kernels.triton.linear import TILINGS
 from engine.runner.fused_gpu import FusedGpuDecoder
 from engine.runner.products_gpu import Product, Weight
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.kernels import reference
 from engine.kernels.layout import StepLayout
+from engine.kernels.reference import attention as reference
 from engine.runner.attention import IMPLEMENTATION, PackedStep
 from engine.runner.graphs import CudaGraphs, DecodeGraphs, GraphBackend, GraphSizes
 from engine.runner.kv_memory import allocate_kv

@@ -18,7 +18,7 @@ from tests.runner.test_host_kv import CPU, make_caches
 
 
 class TorchCopier:
-    """`engine.kernels.reference.SlotCopier` without a look at the slots: that would have the host wait."""
+    """`engine.kernels.reference.attention.SlotCopier` without a look at the slots: that would have the host wait."""
 
     def __init__(self, caches: Mapping[int, LayerCache]) -> None:
         self._parts = [

@@ -26,7 +26,7 @@ from tests.factories_models import make_model
 from tests.runner.driver import GREEDY, Driver, load_runner
 
 pytest.importorskip("triton")
-from engine.kernels.interpreter import INTERPRETED
+from engine.kernels.triton.interpreter import INTERPRETED
 from tests.runner.fake_cuda import cuda
 from tests.runner.fake_gpu import GPU, FakeGpu
 
@@ -344,7 +344,7 @@ def test_a_capture_holds_no_copies_and_no_waits(gpu: FakeGpu) -> None:
 
 
 def test_kernels_take_no_tensors_of_the_host(gpu: FakeGpu) -> None:
-    from engine.kernels.triton_layer import silu_gated
+    from engine.kernels.triton.layer import silu_gated
 
     with pytest.raises(RuntimeError, match="a kernel is given a tensor of the host"):
         silu_gated(torch.ones(1, 8, device=GPU), torch.empty(1, 4))

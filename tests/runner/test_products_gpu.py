@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from triton.runtime.errors import OutOfResources
 
-from engine.kernels.triton_linear import TILINGS, linear_few
+from engine.kernels.triton.linear import TILINGS, linear_few
 from engine.runner import products_gpu
 from engine.runner.products_gpu import Product, Weight, fastest
 

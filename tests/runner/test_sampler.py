@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels.cpu_sampling import top_k_top_p_threshold
+from engine.kernels.cpu.sampling import top_k_top_p_threshold
 from engine.runner.sampler import Sampler
 from engine.runner.sampling_rows import SamplingRows
 from tests.runner.sampling_bench import (

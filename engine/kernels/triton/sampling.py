@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels import interpreter  # noqa: F401  # mends what the kernel needs where there is no GPU
-from engine.kernels.triton_sampling_search import (
+from engine.kernels.triton import interpreter  # noqa: F401  # mends what the kernel needs where there is no GPU
+from engine.kernels.triton.sampling_search import (
     COLDEST,
     HOTTEST,
     LARGEST_KEY,
@@ -219,7 +219,7 @@ def draw(
     tile: int = _TILE,
     num_candidates: int = _CANDIDATES,
 ) -> torch.Tensor:  # [n] int64, there
-    """Each row's next token: see `engine.kernels.reference_sampling.draw`. A row's depends on its own logits and
+    """Each row's next token: see `engine.kernels.reference.sampling.draw`. A row's depends on its own logits and
     numbers only. Waits for nothing. The sizes (powers of two) say how a row is cut up, and change no token."""
     (num_rows, vocab_size), device = logits.shape, logits.device
     if numbers.shape != (5, num_rows) or numbers.dtype != torch.float64 or not numbers.is_contiguous():

@@ -23,8 +23,8 @@ from typing import Any
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 import numpy as np
 
-from engine.kernels.cpu_scalars import CACHE_LINE_BYTES
-from engine.kernels.cpu_tiles import I64, declared, prefetch_line, repeat
+from engine.kernels.cpu.llvm.register_tiles import I64, declared, prefetch_line, repeat
+from engine.kernels.cpu.scalars import CACHE_LINE_BYTES
 
 _TILE = 16  # rows, and columns of float32
 _BLOCK_BYTES = _TILE * CACHE_LINE_BYTES

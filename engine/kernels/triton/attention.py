@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from engine.kernels.layout import StepLayout
-from engine.kernels.triton_chunk import attend_chunks
-from engine.kernels.triton_context import attention_inputs
-from engine.kernels.triton_single import attend_singles
-from engine.kernels.triton_slots import store_kv
+from engine.kernels.triton.cached_rows import attention_inputs
+from engine.kernels.triton.decode_attention import attend_singles
+from engine.kernels.triton.prefill_attention import attend_chunks
+from engine.kernels.triton.slots import store_kv
 
 
 def attention(

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from engine.kernels.cpu_scalars import FAST, exp
-from engine.kernels.cpu_tiles import AHEAD_BITS, PANEL, TILE_ROWS, tile
+from engine.kernels.cpu.llvm.register_tiles import AHEAD_BITS, PANEL, TILE_ROWS, tile
+from engine.kernels.cpu.scalars import FAST, exp
 
 _ROW_BLOCK_BYTES = 256 * 1024  # of x, beside a panel, in an L2 cache of at least 512 KiB
 _SOON_BYTES = 4096  # far enough for a read from memory, a small part of a panel

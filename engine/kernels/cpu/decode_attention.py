@@ -15,9 +15,17 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu_gather import DOT_KEYS, DOT_ROWS, GATHER_ROWS, GATHER_VECTORS, LANES, dots, gather
-from engine.kernels.cpu_rows import exp_row, peak_of
-from engine.kernels.cpu_scalars import CACHE_LINE_BYTES, FAST, exp, narrow, prefetch, widen
+from engine.kernels.cpu.llvm.exponentials import exp_row, peak_of
+from engine.kernels.cpu.llvm.gather_tiles import (
+    DOT_KEYS,
+    DOT_ROWS,
+    GATHER_ROWS,
+    GATHER_VECTORS,
+    LANES,
+    dots,
+    gather,
+)
+from engine.kernels.cpu.scalars import CACHE_LINE_BYTES, FAST, exp, narrow, prefetch, widen
 
 # How many slots ahead of its use a K or V line is asked for. Slots that run down a block, or jump to another, defeat
 # the hardware's own guess: without this they take three times as long.

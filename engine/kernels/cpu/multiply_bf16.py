@@ -24,9 +24,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from engine.kernels import cpu_amx, cpu_pairs
-from engine.kernels.cpu_amx import CONFIG
-from engine.kernels.cpu_scalars import CACHE_LINE_BYTES
+from engine.kernels.cpu.llvm import amx as cpu_amx
+from engine.kernels.cpu.llvm import avx512_bf16 as cpu_pairs
+from engine.kernels.cpu.llvm.amx import CONFIG
+from engine.kernels.cpu.scalars import CACHE_LINE_BYTES
 
 STEP = 32  # of what is summed, at a time
 PANEL = 32  # of a panel

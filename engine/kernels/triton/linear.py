@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-import engine.kernels.interpreter  # noqa: F401  (mends it, where kernels run in it)
+import engine.kernels.triton.interpreter  # noqa: F401  (mends it, where kernels run in it)
 
 # More tokens than this are for a product that reads the tokens in blocks too.
 MAX_TOKENS = 64

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.layout import CHUNK_TILE_TOKENS
-from engine.kernels.triton_context import padded
+from engine.kernels.triton.cached_rows import padded
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from engine.kernels.layout import StepLayout
-from engine.kernels.triton_context import LOG2_E, AttentionInputs, base2_scores, num_processors, widen
-from engine.kernels.triton_shapes import single_shape
+from engine.kernels.triton.cached_rows import LOG2_E, AttentionInputs, base2_scores, num_processors, widen
+from engine.kernels.triton.tile_shapes import single_shape
 
 # A share shorter than this is not worth its part of the merge.
 MIN_SHARE_TOKENS = 128

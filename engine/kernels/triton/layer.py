@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.triton_context import FP8, FP8_MAX, converts_fp8, narrow
+from engine.kernels.triton.cached_rows import FP8, FP8_MAX, converts_fp8, narrow
 
 # Elements of 16 bits that a thread loads at once: 16 bytes, the widest load there is.
 _LOADED_AT_ONCE = 8

@@ -12,10 +12,11 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from engine.kernels import cpu_linear, cpu_narrow_linear
-from engine.kernels.cpu_attention import attend
-from engine.kernels.cpu_layer import rms_norm, rotate_and_store
-from engine.kernels.cpu_linear import ADD, GATED, STORE
+from engine.kernels.cpu import linear as cpu_linear
+from engine.kernels.cpu import linear_bf16 as cpu_narrow_linear
+from engine.kernels.cpu.layer import rms_norm, rotate_and_store
+from engine.kernels.cpu.linear import ADD, GATED, STORE
+from engine.kernels.cpu.step_attention import attend
 
 
 @njit(cache=True, nogil=True)
@@ -33,8 +34,8 @@ def attention(
     slots: Any,  # [T] int64
     k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16; written at `slots`
     v_cache: Any,
-    multiplier: Any,  # `engine.kernels.cpu.chunk_multiplier`
-    work: Any,  # `engine.kernels.cpu.attention_work`
+    multiplier: Any,  # `engine.kernels.cpu.attention.chunk_multiplier`
+    work: Any,  # `engine.kernels.cpu.attention.attention_work`
     num_threads: Any,
     normed: Any,  # [T, H] what products take; overwritten
     qkv: Any,  # [T, >= (Hq + 2 Hkv) D] float32, overwritten

@@ -9,8 +9,7 @@ import llvmlite.ir as ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from engine.kernels.cpu_scalars import CACHE_LINE_BYTES
-from engine.kernels.cpu_tiles import (
+from engine.kernels.cpu.llvm.register_tiles import (
     F32,
     HAS_512_BITS,
     I32,
@@ -22,6 +21,7 @@ from engine.kernels.cpu_tiles import (
     repeat,
     switch_rows,
 )
+from engine.kernels.cpu.scalars import CACHE_LINE_BYTES
 
 # A cache line of bfloat16 is two of these; head sizes are multiples of it (others take the plain loops).
 LANES = 16

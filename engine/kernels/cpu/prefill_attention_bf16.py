@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu_narrow import (
+from engine.kernels.cpu.llvm.exponentials import exp_row_narrow, narrow_row, peak_of
+from engine.kernels.cpu.multiply_bf16 import (
     PANEL,
     ROWS,
     STEP,
@@ -26,8 +27,7 @@ from engine.kernels.cpu_narrow import (
     multiply,
     release,
 )
-from engine.kernels.cpu_rows import exp_row_narrow, narrow_row, peak_of
-from engine.kernels.cpu_scalars import FAST, exp, narrow
+from engine.kernels.cpu.scalars import FAST, exp, narrow
 
 _KEYS = 256  # a block's K and V panels, 64 values each, take 64 KiB of an L2 cache
 

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from engine.kernels.layout import CHUNK_TILE_TOKENS, StepLayout
-from engine.kernels.triton_context import LOG2_E, AttentionInputs, base2_scores, widen
-from engine.kernels.triton_shapes import chunk_shape
+from engine.kernels.triton.cached_rows import LOG2_E, AttentionInputs, base2_scores, widen
+from engine.kernels.triton.tile_shapes import chunk_shape
 
 # The score of a key that a query does not see: not -inf, of which two have no difference. Under a window a query may
 # see none of the first keys; what it sums up then is multiplied by 0 as soon as it sees one, and it does see itself.

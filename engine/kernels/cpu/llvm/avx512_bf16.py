@@ -19,8 +19,7 @@ from typing import Any
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 
-from engine.kernels.cpu_scalars import CACHE_LINE_BYTES
-from engine.kernels.cpu_tiles import (
+from engine.kernels.cpu.llvm.register_tiles import (
     F32,
     I32,
     I64,
@@ -31,6 +30,7 @@ from engine.kernels.cpu_tiles import (
     start_sums,
     switch_rows,
 )
+from engine.kernels.cpu.scalars import CACHE_LINE_BYTES
 
 _GROUP = 12  # rows
 _LANES = 16

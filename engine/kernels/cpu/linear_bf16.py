@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from engine.kernels.cpu_linear import ADD, GATED
-from engine.kernels.cpu_narrow import (
+from engine.kernels.cpu.linear import ADD, GATED
+from engine.kernels.cpu.llvm.exponentials import silu_gated
+from engine.kernels.cpu.multiply_bf16 import (
     PANEL,
     ROWS,
     STEP,
@@ -24,7 +25,6 @@ from engine.kernels.cpu_narrow import (
     multiply,
     release,
 )
-from engine.kernels.cpu_rows import silu_gated
 
 
 @njit(parallel=True, cache=True, nogil=True)

@@ -7,8 +7,9 @@ from typing import Any
 from numba import njit, types
 from numba.extending import overload
 
-from engine.kernels import cpu_chunk, cpu_narrow_chunk
-from engine.kernels.cpu_single import attend_single
+from engine.kernels.cpu import prefill_attention as cpu_chunk
+from engine.kernels.cpu import prefill_attention_bf16 as cpu_narrow_chunk
+from engine.kernels.cpu.decode_attention import attend_single
 
 
 @njit(cache=True, nogil=True)
@@ -16,8 +17,8 @@ def attend(
     q: Any,  # [T, Hq, D] float32
     k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16
     v_cache: Any,  # [num_slots, Hkv, Dv]
-    multiplier: Any,  # `engine.kernels.cpu.chunk_multiplier`
-    work: Any,  # `engine.kernels.cpu.attention_work`
+    multiplier: Any,  # `engine.kernels.cpu.attention.chunk_multiplier`
+    work: Any,  # `engine.kernels.cpu.attention.attention_work`
     scale: Any,
     window: Any,  # 0: none
     softcap: Any,  # 0: none

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.layout import IntArray, StepLayout
-from engine.kernels.reference import attend_sequence, store_kv, visible
+from engine.kernels.reference.attention import attend_sequence, store_kv, visible
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -88,8 +88,8 @@ def attend_stored(
 ) -> None:
     """`engine.kernels.reference.attention` without its stores: a call for the rows with one new token, one for the
     others."""
-    from engine.kernels import cpu_attention
-    from engine.kernels.cpu_scalars import use_threads
+    from engine.kernels.cpu import step_attention as cpu_attention
+    from engine.kernels.cpu.scalars import use_threads
 
     num_kv_heads, size, size_v = k_cache.shape[1], k_cache.shape[2], v_cache.shape[2]
     num_threads = use_threads(torch.get_num_threads())
@@ -103,7 +103,7 @@ def attend_stored(
 def chunk_multiplier(dtype: np.dtype[Any], size: int, size_v: int) -> Any:
     """What multiplies in `cpu_attention.attend` where rows have several new tokens, for caches of this (`plain`) dtype
     and these head sizes."""
-    from engine.kernels import cpu_narrow
+    from engine.kernels.cpu import multiply_bf16 as cpu_narrow
 
     fits = dtype == np.uint16 and size % cpu_narrow.STEP == size_v % cpu_narrow.PANEL == 0
     return cpu_narrow.multiplier() if fits else None

@@ -13,7 +13,7 @@ import llvmlite.ir as ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from engine.kernels.cpu_tiles import F32, I32, I64, declared, fma_of, repeat, splat
+from engine.kernels.cpu.llvm.register_tiles import F32, I32, I64, declared, fma_of, repeat, splat
 
 LANES = 16
 _VECTOR, _INTEGERS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)

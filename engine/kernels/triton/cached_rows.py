@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-import engine.kernels.interpreter  # noqa: F401  mends Triton's interpreter where kernels run in it
+import engine.kernels.triton.interpreter  # noqa: F401  mends Triton's interpreter where kernels run in it
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 FP8 = torch.float8_e4m3fn

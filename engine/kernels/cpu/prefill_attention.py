@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu_rows import LANES, exp_row, peak_of
-from engine.kernels.cpu_scalars import FAST, exp, narrow, widen
-from engine.kernels.cpu_tiles import PANEL, TILE_ROWS, tile
+from engine.kernels.cpu.llvm.exponentials import LANES, exp_row, peak_of
+from engine.kernels.cpu.llvm.register_tiles import PANEL, TILE_ROWS, tile
+from engine.kernels.cpu.scalars import FAST, exp, narrow, widen
 
 _KEYS = 256  # a block's K and V panels, 64 values each in float32, take 128 KiB of an L2 cache
 
