@@ -19,9 +19,9 @@ from benchmarks.machine import write_result
 from bros_batch.demo.documents import EXTRACTION_PROMPT, HELD_OUT_SEED, generate_documents
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention
-from engine.runner.attention import IMPLEMENTATION, PackedStep, attention_step
-from engine.runner.kv_memory import allocate_kv
-from engine.runner.selfcheck import discover_layers
+from engine.runner.kv.memory import allocate_kv
+from engine.runner.model.attention import IMPLEMENTATION, PackedStep, attention_step
+from engine.runner.model.selfcheck import discover_layers
 
 DTYPES = {"bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
 

@@ -105,7 +105,7 @@ def make_runner(config: EngineConfig) -> ModelRunner:
             wait=time.sleep,
         )
     if config.tensor_parallel_size > 1:
-        from engine.runner.parallel import ParallelRunner
+        from engine.runner.ranks.parallel_runner import ParallelRunner
 
         return ParallelRunner(config)
     from engine.runner.loading import load_runner

@@ -11,17 +11,17 @@ from engine.core.plan import RowStart, StepPlan
 from engine.core.terms import SamplingParams
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import CudaGraphs
-from engine.runner.host_kv import staging_bytes
-from engine.runner.kv_memory import (
+from engine.runner.kv.host import staging_bytes
+from engine.runner.kv.memory import (
     allocate_kv,
     bytes_per_slot,
     num_blocks_on_cpu,
     num_blocks_on_gpu,
     num_host_slots,
 )
-from engine.runner.model import CausalLM, ModelRefused, load_model
-from engine.runner.pass_memory import LargestPass, PassMemory
-from engine.runner.tensor_parallel import Ranks
+from engine.runner.model.causal_lm import CausalLM, ModelRefused, load_model
+from engine.runner.ranks.pass_memory import LargestPass, PassMemory
+from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchRunner
 
 KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn}

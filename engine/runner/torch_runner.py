@@ -19,16 +19,16 @@ import torch
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.terms import TokenLogprobs
 from engine.kernels.dispatch import attention_op
-from engine.runner.attention import LayerCache, PackedStep
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
-from engine.runner.host_kv import HostKV
-from engine.runner.model import CausalLM
-from engine.runner.pass_memory import PassMemory
-from engine.runner.sampler import Drawn, Sampler
-from engine.runner.sampling_rows import SamplingRows
+from engine.runner.kv.host import HostKV
+from engine.runner.model.attention import LayerCache, PackedStep
+from engine.runner.model.causal_lm import CausalLM
+from engine.runner.ranks.pass_memory import PassMemory
+from engine.runner.sampling.rows import SamplingRows
+from engine.runner.sampling.sampler import Drawn, Sampler
+from engine.runner.sampling.stop import StepRules, StopRules
 from engine.runner.step_inputs import Int64Array, StepArrays, StepTensors, pack
-from engine.runner.stop import StepRules, StopRules
 from engine.runner.streams import send, streams_of
 
 log = logging.getLogger("engine.runner")

@@ -11,7 +11,7 @@ from engine.kernels import dispatch
 from engine.kernels.reference import attention as reference
 from engine.kernels.triton import slots as triton_slots
 from engine.kernels.triton.slots import SlotCopier
-from engine.runner.attention import LayerCache
+from engine.runner.model.attention import LayerCache
 from tests.kernels.steps import as_bits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,8 +11,8 @@ import torch
 
 from engine.core.plan import RowStart
 from engine.core.terms import SamplingParams, TokenLogprobs
-from engine.runner.sampler import Drawn, Sampler
-from engine.runner.sampling_rows import SamplingRows
+from engine.runner.sampling.rows import SamplingRows
+from engine.runner.sampling.sampler import Drawn, Sampler
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EOS = frozenset({2})

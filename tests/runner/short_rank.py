@@ -1,4 +1,4 @@
-"""A rank's process that is short of memory: `python -m tests.runner.short_rank FD`, in place of `engine.runner.rank`.
+"""A rank's process that is short of memory: `python -m tests.runner.short_rank FD`, in place of `ranks.rank_process`.
 
 The variable SHORT_RANK says how: a `Shortage` as JSON. Each rank notes how many tokens its forward passes had, those
 that failed too, one number a line, in the file of its number.
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from engine.runner import rank
-from engine.runner.pass_memory import LargestPass, PassMemory
+from engine.runner.ranks import rank_process as rank
+from engine.runner.ranks.pass_memory import LargestPass, PassMemory
 from engine.runner.torch_runner import TorchRunner
 
 BYTES_A_TOKEN = 1000

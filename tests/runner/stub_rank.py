@@ -1,4 +1,4 @@
-"""A rank's process without a model: `python -m tests.runner.stub_rank FD`, in place of `engine.runner.rank`.
+"""A rank's process without a model: `python -m tests.runner.stub_rank FD`, in place of `ranks.rank_process`.
 
 What rank 1 does at a step is the first token id of its plan: `DIE`, `OUT_OF_MEMORY` or anything else. An answer's token
 is what rank 0 was told of how long passes may be (0: nothing). They hold as many KV blocks as they are asked to, or, if
@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 from engine.core.plan import StepPlan, StepResult
 from engine.runner.base import RunnerInfo
-from engine.runner.rank_messages import CLOSE, RESULT, Assignment, Failed, Ready
+from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready
 
 ANSWER, DIE, OUT_OF_MEMORY = range(3)
 EXIT_STATUS = 9

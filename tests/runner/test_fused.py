@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.runner import fused, model
-from engine.runner.model import load_model
+from engine.runner.model import causal_lm as model
+from engine.runner.model import fused_cpu as fused
+from engine.runner.model.causal_lm import load_model
 from tests.factories_models import make_model
 from tests.kernels.multipliers import NAMES, multiplier_or_skip
 from tests.runner.driver import Driver, load_runner

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
-from engine.runner import model as loading
-from engine.runner.attention import LayerCache
-from engine.runner.fused import is_known
-from engine.runner.model import load_model
+from engine.runner.model import causal_lm as loading
+from engine.runner.model.attention import LayerCache
+from engine.runner.model.causal_lm import load_model
+from engine.runner.model.fused_cpu import is_known
 from tests.factories_models import make_model
 
 pytest.importorskip("triton")
@@ -26,8 +26,8 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
 from engine.kernels.triton.linear import TILINGS
-from engine.runner.fused_gpu import FusedGpuDecoder
-from engine.runner.products_gpu import Product, Weight
+from engine.runner.model.fused_gpu import FusedGpuDecoder
+from engine.runner.model.linear_gpu import Product, Weight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
-from engine.runner.attention import IMPLEMENTATION, PackedStep
 from engine.runner.graphs import CudaGraphs, DecodeGraphs, GraphBackend, GraphSizes
-from engine.runner.kv_memory import allocate_kv
-from engine.runner.model import CausalLM
-from engine.runner.selfcheck import discover_layers
+from engine.runner.kv.memory import allocate_kv
+from engine.runner.model.attention import IMPLEMENTATION, PackedStep
+from engine.runner.model.causal_lm import CausalLM
+from engine.runner.model.selfcheck import discover_layers
 from engine.runner.step_inputs import StepArrays, StepTensors
 from tests.factories_models import VOCAB_SIZE, make_model
 from tests.runner.fake_device import FakeGraphs

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from engine.core.terms import SamplingParams
-from engine.runner.attention import LayerCache
-from engine.runner.host_kv import BUFFER_BYTES, NUM_BUFFERS, HostKV, staging_bytes
-from engine.runner.kv_memory import num_host_slots
+from engine.runner.kv.host import BUFFER_BYTES, NUM_BUFFERS, HostKV, staging_bytes
+from engine.runner.kv.memory import num_host_slots
+from engine.runner.model.attention import LayerCache
 from engine.runner.streams import InOrder
 from tests.factories_models import make_model
 from tests.runner.driver import Driver, load_runner

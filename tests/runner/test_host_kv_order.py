@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.runner.attention import LayerCache
-from engine.runner.host_kv import HostKV
+from engine.runner.kv.host import HostKV
+from engine.runner.model.attention import LayerCache
 from engine.runner.streams import CudaStreams, Event, Stream
 from tests.runner.fake_device import FakeDevice, poison
 from tests.runner.test_host_kv import CPU, make_caches

@@ -23,11 +23,11 @@ from engine.__main__ import make_runner
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan
 from engine.core.terms import FinishReason, SamplingParams
-from engine.runner import parallel
 from engine.runner.base import ModelRunner, RunnerRestarted
-from engine.runner.model import ModelRefused
-from engine.runner.parallel import ParallelRunner
-from engine.runner.tensor_parallel import Ranks, reason_against, split_among
+from engine.runner.model.causal_lm import ModelRefused
+from engine.runner.ranks import parallel_runner as parallel
+from engine.runner.ranks.parallel_runner import ParallelRunner
+from engine.runner.ranks.tensor_parallel import Ranks, reason_against, split_among
 from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, make_model, own_model
 from tests.runner.driver import Driver
@@ -65,7 +65,7 @@ def processes_of(runner: ModelRunner) -> list[psutil.Process]:
 
 def rank_processes(parent: int | None = None) -> list[psutil.Process]:
     children = psutil.Process(parent).children(recursive=True)
-    return [child for child in children if "engine.runner.rank" in " ".join(child.cmdline())]
+    return [child for child in children if "engine.runner.ranks.rank_process" in " ".join(child.cmdline())]
 
 
 @contextmanager
@@ -237,7 +237,7 @@ def test_ranks_end_when_the_engine_is_killed(llama: Path, tmp_path: Path) -> Non
     """In the middle of a step: one rank waits for the other, which waits for a plan that never comes."""
     program = (
         "import sys, pickle, time\n"
-        "from engine.runner.parallel import ParallelRunner\n"
+        "from engine.runner.ranks.parallel_runner import ParallelRunner\n"
         "runner = ParallelRunner(pickle.loads(bytes.fromhex(sys.argv[1])))\n"
         "plan = pickle.loads(bytes.fromhex(sys.argv[2]))\n"
         "runner._ranks[0].tell(pickle.dumps(plan))\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.runner.pass_memory import LargestPass, PassMemory
+from engine.runner.ranks.pass_memory import LargestPass, PassMemory
 from tests.factories_models import make_model
 from tests.runner.driver import load_runner
 from tests.runner.test_out_of_memory import outputs_of, short_of_memory

@@ -15,8 +15,8 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
 from engine.kernels.triton.linear import TILINGS, linear_few
-from engine.runner import products_gpu
-from engine.runner.products_gpu import Product, Weight, fastest
+from engine.runner.model import linear_gpu as products_gpu
+from engine.runner.model.linear_gpu import Product, Weight, fastest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from engine.runner.model import ModelRefused, load_model
+from engine.runner.model.causal_lm import ModelRefused, load_model
 from tests.factories_models import make_model
 
 

@@ -15,9 +15,9 @@ from engine.core.request import Request
 from engine.core.terms import FinishedEvent, FinishReason, Lane
 from engine.loop import Add, EngineLoop, Message, Stop
 from engine.profiling import first_cost_model
-from engine.runner import parallel
 from engine.runner.base import ModelRunner, RunnerRestarted
-from engine.runner.parallel import ParallelRunner
+from engine.runner.ranks import parallel_runner as parallel
+from engine.runner.ranks.parallel_runner import ParallelRunner
 from tests.factories import Outputs, RestartingRunner, request, scheduler_for
 from tests.factories_models import make_model, own_model
 from tests.runner.short_rank import Shortage

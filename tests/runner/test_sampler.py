@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.kernels.cpu.sampling import top_k_top_p_threshold
-from engine.runner.sampler import Sampler
-from engine.runner.sampling_rows import SamplingRows
+from engine.runner.sampling.rows import SamplingRows
+from engine.runner.sampling.sampler import Sampler
 from tests.runner.sampling_bench import (
     EOS,
     VOCAB,

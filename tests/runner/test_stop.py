@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.plan import RowStart
 from engine.core.terms import SamplingParams
-from engine.runner.stop import StopRules, StopStrings
+from engine.runner.sampling.stop import StopRules, StopStrings
 from tests.factories_models import make_tokenizer
 
 EOS = frozenset({2})

@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.plan import SlotCopy, StepPlan
 from engine.core.terms import SamplingParams
-from engine.runner.model import ModelRefused, load_model
+from engine.runner.model.causal_lm import ModelRefused, load_model
 from tests.factories_models import VOCAB_SIZE, make_model, make_tokenizer
 from tests.runner.driver import GREEDY, Driver, load_runner
 

@@ -11,7 +11,7 @@ import torch
 
 from engine.core.terms import TokenLogprobs
 from engine.kernels.cpu import sampling as cpu_sampling
-from engine.runner.sampling_rows import IntArray, SamplingRows, TokenCounts
+from engine.runner.sampling.rows import IntArray, SamplingRows, TokenCounts
 from engine.runner.streams import send
 
 # Tensors in a transfer begin at multiples of so many bytes: what the widest load wants.

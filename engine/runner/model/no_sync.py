@@ -11,7 +11,7 @@ _CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 
 def keep_from_waiting(model: Any) -> None:
     """GPT-2 and others look for padding among a step's token ids, to warn of it; rotary embeddings of some kinds look
-    for the largest position. `engine.runner.model.longest_context` says how far those are served."""
+    for the largest position. `engine.runner.model.causal_lm.longest_context` says how far those are served."""
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
             module.warn_if_padding_and_no_attention_mask = lambda *_: None

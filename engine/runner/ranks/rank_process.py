@@ -1,5 +1,7 @@
-"""One rank's process: `python -m engine.runner.rank FD`, started by `ParallelRunner`, which holds the other end of the
-socket FD. It makes the calls that the engine makes of its runner, in their order, on its own part of the model.
+"""One rank's process: `python -m engine.runner.ranks.rank_process FD`.
+
+`ParallelRunner` starts it and holds the other end of the socket FD. The process makes the calls that the engine makes
+of its runner, in their order, on its own part of the model.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from engine.runner.loading import load_runner
-from engine.runner.model import ModelRefused, resolve_device
-from engine.runner.rank_messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
-from engine.runner.tensor_parallel import Ranks
+from engine.runner.model.causal_lm import ModelRefused, resolve_device
+from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
+from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchStep
 
 

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention import attend_stored
 from engine.kernels.triton.layer import add_rms_norm, rotate_and_store, silu_gated
-from engine.runner.attention import LayerCache
-from engine.runner.fused import rotations
-from engine.runner.products_gpu import Product, Weight, fastest
+from engine.runner.model.attention import LayerCache
+from engine.runner.model.fused_cpu import rotations
+from engine.runner.model.linear_gpu import Product, Weight, fastest
 
 
 class AttendStored(Protocol):

@@ -31,11 +31,11 @@ from typing import NoReturn
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan, StepResult
 from engine.runner.base import RunnerInfo, RunnerRestarted
-from engine.runner.rank_messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
+from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
 
 log = logging.getLogger("engine.parallel")
 
-_PROGRAM = "engine.runner.rank"
+_PROGRAM = "engine.runner.ranks.rank_process"
 
 # Steps take fractions of a second, and the first ones, which compile kernels, a minute or two.
 _STEP_LIMIT_S = 600.0
@@ -56,7 +56,7 @@ class _Rank:
     def start(assignment: Assignment) -> _Rank:
         ours, theirs = Pipe()
         number, size = assignment.number, assignment.size
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         variables = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "PYTHONPATH": path}
         env = os.environ | {name: str(value) for name, value in variables.items()}
@@ -256,7 +256,7 @@ class ParallelRunner:
         self._kill()
         match self._last_words[number]:
             case Refused(message):
-                from engine.runner.model import ModelRefused
+                from engine.runner.model.causal_lm import ModelRefused
 
                 raise ModelRefused(message)
             case Failed(message, trace):

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from engine.kernels.dispatch import SlotCopier, slot_copier
-from engine.runner.attention import LayerCache
+from engine.runner.model.attention import LayerCache
 from engine.runner.streams import Event, Stream, Streams, send
 
 SlotArray = npt.NDArray[np.int64]

@@ -21,8 +21,8 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from engine.kernels.cpu.attention import attention_work, chunk_multiplier, is_compiled_for, plain
 from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
-from engine.runner.attention import LayerCache, LayerShape
-from engine.runner.products import Packed, Weights, Workspace
+from engine.runner.model.attention import LayerCache, LayerShape
+from engine.runner.model.linear_cpu import Packed, Weights, Workspace
 
 Array = npt.NDArray[Any]
 
@@ -222,7 +222,7 @@ def fuse(model: Any, layers: Mapping[int, LayerShape], max_model_len: int) -> De
     """Takes `model` apart: it cannot be called any more."""
     if backend_of(model.device) == "cpu":
         return FusedDecoder(model, layers[0].key_size, max_model_len)
-    from engine.runner.fused_gpu import FusedGpuDecoder
+    from engine.runner.model.fused_gpu import FusedGpuDecoder
 
     return FusedGpuDecoder(model, layers[0].key_size, max_model_len)
 

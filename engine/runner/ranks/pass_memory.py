@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from engine.runner.tensor_parallel import Ranks
+from engine.runner.ranks.tensor_parallel import Ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from engine.runner.attention import IMPLEMENTATION, LayerShape, PackedStep, attention_step
-from engine.runner.fused import Decoder, can_fuse, fuse
-from engine.runner.no_waiting import keep_from_waiting
-from engine.runner.packed_linear import can_pack, pack_linears, unpack_linears
-from engine.runner.selfcheck import check_packed, discover_layers, own_logits
-from engine.runner.tensor_parallel import Ranks, reason_against, split_among
+from engine.runner.model.attention import IMPLEMENTATION, LayerShape, PackedStep, attention_step
+from engine.runner.model.fused_cpu import Decoder, can_fuse, fuse
+from engine.runner.model.linear_onednn import can_pack, pack_linears, unpack_linears
+from engine.runner.model.no_sync import keep_from_waiting
+from engine.runner.model.selfcheck import check_packed, discover_layers, own_logits
+from engine.runner.ranks.tensor_parallel import Ranks, reason_against, split_among
 
 log = logging.getLogger("engine.model")
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from engine.kernels.dispatch import attention_op
 from engine.kernels.layout import StepLayout
-from engine.runner.attention import (
+from engine.runner.kv.memory import allocate_kv
+from engine.runner.model.attention import (
     DISCOVERY,
     IMPLEMENTATION,
     Discovery,
@@ -18,10 +19,9 @@ from engine.runner.attention import (
     UnsupportedAttention,
     attention_step,
 )
-from engine.runner.kv_memory import allocate_kv
 
 if TYPE_CHECKING:
-    from engine.runner.model import CausalLM
+    from engine.runner.model.causal_lm import CausalLM
 
 # Two sequences and how their tokens are split among steps: prompt chunks and single tokens, packed in both orders.
 _LENGTHS = (24, 11)

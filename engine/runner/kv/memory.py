@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from engine.runner.attention import LayerCache, LayerShape
+from engine.runner.model.attention import LayerCache, LayerShape
 
 # Of the memory a machine has free, what KV may take on a CPU: the rest is for the model's activations and for others.
 CPU_MEMORY_SHARE = 0.4
