@@ -24,7 +24,7 @@ from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.lanes.admission import Admission
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import IoThread, Lanes
-from engine.lanes.socket import SocketLane, SocketLaneConfig
+from engine.lanes.socket_lane import SocketLane, SocketLaneConfig
 from engine.loop import EngineLoop
 from engine.profiling import first_cost_model, store_cost_model
 from engine.runner.base import ModelRunner, RunnerInfo
@@ -138,7 +138,7 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
         return socket_lane, None
     from redis.asyncio import Redis
 
-    from engine.lanes.pull import PullLane, PullLaneConfig
+    from engine.lanes.pull_lane import PullLane, PullLaneConfig
 
     pull_config = PullLaneConfig(
         model=config.served_model_name,

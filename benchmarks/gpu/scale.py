@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.sim.lengths import Uniform
-from engine.sim.workloads import WORKLOADS, Workload
+from engine.sim.traces.lengths import Uniform
+from engine.sim.traces.workloads import WORKLOADS, Workload
 
 # The parts of a run, in order, and the share of the time that each gets: about what it needs on an H200.
 SHARES = {

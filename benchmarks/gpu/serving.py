@@ -25,8 +25,8 @@ from engine.runner.base import ModelRunner
 from engine.sim.feed import Feed, Limits
 from engine.sim.replay import BE_PREFETCH, NOTHING
 from engine.sim.report import report_of
-from engine.sim.traces import Arrival, backlog, open_arrivals
-from engine.sim.workloads import Workload
+from engine.sim.traces.synthetic import Arrival, backlog, open_arrivals
+from engine.sim.traces.workloads import Workload
 
 SEED = 0
 PROMISE = SLO(ttft_s=0.2, tpot_s=0.03)

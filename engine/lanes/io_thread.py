@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from engine.core.outlook import Outlook
 from engine.lanes.exchange import Exchange, Mailbox
-from engine.lanes.socket import SocketLane
+from engine.lanes.socket_lane import SocketLane
 from engine.loop import LoopEvent, Stop
 
 if TYPE_CHECKING:
-    from engine.lanes.pull import PullLane  # imports redis, which an engine without a BE lane needs not have
+    from engine.lanes.pull_lane import (
+        PullLane,  # imports redis, which an engine without a BE lane needs not have
+    )
 
 log = logging.getLogger("engine.io")
 

@@ -11,8 +11,8 @@ from engine.core.request import Request
 from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
 from engine.loop import Add, LoopEvent, Message, Stop
 from engine.sim.clock import VirtualClock
-from engine.sim.statistics import LaneStatistics
-from engine.sim.traces import Arrival
+from engine.sim.outcomes import LaneStatistics
+from engine.sim.traces.synthetic import Arrival
 
 # Ids of prompt tokens only have to differ between requests, so that no two share a prefix by chance.
 NUM_TOKEN_IDS = 1 << 20
@@ -174,7 +174,7 @@ class Feed:
             arrival.lane,
             prompt,
             self._sampling,
-            # BE's time starts when the engine takes it from the stream, as in `engine.lanes.delivery`.
+            # BE's time starts when the engine takes it from the stream, as in `engine.lanes.pulled_item`.
             arrival_s=arrival.arrival_s if is_rt else self._clock.now_s,
             slo=(arrival.slo or self._default_slo) if is_rt else None,
             priority=arrival.priority,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.core.terms import SLO, Lane
-from engine.sim.statistics import LaneStatistics
+from engine.sim.outcomes import LaneStatistics
 
 MAX_POINTS = 2000
 BULK_POINTS = 48

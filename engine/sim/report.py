@@ -10,7 +10,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishReason, Lane, Policy
 from engine.metrics import EngineMetrics
 from engine.sim.feed import Feed, Progress
-from engine.sim.statistics import LaneStatistics, percentile
+from engine.sim.outcomes import LaneStatistics, percentile
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from engine.core.terms import SLO, Lane, Policy
-from engine.sim import trace_file
 from engine.sim.device import parse_device
 from engine.sim.feed import Limits
 from engine.sim.replay import BE_PREFETCH, BLOCK_SIZE, NOTHING, Load, Setup
-from engine.sim.traces import backlog, open_arrivals
-from engine.sim.workloads import WORKLOADS, Workload
+from engine.sim.traces import trace_file
+from engine.sim.traces.synthetic import backlog, open_arrivals
+from engine.sim.traces.workloads import WORKLOADS, Workload
 
 POLICIES = tuple(policy.value for policy in Policy)
 
@@ -83,7 +83,7 @@ def synthetic_load(
     seed: int,
     every: int = 1,
 ) -> Load:
-    """BE without a rate is a backlog without end. `every`: see `engine.sim.traces.open_arrivals`."""
+    """BE without a rate is a backlog without end. `every`: see `engine.sim.traces.synthetic.open_arrivals`."""
     if limits.num_requests is None and limits.duration_s is None:
         raise ValueError("a load that never ends; give a number of requests or a duration")
     rt_source = be_source = NOTHING

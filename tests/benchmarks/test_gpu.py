@@ -30,7 +30,7 @@ from benchmarks.gpu.scale import FULL, MODELS, SHARES
 from benchmarks.gpu.serving import SEED, WARM_UP_MOST_S, WARM_UP_SHARE, window_s
 from benchmarks.gpu.targets import MIN_CHATS, TARGETS
 from engine.core.terms import Lane
-from engine.sim.traces import open_arrivals
+from engine.sim.traces.synthetic import open_arrivals
 
 MINUTES = 4.0  # at most: it takes one on an idle machine
 

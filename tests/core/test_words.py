@@ -5,7 +5,7 @@ import dataclasses
 import msgspec
 
 from engine.core.terms import SamplingParams
-from engine.lanes.words import sampling_params
+from engine.lanes.translation import sampling_params
 from engine.wire.protocol import Sampling
 
 

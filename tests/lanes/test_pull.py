@@ -10,7 +10,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from engine.core.terms import Lane
-from engine.lanes.words import sampling_params
+from engine.lanes.translation import sampling_params
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire import protocol
 from engine.wire.protocol import Sampling, WorkItem, WorkResult

@@ -11,7 +11,7 @@ from engine.core.terms import SLO, Lane, Policy
 from engine.sim.device import DEVICES, StepCost
 from engine.sim.feed import Limits
 from engine.sim.replay import Replay, Setup
-from engine.sim.traces import Arrival
+from engine.sim.traces.synthetic import Arrival
 from tests.sim.loads import fixed
 
 MOST_OUTPUT_TOKENS = 40

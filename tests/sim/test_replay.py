@@ -11,9 +11,9 @@ from engine.core.terms import SLO, FinishedEvent, FinishReason, Lane, Policy, To
 from engine.sim.clock import VirtualClock
 from engine.sim.device import DEVICES, StepCost, parse_device
 from engine.sim.feed import Limits, Stuck
+from engine.sim.outcomes import Timeline, percentile
 from engine.sim.replay import Replay, replay
-from engine.sim.statistics import Timeline, percentile
-from engine.sim.traces import Arrival
+from engine.sim.traces.synthetic import Arrival
 from tests.sim.loads import fixed, load, setup
 
 

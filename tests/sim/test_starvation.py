@@ -11,7 +11,7 @@ from engine.core.terms import SLO, Lane, Policy
 from engine.sim.device import DEVICES, StepCost
 from engine.sim.feed import Limits
 from engine.sim.replay import Replay
-from engine.sim.traces import Arrival
+from engine.sim.traces.synthetic import Arrival
 from tests.sim.loads import CountedRunner, fixed, setup
 
 HOUR_S = 3600.0

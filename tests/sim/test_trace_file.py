@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from engine.core.terms import SLO, Lane
-from engine.sim import trace_file
 from engine.sim.feed import Limits
 from engine.sim.replay import replay
 from engine.sim.scenario import trace_load
-from engine.sim.trace_file import TraceError
-from engine.sim.traces import Arrival
+from engine.sim.traces import trace_file
+from engine.sim.traces.synthetic import Arrival
+from engine.sim.traces.trace_file import TraceError
 from tests.sim.loads import setup
 
 RT = '{"arrival_s": 0.5, "lane": "rt", "prompt_tokens": 20, "output_tokens": 3, "ttft_s": 0.2}'

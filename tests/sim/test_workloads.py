@@ -9,11 +9,11 @@ import statistics
 import pytest
 
 from engine.core.terms import Lane
-from engine.sim.arrivals import Gamma, OnOff
-from engine.sim.lengths import PERCENTILES, Lognormal, Percentiles, Uniform
-from engine.sim.statistics import percentile
-from engine.sim.traces import backlog, open_arrivals
-from engine.sim.workloads import WORKLOADS
+from engine.sim.outcomes import percentile
+from engine.sim.traces.arrivals import Gamma, OnOff
+from engine.sim.traces.lengths import PERCENTILES, Lognormal, Percentiles, Uniform
+from engine.sim.traces.synthetic import backlog, open_arrivals
+from engine.sim.traces.workloads import WORKLOADS
 
 MEANS = {  # prompts, outputs
     "azure-2023-conv": (1155, 211),

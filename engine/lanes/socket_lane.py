@@ -11,8 +11,8 @@ from pathlib import Path
 
 from engine.core.terms import SLO
 from engine.lanes.admission import Admission
-from engine.lanes.connection import Connection
 from engine.lanes.exchange import Exchange
+from engine.lanes.socket_connection import Connection
 from engine.wire.framing import Address
 from engine.wire.protocol import Welcome
 

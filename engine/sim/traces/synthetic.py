@@ -8,7 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from engine.core.terms import SLO, Lane
-from engine.sim.workloads import Workload
+from engine.sim.traces.workloads import Workload
 
 
 class Arrival(NamedTuple):

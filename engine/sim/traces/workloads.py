@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.sim.arrivals import Arrivals, Gamma, OnOff
-from engine.sim.lengths import Lengths, Lognormal, Percentiles, Uniform
+from engine.sim.traces.arrivals import Arrivals, Gamma, OnOff
+from engine.sim.traces.lengths import Lengths, Lognormal, Percentiles, Uniform
 
 POISSON = Gamma(1.0)
 

@@ -22,9 +22,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from engine.core.terms import FinishedEvent, TokenEvent
 from engine.lanes.admission import Admission
-from engine.lanes.delivery import Delivery
 from engine.lanes.exchange import Exchange
-from engine.lanes.results import ResultQueue
+from engine.lanes.pulled_item import Delivery
+from engine.lanes.result_queue import ResultQueue
 from engine.wire import protocol
 from engine.wire.protocol import WorkResult
 

@@ -10,7 +10,7 @@ import msgspec
 from engine.core.request import Request
 from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
 from engine.lanes.admission import monotonic_deadline_s
-from engine.lanes.words import position_logprobs, sampling_params
+from engine.lanes.translation import position_logprobs, sampling_params
 from engine.wire.protocol import Choice, PositionLogprobs, WorkItem, WorkResult
 
 

@@ -13,7 +13,7 @@ import msgspec
 from engine.core.request import Request
 from engine.core.terms import SLO, FinishedEvent, Lane, TokenEvent
 from engine.lanes.admission import monotonic_deadline_s
-from engine.lanes.words import position_logprobs, sampling_params
+from engine.lanes.translation import position_logprobs, sampling_params
 from engine.wire.framing import FrameError, FrameReader
 from engine.wire.protocol import (
     PROTOCOL_VERSION,
@@ -32,7 +32,7 @@ from engine.wire.protocol import (
 )
 
 if TYPE_CHECKING:
-    from engine.lanes.socket import SocketLane
+    from engine.lanes.socket_lane import SocketLane
 
 # What a reader may fall behind before it is dropped: thousands of token frames.
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
