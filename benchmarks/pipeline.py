@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import write_result
-from bros_batch.models import Job
+from bros_batch.db.tables import Job
 from bros_batch.settings import DEMO_MODEL_DIR
 from tests.services import Processes, postgres_server, processes, redis_server, wait_for
 
@@ -118,7 +118,7 @@ def system(database: str, data_dir: Path) -> Iterator[System]:
             "BROS_MODEL": str(model),
             "BROS_SERVED_MODEL_NAME": MODEL_NAME,
         }
-        from bros_batch.db import upgrade
+        from bros_batch.db.connections import upgrade
 
         upgrade(url)
         group = stack.enter_context(processes())
@@ -142,8 +142,8 @@ def write_batch_file(path: Path, count: int) -> None:
 
 def submit(path: Path) -> str:
     """What the web does with an upload and a POST to /v1/batches."""
-    from bros_batch import store
-    from bros_batch.db import get_engine, writing
+    from bros_batch.db import store
+    from bros_batch.db.connections import get_engine, writing
     from bros_batch.tasks import dispatch
 
     with writing(get_engine()) as connection:
@@ -162,8 +162,8 @@ def submit(path: Path) -> str:
 
 def job_in(job_id: str, *statuses: str) -> Job | None:
     """The job if it stands in one of these."""
-    from bros_batch import store
-    from bros_batch.db import get_engine, reading
+    from bros_batch.db import store
+    from bros_batch.db.connections import get_engine, reading
 
     with reading(get_engine()) as connection:
         job = store.get_job(connection, job_id)
@@ -193,8 +193,8 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
     assert (job.status, job.total, job.failed) == ("in_progress", count, 0), job
     took_s = job.in_progress_at - started_s
 
-    from bros_batch import store
-    from bros_batch.db import get_engine, writing
+    from bros_batch.db import store
+    from bros_batch.db.connections import get_engine, writing
     from bros_batch.tasks import dispatch
 
     cancelled_s = time.time()

@@ -15,8 +15,9 @@ import msgspec
 from redis import Redis
 from sqlalchemy import Engine
 
-from bros_batch import store_lost, store_services
-from bros_batch.db import reading, writing
+from bros_batch.db import lost_items as store_lost
+from bros_batch.db import services as store_services
+from bros_batch.db.connections import reading, writing
 from bros_batch.settings import get_settings
 from engine.wire.protocol import CANCEL_CHANNEL, ENGINE_GROUP, GENERATION_KEY, engine_key, items_key
 

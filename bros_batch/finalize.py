@@ -18,13 +18,15 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection, Engine
 
-from bros_batch import store, store_control, store_ingest
-from bros_batch.db import reading, writing
+from bros_batch.db import ingestion as store_ingest
+from bros_batch.db import job_control as store_control
+from bros_batch.db import store
+from bros_batch.db.connections import reading, writing
+from bros_batch.db.ingestion import LeaseLost
+from bros_batch.db.states import ItemStatus, JobStatus
+from bros_batch.db.tables import Job
 from bros_batch.ingest import Progress
-from bros_batch.models import Job
 from bros_batch.settings import Settings
-from bros_batch.states import ItemStatus, JobStatus
-from bros_batch.store_ingest import LeaseLost
 
 END_ITEMS = 20_000
 PAGE_ROWS = 1_000

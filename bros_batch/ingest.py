@@ -16,15 +16,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from bros_batch import store, store_control, store_ingest
-from bros_batch.db import writing
+from bros_batch.db import ingestion as store_ingest
+from bros_batch.db import job_control as store_control
+from bros_batch.db import store
+from bros_batch.db.connections import writing
+from bros_batch.db.ingestion import MAX_ERRORS_LISTED, DuplicateCustomId, LeaseLost, NewItem
+from bros_batch.db.states import JobStatus
+from bros_batch.db.tables import Job
 from bros_batch.line_requests import DOCUMENT, job_requests
 from bros_batch.lines import LineReader
-from bros_batch.models import Job
 from bros_batch.requests import RequestError
 from bros_batch.settings import Settings
-from bros_batch.states import JobStatus
-from bros_batch.store_ingest import MAX_ERRORS_LISTED, DuplicateCustomId, LeaseLost, NewItem
 
 CHUNK_BYTES = 4 * 1024**2
 CHUNK_BYTES_READ = 64 * 1024**2  # blank lines and refused ones take time, too

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from bros_batch.db.ingestion import NewItem
 from bros_batch.line_requests import BATCH, DOCUMENT, checked
 from bros_batch.requests import RequestError, parse_body
-from bros_batch.store_ingest import NewItem
 
 MAX_CUSTOM_ID_CHARS = 512
 

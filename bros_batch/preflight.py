@@ -105,7 +105,7 @@ def bring_database_up_to_date(url: str) -> None:
     """Make the database, or upgrade it, unless its schema is right already."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from bros_batch.db import DatabaseTooNew, DatabaseTooOld, check_schema, make_engine, upgrade
+    from bros_batch.db.connections import DatabaseTooNew, DatabaseTooOld, check_schema, make_engine, upgrade
 
     try:
         engine = make_engine(url)

@@ -14,15 +14,15 @@ import msgspec
 from redis import Redis
 from sqlalchemy import Engine
 
-from bros_batch import store_items
-from bros_batch.db import writing
+from bros_batch.db import items as store_items
+from bros_batch.db.connections import writing
+from bros_batch.db.items import Claim, Outcome, RunnableJob
+from bros_batch.db.states import ItemStatus
 from bros_batch.deliveries import Turn, deliver, ensure_generation
 from bros_batch.line_requests import JobRequests, job_requests
 from bros_batch.prompts import ModelText
 from bros_batch.requests import RequestError
 from bros_batch.settings import Settings
-from bros_batch.states import ItemStatus
-from bros_batch.store_items import Claim, Outcome, RunnableJob
 from engine.wire.protocol import WorkItem, encode, items_key
 
 CLAIM_ITEMS = 256

@@ -18,17 +18,17 @@ from redis.exceptions import ResponseError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError, InternalError, ProgrammingError
 
-from bros_batch import store_items
 from bros_batch.completions import result_body
-from bros_batch.db import reading, writing
+from bros_batch.db import items as store_items
+from bros_batch.db.connections import reading, writing
+from bros_batch.db.items import Outcome, Recorded
+from bros_batch.db.states import ItemStatus
+from bros_batch.db.tables import request_id
 from bros_batch.deliveries import Turn, acknowledge
 from bros_batch.line_requests import JobRequests, job_requests
-from bros_batch.models import request_id
 from bros_batch.prompts import ModelText
 from bros_batch.requests import RequestError
 from bros_batch.settings import Settings
-from bros_batch.states import ItemStatus
-from bros_batch.store_items import Outcome, Recorded
 from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, WorkResult, decode_work_result
 
 log = logging.getLogger("bros.record")

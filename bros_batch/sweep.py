@@ -15,11 +15,15 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
-from bros_batch import store, store_control, store_ingest, store_lost, store_services
-from bros_batch.db import reading, writing
+from bros_batch.db import ingestion as store_ingest
+from bros_batch.db import job_control as store_control
+from bros_batch.db import lost_items as store_lost
+from bros_batch.db import services as store_services
+from bros_batch.db import store
+from bros_batch.db.connections import reading, writing
+from bros_batch.db.states import JobStatus
 from bros_batch.deliveries import ensure_generation, live_deliveries
 from bros_batch.settings import Settings
-from bros_batch.states import JobStatus
 
 log = logging.getLogger("bros.sweep")
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `bros_batch.db.upgrade` hands over, in its transaction.
+"""Alembic's entry: runs the migrations on the connection that `bros_batch.db.connections.upgrade` hands over, in its transaction.
 
 From alembic's own command line (to write a new revision) it connects to the settings' database.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from bros_batch.db import make_engine, writing
-from bros_batch.models import metadata
+from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.tables import metadata
 from bros_batch.settings import get_settings
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bros_batch.db import make_engine
+from bros_batch.db.connections import make_engine
 from bros_batch.requests import RequestError
 from bros_batch.settings import Settings
 from bros_batch.web import auth, batches_api, completions_api, files_api, health_api, metrics

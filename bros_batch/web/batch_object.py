@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bros_batch.models import Job
+from bros_batch.db.tables import Job
 
 
 def batch_object(job: Job) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
-from bros_batch import store
-from bros_batch.models import File, new_file_id
+from bros_batch.db import store
+from bros_batch.db.tables import File, new_file_id
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 from bros_batch.web.pages import page_of
 from bros_batch.web.services import WebServices, services_of

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bros_batch import store
+from bros_batch.db import store
 from bros_batch.web.errors import ApiError
 from bros_batch.web.services import services_of
 from engine.wire.client import EngineGone

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from bros_batch.db import reading, writing
+from bros_batch.db.connections import reading, writing
 from bros_batch.prompts import ModelText, load
 from bros_batch.settings import Settings
 from bros_batch.web.engine_link import EngineLink

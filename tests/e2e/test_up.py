@@ -141,7 +141,7 @@ def test_listening_to_the_world_without_a_key_is_refused(tmp_path):
 def test_a_newer_database_is_refused_in_a_sentence(up, tmp_path):
     import sqlite3
 
-    from bros_batch.db import upgrade
+    from bros_batch.db.connections import upgrade
 
     (tmp_path / "data").mkdir(mode=0o700)
     upgrade(f"sqlite:///{tmp_path / 'data' / 'bros.db'}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from bros_batch.db import make_engine, upgrade
+from bros_batch.db.connections import make_engine, upgrade
 from bros_batch.settings import Settings
 from tests.factories_text import make_text_model
 from tests.jobs.world import World

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from bros_batch import finalize as finalize_module
-from bros_batch import store, store_control
-from bros_batch.db import reading, writing
+from bros_batch.db import job_control as store_control
+from bros_batch.db import store
+from bros_batch.db.connections import reading, writing
+from bros_batch.db.states import IllegalTransition
+from bros_batch.db.tables import Job
 from bros_batch.deliveries import withdraw_job
 from bros_batch.finalize import files_dir
 from bros_batch.ingest import Progress
-from bros_batch.models import Job
-from bros_batch.states import IllegalTransition
 from engine.wire.protocol import CANCEL_CHANNEL
 from tests.jobs.world import World, batch_line, batch_lines
 
@@ -287,7 +288,7 @@ def test_a_finalizer_that_overslept_can_not_write_into_the_next_ones_files(world
     job_id = ended(world, 3)
     world.settings = world.settings.model_copy(update={"lease_s": 0.0001})
     with writing(world.database) as connection:
-        from bros_batch.store_ingest import take_lease
+        from bros_batch.db.ingestion import take_lease
 
         leased = take_lease(connection, job_id, finalize_module.STATUSES, 0.0001, 0.0)
     assert leased is not None

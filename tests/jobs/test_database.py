@@ -12,8 +12,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from bros_batch import store
-from bros_batch.db import (
+from bros_batch.db import store
+from bros_batch.db.connections import (
     DatabaseTooNew,
     DatabaseTooOld,
     check_schema,
@@ -23,7 +23,7 @@ from bros_batch.db import (
     upgrade,
     writing,
 )
-from bros_batch.models import metadata
+from bros_batch.db.tables import metadata
 from tests.services import ROOT
 
 
@@ -55,7 +55,7 @@ def test_upgrading_twice_is_no_error(database_url: str) -> None:
 
 
 def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
-    program = "import sys; from bros_batch.db import upgrade; upgrade(sys.argv[1])"
+    program = "import sys; from bros_batch.db.connections import upgrade; upgrade(sys.argv[1])"
     running = [
         subprocess.Popen([sys.executable, "-c", program, database_url], cwd=ROOT, stderr=subprocess.PIPE)
         for _ in range(4)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from bros_batch import store, store_ingest
-from bros_batch.db import writing
+from bros_batch.db import ingestion as store_ingest
+from bros_batch.db import store
+from bros_batch.db.connections import writing
+from bros_batch.db.ingestion import LeaseLost
 from bros_batch.ingest import Progress
-from bros_batch.store_ingest import LeaseLost
 from tests.jobs.world import CHAT, World, batch_line, batch_lines
 
 GOOD = json.dumps(batch_line("good")).encode()
@@ -264,7 +265,7 @@ def test_ingest_stops_when_its_time_is_over_and_goes_on(world: World) -> None:
 def test_two_ingests_of_one_job_exclude_each_other(world: World) -> None:
     job_id = world.submit(batch_lines(3))
     with writing(world.database) as connection:
-        from bros_batch.states import JobStatus
+        from bros_batch.db.states import JobStatus
 
         leased = store_ingest.take_lease(connection, job_id, (JobStatus.VALIDATING,), 30, 1e12)
     assert leased is not None

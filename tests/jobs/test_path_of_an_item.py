@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DataError
 
-from bros_batch import store, store_items
-from bros_batch.db import reading
+from bros_batch.db import items as store_items
+from bros_batch.db import store
+from bros_batch.db.connections import reading
+from bros_batch.db.states import ItemStatus
+from bros_batch.db.tables import line_id
 from bros_batch.ingest import Progress
-from bros_batch.models import line_id
-from bros_batch.states import ItemStatus
 from engine.wire.protocol import RESULTS_KEY
 from tests.jobs.world import World, batch_line, batch_lines
 

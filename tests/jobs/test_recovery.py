@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bros_batch import store, store_control, store_items
-from bros_batch.db import reading, writing
+from bros_batch.db import items as store_items
+from bros_batch.db import job_control as store_control
+from bros_batch.db import store
+from bros_batch.db.connections import reading, writing
+from bros_batch.db.services import get_generation
 from bros_batch.deliveries import ensure_generation, live_deliveries, turn
 from bros_batch.ingest import Progress
-from bros_batch.store_services import get_generation
 from engine.wire.protocol import GENERATION_KEY
 from tests.jobs.world import World, batch_line, batch_lines
 from tests.services import RedisServer
@@ -144,8 +146,8 @@ def test_jobs_that_nobody_attends_to_are_started_again(world: World) -> None:
 
 
 def test_a_lease_that_is_held_is_respected_until_it_runs_out(world: World) -> None:
-    from bros_batch.states import JobStatus
-    from bros_batch.store_ingest import take_lease
+    from bros_batch.db.ingestion import take_lease
+    from bros_batch.db.states import JobStatus
 
     job_id = world.submit(batch_lines(1))
     with writing(world.database) as connection:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from bros_batch.states import (
+from bros_batch.db.states import (
     ENDED_ITEM,
     ENDED_JOB,
     ITEM_TRANSITIONS,

@@ -13,10 +13,11 @@ from typing import Any, get_args
 import pytest
 from celery import Celery
 
-from bros_batch import store, tasks
+from bros_batch import tasks
 from bros_batch.celery_app import app, broker_url, configuration
-from bros_batch.db import writing
-from bros_batch.models import Job
+from bros_batch.db import store
+from bros_batch.db.connections import writing
+from bros_batch.db.tables import Job
 from bros_batch.settings import Settings
 from tests.jobs.world import World, batch_lines
 from tests.services import ROOT, Processes, RedisServer, processes, wait_for

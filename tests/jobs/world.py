@@ -15,16 +15,16 @@ from typing import Any
 from redis import Redis
 from sqlalchemy import Engine
 
-from bros_batch import store
-from bros_batch.db import reading, writing
+from bros_batch.db import store
+from bros_batch.db.connections import reading, writing
+from bros_batch.db.states import ItemStatus
+from bros_batch.db.tables import Item, Job
 from bros_batch.finalize import files_dir, finalize
 from bros_batch.ingest import Progress, ingest
-from bros_batch.models import Item, Job
 from bros_batch.prepare import Prepared, prepare
 from bros_batch.prompts import ModelText, load
 from bros_batch.record import Tally, record
 from bros_batch.settings import Settings
-from bros_batch.states import ItemStatus
 from bros_batch.sweep import Swept, sweep
 from engine.wire.protocol import (
     ENGINE_GROUP,

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
 
-from bros_batch.db import upgrade
+from bros_batch.db.connections import upgrade
 from bros_batch.preflight import choose_port
 from bros_batch.prompts import ModelText, load
 from bros_batch.service_commands import environment, web_command

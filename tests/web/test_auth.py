@@ -9,8 +9,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from bros_batch import store
-from bros_batch.db import make_engine, writing
+from bros_batch.db import store
+from bros_batch.db.connections import make_engine, writing
 from bros_batch.preflight import Refused, check_exposure
 from tests.web.serving import Web, serving, web_settings
 

@@ -16,11 +16,11 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import Engine
 
-from bros_batch import store
-from bros_batch.db import make_engine, writing
-from bros_batch.models import Job
-from bros_batch.states import JobStatus
-from bros_batch.store_control import set_status
+from bros_batch.db import store
+from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.job_control import set_status
+from bros_batch.db.states import JobStatus
+from bros_batch.db.tables import Job
 from tests.services import RedisServer, wait_for
 from tests.web.serving import MODEL_NAME, Web, serving, web_settings, whole_service
 
@@ -173,7 +173,7 @@ def test_what_may_be_done_to_one(web: Web, client: OpenAI, database: Engine, inp
 def test_errors_of_the_file_are_told(client: OpenAI, database: Engine, input_file: str) -> None:
     from sqlalchemy import update
 
-    from bros_batch.models import jobs
+    from bros_batch.db.tables import jobs
 
     job_id = create(client, input_file).id
     problem = {"code": "invalid_request", "line": 3, "message": "no JSON", "param": None}

@@ -15,9 +15,9 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from sqlalchemy import update
 
-from bros_batch import store
-from bros_batch.db import make_engine, writing
-from bros_batch.models import jobs
+from bros_batch.db import store
+from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.tables import jobs
 from tests.services import Process, Processes, RedisServer, wait_for
 from tests.web.browser import browser
 from tests.web.serving import MODEL_NAME, Web, whole_service

@@ -15,8 +15,8 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import Engine
 
-from bros_batch import store
-from bros_batch.db import make_engine, reading, writing
+from bros_batch.db import store
+from bros_batch.db.connections import make_engine, reading, writing
 from tests.services import wait_for
 from tests.web.serving import MODEL_NAME, Web, serving, web_settings
 

@@ -11,9 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
-from bros_batch import store
-from bros_batch.db import make_engine, writing
-from bros_batch.models import jobs
+from bros_batch.db import store
+from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.tables import jobs
 from engine.runner.base import RunnerInfo
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from tests.engines import running_engine

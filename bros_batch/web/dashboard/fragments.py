@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from html import escape
 
-from bros_batch.models import Job
+from bros_batch.db.tables import Job
 from bros_batch.web.dashboard.rates import Rate
 
 STATUS_WORDS = {

@@ -10,9 +10,9 @@ from html import escape
 from nicegui import ui
 from sqlalchemy import Connection
 
-from bros_batch import store
-from bros_batch.models import File, Job
-from bros_batch.states import ENDED_JOB, WITHOUT_RESULT, JobStatus
+from bros_batch.db import store
+from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT, JobStatus
+from bros_batch.db.tables import File, Job
 from bros_batch.web.batches_api import Change, change_job
 from bros_batch.web.dashboard.fragments import (
     ago,

@@ -7,9 +7,9 @@ import time
 from nicegui import ui
 from sqlalchemy import Connection
 
-from bros_batch import store
-from bros_batch.models import Job
-from bros_batch.states import JobStatus
+from bros_batch.db import store
+from bros_batch.db.states import JobStatus
+from bros_batch.db.tables import Job
 from bros_batch.web.dashboard.fragments import STATUS_WORDS, job_row
 from bros_batch.web.dashboard.frame import Dashboard, frame, keep_fresh
 

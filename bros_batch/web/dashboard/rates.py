@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from bros_batch.models import Job
+from bros_batch.db.tables import Job
 
 WINDOW_S = 30.0
 MAX_JOBS = 1000

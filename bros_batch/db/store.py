@@ -15,16 +15,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, exists, func, insert, literal_column, or_, select, tuple_
 
-from bros_batch.models import File, Item, Job, files, items, jobs, line_id, new_file_id, request_id
-from bros_batch.states import ENDED_JOB, WITHOUT_RESULT, ItemStatus
-from bros_batch.store_control import (
+from bros_batch.db.job_control import (
     cancel_job,
     create_job,
     pause_job,
     resume_job,
     retry_job,
 )
-from bros_batch.store_services import (
+from bros_batch.db.services import (
     create_api_key,
     find_api_key,
     list_api_keys,
@@ -32,6 +30,8 @@ from bros_batch.store_services import (
     revoke_api_key,
     upsert_engines,
 )
+from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT, ItemStatus
+from bros_batch.db.tables import File, Item, Job, files, items, jobs, line_id, new_file_id, request_id
 
 __all__ = [
     "cancel_job",

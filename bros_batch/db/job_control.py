@@ -12,8 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, insert, or_, select, text, update
 
-from bros_batch.models import Job, jobs, new_job_id
-from bros_batch.states import (
+from bros_batch.db.states import (
     WITHOUT_RESULT,
     IllegalTransition,
     ItemStatus,
@@ -22,6 +21,7 @@ from bros_batch.states import (
     ensure_job,
     item_sources,
 )
+from bros_batch.db.tables import Job, jobs, new_job_id
 
 DEFAULT_WINDOW_S = 24 * 3600.0
 CANCEL_AT_ONCE_ITEMS = 10_000

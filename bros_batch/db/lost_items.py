@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, text
 
-from bros_batch.models import items
-from bros_batch.states import ItemStatus
-from bros_batch.store_control import lock_jobs
-from bros_batch.store_items import Finished, Outcome, finish_items
+from bros_batch.db.items import Finished, Outcome, finish_items
+from bros_batch.db.job_control import lock_jobs
+from bros_batch.db.states import ItemStatus
+from bros_batch.db.tables import items
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection, case, select, text, update
 
-from bros_batch.db import is_postgres
-from bros_batch.models import items, jobs
-from bros_batch.states import ItemStatus, JobStatus
-from bros_batch.store_control import lock_jobs, set_status
+from bros_batch.db.connections import is_postgres
+from bros_batch.db.job_control import lock_jobs, set_status
+from bros_batch.db.states import ItemStatus, JobStatus
+from bros_batch.db.tables import items, jobs
 
 RUNNABLE_JOBS = 16
 

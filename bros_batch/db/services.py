@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from bros_batch.db import is_postgres
-from bros_batch.models import ApiKey, EngineRow, api_keys, engines, meta
+from bros_batch.db.connections import is_postgres
+from bros_batch.db.tables import ApiKey, EngineRow, api_keys, engines, meta
 
 GENERATION = "redis_generation"
 

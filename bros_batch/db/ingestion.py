@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from bros_batch.db import is_postgres
-from bros_batch.models import Job, items, jobs
-from bros_batch.states import JobStatus
-from bros_batch.store_control import lock_job
+from bros_batch.db.connections import is_postgres
+from bros_batch.db.job_control import lock_job
+from bros_batch.db.states import JobStatus
+from bros_batch.db.tables import Job, items, jobs
 
 MAX_ERRORS_LISTED = 100
 
