@@ -144,7 +144,7 @@ def submit(path: Path) -> str:
     """What the web does with an upload and a POST to /v1/batches."""
     from bros_batch.db import store
     from bros_batch.db.connections import get_engine, writing
-    from bros_batch.tasks import dispatch
+    from bros_batch.jobs.tasks import dispatch
 
     with writing(get_engine()) as connection:
         file = store.create_file(
@@ -195,7 +195,7 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
 
     from bros_batch.db import store
     from bros_batch.db.connections import get_engine, writing
-    from bros_batch.tasks import dispatch
+    from bros_batch.jobs.tasks import dispatch
 
     cancelled_s = time.time()
     with writing(get_engine()) as connection:

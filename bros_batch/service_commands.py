@@ -14,7 +14,7 @@ from bros_batch.settings import Settings
 
 # -P: a directory called `engine` or `cli` where the user happens to stand is not ours to import.
 PYTHON = (sys.executable, "-P", "-u")
-CELERY = (*PYTHON, "-m", "celery", "--quiet", "--app", "bros_batch.celery_app")
+CELERY = (*PYTHON, "-m", "celery", "--quiet", "--app", "bros_batch.jobs.celery_app")
 
 
 def environment(settings: Settings) -> dict[str, str]:

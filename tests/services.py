@@ -130,12 +130,16 @@ class Processes:
             "--without-gossip",
             "--without-mingle",
         ]
-        return self.start([sys.executable, "-m", "celery", "-A", "bros_batch.celery_app", "worker", *flags])
+        return self.start(
+            [sys.executable, "-m", "celery", "-A", "bros_batch.jobs.celery_app", "worker", *flags]
+        )
 
     def beat(self) -> Process:
         """Celery's clock."""
         flags = ["--loglevel", "INFO", "--pidfile", "", "--schedule", str(self.directory / "beat-schedule")]
-        return self.start([sys.executable, "-m", "celery", "-A", "bros_batch.celery_app", "beat", *flags])
+        return self.start(
+            [sys.executable, "-m", "celery", "-A", "bros_batch.jobs.celery_app", "beat", *flags]
+        )
 
     def engine(self, model: Path, name: str, redis_url: str, *, engine_id: str = "engine-0") -> Process:
         """An engine that simulates its model."""

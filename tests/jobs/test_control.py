@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from bros_batch import finalize as finalize_module
 from bros_batch.db import job_control as store_control
 from bros_batch.db import store
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import IllegalTransition
 from bros_batch.db.tables import Job
-from bros_batch.deliveries import withdraw_job
-from bros_batch.finalize import files_dir
-from bros_batch.ingest import Progress
+from bros_batch.jobs import finalize as finalize_module
+from bros_batch.jobs.finalize import files_dir
+from bros_batch.jobs.ingest import Progress
+from bros_batch.jobs.streams import withdraw_job
 from engine.wire.protocol import CANCEL_CHANNEL
 from tests.jobs.world import World, batch_line, batch_lines
 

@@ -15,7 +15,7 @@ from bros_batch.db import ingestion as store_ingest
 from bros_batch.db import store
 from bros_batch.db.connections import writing
 from bros_batch.db.ingestion import LeaseLost
-from bros_batch.ingest import Progress
+from bros_batch.jobs.ingest import Progress
 from tests.jobs.world import CHAT, World, batch_line, batch_lines
 
 GOOD = json.dumps(batch_line("good")).encode()

@@ -17,7 +17,7 @@ from bros_batch.db import store
 from bros_batch.db.connections import reading
 from bros_batch.db.states import ItemStatus
 from bros_batch.db.tables import line_id
-from bros_batch.ingest import Progress
+from bros_batch.jobs.ingest import Progress
 from engine.wire.protocol import RESULTS_KEY
 from tests.jobs.world import World, batch_line, batch_lines
 
@@ -243,7 +243,7 @@ def test_partial_results_can_be_had_at_any_time(world: World) -> None:
 
 
 def test_what_a_dead_recorder_read_is_recorded_by_the_next(world: World) -> None:
-    from bros_batch.record import CONSUMER
+    from bros_batch.jobs.record import CONSUMER
     from engine.wire.protocol import RECORD_GROUP
 
     job_id = world.running(batch_lines(5))

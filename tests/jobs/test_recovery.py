@@ -13,8 +13,8 @@ from bros_batch.db import job_control as store_control
 from bros_batch.db import store
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.services import get_generation
-from bros_batch.deliveries import ensure_generation, live_deliveries, turn
-from bros_batch.ingest import Progress
+from bros_batch.jobs.ingest import Progress
+from bros_batch.jobs.streams import ensure_generation, live_deliveries, turn
 from engine.wire.protocol import GENERATION_KEY
 from tests.jobs.world import World, batch_line, batch_lines
 from tests.services import RedisServer

@@ -13,11 +13,11 @@ from typing import Any, get_args
 import pytest
 from celery import Celery
 
-from bros_batch import tasks
-from bros_batch.celery_app import app, broker_url, configuration
 from bros_batch.db import store
 from bros_batch.db.connections import writing
 from bros_batch.db.tables import Job
+from bros_batch.jobs import tasks
+from bros_batch.jobs.celery_app import app, broker_url, configuration
 from bros_batch.settings import Settings
 from tests.jobs.world import World, batch_lines
 from tests.services import ROOT, Processes, RedisServer, processes, wait_for
@@ -42,7 +42,7 @@ def test_the_broker_is_our_redis() -> None:
 
 
 def test_a_broker_that_is_away_is_survived(tmp_path: Path) -> None:
-    program = "from bros_batch.tasks import dispatch; print(dispatch('ingest', 'batch_x'))"
+    program = "from bros_batch.jobs.tasks import dispatch; print(dispatch('ingest', 'batch_x'))"
     env = {**os.environ, "BROS_REDIS_URL": f"unix://{tmp_path}/nobody.sock"}
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30

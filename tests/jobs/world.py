@@ -19,13 +19,13 @@ from bros_batch.db import store
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import ItemStatus
 from bros_batch.db.tables import Item, Job
-from bros_batch.finalize import files_dir, finalize
-from bros_batch.ingest import Progress, ingest
-from bros_batch.prepare import Prepared, prepare
+from bros_batch.jobs.finalize import files_dir, finalize
+from bros_batch.jobs.ingest import Progress, ingest
+from bros_batch.jobs.prepare import Prepared, prepare
+from bros_batch.jobs.record import Tally, record
+from bros_batch.jobs.sweep import Swept, sweep
 from bros_batch.prompts import ModelText, load
-from bros_batch.record import Tally, record
 from bros_batch.settings import Settings
-from bros_batch.sweep import Swept, sweep
 from engine.wire.protocol import (
     ENGINE_GROUP,
     RESULTS_KEY,

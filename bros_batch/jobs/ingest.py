@@ -23,8 +23,8 @@ from bros_batch.db.connections import writing
 from bros_batch.db.ingestion import MAX_ERRORS_LISTED, DuplicateCustomId, LeaseLost, NewItem
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
-from bros_batch.line_requests import DOCUMENT, job_requests
-from bros_batch.lines import LineReader
+from bros_batch.documents.item_requests import DOCUMENT, job_requests
+from bros_batch.documents.lines import LineReader
 from bros_batch.requests import RequestError
 from bros_batch.settings import Settings
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from bros_batch.db.ingestion import NewItem
-from bros_batch.line_requests import BATCH, DOCUMENT, checked
+from bros_batch.documents.item_requests import BATCH, DOCUMENT, checked
 from bros_batch.requests import RequestError, parse_body
 
 MAX_CUSTOM_ID_CHARS = 512

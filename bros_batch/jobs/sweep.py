@@ -22,7 +22,7 @@ from bros_batch.db import services as store_services
 from bros_batch.db import store
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
-from bros_batch.deliveries import ensure_generation, live_deliveries
+from bros_batch.jobs.streams import ensure_generation, live_deliveries
 from bros_batch.settings import Settings
 
 log = logging.getLogger("bros.sweep")

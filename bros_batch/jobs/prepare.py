@@ -18,8 +18,8 @@ from bros_batch.db import items as store_items
 from bros_batch.db.connections import writing
 from bros_batch.db.items import Claim, Outcome, RunnableJob
 from bros_batch.db.states import ItemStatus
-from bros_batch.deliveries import Turn, deliver, ensure_generation
-from bros_batch.line_requests import JobRequests, job_requests
+from bros_batch.documents.item_requests import JobRequests, job_requests
+from bros_batch.jobs.streams import Turn, deliver, ensure_generation
 from bros_batch.prompts import ModelText
 from bros_batch.requests import RequestError
 from bros_batch.settings import Settings

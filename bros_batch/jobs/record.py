@@ -24,8 +24,8 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.items import Outcome, Recorded
 from bros_batch.db.states import ItemStatus
 from bros_batch.db.tables import request_id
-from bros_batch.deliveries import Turn, acknowledge
-from bros_batch.line_requests import JobRequests, job_requests
+from bros_batch.documents.item_requests import JobRequests, job_requests
+from bros_batch.jobs.streams import Turn, acknowledge
 from bros_batch.prompts import ModelText
 from bros_batch.requests import RequestError
 from bros_batch.settings import Settings

@@ -25,7 +25,7 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.ingestion import LeaseLost
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import Job
-from bros_batch.ingest import Progress
+from bros_batch.jobs.ingest import Progress
 from bros_batch.settings import Settings
 
 END_ITEMS = 20_000

@@ -1,4 +1,4 @@
-"""The Celery application: `celery -A bros_batch.celery_app worker` and `... beat`.
+"""The Celery application: `celery -A bros_batch.jobs.celery_app worker` and `... beat`.
 
 The broker carries ids, and forgetting them all is no harm: the sweep finds what waits in the database. So there
 is no result backend, and a message that a dead worker held comes again after a short time.
@@ -52,7 +52,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_send_task_events": False,
         "enable_utc": True,
-        "imports": ["bros_batch.tasks"],
+        "imports": ["bros_batch.jobs.tasks"],
         "beat_schedule": {
             "pump": {
                 "task": "bros.pump",

@@ -20,19 +20,19 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import OperationalError as DatabaseError
 
 from bros_batch import prompts
-from bros_batch.celery_app import app
 from bros_batch.db import items as store_items
 from bros_batch.db import store
 from bros_batch.db.connections import get_engine, reading, writing
 from bros_batch.db.states import JobStatus
-from bros_batch.deliveries import ensure_generation, get_redis, heartbeats, turn, withdraw_job
-from bros_batch.finalize import finalize as finalize_job
-from bros_batch.ingest import Progress
-from bros_batch.ingest import ingest as ingest_job
-from bros_batch.prepare import prepare as prepare_items
-from bros_batch.record import record as record_results
+from bros_batch.jobs.celery_app import app
+from bros_batch.jobs.finalize import finalize as finalize_job
+from bros_batch.jobs.ingest import Progress
+from bros_batch.jobs.ingest import ingest as ingest_job
+from bros_batch.jobs.prepare import prepare as prepare_items
+from bros_batch.jobs.record import record as record_results
+from bros_batch.jobs.streams import ensure_generation, get_redis, heartbeats, turn, withdraw_job
+from bros_batch.jobs.sweep import sweep as sweep_all
 from bros_batch.settings import Settings, get_settings
-from bros_batch.sweep import sweep as sweep_all
 from engine.wire.protocol import RESULTS_KEY, items_key
 
 log = logging.getLogger("bros.tasks")
