@@ -8,8 +8,14 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.prompts import ModelText, render_template
-from bros_batch.requests import Request, RequestError, fitted_sampling, parse_body, sampling_of
+from bros_batch.openai_api.completion_requests import (
+    Request,
+    RequestError,
+    fitted_sampling,
+    parse_body,
+    sampling_of,
+)
+from bros_batch.text.tokenizer import ModelText, render_template
 from engine.wire.protocol import Sampling
 
 BATCH = "batch"

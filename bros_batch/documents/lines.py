@@ -8,7 +8,7 @@ import msgspec
 
 from bros_batch.db.ingestion import NewItem
 from bros_batch.documents.item_requests import BATCH, DOCUMENT, checked
-from bros_batch.requests import RequestError, parse_body
+from bros_batch.openai_api.completion_requests import RequestError, parse_body
 
 MAX_CUSTOM_ID_CHARS = 512
 

@@ -20,9 +20,9 @@ from bros_batch.db.items import Claim, Outcome, RunnableJob
 from bros_batch.db.states import ItemStatus
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.jobs.streams import Turn, deliver, ensure_generation
-from bros_batch.prompts import ModelText
-from bros_batch.requests import RequestError
+from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
+from bros_batch.text.tokenizer import ModelText
 from engine.wire.protocol import WorkItem, encode, items_key
 
 CLAIM_ITEMS = 256

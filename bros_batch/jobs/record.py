@@ -18,7 +18,6 @@ from redis.exceptions import ResponseError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError, InternalError, ProgrammingError
 
-from bros_batch.completions import result_body
 from bros_batch.db import items as store_items
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.items import Outcome, Recorded
@@ -26,9 +25,10 @@ from bros_batch.db.states import ItemStatus
 from bros_batch.db.tables import request_id
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.jobs.streams import Turn, acknowledge
-from bros_batch.prompts import ModelText
-from bros_batch.requests import RequestError
+from bros_batch.openai_api.answers import result_body
+from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
+from bros_batch.text.tokenizer import ModelText
 from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, WorkResult, decode_work_result
 
 log = logging.getLogger("bros.record")

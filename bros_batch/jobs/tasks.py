@@ -19,7 +19,6 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import OperationalError as DatabaseError
 
-from bros_batch import prompts
 from bros_batch.db import items as store_items
 from bros_batch.db import store
 from bros_batch.db.connections import get_engine, reading, writing
@@ -33,6 +32,7 @@ from bros_batch.jobs.record import record as record_results
 from bros_batch.jobs.streams import ensure_generation, get_redis, heartbeats, turn, withdraw_job
 from bros_batch.jobs.sweep import sweep as sweep_all
 from bros_batch.settings import Settings, get_settings
+from bros_batch.text import tokenizer as prompts
 from engine.wire.protocol import RESULTS_KEY, items_key
 
 log = logging.getLogger("bros.tasks")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bros_batch.db.connections import make_engine
-from bros_batch.requests import RequestError
+from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
 from bros_batch.web import auth, batches_api, completions_api, files_api, health_api, metrics
 from bros_batch.web.engine_link import EngineLink

@@ -17,7 +17,7 @@ from bros_batch.db.states import WITHOUT_RESULT, IllegalTransition, ItemStatus, 
 from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.jobs.tasks import dispatch
-from bros_batch.requests import RequestError, RequestPart, validate
+from bros_batch.openai_api.completion_requests import RequestError, RequestPart, validate
 from bros_batch.web.batch_object import batch_object
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 from bros_batch.web.pages import page_of

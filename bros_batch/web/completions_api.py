@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from bros_batch.completions import (
+from bros_batch.openai_api.answers import (
     chat_completion_body,
     chat_completion_id,
     chat_logprobs,
@@ -22,7 +22,7 @@ from bros_batch.completions import (
     completion_logprobs,
     usage_of,
 )
-from bros_batch.requests import ChatCompletionRequest, Request, parse_body
+from bros_batch.openai_api.completion_requests import ChatCompletionRequest, Request, parse_body
 from bros_batch.web.errors import JSONResponse
 from bros_batch.web.event_stream import EventStream, event
 from bros_batch.web.generation import Generation, Update, prepare

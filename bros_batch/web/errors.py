@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from bros_batch.requests import RequestError
+from bros_batch.openai_api.completion_requests import RequestError
 from engine.wire.client import EngineGone, EngineRejected
 
 TYPES = {

@@ -9,9 +9,15 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from bros_batch.completions import FinishedChoice, FinishReason, OutputText, Piece, TokenLogprob
-from bros_batch.prompts import ModelText
-from bros_batch.requests import ChatCompletionRequest, Request, fitted_sampling, lane_of, slo_of
+from bros_batch.openai_api.answers import FinishedChoice, FinishReason, OutputText, Piece, TokenLogprob
+from bros_batch.openai_api.completion_requests import (
+    ChatCompletionRequest,
+    Request,
+    fitted_sampling,
+    lane_of,
+    slo_of,
+)
+from bros_batch.text.tokenizer import ModelText
 from bros_batch.web.errors import ApiError, of_engine
 from bros_batch.web.services import WebServices
 from engine.wire.client import EngineClient, EngineGone, EngineRejected

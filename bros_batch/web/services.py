@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from bros_batch.db.connections import reading, writing
-from bros_batch.prompts import ModelText, load
 from bros_batch.settings import Settings
+from bros_batch.text.tokenizer import ModelText, load
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable
 

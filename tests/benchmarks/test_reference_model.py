@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.load import END_TEXT_ID, FIRST_TEXT_ID
 from benchmarks.reference_model import write_tokenizer
-from bros_batch.prompts import ModelText
+from bros_batch.text.tokenizer import ModelText
 
 
 def test_tokens_that_prompts_and_answers_are_made_of_are_ascii_text(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bros_batch.prompts import load
+from bros_batch.text.tokenizer import load
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from tests.factories import runner_info

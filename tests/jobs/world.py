@@ -24,8 +24,8 @@ from bros_batch.jobs.ingest import Progress, ingest
 from bros_batch.jobs.prepare import Prepared, prepare
 from bros_batch.jobs.record import Tally, record
 from bros_batch.jobs.sweep import Swept, sweep
-from bros_batch.prompts import ModelText, load
 from bros_batch.settings import Settings
+from bros_batch.text.tokenizer import ModelText, load
 from engine.wire.protocol import (
     ENGINE_GROUP,
     RESULTS_KEY,

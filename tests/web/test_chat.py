@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from bros_batch.completions import text_of
+from bros_batch.openai_api.answers import text_of
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from engine.wire.client import EngineClient

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bros_batch.completions import (
+from bros_batch.openai_api.answers import (
     OutputText,
     chat_completion_body,
     completion_body,
@@ -17,7 +17,7 @@ from bros_batch.completions import (
     text_of,
     usage_of,
 )
-from bros_batch.prompts import ModelText, load
+from bros_batch.text.tokenizer import ModelText, load
 from engine.wire.protocol import Choice, PositionLogprobs, Sampling
 from tests.factories_text import make_text_model
 

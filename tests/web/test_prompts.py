@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from bros_batch.detokenize import StopCutter, WindowStream
-from bros_batch.prompts import ModelText, load, render_template, template_fields
-from bros_batch.requests import RequestError, parse_body
+from bros_batch.openai_api.completion_requests import RequestError, parse_body
+from bros_batch.text.detokenize import StopCutter, WindowStream
+from bros_batch.text.tokenizer import ModelText, load, render_template, template_fields
 from tests.factories_text import make_text_model
 
 TOKENS = st.lists(st.integers(0, 399), max_size=60)

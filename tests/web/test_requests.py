@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bros_batch.requests import (
+from bros_batch.openai_api.completion_requests import (
     ChatCompletionRequest,
     CompletionRequest,
     RequestError,

@@ -16,9 +16,9 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer
 
-from bros_batch.chat_template import compile_chat_template
-from bros_batch.detokenize import ByteStream, TextStream, WindowStream
-from bros_batch.requests import ChatCompletionRequest, Message, Request, RequestError
+from bros_batch.openai_api.completion_requests import ChatCompletionRequest, Message, Request, RequestError
+from bros_batch.text.chat_template import compile_chat_template
+from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")

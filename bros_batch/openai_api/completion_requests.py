@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bros_batch.request_fields import (
+from bros_batch.openai_api.request_fields import (
     MAX_TOKEN_ID,
     LogitBias,
     MessageContent,

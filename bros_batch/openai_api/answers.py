@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bros_batch.detokenize import StopCutter
-from bros_batch.prompts import ModelText
+from bros_batch.text.detokenize import StopCutter
+from bros_batch.text.tokenizer import ModelText
 from engine.wire.protocol import Choice, PositionLogprobs, Sampling
 
 FinishReason = Literal["stop", "length"]
