@@ -17,7 +17,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bros_batch.db.connections import make_engine
 from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
-from bros_batch.web import auth, batches_api, completions_api, files_api, health_api, metrics
+from bros_batch.web import auth
+from bros_batch.web.api import batches as batches_api
+from bros_batch.web.api import completions as completions_api
+from bros_batch.web.api import files as files_api
+from bros_batch.web.api import health as health_api
+from bros_batch.web.api import metrics
+from bros_batch.web.api.uploads import remove_abandoned
+from bros_batch.web.app_state import WebServices
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import (
     ApiError,
@@ -26,8 +33,6 @@ from bros_batch.web.errors import (
     answer_request_error,
 )
 from bros_batch.web.middleware import RequestIds
-from bros_batch.web.services import WebServices
-from bros_batch.web.uploads import remove_abandoned
 
 
 def create_app(settings: Settings, *, dashboard: bool = True) -> FastAPI:

@@ -21,10 +21,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bros_batch.addresses import is_loopback
 from bros_batch.db.store import find_api_key
 from bros_batch.settings import Settings
+from bros_batch.web.app_state import WebServices, services_of
 from bros_batch.web.errors import ApiError
 from bros_batch.web.login_page import login_page
 from bros_batch.web.request_body import read_body
-from bros_batch.web.services import WebServices, services_of
 
 COOKIE = "bros_session"
 SESSION_S = 12 * 3600

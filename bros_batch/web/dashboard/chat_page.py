@@ -9,9 +9,9 @@ from time import perf_counter
 from nicegui import ui
 
 from bros_batch.openai_api.completion_requests import RequestError, parse_body
+from bros_batch.web.api.generation import prepare
 from bros_batch.web.dashboard.frame import Dashboard, frame
 from bros_batch.web.errors import ApiError
-from bros_batch.web.generation import prepare
 
 CHAT = "/v1/chat/completions"
 

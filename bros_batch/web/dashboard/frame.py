@@ -12,10 +12,10 @@ from pathlib import Path
 from fastapi import FastAPI
 from nicegui import ui
 
+from bros_batch.web.app_state import WebServices
 from bros_batch.web.dashboard.engine_history import EngineHistory
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.errors import ApiError
-from bros_batch.web.services import WebServices
 
 logger = logging.getLogger(__name__)
 

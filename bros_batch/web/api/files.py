@@ -14,10 +14,10 @@ from starlette.responses import FileResponse, Response
 
 from bros_batch.db import store
 from bros_batch.db.tables import File, new_file_id
+from bros_batch.web.api.pagination import page_of
+from bros_batch.web.api.uploads import Upload, receive_upload
+from bros_batch.web.app_state import WebServices, services_of
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
-from bros_batch.web.pages import page_of
-from bros_batch.web.services import WebServices, services_of
-from bros_batch.web.uploads import Upload, receive_upload
 
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 24 * 3600
 ALL_FILES = 10_000

@@ -18,8 +18,8 @@ from bros_batch.openai_api.completion_requests import (
     slo_of,
 )
 from bros_batch.text.tokenizer import ModelText
+from bros_batch.web.app_state import WebServices
 from bros_batch.web.errors import ApiError, of_engine
-from bros_batch.web.services import WebServices
 from engine.wire.client import EngineClient, EngineGone, EngineRejected
 from engine.wire.protocol import Finished, Sampling
 

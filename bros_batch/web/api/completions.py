@@ -23,11 +23,11 @@ from bros_batch.openai_api.answers import (
     usage_of,
 )
 from bros_batch.openai_api.completion_requests import ChatCompletionRequest, Request, parse_body
+from bros_batch.web.api.event_stream import EventStream, event
+from bros_batch.web.api.generation import Generation, Update, prepare
+from bros_batch.web.app_state import services_of
 from bros_batch.web.errors import JSONResponse
-from bros_batch.web.event_stream import EventStream, event
-from bros_batch.web.generation import Generation, Update, prepare
 from bros_batch.web.request_body import read_body, while_connected
-from bros_batch.web.services import services_of
 
 
 async def complete(http: HttpRequest) -> Response | ASGIApp:

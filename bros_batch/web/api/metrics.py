@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bros_batch.db import store
+from bros_batch.web.app_state import services_of
 from bros_batch.web.errors import ApiError
-from bros_batch.web.services import services_of
 from engine.wire.client import EngineGone
 
 logger = logging.getLogger(__name__)

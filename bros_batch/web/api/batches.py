@@ -18,12 +18,12 @@ from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.jobs.tasks import dispatch
 from bros_batch.openai_api.completion_requests import RequestError, RequestPart, validate
-from bros_batch.web.batch_object import batch_object
+from bros_batch.web.api.batch_object import batch_object
+from bros_batch.web.api.durations import deadline_of, seconds_of
+from bros_batch.web.api.pagination import page_of
+from bros_batch.web.app_state import WebServices, services_of
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
-from bros_batch.web.pages import page_of
 from bros_batch.web.request_body import read_body
-from bros_batch.web.services import WebServices, services_of
-from bros_batch.web.spans import deadline_of, seconds_of
 
 ENGINE_SEEN_WITHIN_S = 60.0
 

@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection, text
 from starlette.responses import Response
 
+from bros_batch.web.app_state import WebServices, services_of
 from bros_batch.web.errors import ApiError, JSONResponse
-from bros_batch.web.services import WebServices, services_of
 from engine.wire.client import EngineGone
 
 CHECK_TIMEOUT_S = 3.0
