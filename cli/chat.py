@@ -12,8 +12,8 @@ from cli.output import json_option, note, print_json, safe
 from cli.service_options import service_options
 
 if TYPE_CHECKING:
-    from bros_batch.chat_stream import ChatAnswer
-    from bros_batch.client import Client
+    from bros_batch.client.chat_stream import ChatAnswer
+    from bros_batch.client.http_client import Client
 
 Messages = list[dict[str, str]]
 
@@ -65,7 +65,7 @@ def chat(
 
 def _ask(client: Client, body: dict[str, Any], *, echo: bool) -> ChatAnswer:
     """Send one chat request; with `echo`, write the answer to stdout as it comes."""
-    from bros_batch.chat_stream import ask
+    from bros_batch.client.chat_stream import ask
 
     answer = ask(client, body, _write if echo else lambda piece: None)
     if echo and not answer.text.endswith("\n"):
@@ -79,7 +79,7 @@ def _write(piece: str) -> None:
 
 
 def _talk(client: Client, body: dict[str, Any], messages: Messages, stats: bool) -> None:
-    from bros_batch.client import ServiceError
+    from bros_batch.client.http_client import ServiceError
 
     with suppress(ImportError):
         import readline  # noqa: F401  (input() edits and remembers lines once it is imported)

@@ -10,7 +10,7 @@ from cli.output import json_option, print_json
 from cli.service_options import service_options
 
 if TYPE_CHECKING:
-    from bros_batch.client import Client
+    from bros_batch.client.http_client import Client
 
 
 def _command(verb: str, help_text: str) -> click.Command:

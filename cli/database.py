@@ -16,7 +16,7 @@ def db() -> None:
 @settings_options("data_dir")
 def upgrade(data_dir: str | None) -> None:
     """Bring the database's schema up to this version; makes the database where there is none."""
-    from bros_batch.preflight import bring_database_up_to_date
+    from bros_batch.up.preflight import bring_database_up_to_date
 
     settings = load_settings(data_dir=data_dir)
     if not settings.database_url:

@@ -32,7 +32,7 @@ def demo(documents: int, out: Path, as_json: bool, engine_arguments: tuple[str, 
     After --, ENGINE_ARGUMENTS go to the engine.
     """
     from bros_batch.demo.run import run_demo
-    from bros_batch.service_commands import PYTHON
+    from bros_batch.up.service_commands import PYTHON
 
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupted)

@@ -18,7 +18,7 @@ COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
 @json_option
 def doctor(data_dir: str | None, model: str | None, as_json: bool) -> None:
     """Say what works, what does not, and the mend. Exit 1 when something is broken."""
-    from bros_batch.diagnosis import Health, examine
+    from bros_batch.up.doctor import Health, examine
 
     findings = []
     for finding in examine(load_settings(data_dir=data_dir, model=model)):

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from bros_batch.client import Client, ServiceUnreachable
+from bros_batch.client.http_client import Client, ServiceUnreachable
 from cli.output import duration, safe
 
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})

@@ -12,7 +12,7 @@ from cli.output import note, output_option, safe, write_lines
 from cli.service_options import service_options
 
 if TYPE_CHECKING:
-    from bros_batch.client import Client
+    from bros_batch.client.http_client import Client
 
 
 @click.command()

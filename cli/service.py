@@ -21,7 +21,7 @@ def _become(command: list[str], env: dict[str, str]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def engine(arguments: tuple[str, ...]) -> None:
     """Run the engine. ARGUMENTS are the engine's own; what they leave out comes from the settings."""
-    from bros_batch.service_commands import engine_command, environment
+    from bros_batch.up.service_commands import engine_command, environment
 
     settings = load_settings()
     _become(engine_command(settings, arguments), environment(settings))
@@ -32,7 +32,7 @@ def engine(arguments: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def worker(concurrency: int, arguments: tuple[str, ...]) -> None:
     """Run the worker. After --, ARGUMENTS go to `celery worker`."""
-    from bros_batch.service_commands import environment, worker_command
+    from bros_batch.up.service_commands import environment, worker_command
 
     _become(worker_command(concurrency, arguments), environment(load_settings()))
 
@@ -41,7 +41,7 @@ def worker(concurrency: int, arguments: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def beat(arguments: tuple[str, ...]) -> None:
     """Run the clock that wakes the worker; one is enough. After --, ARGUMENTS go to `celery beat`."""
-    from bros_batch.service_commands import beat_command, environment
+    from bros_batch.up.service_commands import beat_command, environment
 
     settings = load_settings()
     (settings.data_dir / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ def beat(arguments: tuple[str, ...]) -> None:
 @settings_options("host", "port", "api_key", "insecure")
 def web(**flags: Any) -> None:
     """Run the API and the dashboard."""
-    from bros_batch.preflight import check_exposure
-    from bros_batch.service_commands import environment, web_command
+    from bros_batch.up.preflight import check_exposure
+    from bros_batch.up.service_commands import environment, web_command
 
     settings = load_settings(**flags)
     check_exposure(settings)

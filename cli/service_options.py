@@ -19,7 +19,7 @@ def service_options(command: F) -> F:
 
     @wraps(command)
     def with_client(*args: Any, url: str | None, api_key: str | None, **kwargs: Any) -> Any:
-        from bros_batch.client import Client
+        from bros_batch.client.http_client import Client
 
         if url and not url.startswith(("http://", "https://")):
             raise click.UsageError(f"{url!r} is no URL of a service; it should be like http://host:8000.")
@@ -33,7 +33,7 @@ def service_options(command: F) -> F:
 
 def local_url() -> str | None:
     """The URL of the `up` that runs on ./bros-data (or BROS_DATA_DIR), if one does and it is this user's."""
-    from bros_batch.up_lock import read_state
+    from bros_batch.up.lock import read_state
 
     data_dir = Path(os.environ.get("BROS_DATA_DIR", "bros-data"))
     try:

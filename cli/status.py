@@ -13,7 +13,7 @@ from cli.output import duration, json_option, print_json, safe
 from cli.service_options import service_options
 
 if TYPE_CHECKING:
-    from bros_batch.client import Client
+    from bros_batch.client.http_client import Client
 
 
 @click.command()

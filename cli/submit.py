@@ -15,7 +15,7 @@ from cli.output import json_option, note, output_option, print_json, write_lines
 from cli.service_options import service_options
 
 if TYPE_CHECKING:
-    from bros_batch.client import Client
+    from bros_batch.client.http_client import Client
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 

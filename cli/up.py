@@ -16,7 +16,7 @@ from cli.output import program
 from cli.service_options import DEFAULT_URL, local_url
 
 if TYPE_CHECKING:
-    from bros_batch.up_lock import UpState
+    from bros_batch.up.lock import UpState
 
 COLOURS = {
     "redis": "red",
@@ -54,7 +54,7 @@ def up(
     **flags: Any,
 ) -> None:
     """Run every service, until Ctrl-C, which drains; once more kills. After --, ENGINE_ARGUMENTS go to the engine."""
-    from bros_batch.supervisor import UpOptions, run_up
+    from bros_batch.up.supervisor import UpOptions, run_up
 
     settings = load_settings(**flags)
     engine_flags = {

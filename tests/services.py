@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from bros_batch.service_commands import redis_binary
+from bros_batch.up.service_commands import redis_binary
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 60.0  # for what takes a moment on an idle machine: what does not come in this time never will

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from bros_batch.service_commands import redis_binary
+from bros_batch.up.service_commands import redis_binary
 from tests.factories_text import make_text_model
 from tests.services import unavailable, wait_for
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bros_batch.chat_stream import ask
-from bros_batch.client import Client
+from bros_batch.client.chat_stream import ask
+from bros_batch.client.http_client import Client
 from bros_batch.demo.documents import (
     CHAT_PROMPT,
     EXTRACTION_PROMPT,
@@ -28,8 +28,8 @@ from bros_batch.demo.documents import (
     generate_documents,
     questions,
 )
-from bros_batch.preflight import Refused
-from bros_batch.tether import tethered
+from bros_batch.up.preflight import Refused
+from bros_batch.up.tether import tethered
 
 # Vendors that the model has never seen.
 DOCUMENT_SEED = HELD_OUT_SEED + 2026

@@ -10,8 +10,8 @@ import uvicorn
 from sqlalchemy.exc import DBAPIError
 
 from bros_batch.db.connections import SchemaError, check_schema, make_engine
-from bros_batch.preflight import Refused, check_exposure
 from bros_batch.settings import Settings, get_settings
+from bros_batch.up.preflight import Refused, check_exposure
 from bros_batch.web.app import create_app
 from engine.wire.framing import Address
 

@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from bros_batch.preflight import Refused, check_data_dir, check_exposure, check_model, choose_port
 from bros_batch.settings import DEMO_MODEL_DIR, Settings
+from bros_batch.up.preflight import Refused, check_data_dir, check_exposure, check_model, choose_port
 from tests.factories_text import make_text_model
 
 
@@ -40,7 +40,7 @@ def test_a_name_on_the_hub_may_be_one():
 
 
 def test_a_missing_demo_model_is_said_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("bros_batch.preflight.DEMO_MODEL_DIR", tmp_path / "model")
+    monkeypatch.setattr("bros_batch.up.preflight.DEMO_MODEL_DIR", tmp_path / "model")
     assert "no demo model" in sentence(check_model, str(tmp_path / "model"))
     assert DEMO_MODEL_DIR.name == "model"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bros_batch.child import Child, ChildSpec
-from bros_batch.child_log import LogPump, RotatingFile
-from bros_batch.tether import tethered
-from bros_batch.up_lock import AlreadyRunning, UpLock, UpState, read_state
+from bros_batch.up.child import Child, ChildSpec
+from bros_batch.up.child_log import LogPump, RotatingFile
+from bros_batch.up.lock import AlreadyRunning, UpLock, UpState, read_state
+from bros_batch.up.tether import tethered
 from tests.services import PATIENCE_S, wait_for
 
 
@@ -188,7 +188,7 @@ async def test_a_child_that_the_system_refuses_is_tried_again(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
 def test_a_tethered_process_dies_with_its_parent(tmp_path):
     code = (
-        "import subprocess, sys, time; from bros_batch.tether import tethered\n"
+        "import subprocess, sys, time; from bros_batch.up.tether import tethered\n"
         "p = subprocess.Popen(tethered(['sleep', '300'])); print(p.pid, flush=True); time.sleep(300)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

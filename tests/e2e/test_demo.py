@@ -14,8 +14,8 @@ import pytest
 
 from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, generate_documents
 from bros_batch.demo.run import grade
-from bros_batch.service_commands import redis_binary
 from bros_batch.settings import DEMO_MODEL_DIR
+from bros_batch.up.service_commands import redis_binary
 from tests.services import unavailable, wait_for
 from tests.up_process import MARK, Up
 

@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from bros_batch.db.connections import upgrade
-from bros_batch.preflight import choose_port
-from bros_batch.service_commands import environment, web_command
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelText, load
+from bros_batch.up.preflight import choose_port
+from bros_batch.up.service_commands import environment, web_command
 from bros_batch.web.app import create_app
 from tests.services import Processes, processes, wait_for
 

@@ -11,7 +11,7 @@ import pytest
 
 from bros_batch.db import store
 from bros_batch.db.connections import make_engine, writing
-from bros_batch.preflight import Refused, check_exposure
+from bros_batch.up.preflight import Refused, check_exposure
 from tests.web.serving import Web, serving, web_settings
 
 KEY = "sk-very-secret-key"

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bros_batch.addresses import base_url
-from bros_batch.preflight import MIN_FREE_BYTES, Refused, check_exposure, check_model
-from bros_batch.service_commands import redis_binary
 from bros_batch.settings import Settings
-from bros_batch.up_lock import UpState, read_state
+from bros_batch.up.lock import UpState, read_state
+from bros_batch.up.preflight import MIN_FREE_BYTES, Refused, check_exposure, check_model
+from bros_batch.up.service_commands import redis_binary
 
 TIMEOUT_S = 5.0
 LOW_DISK_BYTES = 2 * 1024**3

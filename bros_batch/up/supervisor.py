@@ -25,11 +25,13 @@ from pathlib import Path
 
 import httpx
 
-from bros_batch import service_commands
 from bros_batch.addresses import base_url
-from bros_batch.child import Child, ChildSpec
-from bros_batch.child_log import RotatingFile
-from bros_batch.preflight import (
+from bros_batch.settings import Settings
+from bros_batch.up import service_commands
+from bros_batch.up.child import Child, ChildSpec
+from bros_batch.up.child_log import RotatingFile
+from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
+from bros_batch.up.preflight import (
     Refused,
     bring_database_up_to_date,
     check_data_dir,
@@ -37,8 +39,6 @@ from bros_batch.preflight import (
     check_model,
     choose_port,
 )
-from bros_batch.settings import Settings
-from bros_batch.up_lock import AlreadyRunning, UpLock, UpState
 
 # A service that dies this often before everything was ready once will not come up by itself.
 MAX_DEATHS_AT_START = 3

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bros_batch.client import Client
+from bros_batch.client.http_client import Client
 
 
 @dataclass(slots=True)

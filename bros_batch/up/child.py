@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bros_batch.child_log import TAIL_LINES, LogPump, RotatingFile
-from bros_batch.tether import tethered
+from bros_batch.up.child_log import TAIL_LINES, LogPump, RotatingFile
+from bros_batch.up.tether import tethered
 
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
