@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.connection_options import service_options
 from cli.output import json_option, note, print_json, safe
-from cli.service_options import service_options
 
 if TYPE_CHECKING:
     from bros_batch.client.chat_stream import ChatAnswer

@@ -62,7 +62,7 @@ class _View:
         from rich.console import Console
         from rich.live import Live
 
-        from cli.progress import Meter
+        from cli.jobs.progress import Meter
 
         self._console = Console(stderr=True, highlight=False)
         self._meter = Meter()
@@ -75,7 +75,7 @@ class _View:
     def progress(self, batch: dict[str, Any]) -> None:
         from rich.live import Live
 
-        from cli.progress import live_line
+        from cli.jobs.progress import live_line
 
         progress = self._meter.read(batch, time.monotonic())
         if not self._console.is_terminal:

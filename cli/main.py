@@ -14,15 +14,15 @@ from cli.failure import Failure, explained
 # Section -> command -> (where it is, its one line of help). `--help` reads this table and imports nothing.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Bulk": {
-        "submit": ("cli.submit:submit", "Send a file of documents as a job."),
-        "list": ("cli.list_jobs:list_jobs", "List jobs, newest first."),
-        "status": ("cli.status:status", "Show how far a job is."),
-        "results": ("cli.results:results", "Fetch what a job has finished so far."),
-        "errors": ("cli.results:errors", "Show the lines of a job that failed, and why."),
-        "cancel": ("cli.control:cancel", "Stop a job; finished lines stay."),
-        "pause": ("cli.control:pause", "Start no more lines of a job."),
-        "resume": ("cli.control:resume", "Go on with a paused job."),
-        "retry": ("cli.control:retry", "Run a job's failed lines again."),
+        "submit": ("cli.jobs.submit:submit", "Send a file of documents as a job."),
+        "list": ("cli.jobs.list_jobs:list_jobs", "List jobs, newest first."),
+        "status": ("cli.jobs.status:status", "Show how far a job is."),
+        "results": ("cli.jobs.results:results", "Fetch what a job has finished so far."),
+        "errors": ("cli.jobs.results:errors", "Show the lines of a job that failed, and why."),
+        "cancel": ("cli.jobs.control:cancel", "Stop a job; finished lines stay."),
+        "pause": ("cli.jobs.control:pause", "Start no more lines of a job."),
+        "resume": ("cli.jobs.control:resume", "Go on with a paused job."),
+        "retry": ("cli.jobs.control:retry", "Run a job's failed lines again."),
     },
     "Chat": {
         "chat": ("cli.chat:chat", "Ask the model, in the fast lane."),
@@ -33,8 +33,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("cli.doctor:doctor", "Say what works, what does not, and the mend."),
     },
     "Without a machine": {
-        "simulate": ("cli.simulate:simulate", "Replay a load on a simulated engine."),
-        "plan": ("cli.plan:plan", "Say how many engines a load needs."),
+        "simulate": ("cli.simulation.simulate:simulate", "Replay a load on a simulated engine."),
+        "plan": ("cli.simulation.plan:plan", "Say how many engines a load needs."),
     },
     "One service each": {
         "engine": ("cli.service:engine", "Run the engine, which computes."),

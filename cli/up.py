@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.configuration import load_settings, settings_options
+from cli.connection_options import DEFAULT_URL, local_url
 from cli.failure import Failure
 from cli.output import program
-from cli.service_options import DEFAULT_URL, local_url
 
 if TYPE_CHECKING:
     from bros_batch.up.lock import UpState

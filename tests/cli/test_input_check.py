@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cli.input_check import HEAD_BYTES, BadInput, HeadedStream, check_head, read_head
+from cli.jobs.input_check import HEAD_BYTES, BadInput, HeadedStream, check_head, read_head
 
 DOCUMENT = b'{"id": "a", "text": "x"}\n'
 REQUEST = json.dumps(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from cli.connection_options import service_options
 from cli.failure import USED_WRONGLY, Failure
 from cli.output import json_option, note, output_option, print_json, write_lines
-from cli.service_options import service_options
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
@@ -97,8 +97,8 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
     """Follow the job to its end, fetch what it has, and fail unless every line succeeded."""
     from rich.console import Console
 
-    from cli.progress import follow
-    from cli.status import summary
+    from cli.jobs.progress import follow
+    from cli.jobs.status import summary
 
     job = batch["id"]
     try:
@@ -150,7 +150,7 @@ def _opened(source: str) -> Iterator[tuple[BinaryIO, int | None]]:
 def _upload(
     client: Client, source: str, stream: BinaryIO, size: int | None, given: dict[str, Any]
 ) -> dict[str, Any]:
-    from cli.input_check import BadInput, HeadedStream, check_head, read_head
+    from cli.jobs.input_check import BadInput, HeadedStream, check_head, read_head
 
     head = read_head(stream)
     try:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.connection_options import service_options
 from cli.failure import WORK_FAILED, Failure
 from cli.output import duration, json_option, print_json, safe
-from cli.service_options import service_options
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
@@ -31,7 +31,7 @@ def status(client: Client, job: str, watch: bool, as_json: bool) -> None:
     if watch:
         from rich.console import Console
 
-        from cli.progress import follow, observe
+        from cli.jobs.progress import follow, observe
 
         if as_json:
             last = None

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.connection_options import service_options
 from cli.output import duration, json_option, print_json, safe
-from cli.service_options import service_options
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client

@@ -9,7 +9,7 @@ import click
 
 from cli.failure import Failure
 from cli.output import json_option, note, print_json
-from cli.simulation_options import POSITIVE, Finite, engine_options, milliseconds, setup_options, wrong_use
+from cli.simulation.options import POSITIVE, Finite, engine_options, milliseconds, setup_options, wrong_use
 
 if TYPE_CHECKING:
     from engine.sim.fleet import FleetPlan, Trial

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.connection_options import service_options
 from cli.output import json_option, print_json
-from cli.service_options import service_options
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
