@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from benchmarks.load import END_TEXT_ID, FIRST_TEXT_ID
+from benchmarks.serving.load import END_TEXT_ID, FIRST_TEXT_ID
 
 SEED = 20
 VOCAB_SIZE = END_TEXT_ID
@@ -66,7 +66,7 @@ def write_tokenizer(directory: Path) -> None:
         vocabulary[piece] = len(vocabulary)
     if len(vocabulary) != VOCAB_SIZE or vocabulary[merged[0][0] + merged[0][1]] != FIRST_TEXT_ID:
         raise ValueError(
-            f"The vocabulary has {len(vocabulary)} ids; benchmarks/load.py counts on other ones."
+            f"The vocabulary has {len(vocabulary)} ids; benchmarks/serving/load.py counts on other ones."
         )
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merged))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

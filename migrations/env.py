@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `bros_batch.db.connections.upgrade` hands over, in its transaction.
+"""Alembic's entry: runs the migrations on the connection of `db.connections.upgrade`, in its transaction.
 
 From alembic's own command line (to write a new revision) it connects to the settings' database.
 """

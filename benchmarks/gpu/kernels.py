@@ -12,9 +12,9 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from benchmarks.gpu.cases import AttentionCase, Heads, make_inputs
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.correctness_layers import EPSILON, FP8, SIZES, TINY_SIZES, Maker
+from benchmarks.gpu.correctness.cases import AttentionCase, Heads, make_inputs
+from benchmarks.gpu.correctness.layers import EPSILON, FP8, SIZES, TINY_SIZES, Maker
 from benchmarks.gpu.models import dtype_for
 from benchmarks.gpu.report import Part
 from benchmarks.gpu.scale import Scale

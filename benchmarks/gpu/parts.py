@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure_correctness(run: Run, device: str, is_tiny: bool) -> None:
-    from benchmarks.gpu import checks
+    from benchmarks.gpu.correctness import run as checks
 
     attempt(run.part("correctness"), lambda part: checks.measure_correctness(part, device, is_tiny))
 

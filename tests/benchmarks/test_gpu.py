@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.__main__ import main, measure_apart
-from benchmarks.gpu.checks import note
-from benchmarks.gpu.correctness_layers import worst_error
+from benchmarks.gpu.correctness.layers import worst_error
+from benchmarks.gpu.correctness.run import note
 from benchmarks.gpu.idle import union
 from benchmarks.gpu.models import SHAPES, make_model
 from benchmarks.gpu.report import Run, rounded

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from benchmarks.load import Lengths, Load, chats, documents
-from benchmarks.serving import measure
-from benchmarks.serving_own import Server, own_server
-from benchmarks.serving_phase import Timing
-from benchmarks.serving_report import Limits, numbers, percentiles
+from benchmarks.serving.__main__ import measure
+from benchmarks.serving.load import Lengths, Load, chats, documents
+from benchmarks.serving.own_server import Server, own_server
+from benchmarks.serving.phase import Timing
+from benchmarks.serving.report import Limits, numbers, percentiles
 from tests.factories_text import make_text_model
 
 MODEL = "sim"
@@ -48,7 +48,9 @@ def test_every_server_gets_the_same() -> None:
 
 
 def test_a_seed_draws_the_same_in_another_process() -> None:
-    program = "from benchmarks.load import *; print(chats(Load(), 'rt', 5), next(documents(Load(), 'rt')))"
+    program = (
+        "from benchmarks.serving.load import *; print(chats(Load(), 'rt', 5), next(documents(Load(), 'rt')))"
+    )
     printed = subprocess.check_output([sys.executable, "-c", program], text=True)
     assert printed.strip() == f"{chats(Load(), 'rt', 5)} {next(documents(Load(), 'rt'))}"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.load import END_TEXT_ID, FIRST_TEXT_ID
 from benchmarks.reference_model import write_tokenizer
+from benchmarks.serving.load import END_TEXT_ID, FIRST_TEXT_ID
 from bros_batch.text.tokenizer import ModelText
 
 

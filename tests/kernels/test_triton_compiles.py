@@ -59,7 +59,7 @@ def resources() -> list[dict[str, Any]]:
 def test_every_kernel_is_compiled_for_every_gpu(resources: list[dict[str, Any]]) -> None:
     for capability in (80, 90):
         compiled = {r["kernel"] for r in resources if r["capability"] == capability}
-        assert compiled == kernels_in(KERNELS), "a kernel has no case in benchmarks/kernel_cases.py"
+        assert compiled == kernels_in(KERNELS), "a kernel has no case in benchmarks/kernel_resources/cases.py"
 
 
 @pytest.mark.slow

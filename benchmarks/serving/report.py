@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.serving_client import Answer
-from benchmarks.serving_phase import LANES, Observed
+from benchmarks.serving.client import Answer
+from benchmarks.serving.phase import LANES, Observed
 
 MOST_ERRORS = 8  # kinds named in a result
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from benchmarks.load import Ask, Load, chats, documents
-from benchmarks.serving_client import Answer, Client
-from benchmarks.serving_cpu import cpu_times
+from benchmarks.serving.client import Answer, Client
+from benchmarks.serving.cpu_times import cpu_times
+from benchmarks.serving.load import Ask, Load, chats, documents
 
 BE_PRIORITY = 1  # ours: bulk, as is all above 0. vLLM: after those of priority 0, which is who names none
 LANES = {"rt": ("rt",), "be": ("be",), "both": ("rt", "be")}

@@ -1,6 +1,6 @@
 """Results of `benchmarks.serving` as a picture: latencies over time and as distributions, bulk tokens over time.
 
-    python -m benchmarks.serving_plot A.json [B.json ...] --out comparison.png
+    python -m benchmarks.serving.plot A.json [B.json ...] --out comparison.png
 
 Colours are phases, line styles are results; black lines are the limits. Needs matplotlib (the extra `benchmarks`).
 """
@@ -20,7 +20,7 @@ matplotlib.use("Agg")  # before pyplot: there may be no display
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from benchmarks.serving_report import numbers
+from benchmarks.serving.report import numbers
 
 COLOURS = {"rt": "tab:blue", "be": "tab:green", "both": "tab:orange"}
 NAMES = {"rt": "chat alone", "be": "bulk alone", "both": "both"}

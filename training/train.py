@@ -1,4 +1,4 @@
-"""Train the demo model from nothing on generated documents: `python examples/demo_model/train.py --out DIR`.
+"""Train the demo model from nothing on generated documents: `python -m training.train --out DIR`.
 
 Two CPU cores and about fifty minutes are enough. The learning rate follows the wall clock, so `--minutes`
 sets the whole schedule. Every `--save-minutes` the state goes to DIR/training.pt (for `--resume`) and, if its
@@ -15,11 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from batches import Batch, BatchStream, collate
-from conversations import SCHOOL_PROMPT_WEIGHT, answer_json, encode
-from copying import build_in_copying
-from muon import Muon
-from tokenizer import train_tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
@@ -31,6 +26,11 @@ from transformers import (
 )
 
 from bros_batch.demo import documents as demo
+from training.batches import Batch, BatchStream, collate
+from training.conversations import SCHOOL_PROMPT_WEIGHT, answer_json, encode
+from training.copying import build_in_copying
+from training.muon import Muon
+from training.tokenizer import train_tokenizer
 
 TOKENIZER_SEED = 999_999_999  # training seeds are below 900 million, held-out seeds from 1000 million on
 WATCH_SEED = demo.HELD_OUT_SEED  # documents watched during training; evaluate.py uses other held-out seeds

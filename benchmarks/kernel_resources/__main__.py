@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from benchmarks.kernel_cases import CASES, Case
+from benchmarks.kernel_resources.cases import CASES, Case
 
 CAPABILITIES = (80, 90)
 # A block's most, of the 164 and 228 KiB that a multiprocessor has (CUDA C++ programming guide, table of technical

@@ -1,4 +1,4 @@
-"""Measure a model on held-out documents: `python examples/demo_model/evaluate.py DIR --documents 500`.
+"""Measure a model on held-out documents: `python -m training.evaluate DIR --documents 500`.
 
 Answers are generated greedily in batches, as a user would get them, and compared with the truth character by
 character. No document and no vendor of these seeds can occur in training (see `HELD_OUT_SEED`).
@@ -13,11 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from conversations import Message, answer_json
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from bros_batch.demo import documents as demo
 from bros_batch.demo.documents import Document
+from training.conversations import Message, answer_json
 
 # train.py chooses among its checkpoints by documents of HELD_OUT_SEED itself; these are others.
 EVALUATION_SEED = demo.HELD_OUT_SEED + 1

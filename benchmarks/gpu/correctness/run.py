@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from benchmarks.gpu.correctness import all_checks
+from benchmarks.gpu.correctness.attention import all_checks
 from benchmarks.gpu.report import Part
 
 MAX_PROCESSES = 8  # each has a context of its own on the device, of half a gigabyte
@@ -64,7 +64,7 @@ def outcomes(
         command = [
             sys.executable,
             "-m",
-            "benchmarks.gpu.checks",
+            "benchmarks.gpu.correctness.run",
             device,
             "tiny" if is_tiny else "full",
             *left,

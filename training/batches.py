@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from queue import Queue
 
 import torch
-from conversations import Example, encode, training_conversations
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+
+from training.conversations import Example, encode, training_conversations
 
 # Conversations cut into batches together; enough that most lengths fill at least one batch.
 POOL_CONVERSATIONS = 4096

@@ -7,8 +7,7 @@
 `--rounds 5` goes through the phases five times, every second time backwards, and pools what it sees: a shared machine
 drifts by more within minutes than a policy costs.
 
-The load is `benchmarks/load.py`, the phases `benchmarks/serving_phase.py`; every server gets the same requests at the
-same times. A chat is within the limits if its first token came at most `--ttft-ms` after it was due and its further
+The load is in `load.py`, the phases are in `phase.py`; every server gets the same requests at the same times. A chat is within the limits if its first token came at most `--ttft-ms` after it was due and its further
 ones at most `--tpot-ms` apart on average. Writes a JSON file and a picture. `benchmarks/peers.md`: how to run others.
 """
 
@@ -28,12 +27,12 @@ from typing import Any
 import httpx
 import uvloop
 
-from benchmarks.load import Ask, Load
 from benchmarks.machine import write_result
-from benchmarks.serving_client import Answer, Client
-from benchmarks.serving_own import Server, own_server
-from benchmarks.serving_phase import LANES, Observed, Timing, observe
-from benchmarks.serving_report import Limits, report, table
+from benchmarks.serving.client import Answer, Client
+from benchmarks.serving.load import Ask, Load
+from benchmarks.serving.own_server import Server, own_server
+from benchmarks.serving.phase import LANES, Observed, Timing, observe
+from benchmarks.serving.report import Limits, report, table
 
 READY_TIMEOUT_S = 300.0  # a server may compile first
 
@@ -166,7 +165,7 @@ def main() -> None:
     path = write_result(options.out, f"serving-{options.label}", result)
     print(path)
     try:
-        from benchmarks.serving_plot import plot
+        from benchmarks.serving.plot import plot
     except ImportError as error:
         print(f"No picture: {error}. Install the extra: pip install -e '.[benchmarks]'")
         return

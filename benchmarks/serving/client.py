@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from benchmarks.load import Ask
+from benchmarks.serving.load import Ask
 
 
 @dataclass(slots=True)

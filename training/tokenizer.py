@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from conversations import answer_json
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bros_batch.demo import documents as demo
 from bros_batch.demo.documents import Document
+from training.conversations import answer_json
 
 VOCABULARY_SIZE = 1536
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"

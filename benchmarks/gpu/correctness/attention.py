@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.gpu.cases import AttentionCase, Heads, make_inputs
-from benchmarks.gpu.correctness_layers import FP8, TOLERANCE, layer_checks, worst_error
+from benchmarks.gpu.correctness.cases import AttentionCase, Heads, make_inputs
+from benchmarks.gpu.correctness.layers import FP8, TOLERANCE, layer_checks, worst_error
 from engine.kernels.reference import attention as reference
 
 NUM_RANDOM = 6  # steps of random rows
