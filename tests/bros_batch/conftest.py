@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from bros_batch.db.connections import make_engine, upgrade
+from bros_batch.settings import Settings
+from tests.bros_batch.world import World
+from tests.factories_text import make_text_model
+from tests.services import RedisServer
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_text_model(tmp_path_factory.mktemp("model"), max_model_len=512)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Engine]:
+    """A database with the newest schema, on SQLite and on PostgreSQL."""
+    upgrade(database_url)
+    engine = make_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def options() -> dict[str, Any]:
+    """Settings that a test wants otherwise; it overrides this fixture or changes what it answers."""
+    return {}
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, database_url: str, redis_server: RedisServer, text_model: Path, options: dict[str, Any]
+) -> Settings:
+    values: dict[str, Any] = {
+        "data_dir": tmp_path / "data",
+        "database_url": database_url,
+        "redis_url": redis_server.url,
+        "model": str(text_model),
+        "served_model_name": "sim",
+        **options,
+    }
+    return Settings(**values)
+
+
+@pytest.fixture
+def world(database: Engine, redis_server: RedisServer, settings: Settings) -> Iterator[World]:
+    redis = redis_server.cli()
+    yield World(database, redis, settings)
+    redis.close()

@@ -1,0 +1,313 @@
+"""Reading a file: which lines are good, what is said of the others, and going on after a death."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bros_batch.db import ingestion as store_ingest
+from bros_batch.db import store
+from bros_batch.db.connections import writing
+from bros_batch.db.ingestion import LeaseLost
+from bros_batch.jobs.ingest import Progress
+from tests.bros_batch.world import CHAT, World, batch_line, batch_lines
+
+GOOD = json.dumps(batch_line("good")).encode()
+
+
+_numbers = itertools.count()
+
+
+def line(**changes: Any) -> bytes:
+    """A batch line with some fields other than usual; None takes a field out."""
+    fields = {**batch_line(f"bad-{next(_numbers)}"), **changes}
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+
+
+BODY = batch_line("bad")["body"]
+
+BAD_LINES = {
+    "raw NUL": (GOOD.replace(b'"good"', b'"go\0od"'), "not valid JSON", None),
+    "only NUL": (b"\0", "not valid JSON", None),
+    "invalid UTF-8": (line(custom_id="odd").replace(b"Hello", b"H\xffllo"), "not valid UTF-8", None),
+    "invalid UTF-8 in the id": (GOOD.replace(b'"good"', b'"go\xffod"'), "not valid UTF-8", None),
+    "half a surrogate": (GOOD.replace(b'"good"', b'"\\ud800"'), "not valid JSON", None),
+    "not JSON": (b"hello", "not valid JSON", None),
+    "cut off": (GOOD[:-5], "not valid JSON", None),
+    "two values": (GOOD + b" {}", "not valid JSON", None),
+    "NaN": (GOOD.replace(b'"Hello"', b"NaN"), "not valid JSON", None),
+    "an array": (b"[1, 2]", "not a JSON object", None),
+    "a string": (b'"text"', "not a JSON object", None),
+    "null": (b"null", "not a JSON object", None),
+    "deeply nested": (b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply", None),
+    "too long": (line(custom_id="x" * 600_000), "longer than the 500000 bytes", None),
+    "no custom_id": (line(custom_id=None), "'custom_id' is missing", "custom_id"),
+    "number as custom_id": (line(custom_id=5), "'custom_id' must be a string", "custom_id"),
+    "null as custom_id": (GOOD.replace(b'"good"', b"null"), "'custom_id' must be a string", "custom_id"),
+    "empty custom_id": (line(custom_id=""), "'custom_id' is empty", "custom_id"),
+    "long custom_id": (line(custom_id="x" * 513), "longer than 512", "custom_id"),
+    "NUL in custom_id": (line(custom_id="a\0b"), "NUL", "custom_id"),
+    "repeated custom_id": (GOOD, "used by an earlier line", "custom_id"),
+    "no method": (line(method=None), "'method' is missing", "method"),
+    "GET": (line(method="GET"), "'method' must be 'POST'", "method"),
+    "no url": (line(url=None), "'url' is missing", "url"),
+    "another url": (line(url="/v1/completions"), "'url' must be", "url"),
+    "no body": (line(body=None), "'body' is missing", "body"),
+    "body is text": (line(body="x"), "must be a JSON object", None),
+    "unknown parameter": (line(body={**BODY, "fooo": 1}), "'fooo'", "fooo"),
+    "no messages": (line(body={"model": "sim"}), "'messages'", "messages"),
+    "no model": (line(body={"messages": BODY["messages"]}), "'model'", "model"),
+    "another model": (line(body={**BODY, "model": "other"}), "'model' must be", "model"),
+    "bad temperature": (line(body={**BODY, "temperature": 9}), "'temperature'", "temperature"),
+    "streamed": (line(body={**BODY, "stream": True}), "'stream'", "stream"),
+    "an empty object": (b"{}", "'custom_id' is missing", "custom_id"),
+}
+
+
+# Alone in a file these are documents, or good.
+FINE_ALONE = {"no body", "body is text", "an empty object", "repeated custom_id"}
+LINE_LIMIT = pytest.mark.parametrize("options", [{"max_line_bytes": 500_000}], ids=["limit"])
+
+
+@LINE_LIMIT
+def test_each_bad_line_fails_alone_and_is_named(world: World) -> None:
+    job_id = world.running(b"\n".join([GOOD, *(bad for bad, _, _ in BAD_LINES.values())]))
+    job = world.check_counts(job_id)
+    assert (job.total, job.failed) == (len(BAD_LINES) + 1, len(BAD_LINES))
+    items = world.items(job_id)
+    assert (items[0].status, items[0].custom_id) == ("pending", "good")
+    expected = zip(items[1:], job.errors, BAD_LINES.values(), strict=True)
+    for number, (item, listed, (bad, message, param)) in enumerate(expected, start=2):
+        assert (item.status, item.error_code) == ("failed", "invalid_request")
+        has_good_id = param not in (None, "custom_id") or message == "must be a JSON object" or b"odd" in bad
+        wanted_id = json.loads(bad.decode(errors="replace"))["custom_id"] if has_good_id else None
+        assert item.custom_id == wanted_id
+        assert item.error_message is not None
+        assert message in item.error_message and item.error_message.startswith(f"Line {number}")
+        wanted = {"code": "invalid_request", "line": number, "message": item.error_message, "param": param}
+        assert listed == wanted
+    # The good line runs; the others stand in the error file.
+    job = world.run_through(job_id)
+    assert (job.status, job.succeeded) == ("completed", 1)
+    error_lines = world.file_lines(job.error_file_id)
+    assert len(error_lines) == len(BAD_LINES)
+    assert [each["custom_id"] for each in error_lines] == [item.custom_id for item in items[1:]]
+
+
+@LINE_LIMIT
+@pytest.mark.parametrize("name", [name for name in BAD_LINES if name not in FINE_ALONE])
+def test_a_file_without_a_good_line_fails_the_job(world: World, name: str) -> None:
+    bad, message, param = BAD_LINES[name]
+    job_id = world.submit(bad + b"\n")
+    assert world.ingest(job_id) is Progress.DONE
+    job = world.check_counts(job_id)
+    assert (job.status, job.total, job.failed) == ("failed", 1, 1)
+    assert job.failed_at is not None
+    (error,) = job.errors
+    assert (error["line"], error["param"]) == (1, param) and message in error["message"]
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n  \r\n", b"\xef\xbb\xbf"], ids=["empty", "blank", "BOM"])
+def test_an_empty_file_fails_the_job(world: World, data: bytes) -> None:
+    job_id = world.submit(data)
+    world.ingest(job_id)
+    job = world.check_counts(job_id)
+    assert (job.status, job.total) == ("failed", 0)
+    assert job.errors[0]["code"] == "empty_file"
+
+
+def test_a_missing_file_fails_the_job(world: World) -> None:
+    job_id = world.submit(batch_lines(1))
+    (world.settings.data_dir / "files" / world.job(job_id).input_file_id).unlink()
+    world.ingest(job_id)
+    assert (world.job(job_id).status, world.job(job_id).errors[0]["param"]) == ("failed", "input_file_id")
+
+
+def test_bom_crlf_blank_lines_and_no_last_newline_are_fine(world: World) -> None:
+    lines = [json.dumps(each, ensure_ascii=False).encode() for each in batch_lines(3)]
+    job_id = world.running(b"\xef\xbb\xbf" + lines[0] + b"\r\n\r\n \t\n" + lines[1] + b"\n" + lines[2])
+    assert [item.line_no for item in world.items(job_id)] == [1, 4, 5]
+    assert world.check_counts(job_id).total == 3
+
+
+def test_bodies_are_kept_as_they_came(world: World) -> None:
+    body = '{"messages":[{"role":"user","content":"\\u0000 \\ud83d\\ude42 \U0001f642 ä"}],  "model":"sim"}'
+    raw = f'{{"custom_id":"a","method":"POST","url":"{CHAT}","body":{body}}}'
+    job_id = world.running(raw.encode())
+    assert world.items(job_id)[0].body == body
+    assert world.run_through(job_id).succeeded == 1
+
+
+def test_the_first_good_line_decides_the_form(world: World) -> None:
+    page = {"url": "https://example.org", "body": "A web page is a document.", "text": "t"}
+    job_id = world.running(
+        [{"custom_id": "", "method": "POST", "url": CHAT, "body": {}}, page, batch_line("x")]
+    )
+    assert world.job(job_id).ingest_form == "document"
+    assert world.statuses(job_id) == ["failed", "pending", "pending"]
+    job_id = world.running([batch_line("x"), page])
+    assert world.job(job_id).ingest_form == "batch"
+    assert world.statuses(job_id) == ["pending", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("document", "custom_id"),
+    [
+        ({"id": 3}, "3"),
+        ({"id": "a"}, "a"),
+        ({"custom_id": "c", "id": "a"}, "c"),
+        ({"id": None}, "1"),
+        ({}, "1"),
+    ],
+)
+def test_documents_are_named_by_their_id_or_line(
+    world: World, document: dict[str, Any], custom_id: str
+) -> None:
+    job_id = world.running([document])
+    assert [item.custom_id for item in world.items(job_id)] == [custom_id]
+
+
+@pytest.mark.parametrize("bad_id", [1.5, True, [], {}, "x" * 513, "a\0"])
+def test_documents_with_an_unusable_id_fail(world: World, bad_id: object) -> None:
+    job_id = world.running([{"id": 1, "text": ""}, {"id": bad_id, "text": ""}])
+    assert world.statuses(job_id) == ["pending", "failed"]
+
+
+def test_defaults_at_fault_fail_the_job_at_once(world: World) -> None:
+    job_id = world.submit([{"text": "a"}], defaults={"prompt": "{text}", "temperature": 99})
+    world.ingest(job_id)
+    job = world.check_counts(job_id)
+    assert job.status == "failed" and job.errors[0]["param"] == "temperature"
+
+
+def test_a_model_that_is_not_served_fails_the_job(world: World) -> None:
+    job_id = world.submit(batch_lines(1), model="gpt-5")
+    world.ingest(job_id)
+    assert world.job(job_id).status == "failed"
+    assert "'gpt-5' is not served" in world.job(job_id).errors[0]["message"]
+
+
+@pytest.mark.parametrize("options", [{"ingest_chunk_lines": 10}])
+def test_repeated_ids_are_found_across_chunks(world: World) -> None:
+    lines = [batch_line(f"doc-{number % 17}") for number in range(35)]
+    job_id = world.running(lines)
+    job = world.check_counts(job_id)
+    assert (job.total, job.failed) == (35, 18)
+    assert world.statuses(job_id) == ["pending"] * 17 + ["failed"] * 18
+
+
+def test_only_the_first_hundred_errors_are_listed(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"ingest_chunk_lines": 30})
+    job_id = world.running(b"\n".join([GOOD, *[b"nonsense"] * 250]))
+    job = world.check_counts(job_id)
+    assert (len(job.errors), job.failed) == (100, 250)
+    assert [error["line"] for error in job.errors] == list(range(2, 102))
+
+
+@pytest.mark.parametrize("options", [{"ingest_chunk_lines": 7, "lease_s": 0.001}])
+def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies at any statement of any chunk: before, in the middle of, or after a commit."""
+    lines = [GOOD.replace(b"good", b"doc-%d" % number) for number in range(100)]
+    lines[13] = b"nonsense"
+    lines[40] = lines[3]
+    lines.insert(60, b"")
+    job_id = world.submit(b"\n".join(lines))
+    rng = random.Random(11)
+    real = {name: getattr(store_ingest, name) for name in ("insert_items", "extend_lease", "hold_lease")}
+
+    class Death(BaseException):
+        pass
+
+    def mortal(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if rng.random() < 0.12:
+                raise Death
+            answer = real[name](*args, **kwargs)
+            if rng.random() < 0.12:
+                raise Death
+            return answer
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(store_ingest, name, mortal(name))
+    deaths = 0
+    for _ in range(500):
+        try:
+            if world.ingest(job_id) is Progress.DONE:
+                break
+        except Death:
+            deaths += 1
+            world.check_counts(job_id)
+    assert deaths > 5, "the test kills too seldom"
+    job = world.check_counts(job_id)
+    assert (job.status, job.total, job.failed) == ("in_progress", 100, 2)
+    assert [item.line_no for item in world.items(job_id)] == [n for n in range(1, 102) if n != 61]
+
+
+@pytest.mark.parametrize("options", [{"ingest_chunk_lines": 5}])
+def test_ingest_stops_when_its_time_is_over_and_goes_on(world: World) -> None:
+    job_id = world.submit(batch_lines(23))
+    turns = 0
+    while world.ingest(job_id, until_s=0.0) is Progress.MORE:
+        turns += 1
+        assert world.check_counts(job_id).total == min(5 * turns, 23)
+    assert turns == 5
+    assert world.check_counts(job_id).total == 23
+
+
+def test_two_ingests_of_one_job_exclude_each_other(world: World) -> None:
+    job_id = world.submit(batch_lines(3))
+    with writing(world.database) as connection:
+        from bros_batch.db.states import JobStatus
+
+        leased = store_ingest.take_lease(connection, job_id, (JobStatus.VALIDATING,), 30, 1e12)
+    assert leased is not None
+    assert world.ingest(job_id) is Progress.NOT_OURS
+    with writing(world.database) as connection, pytest.raises(LeaseLost):
+        store_ingest.hold_lease(connection, job_id, "another token", (JobStatus.VALIDATING,))
+
+
+def test_ingest_of_a_cancelled_job_stops(world: World) -> None:
+    job_id = world.submit(batch_lines(3))
+    world.cancel(job_id)
+    assert world.ingest(job_id) is Progress.NOT_OURS
+    world.finalize(job_id)
+    assert world.check_counts(job_id).status == "cancelled"
+
+
+def test_memory_does_not_grow_with_a_giant_line(world: World, tmp_path: Path) -> None:
+    world.settings = world.settings.model_copy(update={"max_line_bytes": 100_000})
+    giant = b'{"text": "' + b"x" * 30_000_000 + b'"}'
+    job_id = world.submit(GOOD + b"\n" + giant + b"\n" + GOOD.replace(b"good", b"after") + b"\n")
+    del giant
+    tracemalloc.start()
+    world.ingest(job_id)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+    assert world.statuses(job_id) == ["pending", "failed", "pending"]
+    assert [item.line_no for item in world.items(job_id)] == [1, 2, 3]
+
+
+def test_a_line_of_just_the_limit_is_read(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"max_line_bytes": len(GOOD)})
+    longer = GOOD.replace(b"Hello", b"Hello!")
+    job_id = world.running(GOOD + b"\r\n" + longer + b"\r\n" + longer)
+    assert world.statuses(job_id) == ["pending", "failed", "failed"]
+
+
+def test_an_input_file_in_use_is_known_to_be(world: World) -> None:
+    job_id = world.running(batch_lines(1))
+    file_id = world.job(job_id).input_file_id
+    with writing(world.database) as connection:
+        assert store.file_in_use(connection, file_id)
+    world.run_through(job_id)
+    with writing(world.database) as connection:
+        assert not store.file_in_use(connection, file_id)

@@ -1,0 +1,303 @@
+"""The dashboard in a real browser, over the real services."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from sqlalchemy import update
+
+from bros_batch.db import store
+from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.tables import jobs
+from tests.bros_batch.web.browser import browser
+from tests.bros_batch.web.serving import MODEL_NAME, Web, whole_service
+from tests.services import Process, Processes, RedisServer, wait_for
+
+CHAT: Any = "/v1/chat/completions"
+KEY = "sk-dashboard-key"
+
+
+@pytest.fixture(scope="module")
+def service(redis_of_session: RedisServer, text_model: Path) -> Iterator[tuple[Web, Processes]]:
+    with whole_service(redis_of_session.url, text_model) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def site(service: tuple[Web, Processes]) -> Web:
+    return service[0]
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Chrome]:
+    with browser() as chrome:
+        yield chrome
+
+
+def shown(chrome: Chrome) -> str:
+    """The words on the page."""
+    return str(chrome.execute_script("return document.body.innerText"))  # type: ignore[no-untyped-call]
+
+
+def wait_text(chrome: Chrome, *words: str) -> str:
+    def there() -> str | None:
+        text = shown(chrome)
+        return text if all(word in text for word in words) else None
+
+    try:
+        return str(wait_for(there, f"{words} on the page"))
+    except AssertionError as error:
+        error.add_note(shown(chrome))
+        raise
+
+
+def press(chrome: Chrome, label: str) -> None:
+    def pressed() -> bool:
+        for button in chrome.find_elements(By.CSS_SELECTOR, "button"):
+            try:
+                if button.is_displayed() and button.text.strip() == label:
+                    button.click()
+                    return True
+            except StaleElementReferenceException:
+                return False
+        return False
+
+    wait_for(pressed, f"the button {label!r}")
+
+
+def lines(count: int, **body: Any) -> bytes:
+    def line(number: int) -> dict[str, Any]:
+        messages = [{"role": "user", "content": f"Document {number}"}]
+        request = {"model": MODEL_NAME, "messages": messages, "max_tokens": 4, **body}
+        return {"custom_id": f"doc-{number}", "method": "POST", "url": CHAT, "body": request}
+
+    return "".join(json.dumps(line(number)) + "\n" for number in range(count)).encode()
+
+
+def submit(client: OpenAI, content: bytes, name: str) -> str:
+    file = client.files.create(file=("in.jsonl", io.BytesIO(content)), purpose="batch")
+    extra = {"name": name}
+    return client.batches.create(
+        input_file_id=file.id, endpoint=CHAT, completion_window="24h", extra_body=extra
+    ).id
+
+
+def paint(web: Web, job_id: str, **values: Any) -> None:
+    database = make_engine(web.settings.resolved_database_url)
+    with writing(database) as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+    database.dispose()
+
+
+def unattended_job(web: Web, name: str, **values: Any) -> str:
+    """A job that no worker will touch: what the page shows of it is what was painted."""
+    database = make_engine(web.settings.resolved_database_url)
+    with writing(database) as connection:
+        job = store.create_job(
+            connection, input_file_id="file-none", endpoint=CHAT, model=MODEL_NAME, name=name
+        )
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(status="paused", **values))
+    database.dispose()
+    return job.id
+
+
+def test_a_job_is_followed_to_its_end(site: Web, chrome: Chrome) -> None:
+    chrome.get(site.url)
+    wait_text(chrome, "No jobs yet", "engine up")
+    with site.openai() as client:
+        job_id = submit(client, lines(30) + b"no json\n", "my first job")
+        wait_text(chrome, "my first job")
+        wait_text(chrome, "completed", "30 / 31", "1 failed")
+        chrome.find_element(By.CSS_SELECTOR, f'a.job[data-id="{job_id}"]').click()
+        wait_text(chrome, "30 of 31", "invalid_request", "Results", "Errors", "First lines without a result")
+        assert chrome.current_url == f"{site.url}/jobs/{job_id}"
+        links = {
+            link.text: link.get_attribute("href")
+            for link in chrome.find_elements(By.CSS_SELECTOR, "nav.downloads a")
+        }
+        batch = client.batches.retrieve(job_id)
+        assert links["Results"] == f"{site.url}/v1/files/{batch.output_file_id}/content"
+        assert links["Errors"] == f"{site.url}/v1/files/{batch.error_file_id}/content"
+
+
+def test_counts_move_without_a_reload(site: Web, chrome: Chrome) -> None:
+    job_id = unattended_job(site, "moving", total=1000, succeeded=10)
+    chrome.get(f"{site.url}/jobs/{job_id}")
+    wait_text(chrome, "moving", "10 of 1\u202f000")
+    paint(site, job_id, succeeded=700, failed=3)
+    wait_text(chrome, "700 of 1\u202f000")
+    bar = chrome.find_element(By.CSS_SELECTOR, '[role="progressbar"]')
+    assert bar.get_attribute("aria-valuenow") == "703"
+    chrome.get(site.url)
+    wait_text(chrome, "700 / 1\u202f000", "3 failed")
+
+
+def test_buttons_move_a_job(site: Web, chrome: Chrome) -> None:
+    job_id = unattended_job(site, "buttons", total=5)
+
+    def status() -> str:
+        with site.openai() as client:
+            return client.batches.retrieve(job_id).status
+
+    chrome.get(f"{site.url}/jobs/{job_id}")
+    wait_text(chrome, "buttons", "paused")
+    press(chrome, "Cancel")
+    wait_text(chrome, "Cancel this job?")
+    press(chrome, "Keep it")
+    assert status() == "paused"
+    press(chrome, "Cancel")
+    press(chrome, "Cancel the job")
+    wait_text(chrome, "cancell")
+    wait_for(lambda: status() in ("cancelling", "cancelled"), "the end of the job")
+
+
+def test_pause_and_resume(site: Web, chrome: Chrome) -> None:
+    job_id = unattended_job(site, "pausing", total=5)
+    paint(site, job_id, status="in_progress", total=10**6)
+    chrome.get(f"{site.url}/jobs/{job_id}")
+    press(chrome, "Pause")
+    wait_text(chrome, "paused")
+    press(chrome, "Resume")
+    wait_text(chrome, "running")
+    press(chrome, "Pause")
+    wait_text(chrome, "paused")
+
+
+def test_filters(site: Web, chrome: Chrome) -> None:
+    unattended_job(site, "needle in the hay")
+    unattended_job(site, "other thing")
+    chrome.get(site.url)
+    wait_text(chrome, "needle in the hay", "other thing")
+    chrome.find_element(By.CSS_SELECTOR, '[aria-label="Search"]').send_keys("needle")
+    wait_for(lambda: "other thing" not in shown(chrome), "the search")
+    assert "needle in the hay" in shown(chrome)
+    chrome.find_element(By.CSS_SELECTOR, ".status-filter").click()
+    option = wait_for(
+        lambda: [
+            each for each in chrome.find_elements(By.CSS_SELECTOR, ".q-item") if each.text == "completed"
+        ],
+        "the choices",
+    )
+    option[0].click()
+    wait_text(chrome, "No job fits")
+
+
+def test_a_name_is_only_a_name(site: Web, chrome: Chrome) -> None:
+    name = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
+    job_id = unattended_job(site, name, errors=[{"code": "x", "line": 1, "message": name, "param": None}])
+    for url in (site.url, f"{site.url}/jobs/{job_id}"):
+        chrome.get(url)
+        wait_text(chrome, name)
+        assert chrome.title == "bros-batch"
+
+
+def test_no_such_job(site: Web, chrome: Chrome) -> None:
+    chrome.get(f"{site.url}/jobs/batch_nothing")
+    wait_text(chrome, "No such job")
+
+
+def test_chat_streams(site: Web, chrome: Chrome) -> None:
+    chrome.get(f"{site.url}/chat")
+    for number in range(2):
+        field = wait_for(lambda: chrome.find_elements(By.CSS_SELECTOR, '[aria-label="Your message"]'))[0]
+        field.send_keys(f"Hello {number}")
+        press(chrome, "Send")
+        wait_text(chrome, f"Hello {number}", "first token after")
+        wait_for(
+            lambda n=number: len(chrome.find_elements(By.CSS_SELECTOR, ".theirs")) == n + 1, "the answer"
+        )
+
+
+def test_the_engine_page(site: Web, chrome: Chrome) -> None:
+    chrome.get(f"{site.url}/engine")
+    words = (
+        "KV memory",
+        "Real-time",
+        "Best-effort",
+        "First token p99",
+        "engine-0",
+        "Iteration time",
+        "cap 167 ms",
+    )
+    wait_text(chrome, *words)
+    with site.openai() as client:
+        client.completions.create(
+            model=MODEL_NAME, prompt="x", max_tokens=20, extra_body={"ignore_eos": True}
+        )
+    wait_text(chrome, "latest 512 100 %", "kept prefixes")
+    cells = chrome.find_elements(By.CSS_SELECTOR, ".cells i")
+    assert 200 < len(cells) <= 256
+    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, ".plot polyline")) >= 6, "the lines")
+
+
+@pytest.mark.parametrize("path", ["/", "/engine", "/chat"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_on_a_phone_offline_light_and_dark(site: Web, path: str, dark: bool) -> None:
+    unattended_job(
+        site, "a rather long name of a job that has to wrap on a narrow screen", total=10, succeeded=5
+    )
+    with browser(width=390, height=844, dark=dark) as phone:
+        phone.get(site.url + path)
+        wait_text(phone, "engine up")
+        wait_for(
+            lambda: (
+                "dark" in (phone.find_element(By.TAG_NAME, "body").get_attribute("class") or "") or not dark
+            ),
+        )
+        width = phone.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")  # type: ignore[no-untyped-call]
+        assert width[0] <= width[1], "the page is wider than the screen"
+        background = phone.execute_script("return getComputedStyle(document.body).backgroundColor")  # type: ignore[no-untyped-call]
+        assert (sum(int(each) for each in background.strip("rgb()").split(",")) < 200) is dark
+        fetched = phone.execute_script(
+            "return performance.getEntriesByType('resource').map(each => each.name)"
+        )  # type: ignore[no-untyped-call]
+        assert [url for url in fetched if not url.startswith(site.url)] == []
+        assert phone.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+def test_it_asks_for_the_key(redis_of_session: RedisServer, text_model: Path, chrome: Chrome) -> None:
+    with whole_service(redis_of_session.url, text_model, BROS_API_KEY=KEY) as (web, _):
+        chrome.get(f"{web.url}/engine")
+        assert chrome.current_url.startswith(f"{web.url}/login")
+        chrome.find_element(By.ID, "key").send_keys("wrong")
+        chrome.find_element(By.CSS_SELECTOR, "button").click()
+        wait_text(chrome, "This key is not valid")
+        chrome.find_element(By.ID, "key").send_keys(KEY)
+        chrome.find_element(By.CSS_SELECTOR, "button").click()
+        wait_text(chrome, "KV memory")
+        assert chrome.current_url == f"{web.url}/engine"
+        chrome.delete_all_cookies()
+
+
+def test_stale_data_say_so(service: tuple[Web, Processes], chrome: Chrome) -> None:
+    """Last: it takes the engine away."""
+    site, group = service
+    chrome.get(f"{site.url}/engine")
+    wait_text(chrome, "KV memory", "engine up")
+    engine = process_of(group, lambda process: "engine: serving" in process.output())
+    engine.kill()
+    wait_text(chrome, "engine away", "The engine is not reachable", "What you see is from")
+    assert "KV memory" in shown(chrome)
+    group.engine(Path(site.settings.model), MODEL_NAME, site.settings.redis_url)
+    wait_text(chrome, "engine up")
+    wait_for(lambda: "What you see is from" not in shown(chrome), "fresh data")
+
+
+def test_no_warnings_were_logged(service: tuple[Web, Processes]) -> None:
+    """After all the pages above: nothing in the web process's log but that the engine went away."""
+    web = process_of(service[1], lambda process: process is service[1].started[3])
+    words = [line for line in web.output().splitlines() if "engine" not in line.lower()]
+    assert words == []
+
+
+def process_of(group: Processes, fits: Callable[[Process], bool]) -> Process:
+    return next(process for process in group.started if fits(process))

@@ -1,0 +1,148 @@
+"""Keys: every route but health needs one, a browser may trade it for a cookie, and other sites get nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from bros_batch.db import store
+from bros_batch.db.connections import make_engine, writing
+from bros_batch.up.preflight import Refused, check_exposure
+from tests.bros_batch.web.serving import Web, serving, web_settings
+
+KEY = "sk-very-secret-key"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, text_model: Path) -> Iterator[Web]:
+    with serving(web_settings(tmp_path_factory.mktemp("guarded"), text_model, api_key=KEY)) as web:
+        yield web
+
+
+def test_every_route_but_health_needs_it(guarded: Web) -> None:
+    with guarded.http() as http:
+        assert http.get("/health").status_code == 200
+        for method, path in (
+            ("GET", "/v1/models"), ("GET", "/v1/nothing"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"),
+            ("GET", "/ready"), ("GET", "/version"), ("GET", "/"), ("POST", "/v1/files"), ("GET", "/_nicegui/x.js"),
+        ):  # fmt: skip
+            answer = http.request(method, path)
+            assert answer.status_code == 401, path
+            assert answer.json()["error"]["type"] == "authentication_error"
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["x-request-id"]
+
+
+def test_the_clients_own_error(guarded: Web) -> None:
+    with guarded.openai("wrong") as client, pytest.raises(openai.AuthenticationError) as caught:
+        client.models.list()
+    assert caught.value.code == "invalid_api_key"
+    with guarded.openai(KEY) as client:
+        assert list(client.models.list())
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", f"Basic {KEY}", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer ä"]
+)
+def test_what_is_no_key(guarded: Web, header: str) -> None:
+    with guarded.http() as http:
+        answer = http.get("/v1/models", headers=[(b"authorization", header.encode("latin-1"))])
+        assert answer.status_code == 401
+
+
+def test_keys_of_the_database(guarded: Web) -> None:
+    database = make_engine(guarded.settings.resolved_database_url)
+    with writing(database) as connection:
+        _, secret = store.create_api_key(connection, "laptop")
+    database.dispose()
+    with guarded.openai(secret) as client:
+        assert list(client.models.list())
+        assert list(client.batches.list()) == []
+
+
+def test_a_browser_logs_in(guarded: Web) -> None:
+    with guarded.http() as http:
+        asked = http.get("/jobs/x", headers={"Accept": "text/html"})
+        assert (asked.status_code, asked.headers["location"]) == (303, "/login?next=/jobs/x")
+        page = http.get("/login?next=/jobs/x")
+        assert "API key" in page.text
+        assert "http" not in page.text.replace("http-equiv", "")
+        wrong = http.post("/login?next=/jobs/x", data={"key": "wrong"})
+        assert wrong.status_code == 401
+        assert "not valid" in wrong.text
+        right = http.post("/login?next=/jobs/x", data={"key": KEY})
+        assert (right.status_code, right.headers["location"]) == (303, "/jobs/x")
+        cookie = right.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        assert KEY not in cookie
+        # It opens pages and downloads; what changes things needs the key.
+        assert http.get("/v1/models").status_code == 200
+        assert http.post("/v1/batches", json={}).status_code == 401
+
+
+def test_a_forged_or_old_cookie_opens_nothing(guarded: Web) -> None:
+    from bros_batch.web.auth import COOKIE, _session
+
+    for value in (
+        "",
+        "9999999999.00",
+        _session("other", 9_999_999_999),
+        _session(KEY, 1_000_000_000),
+        "x.y",
+        '"',
+    ):
+        with guarded.http() as http:
+            assert http.get("/v1/models", headers={"Cookie": f"{COOKIE}={value}"}).status_code == 401
+    with guarded.http() as http:
+        good = _session(KEY, 9_999_999_999)
+        assert http.get("/v1/models", headers={"Cookie": f"{COOKIE}={good}"}).status_code == 200
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "evil"])
+def test_login_leads_nowhere_else(guarded: Web, target: str) -> None:
+    with guarded.http() as http:
+        answer = http.post("/login", params={"next": target}, data={"key": KEY})
+    assert answer.headers["location"] == "/"
+
+
+def test_other_sites_get_nothing(web: Web) -> None:
+    """Without a key, a page that somebody visits must not be able to start work here."""
+    with web.http() as http:
+        answer = http.post("/v1/chat/completions", json={}, headers={"Sec-Fetch-Site": "cross-site"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site_request")
+        assert (
+            http.post("/v1/chat/completions", json={}, headers={"Sec-Fetch-Site": "same-origin"}).status_code
+            == 400
+        )
+
+
+def test_only_this_machines_names_without_a_key(web: Web, guarded: Web) -> None:
+    """A name that somebody else gave this machine's address (DNS rebinding) opens nothing."""
+    with web.http() as http:
+        for host in ("evil.example", "evil.example:8000", "", "localhost.evil.example"):
+            assert http.get("/v1/models", headers={"Host": host}).status_code == 403
+        for host in ("localhost", "localhost:8000", "127.0.0.1", "[::1]:8000"):
+            assert http.get("/v1/models", headers={"Host": host}).status_code == 200
+    with guarded.http(headers={"Authorization": f"Bearer {KEY}", "Host": "batch.example"}) as http:
+        assert http.get("/v1/models").status_code == 200
+
+
+def test_the_key_is_never_logged(guarded: Web, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG), guarded.http() as http:
+        http.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        http.get("/v1/models", headers={"Authorization": f"Bearer {KEY}wrong"})
+        http.post("/login", data={"key": KEY})
+    assert KEY not in caplog.text
+
+
+def test_no_listening_for_others_without_a_key(tmp_path: Path, text_model: Path) -> None:
+    with pytest.raises(Refused, match="BROS_API_KEY"):
+        check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0"))
+    check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0", api_key=KEY))
+    check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0", insecure=True))
+    check_exposure(web_settings(tmp_path, text_model))

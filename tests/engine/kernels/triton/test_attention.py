@@ -1,0 +1,262 @@
+"""Paged attention in Triton against its slow twin, on random steps: on a GPU, or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from engine.kernels import dispatch
+from engine.kernels.layout import StepLayout
+from engine.kernels.reference import attention as reference
+from engine.kernels.triton import attention as triton_attention
+from engine.kernels.triton import cached_rows as triton_context
+from engine.kernels.triton import decode_attention as triton_single
+from tests.engine.kernels.steps import Case, as_bits, random_case, random_spans
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FP8 = torch.float8_e4m3fn
+# bfloat16 has 8 bits: results of size about 1 are 1/256 apart, and weights are rounded to it before the second product.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    layout: StepLayout,
+    **options: Any,
+) -> torch.Tensor:
+    """`triton_attention.attention` with an output that is NaN wherever it is not written."""
+    reference.store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
+    out = torch.full((*q.shape[:2], v.shape[2]), torch.nan, dtype=q.dtype, device=q.device)
+    triton_attention.attend_stored(q, k_cache, v_cache, layout, **options, out=out)
+    return out
+
+
+def case_of(seed: int, spans: list[tuple[int, int]], **settings: Any) -> Case:
+    return random_case(seed, spans, poisoned=True, device=DEVICE, **settings)
+
+
+def assert_twins(case: Case, op: Any = attention) -> None:
+    out, k_cache, v_cache = case.run(op)
+    expected, k_expected, v_expected = case.run(reference.attention)
+    assert out.dtype is expected.dtype
+    assert torch.equal(as_bits(k_cache), as_bits(k_expected))
+    assert torch.equal(as_bits(v_cache), as_bits(v_expected))
+    tolerance = TOLERANCE[case.q.dtype]
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def split_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of one block, so that short contexts are split as long ones are."""
+    monkeypatch.setattr(triton_single, "MIN_SHARE_TOKENS", 16)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_steps(seed: int, split_often: None) -> None:
+    rng = np.random.default_rng(seed)
+    num_kv_heads = int(rng.choice([1, 2]))
+    assert_twins(
+        case_of(
+            seed,
+            random_spans(rng)[:4],
+            heads=(num_kv_heads * int(rng.choice([1, 2, 3])), num_kv_heads),
+            size=int(rng.choice([8, 16, 24, 64])),
+            window=None if rng.random() < 0.4 else int(rng.choice([1, 2, 16, 17, 33, 200])),
+            softcap=None if rng.random() < 0.7 else 4.0,
+            with_sinks=rng.random() < 0.3,
+            slots="sides" if rng.random() < 0.5 else "shuffled",
+        )
+    )
+
+
+@pytest.mark.parametrize("size", [64, 80, 96, 128, 192, 256])
+def test_head_sizes(size: int) -> None:
+    assert_twins(case_of(size, [(40, 1), (3, 9)], heads=(2, 1), size=size))
+
+
+@pytest.mark.parametrize("group", [1, 3, 8, 40])
+def test_query_heads_that_share_a_key_head(group: int) -> None:
+    """40 are more than a program of single rows takes, and no power of two."""
+    assert_twins(case_of(group, [(17, 1), (2, 3)], heads=(group, 1) if group > 8 else (2 * group, 2)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"window": 63, "softcap": 2.0, "with_sinks": True}], ids=str)
+def test_both_sides_of_a_block_and_a_tile(settings: dict[str, Any], split_often: None) -> None:
+    """Blocks of keys are 64 and 32 tokens, tiles 64, and 16 in float32."""
+    singles = [(length - 1, 1) for length in (1, 31, 32, 33, 63, 64, 65, 127, 129)]
+    chunks = [(0, 15), (31, 17), (32, 16), (63, 2), (64, 17), (0, 65)]
+    assert_twins(case_of(1, singles + chunks, heads=(1, 1), slots="shuffled", **settings))
+
+
+@pytest.mark.parametrize("spans", [[(63, 1)], [(0, 1), (5, 1)], [(0, 2)], [(70, 66), (0, 3)]])
+def test_steps_of_one_kind_of_row(spans: list[tuple[int, int]], split_often: None) -> None:
+    assert_twins(case_of(2, spans, heads=(2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads"), [(torch.bfloat16, (2, 1)), (torch.bfloat16, (3, 1)), (torch.float16, (4, 2))]
+)
+def test_half_precision(dtype: torch.dtype, heads: tuple[int, int], split_often: None) -> None:
+    case = case_of(3, [(140, 1), (30, 66), (0, 1)], heads=heads, dtype=dtype, window=100, with_sinks=True)
+    assert_twins(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("by_instruction", [True, False])
+def test_float8_caches(
+    dtype: torch.dtype, by_instruction: bool, monkeypatch: pytest.MonkeyPatch, split_often: None
+) -> None:
+    if by_instruction and DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU cannot convert float8")
+    monkeypatch.setattr(triton_context, "converts_fp8", lambda _device: by_instruction)
+    assert_twins(case_of(4, [(70, 1), (0, 1), (5, 20)], dtype=dtype, cache_dtype=FP8, slots="shuffled"))
+
+
+def test_values_may_be_of_another_size_than_keys(split_often: None) -> None:
+    assert_twins(case_of(5, [(90, 1), (3, 9), (0, 1)], size=24, size_v=40))
+
+
+@pytest.mark.parametrize(
+    ("num_splits", "settings"), [(2, {}), (30, {}), (5, {"window": 100, "with_sinks": True})], ids=str
+)
+def test_more_shares_than_tokens_or_fewer(
+    num_splits: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, split_often: None
+) -> None:
+    """A graph is captured with the shares of its longest contexts, and replayed with any. More than 16 of them take a
+    second turn to merge."""
+    monkeypatch.setattr(triton_single, "choose_splits", lambda *_: num_splits)
+    assert_twins(case_of(6, [(0, 1), (3, 1), (1100, 1), (64, 1)], heads=(2, 1), **settings))
+
+
+def test_without_changed_limits_contexts_are_split_too() -> None:
+    assert triton_single.choose_splits(2, 601, triton_single.num_processors(torch.device(DEVICE))) > 1
+    assert_twins(case_of(7, [(600, 1), (20, 1)], heads=(2, 1)))
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish(split_often: None) -> None:
+    case = case_of(8, [(150, 1), (0, 1), (60, 10)], heads=(2, 1))
+    case.q.mul_(300.0)
+    out, _, _ = case.run(attention)
+    expected, _, _ = case.run(reference.attention)
+    # Scores of some hundreds carry errors of some 1e-4, which the exponential makes relative ones.
+    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_heads_that_lie_apart() -> None:
+    """As a model's own projection and rotation leave them: [Hq, T, D] seen as [T, Hq, D], or part of a wider tensor."""
+    case = case_of(9, [(40, 1), (3, 9)])
+    apart = {
+        "q": case.q.transpose(0, 1).contiguous().transpose(0, 1),
+        "k": torch.cat([case.k, case.k], dim=1)[:, :2],
+        "v": case.v.transpose(1, 2).contiguous().transpose(1, 2),
+    }
+    assert_twins(dataclasses.replace(case, **apart), triton_attention.attention)
+
+
+def padded_like_a_graph(case: Case, num_rows: int, longest: int) -> Case:
+    """The step of single rows as a captured graph of `num_rows` rows sees it."""
+    layout, device = case.layout, case.q.device
+    extra = num_rows - layout.host.shape[1]
+    padding = torch.tensor([[-1], [7], [0], [0]], device=device).repeat(1, extra)
+    padding[3] = torch.arange(num_rows - extra, num_rows)
+    singles = torch.arange(num_rows, device=device)
+    none = torch.full((extra,), -1, device=device)
+    q, k, v = (torch.cat([x, x[:1].expand(extra, -1, -1)]) for x in (case.q, case.k, case.v))
+    return dataclasses.replace(
+        case,
+        q=q,
+        k=k,
+        v=v,
+        layout=dataclasses.replace(
+            layout,
+            slot_mapping=torch.cat([layout.slot_mapping, none]),
+            device=torch.cat([layout.device, padding], dim=1),
+            singles=singles,
+            max_single_context=longest,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_padding_rows_read_and_store_nothing(
+    num_splits: int, monkeypatch: pytest.MonkeyPatch, split_often: None
+) -> None:
+    monkeypatch.setattr(triton_single, "choose_splits", lambda *_: num_splits)
+    case = padded_like_a_graph(case_of(10, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 6, 4096)
+    assert_twins(case)
+    assert_twins(case, triton_attention.attention)
+    out, _, _ = case.run(attention)
+    assert not out[3:].any()
+
+
+def test_a_layout_may_be_filled_anew(split_often: None) -> None:
+    """What a captured graph does: the same launches, other numbers in the same tensors."""
+    first = padded_like_a_graph(case_of(11, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 4, 300)
+    second = padded_like_a_graph(case_of(12, [(250, 1), (64, 1)], heads=(2, 1)), 4, 300)
+    attention(first.q, first.k, first.v, first.k_cache, first.v_cache, first.layout, **first.options)
+    layout = dataclasses.replace(
+        first.layout, slot_table=second.layout.slot_table, slot_mapping=second.layout.slot_mapping
+    )
+    assert layout.scratch  # contexts were split
+    layout.device.copy_(second.layout.device)
+    args = (second.q, second.k, second.v, second.k_cache.clone(), second.v_cache.clone(), layout)
+    out = attention(*args, **second.options)
+    expected, _, _ = second.run(reference.attention)
+    torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_padding_rows_of_a_longer_step() -> None:
+    case = case_of(13, [(20, 5), (4, 1)])
+    layout = case.layout
+    tiles = torch.cat(
+        [layout.tiles, torch.tensor([[0, 64], [2, 0]], device=DEVICE)]
+    )  # past a row's end; padding
+    padding = torch.tensor([[-1], [0], [9], [0]], device=DEVICE)
+    rows = torch.cat([layout.device, padding], dim=1)
+    assert_twins(dataclasses.replace(case, layout=dataclasses.replace(layout, device=rows, tiles=tiles)))
+
+
+def test_splits_fill_the_processors_and_are_no_finer_than_useful() -> None:
+    choose = triton_single.choose_splits
+    assert choose(1, 1, 132) == 1
+    assert choose(8, 8192, 132) == 8192 // triton_single.MIN_SHARE_TOKENS
+    assert choose(8, 10**6, 132) == 4 * 132 // 8
+    assert choose(2048, 4096, 132) == 1
+    assert choose(2048, 131072, 132) == 131072 // triton_single.MAX_SHARE_TOKENS
+
+
+def test_bad_input_is_refused() -> None:
+    case = case_of(14, [(3, 1)], heads=(4, 2))
+
+    def refused(match: str, **changes: Any) -> None:
+        q, k_cache = changes.pop("q", case.q), changes.pop("k_cache", case.k_cache)
+        out = torch.empty(*q.shape[:2], case.v.shape[2], dtype=q.dtype, device=DEVICE)
+        with pytest.raises(ValueError, match=match):
+            triton_attention.attend_stored(
+                q, k_cache, case.v_cache, case.layout, **{**case.options, "out": out, **changes}
+            )
+
+    refused("cannot share 2 key/value heads", q=case.q[:, :3])
+    refused("do not go with Q", q=case.q[..., :8])
+    refused("attention computes", q=case.q.double())
+    refused("caches are", k_cache=case.k_cache.half())
+    refused("side by side", k_cache=case.k_cache.transpose(1, 2).contiguous().transpose(1, 2))
+    refused("the output is", out=case.q[:, :2])
+    refused("sees nothing", window=0)
+    refused("not positive", softcap=-1.0)
+    refused("sinks of shape", sinks=torch.zeros(3, device=DEVICE))
+
+
+def test_the_op_of_a_gpu_is_this_one() -> None:
+    assert dispatch.attention_op(torch.device("cuda")) is triton_attention.attention
+    assert dispatch.attention_op(torch.device("cpu"), "triton") is triton_attention.attention

@@ -1,0 +1,97 @@
+"""Every Triton kernel compiles for the GPUs we promise, spills no registers and fits into shared memory.
+
+Compiled in processes of their own, in which TRITON_INTERPRET is not set; Triton keeps what it compiled on disk.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+REPOSITORY = Path(__file__).parents[4]
+KERNELS = REPOSITORY / "engine" / "kernels"
+
+
+def kernels_in(folder: Path) -> set[str]:
+    """ "module.function" of all that is compiled by Triton and not merely called by what is."""
+    compiled: dict[str, str] = {}
+    called: set[str] = set()
+    for path in sorted(folder.glob("triton_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any(
+                "jit" in ast.unparse(d) for d in node.decorator_list
+            ):
+                compiled[node.name] = f"{path.stem}.{node.name}"
+                called |= {
+                    part.func.id
+                    for part in ast.walk(node)
+                    if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)
+                }
+    return {name for function, name in compiled.items() if function not in called}
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def resources() -> list[dict[str, Any]]:
+    ended = run_python("-m", "benchmarks.kernel_resources", "--json")
+    assert ended.stdout, ended.stderr
+    found: list[dict[str, Any]] = json.loads(ended.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_every_kernel_is_compiled_for_every_gpu(resources: list[dict[str, Any]]) -> None:
+    for capability in (80, 90):
+        compiled = {r["kernel"] for r in resources if r["capability"] == capability}
+        assert compiled == kernels_in(KERNELS), "a kernel has no case in benchmarks/kernel_resources/cases.py"
+
+
+@pytest.mark.slow
+def test_none_spills_or_takes_more_than_there_is(resources: list[dict[str, Any]]) -> None:
+    limits = {80: 163 * 1024, 90: 227 * 1024}
+    too_much = [r for r in resources if r["spill_bytes"] or r["shared_bytes"] > limits[r["capability"]]]
+    assert not too_much
+    assert all(0 < r["registers"] <= 255 for r in resources)
+
+
+SPILLING = """
+from dataclasses import replace
+from benchmarks import kernel_resources as resources
+case = next(case for case in resources.CASES if case.name == "attend 8b, chunk, bf16")
+(launch,) = resources.record(case, 80)
+launch = replace(launch, constants={**launch.constants, "maxnreg": 64})
+found = resources._resources(case, launch, resources.compile_launch(launch, 80), 80)
+print(found.spill_bytes, found.fits)
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_with_too_few_registers_is_found_out() -> None:
+    ended = run_python("-c", SPILLING)
+    assert ended.returncode == 0, ended.stderr
+    spill_bytes, fits = ended.stdout.split()
+    assert int(spill_bytes) > 0
+    assert fits == "False"
+
+
+def test_kernels_are_told_from_what_they_call() -> None:
+    found = kernels_in(KERNELS)
+    assert "triton_layer._rotate_and_store_kernel" in found
+    assert "triton_layer._summed" not in found
+    assert "triton_context.narrow" not in found  # called from other modules

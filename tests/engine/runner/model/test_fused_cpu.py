@@ -1,0 +1,95 @@
+"""Which models run by the fused kernels, that they compute the same there, and what happens when they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.runner.model import causal_lm as model
+from engine.runner.model import fused_cpu as fused
+from engine.runner.model.causal_lm import load_model
+from tests.engine.kernels.cpu.multipliers import NAMES, multiplier_or_skip
+from tests.engine.runner.driver import Driver, load_runner
+from tests.factories_models import make_model
+
+pytest.importorskip("numba")
+
+from engine.kernels.cpu import multiply_bf16 as cpu_narrow
+
+KINDS = ["llama", "mistral", "qwen2", "qwen3"]
+ODD = {
+    "hidden_size": 72,
+    "intermediate_size": 100,
+    "vocab_size": 330,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+}
+PROMPT = [5, 9, 200, 31, 77, 8, 8, 120, 45, 6, 19]
+
+
+def greedy(path: Path, num_tokens: int = 12, **settings: Any) -> list[int]:
+    driver = Driver(load_runner(path, **settings))
+    sequence = driver.add(PROMPT)
+    driver.run(num_tokens)
+    return sequence.output[:num_tokens]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_kinds_are_fused(kind: str, dtype: str, tmp_path: Path) -> None:
+    assert load_model(str(make_model(kind, tmp_path)), device="cpu", dtype=dtype).fused is not None
+
+
+@pytest.mark.parametrize("kind", ["gemma", "phi", "gpt2", "mixtral"])
+def test_others_are_not(kind: str, tmp_path: Path) -> None:
+    assert load_model(str(make_model(kind, tmp_path)), device="cpu").fused is None
+
+
+@pytest.mark.parametrize("overrides", [ODD, {"tie_word_embeddings": True}])
+def test_sizes_that_fill_no_panel(
+    overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_model("llama", tmp_path, seed=1, **overrides)
+    assert load_model(str(path), device="cpu").fused is not None
+    outputs = greedy(path)
+    monkeypatch.setattr(model, "can_fuse", lambda *_: False)
+    assert greedy(path) == outputs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"hidden_act": "gelu"}, {"attention_bias": True}, {"mlp_bias": True}],
+    ids=lambda o: next(iter(o)),
+)
+def test_options_that_the_kernels_lack_keep_the_modules(overrides: dict[str, Any], tmp_path: Path) -> None:
+    assert load_model(str(make_model("llama", tmp_path, **overrides)), device="cpu").fused is None
+
+
+def test_a_model_that_computes_otherwise_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_model("llama", tmp_path, seed=1)
+    expected = greedy(path)
+
+    class Wrong(fused.FusedDecoder):
+        def forward(self, *arguments: Any) -> torch.Tensor:
+            return super().forward(*arguments).flip(-1)
+
+    monkeypatch.setattr(fused, "FusedDecoder", Wrong)
+    assert load_model(str(path), device="cpu").fused is None
+    assert greedy(path) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_of_bfloat16(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading compares them with the modules', and keeps those if they differ."""
+    multiplier = multiplier_or_skip(name)
+    monkeypatch.setattr(cpu_narrow, "multiplier", lambda: multiplier)
+    path = make_model("qwen2", tmp_path, seed=1, hidden_size=64, intermediate_size=96)
+    loaded = load_model(str(path), device="cpu", dtype="bfloat16")
+    assert loaded.fused is not None
+    assert loaded.fused._is_narrow
+    assert len(greedy(path, dtype="bfloat16")) == 12

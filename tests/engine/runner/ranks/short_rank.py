@@ -1,0 +1,78 @@
+"""A rank's process that is short of memory, in place of `engine.runner.ranks.rank_process`.
+
+The variable SHORT_RANK says how: a `Shortage` as JSON. Each rank notes how many tokens its forward passes had, those
+that failed too, one number a line, in the file of its number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.runner.ranks import rank_process as rank
+from engine.runner.ranks.pass_memory import LargestPass, PassMemory
+from engine.runner.torch_runner import TorchRunner
+
+BYTES_A_TOKEN = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortage:
+    """Rank 1 has no memory for passes of more tokens than `most_tokens`: it finds out as it tries, or, where it
+    `is_hidden`, amid the pass. `directory` is for the notes."""
+
+    directory: str
+    most_tokens: int
+    is_hidden: bool = False
+
+    def tell(self, setenv: Callable[[str, str], None]) -> None:
+        setenv("SHORT_RANK", json.dumps(dataclasses.asdict(self)))
+
+    def passes(self, number: int) -> list[int]:
+        """What rank `number` has noted."""
+        return [int(line) for line in (Path(self.directory) / str(number)).read_text().split()]
+
+
+def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
+    is_short = number == 1
+    own = runner._memory
+    assert own is not None
+    assert own._largest.num_bytes == 0, "on a CPU nobody knows"
+    largest = LargestPass(
+        own._largest.num_tokens, own._largest.num_draws, own._largest.num_tokens * BYTES_A_TOKEN
+    )
+
+    def take(num_bytes: int) -> None:
+        if is_short and not shortage.is_hidden and num_bytes > shortage.most_tokens * BYTES_A_TOKEN:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    forward = runner._forward_tensors
+
+    def noted(step: Any) -> torch.Tensor:
+        num_tokens = len(step.token_ids)
+        with (Path(shortage.directory) / str(number)).open("a") as notes:
+            print(num_tokens, file=notes)
+        if is_short and shortage.is_hidden and num_tokens > shortage.most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return forward(step)
+
+    runner._memory = PassMemory(own._ranks, largest, take)
+    runner._forward_tensors = noted  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    load, told = rank.load_runner, Shortage(**json.loads(os.environ["SHORT_RANK"]))
+
+    def load_short(*arguments: Any, **options: Any) -> TorchRunner:
+        runner = load(*arguments, **options)
+        shorten(runner, told, options["ranks"].number)
+        return runner
+
+    rank.load_runner = load_short
+    rank.main()

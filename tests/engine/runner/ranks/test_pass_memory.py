@@ -1,0 +1,93 @@
+"""Ranks agree on what they have the memory for before a pass begins, and talk of it no more than they have to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.runner.ranks.pass_memory import LargestPass, PassMemory
+from tests.engine.runner.driver import load_runner
+from tests.engine.runner.test_out_of_memory import outputs_of, short_of_memory
+from tests.factories_models import make_model
+
+LARGEST = LargestPass(num_tokens=96, num_draws=8, num_bytes=96_000)
+
+
+class OtherRank:
+    """As this rank sees it: it has memory for so many shares of the largest pass. `answers` are the least of both."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, most_share: float = 1.0) -> None:
+        self.most_share = most_share
+        self.share = 0.0  # of the pass that is talked of; the other rank has the same plan
+        self.answers: list[int] = []
+
+    def least(self, value: int) -> int:
+        self.answers.append(min(value, int(self.share <= self.most_share)))
+        return self.answers[-1]
+
+
+def memory_of(other: OtherRank, own_bytes: int = 1 << 30) -> PassMemory:
+    def take(num_bytes: int) -> None:
+        other.share = num_bytes / LARGEST.num_bytes
+        if num_bytes > own_bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    ranks: Any = other
+    return PassMemory(ranks, LARGEST, take)
+
+
+def test_ranks_talk_only_of_passes_larger_than_those_they_had_memory_for() -> None:
+    other = OtherRank()
+    memory = memory_of(other)
+    for num_tokens, num_draws, num_talks in (
+        (10, 0, 1), (10, 0, 1), (4, 0, 1), (12, 1, 2),  # an eighth of the draws, as of the tokens
+        (2, 2, 3), (24, 2, 3), (20, 1, 3), (96, 8, 4), (96, 1, 4), (9, 8, 4),
+    ):  # fmt: skip
+        assert memory.suffices(num_tokens, num_draws)
+        assert len(other.answers) == num_talks, (num_tokens, num_draws)
+
+
+def test_one_rank_without_memory_is_enough() -> None:
+    for other, own_bytes in ((OtherRank(), 48_000), (OtherRank(0.5), 1 << 30)):
+        memory = memory_of(other, own_bytes)
+        assert memory.suffices(48, 1)
+        assert not memory.suffices(49, 1)
+        assert not memory.suffices(10, 5), "logits take memory too"
+        assert memory.suffices(47, 4)
+        assert other.answers == [1, 0, 0]
+
+
+def test_where_nobody_knows_what_a_pass_takes_it_is_begun() -> None:
+    memory = PassMemory(OtherRank(), LargestPass(96, 8, 0))  # type: ignore[arg-type]
+    assert memory.suffices(96, 8)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("pass-memory"))
+
+
+@pytest.mark.parametrize("own_bytes", [10_000, 1 << 30])
+def test_steps_are_halved_before_they_fail_and_outputs_stay_the_same(path: Path, own_bytes: int) -> None:
+    expected = outputs_of(load_runner(path))
+    runner = load_runner(path)
+    other = OtherRank(1.0 if own_bytes == 10_000 else 10 / 96)
+    runner._memory, runner._is_one_of_many = memory_of(other, own_bytes), True
+    tried = short_of_memory(runner, 10)
+    assert outputs_of(runner) == expected
+    assert max(tried) <= 10, "no rank may fail amid a pass"
+    # A length that all had memory for is talked of once, and none again that was too long.
+    assert len(other.answers) < 20 < len(tried)
+
+
+def test_ranks_do_not_halve_a_pass_that_has_begun(path: Path) -> None:
+    runner = load_runner(path)
+    runner._memory, runner._is_one_of_many = memory_of(OtherRank()), True
+    short_of_memory(runner, 10)
+    with pytest.raises(torch.OutOfMemoryError):
+        outputs_of(runner)

@@ -1,0 +1,225 @@
+"""The engine goes on where its runner had to be started anew, and ends where that is of no use."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.__main__ import make_runner
+from engine.core.cost_model import CostModel
+from engine.core.request import Request
+from engine.core.terms import FinishedEvent, FinishReason, Lane
+from engine.loop import Add, EngineLoop, Message, Stop
+from engine.profiling import first_cost_model
+from engine.runner.base import ModelRunner, RunnerRestarted
+from engine.runner.ranks import parallel_runner as parallel
+from engine.runner.ranks.parallel_runner import ParallelRunner
+from tests.engine.runner.ranks.short_rank import Shortage
+from tests.engine.runner.ranks.stub_rank import ANSWER, DIE, EXIT_STATUS, OUT_OF_MEMORY, step
+from tests.engine.runner.ranks.test_parallel_runner import NUM_OUTPUT, config_for, processes_of, prompts
+from tests.engine.runner.test_exact import generate
+from tests.factories import Outputs, RestartingRunner, request, scheduler_for
+from tests.factories_models import make_model, own_model
+
+
+def serve(
+    runner: ModelRunner,
+    requests: Sequence[Request],
+    *,
+    ahead: bool,
+    after: Callable[[Outputs], None] = lambda _: None,
+) -> Outputs:
+    """What the owners of these requests hear of an engine's loop. `after` is called when events were sent."""
+    outputs, scheduler = Outputs(), scheduler_for(runner.info)
+    to_come = list(requests)
+
+    def receive(timeout_s: float | None) -> list[Message]:
+        if len(outputs.finished) == len(requests):
+            return [Stop()]
+        assert to_come or timeout_s is not None, "the loop sleeps, and requests are open"
+        return [Add(to_come.pop(0))] if to_come else []  # they come one a step
+
+    def send(events: Sequence[Any]) -> None:
+        outputs.hear(events)
+        after(outputs)
+
+    now_s = 0.0
+
+    def clock() -> float:
+        nonlocal now_s
+        now_s += 0.001
+        return now_s
+
+    EngineLoop(scheduler, runner, receive, send, clock, ahead=ahead).run()
+    scheduler.check_integrity()
+    assert not scheduler.has_work
+    return outputs
+
+
+def of_both_lanes(prompts: Sequence[Sequence[int]]) -> list[Request]:
+    lanes = (Lane.RT, Lane.BE, Lane.BE)
+    return [request(prompt, lane=lanes[i % 3], max_tokens=NUM_OUTPUT) for i, prompt in enumerate(prompts)]
+
+
+def check_success(requests: Sequence[Request], outputs: Outputs, expected: Sequence[Sequence[int]]) -> None:
+    assert [outputs.token_ids[one.request_id] for one in requests] == expected
+    finished: list[FinishedEvent] = list(outputs.finished.values())
+    assert all(event.reason in (FinishReason.LENGTH, FinishReason.STOP) for event in finished)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_loop_goes_on_when_its_runner_has_forgotten_all(ahead: bool) -> None:
+    runner = RestartingRunner({0, 3, 4, 11, 17, 30}, num_blocks=24)
+    requests = of_both_lanes([[3 + i] * (1 + 5 * i % 23) for i in range(12)])
+    outputs = serve(runner, requests, ahead=ahead)
+    assert runner.num_results > 30
+    expected = [
+        runner.runner.continuation(one.token_ids[: one.num_prompt_tokens], one.sampling) for one in requests
+    ]
+    check_success(requests, outputs, expected)
+
+
+# Ranks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("restarts"))
+
+
+def expected_of(path: Path) -> list[list[int]]:
+    reference = own_model(path)
+    return [generate(reference, prompt, NUM_OUTPUT) for prompt in prompts(1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ahead", "number"), [(False, 0), (True, 1)])
+def test_a_rank_is_killed_amid_work_and_no_request_fails(llama: Path, ahead: bool, number: int) -> None:
+    pytest.importorskip("accelerate")
+    runner = make_runner(config_for(llama, num_kv_blocks=None, max_model_len=96))
+    first = processes_of(runner)
+    info = runner.info
+
+    def kill_one(outputs: Outputs) -> None:
+        num_tokens = sum(map(len, outputs.token_ids.values()))
+        if num_tokens > 3 * NUM_OUTPUT and first[number].is_running():
+            assert len(outputs.finished) < len(requests)
+            first[number].send_signal(signal.SIGKILL)
+            first[number].wait()
+
+    requests = of_both_lanes(prompts(1))
+    try:
+        outputs = serve(runner, requests, ahead=ahead, after=kill_one)
+        check_success(requests, outputs, expected_of(llama))
+        assert runner.info == info
+        assert not any(process.is_running() for process in first)
+        assert all(process.is_running() for process in processes_of(runner))
+    finally:
+        runner.close()
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_amid_a_pass_makes_passes_shorter(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("accelerate")
+    shortage = Shortage(str(tmp_path), most_tokens=20, is_hidden=True)
+    shortage.tell(monkeypatch.setenv)
+    monkeypatch.setattr(parallel, "_PROGRAM", "tests.engine.runner.ranks.short_rank")
+    runner = make_runner(config_for(llama))
+    try:
+        requests = of_both_lanes(prompts(1))
+        check_success(requests, serve(runner, requests, ahead=True), expected_of(llama))
+    finally:
+        runner.close()
+    too_long = [num_tokens for num_tokens in shortage.passes(1) if num_tokens > 20]
+    assert len(too_long) == 1, "of that size none is tried again"
+
+
+@pytest.fixture
+def stubs(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ParallelRunner]:
+    """Two ranks without a model."""
+    monkeypatch.setattr(parallel, "_PROGRAM", "tests.engine.runner.ranks.stub_rank")
+    runner = ParallelRunner(config_for(llama, num_kv_blocks=None))
+    yield runner
+    runner.close()
+
+
+def test_ranks_come_up_with_the_memory_that_the_first_ones_had(stubs: ParallelRunner) -> None:
+    info = stubs.info
+    for _ in range(2):
+        with pytest.raises(RunnerRestarted, match=f"rank 1 of 2 ended with status {EXIT_STATUS}"):
+            stubs.execute(step(DIE))
+        assert stubs.info == info
+    assert stubs.execute(step(ANSWER)).sampled == [0]
+
+
+def test_steps_under_way_are_forgotten_with_the_ranks(stubs: ParallelRunner) -> None:
+    first, _ = stubs.launch(step(DIE)), stubs.launch(step(ANSWER))
+    with pytest.raises(RunnerRestarted):
+        first.result()
+    assert stubs.execute(step(ANSWER, 3)).sampled == [0]
+    assert not stubs._results and not stubs._under_way
+
+
+def test_failures_without_a_step_in_between_come_to_an_end(stubs: ParallelRunner) -> None:
+    for _ in range(3):  # one step that comes to something, and it counts from the beginning
+        for _ in range(parallel._MOST_FAILURES - 1):
+            with pytest.raises(RunnerRestarted):
+                stubs.execute(step(DIE))
+        stubs.execute(step(ANSWER))
+    with pytest.raises(ChildProcessError, match=f"status {EXIT_STATUS}.*that makes 3 failures in a row"):
+        for _ in range(parallel._MOST_FAILURES):
+            with pytest.raises(RunnerRestarted):
+                stubs.execute(step(DIE))
+    assert all(rank.process.poll() is not None for rank in stubs._ranks)
+
+
+def test_ranks_that_never_come_up_again_end_the_engine(
+    stubs: ParallelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_them(_: Outputs) -> None:
+        monkeypatch.setattr(parallel, "_PROGRAM", "tests.runner.no_such_rank")
+        stubs._ranks[1].process.kill()
+        stubs._ranks[1].process.wait()
+
+    started: list[int] = []
+    start = parallel._Rank.start
+    monkeypatch.setattr(parallel._Rank, "start", lambda told: (started.append(told.number), start(told))[1])
+    with pytest.raises(ChildProcessError, match=r"ended with status 1; .*that makes 3 failures in a row"):
+        serve(stubs, [request([ANSWER] * 3)], ahead=True, after=break_them)
+    assert started.count(0) == parallel._MOST_FAILURES - 1
+    assert all(rank.process.poll() is not None for rank in stubs._ranks)
+
+
+def test_another_model_is_not_taken_for_the_same(
+    stubs: ParallelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_RANK", "another")
+    with pytest.raises(ChildProcessError, match="what came up anew is another model"):
+        stubs.execute(step(DIE))
+    assert all(rank.process.poll() is not None for rank in stubs._ranks)
+
+
+def test_every_time_memory_runs_out_passes_are_half_as_long(stubs: ParallelRunner) -> None:
+    """That is no failure as long as they can be shorter."""
+    for num_tokens, most_tokens in ((32, 16), (32, 8), (7, 3), (2, 1)):
+        with pytest.raises(RunnerRestarted):
+            stubs.execute(step(OUT_OF_MEMORY, num_tokens))
+        assert stubs.execute(step(ANSWER)).sampled == [most_tokens]
+    with pytest.raises(ChildProcessError, match="3 failures in a row"):
+        for _ in range(parallel._MOST_FAILURES):
+            with pytest.raises(RunnerRestarted):
+                stubs.execute(step(OUT_OF_MEMORY))
+
+
+def test_a_runner_that_is_lost_while_steps_are_tried_out_serves_all_the_same(tmp_path: Path) -> None:
+    runner = RestartingRunner({4})
+    cost = first_cost_model(
+        str(tmp_path / "no model of this name"), runner, 32, 60.0, iter(range(99)).__next__
+    )
+    assert isinstance(cost, CostModel) and runner.num_results == 5

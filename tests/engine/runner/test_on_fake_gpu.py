@@ -1,0 +1,369 @@
+"""All that a GPU's runner does, on a fake one: it mixes no tensors of host and device, waits for nothing before it is
+asked for a result, and draws the tokens that a CPU's runner draws.
+
+Kernels run in Triton's interpreter. What a fake cannot show is how compiled kernels and real streams behave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.core.plan import RowStart, StepPlan, StepResult
+from engine.core.terms import SamplingParams
+from engine.runner import loading, torch_runner
+from engine.runner.graphs import CudaGraphs
+from engine.runner.model.causal_lm import load_model
+from engine.runner.sampling.sampler import Sampler
+from engine.runner.torch_runner import TorchRunner
+from tests.engine.runner.driver import GREEDY, Driver, load_runner
+from tests.factories_models import make_model
+
+pytest.importorskip("triton")
+from engine.kernels.triton.interpreter import INTERPRETED
+from tests.engine.runner.fake_cuda import cuda
+from tests.engine.runner.fake_gpu import GPU, FakeGpu
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() or not INTERPRETED, reason="a GPU, or kernels that are compiled"
+)
+
+# Small, for the interpreter; two layers, for the last one is computed otherwise.
+TINY = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+SETTINGS: dict[str, Any] = {
+    "max_num_seqs": 4, "max_num_batched_tokens": 64, "num_kv_blocks": 8, "num_host_slots": 16, "max_model_len": 64,
+    "dtype": "float32",
+}  # fmt: skip
+PROMPT, OTHER = [5, 9, 200, 31, 77, 8, 120], [8, 120, 33]
+EVERYTHING = [
+    GREEDY,
+    SamplingParams(max_tokens=99, seed=1, ignore_eos=True, temperature=0.8, top_p=0.9, top_k=20, min_p=0.01),
+    SamplingParams(
+        max_tokens=99, temperature=0.0, min_tokens=4, logprobs=2, repetition_penalty=1.3, presence_penalty=0.5,
+        frequency_penalty=0.5, logit_bias=((7, 2.0), (9, -50.0)), stop_token_ids=(11,),
+    ),
+    SamplingParams(max_tokens=99, seed=2, ignore_eos=True, temperature=1.5, logprobs=0),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The path of a tiny model of a family, the same each time."""
+    directory, paths = tmp_path_factory.mktemp("models"), dict[str, Path]()
+
+    def path_of(family: str) -> Path:
+        if family not in paths:
+            paths[family] = make_model(family, directory, **TINY)
+        return paths[family]
+
+    return path_of
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGpu]:
+    with cuda() as fake:
+        yield fake
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are loaded without the proof that they compute the same, of which one test sees that it runs here."""
+    monkeypatch.setattr("engine.runner.model.causal_lm.check_packed", lambda *_: None)
+
+
+class WaitingForNothing:
+    """A runner whose launches may not wait."""
+
+    def __init__(self, runner: TorchRunner, gpu: FakeGpu) -> None:
+        self._runner, self._gpu, self.info = runner, gpu, runner.info
+
+    def launch(self, plan: StepPlan) -> Any:
+        with self._gpu.no_waiting():
+            return self._runner.launch(plan)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.launch(plan).result()
+
+
+def outputs(runner: Any) -> tuple[list[list[int]], list[list[Any]]]:
+    """Tokens and log-probabilities of requests that ask for all there is: chunks beside single tokens, a preemption
+    whose K and V come back from the host, and one that begins again with a prefix."""
+    driver = Driver(runner, seed=4)
+    requests = [
+        driver.add(prompt, sampling, row)
+        for row, (prompt, sampling) in enumerate(
+            zip((PROMPT, OTHER, PROMPT[2:], OTHER[1:]), EVERYTHING, strict=True)
+        )
+    ]
+    driver.step([(requests[0], 4), (requests[1], 3), (requests[2], 3), (requests[3], 1)])
+    driver.step([(requests[2], 2), (requests[0], 3), (requests[3], 1), (requests[1], 1)])
+    host_slots = [4, 5, 9, 8]
+    driver.save(requests[0], 3, host_slots)
+    driver.truncate(requests[1], 2)
+    driver.restore(requests[0], host_slots)
+    driver.step([(requests[0], 1), (requests[1], 3), (requests[3], 1)])
+    driver.step([(request, 1) for request in requests])
+    logprobs = [
+        [(own.logprob, [token for token, _ in own.top]) for own in request.logprobs] for request in requests
+    ]
+    return [request.output for request in requests], logprobs
+
+
+def assert_same(computed: Any, expected: Any) -> None:
+    assert computed[0] == expected[0]
+    for ours, theirs in zip(computed[1], expected[1], strict=True):
+        assert [top for _, top in ours] == [top for _, top in theirs]
+        np.testing.assert_allclose([own for own, _ in ours], [own for own, _ in theirs], atol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "is_fused"), [("llama", True), ("gpt2", False)])
+def test_it_draws_what_a_cpu_draws(
+    family: str, is_fused: bool, models: Callable[[str], Path], gpu: FakeGpu
+) -> None:
+    path = models(family)
+    runner = load_runner(path, device="cuda", enforce_eager=True, **SETTINGS)
+    assert (runner._model.fused is not None) == is_fused
+    assert runner._slot_table.device == GPU and runner.info.device == "no GPU"
+    before = gpu.num_launches
+    computed = outputs(WaitingForNothing(runner, gpu))
+    assert gpu.num_launches > before
+    assert_same(computed, outputs(load_runner(path, device="cpu", **SETTINGS)))
+    assert [len(tokens) for tokens in computed[0]] == [3, 4, 2, 3]
+    assert [len(logprobs) for logprobs in computed[1]] == [0, 0, 2, 3]
+    runner.close()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_it_draws_the_same_by_graphs(
+    family: str, models: Callable[[str], Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.runner.graphs._WARM_UPS", 1)
+    path, settings = models(family), {**SETTINGS, "max_num_seqs": 2, "max_model_len": 16}
+    runner = load_runner(path, device="cuda", **settings)
+    assert runner._graphs is not None and runner._graphs.sizes.sizes == (1, 2)
+    drawn = []
+    for ours in (WaitingForNothing(runner, gpu), load_runner(path, device="cpu", **settings)):
+        driver = Driver(ours)
+        pair = [driver.add(PROMPT, EVERYTHING[1], 1), driver.add(OTHER, GREEDY, 0)]
+        driver.step([(pair[0], len(PROMPT)), (pair[1], len(OTHER))])
+        before = gpu.num_launches
+        for chosen in (pair, pair[:1], pair):
+            driver.step([(request, 1) for request in chosen])
+        # A replay launches all kernels at once; the draw is not part of it.
+        assert gpu.num_launches - before == (3 if isinstance(ours, WaitingForNothing) else 0)
+        drawn.append([request.output for request in pair])
+    assert drawn[0] == drawn[1]
+    runner.close()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_step_begins_before_the_last_one_is_through(models: Callable[[str], Path], gpu: FakeGpu) -> None:
+    """Its tokens are those that only the device knows; they are read on the host after they arrived there."""
+    path = models("llama")
+    settings = {**SETTINGS, "enforce_eager": True}
+    expected = Driver(load_runner(path, device="cpu", **settings))
+    requests = [expected.add(PROMPT, GREEDY, 2), expected.add(OTHER, EVERYTHING[1], 0)]
+    expected.step([(requests[0], len(PROMPT)), (requests[1], len(OTHER))])
+    expected.step([(requests[0], 1), (requests[1], 1)])
+
+    runner = WaitingForNothing(load_runner(path, device="cuda", **settings), gpu)
+    starts = [
+        RowStart(row, str(row), prompt, len(prompt), [], sampling)
+        for row, prompt, sampling in ((2, PROMPT, GREEDY), (0, OTHER, EVERYTHING[1]))
+    ]
+    counts = [len(PROMPT), len(OTHER)]
+    slots = list(range(40, 40 - sum(counts), -1))
+    first = StepPlan([2, 0], [0, 0], counts, [True, True], PROMPT + OTHER, slots, row_starts=starts)
+    pending = [
+        runner.launch(first),
+        runner.launch(StepPlan([2, 0], counts, [1, 1], [True, True], [-1, -1], [50, 51])),
+    ]
+    assert gpu.under_way
+    drawn = [step.result().sampled for step in pending]
+    assert [list(tokens) for tokens in zip(*drawn, strict=True)] == [request.output for request in requests]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_rotation_that_depends_on_the_longest_sequence(tmp_path: Path, gpu: FakeGpu) -> None:
+    longrope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    factors = {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8}
+    path = make_model("llama", tmp_path, **TINY, rope_parameters={**longrope, **factors})
+    drawn = []
+    for device in ("cuda", "cpu"):
+        runner: Any = load_runner(path, device=device, enforce_eager=True, **SETTINGS)
+        driver = Driver(WaitingForNothing(runner, gpu) if device == "cuda" else runner)
+        request = driver.add(PROMPT)
+        driver.step([(request, len(PROMPT))])
+        driver.step([(request, 1)])
+        drawn.append(request.output)
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_16_bit_model_with_sinks_windows_and_an_8_bit_cache(
+    models: Callable[[str], Path], gpu: FakeGpu
+) -> None:
+    settings = {**SETTINGS, "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "enforce_eager": True}
+    runner = load_runner(models("gpt_oss"), device="cuda", **settings)
+    assert {cache.k.dtype for cache in runner._caches.values()} == {torch.float8_e4m3fn}
+    driver = Driver(WaitingForNothing(runner, gpu))
+    request = driver.add([*PROMPT, *OTHER], EVERYTHING[2])
+    driver.step([(request, 6)])
+    driver.step([(request, 4)])
+    driver.step([(request, 1)])
+    assert len(request.output) == 2
+    assert all(np.isfinite(own.logprob) for own in request.logprobs)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_memory_for_kv_is_what_the_largest_step_leaves(models: Callable[[str], Path]) -> None:
+    with cuda(memory_bytes=400_000_000):
+        settings = {**SETTINGS, "max_num_batched_tokens": 12, "num_kv_blocks": None, "num_host_slots": 0}
+        runner = load_runner(models("llama"), device="cuda", enforce_eager=True, **settings)
+        slot_bytes = 4 * sum(cache.k[0].numel() + cache.v[0].numel() for cache in runner._caches.values())
+        # A tenth stays free, a tenth is what the step took at its peak, with its own KV; buffers for host KV besides.
+        left = 400_000_000 * 8 // 10 + 1000 + 12 * slot_bytes - 2 * 8 * (16 << 20) // slot_bytes * slot_bytes
+        assert abs(runner.info.num_blocks - left // (16 * slot_bytes)) <= 1
+
+
+class OnlyRank:
+    """Talks to nobody."""
+
+    device = GPU
+    size, number = 1, 0
+
+    def least(self, value: int) -> int:
+        return value
+
+    def agree(self, values: torch.Tensor) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_rank_tries_to_take_what_the_largest_step_took(
+    models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many KV blocks it is told to have; a pass of a quarter of the tokens takes a quarter of that."""
+    taken: list[int] = []
+    empty = torch.empty
+
+    def noted_empty(*size: Any, **options: Any) -> torch.Tensor:
+        if options.get("dtype") is torch.uint8:
+            taken.append(size[0])
+        return empty(*size, **options)
+
+    ranks: Any = OnlyRank()
+    settings = {**SETTINGS, "max_num_batched_tokens": 12, "num_host_slots": 0, "enforce_eager": True}
+    path = models("llama")
+    with cuda(memory_bytes=400_000_000):
+        config = EngineConfig(
+            model=str(path), served_model_name="tiny", listen="unix:///unused", device="cuda", **settings
+        )
+        model = load_model(config.model, device="cuda", dtype="float32", max_model_len=64)
+        runner = loading._runner_for(model, config, ranks=ranks)
+        slot_bytes = 4 * sum(cache.k[0].numel() + cache.v[0].numel() for cache in runner._caches.values())
+        at_peak = 400_000_000 // 10 - 1000 - 12 * slot_bytes
+        monkeypatch.setattr(torch, "empty", noted_empty)
+        driver = Driver(runner)
+        request = driver.add(OTHER)
+        for num_tokens in (3, 1):
+            driver.step([(request, num_tokens)])
+        assert taken == [at_peak // 4], "once, for passes of one token are shorter"
+    expected = Driver(load_runner(path, device="cpu", **settings))
+    own = expected.add(OTHER)
+    expected.run(2)
+    assert request.output == own.output
+
+
+# What it would not be caught at would prove nothing above ----------------------------------------------
+
+
+def numbers() -> torch.Tensor:
+    return torch.arange(6.0, device=GPU)
+
+
+def to_gpu_twice(values: torch.Tensor) -> None:
+    values.to(GPU, non_blocking=True)
+    values += 1
+    torch.cuda.Event().record().synchronize()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda: numbers() + torch.ones(6), "mixes"),
+        (lambda: numbers()[torch.tensor([1, 2])], "index of the host"),
+        (lambda: numbers().index_select(0, torch.tensor([1])), "mixes"),
+        (lambda: numbers()[numbers() > 2], "mask"),
+        (lambda: numbers().cpu(), "not asynchronous"),
+        (lambda: numbers().sum().item(), "waits"),
+        (lambda: bool(numbers().any()), "waits"),
+        (lambda: numbers().tolist(), "reads"),
+        (lambda: torch.ones(3).to(GPU, non_blocking=True), "not pinned"),
+        (lambda: torch.ones(3).pin_memory().to(GPU), "not asynchronous"),
+        (lambda: torch.tensor([1, 2], device=GPU), "copied"),
+        (lambda: torch.cuda.synchronize(), "waits"),
+    ],
+)
+def test_what_is_wrong_on_a_gpu_is_an_error(wrong: Callable[[], Any], reason: str, gpu: FakeGpu) -> None:
+    with gpu.no_waiting(), pytest.raises(RuntimeError, match=reason):
+        wrong()
+
+
+def test_host_memory_is_read_late_and_written_late(gpu: FakeGpu) -> None:
+    with pytest.raises(RuntimeError, match="changed while"):
+        to_gpu_twice(torch.ones(3).pin_memory())
+    found = numbers().to("cpu", non_blocking=True)
+    assert found.isnan().all()
+    torch.cuda.Event().record().synchronize()
+    assert found.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_capture_holds_no_copies_and_no_waits(gpu: FakeGpu) -> None:
+    pinned, graphs = torch.ones(6).pin_memory(), CudaGraphs(GPU)
+    for wrong in (lambda: numbers().to("cpu", non_blocking=True), lambda: pinned.to(GPU, non_blocking=True)):
+        with pytest.raises(RuntimeError, match="amid a capture"):
+            graphs.capture(wrong)
+    total = numbers()
+    graph = graphs.capture(lambda: total.add_(total * 2))
+    graph.replay()
+    assert total.tolist() == [9.0 * i for i in range(6)]  # the fake computes as it captures too
+
+
+def test_kernels_take_no_tensors_of_the_host(gpu: FakeGpu) -> None:
+    from engine.kernels.triton.layer import silu_gated
+
+    with pytest.raises(RuntimeError, match="a kernel is given a tensor of the host"):
+        silu_gated(torch.ones(1, 8, device=GPU), torch.empty(1, 4))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_launch_that_waits_is_caught(
+    models: Callable[[str], Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = WaitingForNothing(
+        load_runner(models("llama"), device="cuda", enforce_eager=True, **SETTINGS), gpu
+    )
+    driver, draw = Driver(runner), Sampler.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "draw", lambda self, logits, *rest: draw(self, logits.cpu(), *rest))
+        with pytest.raises(RuntimeError, match="not asynchronous"):
+            driver.step([(driver.add(OTHER), 3)])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_runner, "send", lambda values, device: values.clone().to(GPU))
+        with pytest.raises(RuntimeError, match="not asynchronous"):
+            driver.step([(driver.add(OTHER), 3)])
+    driver.step([(driver.add(OTHER), 3)])
