@@ -126,7 +126,7 @@ class KernelBench:
         store_kv(inputs.k, inputs.v, inputs.k_cache, inputs.v_cache, inputs.layout.slot_mapping)
         out = torch.empty_like(inputs.q)
         return lambda: attend_stored(
-            inputs.q, inputs.k_cache, inputs.v_cache, inputs.layout, **inputs.options, out=out
+            inputs.q, inputs.k_cache, inputs.v_cache, inputs.layout, inputs.options, out
         )
 
     def product(self, count: int) -> Timed:

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.triton import attention as triton_attention
 from engine.kernels.triton import layer as triton_layer
@@ -114,8 +115,8 @@ def attend(
     )  # fmt: skip
     q, out = (torch.empty(total, shape.num_heads, shape.head_size, dtype=dtype) for _ in range(2))
     sinks = torch.empty(shape.num_heads, dtype=dtype)
-    options = {"window": 4096, "softcap": 50.0, "sinks": sinks} if has_options else {}
-    triton_attention.attend_stored(q, *caches(shape, cache_dtype), layout, scale=0.1, out=out, **options)
+    options = AttentionOptions(0.1, 4096, 50.0, sinks) if has_options else AttentionOptions(0.1)
+    triton_attention.attend_stored(q, *caches(shape, cache_dtype), layout, options, out)
 
 
 def store(shape: ModelShape, cache_dtype: torch.dtype) -> None:

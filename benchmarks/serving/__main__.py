@@ -8,8 +8,8 @@
 drifts by more within minutes than a policy costs.
 
 The load is in `load.py`, the phases are in `phase.py`; every server gets the same requests at the same times. A chat is
-within the limits if its first token came at most `--ttft-ms` after it was due and its further ones at most `--tpot-ms` apart on
-average. Writes a JSON file and a picture. How to run other servers: `benchmarks/peers.md`.
+within the limits if its first token came at most `--ttft-ms` after it was due and its further ones at most `--tpot-ms`
+apart on average. Writes a JSON file and a picture. How to run other servers: `benchmarks/peers.md`.
 """
 
 from __future__ import annotations

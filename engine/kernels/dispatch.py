@@ -8,6 +8,7 @@ from typing import Literal, Protocol, assert_never
 
 import torch
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.cpu import attention as cpu
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
@@ -24,11 +25,7 @@ class AttentionOp(Protocol):
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
         layout: StepLayout,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: torch.Tensor | None = None,
+        options: AttentionOptions,
     ) -> torch.Tensor: ...
 
 

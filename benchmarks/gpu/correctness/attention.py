@@ -87,11 +87,11 @@ def check_attention(case: AttentionCase, device: torch.device) -> dict[str, floa
     inputs = make_inputs(case, device)
     ours, twin = inputs.fresh(), inputs.fresh()
     expected = reference.attention(
-        twin.q, twin.k, twin.v, twin.k_cache, twin.v_cache, twin.layout, **twin.options
+        twin.q, twin.k, twin.v, twin.k_cache, twin.v_cache, twin.layout, twin.options
     )
     store_kv(ours.k, ours.v, ours.k_cache, ours.v_cache, ours.layout.slot_mapping)
     out = torch.full_like(expected, torch.nan)
-    attend_stored(ours.q, ours.k_cache, ours.v_cache, ours.layout, **ours.options, out=out)
+    attend_stored(ours.q, ours.k_cache, ours.v_cache, ours.layout, ours.options, out)
     num_tokens = len(out) - case.padding
     error = worst_error(out[:num_tokens], expected[:num_tokens])
     if not out[num_tokens:].isfinite().all():

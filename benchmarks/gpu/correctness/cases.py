@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 
 BLOCK_SIZE = 16
@@ -55,7 +55,7 @@ class AttentionInputs:
     k_cache: torch.Tensor  # [slots, Hkv, D], NaN where nothing was stored
     v_cache: torch.Tensor  # [slots, Hkv, Dv]
     layout: StepLayout
-    options: dict[str, Any]
+    options: AttentionOptions
 
     def fresh(self) -> AttentionInputs:
         """The same with caches and a layout of its own."""
@@ -114,12 +114,9 @@ def make_inputs(case: AttentionCase, device: torch.device, seed: int = 0) -> Att
             ),
             case.padding,
         ),
-        options={
-            "scale": heads.size**-0.5,
-            "window": case.window,
-            "softcap": case.softcap,
-            "sinks": noise(heads.query) if case.has_sinks else None,
-        },
+        options=AttentionOptions(
+            heads.size**-0.5, case.window, case.softcap, noise(heads.query) if case.has_sinks else None
+        ),
     )
 
 

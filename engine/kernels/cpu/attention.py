@@ -6,14 +6,12 @@ import importlib.util
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import IntArray, StepLayout
 from engine.kernels.reference.attention import attend_sequence, store_kv, visible
-
-FloatArray = npt.NDArray[np.float32]
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -25,38 +23,22 @@ def attention(
     k_cache: torch.Tensor,  # [num_slots, Hkv, D], written
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv], written
     layout: StepLayout,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,  # [Hq]
+    options: AttentionOptions,
 ) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
     """`engine.kernels.reference.attention`, fast."""
     store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
     out = torch.empty(q.shape[0], q.shape[1], v.shape[2])
     if is_compiled_for(q.dtype):
-        attend_stored(
-            q.float().contiguous().numpy(),
-            plain(k_cache),
-            plain(v_cache),
-            layout,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            sinks=_NO_SINKS if sinks is None else sinks.detach().float().numpy(),
-            out=out.numpy(),
-        )
+        _attend_compiled(q, k_cache, v_cache, layout, options, out)
         return out.to(q.dtype)
     single = layout.single_token_rows
     if single.shape[1]:
         tokens = torch.from_numpy(single[3]).long()
-        out[tokens] = _attend_single_padded(
-            q[tokens], k_cache, v_cache, layout, single, scale, window, softcap, sinks
-        ).float()
+        out[tokens] = _attend_single_padded(q[tokens], k_cache, v_cache, layout, single, options).float()
     for row, start, count, offset in layout.longer_rows.T.tolist():
         tokens_of_row = slice(offset, offset + count)
         out[tokens_of_row] = _attend_chunk(
-            q[tokens_of_row], k_cache, v_cache, layout, row, start, scale, window, softcap, sinks
+            q[tokens_of_row], k_cache, v_cache, layout, row, start, options
         ).float()
     return out.to(q.dtype)
 
@@ -74,29 +56,27 @@ def plain(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 _NO_SINKS = np.empty(0, dtype=np.float32)
 
 
-def attend_stored(
-    q: FloatArray,  # [T, Hq, D]
-    k_cache: np.ndarray[Any, Any],  # `plain`, the step's own K and V stored
-    v_cache: np.ndarray[Any, Any],
+def _attend_compiled(
+    q: torch.Tensor,  # [T, Hq, D]
+    k_cache: torch.Tensor,  # [num_slots, Hkv, D], the step's own K stored
+    v_cache: torch.Tensor,  # [num_slots, Hkv, Dv]
     layout: StepLayout,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: FloatArray = _NO_SINKS,  # [Hq], or empty
-    out: np.ndarray[Any, Any],  # [T, Hq, Dv] float32, or `plain` bfloat16; written
+    options: AttentionOptions,
+    out: torch.Tensor,  # [T, Hq, Dv] float32, written
 ) -> None:
-    """`engine.kernels.reference.attention` without its stores: a call for the rows with one new token, one for the
-    others."""
+    """`attention` without its stores, by the compiled kernels."""
     from engine.kernels.cpu import step_attention as cpu_attention
     from engine.kernels.cpu.scalars import use_threads
 
     num_kv_heads, size, size_v = k_cache.shape[1], k_cache.shape[2], v_cache.shape[2]
     num_threads = use_threads(torch.get_num_threads())
+    keys, values = plain(k_cache), plain(v_cache)
+    sinks = options.sinks
     cpu_attention.attend(
-        q, k_cache, v_cache, chunk_multiplier(k_cache.dtype, size, size_v),
-        attention_work(layout, num_kv_heads, num_threads), np.float32(scale), window or 0, np.float32(softcap or 0.0),
-        sinks, out,
+        q.float().contiguous().numpy(), keys, values, chunk_multiplier(keys.dtype, size, size_v),
+        attention_work(layout, num_kv_heads, num_threads), np.float32(options.scale), options.window or 0,
+        np.float32(options.softcap or 0.0), _NO_SINKS if sinks is None else sinks.detach().float().numpy(),
+        out.numpy(),
     )  # fmt: skip
 
 
@@ -137,29 +117,26 @@ def _attend_single_padded(
     v_cache: torch.Tensor,
     layout: StepLayout,
     single: IntArray,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    options: AttentionOptions,
 ) -> torch.Tensor:  # [S, Hq, Dv]
     """The same without a compiler: contexts gathered into one rectangle, the rest of it masked."""
     ends = torch.from_numpy(single[4]).long()
     longest = int(ends.max())
     position = torch.arange(longest)
     seen = position < ends[:, None]  # [S, longest]
-    if window is not None:
-        seen &= position >= (ends - window)[:, None]
+    if options.window is not None:
+        seen &= position >= (ends - options.window)[:, None]
     table = layout.slot_table[torch.from_numpy(single[0]).long(), :longest].long()
     table = torch.where(seen, table, table[:, :1])  # padding reads a slot that is known to be written
     group = q.shape[1] // k_cache.shape[1]
     keys = k_cache[table].float().repeat_interleave(group, dim=2)  # [S, longest, Hq, D]
     values = v_cache[table].float().repeat_interleave(group, dim=2)
-    scores = torch.einsum("shd,skhd->shk", q.float(), keys) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = torch.einsum("shd,skhd->shk", q.float(), keys) * options.scale
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
     scores = scores.masked_fill(~seen[:, None, :], -torch.inf)
-    if sinks is not None:
-        sink_scores = sinks.float().view(1, -1, 1).expand(len(scores), -1, 1)
+    if options.sinks is not None:
+        sink_scores = options.sinks.float().view(1, -1, 1).expand(len(scores), -1, 1)
         scores = torch.cat([scores, sink_scores], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., :longest]
     return torch.einsum("shk,skhd->shd", weights, values).to(q.dtype)
@@ -172,12 +149,9 @@ def _attend_chunk(
     layout: StepLayout,
     row: int,
     start: int,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    options: AttentionOptions,
 ) -> torch.Tensor:  # [n, Hq, Dv]
-    count = q.shape[0]
+    count, window = q.shape[0], options.window
     end = start + count
     # Under a window the oldest query sees (start - window, start]: nothing before that needs gathering.
     first = 0 if window is None else max(0, start + 1 - window)
@@ -185,10 +159,8 @@ def _attend_chunk(
     if slots is None:
         slots = layout.scratch[("slots", row, first)] = layout.slot_table[row, first:end].long()
     keys, values = k_cache.index_select(0, slots), v_cache.index_select(0, slots)  # [end - first, Hkv, D]
-    if softcap is not None or sinks is not None:
-        return attend_sequence(
-            q, keys, values, start - first, scale=scale, window=window, softcap=softcap, sinks=sinks
-        )
+    if options.softcap is not None or options.sinks is not None:
+        return attend_sequence(q, keys, values, start - first, options)
     is_plain_causal = first == start == 0 and (window is None or window >= count)
     mask = None
     if not is_plain_causal:
@@ -203,7 +175,7 @@ def _attend_chunk(
         _per_query_head(values, group),
         attn_mask=mask,
         is_causal=is_plain_causal,
-        scale=scale,
+        scale=options.scale,
     )  # [1, Hq, n, Dv]
     return attended[0].transpose(0, 1)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 
 
@@ -112,17 +113,11 @@ def attention(
     k_cache: torch.Tensor,  # [num_slots, Hkv, D], written
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv], written
     layout: StepLayout,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,  # [Hq]
+    options: AttentionOptions,
 ) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
     """Stores the step's K and V, then attends each query to its own sequence up to and including itself.
 
-    `window` w lets position p see (p - w, p], as transformers' sliding masks do. `softcap` c replaces a score s by
-    c * tanh(s / c). `sinks` are one more score a head that takes probability and gives no value. Scores, softmax
-    and the weighted sum are in float32.
+    Scores, softmax and the weighted sum are in float32.
     """
     store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
     out = torch.zeros(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
@@ -136,10 +131,7 @@ def attention(
             gather_slots(k_cache, slots),
             gather_slots(v_cache, slots),
             start,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            sinks=sinks,
+            options,
         )
     return out
 
@@ -149,23 +141,19 @@ def attend_sequence(
     keys: torch.Tensor,  # [start + n, Hkv, D]
     values: torch.Tensor,  # [start + n, Hkv, Dv]
     start: int,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    options: AttentionOptions,
 ) -> torch.Tensor:  # [n, Hq, Dv]
     """One sequence's causal attention with its context gathered in token order."""
     count, num_heads, _ = q.shape
     group = num_heads // keys.shape[1]
     keys = keys.float().repeat_interleave(group, dim=1)  # [context, Hq, D]
     values = values.float().repeat_interleave(group, dim=1)
-    scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~visible(start, count, window, q.device), -torch.inf)
-    if sinks is not None:
-        sink_scores = sinks.float().view(-1, 1, 1).expand(-1, count, 1)
+    scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * options.scale
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    scores = scores.masked_fill(~visible(start, count, options.window, q.device), -torch.inf)
+    if options.sinks is not None:
+        sink_scores = options.sinks.float().view(-1, 1, 1).expand(-1, count, 1)
         weights = torch.softmax(torch.cat([scores, sink_scores], dim=-1), dim=-1)[..., :-1]
     else:
         weights = torch.softmax(scores, dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.triton.cached_rows import attention_inputs
 from engine.kernels.triton.decode_attention import attend_singles
@@ -18,18 +19,12 @@ def attention(
     k_cache: torch.Tensor,  # [num_slots, Hkv, D], written
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv], written
     layout: StepLayout,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,  # [Hq]
+    options: AttentionOptions,
 ) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
     """`engine.kernels.reference.attention`, fast on a GPU. Raises ValueError for shapes that do not fit together."""
     store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
     out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
-    attend_stored(
-        q, k_cache, v_cache, layout, scale=scale, window=window, softcap=softcap, sinks=sinks, out=out
-    )
+    attend_stored(q, k_cache, v_cache, layout, options, out)
     return out
 
 
@@ -38,11 +33,7 @@ def attend_stored(
     k_cache: torch.Tensor,  # [num_slots, Hkv, D], the step's own K stored
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv]
     layout: StepLayout,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,  # [Hq]
+    options: AttentionOptions,
     out: torch.Tensor,  # [T, Hq, Dv] of q's dtype, written
 ) -> None:
     """The same without its stores: a launch for the rows with one new token (two, where there are few of them), one for
@@ -51,7 +42,7 @@ def attend_stored(
     Launches depend on the layout's sizes and `max_single_context` alone, so a captured graph is right for any numbers
     that its layout's tensors are given later; the layout must live as long as the graph.
     """
-    inputs = attention_inputs(q, k_cache, v_cache, scale, window, softcap, sinks, out)
+    inputs = attention_inputs(q, k_cache, v_cache, options, out)
     if len(layout.singles):
         attend_singles(inputs, layout)
     if len(layout.tiles):

@@ -14,7 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-import engine.kernels.triton.interpreter  # noqa: F401  mends Triton's interpreter where kernels run in it
+import engine.kernels.triton.interpreter  # noqa: F401  fixes Triton's interpreter where kernels run in it
+from engine.kernels.attention_options import AttentionOptions
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 FP8 = torch.float8_e4m3fn
@@ -97,14 +98,11 @@ def attention_inputs(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    options: AttentionOptions,
     out: torch.Tensor,
 ) -> AttentionInputs:
     """Checks shapes and dtypes. Raises ValueError."""
-    _check(q, k_cache, v_cache, window, softcap, sinks, out)
+    _check(q, k_cache, v_cache, options, out)
     as_bits = k_cache.dtype is FP8 and not converts_fp8(q.device)
     if as_bits:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
@@ -113,10 +111,10 @@ def attention_inputs(
         k_cache,
         v_cache,
         out,
-        q if sinks is None else sinks,
-        scale,
-        softcap or 0.0,
-        window or 0,
+        q if options.sinks is None else options.sinks,
+        options.scale,
+        options.softcap or 0.0,
+        options.window or 0,
         capability(q.device),
         {
             "GROUP": q.shape[1] // k_cache.shape[1],
@@ -124,9 +122,9 @@ def attention_inputs(
             "DV": v_cache.shape[2],
             "BLOCK_D": padded(q.shape[2]),
             "BLOCK_DV": padded(v_cache.shape[2]),
-            "HAS_WINDOW": window is not None,
-            "HAS_SOFTCAP": softcap is not None,
-            "HAS_SINKS": sinks is not None,
+            "HAS_WINDOW": options.window is not None,
+            "HAS_SOFTCAP": options.softcap is not None,
+            "HAS_SINKS": options.sinks is not None,
             "DOT": _DOT_DTYPES[q.dtype],
             "AS_BITS": as_bits,
         },
@@ -137,11 +135,10 @@ def _check(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    options: AttentionOptions,
     out: torch.Tensor,
 ) -> None:
+    window, softcap, sinks = options.window, options.softcap, options.sinks
     if q.dtype not in FLOATS:
         raise ValueError(f"Q is {q.dtype}; attention computes bfloat16, float16 and float32")
     if k_cache.dtype not in (*FLOATS, FP8) or v_cache.dtype is not k_cache.dtype:

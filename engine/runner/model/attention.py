@@ -17,6 +17,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.dispatch import AttentionOp
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference.attention import attend_sequence
@@ -89,18 +90,8 @@ class PackedStep:
         options: Mapping[str, Any],
     ) -> torch.Tensor:
         cache = self.caches[layer]
-        return self.op(
-            q,
-            k,
-            v,
-            cache.k,
-            cache.v,
-            self.layout,
-            scale=scale,
-            window=cache.window,
-            softcap=options.get("softcap"),
-            sinks=options.get("s_aux"),
-        )
+        asked = AttentionOptions(scale, cache.window, options.get("softcap"), options.get("s_aux"))
+        return self.op(q, k, v, cache.k, cache.v, self.layout, asked)
 
 
 class Discovery:
@@ -129,9 +120,8 @@ class Discovery:
         # A layer that got no mask of transformers' making attends by the window it states, if any.
         window = _read_marker(mask) if mask is not None else options.get("sliding_window")
         self.layers[layer] = LayerShape(k.shape[1], k.shape[2], v.shape[2], window)
-        return attend_sequence(
-            q, k, v, 0, scale=scale, window=window, softcap=options.get("softcap"), sinks=options.get("s_aux")
-        )
+        asked = AttentionOptions(scale, window, options.get("softcap"), options.get("s_aux"))
+        return attend_sequence(q, k, v, 0, asked)
 
 
 _current: AttentionStep | None = None

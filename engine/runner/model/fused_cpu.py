@@ -52,16 +52,15 @@ class _Layer:
     """The arguments of its two kernels that are the same in every step."""
 
     index: int
-    attention: tuple[
-        Array, float, Packed, Array, Array, np.float32
-    ]  # norm, epsilon, QKV, Q norm, K norm, scale
+    # norm, epsilon, QKV, Q norm, K norm, scale, window
+    attention: tuple[Array, float, Packed, Array, Array, np.float32, int]
     feed_forward: tuple[Packed, Array, float, Packed, Packed]  # output, norm, epsilon, gate and up, down
 
 
 class FusedDecoder:
     """Computes what the transformers model it was made of computes. Made by `fuse`; used from one thread."""
 
-    def __init__(self, model: Any, head_size: int, num_positions: int) -> None:
+    def __init__(self, model: Any, layers: Mapping[int, LayerShape], num_positions: int) -> None:
         """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time."""
         from engine.kernels.cpu import decoder as cpu_decoder
         from engine.kernels.cpu import layer as cpu_layer
@@ -70,6 +69,7 @@ class FusedDecoder:
         from engine.kernels.cpu.scalars import use_threads
 
         decoder, config = model.model, model.config
+        head_size = layers[0].key_size
         self._kernels = cpu_decoder
         self._embed, self._use_threads = cpu_layer.embed, use_threads
         self._workspace = Workspace()
@@ -86,9 +86,9 @@ class FusedDecoder:
         self._rotations = (cos.numpy(), sin.numpy())
         self._head = self._take([model.lm_head])
         self._final_norm = _norm(decoder.norm)
-        self._layers = [self._take_layer(layer) for layer in decoder.layers]
+        self._layers = [self._take_layer(layer, layers) for layer in decoder.layers]
         self._caches: Mapping[int, LayerCache] = {}
-        self._planes: list[tuple[Any, ...]] = []  # of each layer: window, K and V of `_caches`
+        self._planes: list[tuple[Any, ...]] = []  # of each layer: K and V of `_caches`
         self._multiplier: Any = None  # for chunks of them
 
     def forward(
@@ -111,17 +111,16 @@ class FusedDecoder:
         if caches is not self._caches:
             self._caches = caches
             self._planes = [
-                (caches[layer.index].window or 0, plain(caches[layer.index].k), plain(caches[layer.index].v))
-                for layer in self._layers
+                (plain(caches[layer.index].k), plain(caches[layer.index].v)) for layer in self._layers
             ]
-            self._multiplier = chunk_multiplier(self._planes[0][1].dtype, size, size)
+            self._multiplier = chunk_multiplier(self._planes[0][0].dtype, size, size)
         work = attention_work(layout, self._num_kv_heads, num_threads)
         step = (positions.numpy(), layout.slot_mapping.numpy())
         buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))
         self._embed(self._embedding, token_ids.numpy(), residual)
-        for layer, (window, k, v) in zip(self._layers, self._planes, strict=True):
+        for layer, (k, v) in zip(self._layers, self._planes, strict=True):
             self._kernels.attention(
-                residual, *layer.attention, window, self._rotations, *step, k, v, self._multiplier, work, num_threads,
+                residual, *layer.attention, self._rotations, *step, k, v, self._multiplier, work, num_threads,
                 *buffers,
             )  # fmt: skip
             if layer is self._layers[-1] and len(wanted) < num_tokens:
@@ -148,7 +147,7 @@ class FusedDecoder:
         np.take(rows, picked, axis=0, out=out)
         return out
 
-    def _take_layer(self, layer: Any) -> _Layer:
+    def _take_layer(self, layer: Any, shapes: Mapping[int, LayerShape]) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         head_norms = (_NO_NORM, _NO_NORM)
         if hasattr(attention, "q_norm"):
@@ -160,7 +159,13 @@ class FusedDecoder:
         self._qkv_width, self._gated_width = qkv.width, gate_up.width  # the same in all layers
         return _Layer(
             attention.layer_idx,
-            (*_norm(layer.input_layernorm), qkv.packed, *head_norms, np.float32(attention.scaling)),
+            (
+                *_norm(layer.input_layernorm),
+                qkv.packed,
+                *head_norms,
+                np.float32(attention.scaling),
+                shapes[attention.layer_idx].window or 0,
+            ),
             (output.packed, *_norm(layer.post_attention_layernorm), gate_up.packed, down.packed),
         )
 
@@ -221,10 +226,10 @@ def is_known(model: Any, layers: Mapping[int, LayerShape]) -> bool:
 def fuse(model: Any, layers: Mapping[int, LayerShape], max_model_len: int) -> Decoder:
     """Takes `model` apart: it cannot be called any more."""
     if backend_of(model.device) == "cpu":
-        return FusedDecoder(model, layers[0].key_size, max_model_len)
+        return FusedDecoder(model, layers, max_model_len)
     from engine.runner.model.fused_gpu import FusedGpuDecoder
 
-    return FusedGpuDecoder(model, layers[0].key_size, max_model_len)
+    return FusedGpuDecoder(model, layers, max_model_len)
 
 
 def rotations(rotary: Any, num_positions: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

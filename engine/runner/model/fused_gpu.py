@@ -20,10 +20,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention import attend_stored
 from engine.kernels.triton.layer import add_rms_norm, rotate_and_store, silu_gated
-from engine.runner.model.attention import LayerCache
+from engine.runner.model.attention import LayerCache, LayerShape
 from engine.runner.model.fused_cpu import rotations
 from engine.runner.model.linear_gpu import Product, Weight, fastest
 
@@ -37,9 +38,7 @@ class AttendStored(Protocol):
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
         layout: StepLayout,
-        *,
-        scale: float,
-        window: int | None = None,
+        options: AttentionOptions,
         out: torch.Tensor,
     ) -> None: ...
 
@@ -62,7 +61,7 @@ class _Layer:
     q_norm: torch.Tensor | None  # [D]
     k_norm: torch.Tensor | None  # [D]
     head_epsilon: float
-    scale: float
+    options: AttentionOptions
     output: Weight
     mlp_norm: _Norm
     gate_up: Weight
@@ -86,7 +85,7 @@ class FusedGpuDecoder:
     def __init__(
         self,
         model: Any,
-        head_size: int,
+        layers: Mapping[int, LayerShape],
         num_positions: int,
         *,
         attend: AttendStored = attend_stored,
@@ -99,13 +98,13 @@ class FusedGpuDecoder:
         """
         decoder = model.model
         self._attend = attend
-        self._head_size = head_size
+        self._head_size = layers[0].key_size
         self._num_heads = model.config.num_attention_heads
         self._embedding = decoder.embed_tokens.weight.detach()
         self._cos, self._sin = rotations(decoder.rotary_emb, num_positions, self._embedding)
         self._norm = _Norm.of(decoder.norm)
         self._head = _take([model.lm_head])
-        self._layers = [_take_layer(layer) for layer in decoder.layers]
+        self._layers = [_take_layer(layer, layers) for layer in decoder.layers]
         if choose is None:
             choose = fastest if self._embedding.device.type == "cuda" else lambda weights: Product()
         with torch.inference_mode():
@@ -180,7 +179,7 @@ class FusedGpuDecoder:
         self, layer: _Layer, q: torch.Tensor, layout: StepLayout, cache: LayerCache
     ) -> torch.Tensor:  # [T, Hq D]
         out = torch.empty_like(q)
-        self._attend(q, cache.k, cache.v, layout, scale=layer.scale, window=cache.window, out=out)
+        self._attend(q, cache.k, cache.v, layout, layer.options, out)
         return out.view(len(q), -1)
 
 
@@ -193,7 +192,7 @@ def _normed(
     return out
 
 
-def _take_layer(layer: Any) -> _Layer:
+def _take_layer(layer: Any, shapes: Mapping[int, LayerShape]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     attention_norm = _Norm.of(layer.input_layernorm)
     has_head_norms = hasattr(attention, "q_norm")
@@ -204,7 +203,7 @@ def _take_layer(layer: Any) -> _Layer:
         q_norm=attention.q_norm.weight.detach() if has_head_norms else None,
         k_norm=attention.k_norm.weight.detach() if has_head_norms else None,
         head_epsilon=attention.q_norm.variance_epsilon if has_head_norms else attention_norm.epsilon,
-        scale=attention.scaling,
+        options=AttentionOptions(attention.scaling, shapes[attention.layer_idx].window),
         output=_take([attention.o_proj]),
         mlp_norm=_Norm.of(layer.post_attention_layernorm),
         gate_up=_take([mlp.gate_proj, mlp.up_proj]),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 
 
@@ -22,7 +23,7 @@ class Case:
     k_cache: torch.Tensor
     v_cache: torch.Tensor
     layout: StepLayout
-    options: dict[str, Any]
+    options: AttentionOptions
 
     def run(self, op: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The op's output, and the caches as it left them."""
@@ -30,7 +31,7 @@ class Case:
         # A layout of its own, so that nothing a backend remembers about the step passes to another.
         layout = self.layout
         fresh = dataclasses.replace(layout, scratch={})
-        return op(self.q, self.k, self.v, k_cache, v_cache, fresh, **self.options), k_cache, v_cache
+        return op(self.q, self.k, self.v, k_cache, v_cache, fresh, self.options), k_cache, v_cache
 
 
 def random_case(
@@ -92,12 +93,7 @@ def random_case(
         k_cache=noise(num_slots, num_kv_heads, size, dtype=cache_dtype),
         v_cache=noise(num_slots, num_kv_heads, size_v, dtype=cache_dtype),
         layout=StepLayout.build(slot_table.to(device), mapping.long().to(device), rows, starts, counts),
-        options={
-            "scale": size**-0.5,
-            "window": window,
-            "softcap": softcap,
-            "sinks": noise(num_heads) if with_sinks else None,
-        },
+        options=AttentionOptions(size**-0.5, window, softcap, noise(num_heads) if with_sinks else None),
     )
     if poisoned:
         written = np.concatenate([table[row, :start] for row, start in zip(rows, starts, strict=True)])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
 from engine.runner.graphs import CudaGraphs, DecodeGraphs, GraphBackend, GraphSizes
@@ -54,11 +55,7 @@ def attend_rows(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     layout: StepLayout,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
+    options: AttentionOptions,
 ) -> torch.Tensor:
     """Attention of single-token rows as a kernel does it: shapes are the layout's, all else is read on the device. The
     cache's last slot, -1, takes what is stored nowhere."""
@@ -72,18 +69,18 @@ def attend_rows(
     group = q.shape[1] // k.shape[1]
     keys = k_cache[slots].repeat_interleave(group, dim=2)
     values = v_cache[slots].repeat_interleave(group, dim=2)
-    scores = torch.einsum("nhd,nkhd->nhk", q, keys) * scale
+    scores = torch.einsum("nhd,nkhd->nhk", q, keys) * options.scale
     hidden = ~layout.scratch["visible"][:, None, :]
     weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
     out = torch.einsum("nhk,nkhd->nhd", weights, values)
     return torch.where((rows >= 0)[:, None, None], out, torch.zeros_like(out))
 
 
-def attend_by_host_numbers(*tensors: Any, **options: Any) -> torch.Tensor:
+def attend_by_host_numbers(*arguments: Any) -> torch.Tensor:
     """Wrong in a graph: how much of the context is read is decided in Python."""
-    layout = tensors[-1]
+    *tensors, layout, options = arguments
     longest = int(layout.host[1].max()) + 1
-    return attend_rows(*tensors[:-1], replace(layout, max_single_context=longest, scratch={}), **options)
+    return attend_rows(*tensors, replace(layout, max_single_context=longest, scratch={}), options)
 
 
 class Data:
@@ -179,10 +176,10 @@ def test_captures_store_nothing(llama: CausalLM) -> None:
 
 
 def test_a_model_that_looks_at_values_runs_without(llama: CausalLM, caplog: pytest.LogCaptureFixture) -> None:
-    def by_value(*tensors: Any, **options: Any) -> torch.Tensor:
-        if int(tensors[-1].device[2].sum()) < 0:
+    def by_value(*arguments: Any) -> torch.Tensor:
+        if int(arguments[-2].device[2].sum()) < 0:
             raise AssertionError
-        return attend_rows(*tensors, **options)
+        return attend_rows(*arguments)
 
     assert Data(llama, by_value).graphs(sizes=GraphSizes((1, 2))).sizes.sizes == ()
     assert "the host waits" in caplog.text

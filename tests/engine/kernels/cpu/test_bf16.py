@@ -117,12 +117,12 @@ def test_products_of_others_go_on_undisturbed(multiplier: Any) -> None:
 
 COMPILE = """
 from numba import float32, int64, typeof, uint16
-from engine.kernels import cpu_narrow, cpu_narrow_chunk, cpu_narrow_linear
+from engine.kernels.cpu import linear_bf16, multiply_bf16, prefill_attention_bf16
 floats, narrow, numbers = float32[::1], uint16[:, :, ::1], int64[:, ::1]
-tiles = typeof(cpu_narrow.CONFIG)
-cpu_narrow_linear.linear.compile((uint16[:, ::1], narrow, tiles, floats, int64, int64, float32[:, ::1]))
-cpu_narrow_chunk.attend_chunks.compile((float32[:, :, ::1], narrow, narrow, tiles, numbers, numbers, int64, float32,
-    int64, float32, floats, narrow))
+tiles = typeof(multiply_bf16.CONFIG)
+linear_bf16.linear.compile((uint16[:, ::1], narrow, tiles, floats, int64, int64, float32[:, ::1]))
+prefill_attention_bf16.attend_chunks.compile((float32[:, :, ::1], narrow, narrow, tiles, numbers, numbers, int64,
+    float32, int64, float32, floats, narrow))
 """
 
 

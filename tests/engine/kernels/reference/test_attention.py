@@ -14,7 +14,7 @@ from tests.engine.kernels.steps import Case, random_case
 
 def by_hand(case: Case) -> torch.Tensor:
     """One query, one head, one key at a time, in Python floats."""
-    window, softcap, sinks = (case.options[name] for name in ("window", "softcap", "sinks"))
+    window, softcap, sinks = case.options.window, case.options.softcap, case.options.sinks
     _, k_cache, v_cache = case.run(reference.attention)
     num_heads, num_kv_heads = case.q.shape[1], case.k.shape[1]
     out = torch.zeros(case.q.shape[0], num_heads, case.v.shape[2])
@@ -30,7 +30,7 @@ def by_hand(case: Case) -> torch.Tensor:
                     if window is not None and position - seen >= window:
                         continue
                     key = k_cache[slots[seen], kv_head].tolist()
-                    score = case.options["scale"] * sum(a * b for a, b in zip(query, key, strict=True))
+                    score = case.options.scale * sum(a * b for a, b in zip(query, key, strict=True))
                     if softcap is not None:
                         score = softcap * math.tanh(score / softcap)
                     weights.append(math.exp(score))

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from engine.kernels import dispatch
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
 from engine.kernels.triton import attention as triton_attention
@@ -32,12 +33,12 @@ def attention(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     layout: StepLayout,
-    **options: Any,
+    options: AttentionOptions,
 ) -> torch.Tensor:
     """`triton_attention.attention` with an output that is NaN wherever it is not written."""
     reference.store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
     out = torch.full((*q.shape[:2], v.shape[2]), torch.nan, dtype=q.dtype, device=q.device)
-    triton_attention.attend_stored(q, k_cache, v_cache, layout, **options, out=out)
+    triton_attention.attend_stored(q, k_cache, v_cache, layout, options, out)
     return out
 
 
@@ -203,14 +204,14 @@ def test_a_layout_may_be_filled_anew(split_often: None) -> None:
     """What a captured graph does: the same launches, other numbers in the same tensors."""
     first = padded_like_a_graph(case_of(11, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 4, 300)
     second = padded_like_a_graph(case_of(12, [(250, 1), (64, 1)], heads=(2, 1)), 4, 300)
-    attention(first.q, first.k, first.v, first.k_cache, first.v_cache, first.layout, **first.options)
+    attention(first.q, first.k, first.v, first.k_cache, first.v_cache, first.layout, first.options)
     layout = dataclasses.replace(
         first.layout, slot_table=second.layout.slot_table, slot_mapping=second.layout.slot_mapping
     )
     assert layout.scratch  # contexts were split
     layout.device.copy_(second.layout.device)
     args = (second.q, second.k, second.v, second.k_cache.clone(), second.v_cache.clone(), layout)
-    out = attention(*args, **second.options)
+    out = attention(*args, second.options)
     expected, _, _ = second.run(reference.attention)
     torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-5)
 
@@ -240,11 +241,11 @@ def test_bad_input_is_refused() -> None:
 
     def refused(match: str, **changes: Any) -> None:
         q, k_cache = changes.pop("q", case.q), changes.pop("k_cache", case.k_cache)
-        out = torch.empty(*q.shape[:2], case.v.shape[2], dtype=q.dtype, device=DEVICE)
+        empty = torch.empty(*q.shape[:2], case.v.shape[2], dtype=q.dtype, device=DEVICE)
+        out = changes.pop("out", empty)
+        options = dataclasses.replace(case.options, **changes)
         with pytest.raises(ValueError, match=match):
-            triton_attention.attend_stored(
-                q, k_cache, case.v_cache, case.layout, **{**case.options, "out": out, **changes}
-            )
+            triton_attention.attend_stored(q, k_cache, case.v_cache, case.layout, options, out)
 
     refused("cannot share 2 key/value heads", q=case.q[:, :3])
     refused("do not go with Q", q=case.q[..., :8])

@@ -13,10 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
 from engine.runner.model import causal_lm as loading
-from engine.runner.model.attention import LayerCache
+from engine.runner.model.attention import LayerCache, LayerShape
 from engine.runner.model.causal_lm import load_model
 from engine.runner.model.fused_cpu import is_known
 from tests.factories_models import make_model
@@ -42,15 +43,13 @@ def attend_slowly(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     layout: StepLayout,
-    *,
-    scale: float,
-    window: int | None = None,
+    options: AttentionOptions,
     out: torch.Tensor,
 ) -> None:
     """The attention kernels' twin, which takes no time in the interpreter."""
     nothing = torch.zeros(len(q), *k_cache.shape[1:], dtype=q.dtype, device=q.device)
     stored = dataclasses.replace(layout, slot_mapping=torch.full_like(layout.slot_mapping, -1))
-    out.copy_(reference.attention(q, nothing, nothing, k_cache, v_cache, stored, scale=scale, window=window))
+    out.copy_(reference.attention(q, nothing, nothing, k_cache, v_cache, stored, options))
 
 
 class Steps:
@@ -62,9 +61,11 @@ class Steps:
         config = self.model.config
         heads = (config.num_key_value_heads, config.head_dim)
         taken = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(DEVICE).eval()
-        self.decoder = FusedGpuDecoder(taken, heads[1], 256, **{"attend": attend_slowly, **options})
-        self.taken = taken
         window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+        shape = LayerShape(*heads, heads[1], window)
+        layers = dict.fromkeys(range(config.num_hidden_layers), shape)
+        self.decoder = FusedGpuDecoder(taken, layers, 256, **{"attend": attend_slowly, **options})
+        self.taken = taken
         self.caches = {
             layer: LayerCache(*self._poisoned(NUM_SLOTS, *heads, dtype=dtype), window)
             for layer in range(config.num_hidden_layers)
@@ -197,8 +198,8 @@ def test_nothing_reads_what_the_device_computes(tmp_path: Path) -> None:
     """A step that did would wait for the device, and a CUDA graph could not record it: whatever the numbers in its
     tensors, its operations are the same."""
 
-    def attend_nothing(q: torch.Tensor, *_: Any, out: torch.Tensor, **options: Any) -> None:
-        out.zero_()
+    def attend_nothing(*arguments: Any) -> None:
+        arguments[-1].zero_()
 
     steps = Steps(make_model("qwen3", tmp_path, **TINY), attend=attend_nothing)
     noted = []
@@ -232,7 +233,7 @@ def test_the_loader_finds_it_right_with_its_own_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fuse(model: Any, layers: Any, max_model_len: int) -> FusedGpuDecoder:
-        return FusedGpuDecoder(model, layers[0].key_size, max_model_len)
+        return FusedGpuDecoder(model, layers, max_model_len)
 
     path = make_model("qwen3", tmp_path, seed=1, **TINY)
     assert isinstance(load_fused(path, monkeypatch, fuse).fused, FusedGpuDecoder)
@@ -240,7 +241,7 @@ def test_the_loader_finds_it_right_with_its_own_attention(
 
 def test_a_kernel_that_fails_leaves_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fuse(model: Any, layers: Any, max_model_len: int) -> FusedGpuDecoder:
-        FusedGpuDecoder(model, layers[0].key_size, max_model_len)  # takes the weights
+        FusedGpuDecoder(model, layers, max_model_len)  # takes the weights
         raise OutOfResources(300_000, 232_448, "shared memory")
 
     path = make_model("llama", tmp_path, seed=1, **TINY)
