@@ -1,30 +1,28 @@
-"""The engine process: wires a runner, the scheduler and the lanes together, and serves until told to stop."""
+"""The engine process: wires a runner, the scheduler and the endpoints together, and serves until it is told to stop."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import gc
 import json
 import logging
 import os
 import signal
-import socket
 import sys
 import time
-import typing
-import zlib
 from pathlib import Path
+from typing import Any
 
+from engine.command_line import parse_args
 from engine.config import EngineConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler, SchedulerConfig
 from engine.core.terms import SLO, Checkpoint, Policy, Preemption
-from engine.lanes.admission import Admission
+from engine.lanes.admission import PromptCheck, SocketAdmission
 from engine.lanes.exchange import Exchange, Mailbox
-from engine.lanes.io_thread import IoThread, Lanes
-from engine.lanes.socket_lane import SocketLane, SocketLaneConfig
+from engine.lanes.io_thread import Endpoints, IoThread
+from engine.lanes.socket_connection import ServerContext
+from engine.lanes.socket_server import SocketServer
 from engine.loop import EngineLoop
 from engine.profiling import first_cost_model, store_cost_model
 from engine.runner.base import ModelRunner, RunnerInfo
@@ -32,78 +30,18 @@ from engine.wire.protocol import PROTOCOL_VERSION, Welcome
 
 log = logging.getLogger("engine")
 
-# The I/O thread waits at most this long for the interpreter while the main thread computes.
+# While the main thread computes, the I/O thread waits at most this long for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
-EXIT_USAGE = 2  # as argparse's: what was asked for can't be served, and starting again would not help
+EXIT_USAGE = 2  # as with argparse: the configuration cannot be served, so a restart would not help
 SIMULATED_VOCAB_SIZE = 32_000
 SIMULATED_MAX_MODEL_LEN = 8192
 
 
-def parse_args(arguments: list[str]) -> EngineConfig:
-    """The command line as a config: one flag a field, `--max-num-seqs` for `max_num_seqs`."""
-    parser = argparse.ArgumentParser(
-        prog="bros-batch engine", description="Compute: bulk from Redis, chat from a socket, on one device."
-    )
-    types = typing.get_type_hints(EngineConfig)
-    for field in dataclasses.fields(EngineConfig):
-        flag = "--" + field.name.replace("_", "-")
-        kind = types[field.name]
-        required = field.default is dataclasses.MISSING and field.name != "served_model_name"
-        chosen_later = field.name == "engine_id" or field.default is dataclasses.MISSING
-        default = None if chosen_later else field.default
-        shown = "" if default is None else f" ({default})"
-        about = field.metadata["help"] + shown
-        if typing.get_origin(kind) is typing.Literal:
-            parser.add_argument(flag, choices=typing.get_args(kind), default=default, help=about)
-        elif bool in (kind, *typing.get_args(kind)):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
-        else:
-            scalar = next(t for t in (*typing.get_args(kind), kind) if t in (int, float, str))
-            name = scalar.__name__.upper()
-            parser.add_argument(
-                flag, type=scalar, default=default, required=required, help=about, metavar=name
-            )
-    values = vars(parser.parse_args(arguments))
-    values["served_model_name"] = values["served_model_name"] or values["model"]
-    # The same after a restart, so that it takes up its own work at once; another's on any other host or address.
-    address = zlib.crc32(values["listen"].encode())
-    values["engine_id"] = values["engine_id"] or f"{socket.gethostname()}-{address:08x}"
-    # Secrets may come by the environment: a command line is for all to see.
-    values["token"] = values["token"] or os.environ.get("BROS_ENGINE_TOKEN")
-    values["redis_url"] = values["redis_url"] or os.environ.get("BROS_REDIS_URL") or None
-    return EngineConfig(**values)
-
-
-def read_model_config(model: str) -> dict[str, typing.Any]:
-    """The config.json of a model directory; empty for a model that is only a name."""
-    path = Path(model) / "config.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def make_runner(config: EngineConfig) -> ModelRunner:
-    """The concrete runner. Raises ValueError or OSError saying what can't be served and why."""
+    """The runner that `config` asks for. Raises ValueError or OSError, which says what cannot be served and why."""
+    # Imported here, because torch takes seconds to load and a simulated runner does not need it.
     if config.runner == "simulated":
-        from engine.runner.simulated import SimulatedCost, SimulatedRunner
-
-        imitated = read_model_config(config.model)
-        max_model_len = config.max_model_len or imitated.get(
-            "max_position_embeddings", SIMULATED_MAX_MODEL_LEN
-        )
-        per_request = -(-max_model_len // config.block_size)
-        return SimulatedRunner(
-            RunnerInfo(
-                num_blocks=config.num_kv_blocks or per_request * config.max_rows(is_gpu=False),
-                block_size=config.block_size,
-                max_num_seqs=config.max_rows(is_gpu=False),
-                max_model_len=max_model_len,
-                vocab_size=imitated.get("vocab_size", SIMULATED_VOCAB_SIZE),
-                device="simulated",
-                dtype="none",
-                max_num_batched_tokens=config.max_step_tokens(is_gpu=False),
-            ),
-            cost=SimulatedCost(config.simulated_step_s, config.simulated_token_s),
-            wait=time.sleep,
-        )
+        return make_simulated_runner(config)
     if config.tensor_parallel_size > 1:
         from engine.runner.ranks.parallel_runner import ParallelRunner
 
@@ -113,40 +51,82 @@ def make_runner(config: EngineConfig) -> ModelRunner:
     return load_runner(config)
 
 
-def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange) -> Lanes:
-    """The socket lane, and the pull lane where there is a Redis to pull from."""
-    welcome = Welcome(
-        version=PROTOCOL_VERSION,
-        engine_id=config.engine_id,
-        model=config.served_model_name,
+def make_simulated_runner(config: EngineConfig) -> ModelRunner:
+    """A runner that computes no model, but has the context length and the vocabulary of the one in `config.model`."""
+    from engine.runner.simulated import SimulatedCost, SimulatedRunner
+
+    path = Path(config.model) / "config.json"
+    model: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    max_model_len = config.max_model_len or model.get("max_position_embeddings", SIMULATED_MAX_MODEL_LEN)
+    blocks_per_request = -(-max_model_len // config.block_size)
+    info = RunnerInfo(
+        num_blocks=config.num_kv_blocks or blocks_per_request * config.max_rows(is_gpu=False),
+        block_size=config.block_size,
+        max_num_seqs=config.max_rows(is_gpu=False),
+        max_model_len=max_model_len,
+        vocab_size=model.get("vocab_size", SIMULATED_VOCAB_SIZE),
+        device="simulated",
+        dtype="none",
+        max_num_batched_tokens=config.max_step_tokens(is_gpu=False),
+    )
+    cost = SimulatedCost(config.simulated_step_s, config.simulated_token_s)
+    return SimulatedRunner(info, cost=cost, wait=time.sleep)
+
+
+def make_scheduler(config: EngineConfig, info: RunnerInfo, cost_model: CostModel | None) -> Scheduler:
+    """The scheduler, with the KV memory that the runner has."""
+    kv_options = KVOptions(
+        sharing=config.kv_sharing,
+        preemption=Preemption(config.kv_preemption),
+        checkpoint=Checkpoint(config.kv_checkpoint),
+        prefix_cache=config.prefix_cache,
+        num_host_slots=info.num_host_slots,
+    )
+    scheduler_config = SchedulerConfig(
+        max_num_seqs=info.max_num_seqs,
         max_model_len=info.max_model_len,
-        vocab_size=info.vocab_size,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        reserved_rt_rows=min(max(1, info.max_num_seqs // 8), info.max_num_seqs - 1),
+        policy=Policy(config.policy),
+        default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
+        be_share=config.be_share,
     )
-    admission = Admission(scheduler.refusal, info.vocab_size)
-    socket_lane = SocketLane(
-        SocketLaneConfig(
-            welcome=welcome,
-            token=config.token,
-            default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
-            max_waiting_rt=config.max_waiting_rt,
-            max_ttft_factor=config.max_ttft_factor,
-            admission=admission,
+    kv = KVCacheManager(info.num_blocks, info.block_size, kv_options)
+    return Scheduler(scheduler_config, kv, cost_model)
+
+
+def make_endpoints(
+    config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange
+) -> Endpoints:
+    """The socket server and, if there is a Redis to pull from, the item puller."""
+    prompt_check = PromptCheck(scheduler.refusal, info.vocab_size)
+    context = ServerContext(
+        welcome=Welcome(
+            version=PROTOCOL_VERSION,
+            engine_id=config.engine_id,
+            model=config.served_model_name,
+            max_model_len=info.max_model_len,
+            vocab_size=info.vocab_size,
         ),
-        exchange,
+        token=config.token,
+        default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
+        admission=SocketAdmission(prompt_check, exchange, config.max_waiting_rt, config.max_ttft_factor),
+        exchange=exchange,
     )
+    server = SocketServer(context)
     if config.redis_url is None:
-        return socket_lane, None
+        return Endpoints(server, puller=None)
     from redis.asyncio import Redis
 
-    from engine.lanes.pull_lane import PullLane, PullLaneConfig
+    from engine.lanes.item_puller import ItemPuller, ItemPullerConfig
 
-    pull_config = PullLaneConfig(
+    puller_config = ItemPullerConfig(
         model=config.served_model_name,
         engine_id=config.engine_id,
         max_in_flight=info.max_num_seqs + config.be_prefetch,
         claim_timeout_s=config.claim_timeout_s,
-        max_deliveries=config.max_deliveries,
-        admission=admission,
+        max_attempts=config.max_attempts,
+        prompt_check=prompt_check,
         about={
             "model": config.served_model_name,
             "max_model_len": info.max_model_len,
@@ -155,53 +135,36 @@ def open_lanes(config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exc
             "url": config.listen,
         },
     )
-    return socket_lane, PullLane(pull_config, exchange, Redis.from_url(config.redis_url))
+    return Endpoints(server, ItemPuller(puller_config, exchange, Redis.from_url(config.redis_url)))
 
 
 def assemble(
     config: EngineConfig, runner: ModelRunner, cost_model: CostModel | None = None
 ) -> tuple[EngineLoop, IoThread]:
-    """The loop around a runner, and the I/O thread that feeds it; neither is started."""
-    info = runner.info
-    scheduler = Scheduler(
-        SchedulerConfig(
-            max_num_seqs=info.max_num_seqs,
-            max_model_len=info.max_model_len,
-            max_num_batched_tokens=info.max_num_batched_tokens,
-            reserved_rt_rows=min(max(1, info.max_num_seqs // 8), info.max_num_seqs - 1),
-            policy=Policy(config.policy),
-            default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
-            be_share=config.be_share,
-        ),
-        KVCacheManager(
-            info.num_blocks,
-            info.block_size,
-            KVOptions(
-                sharing=config.kv_sharing,
-                preemption=Preemption(config.kv_preemption),
-                checkpoint=Checkpoint(config.kv_checkpoint),
-                prefix_cache=config.prefix_cache,
-                num_host_slots=info.num_host_slots,
-            ),
-        ),
-        cost_model,
-    )
+    """The main loop around a runner, and the I/O thread that feeds it. Neither is started."""
+    scheduler = make_scheduler(config, runner.info, cost_model)
     mailbox = Mailbox()
-    io = IoThread(
+    io_thread = IoThread(
         mailbox,
-        lambda exchange: open_lanes(config, info, scheduler, exchange),
-        config.listen,
-        config.drain_grace_s,
+        make_endpoints=lambda exchange: make_endpoints(config, runner.info, scheduler, exchange),
+        listen=config.listen,
+        drain_grace_s=config.drain_grace_s,
     )
     ahead = config.async_scheduling
-    if ahead is None:
-        ahead = info.computes_beside_host
-    loop = EngineLoop(scheduler, runner, mailbox.receive, io.send, time.monotonic, io.publish, ahead=ahead)
-    return loop, io
+    loop = EngineLoop(
+        scheduler,
+        runner,
+        receive=mailbox.receive,
+        send=io_thread.send,
+        clock=time.monotonic,
+        publish=io_thread.publish,
+        ahead=runner.info.computes_beside_host if ahead is None else ahead,
+    )
+    return loop, io_thread
 
 
 def serve(config: EngineConfig) -> None:
-    """Load, open the lanes, and run the loop until a drain ends."""
+    """Load the model, open the endpoints, and run the loop until the engine has drained."""
     runner = make_runner(config)
     info = runner.info
     cost_model = None
@@ -209,19 +172,19 @@ def serve(config: EngineConfig) -> None:
         cost_model = first_cost_model(
             config.model, runner, info.max_num_batched_tokens, config.profile_s, time.perf_counter
         )
-    loop, io = assemble(config, runner, cost_model)
-    io.start()
+    loop, io_thread = assemble(config, runner, cost_model)
+    io_thread.start()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: io.request_drain())
+        signal.signal(number, lambda *_: io_thread.request_drain())
     log.info(
         "serving %s on %s (%s): %d KV blocks of %d tokens, listening on %s",
         config.served_model_name, info.device, info.dtype, info.num_blocks, info.block_size, config.listen,
     )  # fmt: skip
-    # A full collection looks at all that was loaded: a quarter of a second in the middle of somebody's answer.
+    # A full garbage collection visits everything that was loaded, which stalls all requests for a quarter of a second.
     gc.collect()
     gc.freeze()
     loop.run()
-    io.join()
+    io_thread.join()
     if cost_model is not None:
         store_cost_model(config.model, info, cost_model)
     runner.close()
@@ -229,10 +192,12 @@ def serve(config: EngineConfig) -> None:
 
 
 def main() -> int:
+    """Run the engine with the flags of the command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Before torch is imported: its threads spin a little while they wait for each other, then sleep. Waking up takes as
-    # long, dozens of times a step; spinning for longer takes the cores from whatever else runs here.
+    # Set before torch is imported. Its threads spin for a short time while they wait for each other, and then sleep. To
+    # wake one up takes as long as that, dozens of times per step; to spin longer would take the cores from other
+    # processes on this host.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

@@ -10,105 +10,151 @@ def _flag(default: Any, about: str) -> Any:
     return field(default=default, metadata={"help": about})
 
 
+def _derived_flag(about: str) -> Any:
+    return field(metadata={"help": about})
+
+
+# Numbers that may be 0; all others must be positive.
+MAY_BE_ZERO = {
+    "be_prefetch",
+    "drain_grace_s",
+    "num_host_slots",
+    "profile_s",
+    "simulated_step_s",
+    "simulated_token_s",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Names shared with vLLM mean the same here. Times in seconds. Raises ValueError for a value out of range."""
+    """Settings of an engine. Names shared with vLLM have the same meaning there. Times are in seconds.
 
-    model: str = field(metadata={"help": "directory or hub name of the model"})
-    served_model_name: str = field(metadata={"help": "the name clients use (the model's)"})
-    listen: str = field(metadata={"help": "the fast lane's address: unix:///path or tcp://host:port"})
-    redis_url: str | None = _flag(None, "where bulk work comes from; without it there is no bulk lane")
-    token: str | None = _flag(None, "secret of TCP clients; better given as BROS_ENGINE_TOKEN")
-    engine_id: str = _flag("engine-0", "name of this engine, unique and the same after a restart")
-    runner: Literal["torch", "simulated"] = _flag("torch", "simulated computes no model")
-    device: Literal["auto", "cpu", "cuda"] = _flag("auto", "where to compute")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag("auto", "of weights and KV")
+    Raises ValueError if a value is out of range.
+    """
+
+    model: str = _derived_flag("directory of the model, or its name on the Hugging Face Hub")
+    served_model_name: str = _derived_flag("name by which clients request the model (default: --model)")
+    listen: str = _derived_flag("address of the engine's socket: unix:///path or tcp://host:port")
+    redis_url: str | None = _flag(
+        None,
+        "Redis to pull the items of jobs from; may be given as BROS_REDIS_URL; without it the engine serves only "
+        "requests from its socket",
+    )
+    token: str | None = _flag(
+        None, "secret that clients must present, required on TCP; better given as BROS_ENGINE_TOKEN"
+    )
+    engine_id: str = _flag(
+        "engine-0",
+        "unique name of this engine, which must not change when it restarts (default: derived from the host and the "
+        "address)",
+    )
+    runner: Literal["torch", "simulated"] = _flag(
+        "torch", "what computes the tokens; 'simulated' needs no model and makes them up"
+    )
+    device: Literal["auto", "cpu", "cuda"] = _flag(
+        "auto", "device to compute on; 'auto' uses a GPU if there is one"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
+        "auto", "data type of the weights and the KV cache"
+    )
     load_format: Literal["safetensors", "dummy"] = _flag(
-        "safetensors", "dummy draws random weights, to measure a model of which there is only the config.json"
+        "safetensors",
+        "how to load the weights; 'dummy' initializes them randomly, to measure a model of which only the config.json "
+        "is available",
     )
-    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = _flag("auto", "of KV on a GPU; auto is the weights'")
-    tensor_parallel_size: int = _flag(1, "devices that each hold a part of every layer")
-    enforce_eager: bool = _flag(False, "no CUDA graphs")
+    kv_cache_dtype: Literal["auto", "fp8_e4m3"] = _flag(
+        "auto", "data type of the KV cache on a GPU; 'auto' uses that of the weights"
+    )
+    tensor_parallel_size: int = _flag(1, "number of devices to split every layer over")
+    enforce_eager: bool = _flag(False, "do not use CUDA graphs")
     async_scheduling: bool | None = _flag(
-        None, "decide on a step while the one before it is computed (on a GPU)"
+        None, "schedule each step while the previous one is being computed (default: on a GPU)"
     )
-    max_model_len: int | None = _flag(None, "tokens of prompt and output together (the model's)")
-    max_num_seqs: int | None = _flag(None, "requests computed at once (64; 256 on a GPU)")
-    max_num_batched_tokens: int | None = _flag(None, "tokens computed in a step (512; 2048 on a GPU)")
-    block_size: int = _flag(16, "tokens in a KV block")
-    num_kv_blocks: int | None = _flag(None, "KV blocks (what memory allows)")
+    max_model_len: int | None = _flag(
+        None, "maximum number of prompt and output tokens of a request (default: the model's)"
+    )
+    max_num_seqs: int | None = _flag(
+        None, "maximum number of requests computed at the same time (default: 64, or 256 on a GPU)"
+    )
+    max_num_batched_tokens: int | None = _flag(
+        None, "maximum number of tokens computed in one step (default: 512, or 2048 on a GPU)"
+    )
+    block_size: int = _flag(16, "number of tokens per KV block")
+    num_kv_blocks: int | None = _flag(None, "number of KV blocks (default: as many as fit into memory)")
     num_host_slots: int | None = _flag(
-        None, "tokens whose KV is kept in host memory when preempted (what memory allows)"
+        None,
+        "number of tokens whose KV is kept in host memory after a preemption (default: as many as fit into memory)",
     )
     policy: Literal["bros", "priority", "fcfs"] = _flag(
-        "bros", "how steps are packed; the others are baselines"
+        "bros", "how steps are packed; 'priority' and 'fcfs' are baselines for comparison"
     )
-    kv_sharing: bool = _flag(True, "chat may use the free middle of bulk's KV blocks")
+    kv_sharing: bool = _flag(True, "let chat use the free slots in the KV blocks of bulk")
     kv_preemption: Literal["truncate", "whole", "none"] = _flag(
-        "truncate", "what bulk loses when chat needs memory"
+        "truncate",
+        "what a preempted request gives up: its newest tokens, all of them, or none (chat then waits for memory)",
     )
-    kv_checkpoint: Literal["lazy", "eager", "none"] = _flag("lazy", "when lost KV is copied to host memory")
-    prefix_cache: bool = _flag(True, "find the KV of known prefixes again")
-    be_share: float = _flag(0.05, "share of all tokens that bulk gets whatever chat needs")
-    gpu_memory_utilization: float = _flag(0.9, "share of the GPU's memory to use")
-    max_waiting_rt: int = _flag(512, "open fast-lane requests beyond which new ones are refused")
-    be_prefetch: int = _flag(32, "bulk items held beside those that run")
+    kv_checkpoint: Literal["lazy", "eager", "none"] = _flag(
+        "lazy",
+        "when to copy KV to host memory: before it is overwritten, also ahead of time, or never",
+    )
+    prefix_cache: bool = _flag(True, "reuse the KV of prompt prefixes that were computed before")
+    be_share: float = _flag(0.05, "share of all tokens that bulk gets even if chat needs them")
+    gpu_memory_utilization: float = _flag(0.9, "fraction of the GPU's memory to use")
+    max_waiting_rt: int = _flag(512, "number of open chat requests above which new ones are rejected")
+    be_prefetch: int = _flag(32, "number of items to hold in addition to those that are running")
     profile_s: float = _flag(
-        3.0, "time to measure steps at the first start with a model; 0 learns as it serves"
+        3.0, "seconds to measure steps at the first start with a model; with 0 the engine learns as it serves"
     )
-    default_ttft_s: float = _flag(0.5, "time to first token of requests that name none")
-    default_tpot_s: float = _flag(0.1, "time per output token of requests that name none")
+    default_ttft_s: float = _flag(
+        0.5, "target for the time to first token, in seconds, of requests without an SLO"
+    )
+    default_tpot_s: float = _flag(
+        0.1, "target for the time per output token, in seconds, of requests without an SLO"
+    )
     max_ttft_factor: float = _flag(
         4.0,
-        "a fast-lane request is refused when its first token is predicted to take this many times its promise",
+        "reject a chat request if its predicted time to first token is more than this many times the target of its SLO",
     )
-    claim_timeout_s: float = _flag(60.0, "silence after which an engine's bulk items are taken over")
-    max_deliveries: int = _flag(3, "engines that may die over a bulk item before it fails")
-    drain_grace_s: float = _flag(30.0, "time that open fast-lane requests get at shutdown")
-    simulated_step_s: float = _flag(0.0, "what a step costs the simulated runner")
-    simulated_token_s: float = _flag(0.0, "what each token of a step adds to that")
+    claim_timeout_s: float = _flag(
+        60.0, "seconds of silence after which another engine takes over the items of this one"
+    )
+    max_attempts: int = _flag(
+        3, "number of times an engine may go away while it works on an item before the item fails"
+    )
+    drain_grace_s: float = _flag(30.0, "seconds that open chat requests get to finish at shutdown")
+    simulated_step_s: float = _flag(0.0, "seconds that each step takes with --runner simulated")
+    simulated_token_s: float = _flag(0.0, "seconds that each token adds to a step with --runner simulated")
 
     def max_rows(self, is_gpu: bool) -> int:
-        """`max_num_seqs`, or what suits the device."""
+        """`max_num_seqs`, or the default for the device."""
         return self.max_num_seqs or (256 if is_gpu else 64)
 
     def max_step_tokens(self, is_gpu: bool) -> int:
-        """`max_num_batched_tokens`, or what suits the device: on a GPU, about what keeps its matrix units busy."""
+        """`max_num_batched_tokens`, or the default for the device: about what keeps the matrix units of a GPU busy."""
         return self.max_num_batched_tokens or (2048 if is_gpu else 512)
 
     def __post_init__(self) -> None:
-        may_be_zero = {
-            "be_prefetch",
-            "drain_grace_s",
-            "num_host_slots",
-            "profile_s",
-            "simulated_step_s",
-            "simulated_token_s",
-        }
         for option in fields(self):
             value = getattr(self, option.name)
-            if (
-                isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and (value < 0 or (value == 0 and option.name not in may_be_zero))
-            ):
-                raise ValueError(f"{_flag_name(option.name)} is {value}; it must be positive")
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if value < 0 or (value == 0 and option.name not in MAY_BE_ZERO):
+                raise ValueError(f"{flag_name(option.name)} is {value}; it must be positive")
         if self.policy == "priority" and self.kv_preemption == "none":
             raise ValueError(
-                "--policy priority with --kv-preemption none can run out of memory with nobody to take it from; "
+                "--policy priority with --kv-preemption none can run out of memory with no request to preempt; "
                 "use --kv-preemption whole"
             )
         if self.max_num_seqs is not None and self.max_num_seqs < 2:
             raise ValueError(
-                "--max-num-seqs is 1; it must be at least 2: a row of the fast lane's own, and one more"
+                "--max-num-seqs is 1; it must be at least 2: one row is reserved for chat, and bulk needs another"
             )
-        if self.be_share > 1:
-            raise ValueError(f"--be-share is {self.be_share:g}; it is a share, at most 1")
-        if self.gpu_memory_utilization > 1:
-            raise ValueError(
-                f"--gpu-memory-utilization is {self.gpu_memory_utilization:g}; it is a share, at most 1"
-            )
+        for name in ("be_share", "gpu_memory_utilization"):
+            share = getattr(self, name)
+            if share > 1:
+                raise ValueError(f"{flag_name(name)} is {share:g}; it is a share, at most 1")
 
 
-def _flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def flag_name(field_name: str) -> str:
+    """The flag of the command line that sets a field."""
+    return "--" + field_name.replace("_", "-")

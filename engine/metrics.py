@@ -119,7 +119,7 @@ class EngineMetrics:
     def __init__(self) -> None:
         self.num_steps = 0
         self.computed_tokens = 0
-        self.iteration = Histogram()
+        self.step_time = Histogram()
         self.lanes = {lane: LaneMetrics() for lane in Lane}
         self._memory: dict[str, Any] = {}
         self._memory_at_s = float("-inf")
@@ -127,7 +127,7 @@ class EngineMetrics:
     def observe_step(self, plan: StepPlan, elapsed_s: float) -> None:
         self.num_steps += 1
         self.computed_tokens += plan.num_tokens
-        self.iteration.observe(elapsed_s)
+        self.step_time.observe(elapsed_s)
 
     def observe_events(self, events: Sequence[object]) -> None:
         """Events as the loop sends them."""
@@ -161,7 +161,7 @@ class EngineMetrics:
         return {
             "steps": self.num_steps,
             "computed_tokens": self.computed_tokens,
-            "iteration": self.iteration.snapshot(),
+            "step_time": self.step_time.snapshot(),
             "kv_blocks": scheduler.kv.num_blocks,
             "kv_free_blocks": scheduler.kv.num_free_blocks,
             "host_slots": scheduler.kv.host.num_slots,

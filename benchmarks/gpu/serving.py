@@ -25,7 +25,8 @@ from engine.runner.base import ModelRunner
 from engine.sim.feed import Feed, Limits
 from engine.sim.replay import BE_PREFETCH, NOTHING
 from engine.sim.report import report_of
-from engine.sim.traces.synthetic import Arrival, backlog, open_arrivals
+from engine.sim.traces.arrival import Arrival
+from engine.sim.traces.synthetic import backlog, open_arrivals
 from engine.sim.traces.workloads import Workload
 
 SEED = 0
@@ -149,7 +150,7 @@ class Engine:
             served = last.served_tokens[lane] - (first.served_tokens[lane] if first else 0)
             elapsed_s = last.time_s - (first.time_s if first else 0.0)
             report[lane.value] |= {
-                "num_counted": feed.statistics[lane].num_counted,
+                "num_counted": feed.outcomes[lane].num_counted,
                 "tokens_per_s": served / elapsed_s if elapsed_s > 0 else 0.0,
             }
         return report
@@ -200,7 +201,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
             "rt_counted": rt["num_counted"],
             "rt_tokens_per_s": rt["tokens_per_s"],
             "rt_failed": rt["num_failed"],
-            "rt_refused": rt["num_refused"],
+            "rt_refused": rt["num_rejected"],
             "rt_attainment": rt["attainment"],
         }
         for name in ("ttft", "tpot"):

@@ -156,7 +156,7 @@ async def _until(when_s: float) -> None:
 def is_counter(name: str) -> bool:
     """`bros_*_total` or `vllm:*_total`, and how many iterations of what length."""
     name = name.partition(".")[0]
-    return name.endswith("_total") or name in ("bros_iteration_seconds_count", "bros_iteration_seconds_sum")
+    return name.endswith("_total") or name in ("bros_step_seconds_count", "bros_step_seconds_sum")
 
 
 async def metrics(url: str) -> dict[str, float]:

@@ -23,7 +23,7 @@ from bros_batch.jobs.streams import Turn, deliver, ensure_generation
 from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelText
-from engine.wire.protocol import WorkItem, encode, items_key
+from engine.wire.protocol import ItemRequest, encode, items_key
 
 CLAIM_ITEMS = 256
 CLAIM_BYTES = 16 * 1024**2
@@ -162,7 +162,7 @@ def _payload(
     )
     try:
         return encode(
-            WorkItem(
+            ItemRequest(
                 claim.id,
                 claim.epoch,
                 job.id,

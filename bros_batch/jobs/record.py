@@ -29,7 +29,7 @@ from bros_batch.openai_api.answers import result_body
 from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelText
-from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, WorkResult, decode_work_result
+from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
 
 log = logging.getLogger("bros.record")
 
@@ -48,7 +48,7 @@ class Entry:
     id: bytes
     stream: bytes
     delivery: bytes
-    result: WorkResult | None
+    result: ItemResult | None
 
 
 @dataclass(slots=True)
@@ -112,9 +112,9 @@ def _read(redis: Redis, start: bytes) -> list[Entry]:
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     if not fields:  # taken out of the stream since it was read
         return Entry(entry_id, b"", b"", None)
-    result: WorkResult | None
+    result: ItemResult | None
     try:
-        result = decode_work_result(fields.get(b"p", b""))
+        result = decode_item_result(fields.get(b"p", b""))
         if not _plausible(result):
             raise msgspec.DecodeError("its numbers are out of range")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -125,7 +125,7 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     return Entry(entry_id, fields.get(b"s", b""), fields.get(b"x", b""), result)
 
 
-def _plausible(result: WorkResult) -> bool:
+def _plausible(result: ItemResult) -> bool:
     """Whether its numbers fit where numbers of this kind are stored."""
     counts = (result.epoch, result.prompt_tokens, result.cached_tokens)
     return 0 < result.item_id < 2**63 and all(0 <= count < 2**31 for count in counts)
@@ -163,7 +163,7 @@ class _Recorder:
         tally.changed += finished.changed
         tally.finalizing += finished.finalizing
 
-    def _outcomes(self, results: Sequence[WorkResult]) -> list[Outcome]:
+    def _outcomes(self, results: Sequence[ItemResult]) -> list[Outcome]:
         with reading(self._database) as connection:
             known = store_items.items_to_record(connection, [result.item_id for result in results])
             new_jobs = {item.job_id for item in known.values()} - self._requests.keys()
@@ -179,7 +179,7 @@ class _Recorder:
                 outcomes.append(self._outcome(result, row))
         return outcomes
 
-    def _outcome(self, result: WorkResult, item: Recorded) -> Outcome:
+    def _outcome(self, result: ItemResult, item: Recorded) -> Outcome:
         outcome = Outcome(result.item_id, result.epoch, item.job_id, ItemStatus.FAILED)
         if result.error_code is not None:
             message = _clean(result.error_message or result.error_code)

@@ -68,7 +68,7 @@ def live_deliveries(redis: Redis, model: str) -> Iterator[tuple[bytes, int, int]
 
 
 def deliver(redis: Redis, model: str, payloads: Iterable[tuple[int, int, bytes]]) -> None:
-    """Add (item id, epoch, WorkItem as msgpack) to the model's stream."""
+    """Add (item id, epoch, ItemRequest as msgpack) to the model's stream."""
     pipeline = redis.pipeline(transaction=False)
     key = items_key(model)
     for item_id, epoch, payload in payloads:

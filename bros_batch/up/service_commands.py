@@ -39,7 +39,7 @@ def engine_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
         "--served-model-name", settings.model_name,
         "--listen", settings.resolved_engine_url,
         "--claim-timeout-s", str(settings.claim_timeout_s),
-        "--max-deliveries", str(settings.max_attempts),
+        "--max-attempts", str(settings.max_attempts),
     ]  # fmt: skip
     if settings.max_model_len is not None:
         command += ["--max-model-len", str(settings.max_model_len)]

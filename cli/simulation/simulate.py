@@ -121,7 +121,7 @@ def _run(setup: Setup, load: Load, *, quiet: bool) -> tuple[Report, Any]:
             report = replay.run()
     except Stuck as error:
         raise Failure(f"{setup.policy.value}: {error}.") from None
-    return report, replay.feed.statistics
+    return report, replay.feed.outcomes
 
 
 def _explained(error: ValueError | OSError) -> Exception:
@@ -187,7 +187,7 @@ def _latencies(lanes: list[LaneReport]) -> Iterator[tuple[str, list[str]]]:
 
 def _losses(lanes: list[LaneReport]) -> Iterator[tuple[str, list[str]]]:
     for title, counts in (
-        ("refused", [lane.num_refused for lane in lanes]),
+        ("refused", [lane.num_rejected for lane in lanes]),
         ("failed", [lane.num_failed for lane in lanes]),
         ("unfinished", [lane.num_unfinished for lane in lanes]),
     ):

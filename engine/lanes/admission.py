@@ -1,22 +1,30 @@
-"""What both lanes ask of a request before it may enter."""
+"""Admission: which requests may enter the engine, and which are rejected with what reason."""
 
 from __future__ import annotations
 
-import time
+import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from engine.core.terms import SLO, Lane
+from engine.lanes.exchange import Exchange
+from engine.wire.protocol import Rejected, Submit
+
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """`length_refusal` says why a prompt of so many tokens can never be served, or None."""
+class PromptCheck:
+    """Checks that apply to every prompt, whichever way it arrives.
 
-    length_refusal: Callable[[int], str | None]
+    `length_rejection` returns the reason why a prompt of that many tokens can never be served, or None.
+    """
+
+    length_rejection: Callable[[int], str | None]
     vocab_size: int
 
-    def refusal(self, token_ids: Sequence[int]) -> tuple[str, str] | None:
-        """(code, message) of why a prompt can't be served, or None."""
-        reason = self.length_refusal(len(token_ids))
+    def rejection(self, token_ids: Sequence[int]) -> tuple[str, str] | None:
+        """Return the code and message of a rejection, or None if the prompt can be served."""
+        reason = self.length_rejection(len(token_ids))
         if reason:
             return ("context_length_exceeded" if token_ids else "invalid_request"), reason
         beyond = next((t for t in token_ids if t >= self.vocab_size), None)
@@ -25,6 +33,72 @@ class Admission:
         return None
 
 
-def monotonic_deadline_s(deadline_unix_s: float | None, now_s: float) -> float | None:
-    """A deadline on the wall clock, which others name, on the monotonic one that stands at `now_s`."""
-    return None if deadline_unix_s is None else deadline_unix_s - time.time() + now_s
+class SocketAdmission:
+    """Admits or rejects the requests that arrive over the socket, and counts the open and the rejected ones.
+
+    An RT request is also rejected while `max_waiting_rt` of them are open, and if its predicted time to first token
+    exceeds `max_ttft_factor` times the TTFT of its SLO.
+    """
+
+    def __init__(
+        self, prompt_check: PromptCheck, exchange: Exchange, max_waiting_rt: int, max_ttft_factor: float = 4.0
+    ) -> None:
+        self._prompt_check = prompt_check
+        self._exchange = exchange
+        self._max_waiting_rt = max_waiting_rt
+        self._max_ttft_factor = max_ttft_factor
+        self._draining = False
+        self._no_open_rt = asyncio.Event()
+        self._no_open_rt.set()
+        self.num_open_rt = 0
+        self.num_rejected = dict.fromkeys(("overloaded", "draining"), 0)  # by code
+
+    def reject(self, request: Submit, slo: SLO) -> Rejected | None:
+        """Return None to admit a request, or its counted rejection."""
+        rejected = self._rejection(request, slo)
+        if rejected is not None:
+            self.count_rejected(rejected.code)
+        return rejected
+
+    def _rejection(self, request: Submit, slo: SLO) -> Rejected | None:
+        if self._draining:
+            return Rejected(request.id, "draining", "the engine is shutting down", retry_after_s=5.0)
+        invalid = self._prompt_check.rejection(request.token_ids)
+        if invalid:
+            return Rejected(request.id, *invalid)
+        if request.lane != "rt":
+            return None
+        if self.num_open_rt >= self._max_waiting_rt:
+            text = f"{self.num_open_rt} chat requests are open, which is the limit; try again soon"
+            return Rejected(request.id, "overloaded", text, retry_after_s=1.0)
+        excess_s = self._exchange.excess_s(len(request.token_ids), slo, self._max_ttft_factor)
+        if excess_s > 0:
+            retry_after_s = float(max(1, math.ceil(excess_s)))
+            text = (
+                "the engine has more chat requests than it can answer in time; "
+                f"try again in {retry_after_s:.0f} s"
+            )
+            return Rejected(request.id, "overloaded", text, retry_after_s)
+        return None
+
+    def count_rejected(self, code: str) -> None:
+        """Count a rejection."""
+        self.num_rejected[code] = self.num_rejected.get(code, 0) + 1
+
+    def count_started(self, lane: Lane) -> None:
+        """Count a request as open."""
+        if lane is Lane.RT:
+            self.num_open_rt += 1
+            self._no_open_rt.clear()
+
+    def count_ended(self, lane: Lane) -> None:
+        """Count a request as no longer open."""
+        if lane is Lane.RT:
+            self.num_open_rt -= 1
+            if not self.num_open_rt:
+                self._no_open_rt.set()
+
+    async def drain(self) -> None:
+        """Reject all further requests, and wait until no RT request is open."""
+        self._draining = True
+        await self._no_open_rt.wait()

@@ -1,4 +1,4 @@
-"""Between the two threads: messages to the main loop, and its events back to whoever waits for them."""
+"""Exchange between the I/O thread and the main thread: messages to the loop, and its events back to their sinks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RequestSink = Callable[[TokenEvent | FinishedEvent], None]
 
 
 class Mailbox:
-    """Messages to the main thread; any thread may put."""
+    """A queue of messages to the main thread. Any thread may put messages into it."""
 
     def __init__(self) -> None:
         self._messages: deque[Message] = deque()
@@ -29,7 +29,7 @@ class Mailbox:
             self._arrived.notify()
 
     def receive(self, timeout_s: float | None) -> list[Message]:
-        """All messages so far; where there is none, sleeps until one comes, at most `timeout_s` (None: no limit)."""
+        """Return all messages so far. If there are none, wait for one for up to `timeout_s` (None: without a limit)."""
         if timeout_s == 0 and not self._messages:
             return []
         with self._arrived:
@@ -40,18 +40,18 @@ class Mailbox:
 
 
 class Exchange:
-    """The I/O thread's side: which requests are in flight, and who hears of them."""
+    """The I/O thread's end: knows which requests are in flight, and which sink gets the events of each."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._sinks: dict[str, RequestSink] = {}
         self._stats: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self._delivered: list[Callable[[], None]] = []
+        self._after_step: list[Callable[[], None]] = []
         self._num_sent = self._num_sent_tokens = 0  # RT
-        self.outlook = Outlook()  # the main loop's latest; assigned by its thread
+        self.outlook = Outlook()  # the latest of the main loop, assigned by its thread
 
     def submit(self, request: Request, sink: RequestSink) -> None:
-        """Hand a request to the main loop; `sink` hears its events, the last a FinishedEvent."""
+        """Pass a request to the main loop. `sink` is called with each of its events, the last a FinishedEvent."""
         self._sinks[request.request_id] = sink
         if request.lane is Lane.RT:
             self._num_sent += 1
@@ -59,30 +59,30 @@ class Exchange:
         self._mailbox.put(Add(request))
 
     def excess_s(self, prompt_tokens: int, slo: SLO, max_ttft_factor: float) -> float:
-        """How long too late a new RT prompt's first token would come: `Outlook.excess_s` for what is known now."""
+        """How far a new RT request would exceed its TTFT limit, given what is known now; see `Outlook.excess_s`."""
         return self.outlook.excess_s(
             prompt_tokens, slo, max_ttft_factor, self._num_sent, self._num_sent_tokens
         )
 
     def abort(self, request_id: str) -> None:
-        """End a request and hear no more of it."""
+        """End a request. Its sink is not called again."""
         if self._sinks.pop(request_id, None) is not None:
             self._mailbox.put(Abort(request_id))
 
     async def stats(self, *, with_memory: bool = False) -> dict[str, Any]:
-        """A fresh snapshot from the main loop."""
+        """Request a new snapshot from the main loop and return it."""
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         tag = str(id(future))
         self._stats[tag] = future
         self._mailbox.put(QueryStats(tag, with_memory))
         return await future
 
-    def after_delivery(self, callback: Callable[[], None]) -> None:
-        """Call `callback` each time a step's events have all been delivered: the moment to flush."""
-        self._delivered.append(callback)
+    def after_step(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the sinks have received all events of a step, which is the time to flush."""
+        self._after_step.append(callback)
 
-    def deliver(self, events: Sequence[LoopEvent]) -> None:
-        """Called on the I/O thread with what a step produced."""
+    def dispatch(self, events: Sequence[LoopEvent]) -> None:
+        """Pass the events of a step to their sinks. Runs on the I/O thread."""
         for event in events:
             if isinstance(event, StatsEvent):
                 future = self._stats.pop(event.tag)
@@ -94,5 +94,5 @@ class Exchange:
                 if isinstance(event, FinishedEvent):
                     del self._sinks[event.request_id]
                 sink(event)
-        for callback in self._delivered:
+        for callback in self._after_step:
             callback()

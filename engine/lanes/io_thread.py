@@ -1,4 +1,4 @@
-"""The I/O thread: one event loop that owns the socket, Redis and nothing of the model."""
+"""The I/O thread: an event loop that serves the socket and Redis while the main thread computes."""
 
 from __future__ import annotations
 
@@ -6,38 +6,44 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.core.outlook import Outlook
 from engine.lanes.exchange import Exchange, Mailbox
-from engine.lanes.socket_lane import SocketLane
+from engine.lanes.socket_server import SocketServer
 from engine.loop import LoopEvent, Stop
 
 if TYPE_CHECKING:
-    from engine.lanes.pull_lane import (
-        PullLane,  # imports redis, which an engine without a BE lane needs not have
+    from engine.lanes.item_puller import (
+        ItemPuller,  # imports redis, which an engine without bulk can do without
     )
 
 log = logging.getLogger("engine.io")
 
-Lanes = tuple[SocketLane, "PullLane | None"]
+
+class Endpoints(NamedTuple):
+    """Where requests enter the engine. Without a puller it computes no items of jobs."""
+
+    server: SocketServer
+    puller: ItemPuller | None
 
 
 class IoThread:
-    """Start it, run the main loop with `mailbox.receive`, `send` and `publish`, and `join` it when the loop has ended.
+    """Runs an engine's endpoints beside the main loop, which uses `mailbox.receive`, `send` and `publish`.
 
-    `open_lanes` runs on the thread's event loop and gives the lanes, the socket one listening on `listen`.
+    Call `start` before the loop runs and `join` after it has ended. `make_endpoints` is called on the thread's event
+    loop; the server it returns then listens on `listen`.
     """
 
     def __init__(
         self,
         mailbox: Mailbox,
-        open_lanes: Callable[[Exchange], Lanes],
+        make_endpoints: Callable[[Exchange], Endpoints],
         listen: str,
         drain_grace_s: float,
     ) -> None:
         self._mailbox = mailbox
-        self._open_lanes = open_lanes
+        self._make_endpoints = make_endpoints
         self._listen = listen
         self._drain_grace_s = drain_grace_s
         self._exchange = Exchange(mailbox)
@@ -48,29 +54,29 @@ class IoThread:
         self._thread = threading.Thread(target=self._run, name="engine-io", daemon=True)
 
     def start(self) -> None:
-        """Returns once the lanes are open. Raises what kept them from opening."""
+        """Start the thread and return when the endpoints are open. Raises the error if they cannot be opened."""
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
             raise self._error
 
     def send(self, events: Sequence[LoopEvent]) -> None:
-        """The main loop's `send`."""
+        """Dispatch events; the `send` of the main loop."""
         assert self._loop is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._exchange.deliver, events)
+            self._loop.call_soon_threadsafe(self._exchange.dispatch, events)
 
     def publish(self, outlook: Outlook) -> None:
-        """The main loop's `publish`: one reference takes another's place, so no thread sees half of it."""
+        """Make a new outlook known; the `publish` of the main loop. Replacing one reference is atomic."""
         self._exchange.outlook = outlook
 
     def request_drain(self) -> None:
-        """Begin to shut down; safe to call from a signal handler. The main loop gets `Stop` when it is done."""
+        """Begin to shut down; safe to call from a signal handler. When that is done, the main loop gets `Stop`."""
         if self._loop is not None and self._drain is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._drain.set)
 
     def join(self) -> None:
-        """Wait for the thread; raises what it died of, if it did."""
+        """Wait until the thread ends. Raises the error that ended it, if any."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -88,20 +94,20 @@ class IoThread:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._drain = asyncio.Event()
-        socket_lane, pull_lane = self._open_lanes(self._exchange)
-        await socket_lane.listen(self._listen)
-        if pull_lane is not None:
-            pull_lane.start()
+        server, puller = self._make_endpoints(self._exchange)
+        await server.listen(self._listen)
+        if puller is not None:
+            puller.start()
         self._ready.set()
         await self._drain.wait()
-        log.info("draining: %d real-time requests open", socket_lane.num_open_rt)
-        if pull_lane is not None:
-            await pull_lane.drain()
-        await socket_lane.drain(self._drain_grace_s)
+        log.info("draining: %d chat requests open", server.num_open_rt)
+        if puller is not None:
+            await puller.drain()
+        await server.drain(self._drain_grace_s)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed."""
+    """The factory of uvloop, if it is installed."""
     try:
         import uvloop
     except ImportError:

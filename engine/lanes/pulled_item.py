@@ -1,4 +1,4 @@
-"""A work item on its way through the engine: requests in the core's words, outputs as they grow, the result."""
+"""An item that the engine pulled: its requests to the core, the outputs as they grow, and the result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import msgspec
 
 from engine.core.request import Request
 from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
-from engine.lanes.admission import monotonic_deadline_s
-from engine.lanes.translation import position_logprobs, sampling_params
-from engine.wire.protocol import Choice, PositionLogprobs, WorkItem, WorkResult
+from engine.lanes.translation import monotonic_deadline_s, position_logprobs, sampling_params
+from engine.wire.protocol import Choice, ItemRequest, ItemResult, PositionLogprobs
 
 
-class Delivery:
-    """One stream entry's work item, as n requests of the BE lane."""
+class PulledItem:
+    """The item of one stream entry, computed as n requests of the BE lane."""
 
-    def __init__(self, entry_id: bytes, item: WorkItem) -> None:
+    def __init__(self, entry_id: bytes, item: ItemRequest) -> None:
         self.entry_id = entry_id
         self.item = item
         self.request_ids = [f"b{entry_id.decode()}.{i}" for i in range(item.n)]
@@ -29,7 +28,7 @@ class Delivery:
         self._error: str | None = None
 
     def requests(self) -> Iterator[Request]:
-        """One request an output; seeded ones with seeds that follow on each other."""
+        """Yield one request per output. If the item has a seed, output i uses the seed plus i."""
         item = self.item
         now_s = time.monotonic()
         deadline_s = monotonic_deadline_s(item.deadline_unix_s, now_s)
@@ -47,8 +46,8 @@ class Delivery:
                 deadline_s=deadline_s,
             )
 
-    def hear(self, index: int, event: TokenEvent | FinishedEvent) -> None:
-        """Take in what happened to output number `index`."""
+    def record(self, index: int, event: TokenEvent | FinishedEvent) -> None:
+        """Record an event of output number `index`."""
         if isinstance(event, TokenEvent):
             self._token_ids[index].append(event.token_id)
             logprobs = position_logprobs(event)
@@ -62,22 +61,22 @@ class Delivery:
             self._error = event.message or "the engine could not compute this item"
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return None not in self._reasons
 
     def unfinished(self) -> list[str]:
-        """Ids of the requests that still run."""
+        """Ids of the requests that are still running."""
         return [r for r, reason in zip(self.request_ids, self._reasons, strict=True) if reason is None]
 
-    def result(self, engine_id: str) -> WorkResult:
-        """What to record, once it is over."""
+    def result(self, engine_id: str) -> ItemResult:
+        """The result to push once all outputs are finished."""
         if self._error is not None:
             return self.failure(engine_id, "invalid_request", self._error)
         choices = [
             Choice(ids, "stop" if reason is FinishReason.STOP else "length", logprobs or None)
             for ids, logprobs, reason in zip(self._token_ids, self._logprobs, self._reasons, strict=True)
         ]
-        return WorkResult(
+        return ItemResult(
             self.item.item_id,
             self.item.epoch,
             self.item.job_id,
@@ -87,9 +86,9 @@ class Delivery:
             cached_tokens=self._cached_tokens,
         )
 
-    def failure(self, engine_id: str, code: str, message: str) -> WorkResult:
-        """An error instead of a result."""
+    def failure(self, engine_id: str, code: str, message: str) -> ItemResult:
+        """A result that reports an error."""
         item = self.item
-        return WorkResult(
+        return ItemResult(
             item.item_id, item.epoch, item.job_id, engine_id, error_code=code, error_message=message
         )

@@ -1,4 +1,4 @@
-"""Results on their way to Redis: kept until Redis has them."""
+"""Queue of results for the Redis stream, each kept until Redis has it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from engine.wire import protocol
-from engine.wire.protocol import WorkResult
+from engine.wire.protocol import ItemResult
 
 
 class ResultQueue:
-    """Pushes results to the stream that the job system records from, in batches, in order."""
+    """Pushes results, in groups and in order, to the stream from which the job system records them."""
 
     def __init__(self, redis: Any, items_key: str) -> None:
         self._redis = redis
@@ -18,13 +18,13 @@ class ResultQueue:
         self._entries: list[dict[str, bytes]] = []
         self._arrived = asyncio.Event()
 
-    def put(self, entry_id: bytes, result: WorkResult) -> None:
-        """`entry_id` is the items stream's entry that the result answers."""
+    def put(self, entry_id: bytes, result: ItemResult) -> None:
+        """Queue the result of the entry `entry_id` of the items stream."""
         self._entries.append({"p": protocol.encode(result), "s": self._items_key, "x": entry_id})
         self._arrived.set()
 
-    async def push_for_ever(self) -> None:
-        """Raises what Redis raises; everything not pushed is kept for the next call."""
+    async def push_forever(self) -> None:
+        """Push results as they come. Raises errors of Redis, and then keeps unpushed results for the next call."""
         while True:
             if not self._entries:
                 self._arrived.clear()
@@ -32,7 +32,7 @@ class ResultQueue:
             await self.flush()
 
     async def flush(self) -> None:
-        """Push what there is now. After an error some may be pushed again: a repeated result changes nothing."""
+        """Push all queued results. After an error some may be pushed twice, which is harmless."""
         entries = self._entries[:]
         if not entries:
             return

@@ -1,19 +1,22 @@
-"""One client of the RT lane, from its hello to its last frame."""
+"""One client's connection to the engine's socket, from its greeting to its last frame."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import math
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, assert_never, cast
+from typing import assert_never, cast
 
 import msgspec
 
 from engine.core.request import Request
 from engine.core.terms import SLO, FinishedEvent, Lane, TokenEvent
-from engine.lanes.admission import monotonic_deadline_s
-from engine.lanes.translation import position_logprobs, sampling_params
+from engine.lanes.admission import SocketAdmission
+from engine.lanes.exchange import Exchange
+from engine.lanes.translation import core_slo, monotonic_deadline_s, position_logprobs, sampling_params
 from engine.wire.framing import FrameError, FrameReader
 from engine.wire.protocol import (
     PROTOCOL_VERSION,
@@ -27,41 +30,58 @@ from engine.wire.protocol import (
     StatsQuery,
     Submit,
     Tokens,
+    Welcome,
     decode_client_message,
     frame,
 )
 
-if TYPE_CHECKING:
-    from engine.lanes.socket_lane import SocketLane
-
-# What a reader may fall behind before it is dropped: thousands of token frames.
+# A client that falls this far behind, which is thousands of token frames, is disconnected.
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
-# Bulk's tokens are sent together, those of so many seconds. Nobody waits for each, and to read them one by one takes as
-# much of the processor as some of the chats beside them.
-BULK_INTERVAL_S = 0.2
+# BE tokens are sent together at this interval. No client waits for each of them, and reading them one by one takes as
+# much processor time as serving some of the chats that run at the same time.
+BE_SEND_INTERVAL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ServerContext:
+    """What the connections of one server share.
+
+    `token` is the secret that clients must present, if any. `default_slo` applies to requests without an SLO of their
+    own. `unflushed` holds the open connections that have something to send.
+    """
+
+    welcome: Welcome
+    token: str | None
+    default_slo: SLO
+    admission: SocketAdmission
+    exchange: Exchange
+    connections: set[Connection] = field(default_factory=set)
+    unflushed: set[Connection] = field(default_factory=set)
+    request_numbers: Iterator[int] = field(default_factory=itertools.count)
 
 
 class Connection(asyncio.Protocol):
-    """One client."""
+    """The engine's end of one client's connection."""
 
-    def __init__(self, lane: SocketLane) -> None:
-        self._lane = lane
+    def __init__(self, server: ServerContext) -> None:
+        self._server = server
+        self._exchange = server.exchange
         self._reader = FrameReader()
         self._transport: asyncio.Transport
         self._greeted = False
-        self._open: dict[str, Request] = {}  # by the client's id, which may be in use again after a cancel
+        self._open: dict[str, Request] = {}  # by the client's id, which the client may reuse after a cancel
         self._unsent = bytearray()
-        self._held: dict[str, Tokens] = {}  # bulk's, by the client's id
+        self._held: dict[str, Tokens] = {}  # BE tokens that wait to be sent together, by the client's id
         self._released_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._lane.connections.add(self)
+        self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lane.connections.discard(self)
-        self._lane.unflushed.discard(self)
+        self._server.connections.discard(self)
+        self._server.unflushed.discard(self)
         for task in self._tasks:
             task.cancel()
         for client_id in list(self._open):
@@ -100,12 +120,12 @@ class Connection(asyncio.Protocol):
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case Hello():
-                self._fail("unexpected_hello", "hello was said already")
+                self._fail("unexpected_hello", "this connection has already sent hello")
             case _:
                 assert_never(message)
 
     def _greet(self, message: ClientMessage) -> None:
-        token = self._lane.config.token
+        token = self._server.token
         if not isinstance(message, Hello):
             self._fail("hello_expected", "the first frame must be hello")
         elif message.version != PROTOCOL_VERSION:
@@ -120,19 +140,18 @@ class Connection(asyncio.Protocol):
             )
         else:
             self._greeted = True
-            self._send(self._lane.config.welcome)
+            self._send(self._server.welcome)
 
     def _submit(self, message: Submit) -> None:
-        slo = SLO(message.slo.ttft_s, message.slo.tpot_s) if message.slo else self._lane.config.default_slo
+        slo = core_slo(message.slo) if message.slo else self._server.default_slo
         rejected = self._rejection(message, slo)
         if rejected is not None:
-            self._lane.count_refused(rejected.code)
             self._send(rejected)
             return
         lane = Lane(message.lane)
         now_s = monotonic()
         request = Request(
-            f"s{next(self._lane.request_numbers)}",
+            f"s{next(self._server.request_numbers)}",
             lane,
             message.token_ids,
             sampling_params(message.sampling),
@@ -142,8 +161,7 @@ class Connection(asyncio.Protocol):
             deadline_s=monotonic_deadline_s(message.deadline_unix_s, now_s),
         )
         self._open[message.id] = request
-        if lane is Lane.RT:
-            self._lane.count_rt(1)
+        self._server.admission.count_started(lane)
 
         def sink(event: TokenEvent | FinishedEvent, client_id: str = message.id) -> None:
             if isinstance(event, TokenEvent):
@@ -151,33 +169,15 @@ class Connection(asyncio.Protocol):
             else:
                 self._on_end(client_id, event)
 
-        self._lane.exchange.submit(request, sink)
+        self._exchange.submit(request, sink)
 
     def _rejection(self, message: Submit, slo: SLO) -> Rejected | None:
-        config = self._lane.config
+        admission = self._server.admission
         if message.id in self._open:
-            return Rejected(
-                message.id, "invalid_request", f"request id {message.id!r} is in use on this connection"
-            )
-        if self._lane.draining:
-            return Rejected(message.id, "draining", "the engine is shutting down", retry_after_s=5.0)
-        refused = config.admission.refusal(message.token_ids)
-        if refused:
-            return Rejected(message.id, *refused)
-        if message.lane != "rt":
-            return None
-        if self._lane.num_open_rt >= config.max_waiting_rt:
-            text = f"{self._lane.num_open_rt} real-time requests are open, which is the limit; try again soon"
-            return Rejected(message.id, "overloaded", text, retry_after_s=1.0)
-        excess_s = self._lane.exchange.excess_s(len(message.token_ids), slo, config.max_ttft_factor)
-        if excess_s > 0:
-            retry_after_s = float(max(1, math.ceil(excess_s)))
-            text = (
-                "the engine has more real-time requests than it can answer in time; "
-                f"try again in {retry_after_s:.0f} s"
-            )
-            return Rejected(message.id, "overloaded", text, retry_after_s)
-        return None
+            admission.count_rejected("invalid_request")
+            text = f"request id {message.id!r} is in use on this connection"
+            return Rejected(message.id, "invalid_request", text)
+        return admission.reject(message, slo)
 
     def _on_token(self, client_id: str, lane: Lane, event: TokenEvent) -> None:
         logprobs = position_logprobs(event)
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
             self._queue(tokens)
         elif (held := self._held.get(client_id)) is None:
             self._held[client_id] = tokens
-            self._lane.unflushed.add(self)
+            self._server.unflushed.add(self)
         else:
             held.ids.extend(tokens.ids)
             if held.logprobs is not None and tokens.logprobs is not None:
@@ -208,22 +208,21 @@ class Connection(asyncio.Protocol):
         )
 
     def _abort(self, client_id: str) -> None:
-        self._lane.exchange.abort(self._open[client_id].request_id)
+        self._exchange.abort(self._open[client_id].request_id)
         self._ended(client_id)
 
     def _ended(self, client_id: str) -> None:
         self._held.pop(client_id, None)
-        if self._open.pop(client_id).lane is Lane.RT:
-            self._lane.count_rt(-1)
+        self._server.admission.count_ended(self._open.pop(client_id).lane)
 
     async def _answer_stats(self, with_memory: bool) -> None:
-        values = await self._lane.exchange.stats(with_memory=with_memory)
-        self._send(Stats({**values, "refused": self._lane.num_refused}))
+        values = await self._exchange.stats(with_memory=with_memory)
+        self._send(Stats({**values, "rejected": self._server.admission.num_rejected}))
 
     def _queue(self, message: msgspec.Struct) -> None:
-        """Send when the step's events are all in: one write a connection, not one a token."""
+        """Send a message after all events of the step have arrived: one write per connection, not one per token."""
         self._unsent += frame(message)
-        self._lane.unflushed.add(self)
+        self._server.unflushed.add(self)
 
     def _send(self, message: msgspec.Struct) -> None:
         self._unsent += frame(message)
@@ -234,7 +233,7 @@ class Connection(asyncio.Protocol):
         return bool(self._held)
 
     def _release(self) -> None:
-        """What is held goes with the next flush."""
+        """Send the held tokens with the next flush."""
         for tokens in self._held.values():
             self._unsent += frame(tokens)
         self._held.clear()
@@ -244,11 +243,11 @@ class Connection(asyncio.Protocol):
             self._unsent.clear()
             self._held.clear()
             return
-        if self._held and monotonic() - self._released_s >= BULK_INTERVAL_S:
+        if self._held and monotonic() - self._released_s >= BE_SEND_INTERVAL_S:
             self._released_s = monotonic()
             self._release()
         if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            self._transport.abort()  # a reader this slow is dropped; waiting for it would hold up the others
+            self._transport.abort()  # waiting for a client this slow would delay the others
             return
         if self._unsent:
             self._transport.write(bytes(self._unsent))

@@ -11,8 +11,8 @@ from engine.core.request import Request
 from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
 from engine.loop import Add, LoopEvent, Message, Stop
 from engine.sim.clock import VirtualClock
-from engine.sim.outcomes import LaneStatistics
-from engine.sim.traces.synthetic import Arrival
+from engine.sim.outcomes import LaneOutcomes
+from engine.sim.traces.arrival import Arrival
 
 # Ids of prompt tokens only have to differ between requests, so that no two share a prefix by chance.
 NUM_TOKEN_IDS = 1 << 20
@@ -59,7 +59,7 @@ class Feed:
         max_tokens: int,
     ) -> None:
         self.output_tokens: dict[str, int] = {}  # the true lengths, for the runner
-        self.statistics = {lane: LaneStatistics() for lane in Lane}
+        self.outcomes = {lane: LaneOutcomes() for lane in Lane}
         self.stalled_s = 0.0  # time in which there was work and the engine planned none
         self.at_start: Progress | None = None  # when the warm-up was over
         self.at_last_arrival: Progress | None = None
@@ -108,18 +108,18 @@ class Feed:
         for request in self._open.values():
             if request.lane is Lane.RT and request.arrival_s >= self._limits.warmup_s:
                 first_s = now_s if request.first_token_s is None else request.first_token_s
-                self.statistics[Lane.RT].num_counted += first_s - request.arrival_s > request.slo.ttft_s
-            self.statistics[request.lane].num_unfinished += 1
+                self.outcomes[Lane.RT].num_counted += first_s - request.arrival_s > request.slo.ttft_s
+            self.outcomes[request.lane].num_unfinished += 1
         return self.progress()
 
     def progress(self) -> Progress:
         """Where things stand."""
-        output_tokens = {lane: s.output_tokens for lane, s in self.statistics.items()}
-        served_tokens = {lane: s.prompt_tokens + s.output_tokens for lane, s in self.statistics.items()}
+        output_tokens = {lane: s.output_tokens for lane, s in self.outcomes.items()}
+        served_tokens = {lane: s.prompt_tokens + s.output_tokens for lane, s in self.outcomes.items()}
         for request in self._open.values():
             output_tokens[request.lane] += request.num_output_tokens
             served_tokens[request.lane] += request.num_computed_tokens
-        num_finished = {lane: s.num_succeeded for lane, s in self.statistics.items()}
+        num_finished = {lane: s.num_succeeded for lane, s in self.outcomes.items()}
         return Progress(self._clock.now_s, output_tokens, served_tokens, num_finished)
 
     # ----------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class Feed:
             self._next = dict.fromkeys(Lane)
         if not any(self._next.values()):
             self.at_last_arrival = self.progress()
-        statistics = self.statistics[lane]
+        statistics = self.outcomes[lane]
         statistics.num_arrived += 1
         is_rt = lane is Lane.RT
         if (
@@ -185,6 +185,6 @@ class Feed:
         request = self._open.pop(event.request_id)
         del self.output_tokens[event.request_id]
         self._num_open[event.lane] -= 1
-        self.statistics[event.lane].finish(
+        self.outcomes[event.lane].finish(
             event, self._clock.now_s, is_counted=request.arrival_s >= self._limits.warmup_s
         )

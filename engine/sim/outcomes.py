@@ -39,13 +39,13 @@ class Timeline:
         ]
 
 
-class LaneStatistics:
+class LaneOutcomes:
     """One lane's requests. Latencies in seconds, one entry for each that is counted and came that far; token counts are
     those of all."""
 
     def __init__(self) -> None:
         self.num_arrived = 0
-        self.num_refused = 0
+        self.num_rejected = 0
         self.num_unfinished = 0  # when the load was over
         self.num_finished = dict.fromkeys(FinishReason, 0)
         self.num_counted = 0  # for attainment: those that ended, were refused, or are late and still run
@@ -63,7 +63,7 @@ class LaneStatistics:
 
     def refuse(self, *, is_counted: bool) -> None:
         """The server had no room for it."""
-        self.num_refused += 1
+        self.num_rejected += 1
         self.num_counted += is_counted
 
     def finish(self, event: FinishedEvent, now_s: float, *, is_counted: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.core.terms import SLO, Lane
-from engine.sim.outcomes import LaneStatistics
+from engine.sim.outcomes import LaneOutcomes
 
 MAX_POINTS = 2000
 BULK_POINTS = 48
@@ -22,7 +22,7 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def plot(path: Path, replays: Mapping[str, Mapping[Lane, LaneStatistics]], slo: SLO) -> None:
+def plot(path: Path, replays: Mapping[str, Mapping[Lane, LaneOutcomes]], slo: SLO) -> None:
     """Chats' latencies as cumulative shares, with the promise, and bulk's output tokens a second over time; a line for
     each policy. Raises OSError, or ValueError for a suffix that names no format."""
     from matplotlib.figure import Figure

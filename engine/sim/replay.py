@@ -15,8 +15,8 @@ from engine.sim.clock import VirtualClock
 from engine.sim.device import Device
 from engine.sim.feed import Feed, Limits
 from engine.sim.report import Report, report_of
-from engine.sim.runner import TraceRunner
-from engine.sim.traces.synthetic import Arrival
+from engine.sim.trace_runner import TraceRunner
+from engine.sim.traces.arrival import Arrival
 
 BLOCK_SIZE = 16
 # Requests die by their reference counts; looking for cycles among them costs 6% of the time.

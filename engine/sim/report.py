@@ -10,7 +10,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishReason, Lane, Policy
 from engine.metrics import EngineMetrics
 from engine.sim.feed import Feed, Progress
-from engine.sim.outcomes import LaneStatistics, percentile
+from engine.sim.outcomes import LaneOutcomes, percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class LaneReport:
     failed, and the unfinished whose first token is late, did not. Rates are those while the load lasted."""
 
     num_arrived: int
-    num_refused: int
+    num_rejected: int
     num_succeeded: int
     num_failed: int
     num_unfinished: int
@@ -83,7 +83,7 @@ def report_of(
         until = last
     measured_s = until.time_s - first.time_s
     served = sum(until.served_tokens.values()) - sum(first.served_tokens.values())
-    lanes = {lane: _lane_report(lane, feed.statistics[lane], first, until) for lane in Lane}
+    lanes = {lane: _lane_report(lane, feed.outcomes[lane], first, until) for lane in Lane}
     return Report(
         policy=policy,
         virtual_s=now_s,
@@ -100,12 +100,12 @@ def report_of(
     )
 
 
-def _lane_report(lane: Lane, statistics: LaneStatistics, first: Progress, until: Progress) -> LaneReport:
+def _lane_report(lane: Lane, statistics: LaneOutcomes, first: Progress, until: Progress) -> LaneReport:
     measured_s = until.time_s - first.time_s
     counted = statistics.num_counted if lane is Lane.RT else 0
     return LaneReport(
         num_arrived=statistics.num_arrived,
-        num_refused=statistics.num_refused,
+        num_rejected=statistics.num_rejected,
         num_succeeded=statistics.num_succeeded,
         num_failed=statistics.num_finished[FinishReason.ERROR],
         num_unfinished=statistics.num_unfinished,

@@ -1,4 +1,4 @@
-"""The RT lane from the outside: one connection to an engine, many requests over it."""
+"""Client of an engine's socket: many concurrent requests over one connection."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from engine.wire.protocol import (
 
 
 class EngineGone(ConnectionError):
-    """The engine can't be reached, or the connection to it was lost."""
+    """The engine cannot be reached, or the connection to it was lost."""
 
 
 class EngineRejected(Exception):
-    """The engine did not start the request; `code` as in `protocol.Rejected`."""
+    """The engine did not start the request. `code` is one of those in `protocol.Rejected`."""
 
     def __init__(self, code: str, message: str, retry_after_s: float | None) -> None:
         super().__init__(message)
@@ -47,9 +47,10 @@ class EngineRejected(Exception):
 
 
 class EngineStream:
-    """One request's output: an async iterator of `Tokens` that ends with its `Finished`.
+    """The output of one request: an async iterator of `Tokens` messages that ends with a `Finished`.
 
-    Raises EngineRejected or EngineGone from the iteration. Leaving early cancels the request: use `async with`.
+    The iteration raises EngineRejected or EngineGone. Use it with `async with`: leaving the block early cancels the
+    request.
     """
 
     def __init__(self, client: EngineClient, request_id: str) -> None:
@@ -59,8 +60,8 @@ class EngineStream:
         self._arrived = asyncio.Event()
         self._over = False
 
-    def deliver(self, message: Tokens | Finished | Rejected | None) -> None:
-        """Called by the connection; None says that it was lost."""
+    def put(self, message: Tokens | Finished | Rejected | None) -> None:
+        """Add a message that the connection received; None means that the connection was lost."""
         self._messages.append(message)
         self._arrived.set()
 
@@ -90,13 +91,13 @@ class EngineStream:
                     raise EngineGone("the connection to the engine was lost")
 
     def cancel(self) -> None:
-        """Stop the request if it still runs. Nothing more is delivered."""
+        """Stop the request if it is still running. No further messages arrive."""
         self._client.forget(self._id, cancel=not self._over)
         self._over = True
 
 
 class EngineClient(asyncio.Protocol):
-    """A connection. Make it with `connect`; all calls from the event loop it was made on."""
+    """One connection, opened with `connect`. All calls must come from the event loop that opened it."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -111,7 +112,7 @@ class EngineClient(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, url: str, token: str | None = None, timeout_s: float = 5.0) -> EngineClient:
-        """Connect and shake hands. Raises EngineGone with the reason, or ValueError for a bad address."""
+        """Connect and exchange greetings. Raises EngineGone with the reason, or ValueError for an invalid address."""
         address = Address.parse(url)
         loop = asyncio.get_running_loop()
         try:
@@ -154,7 +155,7 @@ class EngineClient(asyncio.Protocol):
         return stream
 
     async def stats(self, timeout_s: float = 5.0, *, with_memory: bool = False) -> dict[str, Any]:
-        """A snapshot of the engine's counters, with a picture of its KV memory if asked. Raises EngineGone."""
+        """Return a snapshot of the engine's counters, optionally with a map of its KV memory. Raises EngineGone."""
         self._send(StatsQuery(with_memory))
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
@@ -165,12 +166,12 @@ class EngineClient(asyncio.Protocol):
             raise EngineGone(f"the engine did not answer within {timeout_s:g} s") from error
 
     def forget(self, request_id: str, *, cancel: bool) -> None:
-        """Drop a request's stream, telling the engine if `cancel`."""
+        """Drop the stream of a request and, with `cancel`, tell the engine to stop it."""
         if self._streams.pop(request_id, None) is not None and cancel and not self.closed.is_set():
             self._send(Cancel(id=request_id))
 
     async def close(self) -> None:
-        """Close the connection; the engine aborts what still runs on it."""
+        """Close the connection. The engine aborts the requests that are still running on it."""
         if self._transport is not None:
             self._transport.close()
             await self.closed.wait()
@@ -200,7 +201,7 @@ class EngineClient(asyncio.Protocol):
         if not self._welcome.done():
             self._welcome.set_exception(gone)
         for stream in self._streams.values():
-            stream.deliver(None)
+            stream.put(None)
         self._streams.clear()
         for answer in self._stats:
             if not answer.done():
@@ -214,10 +215,10 @@ class EngineClient(asyncio.Protocol):
                     self._welcome.set_result(message)
             case Tokens(id=request_id):
                 if stream := self._streams.get(request_id):
-                    stream.deliver(message)
+                    stream.put(message)
             case Finished(id=request_id) | Rejected(id=request_id):
                 if stream := self._streams.pop(request_id, None):
-                    stream.deliver(message)
+                    stream.put(message)
             case Stats(values=values):
                 answer = self._stats.popleft() if self._stats else None
                 if answer is not None and not answer.done():

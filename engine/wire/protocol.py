@@ -1,7 +1,8 @@
-"""The words on the wire: frames of the RT lane's socket, and the BE lane's work items and results.
+"""Messages between an engine and the rest of the system: frames on its socket, and entries of its Redis streams.
 
-A frame is a 4-byte big-endian length and that many bytes of msgpack: one tagged message. The first frame in each
-direction is `Hello` and `Welcome`; a version that differs closes the connection with an `Error` frame.
+A frame is a 4-byte big-endian length followed by that many bytes of msgpack, which encode one tagged message. The
+client's first frame is `Hello` and the engine's is `Welcome`. If their versions differ, the engine sends an `Error`
+frame and closes the connection.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How tokens are drawn; the fields and defaults of `engine.core.terms.SamplingParams`."""
+    """How tokens are sampled. The fields and defaults equal those of `engine.core.terms.SamplingParams`."""
 
     max_tokens: Annotated[int, Meta(ge=1)]
     min_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -44,14 +45,14 @@ class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Slo(Struct, frozen=True):
-    """Per-request service level: time to first token and time per further output token."""
+    """The SLO of one request: time to first token, and time per output token after the first."""
 
     ttft_s: Annotated[float, Meta(gt=0)]
     tpot_s: Annotated[float, Meta(gt=0)]
 
 
 class PositionLogprobs(Struct, frozen=True, array_like=True):
-    """Log-probability of the token drawn, and the likeliest as (token id, logprob), likeliest first."""
+    """Log-probability of the sampled token, and `top`: the most likely tokens as (token id, logprob), best first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -61,14 +62,14 @@ class PositionLogprobs(Struct, frozen=True, array_like=True):
 
 
 class Hello(Struct, frozen=True, tag="hello"):
-    """First frame of a client. `token` is the shared secret that a TCP listener asks for."""
+    """The first frame of a client. `token` is the shared secret that an engine on TCP requires."""
 
     version: int = PROTOCOL_VERSION
     token: str | None = None
 
 
 class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
-    """Start a request; `id` is the client's, unique among its open requests on this connection."""
+    """Start a request. The client chooses `id`, which is unique among the open requests of its connection."""
 
     id: str
     token_ids: list[TokenId]
@@ -80,13 +81,13 @@ class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
-    """Stop a request; nothing more is sent for it. An unknown id is no error: it just ended."""
+    """Stop a request; the engine sends nothing more for it. An unknown id is not an error: the request has ended."""
 
     id: str
 
 
 class StatsQuery(Struct, frozen=True, tag="stats?", omit_defaults=True):
-    """Ask for one `Stats`; `with_memory` adds `memory`, a picture of KV memory."""
+    """Ask for one `Stats` message. `with_memory` adds `memory`, a map of the KV memory."""
 
     with_memory: bool = False
 
@@ -97,7 +98,7 @@ ClientMessage = Hello | Submit | Cancel | StatsQuery
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
-    """First frame of the engine."""
+    """The first frame of the engine."""
 
     version: int
     engine_id: str
@@ -107,7 +108,7 @@ class Welcome(Struct, frozen=True, tag="welcome"):
 
 
 class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):
-    """One or more further output tokens; `logprobs`, where asked for, has one entry a token."""
+    """One or more further output tokens. If the request asked for `logprobs`, there is one entry per token."""
 
     id: str
     ids: list[int]
@@ -115,7 +116,7 @@ class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):
 
 
 class Finished(Struct, frozen=True, tag="finished", omit_defaults=True):
-    """The request is over. `message` is set when the reason is `error`."""
+    """The end of a request. `message` is set if the reason is `error`."""
 
     id: str
     reason: Literal["stop", "length", "abort", "error"]
@@ -126,8 +127,8 @@ class Finished(Struct, frozen=True, tag="finished", omit_defaults=True):
 
 
 class Rejected(Struct, frozen=True, tag="rejected", omit_defaults=True):
-    """The request was not started. Codes: `invalid_request`, `context_length_exceeded`, `overloaded` (with
-    `retry_after_s`), `draining`."""
+    """The engine did not start the request. Codes: `invalid_request`, `context_length_exceeded`, `overloaded` and
+    `draining`; the last two come with `retry_after_s`."""
 
     id: str
     code: str
@@ -136,13 +137,13 @@ class Rejected(Struct, frozen=True, tag="rejected", omit_defaults=True):
 
 
 class Stats(Struct, frozen=True, tag="stats"):
-    """A snapshot of the engine: plain names to numbers, lists of numbers or strings."""
+    """A snapshot of the engine's counters and gauges by name; see `engine.metrics.EngineMetrics.snapshot`."""
 
     values: dict[str, Any]
 
 
 class Error(Struct, frozen=True, tag="error"):
-    """The connection is unusable and closes after this frame."""
+    """The engine cannot go on with this connection and closes it after this frame."""
 
     code: str
     message: str
@@ -150,11 +151,11 @@ class Error(Struct, frozen=True, tag="error"):
 
 EngineMessage = Welcome | Tokens | Finished | Rejected | Stats | Error
 
-# The BE lane: entries of Redis streams ----------------------------------------------------------------------
+# Items and their results: entries of Redis streams -----------------------------------------------------------
 
 
-class WorkItem(Struct, frozen=True, omit_defaults=True):
-    """One document, ready to compute. `(item_id, epoch)` names the delivery; results carry both back."""
+class ItemRequest(Struct, frozen=True, omit_defaults=True):
+    """An item, ready to compute. The result repeats `item_id` and `epoch`, which identify the attempt."""
 
     item_id: int
     epoch: int
@@ -167,15 +168,15 @@ class WorkItem(Struct, frozen=True, omit_defaults=True):
 
 
 class Choice(Struct, frozen=True, omit_defaults=True):
-    """One of a work item's n outputs. `token_ids` ends with the stop token if one ended it."""
+    """One of the n outputs of an item. If a stop token ended the output, it is the last of `token_ids`."""
 
     token_ids: list[int]
     reason: Literal["stop", "length"]
     logprobs: list[PositionLogprobs] | None = None
 
 
-class WorkResult(Struct, frozen=True, omit_defaults=True):
-    """What became of a delivery: choices, or an error (`error_code` set)."""
+class ItemResult(Struct, frozen=True, omit_defaults=True):
+    """The outcome of one `ItemRequest`: its choices, or an error (then `error_code` is set)."""
 
     item_id: int
     epoch: int
@@ -188,9 +189,10 @@ class WorkResult(Struct, frozen=True, omit_defaults=True):
     error_message: str | None = None
 
 
-# Redis keys both sides use.
-# Items: one stream a model; entry fields `p` (WorkItem), `i` (item id), `e` (epoch).
-# Results: one stream; entry fields `p` (WorkResult), `s` (items stream key), `x` (entry id there, to acknowledge).
+# Redis keys that both sides use.
+# Items: one stream per model. Fields of an entry: `p` (ItemRequest), `i` (item id), `e` (epoch).
+# Results: one stream. Fields of an entry: `p` (ItemResult), `s` (key of the items stream), `x` (id of the entry there
+# that the recorder acknowledges).
 
 ENGINE_GROUP = "engines"
 RECORD_GROUP = "recorders"
@@ -200,23 +202,23 @@ CANCEL_CHANNEL = "bros:cancel"
 
 
 def items_key(model: str) -> str:
-    """The stream that feeds engines serving `model`."""
+    """Key of the stream of items for the engines that serve `model`."""
     return f"bros:items:{model}"
 
 
 def engine_key(engine_id: str) -> str:
-    """Where an engine keeps its heartbeat: a msgpack map that expires when the engine stops renewing it."""
+    """Key of an engine's heartbeat: a msgpack map that expires unless the engine renews it."""
     return f"bros:engine:{engine_id}"
 
 
 encode = msgspec.msgpack.Encoder().encode
 decode_client_message = msgspec.msgpack.Decoder(ClientMessage).decode
 decode_engine_message = msgspec.msgpack.Decoder(EngineMessage).decode
-decode_work_item = msgspec.msgpack.Decoder(WorkItem).decode
-decode_work_result = msgspec.msgpack.Decoder(WorkResult).decode
+decode_item_request = msgspec.msgpack.Decoder(ItemRequest).decode
+decode_item_result = msgspec.msgpack.Decoder(ItemResult).decode
 
 
 def frame(message: Struct) -> bytes:
-    """One message as it goes on the wire: length prefix and msgpack."""
+    """Encode one message as a frame: the length prefix and the msgpack body."""
     body = encode(message)
     return LENGTH_PREFIX.pack(len(body)) + body

@@ -146,7 +146,7 @@ def test_rounds_are_pooled(server: Server) -> None:
     of_windows = both["be"]["output_tokens_per_s_of_windows"]
     assert len(of_windows) == 2
     assert both["be"]["output_tokens_per_s"] == pytest.approx(sum(of_windows) / 2, abs=0.01)
-    assert both["counters"]["bros_iteration_seconds_count"] > 0
+    assert both["counters"]["bros_step_seconds_count"] > 0
 
 
 def test_a_request_that_the_server_refuses_is_an_error_and_misses_the_limits(server: Server) -> None:

@@ -30,9 +30,9 @@ from engine.wire.protocol import (
     ENGINE_GROUP,
     RESULTS_KEY,
     Choice,
-    WorkItem,
-    WorkResult,
-    decode_work_item,
+    ItemRequest,
+    ItemResult,
+    decode_item_request,
     encode,
     items_key,
 )
@@ -56,7 +56,7 @@ class Taken:
     """A delivery that an engine has read."""
 
     entry_id: bytes
-    item: WorkItem
+    item: ItemRequest
 
 
 class TinyEngine:
@@ -75,7 +75,7 @@ class TinyEngine:
             self._redis.xgroup_create(self.key, ENGINE_GROUP, id="0", mkstream=True)
         answer = self._redis.xreadgroup(ENGINE_GROUP, "tiny", {self.key: ">"}, count=count)
         return [
-            Taken(entry_id, decode_work_item(fields[b"p"]))
+            Taken(entry_id, decode_item_request(fields[b"p"]))
             for _, page in answer or ()
             for entry_id, fields in page
         ]
@@ -90,7 +90,7 @@ class TinyEngine:
                 "prompt_tokens": len(each.item.token_ids),
                 **result,
             }
-            answer = WorkResult(each.item.item_id, each.item.epoch, each.item.job_id, "tiny", **values)
+            answer = ItemResult(each.item.item_id, each.item.epoch, each.item.job_id, "tiny", **values)
             pipeline.xadd(RESULTS_KEY, {"p": encode(answer), "s": self.key, "x": each.entry_id})
         pipeline.execute()
 

@@ -11,7 +11,7 @@ import yaml
 
 from bros_batch.settings import Settings
 from cli.main import main
-from engine.__main__ import parse_args
+from engine.command_line import parse_args
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

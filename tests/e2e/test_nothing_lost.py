@@ -39,7 +39,7 @@ ENGINE = (
     "--claim-timeout-s",
     "3",
 )
-ENGINE += ("--max-deliveries", "50")
+ENGINE += ("--max-attempts", "50")
 IMPATIENT = {
     "BROS_LOST_AFTER_S": "3",
     "BROS_CLAIM_TIMEOUT_S": "3",

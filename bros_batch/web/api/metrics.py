@@ -119,7 +119,7 @@ def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
             "restored_tokens",
             "Tokens of preempted requests that are back, by how",
         ),
-        ("bros_requests_refused", "reason", "refused", "Requests that were not let in, by why"),
+        ("bros_requests_rejected", "reason", "rejected", "Rejected requests by reason"),
     ):
         counter = CounterMetricFamily(name, help_text, labels=(label,))
         for value, count in stats.get(key, {}).items():
@@ -128,10 +128,10 @@ def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
     if stats.get("host_slots"):
         used = stats.get("host_slots_used", 0) / stats["host_slots"]
         yield GaugeMetricFamily("bros_host_kv_usage_ratio", "Share of host KV memory in use", value=used)
-    if "iteration" in stats:
-        iteration = HistogramMetricFamily("bros_iteration_seconds", "Time of one engine iteration")
-        iteration.add_metric((), *_buckets(stats["iteration"]))
-        yield iteration
+    if "step_time" in stats:
+        step_time = HistogramMetricFamily("bros_step_seconds", "Time of one engine step")
+        step_time.add_metric((), *_buckets(stats["step_time"]))
+        yield step_time
 
 
 def _promises(lanes: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:

@@ -84,5 +84,5 @@ def _pace(
 def _mean_iteration_s(before: Mapping[str, Any], stats: Mapping[str, Any]) -> float | None:
     """Of the iterations since; None if there were none."""
     num_steps = stats.get("steps", 0) - before.get("steps", 0)
-    new, old = (_find(each, ("iteration", "sum_s")) for each in (stats, before))
+    new, old = (_find(each, ("step_time", "sum_s")) for each in (stats, before))
     return (new - old) / num_steps if num_steps and new is not None and old is not None else None

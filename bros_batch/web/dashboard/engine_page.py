@@ -59,12 +59,12 @@ def _general(engine_id: str, model: str, stats: Mapping[str, Any]) -> list[tuple
         ("Engine", escape(engine_id)),
         ("Model", escape(model)),
         ("Iterations", number(int(stats.get("steps", 0)))),
-        ("Iteration p50", _percentile(stats.get("iteration", {}), "p50_s")),
+        ("Step p50", _percentile(stats.get("step_time", {}), "p50_s")),
         ("Preemptions", number(int(stats.get("preemptions", 0)))),
         ("Tokens truncated", number(int(stats.get("truncated_tokens", 0)))),
         ("Prefix cache hits", percent(hit / queried) if queried else "–"),
         ("Host memory used", percent(used / host) if host else "–"),
-        ("Refused", number(sum(stats.get("refused", {}).values()))),
+        ("Rejected", number(sum(stats.get("rejected", {}).values()))),
     ]
 
 

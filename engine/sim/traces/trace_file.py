@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from engine.core.terms import SLO, Lane
-from engine.sim.traces.synthetic import Arrival
+from engine.sim.traces.arrival import Arrival
 
 Count = Annotated[int, Meta(ge=1, le=2**24)]
 Seconds = Annotated[float, Meta(gt=0)]

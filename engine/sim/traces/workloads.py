@@ -1,13 +1,13 @@
-"""Workloads by name: the figures of public traces, as facts to draw synthetic ones from.
+"""Named workloads: the statistics of public traces, from which synthetic traces are drawn.
 
-Lengths are in tokens, prompts and outputs drawn independently. `source` says whose figures they are.
+Lengths are in tokens. Prompt and output lengths are drawn independently. `source` says where the statistics come from.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.sim.traces.arrivals import Arrivals, Gamma, OnOff
+from engine.sim.traces.arrival_process import ArrivalProcess, Gamma, OnOff
 from engine.sim.traces.lengths import Lengths, Lognormal, Percentiles, Uniform
 
 POISSON = Gamma(1.0)
@@ -15,13 +15,13 @@ POISSON = Gamma(1.0)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`rate` is the trace's own, in requests a second; None where it has none."""
+    """The distributions of one workload. `rate` is that of the trace in requests per second, None if it has none."""
 
     name: str
     prompt: Lengths
     output: Lengths
     source: str
-    arrivals: Arrivals = POISSON
+    arrivals: ArrivalProcess = POISSON
     rate: float | None = None
 
 
@@ -39,8 +39,8 @@ _ALL = (
         Percentiles((17, 75, 147, 578, 1469, 2744, 5188, 7303, 7436)),
         Percentiles((6, 6, 7, 9, 13, 24, 55, 90, 251)),
         "Azure/AzurePublicDataset, AzureLLMInferenceTrace_code (8,819 requests)",
-        # The trace: coefficient of variation of the times between arrivals 13.2 over all, 3.2 inside a minute, and 12
-        # of 58 minutes empty. These numbers give about that.
+        # In the trace, the coefficient of variation of the times between arrivals is 13.2 overall and 3.2 within a
+        # minute, and 12 of its 58 minutes are empty. These parameters give about the same.
         OnOff(3.2, 0.4, 80.0),
         2.57,
     ),

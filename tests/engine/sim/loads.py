@@ -12,7 +12,8 @@ from engine.runner.base import DoneStep
 from engine.sim.device import DEVICES
 from engine.sim.feed import Limits
 from engine.sim.replay import NOTHING, Load, Replay, Setup
-from engine.sim.traces.synthetic import Arrival, backlog, open_arrivals
+from engine.sim.traces.arrival import Arrival
+from engine.sim.traces.synthetic import backlog, open_arrivals
 from engine.sim.traces.workloads import WORKLOADS
 
 MOST_OUTPUT_TOKENS = 256

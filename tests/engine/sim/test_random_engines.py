@@ -11,7 +11,7 @@ from engine.core.terms import SLO, Lane, Policy
 from engine.sim.device import DEVICES, StepCost
 from engine.sim.feed import Limits
 from engine.sim.replay import Replay, Setup
-from engine.sim.traces.synthetic import Arrival
+from engine.sim.traces.arrival import Arrival
 from tests.engine.sim.loads import fixed
 
 MOST_OUTPUT_TOKENS = 40
@@ -26,7 +26,7 @@ def run_to_end(setup: Setup, arrivals: list[Arrival], limits: Limits) -> Replay:
     since = {"steps": 0, "ended": 0}
 
     def counted(plan):
-        ended = sum(sum(lane.num_finished.values()) for lane in replay.feed.statistics.values())
+        ended = sum(sum(lane.num_finished.values()) for lane in replay.feed.outcomes.values())
         since["steps"] = 0 if ended > since["ended"] else since["steps"] + 1
         since["ended"] = ended
         assert since["steps"] < MOST_STEPS_WITHOUT_AN_END, (
@@ -48,7 +48,7 @@ def run_to_end(setup: Setup, arrivals: list[Arrival], limits: Limits) -> Replay:
     replay.runner.execute = counted  # type: ignore[method-assign]
     found = replay.run()
     lanes = (found.rt, found.be)
-    assert sum(lane.num_succeeded + lane.num_refused for lane in lanes) == len(arrivals)
+    assert sum(lane.num_succeeded + lane.num_rejected for lane in lanes) == len(arrivals)
     assert sum(lane.num_unfinished + lane.num_failed for lane in lanes) == 0
     assert found.stalled_s == 0.0
     replay.scheduler.check_integrity()

@@ -13,7 +13,7 @@ from engine.sim.device import DEVICES, StepCost, parse_device
 from engine.sim.feed import Limits, Stuck
 from engine.sim.outcomes import Timeline, percentile
 from engine.sim.replay import Replay, replay
-from engine.sim.traces.synthetic import Arrival
+from engine.sim.traces.arrival import Arrival
 from tests.engine.sim.loads import fixed, load, setup
 
 
@@ -152,7 +152,7 @@ def test_a_cost_model_that_learned_predicts_a_noisy_device():
 def test_refused_chats_are_promises_broken():
     arrivals = [Arrival(0.0, Lane.RT, 20, 3) for _ in range(10)]
     found = replay(setup(), fixed(arrivals, Limits(be_in_flight=1, max_open_rt=4)))
-    assert (found.rt.num_arrived, found.rt.num_refused, found.rt.num_succeeded) == (10, 6, 4)
+    assert (found.rt.num_arrived, found.rt.num_rejected, found.rt.num_succeeded) == (10, 6, 4)
     assert found.rt.attainment == pytest.approx(0.4)
 
 
@@ -174,7 +174,7 @@ def test_a_warm_up_does_not_count():
     limits = Limits(be_in_flight=8, num_requests=150, warmup_s=10.0)
     run = Replay(setup(), load(limits, rt_rate=3.0))
     found = run.run()
-    counted = run.feed.statistics[Lane.RT].num_counted
+    counted = run.feed.outcomes[Lane.RT].num_counted
     assert 0 < counted < found.rt.num_succeeded
     assert found.measured_s < found.virtual_s - 10.0 + 1e-9
 

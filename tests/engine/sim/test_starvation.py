@@ -11,7 +11,7 @@ from engine.core.terms import SLO, Lane, Policy
 from engine.sim.device import DEVICES, StepCost
 from engine.sim.feed import Limits
 from engine.sim.replay import Replay
-from engine.sim.traces.synthetic import Arrival
+from engine.sim.traces.arrival import Arrival
 from tests.engine.sim.loads import CountedRunner, fixed, setup
 
 HOUR_S = 3600.0
@@ -55,7 +55,7 @@ def test_bulk_gets_its_share_of_an_hour_of_twice_the_chat_that_can_be_carried(kv
     window_s = 600.0  # some three hundred steps, of which BE may be owed one
     counted = CountedRunner(run, window_s)
     found = run.run()
-    assert found.rt.num_refused > 0
+    assert found.rt.num_rejected > 0
     shares = []
     for window in range(int(HOUR_S / window_s)):
         be, rt = counted.tokens[Lane.BE][window], counted.tokens[Lane.RT][window]
@@ -75,7 +75,7 @@ def test_every_document_finishes_under_overload(kv_tokens):
     limits = Limits(be_in_flight=64, max_open_rt=512)
     run = Replay(engine, fixed(overload(num_documents, HOUR_S, rate), limits))
     ended_s: list[float] = []
-    statistics = run.feed.statistics[Lane.BE]
+    statistics = run.feed.outcomes[Lane.BE]
     finish = statistics.finish
 
     def noted(event, now_s, *, is_counted):

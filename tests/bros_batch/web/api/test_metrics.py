@@ -26,9 +26,9 @@ NAMES = {
     "bros_time_to_first_token_seconds", "bros_inter_token_latency_seconds", "bros_e2e_request_latency_seconds",
     "bros_request_queue_time_seconds", "bros_num_requests_running", "bros_num_requests_waiting",
     "bros_kv_cache_usage_ratio", "bros_prompt_tokens", "bros_generation_tokens", "bros_request_success",
-    "bros_preemptions", "bros_truncated_tokens", "bros_iteration_seconds", "bros_items",
+    "bros_preemptions", "bros_truncated_tokens", "bros_step_seconds", "bros_items",
     "bros_prefix_cache_queries", "bros_prefix_cache_hits", "bros_restored_tokens", "bros_slo_attainment_ratio",
-    "bros_cost_model_error_ratio", "bros_step_limit_seconds", "bros_step_cap_seconds", "bros_requests_refused",
+    "bros_cost_model_error_ratio", "bros_step_limit_seconds", "bros_step_cap_seconds", "bros_requests_rejected",
     "bros_slo_requests", "bros_kv_free_blocks", "bros_saved_tokens",
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_memory_that_changes_hands_is_counted(small: Web) -> None:
     assert 0 < seen["bros_step_limit_seconds", ()] <= seen["bros_step_cap_seconds", ()] <= 0.25
     assert 0 < seen["bros_cost_model_error_ratio", ()] < 1
     assert seen["bros_kv_free_blocks", ()] == 24
-    assert seen["bros_iteration_seconds_count", ()] > 60
+    assert seen["bros_step_seconds_count", ()] > 60
 
 
 def test_buckets_are_cumulative(web: Web) -> None:
@@ -136,12 +136,12 @@ def test_buckets_are_cumulative(web: Web) -> None:
     buckets = sorted(
         (float(dict(labels)["le"]), value)
         for (name, labels), value in seen.items()
-        if name == "bros_iteration_seconds_bucket"
+        if name == "bros_step_seconds_bucket"
     )
     values = [value for _, value in buckets]
     assert len(values) > 5
     assert values == sorted(values)
-    assert values[-1] == seen["bros_iteration_seconds_count", ()]
+    assert values[-1] == seen["bros_step_seconds_count", ()]
 
 
 def test_lines_are_counted(web: Web) -> None:

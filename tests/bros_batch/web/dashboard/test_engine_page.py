@@ -16,7 +16,7 @@ from bros_batch.web.dashboard.memory_picture import memory_picture
 def stats(steps: int, rt_tokens: int, **more: Any) -> dict[str, Any]:
     return {
         "steps": steps,
-        "iteration": {"sum_s": 0.01 * steps},
+        "step_time": {"sum_s": 0.01 * steps},
         "lanes": {"rt": {"generated_tokens": rt_tokens, "slo": {"recent_ratio": None}}, "be": {}},
         "restored_tokens": {"copy": 10 * steps},
         "step_cap_s": 0.25,

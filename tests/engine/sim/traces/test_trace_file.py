@@ -9,7 +9,7 @@ from engine.sim.feed import Limits
 from engine.sim.replay import replay
 from engine.sim.scenario import trace_load
 from engine.sim.traces import trace_file
-from engine.sim.traces.synthetic import Arrival
+from engine.sim.traces.arrival import Arrival
 from engine.sim.traces.trace_file import TraceError
 from tests.engine.sim.loads import setup
 

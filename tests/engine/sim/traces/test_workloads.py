@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.terms import Lane
 from engine.sim.outcomes import percentile
-from engine.sim.traces.arrivals import Gamma, OnOff
+from engine.sim.traces.arrival_process import Gamma, OnOff
 from engine.sim.traces.lengths import PERCENTILES, Lognormal, Percentiles, Uniform
 from engine.sim.traces.synthetic import backlog, open_arrivals
 from engine.sim.traces.workloads import WORKLOADS

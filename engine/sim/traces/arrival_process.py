@@ -1,4 +1,4 @@
-"""When requests arrive: endless, rising times in seconds, drawn lazily."""
+"""Arrival processes: endless, increasing times in seconds at which requests arrive."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Arrivals(Protocol):
+class ArrivalProcess(Protocol):
+    """A random process that generates arrival times."""
+
     def times(self, rng: random.Random, rate: float) -> Iterator[float]:
-        """`rate` is the mean number a second."""
+        """Yield arrival times; `rate` is their mean number per second."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Gamma:
-    """Gamma distributed times between arrivals; `cv` is their coefficient of variation. 1 is a Poisson process, more
-    comes in bursts."""
+    """Gamma-distributed times between arrivals, with the coefficient of variation `cv`. 1 is a Poisson process; above
+    that, requests arrive in bursts."""
 
     cv: float = 1.0
 
@@ -32,8 +34,11 @@ class Gamma:
 
 @dataclass(frozen=True, slots=True)
 class OnOff:
-    """Gamma distributed times between arrivals, as long as the source is on; nothing while it is off. Times on and off
-    are exponentially distributed: `cycle_s` together on average, of which it is on for the share `on_share`."""
+    """Gamma-distributed times between arrivals while the source is on, and no arrivals while it is off.
+
+    The durations of both states are exponentially distributed. On average, a cycle of the two takes `cycle_s`, and the
+    source is on for the fraction `on_share` of it.
+    """
 
     cv: float
     on_share: float
@@ -47,7 +52,7 @@ class OnOff:
         left_s = rng.expovariate(1 / on_s)
         while True:
             gap_s = rng.gammavariate(shape, scale)
-            while gap_s > left_s:  # the gap goes on when the source is on again
+            while gap_s > left_s:  # the gap continues when the source is on again
                 gap_s -= left_s
                 time_s += left_s + rng.expovariate(1 / off_s)
                 left_s = rng.expovariate(1 / on_s)

@@ -103,7 +103,7 @@ async def test_too_many_open_requests_are_told_when_to_come_back(tmp_path):
         client = await EngineClient.connect(engine.url)
         forever = Sampling(max_tokens=50_000, ignore_eos=True)
         open_streams = [client.submit([5], forever) for _ in range(2)]
-        with pytest.raises(EngineRejected, match="2 real-time requests are open") as caught:
+        with pytest.raises(EngineRejected, match="2 chat requests are open") as caught:
             await collect(client, [5])
         assert caught.value.code == "overloaded"
         assert caught.value.retry_after_s == 1.0
@@ -138,7 +138,7 @@ async def test_chats_that_would_wait_too_long_are_told_when_to_come_back(tmp_pat
         assert {each.code for each in refused} == {"overloaded"}
         assert {each.retry_after_s for each in refused} == {1.0}
         assert "try again in 1 s" in refused[0].message
-        assert (await client.stats())["refused"]["overloaded"] == len(refused)
+        assert (await client.stats())["rejected"]["overloaded"] == len(refused)
         assert (await collect(client, [5] * 100, lane="be"))[0], "bulk is never refused"
         assert await ask(3) is None, "the queue is empty again"
         await client.close()
@@ -320,7 +320,7 @@ async def test_be_requests_may_come_over_the_socket_too(tmp_path):
 @pytest.mark.parametrize(("interval_s", "num_messages"), [(0.0, 12), (1e9, 2)])
 async def test_tokens_of_bulk_are_sent_together(tmp_path, monkeypatch, interval_s, num_messages):
     """The first at once, then those of an interval, and the rest with the end."""
-    monkeypatch.setattr("engine.lanes.socket_connection.BULK_INTERVAL_S", interval_s)
+    monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", interval_s)
     with running_engine(tmp_path, CertainRunner(runner_info())) as engine:
         client = await EngineClient.connect(engine.url)
         for lane, expected in (("be", num_messages), ("rt", 12)):
@@ -337,7 +337,7 @@ async def test_tokens_of_bulk_are_sent_together(tmp_path, monkeypatch, interval_
 
 async def test_held_tokens_of_bulk_go_out_beside_other_requests(tmp_path, monkeypatch):
     """Bulk that is kept from going on gets what it has: any later step sends what is due, whoever computes in it."""
-    monkeypatch.setattr("engine.lanes.socket_connection.BULK_INTERVAL_S", 1e9)
+    monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", 1e9)
     with running_engine(tmp_path, endless_runner()) as engine:
         bulk, chat = [await EngineClient.connect(engine.url) for _ in range(2)]
         endless = Sampling(max_tokens=50_000, temperature=0.0, ignore_eos=True)
@@ -346,7 +346,7 @@ async def test_held_tokens_of_bulk_go_out_beside_other_requests(tmp_path, monkey
             await anext(pieces)
             token_ids, _ = await collect(chat, [7], Sampling(max_tokens=2, ignore_eos=True))
             assert len(token_ids) == 2
-            monkeypatch.setattr("engine.lanes.socket_connection.BULK_INTERVAL_S", 0.0)
+            monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", 0.0)
             assert len((await anext(pieces)).ids) > 1
         await bulk.close()
         await chat.close()

@@ -13,7 +13,7 @@ from engine.core.terms import Lane
 from engine.lanes.translation import sampling_params
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire import protocol
-from engine.wire.protocol import Sampling, WorkItem, WorkResult
+from engine.wire.protocol import ItemRequest, ItemResult, Sampling
 from tests.engines import running_engine
 from tests.factories import runner_info
 from tests.services import RedisServer, redis_server, wait_for
@@ -36,20 +36,20 @@ def redis(server):
 
 
 def add(redis, item_id: int, prompt: list[int] | None = None, **fields) -> bytes:
-    item = WorkItem(
+    item = ItemRequest(
         item_id, 1, "job", prompt or [5, 6, 7 + item_id % 100], fields.pop("sampling", SAMPLING), **fields
     )
     return redis.xadd(KEY, {"p": protocol.encode(item), "i": item_id, "e": 1})
 
 
-def results(redis, count: int) -> dict[int, WorkResult]:
+def results(redis, count: int) -> dict[int, ItemResult]:
     """The results by item, once there are `count`."""
 
     def read():
         entries = redis.xrange(protocol.RESULTS_KEY)
         return entries if len(entries) >= count else None
 
-    decoded = [protocol.decode_work_result(f[b"p"]) for _, f in wait_for(read)]
+    decoded = [protocol.decode_item_result(f[b"p"]) for _, f in wait_for(read)]
     assert len(decoded) == count
     return {r.item_id: r for r in decoded}
 
@@ -86,7 +86,7 @@ def test_items_come_back_as_results_and_stay_until_recorded(tmp_path, server, re
             assert answer.prompt_tokens == len(prompts[i])
     assert redis.xlen(KEY) == 300, "only the recorder removes entries"
     for _, fields in redis.xrange(protocol.RESULTS_KEY):
-        answer = protocol.decode_work_result(fields[b"p"])
+        answer = protocol.decode_item_result(fields[b"p"])
         assert fields[b"s"] == KEY.encode()
         assert entry_ids[fields[b"x"]] == answer.item_id
 
@@ -143,7 +143,7 @@ def test_an_item_that_engines_keep_dying_of_is_given_up(tmp_path, server, redis)
     (entry_id,) = read_as(redis, "dead", 1)
     for _ in range(2):
         redis.xclaim(KEY, protocol.ENGINE_GROUP, "dead", 0, [entry_id])
-    with running_engine(tmp_path, redis_url=server.url, claim_timeout_s=0.2, max_deliveries=3):
+    with running_engine(tmp_path, redis_url=server.url, claim_timeout_s=0.2, max_attempts=3):
         answer = results(redis, 1)[1]
     assert answer.error_code == "engine_lost"
     assert "went away 3 times" in (answer.error_message or "")

@@ -1,7 +1,8 @@
-"""The BE lane: pulls work items from a Redis stream while there is room, and pushes results to another.
+"""Item puller: pulls items of jobs from a Redis stream while the engine has room, and pushes their results to another.
 
-An entry stays in the stream until its result is recorded in the database. While an engine works on it, it renews its
-claim; an engine that dies stops renewing, and another (or its next life) takes the entry over.
+An entry stays in the stream until its result is recorded in the database. An engine renews its claim on an entry while
+it works on the item. If the engine dies, it stops renewing, and another engine, or the same one after a restart, takes
+the entry over.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from engine.core.terms import FinishedEvent, TokenEvent
-from engine.lanes.admission import Admission
+from engine.lanes.admission import PromptCheck
 from engine.lanes.exchange import Exchange
-from engine.lanes.pulled_item import Delivery
+from engine.lanes.pulled_item import PulledItem
 from engine.lanes.result_queue import ResultQueue
 from engine.wire import protocol
-from engine.wire.protocol import WorkResult
+from engine.wire.protocol import ItemResult
 
 log = logging.getLogger("engine.pull")
 
@@ -35,35 +36,36 @@ HEARTBEAT_EXPIRES_S = 15
 READ_BLOCK_MS = 1000
 RECONNECT_FIRST_S = 0.1
 RECONNECT_LAST_S = 5.0
-GIVE_BACK_TIMEOUT_S = 5.0
-LONG_IDLE_MS = 10**9  # an idle time that any engine's claim timeout is below: the entry is free to take
+RELEASE_TIMEOUT_S = 5.0
+LONG_IDLE_MS = 10**9  # longer than any engine's claim timeout, so that any engine may take the entry
 
 
 @dataclass(frozen=True, slots=True)
-class PullLaneConfig:
-    """`max_in_flight` entries are held at most: what the engine runs and a little that waits.
+class ItemPullerConfig:
+    """Settings of an item puller.
 
-    `about` is what a heartbeat tells of this engine.
+    `max_in_flight` limits the entries that it holds: those of running requests and a few that wait. After
+    `max_attempts` engines went away while they worked on an item, the item fails. `about` is added to each heartbeat.
     """
 
     model: str
     engine_id: str
     max_in_flight: int
     claim_timeout_s: float
-    max_deliveries: int
-    admission: Admission
+    max_attempts: int
+    prompt_check: PromptCheck
     about: dict[str, Any]
 
 
-class PullLane:
-    """Runs as tasks of the I/O thread; survives a Redis that goes away and comes back, even empty."""
+class ItemPuller:
+    """Pulls items and pushes results, as tasks of the I/O thread. Survives a Redis that restarts, even empty."""
 
-    def __init__(self, config: PullLaneConfig, exchange: Exchange, redis: Redis) -> None:
+    def __init__(self, config: ItemPullerConfig, exchange: Exchange, redis: Redis) -> None:
         self._config = config
         self._exchange = exchange
-        self._redis: Any = redis  # its annotations give every answer as a union of all shapes
+        self._redis: Any = redis  # its annotations type every reply as a union of all shapes
         self._key = protocol.items_key(config.model)
-        self._deliveries: dict[bytes, Delivery] = {}
+        self._items: dict[bytes, PulledItem] = {}
         self._results = ResultQueue(redis, self._key)
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -72,61 +74,59 @@ class PullLane:
         self._draining = False
 
     def start(self) -> None:
-        """Begin to pull."""
-        jobs: list[Callable[[], Awaitable[None]]] = [
+        """Begin to pull items."""
+        works: list[Callable[[], Awaitable[None]]] = [
             self._pull,
-            self._results.push_for_ever,
+            self._results.push_forever,
             self._renew_claims,
-            self._heartbeat,
-            self._hear_cancellations,
+            self._send_heartbeats,
+            self._listen_for_cancellations,
         ]
-        self._tasks = [asyncio.create_task(self._persist(job), name=job.__name__) for job in jobs]
+        self._tasks = [asyncio.create_task(self._keep_running(work), name=work.__name__) for work in works]
 
     async def drain(self) -> None:
-        """Stop pulling; push the results there are; give back what is unfinished, for another engine to take."""
+        """Stop pulling, push the remaining results, and release unfinished entries to other engines."""
         self._draining = True
         running = set(self._tasks)
-        while running:  # a client library may swallow a cancellation: say it again until it is heard
+        while running:  # a client library may swallow a cancellation, so repeat it until the task ends
             for task in running:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=0.5)
-        unfinished = list(self._deliveries)
+        unfinished = list(self._items)
         for entry_id in unfinished:
-            self._abort(self._deliveries.pop(entry_id))
+            self._abort(self._items.pop(entry_id))
         try:
-            async with asyncio.timeout(GIVE_BACK_TIMEOUT_S):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 await self._results.flush()
                 if unfinished:
                     await self._claim("released", 0, unfinished, idle=LONG_IDLE_MS, retrycount=0, justid=True)
                 await self._redis.delete(protocol.engine_key(self._config.engine_id))
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning(
-                "could not give back %d items (%s); they are taken over later", len(unfinished), error
-            )
+            log.warning("could not release %d items (%s); they are taken over later", len(unfinished), error)
         await self._redis.aclose()
 
-    async def _persist(self, job: Callable[[], Awaitable[None]]) -> None:
-        """Run a job for ever; when Redis fails under it, start it again with growing pauses."""
+    async def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` until the engine drains. When an error of Redis ends it, restart it after a growing pause."""
         pause_s = RECONNECT_FIRST_S
         while not self._draining:
             started_s = time.monotonic()
             try:
-                await job()
+                await work()
             except ResponseError as error:
                 if "NOGROUP" in str(error):
-                    log.info("the stream's group is gone (an empty Redis came back); making it again")
+                    log.info("the consumer group is gone (Redis has lost its data); creating it again")
                 else:
-                    log.error("%s failed: %s; trying again in %.1f s", job.__name__, error, pause_s)
+                    log.error("%s failed: %s; trying again in %.1f s", work.__name__, error, pause_s)
             except (RedisConnectionError, OSError) as error:
-                log.warning("Redis can't be reached (%s); trying again in %.1f s", error, pause_s)
+                log.warning("Redis cannot be reached (%s); trying again in %.1f s", error, pause_s)
             except RedisError as error:
-                log.error("%s failed: %s; trying again in %.1f s", job.__name__, error, pause_s)
+                log.error("%s failed: %s; trying again in %.1f s", work.__name__, error, pause_s)
             if time.monotonic() - started_s > RECONNECT_LAST_S:
                 pause_s = RECONNECT_FIRST_S
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RECONNECT_LAST_S)
 
-    # Work in ----------------------------------------------------------------------------------------------------
+    # Items in, results out --------------------------------------------------------------------------------------
 
     async def _pull(self) -> None:
         await self._make_group()
@@ -137,7 +137,7 @@ class PullLane:
             if time.monotonic() >= next_takeover_s:
                 await self._take_over(own=False)
                 next_takeover_s = time.monotonic() + self._config.claim_timeout_s / 2
-            room = self._config.max_in_flight - len(self._deliveries)
+            room = self._config.max_in_flight - len(self._items)
             if room <= 0:
                 self._has_room.clear()
                 continue
@@ -152,7 +152,7 @@ class PullLane:
         try:
             await self._redis.xgroup_create(self._key, protocol.ENGINE_GROUP, id="0", mkstream=True)
         except ResponseError as error:
-            if "BUSYGROUP" not in str(error):  # it is there: as it should be
+            if "BUSYGROUP" not in str(error):  # BUSYGROUP: the group exists already
                 raise
 
     async def _claim(self, consumer: str, min_idle_ms: int, entry_ids: list[bytes], **options: Any) -> Any:
@@ -161,7 +161,7 @@ class PullLane:
         )
 
     async def _take_over(self, *, own: bool) -> None:
-        """Claim entries whose engine is gone: with `own`, those of this engine's earlier life, at once."""
+        """Claim entries whose engine is gone. With `own`, claim those of this engine from before a restart, at once."""
         me = self._config.engine_id
         min_idle_ms = 0 if own else int(self._config.claim_timeout_s * 1000)
         pending = await self._redis.xpending_range(
@@ -174,16 +174,16 @@ class PullLane:
             idle=min_idle_ms,
         )
         times = {p["message_id"]: p["times_delivered"] for p in pending}
-        wanted = [entry_id for entry_id in times if entry_id not in self._deliveries]
+        wanted = [entry_id for entry_id in times if entry_id not in self._items]
         if not wanted:
             return
         claimed = await self._claim(me, min_idle_ms, wanted)
-        log.info("took over %d items of %s", len(claimed), "its earlier life" if own else "another engine")
+        log.info("took over %d items of %s", len(claimed), "its last run" if own else "another engine")
         for entry_id, fields in claimed:
-            if fields is None:  # recorded and deleted meanwhile
+            if fields is None:  # recorded and deleted in the meantime
                 continue
-            if times[entry_id] >= self._config.max_deliveries:
-                # It was being worked on each time an engine went away: it fails, so that it kills no more.
+            if times[entry_id] >= self._config.max_attempts:
+                # An engine was working on it each time one went away. It fails, lest it be the cause.
                 message = f"an engine went away {times[entry_id]} times while it worked on this item"
                 self._fail_unread(entry_id, fields, "engine_lost", message)
             else:
@@ -191,56 +191,56 @@ class PullLane:
 
     def _start(self, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
         try:
-            item = protocol.decode_work_item(fields[b"p"])
+            item = protocol.decode_item_request(fields[b"p"])
         except (msgspec.DecodeError, KeyError, UnicodeDecodeError) as error:
-            message = f"the work item can't be read: {error}"
+            message = f"the item cannot be decoded: {error}"
             self._fail_unread(entry_id, fields, "invalid_request", message)
             return
-        delivery = Delivery(entry_id, item)
-        refused = self._config.admission.refusal(item.token_ids)
-        if refused:
-            self._results.put(entry_id, delivery.failure(self._config.engine_id, *refused))
+        pulled = PulledItem(entry_id, item)
+        rejection = self._config.prompt_check.rejection(item.token_ids)
+        if rejection:
+            self._results.put(entry_id, pulled.failure(self._config.engine_id, *rejection))
             return
-        self._deliveries[entry_id] = delivery
-        for i, request in enumerate(delivery.requests()):
+        self._items[entry_id] = pulled
+        for i, request in enumerate(pulled.requests()):
 
             def sink(event: TokenEvent | FinishedEvent, index: int = i) -> None:
-                delivery.hear(index, event)
-                if delivery.is_over and entry_id in self._deliveries:
-                    self._end(delivery, delivery.result(self._config.engine_id))
+                pulled.record(index, event)
+                if pulled.is_finished and entry_id in self._items:
+                    self._end(pulled, pulled.result(self._config.engine_id))
 
             self._exchange.submit(request, sink)
 
     def _fail_unread(self, entry_id: bytes, fields: dict[bytes, bytes], code: str, message: str) -> None:
-        """Answer an entry without reading its payload; the plain fields name the item."""
+        """Push an error for an entry whose payload is not used; its plain fields identify the item."""
         log.error("stream entry %s: %s", entry_id.decode(), message)
         try:
             item_id, epoch = int(fields[b"i"]), int(fields[b"e"])
         except (KeyError, ValueError):
-            return  # names no item: the sweep finds the item lost
-        result = WorkResult(
+            return  # it identifies no item; the sweep finds the item lost
+        result = ItemResult(
             item_id, epoch, "", self._config.engine_id, error_code=code, error_message=message
         )
         self._results.put(entry_id, result)
 
-    def _end(self, delivery: Delivery, result: WorkResult) -> None:
-        del self._deliveries[delivery.entry_id]
+    def _end(self, pulled: PulledItem, result: ItemResult) -> None:
+        del self._items[pulled.entry_id]
         self._has_room.set()
-        self._results.put(delivery.entry_id, result)
+        self._results.put(pulled.entry_id, result)
 
-    def _abort(self, delivery: Delivery) -> None:
-        for request_id in delivery.unfinished():
+    def _abort(self, pulled: PulledItem) -> None:
+        for request_id in pulled.unfinished():
             self._exchange.abort(request_id)
 
-    # Keeping claims, heartbeat, cancellation ----------------------------------------------------------------------
+    # Claims, heartbeats and cancellations -----------------------------------------------------------------------
 
     async def _renew_claims(self) -> None:
         while True:
             await asyncio.sleep(self._config.claim_timeout_s / 3)
-            if self._deliveries:
-                await self._claim(self._config.engine_id, 0, list(self._deliveries), justid=True)
+            if self._items:
+                await self._claim(self._config.engine_id, 0, list(self._items), justid=True)
 
-    async def _heartbeat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         key = protocol.engine_key(self._config.engine_id)
         while True:
             about = {
@@ -254,7 +254,7 @@ class PullLane:
             await self._redis.set(key, msgspec.msgpack.encode(about), ex=HEARTBEAT_EXPIRES_S)
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
-    async def _hear_cancellations(self) -> None:
+    async def _listen_for_cancellations(self) -> None:
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(protocol.CANCEL_CHANNEL)
             async for message in pubsub.listen():
@@ -262,14 +262,14 @@ class PullLane:
                     self._cancel_job(message["data"].decode(errors="replace"))
 
     def _cancel_job(self, job_id: str) -> None:
-        for delivery in [d for d in self._deliveries.values() if d.item.job_id == job_id]:
-            self._abort(delivery)
+        for pulled in [p for p in self._items.values() if p.item.job_id == job_id]:
+            self._abort(pulled)
             cancelled = ("batch_cancelled", "the batch was cancelled")
-            self._end(delivery, delivery.failure(self._config.engine_id, *cancelled))
+            self._end(pulled, pulled.failure(self._config.engine_id, *cancelled))
 
 
 def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """The entries of an XREADGROUP answer on one stream, in either of the protocol's two shapes."""
+    """Return the entries of an XREADGROUP reply about one stream, in either of the two shapes of the protocol."""
     if not answer:
         return []
     if isinstance(answer, dict):
