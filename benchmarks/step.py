@@ -94,7 +94,7 @@ def make_runner(model: Path, dtype: str, variant: str, threads: int | None) -> T
     )  # fmt: skip
     if variant == "fused":
         return load_runner(config, num_threads=threads)
-    with mock.patch("engine.runner.model.causal_lm.can_fuse", return_value=False):
+    with mock.patch("engine.runner.model.loading.can_fuse", return_value=False):
         return load_runner(config, num_threads=threads)
 
 

@@ -17,7 +17,7 @@ from benchmarks.gpu.report import Part
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.serving import SEED, Engine
 from engine.core.terms import Lane, Policy
-from engine.runner.model.causal_lm import draw_model
+from engine.runner.model.checkpoint import draw_model
 from engine.sim.traces.synthetic import backlog
 
 Document = tuple[list[int], int]  # its prompt, and how many tokens to draw

@@ -32,6 +32,10 @@ class RunnerRestarted(Exception):
     under way, whose results nobody gets. It holds as much as before, and takes plans as a new one does. Says why."""
 
 
+class UnsupportedModel(ValueError):
+    """The model cannot be served as configured. The message names it and says why, and what to do instead."""
+
+
 class PendingStep(Protocol):
     """A step under way."""
 

@@ -9,7 +9,7 @@ import torch
 from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan
 from engine.core.terms import SamplingParams
-from engine.runner.base import RunnerInfo
+from engine.runner.base import RunnerInfo, UnsupportedModel
 from engine.runner.graphs import CudaGraphs
 from engine.runner.kv.host import staging_bytes
 from engine.runner.kv.memory import (
@@ -19,7 +19,8 @@ from engine.runner.kv.memory import (
     num_blocks_on_gpu,
     num_host_slots,
 )
-from engine.runner.model.causal_lm import CausalLM, ModelRefused, load_model
+from engine.runner.model.causal_lm import CausalLM
+from engine.runner.model.loading import load_model
 from engine.runner.ranks.pass_memory import LargestPass, PassMemory
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchRunner
@@ -31,7 +32,7 @@ GRAPH_BYTES = 1 << 30  # of the device's memory, for CUDA graphs
 def load_runner(
     config: EngineConfig, *, num_threads: int | None = None, ranks: Ranks | None = None
 ) -> TorchRunner:
-    """Loads `config.model`, a path or a hub name, and takes memory for KV. Raises ModelRefused.
+    """Loads `config.model`, a path or a hub name, and takes memory for KV. Raises UnsupportedModel.
 
     `num_threads` None leaves torch's own choice, a thread a core; the attention kernel follows it. With `ranks`, each
     of them loads its part.
@@ -50,12 +51,14 @@ def load_runner(
 
 
 def _runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = None) -> TorchRunner:
-    """The runner of a loaded model, with the KV memory that the configuration asks for or the device has left. Raises
-    ModelRefused where that is none. `config.model` is where its tokenizer is found, if stop strings need one. `ranks`
-    is what the model was loaded with: all of them make this call together."""
+    """The runner of a loaded model, with the KV memory that the configuration asks for or the device has left.
+
+    `config.model` is where the tokenizer is found if stop strings need one. With `ranks`, all ranks call this together.
+    Raises UnsupportedModel if no memory is left.
+    """
     kv_dtype = KV_DTYPES.get(config.kv_cache_dtype, model.dtype)
     if kv_dtype is not model.dtype and model.device.type == "cpu":
-        raise ModelRefused(f"--kv-cache-dtype {config.kv_cache_dtype} needs a GPU; leave it out on a CPU")
+        raise UnsupportedModel(f"--kv-cache-dtype {config.kv_cache_dtype} needs a GPU; leave it out on a CPU")
     is_gpu = model.device.type == "cuda"
     has_graphs = is_gpu and not config.enforce_eager and ranks is None
     pass_bytes = 0
@@ -93,7 +96,7 @@ def _info(
             host_slot_bytes, block_size, config.max_rows(is_gpu), model.max_model_len
         )
     if num_blocks < 1:
-        raise ModelRefused(
+        raise UnsupportedModel(
             f"{config.model} leaves no room for KV memory on {model.device}: raise --gpu-memory-utilization, or serve "
             "a smaller model"
         )

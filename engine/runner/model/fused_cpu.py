@@ -10,41 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from engine.kernels.cpu.attention import attention_work, chunk_multiplier, is_compiled_for, plain
-from engine.kernels.dispatch import backend_of
+from engine.kernels.cpu.attention import attention_work, chunk_multiplier, plain
 from engine.kernels.layout import StepLayout
 from engine.runner.model.attention import LayerCache, LayerShape
 from engine.runner.model.linear_cpu import Packed, Weights, Workspace
+from engine.runner.model.rotary import rotary_tables
 
 Array = npt.NDArray[Any]
 
-# Exactly these: a subclass may compute something else.
-_KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-# Rotary embeddings that turn a position the same way however long the sequence is.
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _NO_NORM = np.empty(0, dtype=np.float32)
-
-
-class Decoder(Protocol):
-    """A model taken apart, whose forward passes run by kernels of our own."""
-
-    def forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        layout: StepLayout,
-        caches: Mapping[int, LayerCache],
-        wanted: torch.Tensor,
-    ) -> torch.Tensor:
-        """See `FusedDecoder.forward`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +38,7 @@ class _Layer:
     feed_forward: tuple[Packed, Array, float, Packed, Packed]  # output, norm, epsilon, gate and up, down
 
 
-class FusedDecoder:
+class CpuDecoder:
     """Computes what the transformers model it was made of computes. Made by `fuse`; used from one thread."""
 
     def __init__(self, model: Any, layers: Mapping[int, LayerShape], num_positions: int) -> None:
@@ -82,7 +63,7 @@ class FusedDecoder:
         self._hidden_size = self._embedding.shape[1]
         self._width = padded(self._hidden_size)
         self._query_width = config.num_attention_heads * head_size
-        cos, sin = rotations(decoder.rotary_emb, num_positions, torch.empty(0))
+        cos, sin = rotary_tables(decoder.rotary_emb, num_positions, torch.empty(0))
         self._rotations = (cos.numpy(), sin.numpy())
         self._head = self._take([model.lm_head])
         self._final_norm = _norm(decoder.norm)
@@ -182,59 +163,3 @@ class FusedDecoder:
 def _norm(module: Any) -> tuple[Array, float]:
     """Its weight in float32, and its epsilon."""
     return module.weight.detach().float().numpy(), module.variance_epsilon
-
-
-def can_fuse(model: Any, layers: Mapping[int, LayerShape]) -> bool:
-    """Whether every part of the model is one that a decoder of ours knows, on a device that it runs on."""
-    match backend_of(model.device):
-        case "cpu":
-            runs = is_compiled_for(model.dtype)
-        case "triton":
-            runs = model.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        case _:
-            runs = False
-    return runs and is_known(model, layers)
-
-
-def is_known(model: Any, layers: Mapping[int, LayerShape]) -> bool:
-    """Whether the model is of the Llama kind in all that decides what it computes."""
-    if type(model) not in _KINDS:
-        return False
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return False
-    decoder, config = model.model, model.config
-    biased_parts = ("q_proj", "k_proj", "v_proj")
-    return (
-        config.hidden_act == "silu"
-        and decoder.rotary_emb.rope_type in _ROPE_TYPES
-        and all(
-            type(part) is nn.Linear
-            for name, part in model.named_modules()
-            if name.endswith(("_proj", "lm_head"))
-        )
-        and all(
-            part.bias is None or name.endswith(biased_parts)
-            for name, part in model.named_modules()
-            if isinstance(part, nn.Linear)
-        )
-        and sorted(layers) == list(range(len(decoder.layers)))
-        and len({(layer.key_size, layer.value_size) for layer in layers.values()}) == 1
-        and layers[0].key_size == layers[0].value_size == 2 * len(decoder.rotary_emb.inv_freq)
-    )
-
-
-def fuse(model: Any, layers: Mapping[int, LayerShape], max_model_len: int) -> Decoder:
-    """Takes `model` apart: it cannot be called any more."""
-    if backend_of(model.device) == "cpu":
-        return FusedDecoder(model, layers, max_model_len)
-    from engine.runner.model.fused_gpu import FusedGpuDecoder
-
-    return FusedGpuDecoder(model, layers, max_model_len)
-
-
-def rotations(rotary: Any, num_positions: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [num_positions, D / 2] of the model's own rotary embedding, in `like`'s dtype, on its device."""
-    with torch.inference_mode():
-        cos, sin = rotary(like.new_empty(0), torch.arange(num_positions, device=like.device)[None])
-    half = cos.shape[-1] // 2
-    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()

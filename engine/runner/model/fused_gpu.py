@@ -25,8 +25,8 @@ from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention import attend_stored
 from engine.kernels.triton.layer import add_rms_norm, rotate_and_store, silu_gated
 from engine.runner.model.attention import LayerCache, LayerShape
-from engine.runner.model.fused_cpu import rotations
 from engine.runner.model.linear_gpu import Product, Weight, fastest
+from engine.runner.model.rotary import rotary_tables
 
 
 class AttendStored(Protocol):
@@ -79,7 +79,7 @@ class _Products:
     head: Product
 
 
-class FusedGpuDecoder:
+class GpuDecoder:
     """Computes what the transformers model it was made of computes. Made by `fuse`; used from one thread."""
 
     def __init__(
@@ -101,7 +101,7 @@ class FusedGpuDecoder:
         self._head_size = layers[0].key_size
         self._num_heads = model.config.num_attention_heads
         self._embedding = decoder.embed_tokens.weight.detach()
-        self._cos, self._sin = rotations(decoder.rotary_emb, num_positions, self._embedding)
+        self._cos, self._sin = rotary_tables(decoder.rotary_emb, num_positions, self._embedding)
         self._norm = _Norm.of(decoder.norm)
         self._head = _take([model.lm_head])
         self._layers = [_take_layer(layer, layers) for layer in decoder.layers]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from transformers import PreTrainedModel
 
@@ -19,9 +17,7 @@ from engine.runner.model.attention import (
     UnsupportedAttention,
     attention_step,
 )
-
-if TYPE_CHECKING:
-    from engine.runner.model.causal_lm import CausalLM
+from engine.runner.model.causal_lm import CausalLM
 
 # Two sequences and how their tokens are split among steps: prompt chunks and single tokens, packed in both orders.
 _LENGTHS = (24, 11)

@@ -31,8 +31,8 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A rank's last word: the message of a ModelRefused."""
+class Unsupported:
+    """A rank's last word: the message of an UnsupportedModel."""
 
     message: str
 

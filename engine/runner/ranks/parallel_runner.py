@@ -30,8 +30,8 @@ from typing import NoReturn
 
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan, StepResult
-from engine.runner.base import RunnerInfo, RunnerRestarted
-from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
+from engine.runner.base import RunnerInfo, RunnerRestarted, UnsupportedModel
+from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready, Unsupported
 
 log = logging.getLogger("engine.parallel")
 
@@ -96,8 +96,8 @@ class ParallelStep:
     _runner: ParallelRunner
 
     def result(self) -> StepResult:
-        """Waits for rank 0. Raises RunnerRestarted if a rank could not go on, and ChildProcessError or ModelRefused if
-        none of its successors can."""
+        """Waits for rank 0. Raises RunnerRestarted if a rank failed and all were restarted, and ChildProcessError or
+        UnsupportedModel if they could not be restarted."""
         return self._runner.next_result()
 
 
@@ -106,8 +106,8 @@ class ParallelRunner:
     error but RunnerRestarted it is of no more use: its ranks have been ended."""
 
     def __init__(self, config: EngineConfig) -> None:
-        """Starts the ranks and waits until each has loaded its part. Raises ModelRefused, or ChildProcessError where
-        one ended that did not say why the model cannot be served."""
+        """Starts the ranks and waits until each has loaded its part. Raises UnsupportedModel, or ChildProcessError if a
+        rank ended without saying why."""
         self._config = config
         self._size = config.tensor_parallel_size
         self._num_failures = 0  # in a row
@@ -123,7 +123,7 @@ class ParallelRunner:
         self._under_way: deque[int] = deque()  # steps, by their tokens
         # By rank; last words in the order in which they were heard, None of a rank that ended without any.
         self._infos: dict[int, RunnerInfo] = {}
-        self._last_words: dict[int, Refused | Failed | None] = {}
+        self._last_words: dict[int, Unsupported | Failed | None] = {}
         try:
             for number in range(self._size):
                 told = Assignment(number, self._size, rendezvous, self._config, self._most_tokens)
@@ -255,10 +255,8 @@ class ParallelRunner:
         status = self._ranks[number].status(_LAST_WORDS_S)
         self._kill()
         match self._last_words[number]:
-            case Refused(message):
-                from engine.runner.model.causal_lm import ModelRefused
-
-                raise ModelRefused(message)
+            case Unsupported(message):
+                raise UnsupportedModel(message)
             case Failed(message, trace):
                 log.error("rank %d:\n%s", number, trace.rstrip())
                 how = f"failed: {message}"

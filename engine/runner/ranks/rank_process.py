@@ -20,9 +20,10 @@ from queue import SimpleQueue
 import torch
 from transformers.utils import logging as transformers_logging
 
+from engine.runner.base import UnsupportedModel
 from engine.runner.loading import load_runner
-from engine.runner.model.causal_lm import ModelRefused, resolve_device
-from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready, Refused
+from engine.runner.model.checkpoint import resolve_device
+from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready, Unsupported
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchStep
 
@@ -44,8 +45,8 @@ def main() -> None:
     threading.Thread(target=_receive, args=(connection, commands), daemon=True).start()
     try:
         _serve(assignment, connection, commands)
-    except ModelRefused as error:
-        connection.send(Refused(str(error)))
+    except UnsupportedModel as error:
+        connection.send(Unsupported(str(error)))
     except BaseException as error:
         is_out_of_memory = isinstance(error, torch.OutOfMemoryError)
         connection.send(Failed(f"{type(error).__name__}: {error}", traceback.format_exc(), is_out_of_memory))
@@ -87,7 +88,7 @@ def _join(assignment: Assignment) -> Ranks:
     if device.type == "cuda":
         num_gpus = torch.cuda.device_count()
         if num_gpus < size:
-            raise ModelRefused(
+            raise UnsupportedModel(
                 f"--tensor-parallel-size is {size}, but torch sees {num_gpus} GPU{'s' * (num_gpus != 1)}: ask for as "
                 "many as there are, or make more visible (CUDA_VISIBLE_DEVICES)"
             )

@@ -68,7 +68,7 @@ class Ranks:
         dist.destroy_process_group()
 
 
-def reason_against(config: PretrainedConfig, size: int) -> str | None:
+def why_not_splittable(config: PretrainedConfig, size: int) -> str | None:
     """Why the model cannot be split among `size` ranks, if so."""
     text_config = config.get_text_config()
     if not text_config.base_model_tp_plan:

@@ -19,7 +19,7 @@ from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.terms import SamplingParams
 from engine.runner import loading, torch_runner
 from engine.runner.graphs import CudaGraphs
-from engine.runner.model.causal_lm import load_model
+from engine.runner.model.loading import load_model
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.torch_runner import TorchRunner
 from tests.engine.runner.driver import GREEDY, Driver, load_runner
@@ -80,7 +80,7 @@ def gpu() -> Iterator[FakeGpu]:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are loaded without the proof that they compute the same, of which one test sees that it runs here."""
-    monkeypatch.setattr("engine.runner.model.causal_lm.check_packed", lambda *_: None)
+    monkeypatch.setattr("engine.runner.model.loading.check_packed", lambda *_: None)
 
 
 class WaitingForNothing:

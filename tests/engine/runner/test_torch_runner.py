@@ -8,7 +8,8 @@ import pytest
 
 from engine.core.plan import SlotCopy, StepPlan
 from engine.core.terms import SamplingParams
-from engine.runner.model.causal_lm import ModelRefused, load_model
+from engine.runner.base import UnsupportedModel
+from engine.runner.model.loading import load_model
 from tests.engine.runner.driver import GREEDY, Driver, load_runner
 from tests.factories_models import VOCAB_SIZE, make_model, make_tokenizer
 
@@ -183,5 +184,5 @@ def test_dummy_weights_need_no_more_than_a_configuration(llama, tmp_path):
         driver.run(8)
         outputs.append(sequence.output)
     assert outputs[0] == outputs[1] and len(outputs[0]) >= 8
-    with pytest.raises(ModelRefused):
+    with pytest.raises(UnsupportedModel):
         load_runner(tmp_path)

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.runner.model import causal_lm as model
-from engine.runner.model import fused_cpu as fused
-from engine.runner.model.causal_lm import load_model
+from engine.runner.model import loading
+from engine.runner.model.loading import load_model
 from tests.engine.kernels.cpu.multipliers import NAMES, multiplier_or_skip
 from tests.engine.runner.driver import Driver, load_runner
 from tests.factories_models import make_model
@@ -18,6 +17,7 @@ from tests.factories_models import make_model
 pytest.importorskip("numba")
 
 from engine.kernels.cpu import multiply_bf16 as cpu_narrow
+from engine.runner.model import fused_cpu
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
 ODD = {
@@ -55,7 +55,7 @@ def test_sizes_that_fill_no_panel(
     path = make_model("llama", tmp_path, seed=1, **overrides)
     assert load_model(str(path), device="cpu").fused is not None
     outputs = greedy(path)
-    monkeypatch.setattr(model, "can_fuse", lambda *_: False)
+    monkeypatch.setattr(loading, "can_fuse", lambda *_: False)
     assert greedy(path) == outputs
 
 
@@ -74,11 +74,11 @@ def test_a_model_that_computes_otherwise_is_read_again(
     path = make_model("llama", tmp_path, seed=1)
     expected = greedy(path)
 
-    class Wrong(fused.FusedDecoder):
+    class Wrong(fused_cpu.CpuDecoder):
         def forward(self, *arguments: Any) -> torch.Tensor:
             return super().forward(*arguments).flip(-1)
 
-    monkeypatch.setattr(fused, "FusedDecoder", Wrong)
+    monkeypatch.setattr(fused_cpu, "CpuDecoder", Wrong)
     assert load_model(str(path), device="cpu").fused is None
     assert greedy(path) == expected
 

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
-from engine.runner.model import causal_lm as loading
+from engine.runner.model import loading
 from engine.runner.model.attention import LayerCache, LayerShape
-from engine.runner.model.causal_lm import load_model
-from engine.runner.model.fused_cpu import is_known
+from engine.runner.model.causal_lm import CausalLM
+from engine.runner.model.decoder import is_llama_like
+from engine.runner.model.loading import load_model
 from tests.factories_models import make_model
 
 pytest.importorskip("triton")
@@ -27,7 +28,7 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
 from engine.kernels.triton.linear import TILINGS
-from engine.runner.model.fused_gpu import FusedGpuDecoder
+from engine.runner.model.fused_gpu import GpuDecoder
 from engine.runner.model.linear_gpu import Product, Weight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +65,7 @@ class Steps:
         window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
         shape = LayerShape(*heads, heads[1], window)
         layers = dict.fromkeys(range(config.num_hidden_layers), shape)
-        self.decoder = FusedGpuDecoder(taken, layers, 256, **{"attend": attend_slowly, **options})
+        self.decoder = GpuDecoder(taken, layers, 256, **{"attend": attend_slowly, **options})
         self.taken = taken
         self.caches = {
             layer: LayerCache(*self._poisoned(NUM_SLOTS, *heads, dtype=dtype), window)
@@ -223,8 +224,8 @@ def test_weights_are_taken_over(tmp_path: Path) -> None:
     assert steps.decoder._head.weight.data_ptr() == steps.taken.model.embed_tokens.weight.data_ptr()
 
 
-def load_fused(path: Path, monkeypatch: pytest.MonkeyPatch, fuse: Any) -> loading.CausalLM:
-    monkeypatch.setattr(loading, "can_fuse", is_known)
+def load_fused(path: Path, monkeypatch: pytest.MonkeyPatch, fuse: Any) -> CausalLM:
+    monkeypatch.setattr(loading, "can_fuse", is_llama_like)
     monkeypatch.setattr(loading, "fuse", fuse)
     return load_model(str(path), device=DEVICE.type, dtype="float32")
 
@@ -232,16 +233,16 @@ def load_fused(path: Path, monkeypatch: pytest.MonkeyPatch, fuse: Any) -> loadin
 def test_the_loader_finds_it_right_with_its_own_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fuse(model: Any, layers: Any, max_model_len: int) -> FusedGpuDecoder:
-        return FusedGpuDecoder(model, layers, max_model_len)
+    def fuse(model: Any, layers: Any, max_model_len: int) -> GpuDecoder:
+        return GpuDecoder(model, layers, max_model_len)
 
     path = make_model("qwen3", tmp_path, seed=1, **TINY)
-    assert isinstance(load_fused(path, monkeypatch, fuse).fused, FusedGpuDecoder)
+    assert isinstance(load_fused(path, monkeypatch, fuse).fused, GpuDecoder)
 
 
 def test_a_kernel_that_fails_leaves_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fuse(model: Any, layers: Any, max_model_len: int) -> FusedGpuDecoder:
-        FusedGpuDecoder(model, layers, max_model_len)  # takes the weights
+    def fuse(model: Any, layers: Any, max_model_len: int) -> GpuDecoder:
+        GpuDecoder(model, layers, max_model_len)  # takes the weights
         raise OutOfResources(300_000, 232_448, "shared memory")
 
     path = make_model("llama", tmp_path, seed=1, **TINY)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.runner.model.causal_lm import load_model
 from engine.runner.model.linear_onednn import PackedLinear, can_pack, pack_linears, unpack_linears
+from engine.runner.model.loading import load_model
 from tests.factories_models import make_model
 
 pytestmark = pytest.mark.skipif(

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from engine.runner.model.causal_lm import ModelRefused, load_model
+from engine.runner.base import UnsupportedModel
+from engine.runner.model.loading import load_model
 from tests.factories_models import make_model
 
 
@@ -73,7 +74,7 @@ def test_architectures_that_do_not_fit(model_type: str, tmp_path: Path) -> None:
     fields, reason = REFUSED[model_type]
     auto_class = AutoModel if model_type in ("t5", "vit") else AutoModelForCausalLM
     path = save(tmp_path / model_type, small(model_type, **fields), auto_class)
-    with pytest.raises(ModelRefused) as refusal:
+    with pytest.raises(UnsupportedModel) as refusal:
         load_model(str(path), device="cpu")
     message = str(refusal.value)
     assert message.startswith(f"{path} ({model_type}) cannot be served: ")
@@ -83,9 +84,9 @@ def test_architectures_that_do_not_fit(model_type: str, tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelRefused, match="cannot be loaded"):
+    with pytest.raises(UnsupportedModel, match="cannot be loaded"):
         load_model(str(tmp_path), device="cpu")
-    with pytest.raises(ModelRefused, match=r"there is no directory .*/missing"):
+    with pytest.raises(UnsupportedModel, match=r"there is no directory .*/missing"):
         load_model(str(tmp_path / "missing"), device="cpu")
 
 
@@ -94,7 +95,7 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     weights = path / "model.safetensors"
     torch.save(load_file(weights), path / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(ModelRefused, match="safetensors"):
+    with pytest.raises(UnsupportedModel, match="safetensors"):
         load_model(str(path), device="cpu")
 
 
@@ -105,7 +106,7 @@ def test_an_incomplete_checkpoint(tmp_path: Path) -> None:
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(
-        ModelRefused, match=r"lacks 1 of the model's tensors, such as model\.layers\.1\.mlp\.up_proj"
+        UnsupportedModel, match=r"lacks 1 of the model's tensors, such as model\.layers\.1\.mlp\.up_proj"
     ):
         load_model(str(path), device="cpu")
 
@@ -123,12 +124,12 @@ def test_a_model_that_computes_otherwise_through_our_attention(
 
     path = make_model("llama", tmp_path)
     monkeypatch.setattr(LlamaMLP, "forward", shifted)
-    with pytest.raises(ModelRefused, match="its logits differ from its own by"):
+    with pytest.raises(UnsupportedModel, match="its logits differ from its own by"):
         load_model(str(path), device="cpu")
 
 
 def test_cuda_without_a_gpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ModelRefused, match="torch sees no GPU"):
+    with pytest.raises(UnsupportedModel, match="torch sees no GPU"):
         load_model(str(make_model("llama", tmp_path)), device="cuda")

@@ -23,11 +23,10 @@ from engine.__main__ import make_runner
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan
 from engine.core.terms import FinishReason, SamplingParams
-from engine.runner.base import ModelRunner, RunnerRestarted
-from engine.runner.model.causal_lm import ModelRefused
+from engine.runner.base import ModelRunner, RunnerRestarted, UnsupportedModel
 from engine.runner.ranks import parallel_runner as parallel
 from engine.runner.ranks.parallel_runner import ParallelRunner
-from engine.runner.ranks.tensor_parallel import Ranks, reason_against, split_among
+from engine.runner.ranks.tensor_parallel import Ranks, split_among, why_not_splittable
 from tests.engine.runner.driver import Driver
 from tests.engine.runner.ranks.short_rank import Shortage
 from tests.engine.runner.test_exact import generate
@@ -268,7 +267,7 @@ def test_a_model_that_cannot_be_split_is_refused_by_name_and_reason(tmp_path: Pa
     path = make_model("gemma", tmp_path)
     others = rank_processes()
     with pytest.raises(
-        ModelRefused, match=r"gemma \(gemma\) cannot be split among 2 .* num_key_value_heads, 1,"
+        UnsupportedModel, match=r"gemma \(gemma\) cannot be split among 2 .* num_key_value_heads, 1,"
     ):
         make_runner(config_for(path))
     assert rank_processes() == others
@@ -290,7 +289,7 @@ def test_a_model_that_cannot_be_split_is_refused_by_name_and_reason(tmp_path: Pa
     ],
 )
 def test_what_can_be_split(family: str, size: int, fields: dict[str, int], reason: str | None) -> None:
-    found = reason_against(AutoConfig.for_model(family, **fields), size)
+    found = why_not_splittable(AutoConfig.for_model(family, **fields), size)
     assert found is None if reason is None else reason in (found or "")
 
 
