@@ -37,15 +37,13 @@ class Switched(Setup):
     """A setup with its own switches."""
 
     options: KVOptions = field(default_factory=KVOptions)
-    max_swaps: int = 0
 
     def scheduler(self) -> Scheduler:
         made = Setup.scheduler(self)
-        config = dataclasses.replace(made.config, max_swaps=self.max_swaps)
         options = self.options
         if options.checkpoint is not Checkpoint.NONE:
             options = dataclasses.replace(options, num_host_slots=self.device.host_tokens)
-        return Scheduler(config, KVCacheManager(made.kv.num_blocks, BLOCK_SIZE, options))
+        return Scheduler(made.config, KVCacheManager(made.kv.num_blocks, BLOCK_SIZE, options))
 
 
 ALL_ON = KVOptions(prefix_cache=False)  # no two documents of this load begin alike
@@ -56,13 +54,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "victims lose everything": {"options": dataclasses.replace(ALL_ON, preemption=Preemption.WHOLE)},
     "no preemption": {"options": dataclasses.replace(ALL_ON, preemption=Preemption.NONE)},
     "no checkpoints": {"options": dataclasses.replace(ALL_ON, checkpoint=Checkpoint.NONE)},
-    "eager checkpoints": {"options": dataclasses.replace(ALL_ON, checkpoint=Checkpoint.EAGER)},
     "whole and no checkpoints": {
         "options": dataclasses.replace(
             ALL_ON, preemption=Preemption.WHOLE, checkpoint=Checkpoint.NONE, sharing=False
         )
     },
-    "chat prompts swapped": {"max_swaps": 2},
     "policy priority": {"policy": Policy.PRIORITY, "options": BASELINE},
     "policy fcfs": {"policy": Policy.FCFS, "options": BASELINE},
 }

@@ -93,7 +93,7 @@ class EngineConfig:
         "truncate",
         "what a preempted request gives up: its newest tokens, all of them, or none (chat then waits for memory)",
     )
-    kv_checkpoint: Literal["lazy", "eager", "none"] = _flag(
+    kv_checkpoint: Literal["lazy", "none"] = _flag(
         "lazy",
         "when to copy KV to host memory: before it is overwritten, also ahead of time, or never",
     )

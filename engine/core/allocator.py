@@ -9,10 +9,7 @@ from engine.core.batch import Batch
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
 from engine.core.request import Request, State
-from engine.core.terms import Checkpoint, Lane, Preemption
-
-# Tokens that eager checkpoints copy in a step, beside what has to be copied.
-AHEAD_TOKENS = 64
+from engine.core.terms import Lane, Preemption
 
 
 class Memory:
@@ -125,16 +122,6 @@ class Memory:
     def _count_restored(self, request: Request, how: str, num_tokens: int) -> None:
         request.num_lost_tokens = max(0, request.num_lost_tokens - num_tokens)
         self.num_restored_tokens[how] += num_tokens
-
-    def save_ahead(self, batch: Batch) -> None:
-        """Eager checkpoints: copy some of what would be lost next."""
-        if self._kv.options.checkpoint is not Checkpoint.EAGER or not self._kv.host.num_slots:
-            return
-        left = AHEAD_TOKENS
-        for request in reversed(self._running.decoding[Lane.BE].requests):
-            left -= self._kv.save_ahead(request, left, batch.number)
-            if left <= 0:
-                return
 
     # Victims --------------------------------------------------------------------------------------------
 

@@ -156,10 +156,6 @@ class CostModel:
         shape.add_chunk(start, count)
         return self.predict(shape)
 
-    def tokens_s(self, num_tokens: int) -> float:
-        """Seconds that so many more tokens add to a step."""
-        return self._drift * self._token_n * num_tokens
-
     def chunk_tokens(self, shape: StepShape, limit_s: float, start: int, at_most: int) -> int:
         """How many tokens from position `start` a step of this shape can compute besides, in `limit_s` altogether."""
         base_s = (

@@ -51,7 +51,6 @@ class Request:
         "num_lost_tokens",
         "num_preemptions",
         "num_prompt_tokens",
-        "num_swaps",
         "order",
         "priority",
         "request_id",
@@ -98,7 +97,6 @@ class Request:
         self.num_preemptions = 0
         self.num_lost_tokens = 0  # computed once, taken away, and not there again yet
         self.is_sheltered = False  # nobody takes memory or its row from it
-        self.num_swaps = 0  # how often BE went before its prompt
         self.extents: list[Extent] = []
         self.tail: Extent | None = None  # the last of them
         self.num_chunks = 0  # how many of them, from the first, are chunks of the prefix cache

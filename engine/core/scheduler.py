@@ -42,7 +42,7 @@ class SchedulerConfig:
 
     `reserved_rt_rows` rows are never given to BE, so that a full house makes no chat wait. `be_share` of all tokens is
     BE's even when RT could use them all. A BE request preempted `max_preemptions` times is spared while there are
-    others. An RT prompt with time to spare may give its place to BE `max_swaps` times.
+    others.
     """
 
     max_num_seqs: int
@@ -53,7 +53,6 @@ class SchedulerConfig:
     default_slo: SLO = DEFAULT_SLO
     be_share: float = 0.05
     max_preemptions: int = 8
-    max_swaps: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserved_rt_rows < self.max_num_seqs:
@@ -81,7 +80,7 @@ class Scheduler:
             kv, self.running, self.cost_model, config.max_preemptions, config.policy is not Policy.FCFS
         )
         self._packer: BrosPacker | BaselinePacker = (
-            BrosPacker(self.running, self.memory, kv, self.pace, self.cost_model, config.max_swaps)
+            BrosPacker(self.running, self.memory, kv, self.pace, self.cost_model)
             if is_bros
             else BaselinePacker(config.policy, self.running, self.memory, kv)
         )

@@ -46,10 +46,9 @@ class Preemption(enum.Enum):
 
 
 class Checkpoint(enum.Enum):
-    """When KV is copied to host memory: as it is about to be overwritten, ahead of that too, or never."""
+    """When KV is copied to host memory: as it is about to be overwritten, or never."""
 
     LAZY = "lazy"
-    EAGER = "eager"
     NONE = "none"
 
 

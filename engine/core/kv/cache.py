@@ -228,25 +228,11 @@ class KVCacheManager:
 
     # Copies and prefixes --------------------------------------------------------------------------------
 
-    def save_ahead(self, request: Request, at_most: int, step: int) -> int:
-        """Copy up to `at_most` of the request's newest computed tokens that have no copy, so that a later preemption
-        finds them saved. Returns how many."""
-        run = self.host.run_of(request)
-        end = request.num_computed_tokens
-        if run is not None and run.start <= end and run.end < end:
-            start, end = run.end, min(end, run.end + at_most)
-        else:
-            end = end if run is None or run.start > end else run.start
-            start = max(0, end - at_most)
-        return self._save(request, start, end, step) if start < end else 0
-
-    def _save(self, request: Request, start: int, end: int, step: int) -> int:
+    def _save(self, request: Request, start: int, end: int, step: int) -> None:
         copies = self.host.save(request, start, self.slots(request, start, end), step)
-        if copies is None:
-            return 0
-        self.copies_out.append(copies)
-        self.num_saved_tokens += len(copies.host_slots)
-        return len(copies.host_slots)
+        if copies is not None:
+            self.copies_out.append(copies)
+            self.num_saved_tokens += len(copies.host_slots)
 
     def commit(self, request: Request) -> None:
         """Make the request's full blocks of computed tokens known to the prefix cache."""

@@ -43,10 +43,6 @@ class HostPool:
     def num_used_slots(self) -> int:
         return self.num_slots - len(self._free)
 
-    def run_of(self, request: Request) -> HostRun | None:
-        """The request's copies, if it has any."""
-        return self._runs.get(request)
-
     def save(self, request: Request, start: int, device_slots: list[int], step: int) -> SlotCopy | None:
         """Copies of positions [start, start + len(device_slots)), a suffix of the request's computed tokens, as far as
         there are none yet and the pool has room; what lies lower is kept first, for that is restored first."""

@@ -1,9 +1,8 @@
 """BROS: each step, as much bulk as the chats' deadlines leave time for (arXiv 2504.09590, section 4, taken further).
 
 1. RT tokens: every decoding RT request gets one; they cost little in a step that runs anyway.
-2. RT prompts that cannot wait, the first due first; then those that are too late already.
+2. RT prompts, the first due first; then those that are too late already.
 3. BE: decode tokens, then prompts, while the predicted step time is below the limit.
-4. RT prompts that could wait (each is passed over only so often).
 """
 
 from __future__ import annotations
@@ -22,10 +21,6 @@ from engine.core.terms import Lane
 # A chunk shorter than this is left for the next step: it costs a row, and hardly less than a longer one.
 MIN_CHUNK_TOKENS = 16
 MAX_CHUNK_TOKENS = 1 << 30
-# Of their time per output token, what a step may take that has chat prompts to compute and deadlines passed already.
-RT_PACE = 0.93
-# A prompt is urgent when waiting for one more step leaves it less spare time than this share of its TTFT.
-SWAP_MARGIN = 0.5
 # A model that takes prompts to be dearer than they are would never see one, and never learn: after so many steps
 # without any, a short chunk is computed whatever it says.
 PROBE_STEPS = 64
@@ -44,14 +39,12 @@ class BrosPacker:
         kv: KVCacheManager,
         pace: Pace,
         cost: CostModel,
-        max_swaps: int,
     ) -> None:
         self._running = running
         self._memory = memory
         self._kv = kv
         self._pace = pace
         self._cost = cost
-        self._max_swaps = max_swaps
         self._late: deque[Request] = deque()
         self._last_prompt_step = 0
         self._owed_tokens = 0  # to BE, in this step
@@ -83,14 +76,11 @@ class BrosPacker:
         batch.tokens_left -= owed
         self._resume_oldest(batch, limit_s)
         self._decode(Lane.RT, batch, float("inf"))
-        passed_over = self._pack_prompts(batch, limit_s, now_s)
+        self._pack_prompts(batch, limit_s, now_s)
         self._pack_late(batch, limit_s)
         batch.tokens_left += owed
         if be_has_work:
             self._pack_be(batch, limit_s, owed)
-        for request in passed_over:
-            if not self._compute_prompt(request, batch, limit_s):
-                request.num_swaps += 1
         if not batch.shape.rows:  # requests hold all memory, and each waits for another
             self._force(Lane.RT, batch)
         if not batch.shape.rows:
@@ -98,7 +88,6 @@ class BrosPacker:
         if batch.shape.tokens > batch.shape.rows:
             self._last_prompt_step = batch.number
         pace.count_step(batch.plan.num_tokens, batch.num_be_tokens, be_has_work)
-        self._memory.save_ahead(batch)
 
     # RT -------------------------------------------------------------------------------------------------
 
@@ -114,39 +103,24 @@ class BrosPacker:
             self._memory.catch_up(oldest, batch)
             self._chunk(oldest, batch, limit_s, at_least=MIN_CHUNK_TOKENS, at_most=MIN_CHUNK_TOKENS)
 
-    def _pack_prompts(self, batch: Batch, limit_s: float, now_s: float) -> list[Request]:
-        """Prompts that cannot wait. Returns those that can, as far as they might still find room in this batch."""
+    def _pack_prompts(self, batch: Batch, limit_s: float, now_s: float) -> None:
+        """RT prompts that can still be in time, the first due first."""
         prompts = self._running.prompts
         unfinished: list[Request] = []
-        passed_over: list[Request] = []
-        tokens_left = batch.tokens_left
-        while tokens_left > 0:
+        while batch.tokens_left > 0:
             request = prompts.peek()
             if request is None:
                 break
             prompts.pop()
-            num_tokens = request.num_uncomputed_tokens
-            slack_s = (
-                deadline_s(request) - now_s - self._cost.chunk_s(request.num_computed_tokens, num_tokens)
-            )
-            if slack_s < 0 and request.first_token_s is None:
+            work_s = self._cost.chunk_s(request.num_computed_tokens, request.num_uncomputed_tokens)
+            if deadline_s(request) - now_s - work_s < 0 and request.first_token_s is None:
                 self._late.append(request)
                 continue
             unfinished.append(request)
-            if request.last_step == batch.number:
-                continue
-            if slack_s > limit_s + SWAP_MARGIN * request.slo.ttft_s and request.num_swaps < self._max_swaps:
-                passed_over.append(request)
-                tokens_left -= num_tokens
-            elif not self._compute_prompt(request, batch, limit_s):
+            if request.last_step != batch.number and not self._compute_prompt(request, batch, limit_s):
                 break
-            else:
-                tokens_left = min(tokens_left, batch.tokens_left)
-        for request in unfinished:
-            prompts.push(
-                request
-            )  # for the next step; an entry of one that this step completes is dropped then
-        return passed_over
+        for request in unfinished:  # for the next step; it drops those that this step completes
+            prompts.push(request)
 
     def _pack_late(self, batch: Batch, limit_s: float) -> None:
         """Prompts that miss their TTFT whatever happens, the first to arrive first."""

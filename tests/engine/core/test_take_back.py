@@ -53,7 +53,7 @@ def kinds(scheduler: Scheduler) -> set[str]:
             found.add("sheltered")
         if UNKNOWN in one.token_ids:
             found.add("unknown")
-        if scheduler.kv.host.run_of(one) is not None:
+        if one in scheduler.kv.host._runs:
             found.add("saved")
         if any(scheduler.kv.pool.is_shared(extent) for extent in one.extents):
             found.add("shared")

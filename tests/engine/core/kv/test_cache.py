@@ -95,13 +95,6 @@ class KVCacheMachine(RuleBasedStateMachine):
             assert lost == computed
 
     @precondition(lambda self: self.requests)
-    @rule(number=st.integers(0), at_most=st.integers(1, 10))
-    def save_ahead(self, number, at_most):
-        self.kv.save_ahead(self.pick(number), at_most, self.step)
-        self.copy_out()
-        self.step += 1
-
-    @precondition(lambda self: self.requests)
     @rule(number=st.integers(0))
     def restore(self, number):
         chosen = self.pick(number)

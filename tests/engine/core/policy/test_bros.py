@@ -99,20 +99,6 @@ def test_the_first_due_goes_first_and_the_hopeless_last():
     assert first == ["hurried", "patient", "hopeless"]
 
 
-def test_a_prompt_with_time_to_spare_lets_bulk_go_first_but_not_for_ever():
-    c = Clocked()
-    c.scheduler._packer._max_swaps = 3  # type: ignore[union-attr]
-    for _ in range(5):
-        c.add(Lane.BE, 600, 20)
-    chat = c.add(Lane.RT, 400, 5, slo=SLO(60.0, 1.0))
-    computed = []
-    for _ in range(6):
-        c.step()
-        computed.append(chat.num_computed_tokens)
-    assert computed[0] < 400, "bulk went first"
-    assert computed[3] > computed[0] and max(computed) >= 400
-
-
 def test_bulk_goes_by_priority_then_deadline_then_age():
     c = Clocked(max_num_seqs=2)
     names = {"late": (0, None), "due": (0, 100.0), "soon": (0, 50.0), "first": (5, None)}
