@@ -1,4 +1,4 @@
-"""Hosts and URLs: what is this machine, and how to reach it."""
+"""Host names and URLs: loopback detection and the URL of a local server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
+    """Return whether `host` is localhost or a loopback address, which other machines cannot reach."""
     if host == "localhost":
         return True
     try:
@@ -15,7 +16,7 @@ def is_loopback(host: str) -> bool:
 
 
 def base_url(host: str, port: int) -> str:
-    """How this machine reaches a server that listens on `host`."""
+    """Return the URL under which this machine reaches a server that listens on `host` and `port`."""
     if host == "0.0.0.0":
         host = "127.0.0.1"
     elif host == "::":

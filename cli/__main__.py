@@ -1,4 +1,4 @@
-"""`python -m cli` is `bros-batch`."""
+"""Run `bros-batch` as `python -m cli`."""
 
 from cli.main import main
 

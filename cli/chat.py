@@ -1,4 +1,4 @@
-"""`bros-batch chat`: the fast lane, at a prompt."""
+"""`bros-batch chat`: ask one question, or chat interactively."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.connection_options import service_options
+from cli.connection_options import connection_options
 from cli.output import json_option, note, print_json, safe
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ Messages = list[dict[str, str]]
 
 @click.command()
 @click.argument("message", nargs=-1)
-@click.option("--model", help="The model  [the one that is served]")
-@click.option("--system", help="A system message.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
-@click.option("--stats", is_flag=True, help="Show the time to the first token, and the speed after it.")
+@click.option("--model", show_default="the served model", help="Name of the model.")
+@click.option("--system", help="System message to put before the first message.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Maximum length of the answer, in tokens.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is greedy decoding."
+)
+@click.option("--stats", is_flag=True, help="Show the time to the first token and the speed after it.")
 @json_option
-@service_options
+@connection_options
 def chat(
     client: Client,
     message: tuple[str, ...],
@@ -37,19 +39,22 @@ def chat(
     stats: bool,
     as_json: bool,
 ) -> None:
-    """Ask MESSAGE, and see the answer as it is written. - reads it from stdin; without one, talk."""
+    """Send MESSAGE and print the answer as it is generated.
+
+    Use - as MESSAGE to read it from stdin. Without MESSAGE, start an interactive chat.
+    """
     text = " ".join(message)
     if text == "-" or (not message and not sys.stdin.isatty()):
         text = sys.stdin.read()
         if not text.strip():
-            raise click.UsageError("There is no message on stdin.")
+            raise click.UsageError("No message was received on stdin.")
     options = {"model": model or client.served_model(), "max_tokens": max_tokens, "temperature": temperature}
     body = {key: value for key, value in options.items() if value is not None}
     messages: Messages = [{"role": "system", "content": system}] if system else []
     if not text:
         if as_json:
-            raise click.UsageError("--json needs a MESSAGE.")
-        _talk(client, body, messages, stats)
+            raise click.UsageError("--json requires a MESSAGE.")
+        _chat_interactively(client, body, messages, stats)
         return
     answer = _ask(
         client, {**body, "messages": [*messages, {"role": "user", "content": text}]}, echo=not as_json
@@ -64,7 +69,7 @@ def chat(
 
 
 def _ask(client: Client, body: dict[str, Any], *, echo: bool) -> ChatAnswer:
-    """Send one chat request; with `echo`, write the answer to stdout as it comes."""
+    """Send one chat request; with `echo`, write the answer to stdout as it arrives."""
     from bros_batch.client.chat_stream import ask
 
     answer = ask(client, body, _write if echo else lambda piece: None)
@@ -78,13 +83,15 @@ def _write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _talk(client: Client, body: dict[str, Any], messages: Messages, stats: bool) -> None:
+def _chat_interactively(client: Client, body: dict[str, Any], messages: Messages, stats: bool) -> None:
+    """Read messages from the terminal and answer them until end of file or Ctrl-C at the prompt."""
     from bros_batch.client.http_client import ServiceError
 
     with suppress(ImportError):
-        import readline  # noqa: F401  (input() edits and remembers lines once it is imported)
-    beginning = list(messages)
-    note(f"{body['model']} at {client.url}. /reset forgets, Ctrl-C stops an answer, Ctrl-D leaves.")
+        import readline  # noqa: F401  (importing it gives input() line editing and history)
+    initial = list(messages)
+    note(f"Chatting with {body['model']} at {client.url}.")
+    note("Type /reset to start over. Press Ctrl-C to stop an answer and Ctrl-D to exit.")
     while True:
         try:
             text = input("> ").strip()
@@ -92,7 +99,7 @@ def _talk(client: Client, body: dict[str, Any], messages: Messages, stats: bool)
             note("")
             return
         if text == "/reset":
-            messages = list(beginning)
+            messages = list(initial)
         if not text or text == "/reset":
             continue
         messages.append({"role": "user", "content": text})
@@ -102,7 +109,7 @@ def _talk(client: Client, body: dict[str, Any], messages: Messages, stats: bool)
             messages.pop()
             note("\n(stopped)")
             continue
-        except ServiceError as error:  # too long, too busy: the talk can go on
+        except ServiceError as error:  # too long, or the server is too busy: the chat can continue
             messages.pop()
             note(error.message)
             continue

@@ -1,4 +1,4 @@
-"""Where the service is: flags, environment, or the `up` that runs on this directory's data."""
+"""Options that select the server: `--url` and `--api-key`, their variables, or a local `up` that is running."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def service_options(command: F) -> F:
-    """`--url` and `--api-key`; the command gets a ready `client`."""
+def connection_options(command: F) -> F:
+    """Add `--url` and `--api-key` to a command and pass it a `client` that is ready to use."""
     from functools import wraps
 
     @wraps(command)
@@ -22,17 +22,25 @@ def service_options(command: F) -> F:
         from bros_batch.client.http_client import Client
 
         if url and not url.startswith(("http://", "https://")):
-            raise click.UsageError(f"{url!r} is no URL of a service; it should be like http://host:8000.")
+            raise click.UsageError(f"{url!r} is not a valid server URL; use a URL like http://host:8000.")
         with Client(url or local_url() or DEFAULT_URL, api_key) as client:
             return command(client, *args, **kwargs)
 
-    with_url = click.option("--url", envvar="BROS_URL", help=f"The service  [BROS_URL; {DEFAULT_URL}]")
-    with_key = click.option("--api-key", envvar="BROS_API_KEY", help="Its key  [BROS_API_KEY]")
+    with_url = click.option(
+        "--url",
+        envvar="BROS_URL",
+        show_envvar=True,
+        show_default=f"the local server, or {DEFAULT_URL}",
+        help="URL of the bros-batch server.",
+    )
+    with_key = click.option(
+        "--api-key", envvar="BROS_API_KEY", show_envvar=True, help="API key of the server."
+    )
     return with_url(with_key(with_client))  # type: ignore[return-value]
 
 
 def local_url() -> str | None:
-    """The URL of the `up` that runs on ./bros-data (or BROS_DATA_DIR), if one does and it is this user's."""
+    """Return the URL of an `up` that runs on ./bros-data (or BROS_DATA_DIR), if this user owns that directory."""
     from bros_batch.up.lock import read_state
 
     data_dir = Path(os.environ.get("BROS_DATA_DIR", "bros-data"))

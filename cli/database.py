@@ -1,21 +1,21 @@
-"""`bros-batch db upgrade`."""
+"""`bros-batch db`: create and upgrade the database."""
 
 from __future__ import annotations
 
 import click
 
-from cli.configuration import load_settings, settings_options
+from cli.settings_options import load_settings, settings_options
 
 
 @click.group()
 def db() -> None:
-    """Look after the database."""
+    """Create or upgrade the database."""
 
 
-@db.command()
+@db.command(short_help="Upgrade the schema, or create the database.")
 @settings_options("data_dir")
 def upgrade(data_dir: str | None) -> None:
-    """Bring the database's schema up to this version; makes the database where there is none."""
+    """Upgrade the database schema to this version, or create the database if it does not exist."""
     from bros_batch.up.preflight import bring_database_up_to_date
 
     settings = load_settings(data_dir=data_dir)

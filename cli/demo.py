@@ -1,4 +1,4 @@
-"""`bros-batch demo`: all of it, on this machine, in a minute."""
+"""`bros-batch demo`: a bulk job and chat on temporary services."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--documents", type=click.IntRange(1), default=300, show_default=True, help="How many.")
 @click.option(
-    "--out", default="bros-demo-results", show_default=True, type=click.Path(file_okay=False, path_type=Path)
+    "--documents", type=click.IntRange(1), default=300, show_default=True, help="Number of documents."
+)
+@click.option(
+    "--out",
+    default="bros-demo-results",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for the documents and results.",
 )
 @json_option
 @click.argument("engine_arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(documents: int, out: Path, as_json: bool, engine_arguments: tuple[str, ...]) -> None:
-    """Run a job of made-up documents and chat at the same time, grade the answers, and leave nothing running.
+    """Run a job of generated documents, chat while it runs, and grade all answers.
 
-    After --, ENGINE_ARGUMENTS go to the engine.
+    The services run in a temporary directory and stop at the end. ENGINE_ARGUMENTS after -- are passed to the engine.
     """
     from bros_batch.demo.run import run_demo
     from bros_batch.up.service_commands import PYTHON
@@ -48,7 +54,7 @@ def demo(documents: int, out: Path, as_json: bool, engine_arguments: tuple[str, 
     else:
         _print_report(report)
     if report.failed:
-        raise Failure(f"{report.failed} documents failed; see {out}/errors.jsonl.")
+        raise Failure(f"{report.failed} items failed; see {out}/errors.jsonl.")
 
 
 def _interrupted(signum: int, frame: FrameType | None) -> None:
@@ -56,7 +62,7 @@ def _interrupted(signum: int, frame: FrameType | None) -> None:
 
 
 class _View:
-    """Steps, a live line and the chats, on stderr."""
+    """Shows the steps, a live progress line and the chats on stderr."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -86,8 +92,8 @@ class _View:
         self._live.update(live_line("demo", progress))
 
     def chat(self, result: ChatResult) -> None:
-        wait = "no answer" if result.ttft_s is None else f"{1000 * result.ttft_s:.0f} ms to the first word"
-        verdict = "right" if result.is_right else f"wrong: {result.truth}"
+        wait = "no answer" if result.ttft_s is None else f"{1000 * result.ttft_s:.0f} ms to the first token"
+        verdict = "correct" if result.is_right else f"wrong; the answer is: {result.truth}"
         for line in (
             f"  chat, with {result.done} documents done: {result.question}",
             f"       {result.answer}",
@@ -109,12 +115,12 @@ def _print_report(report: DemoReport) -> None:
   Documents    {report.documents} in {report.seconds:.1f} s: {report.documents_per_s:.1f} documents/s, \
 {report.tokens_per_s:,.0f} tokens/s
   Accuracy     {fields}
-               {report.accuracy_all_fields:.1%} of the documents right in every field, from vendors never seen before
-  Chat         first word after {", ".join(waits) or "-"}, while the job ran
-  Results      {report.results_dir}/results.jsonl; the documents and their truth are in documents.jsonl
+               {report.accuracy_all_fields:.1%} of the documents correct in every field; all vendors are new to it
+  Chat         first token after {", ".join(waits) or "-"}, while the job ran
+  Results      {report.results_dir}/results.jsonl; the documents and their true values are in documents.jsonl
 
-  Nothing is left running. Next:
-    {program()} up                          the same services, to stay, with a dashboard
+  All services have stopped. Next:
+    {program()} up                          run the same services permanently, with a dashboard
     {program()} submit {report.results_dir}/documents.jsonl --prompt "Who is the vendor? {{text}}" --wait
     {program()} chat "What can you do?"     in another terminal"""
     )

@@ -1,4 +1,4 @@
-"""`bros-batch doctor`: what works, what does not, and the mend."""
+"""`bros-batch doctor`: check the installation and suggest fixes."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import dataclasses
 
 import click
 
-from cli.configuration import load_settings, settings_options
 from cli.failure import Failure
 from cli.output import json_option, print_json, safe
+from cli.settings_options import load_settings, settings_options
 
-COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
+COLORS = {"ok": "green", "note": "yellow", "broken": "red"}
 
 
 @click.command()
 @settings_options("data_dir", "model")
 @json_option
 def doctor(data_dir: str | None, model: str | None, as_json: bool) -> None:
-    """Say what works, what does not, and the mend. Exit 1 when something is broken."""
+    """Check the installation and suggest fixes. Exits with 1 if something is broken."""
     from bros_batch.up.doctor import Health, examine
 
     findings = []
     for finding in examine(load_settings(data_dir=data_dir, model=model)):
         findings.append(finding)
         if not as_json:
-            mark = click.style(f"{finding.health:<6}", fg=COLOURS[finding.health])
+            mark = click.style(f"{finding.health:<6}", fg=COLORS[finding.health])
             click.echo(f"{mark}  {finding.name:<14}  {safe(finding.detail)}")
-            if finding.mend:
-                click.echo(f"{'':24}{safe(finding.mend)}")
+            if finding.fix:
+                click.echo(f"{'':24}{safe(finding.fix)}")
     broken = [finding.name for finding in findings if finding.health is Health.BROKEN]
     if as_json:
         print_json({"ok": not broken, "findings": [dataclasses.asdict(finding) for finding in findings]})

@@ -1,6 +1,6 @@
-"""How a command fails: one sentence on stderr and an exit code.
+"""Command failures: one sentence on stderr and an exit code.
 
-0  it worked        1  the work failed        2  used wrongly        3  the service cannot be reached
+0  success        1  the work failed        2  usage error        3  the server cannot be reached
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import IO, Any
 import click
 
 WORK_FAILED = 1
-USED_WRONGLY = 2
+USAGE_ERROR = 2
 UNREACHABLE = 3
 
 
 class Failure(click.ClickException):
-    """Ends the command with `message` and `exit_code`; an empty message ends it silently."""
+    """Ends the command with an error message and an exit code; an empty message ends it silently."""
 
     def __init__(self, message: str, exit_code: int = WORK_FAILED) -> None:
         super().__init__(message)
@@ -26,20 +26,23 @@ class Failure(click.ClickException):
             click.echo(f"bros-batch: {self.message}", err=True)
 
 
-def explained(error: Exception) -> Failure:
-    """Any exception as one sentence. Modules that cannot have raised it are not imported to find out."""
+def failure_of(error: Exception) -> Failure:
+    """Turn any exception into a Failure.
+
+    Exceptions are recognized by class name, so that no module is imported only to compare its classes.
+    """
     kind = type(error).__name__
     if kind == "ServiceUnreachable":
         return Failure(str(error), UNREACHABLE)
     if kind == "ServiceError":
-        hint = "; set BROS_API_KEY or give --api-key" if getattr(error, "status", None) == 401 else ""
+        hint = "; set BROS_API_KEY or use --api-key" if getattr(error, "status", None) == 401 else ""
         return Failure(f"{str(error).rstrip('.')}{hint}.")
-    if kind in ("Refused", "LookupError"):
+    if kind in ("StartupError", "LookupError"):
         return Failure(str(error))
     if kind == "ValidationError" and hasattr(error, "errors"):
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
-        return Failure(f"The setting BROS_{name} is wrong: {first['msg']}.", USED_WRONGLY)
+        return Failure(f"The setting BROS_{name} is not valid: {first['msg']}.", USAGE_ERROR)
     if isinstance(error, OSError) and error.strerror:
-        return Failure(f"{error.filename or 'The system'}: {error.strerror}.")
-    return Failure(f"{kind}: {error} (`bros-batch --debug ...` shows where)")
+        return Failure(f"{error.filename or 'System error'}: {error.strerror}.")
+    return Failure(f"{kind}: {error} (use `bros-batch --debug ...` to see the traceback)")

@@ -1,4 +1,4 @@
-"""The `bros-batch` command: what there is, loaded only when it is called."""
+"""The `bros-batch` command and its table of subcommands, each imported only when it runs."""
 
 from __future__ import annotations
 
@@ -9,46 +9,49 @@ from typing import Any
 
 import click
 
-from cli.failure import Failure, explained
+from cli.failure import Failure, failure_of
 
-# Section -> command -> (where it is, its one line of help). `--help` reads this table and imports nothing.
+# Section -> command -> (module and attribute, one line of help). `--help` reads this table and imports no command.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
-    "Bulk": {
-        "submit": ("cli.jobs.submit:submit", "Send a file of documents as a job."),
+    "Bulk jobs": {
+        "submit": ("cli.jobs.submit:submit", "Submit a file of documents or requests as a job."),
         "list": ("cli.jobs.list_jobs:list_jobs", "List jobs, newest first."),
-        "status": ("cli.jobs.status:status", "Show how far a job is."),
-        "results": ("cli.jobs.results:results", "Fetch what a job has finished so far."),
-        "errors": ("cli.jobs.results:errors", "Show the lines of a job that failed, and why."),
-        "cancel": ("cli.jobs.control:cancel", "Stop a job; finished lines stay."),
-        "pause": ("cli.jobs.control:pause", "Start no more lines of a job."),
-        "resume": ("cli.jobs.control:resume", "Go on with a paused job."),
-        "retry": ("cli.jobs.control:retry", "Run a job's failed lines again."),
+        "status": ("cli.jobs.status:status", "Show or watch the progress of a job."),
+        "results": ("cli.jobs.results:results", "Fetch the results of a job, finished or not."),
+        "errors": ("cli.jobs.results:errors", "Show the failed items of a job and their errors."),
+        "cancel": ("cli.jobs.control:cancel", "Cancel a job; finished items keep their results."),
+        "pause": ("cli.jobs.control:pause", "Pause a job."),
+        "resume": ("cli.jobs.control:resume", "Resume a paused job."),
+        "retry": ("cli.jobs.control:retry", "Run the failed items of a job again."),
     },
     "Chat": {
-        "chat": ("cli.chat:chat", "Ask the model, in the fast lane."),
+        "chat": ("cli.chat:chat", "Ask the model a question, or chat interactively."),
     },
-    "This machine": {
-        "demo": ("cli.demo:demo", "See it all work, on 300 documents, in a minute."),
-        "up": ("cli.up:up", "Run every service, until Ctrl-C."),
-        "doctor": ("cli.doctor:doctor", "Say what works, what does not, and the mend."),
+    "Local setup": {
+        "demo": ("cli.demo:demo", "Try bulk and chat together on 300 generated documents."),
+        "up": ("cli.up:up", "Run all services on this machine."),
+        "doctor": ("cli.doctor:doctor", "Check the installation and suggest fixes."),
     },
-    "Without a machine": {
-        "simulate": ("cli.simulation.simulate:simulate", "Replay a load on a simulated engine."),
-        "plan": ("cli.simulation.plan:plan", "Say how many engines a load needs."),
+    "Capacity planning": {
+        "simulate": (
+            "cli.simulation.simulate:simulate",
+            "Simulate an engine under a load and compare policies.",
+        ),
+        "plan": ("cli.simulation.plan:plan", "Estimate how many engines a load needs."),
     },
-    "One service each": {
-        "engine": ("cli.service:engine", "Run the engine, which computes."),
-        "worker": ("cli.service:worker", "Run the worker, which moves jobs along."),
-        "beat": ("cli.service:beat", "Run the clock, which wakes the worker."),
-        "web": ("cli.service:web", "Run the API and the dashboard."),
-        "db": ("cli.database:db", "Look after the database."),
+    "Single services": {
+        "engine": ("cli.services:engine", "Run the engine."),
+        "worker": ("cli.services:worker", "Run the Celery worker."),
+        "beat": ("cli.services:beat", "Run Celery beat, the periodic scheduler."),
+        "web": ("cli.services:web", "Run the web server: API and dashboard."),
+        "db": ("cli.database:db", "Create or upgrade the database."),
     },
 }
-COMMANDS = {name: place for section in SECTIONS.values() for name, place in section.items()}
+COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name; imports one when it runs."""
+    """A command group that imports a command only when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -66,9 +69,9 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"There is no command {args[0]!r}.{meant}", ctx)
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            suggestion = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"No such command: {args[0]!r}.{suggestion}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -89,19 +92,20 @@ class LazyGroup(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            raise explained(error) from None
+            raise failure_of(error) from None
 
 
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="COMMAND ...",
-    epilog="BROS_URL and BROS_API_KEY say which service to talk to; `bros-batch COMMAND --help` says more.",
+    epilog="Set BROS_URL and BROS_API_KEY to use another server. Run `bros-batch COMMAND --help` for the options of a "
+    "command.",
 )
 @click.version_option(package_name="bros-batch", prog_name="bros-batch")
-@click.option("--debug", is_flag=True, envvar="BROS_DEBUG", help="Show where an error came from.")
+@click.option("--debug", is_flag=True, envvar="BROS_DEBUG", help="Show a traceback when a command fails.")
 def main(debug: bool) -> None:
-    """Bulk LLM document jobs and interactive chat on the same GPU."""
+    """Run bulk LLM document jobs and interactive chat on the same GPU."""
 
 
 if __name__ == "__main__":

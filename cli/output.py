@@ -1,4 +1,4 @@
-"""What goes where: results on stdout and nothing else there, words about them on stderr."""
+"""Output of commands: results, and nothing else, go to stdout; notes go to stderr."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 output_option = click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True),
-    help="Write to this file; - is stdout.",
+    help="Write to this file; - means stdout.",
 )
 
 
 def print_json(value: Any) -> None:
-    """One JSON document: indented for a person, one line for a pipe."""
+    """Print one JSON value: indented on a terminal, on one line into a pipe."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
 
 
 def program() -> str:
-    """How this person can call us: by name where PATH has it, else by its place beside this Python."""
+    """Return the command that runs bros-batch: its name if PATH has it, else its path next to this Python."""
     if shutil.which("bros-batch"):
         return "bros-batch"
     path = Path(sys.executable).parent / "bros-batch"
@@ -35,12 +35,12 @@ def program() -> str:
 
 
 def note(message: str) -> None:
-    """A word to the person, out of the way of the data."""
+    """Print a message to stderr, where it does not mix with the data on stdout."""
     click.echo(message, err=True)
 
 
 def write_lines(lines: Iterable[bytes], output: str | None) -> int:
-    """Write to stdout, or to a file that appears only when it is whole. Returns the number of lines."""
+    """Write lines to stdout, or to a file that appears only once it is complete. Returns the number of lines."""
     count = 0
     if output is None or output == "-":
         stdout = sys.stdout.buffer
@@ -63,7 +63,7 @@ def write_lines(lines: Iterable[bytes], output: str | None) -> int:
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """Format a duration as `8 s`, `3 min 20 s`, `2 h 5 min` or `3 d 4 h`."""
     whole = max(0, round(seconds))
     for size, unit, part_size, part_unit in (
         (86400, "d", 3600, "h"),
@@ -77,5 +77,5 @@ def duration(seconds: float) -> str:
 
 
 def safe(text: object) -> str:
-    """Text from elsewhere, without the control characters that could repaint a terminal."""
+    """Replace control characters in untrusted text, which could otherwise rewrite the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in str(text))

@@ -1,4 +1,4 @@
-"""`bros-batch up`: every service on this machine."""
+"""`bros-batch up`: run all services on this machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.configuration import load_settings, settings_options
 from cli.connection_options import DEFAULT_URL, local_url
 from cli.failure import Failure
 from cli.output import program
+from cli.settings_options import load_settings, settings_options
 
 if TYPE_CHECKING:
     from bros_batch.up.lock import UpState
 
-COLOURS = {
+COLORS = {
     "redis": "red",
     "engine": "green",
     "worker": "yellow",
@@ -32,15 +32,24 @@ COLOURS = {
 @settings_options(
     "model", "served_model_name", "data_dir", "host", "port", "api_key", "insecure", "max_model_len"
 )
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Worker processes.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute  [auto]")
-@click.option("--dtype", help="auto, float32, bfloat16 or float16  [auto]")
-@click.option("--max-num-seqs", type=click.IntRange(1), help="Requests computed at once.")
 @click.option(
-    "--gpu-memory-utilization", type=click.FloatRange(0, 1), help="Share of the GPU's memory  [0.9]"
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Number of worker processes."
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show every line of every service.")
-@click.option("--json", "as_json", is_flag=True, help="When ready, print one JSON object with the URL.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), show_default="auto", help="Device to compute on."
+)
+@click.option("--dtype", show_default="auto", help="Data type: auto, float32, bfloat16 or float16.")
+@click.option("--max-num-seqs", type=click.IntRange(1), help="Maximum number of requests in one step.")
+@click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(0, 1),
+    show_default="0.9",
+    help="Fraction of the GPU memory to use.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show the full log of every service.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object with the URL once everything is ready."
+)
 @click.argument("engine_arguments", nargs=-1, type=click.UNPROCESSED)
 def up(
     workers: int,
@@ -53,7 +62,11 @@ def up(
     engine_arguments: tuple[str, ...],
     **flags: Any,
 ) -> None:
-    """Run every service, until Ctrl-C, which drains; once more kills. After --, ENGINE_ARGUMENTS go to the engine."""
+    """Run all services on this machine until Ctrl-C.
+
+    Ctrl-C lets running work finish; a second Ctrl-C stops everything immediately. ENGINE_ARGUMENTS after -- are passed
+    to the engine.
+    """
     from bros_batch.up.supervisor import UpOptions, run_up
 
     settings = load_settings(**flags)
@@ -71,9 +84,9 @@ def up(
 
 
 def say(source: str, message: str) -> None:
-    """A line of the console, with a coloured prefix where stderr is a terminal."""
-    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    prefix = click.style(f"{source:>6} |", fg=COLOURS.get(source)) if coloured else f"{source:>6} |"
+    """Print a message of a service to stderr, with a colored prefix on a terminal."""
+    colored = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    prefix = click.style(f"{source:>6} |", fg=COLORS.get(source)) if colored else f"{source:>6} |"
     for line in message.splitlines():
         click.echo(f"{prefix} {line}", err=True)
 
@@ -96,7 +109,7 @@ def _print_welcome(state: UpState) -> None:
   Data        {state.data_dir}
 
   Try         {program()} chat{url} "Hello"
-              {program()} submit{url} docs.jsonl --prompt "Summarise: {{text}}" --wait
-  Ctrl-C stops."""
+              {program()} submit{url} docs.jsonl --prompt "Summarize: {{text}}" --wait
+  Press Ctrl-C to stop."""
     )
     sys.stdout.flush()

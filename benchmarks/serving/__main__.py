@@ -7,9 +7,9 @@
 `--rounds 5` goes through the phases five times, every second time backwards, and pools what it sees: a shared machine
 drifts by more within minutes than a policy costs.
 
-The load is in `load.py`, the phases are in `phase.py`; every server gets the same requests at the same times. A chat is
-within the limits if its first token came at most `--ttft-ms` after it was due and its further ones at most `--tpot-ms`
-apart on average. Writes a JSON file and a picture. How to run other servers: `benchmarks/peers.md`.
+The load is in `load.py`, the phases are in `phase.py`; every server gets the same requests at the same times. A chat
+meets its SLO if its first token arrives within `--ttft-ms` of its scheduled time and its further tokens are at most
+`--tpot-ms` apart on average. Writes a JSON file and a plot. `benchmarks/peers.md` says how to run other servers.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A tiny trained document reader and the synthetic documents it was trained on."""
+"""The demo: a small trained model that reads documents, and the generator of its synthetic documents."""

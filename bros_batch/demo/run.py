@@ -1,6 +1,6 @@
-"""The demo: a job of documents and three chats at once, on services that live only as long as it runs.
+"""The demo: a bulk job and three chats at the same time, on services that run only for the demo.
 
-Every document is made up, so the truth is known and every answer can be graded.
+Every document is generated, so its true values are known and every answer can be graded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from bros_batch.client.chat_stream import ask
 from bros_batch.client.http_client import Client
+from bros_batch.db.states import ENDED_JOB
 from bros_batch.demo.documents import (
     CHAT_PROMPT,
     EXTRACTION_PROMPT,
@@ -28,24 +29,22 @@ from bros_batch.demo.documents import (
     generate_documents,
     questions,
 )
-from bros_batch.up.preflight import Refused
+from bros_batch.up.preflight import StartupError
 from bros_batch.up.tether import tethered
 
-# Vendors that the model has never seen.
+# Held-out seeds, so that the vendors are new to the model.
 DOCUMENT_SEED = HELD_OUT_SEED + 2026
 CHAT_SEED = HELD_OUT_SEED + 2027
 CHATS = 3
 MAX_ANSWER_TOKENS = 128
-ASK_EVERY_S = 0.25
+POLL_INTERVAL_S = 0.25
 DRAIN_S = 5.0
 KILL_S = 20.0
-
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
 class ChatResult:
-    """One question, asked when `done` of the job's documents had ended."""
+    """A chat question and its answer. `done` items of the job had ended when it was asked."""
 
     question: str
     answer: str
@@ -60,7 +59,7 @@ class ChatResult:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What came of it. Accuracies are shares of all documents; a failed document is wrong in every field."""
+    """Result of the demo. Accuracies are fractions of all documents; a failed item counts as wrong in every field."""
 
     documents: int
     failed: int
@@ -74,7 +73,7 @@ class DemoReport:
 
 
 class DemoView(Protocol):
-    """Shows how the demo goes."""
+    """Shows the progress of the demo."""
 
     def step(self, text: str) -> None: ...
     def progress(self, batch: dict[str, Any]) -> None: ...
@@ -88,12 +87,14 @@ def run_demo(
     view: DemoView,
     engine_args: Sequence[str] = (),
 ) -> DemoReport:
-    """Start `up_command` on a data directory of its own, run the demo, stop it. `up_command` prints one JSON object
-    with its `url` when it is ready. Leaves nothing but `results_dir`, also when interrupted.
+    """Start `up_command` on a temporary data directory, run the demo, and stop the services.
 
-    Raises Refused if the services do not start, ServiceError or ServiceUnreachable if they fail.
+    `up_command` prints one JSON object with its `url` once it is ready. Only `results_dir` remains, also after an
+    interruption.
+
+    Raises StartupError if the services do not start, ServiceError or ServiceUnreachable if they fail.
     """
-    view.step("Starting every service: Redis, the engine, a worker, the web server")
+    view.step("Starting the services: Redis, engine, worker, web server")
     with (
         tempfile.TemporaryDirectory(prefix="bros-demo-") as directory,
         _services(up_command, engine_args, Path(directory)) as url,
@@ -101,7 +102,7 @@ def run_demo(
     ):
         batch_documents = list(generate_documents(documents, DOCUMENT_SEED))
         chat_documents = list(generate_documents(CHATS, CHAT_SEED))
-        view.step(f"Submitting {documents} made-up documents as a job, and chatting while it runs")
+        view.step(f"Submitting {documents} generated documents as a job, and chatting while it runs")
         started_s = time.monotonic()
         batch = _submit(client, batch_documents, Path(directory))
         chats: list[ChatResult] = []
@@ -114,7 +115,7 @@ def run_demo(
                 chats.append(_chat(client, chat_documents[len(chats)], len(chats), done))
                 view.chat(chats[-1])
         seconds = time.monotonic() - started_s
-        while len(chats) < CHATS:  # a small job may be over sooner than three questions are asked
+        while len(chats) < CHATS:  # a small job may end before all questions were asked
             chats.append(_chat(client, chat_documents[len(chats)], len(chats), documents))
             view.chat(chats[-1])
         results_dir.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def run_demo(
         (results_dir / "errors.jsonl").write_bytes(b"".join(client.result_lines(batch["id"], "failed")))
         _write_documents(results_dir / "documents.jsonl", batch_documents, with_truth=True)
         right = grade(batch_documents, results)
-        view.step("Stopping every service")
+        view.step("Stopping the services")
     return DemoReport(
         documents=documents,
         failed=documents - len(results),
@@ -138,7 +139,7 @@ def run_demo(
 
 
 def grade(documents: Sequence[Document], result_lines: Sequence[bytes]) -> list[set[str]]:
-    """For each document, the fields that its result has right."""
+    """Return, for each document, the set of fields that its result got right."""
     answers: dict[str, dict[str, Any]] = {}
     for line in result_lines:
         record = json.loads(line)
@@ -157,9 +158,9 @@ def grade(documents: Sequence[Document], result_lines: Sequence[bytes]) -> list[
 
 @contextmanager
 def _services(up_command: Sequence[str], engine_args: Sequence[str], directory: Path) -> Iterator[str]:
-    """The URL of services that end with the block; if we are killed, they stop by themselves."""
+    """Run the services for the duration of the block and yield their URL. They also stop if this process is killed."""
     log = directory / "up.log"
-    # What this shell has set for services of its own is not for the demo's.
+    # The settings in this environment are for other services, not for those of the demo.
     env = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
     flags = ["--data-dir", str(directory / "data"), "--port", "0", "--json"]
     command = tethered([*up_command, *flags, "--", *engine_args], signal.SIGTERM)
@@ -174,17 +175,17 @@ def _services(up_command: Sequence[str], engine_args: Sequence[str], directory: 
         )
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()  # arrives when everything is ready; ends when `up` does
+        line = process.stdout.readline()  # the line arrives once everything is ready, or ends if `up` ends
         if not line:
             process.wait()
-            raise Refused(f"The services did not start:\n{log.read_text(errors='replace').strip()}")
+            raise StartupError(f"The services did not start:\n{log.read_text(errors='replace').strip()}")
         yield json.loads(line)["url"]
     finally:
         _stop(process)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """A drain, if it is a short one: nobody will want what is still in work. Asked twice, `up` kills at once."""
+    """Stop `up` after a short drain; its unfinished work is not needed. A second SIGTERM makes it kill its children."""
     for patience_s in (DRAIN_S, KILL_S):
         process.terminate()
         with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -218,9 +219,9 @@ def _observe(client: Client, batch_id: str) -> Iterator[dict[str, Any]]:
     while True:
         batch = client.batch(batch_id)
         yield batch
-        if batch["status"] in ENDED:
+        if batch["status"] in ENDED_JOB:
             return
-        time.sleep(ASK_EVERY_S)  # HTTP has no way to wait for a job
+        time.sleep(POLL_INTERVAL_S)  # the HTTP API has no way to wait for a job
 
 
 def _chat(client: Client, document: Document, number: int, done: int) -> ChatResult:

@@ -1,4 +1,4 @@
-"""One supervised process: started, watched, started again when it dies, stopped in order."""
+"""A supervised child process: start, watch, restart with backoff, stop."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from bros_batch.up.tether import tethered
 
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
-# A child that lived this long was well: its next death starts the backoff anew.
+# A child that ran this long was healthy: its next death starts the backoff from the beginning.
 STEADY_S = 60.0
-# How long a killed group's pipe may stay open before we stop listening to it.
+# How long to wait for the output pipe of a stopped child to close.
 PIPE_CLOSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to run. `grace_s` is how long a stop may take before it becomes a kill; `on_orphaned` is the
-    signal the child gets if its supervisor dies."""
+    """How to run a child.
+
+    `grace_s` is how long the child may take to stop before it is killed. `on_orphaned` is the signal that it receives
+    if its supervisor dies.
+    """
 
     name: str
     command: Sequence[str]
@@ -38,11 +41,11 @@ class ChildSpec:
 
 
 class Child:
-    """A child and its restarts. `announce(message)` tells the operator of its life, `show(line)` of its
-    words.
+    """A child process that is restarted when it dies.
 
-    Each run is its own session, so a terminal's Ctrl-C reaches only the supervisor, and a kill reaches the
-    child's own children too.
+    `announce(message)` reports starts and deaths to the operator, `show(line)` shows a line of the child's output. Each
+    run has its own session: Ctrl-C in a terminal reaches only the supervisor, and a kill also reaches the child's own
+    children.
     """
 
     def __init__(
@@ -70,11 +73,11 @@ class Child:
 
     @property
     def pid(self) -> int | None:
+        """Process id of the running child, or None."""
         return self._process.pid if self._process is not None and not self._ended.is_set() else None
 
     async def keep_running(self, on_change: Callable[[], None]) -> None:
-        """Run the child until `stop`; when it ends before that, run it again, after a longer wait each
-        time."""
+        """Run the child until `stop` is called, and restart it after a growing delay whenever it ends before that."""
         delay_s = FIRST_DELAY_S
         while not self._stopping.is_set():
             started_s = time.monotonic()
@@ -82,17 +85,16 @@ class Child:
                 await self._start()
                 on_change()
                 await self._ended.wait()
-                what = f"died ({describe_exit(self.last_code)})"
-            except OSError as error:  # no memory, no process or no file descriptor left
-                what = f"cannot be started ({error.strerror})"
+                event = f"died ({describe_exit(self.last_code)})"
+            except OSError as error:  # out of memory, processes or file descriptors
+                event = f"cannot be started ({error.strerror})"
             if self._stopping.is_set():
                 return
             lived_s = time.monotonic() - started_s
             self.deaths += 1
             if lived_s > STEADY_S:
                 delay_s = FIRST_DELAY_S
-            again = f"starting it again in {delay_s:g} s"
-            self._announce(f"{self.spec.name} {what} after {lived_s:.1f} s; {again}")
+            self._announce(f"{self.spec.name} {event} after {lived_s:.1f} s; restarting in {delay_s:g} s")
             on_change()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
@@ -102,7 +104,7 @@ class Child:
         read_fd, write_fd = os.pipe()
         output = os.fdopen(read_fd, "rb", 0)
         try:
-            self._process = subprocess.Popen(  # noqa: ASYNC220  (quick; SIGCHLD tells of its end)
+            self._process = subprocess.Popen(  # noqa: ASYNC220  (quick; SIGCHLD reports its end)
                 tethered([*self.spec.command], self.spec.on_orphaned),
                 stdin=subprocess.DEVNULL,
                 stdout=write_fd,
@@ -121,19 +123,18 @@ class Child:
         _, self._pump = await loop.connect_read_pipe(
             lambda: LogPump(self._file, self.tail, self._show, self._verbose), output
         )
-        self.reap()  # a SIGCHLD that came before we were ready to hear it
+        self.reap()  # the SIGCHLD may have come before the handler was ready
 
     def reap(self) -> None:
-        """Notice that the process has ended, if it has. Called on SIGCHLD."""
+        """Record the end of the process if it has ended. Called on SIGCHLD."""
         if self._process is None or self._ended.is_set() or self._process.poll() is None:
             return
         self.last_code = self._process.returncode
-        self.kill()  # what it may have left of its own children
+        self.kill()  # its own children may still be running
         self._ended.set()
 
     async def stop(self) -> None:
-        """Ask it to end, wait out its grace, then kill it. Returns when it is gone and its last words
-        read."""
+        """Terminate the child, or kill it after its grace period. Returns once it has ended and its output is read."""
         self._stopping.set()
         if self._process is not None and not self._ended.is_set():
             self._process.terminate()
@@ -149,14 +150,14 @@ class Child:
         self._file.close()
 
     def kill(self) -> None:
-        """SIGKILL to the child and everything it started."""
+        """Send SIGKILL to the child and every process it started."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def describe_exit(code: int | None) -> str:
-    """`exit code 1`, or `killed by SIGKILL`."""
+    """Describe an exit status as `exit code 1` or `killed by SIGKILL`."""
     if code is None or code >= 0:
         return f"exit code {code}"
     try:

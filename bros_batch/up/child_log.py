@@ -1,4 +1,4 @@
-"""What a child process prints: every line to its own size-bounded file, the telling ones to the console."""
+"""Logs of child processes: every line goes to a file of bounded size, warnings also go to the console."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ KEPT_FILES = 3
 MAX_LINE_BYTES = 64 * 1024
 TAIL_LINES = 20
 
-# A line worth a person's attention: a level from warnings up, as the loggers of our services write it.
+# Lines shown on the console: warnings and worse, in the formats of the services' loggers.
 _WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL|FATAL)\b|^Traceback |^\w*(Error|Exception): ")
-
-
-# Redis says so on every default Linux, and it does not concern us: we never ask for a background save.
-_NO_NEWS = "Memory overcommit must be enabled"
+# Redis prints this on every default Linux. It does not apply here: background saves are disabled.
+_IGNORED = "Memory overcommit must be enabled"
 
 
 class RotatingFile:
-    """An append-only file: past `max_bytes` it becomes NAME.log.1, .1 becomes .2, and so on.
+    """An append-only log file that is rotated at `max_bytes`: NAME.log becomes NAME.log.1, .1 becomes .2, and so on.
 
-    A full disk loses log lines, never the process that writes them.
+    If the disk is full, log lines are lost, but the process that writes them continues.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES, kept: int = KEPT_FILES) -> None:
@@ -58,7 +56,7 @@ class RotatingFile:
 
 
 class LogPump(asyncio.Protocol):
-    """Reads a child's output pipe. `show` gets the lines that are warnings or worse, or all if `verbose`."""
+    """Reads the output pipe of a child. `show` receives warnings and worse, or every line if `verbose`."""
 
     def __init__(
         self, file: RotatingFile, tail: deque[str], show: Callable[[str], None], verbose: bool
@@ -76,20 +74,20 @@ class LogPump(asyncio.Protocol):
             lines.append(self._rest)
             self._rest = b""
         for line in lines:
-            self._line(line)
+            self._take_line(line)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._rest:
-            self._line(self._rest)
+            self._take_line(self._rest)
         self._rest = b""
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def _line(self, raw: bytes) -> None:
+    def _take_line(self, raw: bytes) -> None:
         self._file.write(raw + b"\n")
         text = raw.decode("utf-8", "replace").rstrip()
         if not text:
             return
         self._tail.append(text)
-        if self._verbose or (_WARNING.search(text) and _NO_NEWS not in text):
+        if self._verbose or (_WARNING.search(text) and _IGNORED not in text):
             self._show(text)

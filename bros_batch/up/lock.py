@@ -1,4 +1,4 @@
-"""One `up` a data directory: the lock that says so, and `run/up.json`, which says where it is."""
+"""The lock that allows one `up` per data directory, and the state file `run/up.json` that describes it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included.
+# sun_path holds 108 bytes on Linux and 104 on macOS, including the final NUL.
 MAX_SOCKET_PATH_BYTES = 100
-# How long the children of a killed `up` may take to end before we call the directory taken.
+# How long the children of a killed `up` may take to end before the directory counts as in use.
 DYING_CHILDREN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class UpState:
-    """A running `up`, as others find it. `children` maps a service to its process id."""
+    """Where a running `up` can be reached. `children` maps the name of a service to its process id."""
 
     pid: int
     url: str
@@ -36,11 +36,11 @@ class UpState:
 
 
 class AlreadyRunning(Exception):
-    """Another `up` holds the data directory."""
+    """Another `up` runs on this data directory."""
 
 
 def read_state(data_dir: Path) -> UpState | None:
-    """The `up` that runs on this data directory, or None. A file left by a killed one does not count."""
+    """Read the state of the `up` that runs on this data directory. None if there is none, or only a stale file."""
     try:
         state = UpState(**json.loads((data_dir / "run" / "up.json").read_bytes()))
         os.kill(state.pid, 0)
@@ -54,8 +54,10 @@ def read_state(data_dir: Path) -> UpState | None:
 
 
 class UpLock:
-    """Holds `data_dir/run/up.lock` for as long as this process or a child that was given `fd` lives: the
-    kernel lets go of it, whatever kills us. So a new Redis never meets a dying one on the same files.
+    """Holds `data_dir/run/up.lock` while this process, or a child that inherits `fd`, is alive.
+
+    The kernel releases the lock however the process ends. The Redis child inherits it, so a new Redis never opens the
+    files of one that is still shutting down.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -75,25 +77,29 @@ class UpLock:
                 return
             except BlockingIOError:
                 other = read_state(data_dir)
-                if other is None and time.monotonic() < give_up_at:  # children of a killed `up`, about to end
+                if (
+                    other is None and time.monotonic() < give_up_at
+                ):  # the children of a killed `up` are about to end
                     time.sleep(0.02)
                     continue
             self._file.close()
             where = f" (pid {other.pid}, {other.url})" if other else ""
             raise AlreadyRunning(
-                f"bros-batch is already running on {data_dir}{where}; stop it, or give another --data-dir."
+                f"bros-batch is already running on {data_dir}{where}; stop it, or use another --data-dir."
             )
 
     def write(self, state: UpState) -> None:
-        """Replace up.json in one step; a full disk leaves the old one."""
+        """Replace up.json atomically; if the disk is full, the old file stays."""
         temporary = self._state_path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(asdict(state), indent=1) + "\n")
             temporary.replace(self._state_path)
 
     def release(self) -> None:
-        """Remove what we put into the run directory, and let the next one in. The lock file itself stays:
-        with it removed, two processes could hold two files of one name."""
+        """Remove the files from the run directory and release the lock.
+
+        The lock file itself stays: if it were removed, two processes could lock two different files of the same name.
+        """
         for name in ("redis.sock", "engine.sock"):
             (self.socket_dir / name).unlink(missing_ok=True)
         if self.socket_dir != self._run_dir:
@@ -102,14 +108,14 @@ class UpLock:
         self._file.close()
 
     def _make_socket_dir(self) -> Path:
-        """The run directory, or a private short one where its path is too long for a socket's name."""
+        """Return the run directory, or a private temporary directory if its path is too long for a socket."""
         self._remove_leftovers()
         if len(os.fsencode(self._run_dir / "engine.sock")) <= MAX_SOCKET_PATH_BYTES:
             return self._run_dir
         return Path(tempfile.mkdtemp(prefix="bros-"))  # mode 0700
 
     def _remove_leftovers(self) -> None:
-        """What a killed `up` could not remove. We hold the lock, so nobody uses it."""
+        """Remove the files of a killed `up`. This process holds the lock, so they are not in use."""
         try:
             left = Path(json.loads(self._state_path.read_bytes())["socket_dir"])
         except (OSError, ValueError, TypeError, KeyError):

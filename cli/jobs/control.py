@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.connection_options import service_options
+from cli.connection_options import connection_options
 from cli.output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 def _command(verb: str, help_text: str) -> click.Command:
+    """Make the command that posts to the job's route of the same name."""
+
     @click.command(verb, help=help_text)
     @click.argument("job")
     @json_option
-    @service_options
+    @connection_options
     def command(client: Client, job: str, as_json: bool) -> None:
         batch = client.post(f"/v1/batches/{client.find_batch(job)['id']}/{verb}")
         if as_json:
@@ -28,7 +30,7 @@ def _command(verb: str, help_text: str) -> click.Command:
     return command
 
 
-cancel = _command("cancel", "Stop JOB. Lines that are finished keep their results.")
-pause = _command("pause", "Start no more lines of JOB; what has started still finishes.")
-resume = _command("resume", "Go on with a paused JOB.")
-retry = _command("retry", "Run the lines of JOB again that have failed, expired or been cancelled.")
+cancel = _command("cancel", "Cancel JOB. Finished items keep their results.")
+pause = _command("pause", "Pause JOB. Items that have already been queued still run.")
+resume = _command("resume", "Resume JOB after a pause.")
+retry = _command("retry", "Run the items of JOB again that failed, expired or were cancelled.")

@@ -1,4 +1,4 @@
-"""A look at the head of an input file, to say at once what the service would say after the upload."""
+"""Checks the first lines of an input file, so that common mistakes are reported before the upload."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ HEAD_BYTES = 16 * 1024**2
 
 
 class BadInput(ValueError):
-    """The file cannot become a job; the message says what is wrong, with the line."""
+    """The file cannot become a job; the message says what is wrong and in which line."""
 
 
 class HeadedStream(io.RawIOBase):
-    """A stream whose head was read already: gives the head again, then the rest, telling `on_read` each size.
+    """A stream that returns an already read head again, then the rest, and passes the size of each read to `on_read`.
 
-    With `size`, the whole file's, it gives exactly that much, whatever is appended meanwhile, and has a `fileno`, from
-    which an HTTP client learns the length of its request.
+    With `size`, the length of the file, it returns exactly that many bytes, even if the file grows meanwhile, and has a
+    `fileno`, from which the HTTP client learns the length of its request.
     """
 
     def __init__(
@@ -38,25 +38,25 @@ class HeadedStream(io.RawIOBase):
 
     def fileno(self) -> int:
         if self._size is None:
-            raise io.UnsupportedOperation("the length is not known")
+            raise io.UnsupportedOperation("the length is unknown")
         return self._rest.fileno()
 
     def read(self, size: int = -1) -> bytes:
         if self._left is not None:
             size = self._left if size < 0 else min(size, self._left)
         if self._head:
-            cut = len(self._head) if size < 0 else size
-            chunk, self._head = bytes(self._head[:cut]), self._head[cut:]
+            end = len(self._head) if size < 0 else size
+            piece, self._head = bytes(self._head[:end]), self._head[end:]
         else:
-            chunk = self._rest.read(size)
+            piece = self._rest.read(size)
         if self._left is not None:
-            self._left -= len(chunk)
-        self._on_read(len(chunk))
-        return chunk
+            self._left -= len(piece)
+        self._on_read(len(piece))
+        return piece
 
 
 def read_head(source: IO[bytes]) -> bytes:
-    """The first lines, at most HEAD_LINES of them and HEAD_BYTES bytes."""
+    """Read the first lines: at most HEAD_LINES lines and HEAD_BYTES bytes."""
     lines: list[bytes] = []
     size = 0
     while len(lines) < HEAD_LINES and size < HEAD_BYTES:
@@ -69,12 +69,15 @@ def read_head(source: IO[bytes]) -> bytes:
 
 
 def check_head(head: bytes, prompt: str | None, other_flags: Sequence[str] = ()) -> list[str]:
-    """Raise BadInput if no line of the head is usable, or the first usable one does not fit the flags: a document
-    needs a prompt, a request has no use for one, nor for `other_flags`. Returns warnings about lines before it."""
+    """Check the first usable line against the options, and return warnings about the unusable lines before it.
+
+    Raises BadInput if no line is usable, or if the options do not fit the first usable line: a plain document needs a
+    prompt; a batch request must have neither a prompt nor any of `other_flags`.
+    """
     if prompt is not None and not prompt.strip():
         raise BadInput("The --prompt is empty.")
     if len(head) >= HEAD_BYTES:
-        head = head[: head.rfind(b"\n") + 1]  # the service says what it thinks of a line this long
+        head = head[: head.rfind(b"\n") + 1]  # the server decides about a line this long
         if not head:
             return []
     problems: list[str] = []
@@ -102,7 +105,7 @@ def _object(line: bytes, number: int) -> tuple[str, dict[str, object] | None]:
             None,
         )
     if not isinstance(value, dict):
-        return f'Line {number} is JSON, but no object like {{"text": "..."}}.', None
+        return f'Line {number} is JSON, but not an object like {{"text": "..."}}.', None
     return "", value
 
 
@@ -114,20 +117,20 @@ def _check_line(
         useless = ["--prompt"] if prompt is not None else other_flags
         if useless:
             raise BadInput(
-                f"Line {number} is a batch request, which has its own; leave {', '.join(useless)} out."
+                f"Line {number} is a batch request with its own parameters; remove {', '.join(useless)}."
             )
         if not value.get("custom_id"):
-            raise BadInput(f"Line {number} is a batch request without a custom_id.")
+            raise BadInput(f"Line {number} is a batch request without a custom_id; add one.")
         return
     names = ", ".join(list(value)[:8]) or "none"
     if prompt is None:
         raise BadInput(
             f"Line {number} is a plain document (its fields: {names}); "
-            'say what to do with it, as in --prompt "Summarise: {text}".'
+            'add a prompt, such as --prompt "Summarize: {text}".'
         )
     fields = template_fields(prompt)
     if not fields:
-        raise BadInput("The --prompt has no {field} in it, so every document would get the same question.")
+        raise BadInput("The --prompt contains no {field}, so every document would get the same question.")
     for field in fields:
         if field not in value:
             raise BadInput(

@@ -1,4 +1,4 @@
-"""`bros-batch list`: jobs, newest first."""
+"""`bros-batch list`: list jobs, newest first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.connection_options import service_options
+from cli.connection_options import connection_options
 from cli.output import duration, json_option, print_json, safe
 
 if TYPE_CHECKING:
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most this many.")
-@click.option("--status", "job_status", help="Only those in this status, such as in_progress.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number of jobs."
+)
+@click.option("--status", "job_status", help="List only jobs with this status, such as in_progress.")
 @json_option
-@service_options
+@connection_options
 def list_jobs(client: Client, limit: int, job_status: str | None, as_json: bool) -> None:
     """List jobs, newest first."""
     found = list(client.batches(limit, status=job_status))
@@ -26,7 +28,7 @@ def list_jobs(client: Client, limit: int, job_status: str | None, as_json: bool)
         print_json(found)
         return
     if not found:
-        click.echo("No jobs yet; `bros-batch submit` makes one.", err=True)
+        click.echo("No jobs yet; use `bros-batch submit` to create one.", err=True)
         return
     rows = [("JOB", "NAME", "STATUS", "DONE", "FAILED", "AGE"), *(_row(batch) for batch in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -1,4 +1,4 @@
-"""Following a job: a live line on a terminal, plain lines now and then elsewhere."""
+"""Progress of a running job: a live line on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from bros_batch.client.http_client import Client, ServiceUnreachable
+from bros_batch.db.states import ENDED_JOB
 from cli.output import duration, safe
 
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-# HTTP has no way to wait for a job, so it is asked again.
-ASK_EVERY_S = 0.5
-PLAIN_LINE_EVERY_S = 10.0
+# The HTTP API has no way to wait for a job, so it is polled.
+POLL_INTERVAL_S = 0.5
+PLAIN_LINE_INTERVAL_S = 10.0
 RATE_WINDOW_S = 20.0
-# A service that is restarted meanwhile is no reason to give up.
-AWAY_S = 60.0
+# How long the server may be unreachable, for example during a restart, before the command gives up.
+MAX_OUTAGE_S = 60.0
 
 STATUS_WORDS = {
     "validating": "reading the file",
@@ -35,7 +35,7 @@ STATUS_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is. Rates are over the last seconds, None until two observations differ."""
+    """Progress of a job at one point in time. Rates cover the last RATE_WINDOW_S, and are None until they are known."""
 
     status: str
     total: int
@@ -49,6 +49,7 @@ class Progress:
         return self.succeeded + self.failed
 
     def line(self) -> str:
+        """Describe the progress in words, such as `running, 20 of 100 done, about 80 s left`."""
         parts = [STATUS_WORDS.get(self.status, self.status), f"{self.done} of {self.total or '?'} done"]
         if self.failed:
             parts.append(f"{self.failed} failed")
@@ -60,7 +61,7 @@ class Progress:
 
 
 class Meter:
-    """Turns successive batch objects into rates over a sliding window."""
+    """Computes rates over a sliding window from successive batch objects."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque()
@@ -82,19 +83,19 @@ class Meter:
 
 
 def observe(client: Client, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The batch, again and again, until it has ended."""
-    away_since_s: float | None = None
+    """Poll a batch and yield it each time, until it has ended."""
+    unreachable_since_s: float | None = None
     while True:
         yield batch
-        if batch["status"] in ENDED:
+        if batch["status"] in ENDED_JOB:
             return
-        time.sleep(ASK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
         try:
             batch = client.batch(batch["id"])
-            away_since_s = None
+            unreachable_since_s = None
         except ServiceUnreachable:
-            away_since_s = away_since_s or time.monotonic()
-            if time.monotonic() - away_since_s > AWAY_S:
+            unreachable_since_s = unreachable_since_s or time.monotonic()
+            if time.monotonic() - unreachable_since_s > MAX_OUTAGE_S:
                 raise
 
 
@@ -104,7 +105,7 @@ def follow(
     console: Console,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
-    """Show a job's progress until it has ended; returns its last state."""
+    """Show the progress of a job until it has ended. Returns its final batch object."""
     meter = Meter()
     with _display(batch, console) as show:
         for seen in observe(client, batch):
@@ -127,7 +128,7 @@ def _display(batch: dict[str, Any], console: Console) -> Iterator[Callable[[Prog
     def show(progress: Progress) -> None:
         nonlocal last
         now_s = time.monotonic()
-        if progress.status != last[0] or now_s - last[1] >= PLAIN_LINE_EVERY_S:
+        if progress.status != last[0] or now_s - last[1] >= PLAIN_LINE_INTERVAL_S:
             last = (progress.status, now_s)
             console.print(f"{name}: {progress.line()}", markup=False, highlight=False, soft_wrap=True)
 
@@ -135,6 +136,7 @@ def _display(batch: dict[str, Any], console: Console) -> Iterator[Callable[[Prog
 
 
 def live_line(name: str, progress: Progress) -> Table:
+    """Lay out a progress bar with the job's name and its numbers on one line."""
     grid = Table.grid(padding=(0, 1), expand=False)
     total = progress.total or None
     grid.add_row(name, ProgressBar(total, progress.done, width=24, pulse=total is None), progress.line())

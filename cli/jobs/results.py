@@ -1,4 +1,4 @@
-"""`bros-batch results` and `errors`: what came of a job's lines, finished or not."""
+"""`bros-batch results` and `errors`: fetch the outcome of a job's items, also while it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.connection_options import service_options
+from cli.connection_options import connection_options
 from cli.output import note, output_option, safe, write_lines
 
 if TYPE_CHECKING:
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("job")
 @output_option
-@click.option("--json", is_flag=True, expose_value=False, help="They are JSON lines in any case.")
-@service_options
+@click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    help="Accepted for consistency; results are always JSON lines.",
+)
+@connection_options
 def results(client: Client, job: str, output: str | None) -> None:
-    """Fetch the results of JOB as JSON lines, in input order: those that there are so far."""
+    """Fetch the results of JOB as JSON lines in input order. A running job returns the results it has so far."""
     batch = client.find_batch(job)
     count = write_lines(client.result_lines(batch["id"], "succeeded"), output)
     where = "" if output in (None, "-") else f" in {output}"
@@ -35,25 +40,25 @@ def results(client: Client, job: str, output: str | None) -> None:
 @click.command()
 @click.argument("job")
 @output_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")
-@service_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@connection_options
 def errors(client: Client, job: str, output: str | None, as_json: bool) -> None:
-    """Show the lines of JOB that have no result, and why."""
+    """Show the items of JOB that have no result, and why."""
     batch = client.find_batch(job)
     lines = client.result_lines(batch["id"], "failed")
     if as_json or output is not None:
         write_lines(lines, output)
         return
     count = 0
-    for name, code, message in _reasons(batch, lines):
+    for name, code, message in _errors_of(batch, lines):
         click.echo(f"{safe(name)}  {code}: {safe(message)}")
         count += 1
     if not count:
         note("No errors.")
 
 
-def _reasons(batch: dict[str, Any], lines: Iterator[bytes]) -> Iterator[tuple[str, str, str]]:
-    """Those of the file as a whole where it was refused, else those of its lines."""
+def _errors_of(batch: dict[str, Any], lines: Iterator[bytes]) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, code, message) for each error: of the input file if it was rejected, then of each item."""
     if batch["status"] == "failed":
         for error in (batch.get("errors") or {}).get("data") or []:
             yield f"line {error['line']}" if error.get("line") else "file", error["code"], error["message"]

@@ -1,4 +1,4 @@
-"""`bros-batch status`: how far a job is."""
+"""`bros-batch status`: show or watch the progress of a job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.connection_options import service_options
+from cli.connection_options import connection_options
 from cli.failure import WORK_FAILED, Failure
 from cli.output import duration, json_option, print_json, safe
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("job")
-@click.option("--watch", is_flag=True, help="Follow it until it ends.")
+@click.option("--watch", is_flag=True, help="Watch the job until it ends.")
 @json_option
-@service_options
+@connection_options
 def status(client: Client, job: str, watch: bool, as_json: bool) -> None:
-    """Show how far JOB is: its id, the beginning of its id, or `last`.
+    """Show the progress of JOB, which is a job id, the beginning of one, or `last`.
 
-    With --watch --json, one JSON object a line, whenever something has changed. --watch exits 1 when the job
-    has failed, expired or been cancelled.
+    With --watch, the exit code is 1 if the job fails, expires or is cancelled. With --watch --json, every change is
+    printed as one JSON object per line.
     """
     batch = client.find_batch(job)
     if watch:
@@ -50,7 +50,7 @@ def status(client: Client, job: str, watch: bool, as_json: bool) -> None:
 
 
 def summary(batch: dict[str, Any]) -> str:
-    """A job in a few lines of text."""
+    """Summarize a job in a few lines of text."""
     counts = batch.get("request_counts") or {}
     usage = batch.get("usage") or {}
     rows = [("job", batch["id"])]
@@ -58,7 +58,7 @@ def summary(batch: dict[str, Any]) -> str:
         rows.append(("name", batch["name"]))
     rows += [("status", _status(batch)), ("model", batch.get("model") or "-")]
     done, failed = counts.get("completed", 0), counts.get("failed", 0)
-    rows.append(("lines", f"{counts.get('total', 0)}: {done} done, {failed} failed"))
+    rows.append(("items", f"{counts.get('total', 0)}: {done} done, {failed} failed"))
     if usage.get("total_tokens"):
         rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))
     for error in ((batch.get("errors") or {}).get("data") or [])[:3]:

@@ -1,4 +1,4 @@
-"""`bros-batch submit`: a file becomes a job."""
+"""`bros-batch submit`: upload a file as a job."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from cli.connection_options import service_options
-from cli.failure import USED_WRONGLY, Failure
+from cli.connection_options import connection_options
+from cli.failure import USAGE_ERROR, Failure
 from cli.output import json_option, note, output_option, print_json, write_lines
 
 if TYPE_CHECKING:
@@ -22,27 +22,46 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 
 @click.command()
 @click.argument("source", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--prompt", help='What to do with each document: "Summarise: {text}".')
-@click.option("--system", help="A system message for every document.")
-@click.option("--model", help="The model  [the one that is served]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True))
-@click.option("--top-k", type=click.IntRange(-1))
-@click.option("--seed", type=int, help="Same seed, same answers.")
-@click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated.")
-@click.option("--name", help="What to call the job  [the file's name]")
-@click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first.")
+@click.option("--prompt", help='Prompt template for plain documents, such as "Summarize: {text}".')
+@click.option("--system", help="System message for every document.")
+@click.option("--model", show_default="the served model", help="Name of the model.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Maximum length of an answer, in tokens.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is greedy decoding."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Sample from the most likely tokens that reach this total probability.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(-1), help="Sample from this many most likely tokens; 0 or -1 means all."
+)
+@click.option("--seed", type=int, help="Seed for sampling; the same seed gives the same answers.")
+@click.option("--stop", multiple=True, help="Text that ends an answer; can be repeated.")
+@click.option("--name", show_default="the file name", help="Name of the job.")
+@click.option(
+    "--priority", type=int, default=0, show_default=True, help="Priority of the job; higher values run first."
+)
 @click.option(
     "--deadline",
     metavar="TIME",
-    help="When it must be done: 90m, 6h, 2d, or a date and time in ISO 8601  [24h]",
+    show_default="24h",
+    help="When the job expires: 90m, 6h, 2d, or a date and time in ISO 8601.",
 )
-@click.option("--endpoint", type=click.Choice(ENDPOINTS), default=ENDPOINTS[0], show_default=True)
-@click.option("--wait", is_flag=True, help="Stay until it is done; exit 1 unless every line succeeded.")
+@click.option(
+    "--endpoint",
+    type=click.Choice(ENDPOINTS),
+    default=ENDPOINTS[0],
+    show_default=True,
+    help="API endpoint that the items are sent to.",
+)
+@click.option(
+    "--wait", is_flag=True, help="Wait until the job ends; exit with 1 unless every item succeeded."
+)
 @output_option
 @json_option
-@service_options
+@connection_options
 def submit(
     client: Client,
     source: str,
@@ -54,21 +73,21 @@ def submit(
     output: str | None,
     as_json: bool,
     model: str | None,
-    **request: Any,
+    **defaults: Any,
 ) -> None:
-    """Send FILE (or - for stdin) as a job.
+    """Submit FILE, or stdin if FILE is -, as a job.
 
-    FILE has one JSON object a line. Either each is a document, whose fields fill --prompt:
+    FILE holds one JSON object per line. Each object is either a document, whose fields fill the --prompt template:
 
     \b
         {"id": "a1", "text": "Dear Sirs, ..."}
 
-    or each is a request in OpenAI's batch format, and --prompt is left out. With -o the results are written
-    there when the job is done, which implies --wait.
+    or a request in OpenAI's batch format, without --prompt. With -o, the command waits for the job and writes the
+    results to that file.
     """
     if as_json and output == "-":
-        raise click.UsageError("--json and -o - would both print to stdout; choose one.")
-    given = {key: value for key, value in request.items() if value not in (None, ())}
+        raise click.UsageError("--json and -o - both print to stdout; use only one of them.")
+    given = {key: value for key, value in defaults.items() if value not in (None, ())}
     with _opened(source) as (stream, size):
         file = _upload(client, source, stream, size, given)
     body: dict[str, Any] = {
@@ -86,7 +105,7 @@ def submit(
         if as_json:
             print_json(batch)
         elif sys.stdout.isatty():
-            click.echo(f"{batch['id']}\nbros-batch status {batch['id'][:12]} --watch   follows it")
+            click.echo(f"{batch['id']}\nbros-batch status {batch['id'][:12]} --watch   shows its progress")
         else:
             click.echo(batch["id"])  # JOB=$(bros-batch submit ...)
         return
@@ -94,7 +113,7 @@ def submit(
 
 
 def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: bool) -> None:
-    """Follow the job to its end, fetch what it has, and fail unless every line succeeded."""
+    """Watch the job until it ends, fetch its results, and fail unless every item succeeded."""
     from rich.console import Console
 
     from cli.jobs.progress import follow
@@ -104,7 +123,7 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
     try:
         batch = follow(client, batch, Console(stderr=True))
     except KeyboardInterrupt:
-        note(f"The job goes on. Come back with: bros-batch status {job} --watch")
+        note(f"The job continues to run. To watch it again: bros-batch status {job} --watch")
         raise
     if output is not None:
         count = write_lines(client.result_lines(job, "succeeded"), output)
@@ -122,15 +141,11 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
 def _shortfall(batch: dict[str, Any]) -> str:
     counts = batch["request_counts"]
     if batch["status"] == "failed":
-        errors = (batch.get("errors") or {}).get("data") or [{"message": "its file could not be used"}]
+        errors = (batch.get("errors") or {}).get("data") or [{"message": "its input file could not be used"}]
         return f"the job failed: {errors[0]['message']}"
     if batch["status"] != "completed":
-        return (
-            f"the job was not completed: it is {batch['status']}, {counts['completed']} lines have results."
-        )
-    return (
-        f"{counts['failed']} of {counts['total']} lines failed; `bros-batch errors {batch['id']}` shows why."
-    )
+        return f"the job did not complete: it is {batch['status']}, and {counts['completed']} items have results."
+    return f"{counts['failed']} of {counts['total']} items failed; run `bros-batch errors {batch['id']}` to see why."
 
 
 @contextmanager
@@ -144,7 +159,7 @@ def _opened(source: str) -> Iterator[tuple[BinaryIO, int | None]]:
     except OSError as error:
         if error.filename != source:
             raise
-        raise Failure(f"{source}: {error.strerror}.", USED_WRONGLY) from None
+        raise Failure(f"{source}: {error.strerror}.", USAGE_ERROR) from None
 
 
 def _upload(
@@ -156,9 +171,9 @@ def _upload(
     try:
         other_flags = [f"--{name.replace('_', '-')}" for name in given if name != "prompt"]
         for warning in check_head(head, given.get("prompt"), other_flags):
-            note(f"{warning} It will be reported as failed.")
+            note(f"{warning} It will count as a failed item.")
     except BadInput as error:
-        raise Failure(str(error), USED_WRONGLY) from None
+        raise Failure(str(error), USAGE_ERROR) from None
     with _upload_bar(size) as advance:
         body = HeadedStream(head, stream, advance, size)
         name = "stdin.jsonl" if source == "-" else Path(source).name

@@ -1,4 +1,4 @@
-"""Options of the commands that simulate an engine."""
+"""Options shared by `simulate` and `plan`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 
 import click
 
-from cli.failure import USED_WRONGLY, Failure
+from cli.failure import USAGE_ERROR, Failure
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Finite(click.FloatRange):
-    """A range that neither inf nor nan is in; comparisons alone let them through."""
+    """A float range that rejects inf and nan, which FloatRange accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{number} is no number that can be simulated.", param, ctx)
+            self.fail(f"{number} is not a finite number.", param, ctx)
         return number
 
 
@@ -27,7 +27,7 @@ POSITIVE = Finite(0, min_open=True)
 
 
 def engine_options(command: F) -> F:
-    """The engine's, as keyword arguments of `engine.sim.scenario.make_setup`; SLOs in milliseconds."""
+    """Add the options that describe the simulated engine; see `setup_options` for their values."""
     for option in reversed(
         (
             click.option(
@@ -35,38 +35,61 @@ def engine_options(command: F) -> F:
                 default="cpu-mini",
                 show_default=True,
                 metavar="DEVICE",
-                help="cpu-mini, a100-8b, h200-8b, or coefficients: step_s=0.006,token_s=0.0003,...",
+                help="Device: cpu-mini, a100-8b, h200-8b, or coefficients such as step_s=0.006,token_s=0.0003.",
             ),
-            click.option("--kv-tokens", type=click.IntRange(1), help="KV memory, in tokens  [the device's]"),
             click.option(
-                "--max-num-seqs", type=click.IntRange(2), help="Requests computed at once  [the device's]"
+                "--kv-tokens",
+                type=click.IntRange(1),
+                show_default="the device's",
+                help="KV memory, in tokens.",
+            ),
+            click.option(
+                "--max-num-seqs",
+                type=click.IntRange(2),
+                show_default="the device's",
+                help="Maximum number of requests in one step.",
             ),
             click.option(
                 "--max-num-batched-tokens",
                 type=click.IntRange(1),
-                help="Tokens computed in a step  [the device's]",
+                show_default="the device's",
+                help="Maximum number of tokens in one step.",
             ),
             click.option(
-                "--ttft-ms", type=POSITIVE, default=500.0, show_default=True, help="Promise: first token."
+                "--ttft-ms",
+                type=POSITIVE,
+                default=500.0,
+                show_default=True,
+                help="SLO for the time to first token (TTFT), in milliseconds.",
             ),
             click.option(
-                "--tpot-ms", type=POSITIVE, default=100.0, show_default=True, help="Promise: each next token."
+                "--tpot-ms",
+                type=POSITIVE,
+                default=100.0,
+                show_default=True,
+                help="SLO for the time per output token (TPOT), in milliseconds.",
             ),
             click.option(
                 "--be-share",
                 type=Finite(0, 1),
                 default=0.05,
                 show_default=True,
-                help="Share of all tokens that bulk gets whatever chat needs.",
+                help="Share of all tokens that is guaranteed to bulk.",
             ),
             click.option(
                 "--noise",
                 type=Finite(0, 1),
                 default=0.05,
                 show_default=True,
-                help="How much equal steps differ: standard deviation over mean.",
+                help="Variation of equal steps: standard deviation divided by mean.",
             ),
-            click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same result."),
+            click.option(
+                "--seed",
+                type=int,
+                default=0,
+                show_default=True,
+                help="Seed; the same seed gives the same result.",
+            ),
         )
     ):
         command = option(command)
@@ -74,20 +97,20 @@ def engine_options(command: F) -> F:
 
 
 def setup_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `engine_options`, taken out of a command's options."""
+    """Move the values of `engine_options` out of `options`, as arguments of `engine.sim.scenario.make_setup`."""
     names = ("device", "kv_tokens", "max_num_seqs", "max_num_batched_tokens", "be_share", "noise", "seed")
     taken = {name: options.pop(name) for name in names}
     return taken | {name: options.pop(f"{name[:-2]}_ms") / 1000 for name in ("ttft_s", "tpot_s")}
 
 
-def wrong_use(error: Exception) -> Failure:
-    """What the person asked for cannot be simulated."""
+def usage_failure(error: Exception) -> Failure:
+    """Turn an error about the options or the trace into a usage failure."""
     sentence = str(error).rstrip(".")
-    return Failure(f"{sentence}.", USED_WRONGLY)
+    return Failure(f"{sentence}.", USAGE_ERROR)
 
 
 def milliseconds(seconds: float | None) -> str:
-    """`12.3 ms`, `456 ms`, `7.89 s`."""
+    """Format a time as `12.3 ms`, `456 ms` or `7.89 s`."""
     if seconds is None:
         return "-"
     if seconds >= 1:

@@ -1,4 +1,4 @@
-"""`bros-batch plan`: how many engines a load needs."""
+"""`bros-batch plan`: estimate how many engines a load needs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ import click
 
 from cli.failure import Failure
 from cli.output import json_option, note, print_json
-from cli.simulation.options import POSITIVE, Finite, engine_options, milliseconds, setup_options, wrong_use
+from cli.simulation.options import (
+    POSITIVE,
+    Finite,
+    engine_options,
+    milliseconds,
+    setup_options,
+    usage_failure,
+)
 
 if TYPE_CHECKING:
     from engine.sim.fleet import FleetPlan, Trial
 
 
 @click.command()
-@click.option("--rt", metavar="WORKLOAD", required=True, help="Chats like those of this trace.")
-@click.option("--rt-rate", type=POSITIVE, required=True, help="Chats a second, all together.")
-@click.option("--be", metavar="WORKLOAD", required=True, help="Documents like those of this trace.")
-@click.option("--be-tokens-per-day", type=POSITIVE, help="Output tokens that bulk must produce in a day.")
-@click.option("--be-documents-per-hour", type=POSITIVE, help="Or documents that must be done in an hour.")
+@click.option("--rt", metavar="WORKLOAD", required=True, help="Workload of the chats.")
+@click.option("--rt-rate", type=POSITIVE, required=True, help="Chats per second, over all engines.")
+@click.option("--be", metavar="WORKLOAD", required=True, help="Workload of the bulk documents.")
+@click.option("--be-tokens-per-day", type=POSITIVE, help="Output tokens that bulk must produce per day.")
+@click.option(
+    "--be-documents-per-hour", type=POSITIVE, help="Alternatively, documents that bulk must finish per hour."
+)
 @click.option(
     "--attainment",
     type=Finite(0, 100, min_open=True),
     default=95.0,
     show_default=True,
-    help="Per cent of chats that keep both promises.",
+    help="Percentage of chats that must meet both SLOs.",
 )
 @click.option(
     "--duration",
@@ -34,17 +43,17 @@ if TYPE_CHECKING:
     type=POSITIVE,
     default=300.0,
     show_default=True,
-    help="Virtual seconds a trial.",
+    help="Virtual seconds per trial.",
 )
 @engine_options
 @json_option
 def plan(
     be_tokens_per_day: float | None, be_documents_per_hour: float | None, as_json: bool, **options: Any
 ) -> None:
-    """Say how many engines a load needs: hybrid ones, or chat and bulk apart.
+    """Estimate how many engines a load needs: engines that serve both lanes, or separate fleets for chat and bulk.
 
-    Fleets are tried in simulation: each engine gets its share of the chats, bursts and all, and as much bulk as it can
-    take. `bros-batch simulate --help` names workloads and devices.
+    Each fleet size is tried in simulation. Every engine gets its share of the chats, including bursts, and as much bulk
+    as it can process. See `bros-batch simulate --help` for workloads and devices.
 
     \b
     bros-batch plan --device a100-8b --rt azure-2023-conv --rt-rate 20 --be bros-best-effort --be-tokens-per-day 2e8
@@ -53,13 +62,15 @@ def plan(
     from engine.sim.scenario import find_workload, make_setup
 
     if (be_tokens_per_day is None) == (be_documents_per_hour is None):
-        raise click.UsageError("How much bulk? Give either --be-tokens-per-day or --be-documents-per-hour.")
+        raise click.UsageError(
+            "Use either --be-tokens-per-day or --be-documents-per-hour to say how much bulk there is."
+        )
     try:
         setup = make_setup(**setup_options(options))
         find_workload(options["rt"])
         output_tokens = mean_output_tokens(options["be"])
     except ValueError as error:
-        raise wrong_use(error) from None
+        raise usage_failure(error) from None
     tokens_per_s = (be_tokens_per_day or 0.0) / 86400 + (be_documents_per_hour or 0.0) / 3600 * output_tokens
     demand = Demand(
         rt=options["rt"],
@@ -72,12 +83,12 @@ def plan(
         seed=setup.seed,
     )
 
-    def heard(kind: str, trial: Trial) -> None:
+    def report_trial(kind: str, trial: Trial) -> None:
         if not as_json:
-            note(f"tried {_engines(trial.num_engines)}, {kind}: {_figures(trial, output_tokens)}")
+            note(f"Tried {_engines(trial.num_engines)}, {kind}: {_figures(trial, output_tokens)}")
 
     try:
-        found = plan_fleet(setup, demand, heard)
+        found = plan_fleet(setup, demand, report_trial)
     except NoFleet as error:
         raise Failure(f"{error}.") from None
     if as_json:
@@ -108,7 +119,7 @@ def _print(found: FleetPlan, wanted_tokens_per_s: float, output_tokens: float) -
     for column in (
         "FLEET",
         "ENGINES",
-        "KEPT",
+        "SLO ATTAINMENT",
         "TTFT p99",
         "TPOT p99",
         "BULK TOKENS/S",
@@ -146,7 +157,7 @@ def _engines(count: int) -> str:
 def _figures(trial: Trial, output_tokens: float) -> str:
     parts = []
     if trial.attainment is not None:
-        parts.append(f"{trial.attainment:.1%} of promises kept")
+        parts.append(f"{trial.attainment:.1%} of the SLOs met")
     if trial.be_tokens_per_s is not None:
         documents = trial.be_tokens_per_s / output_tokens * 3600
         parts.append(f"{trial.be_tokens_per_s:,.0f} bulk tokens/s ({documents:,.0f} documents/h)")

@@ -1,4 +1,4 @@
-"""`bros-batch simulate`: a load on an engine that does not exist, in virtual time."""
+"""`bros-batch simulate`: replay a load on a simulated engine in virtual time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from cli.failure import Failure
 from cli.output import json_option, note, print_json
-from cli.simulation.options import POSITIVE, Finite, engine_options, setup_options, wrong_use
+from cli.simulation.options import POSITIVE, Finite, engine_options, setup_options, usage_failure
 
 if TYPE_CHECKING:
     from engine.sim.replay import Load, Setup
@@ -21,29 +21,69 @@ POLICIES = ("bros", "priority", "fcfs")
 
 
 @click.command()
-@click.option("--rt", metavar="WORKLOAD", help="Chats like those of this trace.")
-@click.option("--rt-rate", type=POSITIVE, help="Chats a second, on average  [the trace's]")
-@click.option("--be", metavar="WORKLOAD", help="Documents like those of this trace.")
-@click.option("--be-in-flight", type=click.IntRange(1), help="Documents in hand at once  [what fits, and 32]")
-@click.option("--be-rate", type=POSITIVE, help="Documents a second, on average  [a backlog without end]")
-@click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Replay a file of JSON lines.")
-@click.option("--requests", "num_requests", type=click.IntRange(1), help="End after so many.")
-@click.option("--duration", "duration_s", type=POSITIVE, help="End after so many virtual seconds  [300]")
-@click.option("--warmup", "warmup_s", type=Finite(0), default=0.0, help="Virtual seconds that do not count.")
+@click.option("--rt", metavar="WORKLOAD", help="Workload of the chats.")
 @click.option(
-    "--max-open-rt", type=click.IntRange(0), default=512, show_default=True, help="0 refuses no chat."
+    "--rt-rate", type=POSITIVE, show_default="the workload's", help="Average number of chats per second."
+)
+@click.option("--be", metavar="WORKLOAD", help="Workload of the bulk documents.")
+@click.option(
+    "--be-in-flight",
+    type=click.IntRange(1),
+    show_default="what fits, plus 32",
+    help="Number of documents that the engine holds at once.",
 )
 @click.option(
-    "--policy", "policies", type=click.Choice(POLICIES), multiple=True, help="May be repeated  [all three]"
+    "--be-rate",
+    type=POSITIVE,
+    show_default="an endless backlog",
+    help="Average number of documents that arrive per second.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Replay the requests in this JSONL file instead.",
+)
+@click.option("--requests", "num_requests", type=click.IntRange(1), help="End after this many requests.")
+@click.option(
+    "--duration", "duration_s", type=POSITIVE, show_default="300", help="End after this many virtual seconds."
+)
+@click.option(
+    "--warmup",
+    "warmup_s",
+    type=Finite(0),
+    default=0.0,
+    help="Virtual seconds at the start that are not measured.",
+)
+@click.option(
+    "--max-open-rt",
+    type=click.IntRange(0),
+    default=512,
+    show_default=True,
+    help="Number of open chats above which new ones are rejected; 0 means no limit.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    type=click.Choice(POLICIES),
+    multiple=True,
+    show_default="all three",
+    help="Scheduling policy; can be repeated.",
 )
 @engine_options
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw a PNG.")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a plot to this PNG file.",
+)
 @json_option
 def simulate(policies: tuple[str, ...], plot_path: Path | None, as_json: bool, **options: Any) -> None:
-    """Replay a load on a simulated engine, in virtual time, and compare policies.
+    """Simulate an engine under a load, in virtual time, and compare scheduling policies.
 
-    The scheduler and the KV bookkeeping are the engine's own; only the device is a formula. Workloads: azure-2023-conv,
-    azure-2023-code, sharegpt-8k, arxiv-summarization-4k, bros-best-effort, cpu-mini, cpu-mini-chat.
+    The simulation runs the engine's own scheduler and KV memory management; only the device is a formula.
+
+    Workloads: azure-2023-conv, azure-2023-code, sharegpt-8k, arxiv-summarization-4k, bros-best-effort, cpu-mini,
+    cpu-mini-chat.
 
     \b
     bros-batch simulate --rt cpu-mini-chat --rt-rate 2 --be cpu-mini
@@ -55,11 +95,11 @@ def simulate(policies: tuple[str, ...], plot_path: Path | None, as_json: bool, *
         try:
             require_matplotlib()
         except ImportError as error:
-            raise wrong_use(error) from None
+            raise usage_failure(error) from None
     try:
         prepared = [_prepare(policy, dict(options)) for policy in dict.fromkeys(policies or POLICIES)]
     except (ValueError, OSError) as error:
-        raise wrong_use(_explained(error)) from None
+        raise usage_failure(_with_file_name(error)) from None
     reports, replays = [], {}
     for setup, load in prepared:
         report, statistics = _run(setup, load, quiet=as_json)
@@ -71,8 +111,8 @@ def simulate(policies: tuple[str, ...], plot_path: Path | None, as_json: bool, *
         try:
             plot(plot_path, replays, prepared[0][0].slo)
         except ValueError as error:
-            raise wrong_use(error) from None
-        note(f"plotted in {plot_path}")
+            raise usage_failure(error) from None
+        note(f"Plot written to {plot_path}")
     if as_json:
         print_json({"options": _plain(options), "policies": [report.as_json() for report in reports]})
     else:
@@ -85,14 +125,14 @@ def _prepare(policy: str, options: dict[str, Any]) -> tuple[Setup, Load]:
     setup = make_setup(policy=policy, **setup_options(options))
     trace: Path | None = options.pop("trace")
     if trace is None and options["rt"] is None and options["be"] is None:
-        raise ValueError("there is no load; give --rt, --be or --trace")
+        raise ValueError("there is no load; use --rt, --be or --trace")
     if trace is not None and (options["rt"] is not None or options["be"] is not None):
-        raise ValueError("a trace says what arrives; give either --trace or --rt and --be")
+        raise ValueError("a trace already defines the load; use either --trace, or --rt and --be")
     if options["be_rate"] is not None and options["be_in_flight"] is not None:
-        raise ValueError("documents either arrive or are always in hand; give --be-rate or --be-in-flight")
+        raise ValueError("--be-rate and --be-in-flight exclude each other; use only one of them")
     for lane in ("rt", "be"):
         if options[f"{lane}_rate"] is not None and options[lane] is None:
-            raise ValueError(f"--{lane}-rate is the rate of a workload; give --{lane} too")
+            raise ValueError(f"--{lane}-rate needs a workload; use --{lane} too")
     if options["num_requests"] is None and options["duration_s"] is None and trace is None:
         options["duration_s"] = DEFAULT_DURATION_S
     limits = limits_for(
@@ -117,14 +157,15 @@ def _run(setup: Setup, load: Load, *, quiet: bool) -> tuple[Report, Any]:
 
     replay = Replay(setup, load)
     try:
-        with Console(stderr=True, quiet=quiet).status(f"simulating {setup.policy.value}"):
+        with Console(stderr=True, quiet=quiet).status(f"Simulating {setup.policy.value}"):
             report = replay.run()
     except Stuck as error:
         raise Failure(f"{setup.policy.value}: {error}.") from None
     return report, replay.feed.outcomes
 
 
-def _explained(error: ValueError | OSError) -> Exception:
+def _with_file_name(error: ValueError | OSError) -> Exception:
+    """Replace an OSError by an error that says only the file and the reason."""
     if isinstance(error, OSError) and error.strerror:
         return ValueError(f"{error.filename}: {error.strerror}")
     return error
@@ -146,15 +187,15 @@ def _print_table(reports: list[Report]) -> None:
         table.add_row(title, *cells)
     Console().print(table)
     if any(report.stalled_s for report in reports):
-        note("There was a time when the engine had work and planned none; please report this.")
+        note("The engine had work at some point but planned none. This is a bug; please report it.")
 
 
 def _rows(reports: list[Report]) -> Iterator[tuple[str, list[str]]]:
-    """Those lines of the table that have something to say."""
+    """Yield the title and cells of each table row that has something to show."""
     if any(report.rt.num_arrived for report in reports):
         chats = [report.rt for report in reports]
         yield "[bold]chat (RT)[/]", []
-        yield "  promises kept", [_share(chat.attainment) for chat in chats]
+        yield "  SLO attainment", [_share(chat.attainment) for chat in chats]
         yield from _latencies(chats)
         yield "  requests/s", [f"{chat.requests_per_s:,.2f}" for chat in chats]
         yield from _losses(chats)
@@ -166,16 +207,16 @@ def _rows(reports: list[Report]) -> Iterator[tuple[str, list[str]]]:
         yield from _latencies(bulk)
         yield from _losses(bulk)
     yield "[bold]engine[/]", []
-    yield "  all tokens/s", [f"{report.tokens_per_s:,.0f}" for report in reports]
+    yield "  total tokens/s", [f"{report.tokens_per_s:,.0f}" for report in reports]
     yield "  virtual time", [f"{report.virtual_s:,.0f} s" for report in reports]
     yield "  steps", [f"{report.num_steps:,}" for report in reports]
     if any(report.preemptions for report in reports):
         yield "  preemptions", [f"{report.preemptions:,}" for report in reports]
         yield "  truncated tokens", [f"{report.truncated_tokens:,}" for report in reports]
         for how, title in (
-            ("copy", "copied back"),
-            ("recompute", "computed again"),
-            ("prefix", "found again"),
+            ("copy", "restored by copy"),
+            ("recompute", "recomputed"),
+            ("prefix", "from prefix cache"),
         ):
             yield f"  {title}", [f"{report.restored_tokens[how]:,}" for report in reports]
 
@@ -187,7 +228,7 @@ def _latencies(lanes: list[LaneReport]) -> Iterator[tuple[str, list[str]]]:
 
 def _losses(lanes: list[LaneReport]) -> Iterator[tuple[str, list[str]]]:
     for title, counts in (
-        ("refused", [lane.num_rejected for lane in lanes]),
+        ("rejected", [lane.num_rejected for lane in lanes]),
         ("failed", [lane.num_failed for lane in lanes]),
         ("unfinished", [lane.num_unfinished for lane in lanes]),
     ):

@@ -1,4 +1,4 @@
-"""The look at a file's head before it is uploaded."""
+"""The check of an input file's first lines before the upload."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ REQUEST = json.dumps(
         (b"\n \r\n", "{text}", "The file is empty."),
         (b"hello\n", "{text}", "Line 1 is not JSON"),
         (b"\xff\xfe{}\n", "{text}", "Line 1 is not UTF-8"),
-        (b"\n[1, 2]\n", "{text}", "Line 2 is JSON, but no object"),
-        (DOCUMENT, None, "(its fields: id, text); say what to do with it, as in --prompt"),
-        (DOCUMENT, "Summarise: {txt}", "uses {txt}, which line 1 does not have (its fields: id, text)"),
-        (DOCUMENT, "Summarise it", "no {field} in it"),
+        (b"\n[1, 2]\n", "{text}", "Line 2 is JSON, but not an object"),
+        (DOCUMENT, None, "(its fields: id, text); add a prompt, such as --prompt"),
+        (DOCUMENT, "Summarize: {txt}", "uses {txt}, which line 1 does not have (its fields: id, text)"),
+        (DOCUMENT, "Summarize it", "contains no {field}"),
         (DOCUMENT, " ", "The --prompt is empty."),
-        (REQUEST, "{text}", "which has its own; leave --prompt out"),
+        (REQUEST, "{text}", "with its own parameters; remove --prompt"),
         (b'{"url": "/v1/chat/completions", "body": {}}', None, "without a custom_id"),
     ],
 )
-def test_what_cannot_become_a_job_is_refused_with_its_line(head, prompt, sentence):
-    with pytest.raises(BadInput) as refusal:
+def test_an_unusable_file_is_rejected_with_the_line(head, prompt, sentence):
+    with pytest.raises(BadInput) as error:
         check_head(head, prompt)
-    assert sentence in str(refusal.value)
+    assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("head", "prompt"),
     [
-        (DOCUMENT, "Summarise: {text}"),
+        (DOCUMENT, "Summarize: {text}"),
         (DOCUMENT, "As {{json}}: {text}"),
         (b"\xef\xbb\xbf" + DOCUMENT, "{text}"),
         (b"\r\n" + DOCUMENT.replace(b"\n", b"\r\n"), "{text}"),
         (REQUEST, None),
     ],
 )
-def test_what_can_become_a_job_passes(head, prompt):
+def test_a_usable_file_passes(head, prompt):
     assert check_head(head, prompt) == []
 
 
-def test_a_bad_line_before_a_good_one_is_a_warning_only():
+def test_a_bad_line_before_a_good_one_is_only_a_warning():
     (warning,) = check_head(b"oops\n" + DOCUMENT, "{text}")
     assert warning.startswith("Line 1 is not JSON")
 
 
-def test_sampling_flags_are_refused_for_requests_that_have_their_own():
-    with pytest.raises(BadInput, match="leave --max-tokens, --seed out"):
+def test_sampling_options_are_rejected_for_batch_requests():
+    with pytest.raises(BadInput, match="remove --max-tokens, --seed"):
         check_head(REQUEST, None, ["--max-tokens", "--seed"])
 
 
-def test_the_stream_after_the_head_is_the_whole_file(tmp_path):
+def test_a_headed_stream_returns_the_whole_file(tmp_path):
     content = b"".join(b'{"n": %d}\n' % n for n in range(1000))
     path = tmp_path / "in.jsonl"
     path.write_bytes(content)
@@ -82,7 +82,7 @@ def test_a_pipe_has_no_length():
     assert stream.read() + stream.read() == DOCUMENT * 300
 
 
-def test_a_line_without_end_is_not_held_in_memory():
+def test_an_endless_line_is_not_held_in_memory():
     class Endless(io.RawIOBase):
         given = 0
 
@@ -96,7 +96,7 @@ def test_a_line_without_end_is_not_held_in_memory():
     assert len(head) == source.given <= 16 * 1024**2
 
 
-def test_a_line_cut_off_by_the_head_is_left_to_the_service():
+def test_a_line_cut_off_by_the_head_is_left_to_the_server():
     cut_off = b'{"text": "' + b"x" * HEAD_BYTES
     assert check_head(cut_off[:HEAD_BYTES], "Read: {text}") == []
     assert check_head((b'{"text": "a"}\n' + cut_off)[:HEAD_BYTES], "Read: {text}") == []

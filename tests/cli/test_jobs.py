@@ -1,4 +1,4 @@
-"""The job commands against a real service: submit to results, and everything in between."""
+"""The job commands, from submit to results, against a running server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.up_process import Up
 
 
 class Cli:
-    """`bros-batch` as a process, talking to the service."""
+    """Runs `bros-batch` as a process against one server."""
 
     def __init__(self, url: str) -> None:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
@@ -33,7 +33,7 @@ class Cli:
         return done.stdout
 
     def lines(self, *arguments: str) -> list[str]:
-        """Of JSON, so split at newlines only: a string may hold other ends of line as they are."""
+        """Output lines of JSON, split at newlines only: a string may contain other line separators."""
         return self.ok(*arguments).removesuffix("\n").split("\n")
 
     def json(self, *arguments: str, stdin: str = "") -> dict:
@@ -56,10 +56,10 @@ def finished(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("docs") / "mixed.jsonl"
     path.write_text(documents(39) + "not json\n")
     done = cli.run(
-        "submit", str(path), "--prompt", "Summarise: {text}", "--max-tokens", "8", "--wait", "--json"
+        "submit", str(path), "--prompt", "Summarize: {text}", "--max-tokens", "8", "--wait", "--json"
     )
-    assert done.returncode == 1, "a line has failed"
-    assert "1 of 40 lines failed; `bros-batch errors batch_" in done.stderr
+    assert done.returncode == 1, "an item has failed"
+    assert "1 of 40 items failed; run `bros-batch errors batch_" in done.stderr
     batch: dict = json.loads(done.stdout)
     assert batch["status"] == "completed"
     assert batch["request_counts"] == {"total": 40, "completed": 39, "failed": 1}
@@ -89,19 +89,19 @@ def test_submit_wait_writes_results_and_plain_progress(cli, tmp_path):
     assert "status:  completed after " in done.stdout
     assert "nightly: completed, 30 of 30 done" in done.stderr
     assert f"30 results in {output}" in done.stderr
-    assert "\x1b" not in done.stdout + done.stderr, "no terminal, no colours"
+    assert "\x1b" not in done.stdout + done.stderr, "no terminal, no colors"
     newest = cli.json("status", "last")
     assert (newest["name"], newest["priority"]) == ("nightly", 3)
 
 
-def test_submit_reads_stdin_and_prints_an_id_to_use(cli):
+def test_submit_reads_stdin_and_prints_the_job_id(cli):
     job = cli.ok("submit", "-", "--prompt", "{text}", "--max-tokens", "3", stdin=documents(200)).strip()
     assert job.startswith("batch_")
     assert cli.run("status", job, "--watch").returncode == 0
     assert len(cli.lines("results", job)) == 200
 
 
-def test_submit_streams_results_to_stdout_and_nothing_else(cli):
+def test_submit_writes_only_results_to_stdout(cli):
     out = cli.ok("submit", "-", "--prompt", "{text}", "--max-tokens", "3", "-o", "-", stdin=documents(3))
     assert [json.loads(line)["custom_id"] for line in out.strip().split("\n")] == ["doc-0", "doc-1", "doc-2"]
 
@@ -113,7 +113,7 @@ def test_openai_batch_lines_need_no_prompt(cli):
     assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
 
 
-def test_what_the_service_refuses_is_one_sentence(cli):
+def test_a_rejected_job_is_reported_in_one_sentence(cli):
     done = cli.run("submit", "-", "--prompt", "{text}", "--deadline", "yesterday", stdin=documents(1))
     assert done.returncode == 1
     assert done.stderr.startswith("bros-batch: Invalid 'deadline': it must be")
@@ -169,7 +169,7 @@ def test_pause_resume_cancel_retry(cli):
     assert cli.json("cancel", job)["status"] in ("cancelling", "cancelled")
     wait_for(lambda: cli.json("status", job)["status"] == "cancelled")
     watched = cli.run("status", job, "--watch", "--json")
-    assert watched.returncode == 1, "a cancelled job did not do its work"
+    assert watched.returncode == 1, "a cancelled job counts as a failure"
     assert json.loads(watched.stdout)["status"] == "cancelled"
     again = cli.run("pause", job)
     assert again.returncode == 1
@@ -203,7 +203,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(cli):
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "The job goes on. Come back with: bros-batch status batch_" in words
+    assert "The job continues to run. To watch it again: bros-batch status batch_" in words
     assert "Traceback" not in words
     job = words.split("bros-batch status ")[1].split()[0]
     assert cli.json("status", job)["status"] in ("validating", "in_progress")
@@ -232,17 +232,17 @@ def test_chat_answers(cli):
     assert answer["usage"]["completion_tokens"] <= 6
     assert answer["ttft_s"] > 0
     done = cli.run("chat", "Hello", "there", "--max-tokens", "6", "--stats")
-    assert done.stdout == answer["text"] + "\n", "the simulated engine says the same to the same"
+    assert done.stdout == answer["text"] + "\n", "the simulated engine is deterministic"
     assert done.stderr.startswith("(first token after ")
     assert cli.ok("chat", "-", "--max-tokens", "6", stdin="Hello there") == done.stdout
     assert cli.ok("chat", "--max-tokens", "6", stdin="Hello there") == done.stdout
-    refused = cli.run("chat", "Hello", "--model", "gpt-7")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("bros-batch: The model 'gpt-7' is not served here")
+    rejected = cli.run("chat", "Hello", "--model", "gpt-7")
+    assert rejected.returncode == 1
+    assert rejected.stderr.startswith("bros-batch: The model 'gpt-7' is not served here")
     assert cli.run("chat", stdin="").returncode == 2
 
 
-def test_a_talk_remembers_until_reset(cli):
+def test_an_interactive_chat_keeps_its_history_until_reset(cli):
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "cli", "chat", "--max-tokens", "5", "--stats"]
     process = subprocess.Popen(
@@ -255,11 +255,11 @@ def test_a_talk_remembers_until_reset(cli):
     assert process.returncode == 0
     first, second, third = (line.replace(b"> ", b"") for line in out.split(b"\n") if line.strip(b"> "))
     assert first == third
-    assert first != second, "the second had the first before it"
+    assert first != second, "the second question has the first in its history"
     assert words.count(b"first token after") == 3
 
 
-def test_the_up_of_this_directory_is_found_without_a_url(cli, service, tmp_path):
+def test_a_local_up_is_found_without_a_url(cli, service, tmp_path):
     env = {name: value for name, value in cli.env.items() if name != "BROS_URL"}
     command = [sys.executable, "-m", "cli", "list", "--json"]
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
@@ -269,7 +269,7 @@ def test_the_up_of_this_directory_is_found_without_a_url(cli, service, tmp_path)
     assert isinstance(json.loads(done.stdout), list)
 
 
-def test_a_closed_pipe_is_no_error_to_shout_about(cli, finished):
+def test_a_closed_pipe_is_not_reported(cli, finished):
     command = f"{sys.executable} -m cli results {finished['id']} | head -n 1"
     done = subprocess.run(["bash", "-c", command], env=cli.env, capture_output=True, text=True)
     assert done.stdout.count("\n") == 1
@@ -277,7 +277,7 @@ def test_a_closed_pipe_is_no_error_to_shout_about(cli, finished):
     assert "Broken" not in done.stderr
 
 
-def test_doctor_finds_everything_well(cli, service):
+def test_doctor_finds_a_healthy_installation(cli, service):
     flags = ["--data-dir", str(service.data_dir)]
     report = cli.json("doctor", *flags)
     health = {finding["name"]: finding["health"] for finding in report["findings"]}
@@ -287,7 +287,7 @@ def test_doctor_finds_everything_well(cli, service):
     assert " serves tiny, 2048 tokens" in cli.ok("doctor", *flags)
 
 
-def test_doctor_names_what_is_broken_and_the_mend(cli, tmp_path):
+def test_doctor_names_what_is_broken_and_how_to_fix_it(cli, tmp_path):
     env = {"BROS_REDIS_URL": "redis://:hunter2@127.0.0.1:9", "BROS_DATA_DIR": str(tmp_path / "open")}
     (tmp_path / "open").mkdir(mode=0o755)
     (tmp_path / "open").chmod(0o755)
@@ -298,6 +298,6 @@ def test_doctor_names_what_is_broken_and_the_mend(cli, tmp_path):
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     broken = {name for name, finding in findings.items() if finding["health"] == "broken"}
     assert broken == {"data directory", "model", "redis", "web"}
-    assert findings["data directory"]["mend"] == f"chmod 700 {tmp_path / 'open'}"
+    assert findings["data directory"]["fix"] == f"chmod 700 {tmp_path / 'open'}"
     assert "hunter2" not in done.stdout + done.stderr
     assert done.stderr == "bros-batch: broken: data directory, model, redis, web.\n"

@@ -1,4 +1,4 @@
-"""Rates, remaining time, and the words for them."""
+"""Progress: rates, remaining time and how they are shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_rates_are_over_the_window():
     assert later.tokens_per_s == 250, "the first observation has left the window"
 
 
-def test_no_rates_when_nothing_moves():
+def test_no_rates_without_progress():
     meter = Meter()
     meter.read(batch(done=5, tokens=10), 0.0)
     progress = meter.read(batch(done=5, tokens=10), 5.0)
@@ -48,7 +48,7 @@ def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
 
 
-def test_an_output_file_appears_only_whole(tmp_path):
+def test_an_output_file_appears_only_once_complete(tmp_path):
     path = tmp_path / "out.jsonl"
 
     def lines():
@@ -62,6 +62,6 @@ def test_an_output_file_appears_only_whole(tmp_path):
     assert path.read_bytes() == b"1\n2\n"
 
 
-def test_names_cannot_repaint_the_terminal():
+def test_untrusted_text_cannot_rewrite_the_terminal():
     assert safe("a\x1b[2Jb\nc") == "a�[2Jb\nc"
     assert safe(json.loads('"\\u202e"')) == "�"

@@ -1,4 +1,4 @@
-"""`bros-batch simulate` and `plan`, as they are typed."""
+"""`bros-batch simulate` and `bros-batch plan`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_policies_side_by_side():
     first = result.stdout.splitlines()[0]
     assert first.split() == ["bros", "priority", "fcfs"]
     for title in (
-        "promises kept",
+        "SLO attainment",
         "TTFT s, p50 90 99",
         "TPOT ms, p50 90 99",
         "output tokens/s",
         "documents/h",
     ):
         assert title in result.stdout
-    assert "unfinished" not in result.stdout, "it is said only where there is something to say"
+    assert "unfinished" not in result.stdout, "a row appears only if it has a value"
 
 
 def test_json_is_one_document_and_the_same_again():
@@ -82,23 +82,26 @@ def test_a_plot_without_matplotlib(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "there is no load; give --rt, --be or --trace."),
+        ((), "there is no load; use --rt, --be or --trace."),
         (("--rt", "azure-conv"), "did you mean azure-2023-conv?"),
         (("--rt", "sharegpt-8k"), "says nothing of rates"),
-        (("--be", "cpu-mini", "--rt-rate", "2"), "--rt-rate is the rate of a workload; give --rt too."),
-        (("--be", "cpu-mini", "--trace", "t.jsonl"), "give either --trace or --rt and --be."),
-        (("--be", "cpu-mini", "--be-rate", "2", "--be-in-flight", "3"), "give --be-rate or --be-in-flight."),
+        (("--be", "cpu-mini", "--rt-rate", "2"), "--rt-rate needs a workload; use --rt too."),
+        (("--be", "cpu-mini", "--trace", "t.jsonl"), "use either --trace, or --rt and --be."),
+        (
+            ("--be", "cpu-mini", "--be-rate", "2", "--be-in-flight", "3"),
+            "--be-rate and --be-in-flight exclude each other",
+        ),
         (("--trace", "/nonexistent.jsonl"), "/nonexistent.jsonl: No such file or directory."),
         (("--be", "cpu-mini", "--device", "tpu"), "there is no device 'tpu'"),
         (("--be", "cpu-mini", "--device", "step_s=1,speed=3"), "'speed' is no coefficient"),
         (("--be", "cpu-mini", "--kv-tokens", "8"), "less than one block"),
         (("--be", "cpu-mini", "--policy", "lifo"), "'lifo' is not one of"),
-        (("--be", "cpu-mini", "--be-rate", "inf"), "inf is no number"),
-        (("--be", "cpu-mini", "--duration", "nan"), "nan is no number"),
+        (("--be", "cpu-mini", "--be-rate", "inf"), "inf is not a finite number"),
+        (("--be", "cpu-mini", "--duration", "nan"), "nan is not a finite number"),
         (("--be", "cpu-mini", "--ttft-ms", "0"), "0.0 is not in the range"),
     ],
 )
-def test_wrong_use_is_one_sentence(arguments, sentence):
+def test_a_usage_error_is_one_sentence(arguments, sentence):
     result = run("simulate", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert sentence in " ".join(result.stderr.split())
@@ -114,7 +117,7 @@ def test_a_plan():
     for fleet in ("hybrid", "split: chat", "split: bulk"):
         assert fleet in result.stdout
     assert "of a split fleet" in result.stdout
-    assert "tried 1 engine, be only" in result.stderr
+    assert "Tried 1 engine, be only" in result.stderr
 
 
 def test_a_plan_as_json():
@@ -131,14 +134,14 @@ def test_a_plan_as_json():
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        ((), 2, "give either --be-tokens-per-day or --be-documents-per-hour"),
-        (("--be-tokens-per-day", "1", "--be-documents-per-hour", "1"), 2, "How much bulk?"),
+        ((), 2, "use either --be-tokens-per-day or --be-documents-per-hour"),
+        (("--be-tokens-per-day", "1", "--be-documents-per-hour", "1"), 2, "to say how much bulk there is"),
         (("--be-tokens-per-day", "1e6", "--device", "tpu"), 2, "there is no device"),
         (("--be-tokens-per-day", "1e6", "--rt", "chats"), 2, "there is no workload 'chats'"),
         (("--be-tokens-per-day", "1e6", "--ttft-ms", "1"), 1, "allow a longer TTFT"),
     ],
 )
-def test_plans_that_cannot_be(arguments, code, sentence):
+def test_impossible_plans(arguments, code, sentence):
     result = run(*PLAN, *arguments)
     assert result.exit_code == code
     assert sentence.lower() in " ".join(result.stderr.split()).lower()

@@ -1,4 +1,4 @@
-"""What the command line says to somebody who uses it wrongly, and that it says so at once."""
+"""Help, usage errors and an unreachable server: exit codes and messages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from cli.main import COMMANDS, main
 
-NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+NOT_LISTENING = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
-HELP_AND_WHAT_IT_LOADED = """
+PRINT_HELP_AND_LOADED_MODULES = """
 import sys
 from cli.main import main
 main(["--help"], standalone_mode=False)
@@ -29,21 +29,21 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
 
 
-def test_help_names_every_command_and_loads_none_of_them():
-    done = python("-c", HELP_AND_WHAT_IT_LOADED)
+def test_help_lists_every_command_and_imports_none():
+    done = python("-c", PRINT_HELP_AND_LOADED_MODULES)
     for name in COMMANDS:
         assert f"  {name} " in done.stdout
     assert done.stderr.strip() == "['cli.failure', 'cli.main']"
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "engine"])
-def test_every_command_explains_itself(name):
+def test_every_command_has_help(name):
     result = run(name, "--help")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"Usage: main {name} ")
 
 
-def test_the_engine_command_becomes_the_engine():
+def test_the_engine_command_runs_the_engine():
     done = python("-m", "cli", "engine", "--help")
     assert done.returncode == 0, done.stderr
     assert "--max-num-seqs" in done.stdout
@@ -61,13 +61,13 @@ def test_version_is_the_installed_one():
         (["lst"], "Did you mean 'list'?"),
         (["submit"], "Missing argument 'FILE'"),
         (["submit", "-", "--temperature", "3"], "3.0 is not in the range"),
-        (["submit", "-", "--json", "-o", "-"], "choose one"),
+        (["submit", "-", "--json", "-o", "-"], "use only one of them"),
         (["submit", "/nonexistent.jsonl"], "/nonexistent.jsonl: No such file or directory."),
-        (["list", "--url", "localhost:8000"], "should be like http://host:8000"),
+        (["list", "--url", "localhost:8000"], "use a URL like http://host:8000"),
         (["up", "--port", "70000"], "70000 is not in the range"),
     ],
 )
-def test_wrong_use_is_exit_code_2_and_a_sentence(arguments, sentence):
+def test_a_usage_error_is_exit_code_2_and_a_sentence(arguments, sentence):
     result = run(*arguments)
     assert result.exit_code == 2
     assert sentence in result.stderr
@@ -85,26 +85,28 @@ def test_wrong_use_is_exit_code_2_and_a_sentence(arguments, sentence):
         ["submit", "-", "--prompt", "{a}"],
     ],
 )
-def test_no_service_is_exit_code_3_and_a_sentence(arguments):
-    result = run(*arguments, stdin='{"a": 1}\n', BROS_URL=NOBODY)
+def test_an_unreachable_server_is_exit_code_3_and_a_sentence(arguments):
+    result = run(*arguments, stdin='{"a": 1}\n', BROS_URL=NOT_LISTENING)
     assert result.exit_code == 3
-    assert result.stderr.startswith(f"bros-batch: Cannot reach bros-batch at {NOBODY} (connection refused)")
+    assert result.stderr.startswith(
+        f"bros-batch: Cannot reach bros-batch at {NOT_LISTENING} (connection refused)"
+    )
     assert "Traceback" not in result.stderr
     assert not result.stdout
 
 
 def test_debug_shows_the_traceback():
-    result = run("--debug", "list", BROS_URL=NOBODY)
+    result = run("--debug", "list", BROS_URL=NOT_LISTENING)
     assert type(result.exception).__name__ == "ServiceUnreachable"
 
 
-def test_a_wrong_setting_is_named():
+def test_an_invalid_setting_is_named():
     result = run("db", "upgrade", BROS_PORT="http")
     assert result.exit_code == 2
     assert "BROS_PORT" in result.stderr
 
 
-def test_a_host_name_nobody_has_is_exit_code_3():
+def test_an_unknown_host_name_is_exit_code_3():
     result = run("list", BROS_URL="http://no-such-host.invalid")
     assert result.exit_code == 3
     assert "Cannot reach" in result.stderr

@@ -1,4 +1,4 @@
-"""`bros-batch up`: one process tree that mends itself while it runs and leaves nothing when it ends."""
+"""`bros-batch up`: a process tree that recovers from crashes and leaves nothing behind when it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SERVICES = {"redis", "engine", "worker", "beat", "web"}
 
 
 def run_up(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """An `up` that is expected to refuse."""
+    """Run an `up` that is expected to fail at once."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
     command = [sys.executable, "-m", "cli", "up", *flags]
     return subprocess.run(command, capture_output=True, text=True, env={**kept, **env}, timeout=60)
@@ -40,7 +40,7 @@ def up(tmp_path_factory):
 
 
 def run_job(url: str, count: int = 20) -> dict:
-    """A small job, to its end."""
+    """Run a small job until it ends."""
     lines = "".join(json.dumps({"id": str(n), "text": f"text {n}"}) + "\n" for n in range(count))
     with httpx.Client(base_url=url, trust_env=False, timeout=30) as api:
         form = {"files": {"file": ("d.jsonl", lines.encode())}, "data": {"purpose": "batch"}}
@@ -58,7 +58,7 @@ def run_job(url: str, count: int = 20) -> dict:
         return done
 
 
-def test_it_says_where_everything_is(up):
+def test_the_state_file_describes_the_services(up):
     state = up.state()
     assert state["pid"] == up.process.pid
     assert state["ready"]
@@ -89,7 +89,7 @@ def test_redis_keeps_an_append_only_file(up):
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_a_killed_child_comes_back(up, name):
+def test_a_killed_service_is_restarted(up, name):
     victim = up.state()["children"][name]
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: up.state()["children"].get(name) not in (None, victim), f"a new {name}")
@@ -99,46 +99,48 @@ def test_a_killed_child_comes_back(up, name):
     assert run_job(up.state()["url"])["request_counts"]["completed"] == 20
 
 
-def test_a_second_one_on_the_same_data_is_refused(up):
+def test_a_second_up_on_the_same_data_is_rejected(up):
     state = up.state()
     model = up.data_dir.parent / "data-model"
-    refused = run_up(
+    failed = run_up(
         "--data-dir", str(up.data_dir), "--port", "0", "--model", str(model), "--", "--runner", "simulated"
     )
-    assert refused.returncode == 1
-    assert refused.stderr == (
+    assert failed.returncode == 1
+    assert failed.stderr == (
         f"bros-batch: bros-batch is already running on {up.data_dir} (pid {state['pid']}, {state['url']}); "
-        "stop it, or give another --data-dir.\n"
+        "stop it, or use another --data-dir.\n"
     )
     assert up.is_ready()
 
 
-def test_a_busy_port_is_refused_in_a_sentence(up, tmp_path):
+def test_a_busy_port_is_rejected_with_a_sentence(up, tmp_path):
     port = str(urlsplit(up.state()["url"]).port)
     model = up.data_dir.parent / "data-model"
     flags = ("--data-dir", str(tmp_path / "data"), "--port", port, "--model", str(model))
-    refused = run_up(*flags, "--", "--runner", "simulated")
-    assert refused.returncode == 1
+    failed = run_up(*flags, "--", "--runner", "simulated")
+    assert failed.returncode == 1
     assert (
-        refused.stderr
-        == f"bros-batch: Port {port} on 127.0.0.1 is in use; stop what uses it, or give another --port.\n"
+        failed.stderr
+        == f"bros-batch: Port {port} on 127.0.0.1 is in use; stop the process that uses it, or use another --port.\n"
     )
 
 
-def test_a_missing_model_is_refused_before_anything_starts(tmp_path):
-    refused = run_up("--data-dir", str(tmp_path / "data"), "--port", "0", "--model", "/no/such/model")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("bros-batch: There is no model at /no/such/model;")
+def test_a_missing_model_is_rejected_before_anything_starts(tmp_path):
+    failed = run_up("--data-dir", str(tmp_path / "data"), "--port", "0", "--model", "/no/such/model")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("bros-batch: There is no model at /no/such/model;")
     assert not (tmp_path / "data").exists()
 
 
-def test_listening_to_the_world_without_a_key_is_refused(tmp_path):
-    refused = run_up("--data-dir", str(tmp_path / "data"), "--host", "0.0.0.0")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("bros-batch: Listening on 0.0.0.0 lets others in: set BROS_API_KEY")
+def test_listening_to_other_machines_without_a_key_is_rejected(tmp_path):
+    failed = run_up("--data-dir", str(tmp_path / "data"), "--host", "0.0.0.0")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(
+        "bros-batch: Listening on 0.0.0.0 lets other machines in; set BROS_API_KEY"
+    )
 
 
-def test_a_newer_database_is_refused_in_a_sentence(up, tmp_path):
+def test_a_newer_database_is_rejected_with_a_sentence(up, tmp_path):
     import sqlite3
 
     from bros_batch.db.connections import upgrade
@@ -150,13 +152,13 @@ def test_a_newer_database_is_refused_in_a_sentence(up, tmp_path):
     database.close()
     model = up.data_dir.parent / "data-model"
     flags = ("--data-dir", str(tmp_path / "data"), "--port", "0", "--model", str(model))
-    refused = run_up(*flags, "--", "--runner", "simulated")
-    assert refused.returncode == 1
-    assert "newer than this bros-batch" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    failed = run_up(*flags, "--", "--runner", "simulated")
+    assert failed.returncode == 1
+    assert "newer than this bros-batch" in failed.stderr
+    assert failed.stderr.count("\n") == 1
 
 
-def test_a_service_that_cannot_start_ends_it_with_its_last_words(tmp_path):
+def test_a_service_that_cannot_start_ends_up_with_its_last_lines(tmp_path):
     up = start_up(tmp_path / "data", engine=("--runner", "simulated", "--no-such-flag"))
     assert up.process.wait(60) == 1
     stop(up)
@@ -193,7 +195,7 @@ def test_a_signal_during_the_start_leaves_nothing(tmp_path):
 
 
 def test_an_open_answer_is_finished_before_the_end(tmp_path):
-    """Draining: a chat that has begun is not cut off; new ones are refused."""
+    """While draining, a chat that has begun is not cut off; new ones are rejected."""
     with running_up(tmp_path / "data", engine=("--runner", "simulated", "--simulated-step-s", "0.05")) as up:
         url = up.state()["url"]
         chunks: list[str] = []
@@ -226,7 +228,7 @@ def test_an_open_answer_is_finished_before_the_end(tmp_path):
         assert_nothing_is_left(up)
 
 
-def test_asked_twice_it_kills_at_once(tmp_path):
+def test_a_second_signal_kills_at_once(tmp_path):
     up = start_up(tmp_path / "data", engine=("--runner", "simulated", "--simulated-step-s", "0.5"))
     url = up.ready()["url"]
 
@@ -239,10 +241,12 @@ def test_asked_twice_it_kills_at_once(tmp_path):
     asker.start()
     wait_for(lambda: "bros_num_requests_running" in httpx.get(f"{url}/metrics", trust_env=False).text)
     up.process.send_signal(signal.SIGINT)
-    wait_for(lambda: "stopping; once more kills" in up.words())
-    # One Ctrl-C that came twice, through a wrapper, is not a second one: so ask until it is.
+    wait_for(lambda: "stopping; a second Ctrl-C kills" in up.words())
+    # Two signals in quick succession count as one Ctrl-C, so send it until it counts as the second.
     wait_for(lambda: up.process.poll() is not None or up.process.send_signal(signal.SIGINT))
-    assert "killing what has not stopped" in up.words(), "it did not wait for the answer, which takes minutes"
+    assert "killing the services that have not stopped" in up.words(), (
+        "it did not wait for the answer, which takes minutes"
+    )
     asker.join(30)
     stop(up)
     assert_nothing_is_left(up)
@@ -259,8 +263,8 @@ def test_when_it_is_killed_nothing_outlives_it(tmp_path):
     stop(up)
 
 
-def test_killed_and_started_again_at_once_it_loses_nothing(tmp_path):
-    """The next one waits for the dying Redis, and goes on with its data."""
+def test_nothing_is_lost_when_it_is_killed_and_restarted(tmp_path):
+    """The second `up` waits for the dying Redis and continues with its data."""
     up = start_up(tmp_path / "data")
     url = up.ready()["url"]
     job = run_job(url)["id"]
@@ -282,7 +286,7 @@ def test_a_deep_data_directory_has_its_sockets_elsewhere(tmp_path):
     assert not socket_dir.exists()
 
 
-def test_a_redis_of_ones_own_is_used_and_left_running(tmp_path):
+def test_an_external_redis_is_used_and_left_running(tmp_path):
     with redis_server() as redis:
         with running_up(tmp_path / "data", BROS_REDIS_URL=redis.url) as up:
             state = up.state()
@@ -292,15 +296,15 @@ def test_a_redis_of_ones_own_is_used_and_left_running(tmp_path):
         assert redis.cli().ping()
 
 
-def test_with_a_key_it_is_asked_of_everyone(tmp_path):
+def test_a_key_is_required_of_every_client(tmp_path):
     with running_up(tmp_path / "data", BROS_API_KEY="sesame") as up:
         url = up.state()["url"]
         assert httpx.get(f"{url}/v1/batches", trust_env=False).status_code == 401
         env = {**os.environ, "BROS_URL": url}
         command = [sys.executable, "-m", "cli", "list", "--json"]
-        refused = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert refused.returncode == 1
-        assert refused.stderr.endswith("; set BROS_API_KEY or give --api-key.\n")
+        failed = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert failed.returncode == 1
+        assert failed.stderr.endswith("; set BROS_API_KEY or use --api-key.\n")
         allowed = subprocess.run([*command, "--api-key", "sesame"], env=env, capture_output=True, text=True)
         assert (allowed.returncode, json.loads(allowed.stdout)) == (0, [])
         assert (

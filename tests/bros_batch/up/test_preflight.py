@@ -1,4 +1,4 @@
-"""What `up` refuses before it starts anything, each with one sentence."""
+"""The checks before a start; each failure is one sentence."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import socket
 import pytest
 
 from bros_batch.settings import DEMO_MODEL_DIR, Settings
-from bros_batch.up.preflight import Refused, check_data_dir, check_exposure, check_model, choose_port
+from bros_batch.up.preflight import StartupError, check_data_dir, check_exposure, check_model, choose_port
 from tests.factories_text import make_text_model
 
 
 def sentence(call, *arguments, **options) -> str:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(StartupError) as error:
         call(*arguments, **options)
-    assert str(refusal.value).endswith(".")
-    return str(refusal.value)
+    assert str(error.value).endswith(".")
+    return str(error.value)
 
 
-def test_a_model_directory_must_be_whole(tmp_path):
+def test_a_model_directory_must_be_complete(tmp_path):
     model = make_text_model(tmp_path / "model")
     assert "lacks *.safetensors;" in sentence(check_model, str(model))
     check_model(str(model), needs_weights=False)
@@ -31,17 +31,17 @@ def test_a_model_directory_must_be_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/no/such/model", "./model", "~/model", "model", "a/b/c"])
-def test_a_path_to_nothing_is_no_model(name):
-    assert sentence(check_model, name).startswith(f"There is no model at {name}; give --model")
+def test_a_path_that_does_not_exist_is_rejected(name):
+    assert sentence(check_model, name).startswith(f"There is no model at {name}; set --model")
 
 
-def test_a_name_on_the_hub_may_be_one():
+def test_a_name_on_the_hub_passes():
     check_model("Qwen/Qwen3-0.6B")
 
 
-def test_a_missing_demo_model_is_said_so(tmp_path, monkeypatch):
+def test_a_missing_demo_model_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("bros_batch.up.preflight.DEMO_MODEL_DIR", tmp_path / "model")
-    assert "no demo model" in sentence(check_model, str(tmp_path / "model"))
+    assert "demo model is missing" in sentence(check_model, str(tmp_path / "model"))
     assert DEMO_MODEL_DIR.name == "model"
 
 
@@ -50,7 +50,7 @@ def test_the_data_directory_is_made_private(tmp_path):
     assert (tmp_path / "a" / "data").stat().st_mode & 0o777 == 0o700
 
 
-def test_an_open_data_directory_of_ours_is_closed(tmp_path):
+def test_an_existing_data_directory_is_made_private(tmp_path):
     data = tmp_path / "data"
     (data / "run").mkdir(parents=True)
     data.chmod(0o755)
@@ -66,23 +66,23 @@ def test_a_directory_with_other_files_is_left_alone(tmp_path):
     assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_file_is_no_data_directory(tmp_path):
+def test_a_file_is_rejected_as_data_directory(tmp_path):
     (tmp_path / "file").touch()
     assert "is a file" in sentence(check_data_dir, tmp_path / "file")
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_cannot_be_made_is_said_so():
+@pytest.mark.skipif(os.getuid() == 0, reason="root can write everywhere")
+def test_a_directory_that_cannot_be_created_is_reported():
     assert "cannot be used: " in sentence(check_data_dir, "/proc/data")
 
 
-def test_a_full_disk_is_said_so(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=5 * 1024**2)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     assert "has only 5 MB left" in sentence(check_data_dir, tmp_path / "data")
 
 
-def test_others_are_let_in_only_with_a_key():
+def test_other_machines_need_a_key():
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
         check_exposure(Settings(host=host))
     for host in ("0.0.0.0", "::", "192.168.1.2", "box.lan"):
@@ -91,7 +91,7 @@ def test_others_are_let_in_only_with_a_key():
         check_exposure(Settings(host=host, insecure=True))
 
 
-def test_a_busy_port_is_said_so():
+def test_a_busy_port_is_reported():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -1,4 +1,4 @@
-"""The parts of `up`: its lock, its children and their logs. Real processes; no services."""
+"""The parts of `up`: lock, child processes and their logs, with real processes but no services."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def state(lock: UpLock, data_dir: Path, **changes) -> UpState:
     return UpState(pid=os.getpid(), started_at=0.0, **{**fields, **changes})
 
 
-def test_one_up_a_data_directory(tmp_path):
+def test_one_up_per_data_directory(tmp_path):
     lock = UpLock(tmp_path)
-    assert read_state(tmp_path) is None, "it has not said where it is"
+    assert read_state(tmp_path) is None, "it has not written its state yet"
     lock.write(state(lock, tmp_path))
     assert read_state(tmp_path) == state(lock, tmp_path)
     with pytest.raises(
@@ -54,12 +54,12 @@ def test_a_state_file_without_a_lock_does_not_count(tmp_path):
 
 
 def test_the_lock_waits_for_a_child_that_holds_it(tmp_path):
-    """As when `up` was killed and its Redis still writes its file."""
+    """This happens when `up` was killed and its Redis still writes its file."""
     lock = UpLock(tmp_path)
     child = subprocess.Popen(["sleep", "0.4"], pass_fds=(lock.fd,))
     lock.release()
     UpLock(tmp_path).release()
-    assert child.poll() == 0, "it got the lock only when the child had ended"
+    assert child.poll() == 0, "it gets the lock only after the child has ended"
 
 
 def test_sockets_have_short_names_in_deep_directories(tmp_path):
@@ -74,7 +74,7 @@ def test_sockets_have_short_names_in_deep_directories(tmp_path):
     lock._file.close()  # as if killed: nothing is cleaned up
     assert (deep / "run" / "up.json").read_bytes() == state_left
     successor = UpLock(deep)
-    assert not left.exists(), "what a killed one left is removed"
+    assert not left.exists(), "the files of a killed `up` are removed"
     successor.release()
     assert not successor.socket_dir.exists()
 
@@ -90,7 +90,7 @@ def test_a_log_is_bounded(tmp_path):
     assert (tmp_path / "a.log").read_bytes().endswith(b"000000099\n")
 
 
-async def test_the_console_gets_warnings_the_file_gets_all(tmp_path):
+async def test_the_console_gets_warnings_and_the_file_gets_all_lines(tmp_path):
     shown: list[str] = []
     file = RotatingFile(tmp_path / "a.log")
     pump = LogPump(file, deque(maxlen=3), shown.append, verbose=False)
@@ -113,7 +113,7 @@ async def test_the_console_gets_warnings_the_file_gets_all(tmp_path):
 
 @contextlib.asynccontextmanager
 async def kept(tmp_path: Path, code: str, said: list[str], grace_s: float = 5.0, command=None, **env: str):
-    """A child that runs `code`, or `command`, kept running until the block ends."""
+    """Keep a child that runs `code`, or `command`, running until the block ends."""
     command = command or [sys.executable, "-u", "-c", code]
     spec = ChildSpec("child", command, {**os.environ, **env}, grace_s)
     child = Child(spec, tmp_path, announce=said.append, show=lambda line: None, verbose=False)
@@ -135,16 +135,16 @@ async def until(predicate) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_child_that_dies_is_started_again_a_little_later_each_time(tmp_path):
+async def test_a_child_that_dies_is_restarted_with_growing_delays(tmp_path):
     said: list[str] = []
     async with kept(tmp_path, "raise SystemExit(7)", said) as (child, _):
         await until(lambda: child.deaths == 3)
         assert child.last_code == 7
     assert ["exit code 7" in line for line in said] == [True] * 3
-    assert [line.rpartition("again in ")[2] for line in said] == ["0.5 s", "1 s", "2 s"]
+    assert [line.rpartition("restarting in ")[2] for line in said] == ["0.5 s", "1 s", "2 s"]
 
 
-async def test_a_killed_child_is_named_and_leaves_no_children_of_its_own(tmp_path):
+async def test_a_killed_child_is_reported_and_its_children_are_killed(tmp_path):
     said: list[str] = []
     code = "import subprocess; p = subprocess.Popen(['sleep', '300']); print(p.pid); p.wait()"
     async with kept(tmp_path, code, said) as (child, _):
@@ -156,7 +156,7 @@ async def test_a_killed_child_is_named_and_leaves_no_children_of_its_own(tmp_pat
         await until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE)
 
 
-async def test_a_child_that_will_not_stop_is_killed_after_its_grace(tmp_path):
+async def test_a_child_that_does_not_stop_is_killed_after_its_grace_period(tmp_path):
     said: list[str] = []
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); signal.pause(); signal.pause()"
     async with kept(tmp_path, code, said, grace_s=0.3) as (child, _):
@@ -165,7 +165,7 @@ async def test_a_child_that_will_not_stop_is_killed_after_its_grace(tmp_path):
     assert child.pid is None
 
 
-async def test_a_child_without_a_program_is_a_death_like_another(tmp_path):
+async def test_a_missing_program_counts_as_a_death(tmp_path):
     said: list[str] = []
     async with kept(tmp_path, "", said, command=["/no/such/program"]) as (child, _):
         await until(lambda: child.deaths)
@@ -174,7 +174,7 @@ async def test_a_child_without_a_program_is_a_death_like_another(tmp_path):
     assert "child died (exit code 1)" in said[0]
 
 
-async def test_a_child_that_the_system_refuses_is_tried_again(tmp_path):
+async def test_a_child_that_the_system_cannot_start_is_retried(tmp_path):
     said: list[str] = []
     open_before = psutil.Process().num_fds()
     async with kept(tmp_path, "", said, TOO_LONG="x" * 5_000_000) as (child, _):

@@ -11,7 +11,7 @@ import pytest
 
 from bros_batch.db import store
 from bros_batch.db.connections import make_engine, writing
-from bros_batch.up.preflight import Refused, check_exposure
+from bros_batch.up.preflight import StartupError, check_exposure
 from tests.bros_batch.web.serving import Web, serving, web_settings
 
 KEY = "sk-very-secret-key"
@@ -141,7 +141,7 @@ def test_the_key_is_never_logged(guarded: Web, caplog: pytest.LogCaptureFixture)
 
 
 def test_no_listening_for_others_without_a_key(tmp_path: Path, text_model: Path) -> None:
-    with pytest.raises(Refused, match="BROS_API_KEY"):
+    with pytest.raises(StartupError, match="BROS_API_KEY"):
         check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0"))
     check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0", api_key=KEY))
     check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0", insecure=True))

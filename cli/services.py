@@ -1,4 +1,4 @@
-"""`bros-batch engine`, `worker`, `beat` and `web`: this process becomes one service. For compose and Kubernetes."""
+"""`bros-batch engine`, `worker`, `beat` and `web`: run one service, for Docker Compose and Kubernetes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.configuration import load_settings, settings_options
+from cli.settings_options import load_settings, settings_options
 
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -20,7 +20,7 @@ def _become(command: list[str], env: dict[str, str]) -> None:
 @click.command(context_settings=PASS_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def engine(arguments: tuple[str, ...]) -> None:
-    """Run the engine. ARGUMENTS are the engine's own; what they leave out comes from the settings."""
+    """Run the engine, which computes tokens. ARGUMENTS are engine flags and override the settings."""
     from bros_batch.up.service_commands import engine_command, environment
 
     settings = load_settings()
@@ -28,10 +28,20 @@ def engine(arguments: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option("--concurrency", "--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--concurrency",
+    "--workers",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Number of worker processes.",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def worker(concurrency: int, arguments: tuple[str, ...]) -> None:
-    """Run the worker. After --, ARGUMENTS go to `celery worker`."""
+    """Run the Celery worker, which prepares items and records results.
+
+    ARGUMENTS after -- are passed to `celery worker`.
+    """
     from bros_batch.up.service_commands import environment, worker_command
 
     _become(worker_command(concurrency, arguments), environment(load_settings()))
@@ -40,7 +50,10 @@ def worker(concurrency: int, arguments: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def beat(arguments: tuple[str, ...]) -> None:
-    """Run the clock that wakes the worker; one is enough. After --, ARGUMENTS go to `celery beat`."""
+    """Run Celery beat, which schedules periodic work for the workers. Run exactly one per installation.
+
+    ARGUMENTS after -- are passed to `celery beat`.
+    """
     from bros_batch.up.service_commands import beat_command, environment
 
     settings = load_settings()
@@ -50,11 +63,11 @@ def beat(arguments: tuple[str, ...]) -> None:
 
 @click.command()
 @settings_options("host", "port", "api_key", "insecure")
-def web(**flags: Any) -> None:
-    """Run the API and the dashboard."""
+def web(**options: Any) -> None:
+    """Run the web server with the API and the dashboard."""
     from bros_batch.up.preflight import check_exposure
     from bros_batch.up.service_commands import environment, web_command
 
-    settings = load_settings(**flags)
+    settings = load_settings(**options)
     check_exposure(settings)
     _become(web_command(), environment(settings))

@@ -1,0 +1,71 @@
+"""Command-line options that override settings: an option wins over the environment, which wins over the TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from bros_batch.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS: dict[str, Callable[[F], F]] = {
+    "model": click.option(
+        "--model",
+        show_default="the demo model",
+        help="Model to serve: a directory, or a name on the Hugging Face Hub.",
+    ),
+    "served_model_name": click.option(
+        "--served-model-name", show_default="the model's own name", help="Name of the model in API requests."
+    ),
+    "max_model_len": click.option(
+        "--max-model-len",
+        type=click.IntRange(1),
+        show_default="the model's limit",
+        help="Maximum length of a request, prompt and answer together, in tokens.",
+    ),
+    "data_dir": click.option(
+        "--data-dir",
+        type=click.Path(file_okay=False),
+        show_default="bros-data",
+        help="Directory for the database, files and logs.",
+    ),
+    "host": click.option("--host", show_default="127.0.0.1", help="Address to listen on."),
+    "port": click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        show_default="8000",
+        help="Port to listen on; 0 picks a free one.",
+    ),
+    "api_key": click.option(
+        "--api-key",
+        help="API key that clients must send. Prefer BROS_API_KEY: other users can see the command line.",
+    ),
+    "insecure": click.option(
+        "--insecure",
+        is_flag=True,
+        default=None,
+        help="Accept connections from other machines without an API key.",
+    ),
+}
+
+
+def settings_options(*names: str) -> Callable[[F], F]:
+    """Add the options for these settings to a command, in this order."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            command = _OPTIONS[name](command)
+        return command
+
+    return decorate
+
+
+def load_settings(**options: Any) -> Settings:
+    """Load the settings, overridden by those options that were given on the command line."""
+    from bros_batch.settings import Settings
+
+    return Settings(**{name: value for name, value in options.items() if value is not None})
