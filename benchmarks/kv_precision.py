@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.machine import write_result
 from bros_batch.demo.documents import EXTRACTION_PROMPT, HELD_OUT_SEED, generate_documents
 from engine.kernels.layout import StepLayout
-from engine.kernels.reference import attention
+from engine.kernels.reference.attention import attention
 from engine.runner.kv.memory import allocate_kv
 from engine.runner.model.attention import IMPLEMENTATION, PackedStep, attention_step
 from engine.runner.model.selfcheck import discover_layers

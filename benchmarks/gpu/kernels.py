@@ -206,12 +206,12 @@ class KernelBench:
 
     def copies(self, count: int, *, to_staging: bool) -> Timed:
         """To or from the buffer that goes to host memory in one copy."""
-        from engine.kernels.triton.slots import SlotCopier
+        from engine.kernels.triton.slots import TritonSlotCopier
 
         num_layers, num_slots = (2, 20) if self._is_tiny else (32, 4 * count)
         shape = (num_slots, self._sizes.num_kv_heads, self._sizes.size)
         caches = [(self._maker.noise(*shape), self._maker.noise(*shape)) for _ in range(num_layers)]
-        copier, slots = SlotCopier(caches), torch.randperm(num_slots, device=self._device)[:count]
+        copier, slots = TritonSlotCopier(caches), torch.randperm(num_slots, device=self._device)[:count]
         staging = copier.gather(slots)
         if to_staging:
             return Timed(lambda: copier.gather(slots, staging), 2 * staging.nbytes)

@@ -125,7 +125,7 @@ def store(shape: ModelShape, cache_dtype: torch.dtype) -> None:
 
 
 def copy_slots(shape: ModelShape, cache_dtype: torch.dtype) -> None:
-    copier = triton_slots.SlotCopier([caches(shape, cache_dtype)] * 2)
+    copier = triton_slots.TritonSlotCopier([caches(shape, cache_dtype)] * 2)
     slots = torch.empty(5, dtype=torch.int64)
     copier.scatter(slots, copier.gather(slots))
 

@@ -12,6 +12,7 @@ from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.cpu import attention as cpu
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
+from engine.kernels.reference.slots import TorchSlotCopier
 
 
 class AttentionOp(Protocol):
@@ -30,7 +31,7 @@ class AttentionOp(Protocol):
 
 
 class SlotCopier(Protocol):
-    """See `engine.kernels.reference.attention.SlotCopier`."""
+    """Copies K and V of all layers between slots and rows of bytes; see `engine.kernels.reference.slots`."""
 
     bytes_per_slot: int
 
@@ -79,7 +80,7 @@ def slot_copier(caches: Mapping[int, LayerKV], backend: Backend | None = None) -
     """What copies slots of all layers' `caches`, in that order."""
     pairs = [(cache.k, cache.v) for cache in caches.values()]
     if pairs and (backend or backend_of(pairs[0][0].device)) == "triton":
-        from engine.kernels.triton import slots as triton_slots
+        from engine.kernels.triton.slots import TritonSlotCopier
 
-        return triton_slots.SlotCopier(pairs)
-    return reference.SlotCopier(pairs)
+        return TritonSlotCopier(pairs)
+    return TorchSlotCopier(pairs)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.kernels.reference import attention as reference
+from engine.kernels.reference import layer as reference
+from engine.kernels.reference.slots import TorchSlotCopier
 
 EPSILON = 1e-6
 FP8 = torch.float8_e4m3fn
@@ -159,14 +160,14 @@ class Maker:
 
     def copies(self) -> dict[str, float]:
         """Layers of different sizes, out and back to other slots."""
-        from engine.kernels.triton.slots import SlotCopier
+        from engine.kernels.triton.slots import TritonSlotCopier
 
         num_slots, count = 4 * self._sizes.num_tokens, self._sizes.num_tokens
         shapes = [(2, self._sizes.size), (self._sizes.num_kv_heads, self._sizes.size), (1, 24)]
         caches = [(self.noise(num_slots, *shape), self.noise(num_slots, *shape)) for shape in shapes]
         source, target = self._permutation(num_slots)[:count], self._permutation(num_slots)[:count]
         twins = [(k.clone(), v.clone()) for k, v in caches]
-        copier, twin = SlotCopier(caches), reference.SlotCopier(twins)
+        copier, twin = TritonSlotCopier(caches), TorchSlotCopier(twins)
         staging, expected = copier.gather(source), twin.gather(source)
         copier.scatter(target, staging)
         twin.scatter(target, expected)

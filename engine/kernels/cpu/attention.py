@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import IntArray, StepLayout
-from engine.kernels.reference.attention import attend_sequence, store_kv, visible
+from engine.kernels.reference.attention import attend_sequence, visible
+from engine.kernels.reference.slots import store_kv
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 

@@ -34,7 +34,7 @@ def _num_parts(num_tokens: Any, num_threads: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def rms_norm(x: Any, weight: Any, epsilon: Any, num_threads: Any, out: Any) -> None:
-    """`engine.kernels.reference.attention.rms_norm`; shapes as `_rms_norm` has them."""
+    """`engine.kernels.reference.layer.rms_norm`; shapes as `_rms_norm` has them."""
     num_parts = _num_parts(len(out), num_threads)
     if num_parts > 1:
         _rms_norm_parts(num_parts, x, weight, epsilon, out)
@@ -71,7 +71,7 @@ def rotate_and_store(
     qkv: Any, positions: Any, cos: Any, sin: Any, q_norm: Any, k_norm: Any, epsilon: Any, slots: Any, k_cache: Any,
     v_cache: Any, num_threads: Any, q: Any,
 ) -> None:  # fmt: skip
-    """`engine.kernels.reference.attention.rotate_and_store`; shapes as `_rotate_and_store` has them."""
+    """`engine.kernels.reference.layer.rotate_and_store`; shapes as `_rotate_and_store` has them."""
     num_parts = _num_parts(len(q), num_threads)
     if num_parts > 1:
         _rotate_and_store_parts(

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.reference.attention import check_staging
+from engine.kernels.reference.slots import check_staging
 from engine.kernels.triton.cached_rows import FLOATS, FP8, narrow
 
 # Numbers of K, and as many of V, that a program of `_store_kv` writes: 8 (16 bytes) each of its 128 threads twice.
@@ -100,7 +100,7 @@ def store_kv(
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv], written
     slot_mapping: torch.Tensor,  # [T] int64, no slot twice; -1: not stored
 ) -> None:
-    """`reference.attention.store_kv` in one launch. Raises ValueError for shapes that do not fit together."""
+    """`engine.kernels.reference.slots.store_kv` in one launch. Raises ValueError for shapes that do not fit."""
     if k.shape[1:] != k_cache.shape[1:] or v.shape[1:] != v_cache.shape[1:]:
         raise ValueError(
             f"K and V of {list(k.shape)} and {list(v.shape)} do not go into caches of "
@@ -167,8 +167,9 @@ def _copy_slots(
         tl.store(in_cache, tl.load(in_staging, mask=mask), mask=mask)
 
 
-class SlotCopier:
-    """`reference.attention.SlotCopier` in one launch a copy: all layers' caches by a table of their addresses.
+class TritonSlotCopier:
+    """`engine.kernels.reference.slots.TorchSlotCopier` in one launch per copy, which reads the addresses of all layers'
+    caches from a table.
 
     Raises ValueError for caches that are not contiguous or not on one device.
     """

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.kernels.cpu.attention import plain
-from engine.kernels.reference import attention as reference
+from engine.kernels.reference import layer as reference
 from tests.engine.kernels.cpu.multipliers import NAMES, multiplier_or_skip
 
 pytest.importorskip("numba")

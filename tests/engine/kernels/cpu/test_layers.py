@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.kernels.cpu.attention import plain
-from engine.kernels.reference import attention as reference
+from engine.kernels.reference import layer as reference
 
 pytest.importorskip("numba")
 

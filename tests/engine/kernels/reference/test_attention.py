@@ -76,17 +76,3 @@ def test_stores_the_steps_tokens_and_nothing_else() -> None:
     untouched[mapping] = False
     assert torch.equal(k_cache[untouched], case.k_cache[untouched])
     assert torch.equal(v_cache[untouched], case.v_cache[untouched])
-
-
-def test_slots_gathered_and_scattered_elsewhere_hold_the_same() -> None:
-    generator = torch.Generator().manual_seed(0)
-    cache = torch.randn(64, 2, 8, generator=generator)
-    before = cache.clone()
-    picked = torch.randperm(64, generator=generator)
-    source, target = picked[:10], picked[10:20]
-    saved = reference.gather_slots(cache, source)
-    cache[source] = 0
-    reference.scatter_slots(cache, target, saved)
-    assert torch.equal(cache[target], before[source])
-    assert torch.equal(cache[picked[20:]], before[picked[20:]])
-    assert not cache[source].any()

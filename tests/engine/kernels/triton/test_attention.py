@@ -15,6 +15,7 @@ from engine.kernels import dispatch
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
+from engine.kernels.reference.slots import store_kv
 from engine.kernels.triton import attention as triton_attention
 from engine.kernels.triton import cached_rows as triton_context
 from engine.kernels.triton import decode_attention as triton_single
@@ -36,7 +37,7 @@ def attention(
     options: AttentionOptions,
 ) -> torch.Tensor:
     """`triton_attention.attention` with an output that is NaN wherever it is not written."""
-    reference.store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
+    store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
     out = torch.full((*q.shape[:2], v.shape[2]), torch.nan, dtype=q.dtype, device=q.device)
     triton_attention.attend_stored(q, k_cache, v_cache, layout, options, out)
     return out

@@ -18,14 +18,14 @@ import pytest
 pytest.importorskip("triton")
 
 REPOSITORY = Path(__file__).parents[4]
-KERNELS = REPOSITORY / "engine" / "kernels"
+KERNELS = REPOSITORY / "engine" / "kernels" / "triton"
 
 
 def kernels_in(folder: Path) -> set[str]:
     """ "module.function" of all that is compiled by Triton and not merely called by what is."""
     compiled: dict[str, str] = {}
     called: set[str] = set()
-    for path in sorted(folder.glob("triton_*.py")):
+    for path in sorted(folder.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and any(
                 "jit" in ast.unparse(d) for d in node.decorator_list
@@ -72,11 +72,11 @@ def test_none_spills_or_takes_more_than_there_is(resources: list[dict[str, Any]]
 
 SPILLING = """
 from dataclasses import replace
-from benchmarks import kernel_resources as resources
+from benchmarks.kernel_resources import resources
 case = next(case for case in resources.CASES if case.name == "attend 8b, chunk, bf16")
 (launch,) = resources.record(case, 80)
 launch = replace(launch, constants={**launch.constants, "maxnreg": 64})
-found = resources._resources(case, launch, resources.compile_launch(launch, 80), 80)
+found = resources.resources_of(case, launch, resources.compile_launch(launch, 80), 80)
 print(found.spill_bytes, found.fits)
 """
 
@@ -92,6 +92,6 @@ def test_a_kernel_with_too_few_registers_is_found_out() -> None:
 
 def test_kernels_are_told_from_what_they_call() -> None:
     found = kernels_in(KERNELS)
-    assert "triton_layer._rotate_and_store_kernel" in found
-    assert "triton_layer._summed" not in found
-    assert "triton_context.narrow" not in found  # called from other modules
+    assert "layer._rotate_and_store_kernel" in found
+    assert "layer._summed" not in found
+    assert "cached_rows.narrow" not in found  # called from other modules

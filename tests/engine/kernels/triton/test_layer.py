@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from engine.kernels.reference import attention as reference
+from engine.kernels.reference import layer as reference
 
 pytest.importorskip("triton")
 

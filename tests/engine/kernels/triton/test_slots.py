@@ -8,9 +8,10 @@ import torch
 pytest.importorskip("triton")
 
 from engine.kernels import dispatch
-from engine.kernels.reference import attention as reference
+from engine.kernels.reference import slots as reference
+from engine.kernels.reference.slots import TorchSlotCopier
 from engine.kernels.triton import slots as triton_slots
-from engine.kernels.triton.slots import SlotCopier
+from engine.kernels.triton.slots import TritonSlotCopier
 from engine.runner.model.attention import LayerCache
 from tests.engine.kernels.steps import as_bits
 
@@ -120,7 +121,7 @@ SHAPES = [
 def test_gather_and_scatter(shapes: list[tuple[int, int, int]], dtype: torch.dtype, count: int) -> None:
     caches = layers(shapes, dtype)
     twin_caches = [(k.clone(), v.clone()) for k, v in caches]
-    copier, twin = SlotCopier(caches), reference.SlotCopier(twin_caches)
+    copier, twin = TritonSlotCopier(caches), TorchSlotCopier(twin_caches)
     assert copier.bytes_per_slot == twin.bytes_per_slot
     source, target = some_slots(1, count), some_slots(2, count)
     if count > 4:
@@ -139,22 +140,22 @@ def test_a_staged_slot_is_layer_after_layer_k_then_v() -> None:
     caches = layers([(1, 4, 8), (2, 4, 4)], torch.float32)
     slots = some_slots(3, 6)
     row = torch.cat([cache[slots].flatten(1) for pair in caches for cache in pair], dim=1)
-    for copier in (SlotCopier(caches), reference.SlotCopier(caches)):
+    for copier in (TritonSlotCopier(caches), TorchSlotCopier(caches)):
         assert torch.equal(copier.gather(slots).view(torch.float32), row)
 
 
 def test_a_part_of_a_larger_buffer_serves_as_staging() -> None:
     caches = layers([(1, 3, 5)], torch.bfloat16)
-    copier, slots = SlotCopier(caches), some_slots(4, 3)
+    copier, slots = TritonSlotCopier(caches), some_slots(4, 3)
     buffer = torch.zeros(9, copier.bytes_per_slot, dtype=torch.uint8, device=DEVICE)
     copier.gather(slots, buffer[5:8])
-    assert torch.equal(buffer[5:8], reference.SlotCopier(caches).gather(slots))
+    assert torch.equal(buffer[5:8], TorchSlotCopier(caches).gather(slots))
     assert not buffer[:5].any()
     assert not buffer[8:].any()
 
 
-@pytest.mark.parametrize("kind", [SlotCopier, reference.SlotCopier])
-def test_a_buffer_that_does_not_fit_is_refused(kind: type[SlotCopier]) -> None:
+@pytest.mark.parametrize("kind", [TritonSlotCopier, TorchSlotCopier])
+def test_a_buffer_that_does_not_fit_is_refused(kind: type[TorchSlotCopier | TritonSlotCopier]) -> None:
     copier = kind(layers([(1, 8, 8)], torch.float32))
     slots = some_slots(5, 2)
     for wrong in (
@@ -171,7 +172,7 @@ def test_a_buffer_that_does_not_fit_is_refused(kind: type[SlotCopier]) -> None:
 def test_caches_that_are_views_are_refused() -> None:
     k = noise(0, NUM_SLOTS, 2, 8)
     with pytest.raises(ValueError, match="contiguous"):
-        SlotCopier([(k[:, :1], k)])
+        TritonSlotCopier([(k[:, :1], k)])
 
 
 def test_bad_stores_are_refused() -> None:
@@ -186,14 +187,14 @@ def test_bad_stores_are_refused() -> None:
 
 def test_no_layers_make_no_copies() -> None:
     slots = some_slots(7, 2)
-    for copier in (SlotCopier([]), reference.SlotCopier([])):
+    for copier in (TritonSlotCopier([]), TorchSlotCopier([])):
         assert copier.gather(slots).shape == (2, 0)
         copier.scatter(slots, copier.gather(slots))
 
 
 def test_a_device_gets_the_copier_that_runs_on_it() -> None:
     caches = {0: LayerCache(noise(0, NUM_SLOTS, 2, 8), noise(1, NUM_SLOTS, 2, 8), None)}
-    kind = SlotCopier if DEVICE == "cuda" else reference.SlotCopier
+    kind = TritonSlotCopier if DEVICE == "cuda" else TorchSlotCopier
     assert isinstance(dispatch.slot_copier(caches), kind)
-    assert isinstance(dispatch.slot_copier(caches, "triton"), SlotCopier)
-    assert isinstance(dispatch.slot_copier({}), reference.SlotCopier)
+    assert isinstance(dispatch.slot_copier(caches, "triton"), TritonSlotCopier)
+    assert isinstance(dispatch.slot_copier({}), TorchSlotCopier)

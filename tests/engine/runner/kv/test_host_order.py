@@ -18,7 +18,7 @@ from tests.engine.runner.kv.test_host import CPU, make_caches
 
 
 class TorchCopier:
-    """`engine.kernels.reference.attention.SlotCopier` without a look at the slots: that would have the host wait."""
+    """`engine.kernels.reference.slots.TorchSlotCopier` without a look at the slots: that would have the host wait."""
 
     def __init__(self, caches: Mapping[int, LayerCache]) -> None:
         self._parts = [
