@@ -118,7 +118,7 @@ def system(database: str, data_dir: Path) -> Iterator[System]:
             "BROS_MODEL": str(model),
             "BROS_SERVED_MODEL_NAME": MODEL_NAME,
         }
-        from bros_batch.db.connections import upgrade
+        from bros_batch.db.schema import upgrade
 
         upgrade(url)
         group = stack.enter_context(processes())
@@ -142,12 +142,12 @@ def write_batch_file(path: Path, count: int) -> None:
 
 def submit(path: Path) -> str:
     """What the web does with an upload and a POST to /v1/batches."""
-    from bros_batch.db import store
+    from bros_batch.db import files, jobs
     from bros_batch.db.connections import get_engine, writing
     from bros_batch.jobs.tasks import dispatch
 
     with writing(get_engine()) as connection:
-        file = store.create_file(
+        file = files.create_file(
             connection,
             purpose="batch",
             filename=path.name,
@@ -155,18 +155,18 @@ def submit(path: Path) -> str:
             sha256="",
             path=str(path),
         )
-        job = store.create_job(connection, input_file_id=file.id, endpoint=CHAT, model=MODEL_NAME)
+        job = jobs.create_job(connection, input_file_id=file.id, endpoint=CHAT, model=MODEL_NAME)
     dispatch("ingest", job.id)
     return job.id
 
 
 def job_in(job_id: str, *statuses: str) -> Job | None:
     """The job if it stands in one of these."""
-    from bros_batch.db import store
+    from bros_batch.db import jobs
     from bros_batch.db.connections import get_engine, reading
 
     with reading(get_engine()) as connection:
-        job = store.get_job(connection, job_id)
+        job = jobs.get_job(connection, job_id)
     return job if job is not None and job.status in statuses else None
 
 
@@ -193,13 +193,13 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
     assert (job.status, job.total, job.failed) == ("in_progress", count, 0), job
     took_s = job.in_progress_at - started_s
 
-    from bros_batch.db import store
+    from bros_batch.db import job_control
     from bros_batch.db.connections import get_engine, writing
     from bros_batch.jobs.tasks import dispatch
 
     cancelled_s = time.time()
     with writing(get_engine()) as connection:
-        store.cancel_job(connection, job_id)
+        job_control.cancel_job(connection, job_id)
     answered_s = time.time()
     dispatch("finalize", job_id)
     job = wait_for(lambda: job_in(job_id, "cancelled"), 3600, "the cancellation")

@@ -86,6 +86,11 @@ class Settings(BaseSettings):
         return "bros-demo" if Path(self.model) == DEMO_MODEL_DIR else self.model
 
     @property
+    def files_dir(self) -> Path:
+        """The directory of the bytes of all files, each under its id."""
+        return self.data_dir / "files"
+
+    @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'bros.db'}"
 

@@ -1,31 +1,40 @@
-"""Queries about deliveries that Redis lost: which they may be, and back to pending with them."""
+"""Queries about queued items that Redis has lost: which may be, and how they return to pending."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, text
 
-from bros_batch.db.items import Finished, Outcome, finish_items
-from bros_batch.db.job_control import lock_jobs
+from bros_batch.db.item_results import FinishedItem, FinishResult, finish_items
+from bros_batch.db.jobs import lock_jobs
 from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import items
+
+_RETURN = text(
+    "UPDATE items SET status = 'pending', attempts = attempts + 1, queued_at = NULL "
+    "WHERE id = :id AND epoch = :epoch AND status = 'queued'"
+)
+_COUNT_ATTEMPT = text(
+    "UPDATE items SET attempts = attempts + 1 WHERE id = :id AND epoch = :epoch AND status = 'queued'"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """A queued item as the sweep sees it."""
+class LongQueuedItem:
+    """An item that has been queued for long, and that may be lost."""
 
-    item_id: int
+    id: int
     epoch: int
     job_id: str
     attempts: int
     model: str
 
 
-def old_deliveries(connection: Connection, queued_before: float, after_id: int, limit: int) -> list[Delivery]:
-    """Items queued since before a time, by id."""
+def items_queued_before(
+    connection: Connection, queued_before: float, after_id: int, limit: int
+) -> list[LongQueuedItem]:
+    """Items that have been queued since before a time, in the order of their ids."""
     rows = connection.execute(
         text(
             "SELECT items.id, items.epoch, items.job_id, items.attempts, jobs.model "
@@ -35,65 +44,43 @@ def old_deliveries(connection: Connection, queued_before: float, after_id: int, 
         ),
         {"before": queued_before, "after": after_id, "limit": limit},
     )
-    return [Delivery(*row) for row in rows]
+    return [LongQueuedItem(*row) for row in rows]
 
 
 def return_lost(
-    connection: Connection, lost: Sequence[Delivery], max_attempts: int, now_s: float
-) -> Finished:
-    """Items whose deliveries are gone: back to pending with one more attempt, or, at the limit, failed with
-    `engine_lost`. As ever, only where the delivery is still the item's."""
-    lock_jobs(connection, [delivery.job_id for delivery in lost])
-    given_up = [delivery for delivery in lost if delivery.attempts + 1 >= max_attempts]
-    again = [delivery for delivery in lost if delivery.attempts + 1 < max_attempts]
+    connection: Connection, lost: Sequence[LongQueuedItem], max_attempts: int, now_s: float
+) -> FinishResult:
+    """Return lost items to pending with one more attempt, or end them with `engine_lost` at the limit.
+
+    As in all such updates, an item changes only while it is queued under the same epoch.
+    """
+    lock_jobs(connection, [item.job_id for item in lost])
+    again = [item for item in lost if item.attempts + 1 < max_attempts]
+    given_up = [item for item in lost if item.attempts + 1 >= max_attempts]
     if again:
-        connection.execute(
-            text(
-                "UPDATE items SET status = 'pending', attempts = attempts + 1, queued_at = NULL "
-                "WHERE id = :id AND epoch = :epoch AND status = 'queued'"
-            ),
-            [{"id": delivery.item_id, "epoch": delivery.epoch} for delivery in again],
-        )
+        connection.execute(_RETURN, [{"id": item.id, "epoch": item.epoch} for item in again])
     if not given_up:
-        return Finished(0, [])
-    connection.execute(
-        text(
-            "UPDATE items SET attempts = attempts + 1 WHERE id = :id AND epoch = :epoch AND status = 'queued'"
-        ),
-        [{"id": delivery.item_id, "epoch": delivery.epoch} for delivery in given_up],
-    )
+        return FinishResult(0, [])
+    connection.execute(_COUNT_ATTEMPT, [{"id": item.id, "epoch": item.epoch} for item in given_up])
     message = f"The engine was lost {max_attempts} times while it had this line."
-    outcomes = [
-        Outcome(
-            delivery.item_id,
-            delivery.epoch,
-            delivery.job_id,
+    results = [
+        FinishedItem(
+            item.id,
+            item.epoch,
+            item.job_id,
             ItemStatus.FAILED,
             error_code="engine_lost",
             error_message=message,
         )
-        for delivery in given_up
+        for item in given_up
     ]
-    return finish_items(connection, outcomes, now_s)
+    return finish_items(connection, results, now_s)
 
 
 def return_all_queued(connection: Connection) -> int:
-    """All deliveries are gone, with the Redis that held them: back to pending, and nobody's attempt."""
+    """Return all queued items to pending, because the Redis that held them is gone. This counts as no attempt."""
     query = text("SELECT DISTINCT job_id FROM items WHERE status = 'queued'")
     lock_jobs(connection, list(connection.scalars(query)))
     return connection.execute(
         text("UPDATE items SET status = 'pending', queued_at = NULL WHERE status = 'queued'")
     ).rowcount
-
-
-def ended_items(connection: Connection, job_id: str, item_ids: Sequence[int]) -> set[int]:
-    """Which of these items are the job's and have ended."""
-    found: set[int] = set()
-    for start in range(0, len(item_ids), 500):
-        query = select(items.c.id).where(
-            items.c.id.in_(item_ids[start : start + 500]),
-            items.c.job_id == job_id,
-            items.c.status.not_in(["pending", "queued"]),
-        )
-        found.update(connection.scalars(query))
-    return found

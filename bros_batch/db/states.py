@@ -1,4 +1,4 @@
-"""The words for where jobs and items stand, and the one table of which step may follow which. Pure."""
+"""The statuses of jobs and items, and the table of the transitions between them. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class ItemStatus(StrEnum):
-    """One line of a job. PENDING waits in the database, QUEUED has a delivery in Redis; the rest have ended."""
+    """Status of an item: PENDING waits in the database, QUEUED is in a Redis stream, and the others have ended."""
 
     PENDING = "pending"
     QUEUED = "queued"
@@ -17,7 +17,7 @@ class ItemStatus(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """OpenAI's eight batch states, and PAUSED: nothing new is prepared, what is queued still finishes."""
+    """Status of a job: OpenAI's eight, and PAUSED, in which no further item is queued but those that are finish."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -31,7 +31,7 @@ class JobStatus(StrEnum):
 
 
 class IllegalTransition(ValueError):
-    """A step that the table does not have."""
+    """A transition that the tables below do not have."""
 
     def __init__(self, what: str, source: str, target: str) -> None:
         super().__init__(f"{what} is {source} and cannot become {target}")
@@ -93,10 +93,5 @@ def ensure_job(source: JobStatus | str, target: JobStatus) -> None:
 
 
 def item_sources(target: ItemStatus) -> tuple[ItemStatus, ...]:
-    """The states an item may reach `target` from: the WHERE of every bulk step."""
+    """The statuses from which an item may become `target`, for the WHERE of updates of many items."""
     return tuple(source for source, targets in ITEM_TRANSITIONS.items() if target in targets)
-
-
-def job_sources(target: JobStatus) -> tuple[JobStatus, ...]:
-    """The states a job may reach `target` from."""
-    return tuple(source for source, targets in JOB_TRANSITIONS.items() if target in targets)

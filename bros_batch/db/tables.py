@@ -1,120 +1,170 @@
-"""The tables, and the frozen rows that the store answers with. Timestamps are unix seconds."""
+"""The rows of the database and the tables that hold them. Timestamps are Unix seconds."""
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    Double,
-    Index,
-    Integer,
-    MetaData,
-    RowMapping,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import BigInteger, Double, Index, Integer, MetaData, String, UniqueConstraint, text
+
+from bros_batch.db.columns import BigCount, Count, Key, ServerDefault, Word, table_of
 
 metadata = MetaData()
 
-# SQLite numbers rows by itself only in a column of type INTEGER.
-RowId = BigInteger().with_variant(Integer(), "sqlite")
 
-files = Table(
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that was uploaded or that a job has written. Its bytes are at `path`."""
+
+    id: Key
+    purpose: Annotated[str, String(32)]
+    filename: str
+    bytes: Annotated[int, BigInteger()]
+    sha256: Annotated[str, String(64)]
+    path: str
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job with its counters. `errors` holds up to 100 entries of {code, line, message, param}."""
+
+    id: Key
+    name: str | None
+    status: Word
+    endpoint: Annotated[str, String(64)]
+    model: str
+    priority: int
+    input_file_id: Key
+    output_file_id: Key | None
+    error_file_id: Key | None
+    defaults: dict[str, Any]
+    metadata: dict[str, Any] | None
+    errors: list[dict[str, Any]]
+    total: Count
+    succeeded: Count
+    failed: Count
+    cancelled: Count
+    expired: Count
+    prompt_tokens: BigCount
+    cached_tokens: BigCount
+    output_tokens: BigCount
+    completion_window: Word
+    deadline_at: float | None
+    created_at: float
+    expires_at: float
+    in_progress_at: float | None
+    paused_at: float | None
+    finalizing_at: float | None
+    completed_at: float | None
+    failed_at: float | None
+    expired_at: float | None
+    cancelling_at: float | None
+    cancelled_at: float | None
+    # How far ingest has read: everything before this byte is committed as items.
+    ingest_form: Word | None
+    ingest_offset: BigCount
+    ingest_line: Count
+    # How far finalize has written: lines up to this one are in the temporary files, which have these sizes.
+    written_line: Count
+    written_output_bytes: BigCount
+    written_error_bytes: BigCount
+    # Which run of ingest or finalize holds the job, and until when it may stay silent.
+    lease_token: Annotated[str, String(32)] | None
+    lease_until: Annotated[float, Double(), ServerDefault("0")]
+
+    @property
+    def ended(self) -> int:
+        """Number of items that have their one result or error."""
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of a job.
+
+    `body` is the JSON text of the request or the document as it stood in the file (None for a line that could not be
+    read), and `result` is the JSON text of the response body. Both are stored as text and not in a parsed form: text is
+    exactly what the client sent and will receive, a result goes into the output file without being parsed again, and
+    nothing that can wait for hours in the database depends on the classes of the version that wrote it. The price is
+    that ingest, prepare and record each parse a body, once.
+    """
+
+    # SQLite numbers rows by itself only in a column of the type INTEGER.
+    id: Annotated[int, BigInteger().with_variant(Integer(), "sqlite")]
+    job_id: Key
+    line_no: int
+    custom_id: str | None
+    status: Word
+    attempts: Count
+    epoch: Count
+    body: str | None
+    result: str | None
+    error_code: Annotated[str, String(64)] | None
+    error_message: str | None
+    prompt_tokens: Count
+    output_tokens: Count
+    queued_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """An engine's latest heartbeat."""
+
+    id: Annotated[str, String(128)]
+    host: str
+    device: str
+    model: str
+    heartbeat_at: float
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key. The key itself is not stored, only its SHA-256 digest."""
+
+    id: Key
+    name: str
+    sha256: Annotated[str, String(64)] = field(repr=False)
+    created_at: float
+    revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetaRow:
+    """A value that the database keeps about itself, such as which Redis it was last used with."""
+
+    key: Key
+    value: str
+
+
+files = table_of(
     "files",
+    File,
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("purpose", String(32), nullable=False),
-    Column("filename", Text, nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("path", Text, nullable=False),
-    Column("created_at", Double, nullable=False),
-    Column("expires_at", Double),
     Index("ix_files_created", "created_at", "id"),
     Index("ix_files_expires", "expires_at"),
 )
 
-jobs = Table(
+jobs = table_of(
     "jobs",
+    Job,
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("name", Text),
-    Column("status", String(16), nullable=False),
-    Column("endpoint", String(64), nullable=False),
-    Column("model", Text, nullable=False),
-    Column("priority", Integer, nullable=False),
-    Column("input_file_id", String(64), nullable=False),
-    Column("output_file_id", String(64)),
-    Column("error_file_id", String(64)),
-    Column("defaults", JSON, nullable=False),
-    Column("metadata", JSON(none_as_null=True)),
-    Column("errors", JSON, nullable=False),
-    Column("total", Integer, nullable=False, server_default="0"),
-    Column("succeeded", Integer, nullable=False, server_default="0"),
-    Column("failed", Integer, nullable=False, server_default="0"),
-    Column("cancelled", Integer, nullable=False, server_default="0"),
-    Column("expired", Integer, nullable=False, server_default="0"),
-    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("completion_window", String(16), nullable=False),
-    Column("deadline_at", Double),
-    Column("created_at", Double, nullable=False),
-    Column("expires_at", Double, nullable=False),
-    Column("in_progress_at", Double),
-    Column("paused_at", Double),
-    Column("finalizing_at", Double),
-    Column("completed_at", Double),
-    Column("failed_at", Double),
-    Column("expired_at", Double),
-    Column("cancelling_at", Double),
-    Column("cancelled_at", Double),
-    # Where ingest stands: everything before this byte is committed as items.
-    Column("ingest_form", String(16)),
-    Column("ingest_offset", BigInteger, nullable=False, server_default="0"),
-    Column("ingest_line", Integer, nullable=False, server_default="0"),
-    # Where finalize stands: lines up to this one are in the temporary files, which are this long.
-    Column("written_line", Integer, nullable=False, server_default="0"),
-    Column("written_output_bytes", BigInteger, nullable=False, server_default="0"),
-    Column("written_error_bytes", BigInteger, nullable=False, server_default="0"),
-    # Who ingests or finalizes now, and until when it may stay silent.
-    Column("lease_token", String(32)),
-    Column("lease_until", Double, nullable=False, server_default="0"),
     Index("ix_jobs_created", "created_at", "id"),
     Index("ix_jobs_status", "status"),
 )
 
-# No foreign key to jobs: it would cost a lookup and a lock a line at ingest, and jobs are never deleted.
-# AUTOINCREMENT on SQLite: an id that came back would make an old result fit a new item.
-items = Table(
+# There is no foreign key to jobs: it would cost a lookup and a lock per line at ingest, and jobs are never deleted.
+# AUTOINCREMENT on SQLite: if an id were used again, an old result would fit a new item.
+items = table_of(
     "items",
+    Item,
     metadata,
-    Column("id", RowId, primary_key=True, autoincrement=True),
-    Column("job_id", String(64), nullable=False),
-    Column("line_no", Integer, nullable=False),
-    Column("custom_id", Text),
-    Column("status", String(16), nullable=False),
-    Column("attempts", Integer, nullable=False, server_default="0"),
-    Column("epoch", Integer, nullable=False, server_default="0"),
-    Column("body", Text),
-    Column("result", Text),
-    Column("error_code", String(64)),
-    Column("error_message", Text),
-    Column("prompt_tokens", Integer, nullable=False, server_default="0"),
-    Column("output_tokens", Integer, nullable=False, server_default="0"),
-    Column("queued_at", Double),
-    Column("finished_at", Double),
     UniqueConstraint("job_id", "line_no", name="uq_items_line"),
     UniqueConstraint("job_id", "custom_id", name="uq_items_custom_id"),
-    # Partial: a finished million must not slow the search for the next hundred.
+    # The indexes are partial so that a million finished items do not slow down the search for the next hundred.
     *(
         Index(name, "job_id", "line_no", postgresql_where=text(where), sqlite_where=text(where))
         for name, where in (
@@ -127,165 +177,6 @@ items = Table(
     sqlite_autoincrement=True,
 )
 
-engines = Table(
-    "engines",
-    metadata,
-    Column("id", String(128), primary_key=True),
-    Column("host", Text, nullable=False),
-    Column("device", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("heartbeat_at", Double, nullable=False),
-    Column("stats", JSON, nullable=False),
-)
-
-api_keys = Table(
-    "api_keys",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("sha256", String(64), nullable=False, unique=True),
-    Column("created_at", Double, nullable=False),
-    Column("revoked_at", Double),
-)
-
-meta = Table(
-    "meta",
-    metadata,
-    Column("key", String(64), primary_key=True),
-    Column("value", Text, nullable=False),
-)
-
-
-def new_file_id() -> str:
-    return f"file-{secrets.token_hex(12)}"
-
-
-def new_job_id() -> str:
-    return f"batch_{secrets.token_hex(12)}"
-
-
-def line_id(item_id: int) -> str:
-    """The `id` of an item's output or error line; the same however often it is written."""
-    return f"batch_req_{item_id:024x}"
-
-
-def request_id(item_id: int, epoch: int) -> str:
-    """The `request_id` of the delivery that gave an item its result."""
-    return f"req_{item_id:016x}{epoch:08x}"
-
-
-class Row:
-    """A frozen row with only the columns that its dataclass names."""
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, mapping: RowMapping) -> Self:
-        return cls(**{field.name: mapping[field.name] for field in fields(cls)})  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
-class File(Row):
-    """An uploaded or written file; `path` is where its bytes lie."""
-
-    id: str
-    purpose: str
-    filename: str
-    bytes: int
-    sha256: str
-    path: str
-    created_at: float
-    expires_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Job(Row):
-    """A job with its counters. `errors` holds up to 100 of {code, line, message, param}."""
-
-    id: str
-    name: str | None
-    status: str
-    endpoint: str
-    model: str
-    priority: int
-    input_file_id: str
-    output_file_id: str | None
-    error_file_id: str | None
-    defaults: dict[str, Any]
-    metadata: dict[str, Any] | None
-    errors: list[dict[str, Any]]
-    total: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    completion_window: str
-    deadline_at: float | None
-    created_at: float
-    expires_at: float
-    in_progress_at: float | None
-    paused_at: float | None
-    finalizing_at: float | None
-    completed_at: float | None
-    failed_at: float | None
-    expired_at: float | None
-    cancelling_at: float | None
-    cancelled_at: float | None
-    ingest_form: str | None
-    ingest_offset: int
-    ingest_line: int
-    written_line: int
-    written_output_bytes: int
-    written_error_bytes: int
-
-    @property
-    def ended(self) -> int:
-        """Lines that have their one result or error."""
-        return self.succeeded + self.failed + self.cancelled + self.expired
-
-
-@dataclass(frozen=True, slots=True)
-class Item(Row):
-    """One line. `body` is the request's JSON as it came (None for a line that could not be read), `result` the
-    response body's as it goes out."""
-
-    id: int
-    job_id: str
-    line_no: int
-    custom_id: str | None
-    status: str
-    attempts: int
-    epoch: int
-    body: str | None
-    result: str | None
-    error_code: str | None
-    error_message: str | None
-    prompt_tokens: int
-    output_tokens: int
-    queued_at: float | None
-    finished_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRow(Row):
-    """An engine's last heartbeat."""
-
-    id: str
-    host: str
-    device: str
-    model: str
-    heartbeat_at: float
-    stats: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey(Row):
-    """A key's name and times; the key itself is nowhere, only its SHA-256."""
-
-    id: str
-    name: str
-    created_at: float
-    revoked_at: float | None
+engines = table_of("engines", EngineRow, metadata)
+api_keys = table_of("api_keys", ApiKey, metadata, UniqueConstraint("sha256"))
+meta = table_of("meta", MetaRow, metadata)

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.db.ingestion import NewItem
 from bros_batch.documents.item_requests import BATCH, DOCUMENT, checked
+from bros_batch.documents.new_item import NewItem
 from bros_batch.openai_api.completion_requests import RequestError, parse_body
 
 MAX_CUSTOM_ID_CHARS = 512

@@ -18,14 +18,13 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection, Engine
 
-from bros_batch.db import ingestion as store_ingest
-from bros_batch.db import job_control as store_control
-from bros_batch.db import store
+from bros_batch.db import ended_items, files, job_endings, job_leases, jobs
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.ingestion import LeaseLost
+from bros_batch.db.job_leases import LeaseLost
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.jobs.ingest import Progress
+from bros_batch.openai_api.batch_output import error_line, output_line
 from bros_batch.settings import Settings
 
 END_ITEMS = 20_000
@@ -45,7 +44,7 @@ class Written:
 
 def files_dir(settings: Settings) -> Path:
     """Where the bytes of files lie, each under its id."""
-    path = settings.data_dir / "files"
+    path = settings.files_dir
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
@@ -53,7 +52,7 @@ def files_dir(settings: Settings) -> Path:
 def finalize(database: Engine, settings: Settings, job_id: str, until_s: float) -> Progress:
     """End a job that is finalizing or cancelling: its unfinished lines, its files, its status."""
     with writing(database) as connection:
-        leased = store_ingest.take_lease(connection, job_id, STATUSES, settings.lease_s, time.time())
+        leased = job_leases.take_lease(connection, job_id, STATUSES, settings.lease_s, time.time())
     if leased is None:
         return Progress.NOT_OURS
     work = _Finalize(database, settings, *leased)
@@ -83,14 +82,14 @@ class _Finalize:
         """No line stays unfinished: the rest is cancelled or expired. True when none is left."""
         target = ItemStatus.CANCELLED if self._job.status == JobStatus.CANCELLING else ItemStatus.EXPIRED
         with reading(self._database) as connection:
-            line = store_control.before_unfinished(connection, self._job.id)
+            line = job_endings.before_unfinished(connection, self._job.id)
         while line is not None:
             with writing(self._database) as connection:
                 self._hold(connection)
-                line = store_control.end_items(
+                line = job_endings.end_items(
                     connection, self._job.id, target, limit=END_ITEMS, after_line=line
                 )
-                store_ingest.extend_lease(connection, self._job.id, time.time() + self._settings.lease_s)
+                job_leases.extend_lease(connection, self._job.id, time.time() + self._settings.lease_s)
             if line is not None and time.monotonic() >= until_s:
                 return False
         return True
@@ -112,12 +111,14 @@ class _Finalize:
         whole = False
         while not whole and time.monotonic() < until_s:
             with reading(self._database) as connection:
-                page = store.ended_lines(connection, self._job.id, self._line, PAGE_ROWS)
+                page = ended_items.ended_page(connection, self._job.id, self._line, PAGE_ROWS)
             for line in page:
                 if line.status == ItemStatus.SUCCEEDED:
-                    output.write(store.output_line(line).encode())
+                    output.write(output_line(line.id, line.epoch, line.custom_id, line.result).encode())
                 else:
-                    error.write(store.error_line(line).encode())
+                    error.write(
+                        error_line(line.id, line.custom_id, line.error_code, line.error_message).encode()
+                    )
             if page:
                 self._line = page[-1].line_no
             whole = len(page) < PAGE_ROWS
@@ -131,7 +132,7 @@ class _Finalize:
         """Note how far this turn came, and let the next begin at once."""
         with writing(self._database) as connection:
             self._hold(connection)
-            store_ingest.extend_lease(
+            job_leases.extend_lease(
                 connection,
                 self._job.id,
                 time.time() + self._settings.lease_s,
@@ -139,7 +140,7 @@ class _Finalize:
                 written_output_bytes=self._sizes["output"],
                 written_error_bytes=self._sizes["error"],
             )
-            store_ingest.drop_lease(connection, self._job.id, self._token)
+            job_leases.drop_lease(connection, self._job.id, self._token)
 
     def finish(self) -> None:
         written = {kind: self._name_file(kind) for kind in self._temporary}
@@ -149,8 +150,8 @@ class _Finalize:
             job = self._hold(connection)
             for kind, file in written.items():
                 if file is not None:
-                    store.delete_file(connection, file.file_id)
-                    store.create_file(
+                    files.delete_file(connection, file.file_id)
+                    files.create_file(
                         connection,
                         purpose="batch_output",
                         filename=f"{job.id}_{kind}.jsonl",
@@ -161,7 +162,7 @@ class _Finalize:
                         expires_at=now_s + self._settings.file_retention_s,
                         now_s=now_s,
                     )
-            store_control.set_status(
+            jobs.set_status(
                 connection,
                 job,
                 _outcome(job),
@@ -200,7 +201,7 @@ class _Finalize:
         return Written(file_id, path, size, sha256)
 
     def _hold(self, connection: Connection) -> Job:
-        return store_ingest.hold_lease(connection, self._job.id, self._token, STATUSES)
+        return job_leases.hold_lease(connection, self._job.id, self._token, STATUSES)
 
 
 def _outcome(job: Job) -> JobStatus:

@@ -16,15 +16,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from bros_batch.db import ingestion as store_ingest
-from bros_batch.db import job_control as store_control
-from bros_batch.db import store
+from bros_batch.db import files, job_leases, jobs, new_items
 from bros_batch.db.connections import writing
-from bros_batch.db.ingestion import MAX_ERRORS_LISTED, DuplicateCustomId, LeaseLost, NewItem
+from bros_batch.db.job_leases import LeaseLost
+from bros_batch.db.new_items import DuplicateCustomId
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.documents.lines import LineReader
+from bros_batch.documents.new_item import NewItem
 from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
 
@@ -32,6 +32,7 @@ CHUNK_BYTES = 4 * 1024**2
 CHUNK_BYTES_READ = 64 * 1024**2  # blank lines and refused ones take time, too
 SKIP_BYTES = 1024**2
 ANALYZE_LINES = 20_000
+MAX_ERRORS_LISTED = 100
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -56,13 +57,13 @@ def ingest(database: Engine, settings: Settings, job_id: str, until_s: float) ->
     """Read on in a job's file until it ends or `time.monotonic()` reaches `until_s`. A file without one good line
     fails the job."""
     with writing(database) as connection:
-        leased = store_ingest.take_lease(
+        leased = job_leases.take_lease(
             connection, job_id, (JobStatus.VALIDATING,), settings.lease_s, time.time()
         )
         if leased is None:
             return Progress.NOT_OURS
         job, token = leased
-        file = store.get_file(connection, job.input_file_id)
+        file = files.get_file(connection, job.input_file_id)
     work = _Ingest(database, settings, job, token)
     try:
         if file is None:
@@ -100,7 +101,7 @@ class _Ingest:
             self._commit(chunk)
             if time.monotonic() >= until_s:
                 with writing(self._database) as connection:
-                    store_ingest.drop_lease(connection, self._job.id, self._token)
+                    job_leases.drop_lease(connection, self._job.id, self._token)
                 return Progress.MORE
         return self._finish()
 
@@ -108,7 +109,7 @@ class _Ingest:
         error = {"code": "invalid_request", "line": None, "message": message, "param": param}
         with writing(self._database) as connection:
             job = self._hold(connection)
-            store_control.set_status(
+            jobs.set_status(
                 connection,
                 job,
                 JobStatus.FAILED,
@@ -153,14 +154,14 @@ class _Ingest:
         with writing(self._database) as connection:
             job = self._hold(connection)
             try:
-                store_ingest.insert_items(connection, job.id, rows, now_s)
+                new_items.insert_items(connection, job.id, rows, now_s)
             except DuplicateCustomId:
                 ids = [row.custom_id for row in rows if row.custom_id is not None]
-                rows = _without_repeats(rows, store_ingest.existing_custom_ids(connection, job.id, ids))
-                store_ingest.insert_items(connection, job.id, rows, now_s)
+                rows = _without_repeats(rows, new_items.existing_custom_ids(connection, job.id, ids))
+                new_items.insert_items(connection, job.id, rows, now_s)
             bad = [row for row in rows if row.error_code is not None]
             room = max(MAX_ERRORS_LISTED - len(job.errors), 0)
-            store_ingest.extend_lease(
+            job_leases.extend_lease(
                 connection,
                 job.id,
                 now_s + self._settings.lease_s,
@@ -178,10 +179,8 @@ class _Ingest:
             free: dict[str, Any] = {"lease_token": None, "lease_until": 0.0}
             if job.total > job.failed:
                 if job.total >= ANALYZE_LINES:
-                    store_ingest.analyze_items(connection)
-                store_control.set_status(
-                    connection, job, JobStatus.IN_PROGRESS, in_progress_at=time.time(), **free
-                )
+                    new_items.analyze_items(connection)
+                jobs.set_status(connection, job, JobStatus.IN_PROGRESS, in_progress_at=time.time(), **free)
             else:
                 error = {
                     "code": "empty_file",
@@ -190,11 +189,11 @@ class _Ingest:
                     "param": None,
                 }
                 errors = job.errors or [error]
-                store_control.set_status(connection, job, JobStatus.FAILED, errors=errors, **free)
+                jobs.set_status(connection, job, JobStatus.FAILED, errors=errors, **free)
         return Progress.DONE
 
     def _hold(self, connection: Connection) -> Job:
-        return store_ingest.hold_lease(connection, self._job.id, self._token, (JobStatus.VALIDATING,))
+        return job_leases.hold_lease(connection, self._job.id, self._token, (JobStatus.VALIDATING,))
 
 
 def _skip_line(source: BufferedReader) -> int:

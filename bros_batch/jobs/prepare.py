@@ -14,9 +14,10 @@ import msgspec
 from redis import Redis
 from sqlalchemy import Engine
 
-from bros_batch.db import items as store_items
+from bros_batch.db import item_results, pending_items
 from bros_batch.db.connections import writing
-from bros_batch.db.items import Claim, Outcome, RunnableJob
+from bros_batch.db.item_results import FinishedItem
+from bros_batch.db.pending_items import QueuedItem, RunnableJob
 from bros_batch.db.states import ItemStatus
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.jobs.streams import Turn, deliver, ensure_generation
@@ -75,14 +76,14 @@ def prepare(
     return Prepared(tally.delivered, tally.failed, False, tally.finalizing)
 
 
-def _claim(database: Engine, model: str, limit: int) -> list[tuple[RunnableJob, list[Claim]]]:
+def _claim(database: Engine, model: str, limit: int) -> list[tuple[RunnableJob, list[QueuedItem]]]:
     claimed = []
     with writing(database) as connection:
-        for job in store_items.runnable_jobs(connection, model):
+        for job in pending_items.runnable_jobs(connection, model):
             # Lines may be megabytes each: by the file's average, a claim fits in memory.
             average_bytes = max(job.ingest_offset // max(job.ingest_line, 1), 1)
             fitting = max(min(limit, CLAIM_BYTES // average_bytes), 1)
-            claims = store_items.claim_items(connection, job.id, fitting, time.time())
+            claims = pending_items.claim_items(connection, job.id, fitting, time.time())
             if claims:
                 claimed.append((job, claims))
                 limit -= len(claims)
@@ -97,14 +98,14 @@ def _prepare_claims(
     settings: Settings,
     text: ModelText,
     job: RunnableJob,
-    claims: list[Claim],
+    claims: list[QueuedItem],
     max_model_len: int,
     until_s: float,
     tally: _Tally,
 ) -> None:
     requests = _requests_of(job)
     payloads: list[tuple[int, int, bytes]] = []
-    failures: list[Outcome] = []
+    failures: list[FinishedItem] = []
     size = done = 0
     try:
         for position, claim in enumerate(claims):
@@ -136,8 +137,8 @@ def _prepare_claims(
         undelivered = [claim for claim in claims[done:] if claim.id not in failed_ids]
         if undelivered or failures:
             with writing(database) as connection:
-                finished = store_items.finish_items(connection, failures, time.time())
-                store_items.release_claims(connection, undelivered)
+                finished = item_results.finish_items(connection, failures, time.time())
+                pending_items.release_items(connection, undelivered)
             tally.failed += finished.changed
             tally.finalizing += finished.finalizing
 
@@ -154,7 +155,7 @@ def _payload(
     text: ModelText,
     job: RunnableJob,
     requests: JobRequests,
-    claim: Claim,
+    claim: QueuedItem,
     max_model_len: int,
 ) -> bytes:
     token_ids, request, sampling = requests.prepare(
@@ -177,9 +178,9 @@ def _payload(
         raise RequestError(f"The line can't be sent to an engine: {error}.") from None
 
 
-def _failure(job: RunnableJob, claim: Claim, code: str, message: str) -> Outcome:
+def _failure(job: RunnableJob, claim: QueuedItem, code: str, message: str) -> FinishedItem:
     named = message if message.startswith(f"Line {claim.line_no}") else f"Line {claim.line_no}: {message}"
     clean = named.replace("\0", "\\0").encode(errors="replace").decode()
-    return Outcome(
+    return FinishedItem(
         claim.id, claim.epoch, job.id, ItemStatus.FAILED, error_code=code, error_message=clean[:2000]
     )

@@ -18,14 +18,14 @@ from redis.exceptions import ResponseError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError, InternalError, ProgrammingError
 
-from bros_batch.db import items as store_items
+from bros_batch.db import item_results
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.items import Outcome, Recorded
+from bros_batch.db.item_results import FinishedItem, ItemOrigin
 from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import request_id
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.jobs.streams import Turn, acknowledge
 from bros_batch.openai_api.answers import result_body
+from bros_batch.openai_api.batch_output import request_id
 from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelText
@@ -157,17 +157,17 @@ class _Recorder:
             ids = [entry.delivery for entry in entries if entry.stream == stream and entry.delivery]
             acknowledge(self._redis, stream, ENGINE_GROUP, ids)
 
-    def _commit(self, outcomes: Sequence[Outcome], tally: Tally) -> None:
+    def _commit(self, outcomes: Sequence[FinishedItem], tally: Tally) -> None:
         with writing(self._database) as connection:
-            finished = store_items.finish_items(connection, outcomes, time.time())
+            finished = item_results.finish_items(connection, outcomes, time.time())
         tally.changed += finished.changed
         tally.finalizing += finished.finalizing
 
-    def _outcomes(self, results: Sequence[ItemResult]) -> list[Outcome]:
+    def _outcomes(self, results: Sequence[ItemResult]) -> list[FinishedItem]:
         with reading(self._database) as connection:
-            known = store_items.items_to_record(connection, [result.item_id for result in results])
+            known = item_results.item_origins(connection, [result.item_id for result in results])
             new_jobs = {item.job_id for item in known.values()} - self._requests.keys()
-            defaults = store_items.defaults_of(connection, new_jobs) if new_jobs else {}
+            defaults = item_results.defaults_of(connection, new_jobs) if new_jobs else {}
         for item in known.values():
             if item.job_id not in self._requests:
                 self._requests[item.job_id] = _requests_of(item, defaults.get(item.job_id, {}))
@@ -179,8 +179,8 @@ class _Recorder:
                 outcomes.append(self._outcome(result, row))
         return outcomes
 
-    def _outcome(self, result: ItemResult, item: Recorded) -> Outcome:
-        outcome = Outcome(result.item_id, result.epoch, item.job_id, ItemStatus.FAILED)
+    def _outcome(self, result: ItemResult, item: ItemOrigin) -> FinishedItem:
+        outcome = FinishedItem(result.item_id, result.epoch, item.job_id, ItemStatus.FAILED)
         if result.error_code is not None:
             message = _clean(result.error_message or result.error_code)
             return replace(outcome, error_code=_clean(result.error_code)[:64], error_message=message)
@@ -221,7 +221,7 @@ class _Recorder:
         )
 
 
-def _requests_of(item: Recorded, defaults: dict[str, Any]) -> JobRequests | RequestError:
+def _requests_of(item: ItemOrigin, defaults: dict[str, Any]) -> JobRequests | RequestError:
     try:
         return job_requests(item.endpoint, item.model, item.ingest_form, defaults)
     except RequestError as error:

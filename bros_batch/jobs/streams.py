@@ -15,8 +15,7 @@ import msgspec
 from redis import Redis
 from sqlalchemy import Engine
 
-from bros_batch.db import lost_items as store_lost
-from bros_batch.db import services as store_services
+from bros_batch.db import ended_items, lost_items, redis_generation
 from bros_batch.db.connections import reading, writing
 from bros_batch.settings import get_settings
 from engine.wire.protocol import CANCEL_CHANNEL, ENGINE_GROUP, GENERATION_KEY, engine_key, items_key
@@ -92,7 +91,7 @@ def withdraw_job(database: Engine, redis: Redis, job_id: str, model: str) -> int
     redis.publish(CANCEL_CHANNEL, job_id)
     live = list(live_deliveries(redis, model))
     with reading(database) as connection:
-        ended = store_lost.ended_items(connection, job_id, [item_id for _, item_id, _ in live])
+        ended = ended_items.ended_among(connection, job_id, [item_id for _, item_id, _ in live])
     stale = [entry_id for entry_id, item_id, _ in live if item_id in ended]
     acknowledge(redis, items_key(model), ENGINE_GROUP, stale)
     redis.publish(CANCEL_CHANNEL, job_id)  # again, for an engine that was reading some of it the first time
@@ -121,16 +120,16 @@ def ensure_generation(database: Engine, redis: Redis) -> int:
     all of them return to pending; answers how many."""
     current: Any = redis.get(GENERATION_KEY)
     with reading(database) as connection:
-        if current is not None and current.decode() == store_services.get_generation(connection):
+        if current is not None and current.decode() == redis_generation.get_generation(connection):
             return 0
     with writing(database) as connection:
-        seen = store_services.get_generation(connection, lock=True)
+        seen = redis_generation.get_generation(connection, lock=True)
         current = redis.get(GENERATION_KEY)
         if current is not None and current.decode() == seen:
             return 0  # somebody was faster
-        returned = store_lost.return_all_queued(connection)
+        returned = lost_items.return_all_queued(connection)
         generation = secrets.token_hex(12)
-        store_services.set_generation(connection, generation)
+        redis_generation.set_generation(connection, generation)
     # Last: a death before this line is seen as another empty Redis, and nothing is lost by returning twice.
     redis.set(GENERATION_KEY, generation)
     return returned

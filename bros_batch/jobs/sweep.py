@@ -15,11 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
-from bros_batch.db import ingestion as store_ingest
-from bros_batch.db import job_control as store_control
-from bros_batch.db import lost_items as store_lost
-from bros_batch.db import services as store_services
-from bros_batch.db import store
+from bros_batch.db import engines, files, job_endings, job_leases, lost_items
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.streams import ensure_generation, live_deliveries
@@ -65,46 +61,48 @@ def _return_lost(database: Engine, redis: Redis, settings: Settings, now_s: floa
     after_id = 0
     while True:
         with reading(database) as connection:
-            old = store_lost.old_deliveries(connection, now_s - settings.lost_after_s, after_id, PAGE_ROWS)
+            old = lost_items.items_queued_before(
+                connection, now_s - settings.lost_after_s, after_id, PAGE_ROWS
+            )
         if not old:
             return
         for model in {delivery.model for delivery in old} - live.keys():
             live[model] = {(item_id, epoch) for _, item_id, epoch in live_deliveries(redis, model)}
-        lost = [each for each in old if (each.item_id, each.epoch) not in live[each.model]]
+        lost = [each for each in old if (each.id, each.epoch) not in live[each.model]]
         if lost:
             log.warning("%d deliveries were lost", len(lost))
             with writing(database) as connection:
-                finished = store_lost.return_lost(connection, lost, settings.max_attempts, now_s)
+                finished = lost_items.return_lost(connection, lost, settings.max_attempts, now_s)
             swept.lost += len(lost)
             swept.finalize += finished.finalizing
-        after_id = old[-1].item_id
+        after_id = old[-1].id
 
 
 def _move_jobs(database: Engine, now_s: float, swept: Swept) -> None:
     with reading(database) as connection:
-        moves = store_control.has_jobs_to_move(connection, now_s)
+        moves = job_endings.has_jobs_to_move(connection, now_s)
     if moves:
         with writing(database) as connection:
-            store_control.finish_counted_jobs(connection, now_s)
-            store_control.expire_jobs(connection, now_s)
+            job_endings.finish_counted_jobs(connection, now_s)
+            job_endings.expire_jobs(connection, now_s)
     with reading(database) as connection:
-        swept.ingest += store_ingest.unattended_jobs(connection, (JobStatus.VALIDATING,), now_s)
+        swept.ingest += job_leases.unattended_jobs(connection, (JobStatus.VALIDATING,), now_s)
         ending = (JobStatus.FINALIZING, JobStatus.CANCELLING)
-        unattended = store_ingest.unattended_jobs(connection, ending, now_s)
+        unattended = job_leases.unattended_jobs(connection, ending, now_s)
         swept.finalize += [job_id for job_id in unattended if job_id not in swept.finalize]
 
 
 def _remove_old_files(database: Engine, now_s: float, swept: Swept) -> None:
     with reading(database) as connection:
-        if not store.expired_files(connection, now_s, limit=1):
+        if not files.expired_files(connection, now_s, limit=1):
             return
     with writing(database) as connection:
-        files = store.expired_files(connection, now_s)
-        for file in files:
-            store.delete_file(connection, file.id)
-        store_services.forget_engines(connection, now_s - ENGINE_FORGOTTEN_S)
+        expired = files.expired_files(connection, now_s)
+        for file in expired:
+            files.delete_file(connection, file.id)
+        engines.delete_silent_engines(connection, now_s - ENGINE_FORGOTTEN_S)
     # After the commit: a file without a row is litter, a row without a file is a broken promise.
-    for file in files:
+    for file in expired:
         with contextlib.suppress(FileNotFoundError):
             Path(file.path).unlink()
-    swept.files = len(files)
+    swept.files = len(expired)

@@ -19,8 +19,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import OperationalError as DatabaseError
 
-from bros_batch.db import items as store_items
-from bros_batch.db import store
+from bros_batch.db import engines, jobs, pending_items
 from bros_batch.db.connections import get_engine, reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.celery_app import app
@@ -138,7 +137,7 @@ def finalize(job_id: str) -> None:
     """Write a job's files and end it."""
     settings, database = get_settings(), get_engine()
     with reading(database) as connection:
-        job = store.get_job(connection, job_id)
+        job = jobs.get_job(connection, job_id)
     if job is None:
         return
     if job.status == JobStatus.CANCELLING:
@@ -168,7 +167,7 @@ def pump() -> None:
     settings, database, redis = get_settings(), get_engine(), get_redis()
     ensure_generation(database, redis)
     with reading(database) as connection:
-        models = store_items.models_with_work(connection)
+        models = pending_items.models_with_work(connection)
     for model in models:
         if model == settings.model_name and int(redis.xlen(items_key(model))) < settings.queue_low_water:
             dispatch("prepare", model)
@@ -177,4 +176,4 @@ def pump() -> None:
     alive = heartbeats(redis)
     if alive:
         with writing(database) as connection:
-            store.upsert_engines(connection, alive, time.time())
+            engines.upsert_engines(connection, alive, time.time())

@@ -136,7 +136,8 @@ def _database(settings: Settings, state: UpState | None) -> Finding:
     from sqlalchemy import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    from bros_batch.db.connections import SchemaError, check_schema, make_engine
+    from bros_batch.db.connections import make_engine
+    from bros_batch.db.schema import SchemaError, check_schema
 
     url = state.database_url if state is not None else settings.resolved_database_url
     try:

@@ -109,7 +109,8 @@ def bring_database_up_to_date(url: str) -> None:
     """Create the database, or upgrade it if its schema is older than this version."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from bros_batch.db.connections import DatabaseTooNew, DatabaseTooOld, check_schema, make_engine, upgrade
+    from bros_batch.db.connections import make_engine
+    from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, check_schema, upgrade
 
     try:
         engine = make_engine(url)

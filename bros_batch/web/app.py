@@ -43,7 +43,7 @@ def create_app(settings: Settings, *, dashboard: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        remove_abandoned(settings.data_dir / "files")
+        remove_abandoned(settings.files_dir)
         database = make_engine(settings.resolved_database_url)
         try:
             async with EngineLink(settings.resolved_engine_url, settings.engine_token) as engine:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bros_batch.addresses import is_loopback
-from bros_batch.db.store import find_api_key
+from bros_batch.db.api_keys import find_api_key
 from bros_batch.settings import Settings
 from bros_batch.web.app_state import WebServices, services_of
 from bros_batch.web.errors import ApiError

@@ -9,7 +9,8 @@ import sys
 import uvicorn
 from sqlalchemy.exc import DBAPIError
 
-from bros_batch.db.connections import SchemaError, check_schema, make_engine
+from bros_batch.db.connections import make_engine
+from bros_batch.db.schema import SchemaError, check_schema
 from bros_batch.settings import Settings, get_settings
 from bros_batch.up.preflight import StartupError, check_exposure
 from bros_batch.web.app import create_app

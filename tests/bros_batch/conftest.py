@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from bros_batch.db.connections import make_engine, upgrade
+from bros_batch.db.connections import make_engine
+from bros_batch.db.schema import upgrade
 from bros_batch.settings import Settings
 from tests.bros_batch.world import World
 from tests.factories_text import make_text_model

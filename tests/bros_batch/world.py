@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, func, select
 
-from bros_batch.db import store
+from bros_batch.db import files, job_control, jobs, tables
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import ItemStatus
 from bros_batch.db.tables import Item, Job
@@ -49,6 +49,15 @@ def batch_line(custom_id: str, content: str = "Hello", model: str = "sim", **bod
 
 def batch_lines(count: int) -> list[dict[str, Any]]:
     return [batch_line(f"doc-{number}", f"Document {number}") for number in range(count)]
+
+
+def job_counts(connection: Connection, job_id: str) -> dict[ItemStatus, int]:
+    """Number of items per status, counted from the rows."""
+    status = tables.items.c.status
+    rows = connection.execute(
+        select(status, func.count()).where(tables.items.c.job_id == job_id).group_by(status)
+    )
+    return {**dict.fromkeys(ItemStatus, 0), **{ItemStatus(row[0]): row[1] for row in rows}}
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class World:
         path = files_dir(self.settings) / f"file-{uuid.uuid4().hex[:24]}"
         path.write_bytes(data)
         with writing(self.database) as connection:
-            store.create_file(
+            files.create_file(
                 connection,
                 purpose="batch",
                 filename="in.jsonl",
@@ -123,7 +132,7 @@ class World:
                 file_id=path.name,
             )
             values = {"endpoint": CHAT, "model": self.settings.model_name, **job}
-            return store.create_job(connection, input_file_id=path.name, **values).id
+            return jobs.create_job(connection, input_file_id=path.name, **values).id
 
     def running(self, lines: Iterable[dict[str, Any]] | bytes, **job: Any) -> str:
         """A job that has been ingested."""
@@ -134,7 +143,7 @@ class World:
 
     def cancel(self, job_id: str) -> Job:
         with writing(self.database) as connection:
-            return store.cancel_job(connection, job_id)
+            return job_control.cancel_job(connection, job_id)
 
     # What tasks do ---------------------------------------------------------------------------------------------
 
@@ -169,13 +178,16 @@ class World:
 
     def job(self, job_id: str) -> Job:
         with reading(self.database) as connection:
-            job = store.get_job(connection, job_id)
+            job = jobs.get_job(connection, job_id)
         assert job is not None
         return job
 
     def items(self, job_id: str, status: ItemStatus | None = None) -> list[Item]:
         with reading(self.database) as connection:
-            return list(store.iter_items(connection, job_id, status))
+            query = select(tables.items).where(tables.items.c.job_id == job_id)
+            if status is not None:
+                query = query.where(tables.items.c.status == status)
+            return [Item(*row) for row in connection.execute(query.order_by(tables.items.c.line_no))]
 
     def statuses(self, job_id: str) -> list[str]:
         return [item.status for item in self.items(job_id)]
@@ -183,7 +195,7 @@ class World:
     def file_lines(self, file_id: str | None) -> list[dict[str, Any]]:
         assert file_id is not None
         with reading(self.database) as connection:
-            file = store.get_file(connection, file_id)
+            file = files.get_file(connection, file_id)
         assert file is not None
         data = Path(file.path).read_bytes()
         assert len(data) == file.bytes
@@ -197,7 +209,7 @@ class World:
         """The promise: counts always equal rows."""
         job = self.job(job_id)
         with reading(self.database) as connection:
-            counts = store.job_counts(connection, job_id)
+            counts = job_counts(connection, job_id)
         ended = {status: getattr(job, status.value) for status in counts if hasattr(job, status.value)}
         assert ended == {status: counts[status] for status in ended}
         assert job.total == sum(counts.values())

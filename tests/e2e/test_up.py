@@ -143,7 +143,7 @@ def test_listening_to_other_machines_without_a_key_is_rejected(tmp_path):
 def test_a_newer_database_is_rejected_with_a_sentence(up, tmp_path):
     import sqlite3
 
-    from bros_batch.db.connections import upgrade
+    from bros_batch.db.schema import upgrade
 
     (tmp_path / "data").mkdir(mode=0o700)
     upgrade(f"sqlite:///{tmp_path / 'data' / 'bros.db'}")

@@ -12,11 +12,12 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from bros_batch.db import store
+from bros_batch.db import ended_items, engines, files, job_control, jobs
 from bros_batch.db.states import WITHOUT_RESULT, IllegalTransition, ItemStatus, JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.jobs.tasks import dispatch
+from bros_batch.openai_api.batch_output import error_line, output_line
 from bros_batch.openai_api.completion_requests import RequestError, RequestPart, validate
 from bros_batch.web.api.batch_object import batch_object
 from bros_batch.web.api.durations import deadline_of, seconds_of
@@ -64,13 +65,13 @@ async def create_batch(request: Request) -> Response:
 
     def query(connection: Connection) -> Job:
         _check_model(connection, services, model, now_s)
-        file = store.get_file(connection, wanted.input_file_id)
+        file = files.get_file(connection, wanted.input_file_id)
         if file is None:
             raise not_found("file", wanted.input_file_id, "input_file_id")
         if file.purpose != "batch":
             message = f"The file '{file.id}' was not uploaded with the purpose 'batch'."
             raise ApiError(400, message, param="input_file_id", code="invalid_request")
-        return store.create_job(
+        return jobs.create_job(
             connection,
             input_file_id=file.id,
             endpoint=wanted.endpoint,
@@ -115,7 +116,7 @@ def _check_model(connection: Connection, services: WebServices, model: str, now_
     """A job for a model that nobody serves would wait until it expires."""
     if model == services.settings.model_name:
         return
-    serving = store.list_engines(connection, seen_after=now_s - ENGINE_SEEN_WITHIN_S)
+    serving = engines.list_engines(connection, seen_after=now_s - ENGINE_SEEN_WITHIN_S)
     if model not in {engine.model for engine in serving}:
         message = f"The model '{model}' is not served here; there is '{services.settings.model_name}'."
         raise ApiError(404, message, param="defaults.model", code="model_not_found")
@@ -130,9 +131,9 @@ async def list_batches(
     search: str | None = None,
 ) -> Response:
     def query(connection: Connection) -> list[Job]:
-        if after is not None and store.get_job(connection, after) is None:
+        if after is not None and jobs.get_job(connection, after) is None:
             raise not_found("batch", after, "after")
-        return store.list_jobs(connection, after=after, limit=limit + 1, status=status, search=search)
+        return jobs.list_jobs(connection, after=after, limit=limit + 1, status=status, search=search)
 
     found = await services_of(request).read(query)
     return JSONResponse(page_of([batch_object(job) for job in found], limit))
@@ -165,10 +166,10 @@ async def retry_batch(request: Request, batch_id: str) -> Response:
 
 Change = Literal["cancel", "pause", "resume", "retry"]
 CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
-    "cancel": store.cancel_job,
-    "pause": store.pause_job,
-    "resume": store.resume_job,
-    "retry": store.retry_job,
+    "cancel": job_control.cancel_job,
+    "pause": job_control.pause_job,
+    "resume": job_control.resume_job,
+    "retry": job_control.retry_job,
 }
 
 
@@ -209,11 +210,16 @@ async def stream_results(
 async def _lines(services: WebServices, job_id: str, status: str, after_line: int) -> AsyncIterator[str]:
     """In pages, so that no transaction lasts as long as a slow client."""
     wanted = (ItemStatus.SUCCEEDED,) if status == "succeeded" else tuple(WITHOUT_RESULT)
-    line_of = store.output_line if status == "succeeded" else store.error_line
+
+    def line_of(item: ended_items.EndedItem) -> str:
+        if status == "succeeded":
+            return output_line(item.id, item.epoch, item.custom_id, item.result)
+        return error_line(item.id, item.custom_id, item.error_code, item.error_message)
+
     while True:
 
-        def query(connection: Connection, after_line: int = after_line) -> list[store.EndedLine]:
-            return store.ended_lines(connection, job_id, after_line, store.PAGE_ROWS, *wanted)
+        def query(connection: Connection, after_line: int = after_line) -> list[ended_items.EndedItem]:
+            return ended_items.ended_page(connection, job_id, after_line, ended_items.PAGE_ROWS, *wanted)
 
         page = await services.read(query)
         if not page:
@@ -223,7 +229,7 @@ async def _lines(services: WebServices, job_id: str, status: str, after_line: in
 
 
 async def _find(services: WebServices, job_id: str) -> Job:
-    job = await services.read(lambda connection: store.get_job(connection, job_id))
+    job = await services.read(lambda connection: jobs.get_job(connection, job_id))
     if job is None:
         raise not_found("batch", job_id, "batch_id")
     return job

@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
-from bros_batch.db import store
-from bros_batch.db.tables import File, new_file_id
+from bros_batch.db import files
+from bros_batch.db.tables import File
 from bros_batch.web.api.pagination import page_of
 from bros_batch.web.api.uploads import Upload, receive_upload
 from bros_batch.web.app_state import WebServices, services_of
@@ -29,9 +29,9 @@ router = APIRouter(prefix="/v1/files")
 async def create_file(request: Request) -> Response:
     """A form with `file` and `purpose`, as OpenAI's clients send it."""
     services = services_of(request)
-    directory = services.settings.data_dir / "files"
+    directory = services.settings.files_dir
     upload = await receive_upload(request, directory, services.settings.max_upload_bytes)
-    kept = directory / new_file_id()
+    kept = directory / files.new_file_id()
     try:
         purpose = _purpose(upload.fields)
         expires_at = _expires_at(upload.fields, services.settings.file_retention_s)
@@ -47,7 +47,7 @@ async def create_file(request: Request) -> Response:
 def _record(
     connection: Connection, upload: Upload, path: Path, purpose: str, expires_at: float | None
 ) -> File:
-    return store.create_file(
+    return files.create_file(
         connection,
         file_id=path.name,
         purpose=purpose,
@@ -101,11 +101,11 @@ async def list_files(
     after: str | None = None,
 ) -> Response:
     def query(connection: Connection) -> list[File]:
-        if after is not None and store.get_file(connection, after) is None:
+        if after is not None and files.get_file(connection, after) is None:
             raise not_found("file", after, "after")
         if order == "desc":
-            return store.list_files(connection, after=after, limit=limit + 1, purpose=purpose)
-        oldest_first = store.list_files(connection, limit=ALL_FILES, purpose=purpose)[::-1]
+            return files.list_files(connection, after=after, limit=limit + 1, purpose=purpose)
+        oldest_first = files.list_files(connection, limit=ALL_FILES, purpose=purpose)[::-1]
         ids = [file.id for file in oldest_first]
         start = ids.index(after) + 1 if after in ids else 0
         return oldest_first[start : start + limit + 1]
@@ -131,10 +131,10 @@ async def download_file(request: Request, file_id: str) -> Response:
 @router.delete("/{file_id}")
 async def delete_file(request: Request, file_id: str) -> Response:
     def query(connection: Connection) -> File:
-        if store.file_in_use(connection, file_id):
+        if files.file_in_use(connection, file_id):
             message = f"The file '{file_id}' is the input of a batch that has not ended; cancel that first."
             raise ApiError(409, message, param="file_id", code="file_in_use")
-        file = store.delete_file(connection, file_id)
+        file = files.delete_file(connection, file_id)
         if file is None:
             raise not_found("file", file_id, "file_id")
         return file
@@ -146,7 +146,7 @@ async def delete_file(request: Request, file_id: str) -> Response:
 
 
 async def _find(services: WebServices, file_id: str) -> File:
-    file = await services.read(lambda connection: store.get_file(connection, file_id))
+    file = await services.read(lambda connection: files.get_file(connection, file_id))
     if file is None:
         raise not_found("file", file_id, "file_id")
     return file

@@ -9,9 +9,9 @@ from typing import Any
 import redis.asyncio
 from fastapi import APIRouter, Request
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, text
 from starlette.responses import Response
 
+from bros_batch.db.connections import probe
 from bros_batch.web.app_state import WebServices, services_of
 from bros_batch.web.errors import ApiError, JSONResponse
 from engine.wire.client import EngineGone
@@ -71,9 +71,6 @@ def _model(services: WebServices) -> dict[str, Any]:
 
 
 async def _check_database(services: WebServices) -> str | None:
-    def probe(connection: Connection) -> None:
-        connection.execute(text("SELECT 1 FROM jobs WHERE id = ''"))
-
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             await services.read(probe)

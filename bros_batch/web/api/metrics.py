@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bros_batch.db import store
+from bros_batch.db import jobs
 from bros_batch.web.app_state import services_of
 from bros_batch.web.errors import ApiError
 from engine.wire.client import EngineGone
@@ -187,7 +187,7 @@ async def metrics(request: Request) -> Response:
     except EngineGone as error:
         logger.info("metrics without the engine: %s", error)
     try:
-        totals = await services.read(store.total_counts)
+        totals = await services.read(jobs.total_counts)
     except ApiError as error:
         logger.info("metrics without the database: %s", error)
     registry = CollectorRegistry(auto_describe=False)

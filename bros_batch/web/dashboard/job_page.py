@@ -10,7 +10,7 @@ from html import escape
 from nicegui import ui
 from sqlalchemy import Connection
 
-from bros_batch.db import store
+from bros_batch.db import ended_items, files, jobs
 from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT, JobStatus
 from bros_batch.db.tables import File, Job
 from bros_batch.web.api.batches import Change, change_job
@@ -45,19 +45,21 @@ class Details:
     job: Job
     input_file: File | None
     error_codes: dict[str, int]
-    failures: list[store.EndedLine]
+    failures: list[ended_items.EndedItem]
 
 
 def read_details(connection: Connection, job_id: str) -> Details | None:
-    job = store.get_job(connection, job_id)
+    job = jobs.get_job(connection, job_id)
     if job is None:
         return None
     without_result = job.failed + job.cancelled + job.expired
-    codes = store.count_error_codes(connection, job_id) if without_result else {}
+    codes = ended_items.count_error_codes(connection, job_id) if without_result else {}
     failures = (
-        store.ended_lines(connection, job_id, 0, SHOWN_FAILURES, *WITHOUT_RESULT) if without_result else []
+        ended_items.ended_page(connection, job_id, 0, SHOWN_FAILURES, *WITHOUT_RESULT)
+        if without_result
+        else []
     )
-    return Details(job, store.get_file(connection, job.input_file_id), codes, failures)
+    return Details(job, files.get_file(connection, job.input_file_id), codes, failures)
 
 
 def job_page(dashboard: Dashboard, job_id: str) -> None:

@@ -7,7 +7,7 @@ import time
 from nicegui import ui
 from sqlalchemy import Connection
 
-from bros_batch.db import store
+from bros_batch.db import jobs
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.web.dashboard.fragments import STATUS_WORDS, job_row
@@ -37,7 +37,7 @@ def jobs_page(dashboard: Dashboard) -> None:
         shown = PAGE_JOBS
 
         def read(connection: Connection) -> list[Job]:
-            return store.list_jobs(
+            return jobs.list_jobs(
                 connection,
                 limit=shown + 1,
                 status=status.value or None,

@@ -12,17 +12,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from bros_batch.db import store
+from bros_batch.db import jobs
 from bros_batch.db.connections import (
-    DatabaseTooNew,
-    DatabaseTooOld,
-    check_schema,
     is_postgres,
     make_engine,
     reading,
-    upgrade,
     writing,
 )
+from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, check_schema, upgrade
 from bros_batch.db.tables import metadata
 from tests.services import ROOT
 
@@ -55,7 +52,7 @@ def test_upgrading_twice_is_no_error(database_url: str) -> None:
 
 
 def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
-    program = "import sys; from bros_batch.db.connections import upgrade; upgrade(sys.argv[1])"
+    program = "import sys; from bros_batch.db.schema import upgrade; upgrade(sys.argv[1])"
     running = [
         subprocess.Popen([sys.executable, "-c", program, database_url], cwd=ROOT, stderr=subprocess.PIPE)
         for _ in range(4)
@@ -71,7 +68,7 @@ def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
 def test_writers_wait_for_each_other(database: Engine) -> None:
     """Read, think, write: on SQLite a writer that did not lock at once would fail here."""
     with writing(database) as connection:
-        job_id = store.create_job(connection, input_file_id="f", endpoint="/", model="m").id
+        job_id = jobs.create_job(connection, input_file_id="f", endpoint="/", model="m").id
     failures: list[BaseException] = []
 
     def add() -> None:
@@ -93,23 +90,23 @@ def test_writers_wait_for_each_other(database: Engine) -> None:
         thread.join(60)
     assert failures == []
     with reading(database) as connection:
-        job = store.get_job(connection, job_id)
+        job = jobs.get_job(connection, job_id)
     assert job is not None and job.total == 100
 
 
 def test_readers_do_not_wait_for_a_writer(database: Engine) -> None:
     with writing(database) as writer:
-        store.create_job(writer, input_file_id="f", endpoint="/", model="m")
+        jobs.create_job(writer, input_file_id="f", endpoint="/", model="m")
         with reading(database) as reader:
-            assert store.list_jobs(reader) == []
+            assert jobs.list_jobs(reader) == []
 
 
 def test_an_exception_undoes_the_transaction(database: Engine) -> None:
     with pytest.raises(ZeroDivisionError), writing(database) as connection:
-        store.create_job(connection, input_file_id="f", endpoint="/", model="m")
+        jobs.create_job(connection, input_file_id="f", endpoint="/", model="m")
         raise ZeroDivisionError
     with reading(database) as connection:
-        assert store.list_jobs(connection) == []
+        assert jobs.list_jobs(connection) == []
 
 
 def test_sqlite_needs_a_file() -> None:
@@ -124,8 +121,8 @@ def test_the_directory_of_a_sqlite_file_is_made_private(tmp_path: Path) -> None:
 
 def test_times_survive_exactly(database: Engine) -> None:
     with writing(database) as connection:
-        job = store.create_job(
+        job = jobs.create_job(
             connection, input_file_id="f", endpoint="/", model="m", now_s=1_763_630_000.123457
         )
         assert job.created_at == 1_763_630_000.123457
-        assert store.get_job(connection, job.id) == job
+        assert jobs.get_job(connection, job.id) == job

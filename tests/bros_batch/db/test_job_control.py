@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from bros_batch.db import job_control as store_control
-from bros_batch.db import store
+from bros_batch.db import api_keys, ended_items, engines, files, job_control, jobs
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.states import IllegalTransition
+from bros_batch.db.states import IllegalTransition, ItemStatus
 from bros_batch.db.tables import Job
 from bros_batch.jobs import finalize as finalize_module
 from bros_batch.jobs.finalize import files_dir
@@ -26,7 +25,7 @@ from tests.bros_batch.world import World, batch_line, batch_lines
 
 def step(world: World, name: str, job_id: str) -> Job:
     with writing(world.database) as connection:
-        changed: Job = getattr(store, f"{name}_job")(connection, job_id)
+        changed: Job = getattr(job_control, f"{name}_job")(connection, job_id)
         return changed
 
 
@@ -75,7 +74,7 @@ def test_cancel_withdraws_deliveries_and_tells_engines(world: World) -> None:
 
 
 def test_a_large_cancel_is_finished_by_finalize(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_control, "CANCEL_AT_ONCE_ITEMS", 3)
+    monkeypatch.setattr(job_control, "CANCEL_AT_ONCE_ITEMS", 3)
     monkeypatch.setattr(finalize_module, "END_ITEMS", 4)
     job_id = world.running(batch_lines(20))
     step(world, "cancel", job_id)
@@ -228,8 +227,8 @@ def test_finalize_dies_anywhere_and_the_next_one_makes_the_same_files(
     points: list[tuple[Any, str, int]] = [
         (os, "fsync", 3),
         (Path, "replace", 2),
-        (store, "ended_lines", 6),
-        (store, "create_file", 2),
+        (ended_items, "ended_page", 6),
+        (files, "create_file", 2),
         (finalize_module, "_sync_directory", 1),
     ]
     for owner, name, times in points:
@@ -288,7 +287,7 @@ def test_a_finalizer_that_overslept_can_not_write_into_the_next_ones_files(world
     job_id = ended(world, 3)
     world.settings = world.settings.model_copy(update={"lease_s": 0.0001})
     with writing(world.database) as connection:
-        from bros_batch.db.ingestion import take_lease
+        from bros_batch.db.job_leases import take_lease
 
         leased = take_lease(connection, job_id, finalize_module.STATUSES, 0.0001, 0.0)
     assert leased is not None
@@ -310,46 +309,49 @@ def test_a_job_that_is_not_over_is_not_finalized(world: World) -> None:
 def test_lists_are_newest_first_and_go_on_after_a_row(world: World) -> None:
     ids = [world.submit([batch_line("a")], name=f"job {n % 2} 100%", now_s=1000.0 + n // 2) for n in range(7)]
     with writing(world.database) as connection:
-        store.cancel_job(connection, ids[0])
+        job_control.cancel_job(connection, ids[0])
     with reading(world.database) as connection:
-        listed = store.list_jobs(connection, limit=100)
+        listed = jobs.list_jobs(connection, limit=100)
         assert [job.created_at for job in listed] == sorted((j.created_at for j in listed), reverse=True)
         pages = []
         after = None
-        while page := store.list_jobs(connection, after=after, limit=2):
+        while page := jobs.list_jobs(connection, after=after, limit=2):
             pages += page
             after = page[-1].id
         assert pages == listed
-        assert len(store.list_jobs(connection, search="JOB 1 100%")) == 3
-        assert store.list_jobs(connection, search="100_") == []
-        assert [job.id for job in store.list_jobs(connection, search=ids[3][8:20])] == [ids[3]]
-        assert [job.id for job in store.list_jobs(connection, status="cancelling")] == [ids[0]]
-        assert store.count_jobs(connection) == {"cancelling": 1, "validating": 6}
-        files = store.list_files(connection, limit=100)
-        assert len(files) == 7
-        assert store.list_files(connection, after=files[4].id) == files[5:]
-        assert store.list_files(connection, purpose="batch_output") == []
+        assert len(jobs.list_jobs(connection, search="JOB 1 100%")) == 3
+        assert jobs.list_jobs(connection, search="100_") == []
+        assert [job.id for job in jobs.list_jobs(connection, search=ids[3][8:20])] == [ids[3]]
+        assert [job.id for job in jobs.list_jobs(connection, status="cancelling")] == [ids[0]]
+        assert len(jobs.list_jobs(connection, status="validating")) == 6
+        uploaded = files.list_files(connection, limit=100)
+        assert len(uploaded) == 7
+        assert files.list_files(connection, after=uploaded[4].id) == uploaded[5:]
+        assert files.list_files(connection, purpose="batch_output") == []
 
 
-def test_items_are_read_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PAGE_ROWS", 4)
+def test_ended_items_are_read_in_pages(world: World) -> None:
     job_id = world.running(batch_lines(10))
+    step(world, "cancel", job_id)
+    lines: list[int] = []
     with reading(world.database) as connection:
-        lines = [item.line_no for item in store.iter_items(connection, job_id, after_line=3)]
+        while page := ended_items.ended_page(connection, job_id, lines[-1] if lines else 3, 4):
+            assert len(page) <= 4
+            lines += [item.line_no for item in page]
         assert lines == list(range(4, 11))
-        some = [item.line_no for item in store.iter_items(connection, job_id, after_line=3, limit=5)]
-        assert some == lines[:5]
+        some = ended_items.ended_page(connection, job_id, 3, 5, ItemStatus.CANCELLED)
+        assert [item.line_no for item in some] == lines[:5]
 
 
 def test_keys_are_found_by_their_secret_until_revoked(world: World) -> None:
     with writing(world.database) as connection:
-        key, secret = store.create_api_key(connection, "ci")
-        assert store.find_api_key(connection, secret) == key
-        assert store.find_api_key(connection, secret + "x") is None
-        assert store.revoke_api_key(connection, key.id)
-        assert store.find_api_key(connection, secret) is None
-        assert not store.revoke_api_key(connection, key.id)
-        assert [each.name for each in store.list_api_keys(connection)] == ["ci"]
+        key, secret = api_keys.create_api_key(connection, "ci")
+        assert api_keys.find_api_key(connection, secret) == key
+        assert api_keys.find_api_key(connection, secret + "x") is None
+        assert api_keys.revoke_api_key(connection, key.id)
+        assert api_keys.find_api_key(connection, secret) is None
+        assert not api_keys.revoke_api_key(connection, key.id)
+        assert [each.name for each in api_keys.list_api_keys(connection)] == ["ci"]
         dump = str(connection.exec_driver_sql("SELECT * FROM api_keys").all())
     assert secret not in dump
 
@@ -357,9 +359,9 @@ def test_keys_are_found_by_their_secret_until_revoked(world: World) -> None:
 def test_engines_are_kept_by_their_last_heartbeat(world: World) -> None:
     beat = {"engine_id": "e", "host": "h", "device": "cpu", "model": "sim", "stats": {"tau": 0.5}}
     with writing(world.database) as connection:
-        store.upsert_engines(connection, [beat], 100.0)
-        store.upsert_engines(connection, [{**beat, "host": "h2"}], 200.0)
-        (engine,) = store.list_engines(connection)
+        engines.upsert_engines(connection, [beat], 100.0)
+        engines.upsert_engines(connection, [{**beat, "host": "h2"}], 200.0)
+        (engine,) = engines.list_engines(connection)
         assert (engine.id, engine.host, engine.heartbeat_at) == ("e", "h2", 200.0)
         assert engine.stats["stats"] == {"tau": 0.5}
-        assert store.list_engines(connection, seen_after=201.0) == []
+        assert engines.list_engines(connection, seen_after=201.0) == []

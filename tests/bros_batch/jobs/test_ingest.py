@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from bros_batch.db import ingestion as store_ingest
-from bros_batch.db import store
+from bros_batch.db import files, job_leases, new_items
 from bros_batch.db.connections import writing
-from bros_batch.db.ingestion import LeaseLost
+from bros_batch.db.job_leases import LeaseLost
 from bros_batch.jobs.ingest import Progress
 from tests.bros_batch.world import CHAT, World, batch_line, batch_lines
 
@@ -219,7 +218,8 @@ def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pyte
     lines.insert(60, b"")
     job_id = world.submit(b"\n".join(lines))
     rng = random.Random(11)
-    real = {name: getattr(store_ingest, name) for name in ("insert_items", "extend_lease", "hold_lease")}
+    mortals = {"insert_items": new_items, "extend_lease": job_leases, "hold_lease": job_leases}
+    real = {name: getattr(module, name) for name, module in mortals.items()}
 
     class Death(BaseException):
         pass
@@ -235,8 +235,8 @@ def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pyte
 
         return call
 
-    for name in real:
-        monkeypatch.setattr(store_ingest, name, mortal(name))
+    for name, module in mortals.items():
+        monkeypatch.setattr(module, name, mortal(name))
     deaths = 0
     for _ in range(500):
         try:
@@ -267,11 +267,11 @@ def test_two_ingests_of_one_job_exclude_each_other(world: World) -> None:
     with writing(world.database) as connection:
         from bros_batch.db.states import JobStatus
 
-        leased = store_ingest.take_lease(connection, job_id, (JobStatus.VALIDATING,), 30, 1e12)
+        leased = job_leases.take_lease(connection, job_id, (JobStatus.VALIDATING,), 30, 1e12)
     assert leased is not None
     assert world.ingest(job_id) is Progress.NOT_OURS
     with writing(world.database) as connection, pytest.raises(LeaseLost):
-        store_ingest.hold_lease(connection, job_id, "another token", (JobStatus.VALIDATING,))
+        job_leases.hold_lease(connection, job_id, "another token", (JobStatus.VALIDATING,))
 
 
 def test_ingest_of_a_cancelled_job_stops(world: World) -> None:
@@ -307,7 +307,7 @@ def test_an_input_file_in_use_is_known_to_be(world: World) -> None:
     job_id = world.running(batch_lines(1))
     file_id = world.job(job_id).input_file_id
     with writing(world.database) as connection:
-        assert store.file_in_use(connection, file_id)
+        assert files.file_in_use(connection, file_id)
     world.run_through(job_id)
     with writing(world.database) as connection:
-        assert not store.file_in_use(connection, file_id)
+        assert not files.file_in_use(connection, file_id)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DataError
 
-from bros_batch.db import items as store_items
-from bros_batch.db import store
+from bros_batch.db import ended_items, item_results
 from bros_batch.db.connections import reading
-from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import line_id
+from bros_batch.db.states import WITHOUT_RESULT, ItemStatus
 from bros_batch.jobs.ingest import Progress
-from engine.wire.protocol import RESULTS_KEY
-from tests.bros_batch.world import World, batch_line, batch_lines
+from bros_batch.jobs.record import CONSUMER
+from bros_batch.openai_api.batch_output import error_line, line_id, output_line
+from engine.wire.protocol import RECORD_GROUP, RESULTS_KEY
+from tests.bros_batch.world import World, batch_line, batch_lines, job_counts
 
 
 def test_every_line_ends_in_its_result_in_input_order(world: World) -> None:
@@ -235,17 +235,16 @@ def test_partial_results_can_be_had_at_any_time(world: World) -> None:
     world.engine.answer([taken[2]], choices=[], error_code="invalid_request", error_message="bad")
     world.record()
     with reading(world.database) as connection:
-        results = [json.loads(line) for line in store.iter_result_lines(connection, job_id)]
-        errors = [json.loads(line) for line in store.iter_error_lines(connection, job_id)]
-        assert store.count_error_codes(connection, job_id) == {"invalid_request": 1}
-    assert [line["custom_id"] for line in results] == ["doc-1", "doc-3"]
-    assert [line["custom_id"] for line in errors] == ["doc-2"]
+        with_result = ended_items.ended_page(connection, job_id, 0, 10, ItemStatus.SUCCEEDED)
+        without = ended_items.ended_page(connection, job_id, 0, 10, *WITHOUT_RESULT)
+        assert ended_items.count_error_codes(connection, job_id) == {"invalid_request": 1}
+    results = [output_line(item.id, item.epoch, item.custom_id, item.result) for item in with_result]
+    errors = [error_line(item.id, item.custom_id, item.error_code, item.error_message) for item in without]
+    assert [json.loads(line)["custom_id"] for line in results] == ["doc-1", "doc-3"]
+    assert [json.loads(line)["custom_id"] for line in errors] == ["doc-2"]
 
 
 def test_what_a_dead_recorder_read_is_recorded_by_the_next(world: World) -> None:
-    from bros_batch.jobs.record import CONSUMER
-    from engine.wire.protocol import RECORD_GROUP
-
     job_id = world.running(batch_lines(5))
     world.prepare()
     world.engine.answer(world.engine.take())
@@ -295,16 +294,16 @@ def test_a_result_that_the_database_refuses_blocks_nothing(
     world.prepare()
     taken = world.engine.take()
     world.engine.answer(taken)
-    real, poison = store_items.finish_items, taken[2].item.item_id
+    real, poison = item_results.finish_items, taken[2].item.item_id
 
     def finish(
-        connection: Any, outcomes: Sequence[store_items.Outcome], now_s: float
-    ) -> store_items.Finished:
+        connection: Any, outcomes: Sequence[item_results.FinishedItem], now_s: float
+    ) -> item_results.FinishResult:
         if poison in [outcome.item_id for outcome in outcomes]:
             raise DataError("UPDATE items", None, ValueError("no such number"))
         return real(connection, outcomes, now_s)
 
-    monkeypatch.setattr(store_items, "finish_items", finish)
+    monkeypatch.setattr(item_results, "finish_items", finish)
     assert world.record().changed == 4
     assert world.redis.xlen(RESULTS_KEY) == 0
     assert world.check_counts(job_id).succeeded == 4
@@ -313,5 +312,5 @@ def test_a_result_that_the_database_refuses_blocks_nothing(
 def test_item_status_has_every_word(world: World) -> None:
     job_id = world.running(batch_lines(1))
     with reading(world.database) as connection:
-        counts = store.job_counts(connection, job_id)
+        counts = job_counts(connection, job_id)
     assert counts == {**dict.fromkeys(ItemStatus, 0), ItemStatus.PENDING: 1}

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bros_batch.db import items as store_items
-from bros_batch.db import job_control as store_control
-from bros_batch.db import store
+from bros_batch.db import files, job_control, job_endings, pending_items
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.services import get_generation
+from bros_batch.db.redis_generation import get_generation
 from bros_batch.jobs.ingest import Progress
 from bros_batch.jobs.streams import ensure_generation, live_deliveries, turn
 from engine.wire.protocol import GENERATION_KEY
@@ -122,7 +120,7 @@ def test_claims_of_a_dead_preparer_come_again(world: World) -> None:
     job_id = world.running(batch_lines(4))
     ensure_generation(world.database, world.redis)
     with writing(world.database) as connection:  # it claimed, and died before it delivered
-        assert len(store_items.claim_items(connection, job_id, 3, time.time())) == 3
+        assert len(pending_items.claim_items(connection, job_id, 3, time.time())) == 3
     assert world.sweep(LATER_S).lost == 3
     assert world.run_through(job_id).succeeded == 4
 
@@ -146,7 +144,7 @@ def test_jobs_that_nobody_attends_to_are_started_again(world: World) -> None:
 
 
 def test_a_lease_that_is_held_is_respected_until_it_runs_out(world: World) -> None:
-    from bros_batch.db.ingestion import take_lease
+    from bros_batch.db.job_leases import take_lease
     from bros_batch.db.states import JobStatus
 
     job_id = world.submit(batch_lines(1))
@@ -178,7 +176,7 @@ def test_a_job_past_its_time_expires_and_keeps_what_it_has(world: World, paused:
     world.record()
     if paused:
         with writing(world.database) as connection:
-            store.pause_job(connection, job_id)
+            job_control.pause_job(connection, job_id)
     assert world.sweep().finalize == []
     assert world.sweep(LATER_S).finalize == [job_id]
     world.engine.answer(taken[2:3])  # comes just in time
@@ -210,8 +208,8 @@ def test_old_files_are_removed_but_never_one_that_is_needed(world: World) -> Non
     job = world.run_through(job_id)
     assert world.sweep(LATER_S).files == 1
     with reading(world.database) as connection:
-        assert store.get_file(connection, input_id) is None
-        output = store.get_file(connection, job.output_file_id or "")
+        assert files.get_file(connection, input_id) is None
+        output = files.get_file(connection, job.output_file_id or "")
     assert output is not None and Path(output.path).exists()
     retention_s = world.settings.file_retention_s
     assert world.sweep(retention_s + LATER_S).files == 1
@@ -290,7 +288,7 @@ def test_locks_are_taken_job_first_so_that_nobody_waits_in_a_circle(world: World
     for job_id in jobs:
         world.check_counts(job_id)
     with reading(world.database) as connection:
-        assert store_control.has_jobs_to_move(connection, time.time()) is False
+        assert job_endings.has_jobs_to_move(connection, time.time()) is False
     assert [world.job(job_id).status for job_id in jobs] == ["cancelled", "finalizing", "finalizing"]
 
 

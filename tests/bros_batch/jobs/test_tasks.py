@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from celery import Celery
 
-from bros_batch.db import store
+from bros_batch.db import job_control
 from bros_batch.db.connections import writing
 from bros_batch.db.tables import Job
 from bros_batch.jobs import tasks
@@ -160,7 +160,7 @@ def test_a_cancelled_job_ends_by_itself(world: World, group: Processes) -> None:
     job_id = world.submit(batch_lines(300))
     answer_everything(world, job_id, 20)
     with writing(world.database) as connection:
-        store.cancel_job(connection, job_id)
+        job_control.cancel_job(connection, job_id)
     wait_for(lambda: world.job(job_id).status == "cancelled", "the cancellation")
     job = world.check_counts(job_id)
     assert len(world.file_lines(job.output_file_id)) == job.succeeded

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
 
-from bros_batch.db.connections import upgrade
+from bros_batch.db.schema import upgrade
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelText, load
 from bros_batch.up.preflight import choose_port

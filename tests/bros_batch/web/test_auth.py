@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from bros_batch.db import store
+from bros_batch.db import api_keys
 from bros_batch.db.connections import make_engine, writing
 from bros_batch.up.preflight import StartupError, check_exposure
 from tests.bros_batch.web.serving import Web, serving, web_settings
@@ -57,7 +57,7 @@ def test_what_is_no_key(guarded: Web, header: str) -> None:
 def test_keys_of_the_database(guarded: Web) -> None:
     database = make_engine(guarded.settings.resolved_database_url)
     with writing(database) as connection:
-        _, secret = store.create_api_key(connection, "laptop")
+        _, secret = api_keys.create_api_key(connection, "laptop")
     database.dispose()
     with guarded.openai(secret) as client:
         assert list(client.models.list())

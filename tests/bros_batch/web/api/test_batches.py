@@ -16,7 +16,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import Engine
 
-from bros_batch.db import store
+from bros_batch.db import jobs, tables
 from bros_batch.db.connections import make_engine, writing
 from bros_batch.db.job_control import set_status
 from bros_batch.db.states import JobStatus
@@ -52,7 +52,7 @@ def create(client: OpenAI, input_file: str, **extra: Any) -> openai.types.Batch:
 
 def put_into(database: Engine, job_id: str, *path: JobStatus) -> Job:
     with writing(database) as connection:
-        job = store.get_job(connection, job_id)
+        job = jobs.get_job(connection, job_id)
         assert job is not None
         for status in path:
             job = set_status(connection, job, status)
@@ -173,12 +173,10 @@ def test_what_may_be_done_to_one(web: Web, client: OpenAI, database: Engine, inp
 def test_errors_of_the_file_are_told(client: OpenAI, database: Engine, input_file: str) -> None:
     from sqlalchemy import update
 
-    from bros_batch.db.tables import jobs
-
     job_id = create(client, input_file).id
     problem = {"code": "invalid_request", "line": 3, "message": "no JSON", "param": None}
     with writing(database) as connection:
-        connection.execute(update(jobs).where(jobs.c.id == job_id).values(errors=[problem]))
+        connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(errors=[problem]))
     errors = client.batches.retrieve(job_id).errors
     assert errors is not None
     assert errors.object == "list"

@@ -15,7 +15,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import Engine
 
-from bros_batch.db import store
+from bros_batch.db import files, job_control, jobs
 from bros_batch.db.connections import make_engine, reading, writing
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.services import wait_for
@@ -47,7 +47,7 @@ def test_what_goes_up_comes_down(web: Web, client: OpenAI, database: Engine) -> 
     assert client.files.content(file.id).read() == content
     assert client.files.retrieve(file.id) == file
     with reading(database) as connection:
-        row = store.get_file(connection, file.id)
+        row = files.get_file(connection, file.id)
     assert row is not None
     assert row.sha256 == hashlib.sha256(content).hexdigest()
     assert Path(row.path).stat().st_mode & 0o777 == 0o600
@@ -86,14 +86,14 @@ def test_lists_are_paged(tmp_path: Path, text_model: Path, database_url: str) ->
 def test_deletion(web: Web, client: OpenAI, database: Engine) -> None:
     file = upload(client)
     with writing(database) as connection:
-        job = store.create_job(
+        job = jobs.create_job(
             connection, input_file_id=file.id, endpoint="/v1/chat/completions", model=MODEL_NAME, now_s=1.0
         )
     with pytest.raises(openai.ConflictError) as caught:
         client.files.delete(file.id)
     assert caught.value.code == "file_in_use"
     with writing(database) as connection:
-        store.cancel_job(connection, job.id)
+        job_control.cancel_job(connection, job.id)
     # Cancelling still reads nothing, but has not ended.
     with pytest.raises(openai.ConflictError):
         client.files.delete(file.id)

@@ -11,9 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
-from bros_batch.db import store
+from bros_batch.db import jobs, tables
 from bros_batch.db.connections import make_engine, writing
-from bros_batch.db.tables import jobs
 from engine.runner.base import RunnerInfo
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
@@ -148,8 +147,10 @@ def test_lines_are_counted(web: Web) -> None:
     before = scrape(web)
     database = make_engine(web.settings.resolved_database_url)
     with writing(database) as connection:
-        job = store.create_job(connection, input_file_id="f", endpoint="/v1/completions", model="m")
-        connection.execute(update(jobs).where(jobs.c.id == job.id).values(total=10, succeeded=6, failed=1))
+        job = jobs.create_job(connection, input_file_id="f", endpoint="/v1/completions", model="m")
+        connection.execute(
+            update(tables.jobs).where(tables.jobs.c.id == job.id).values(total=10, succeeded=6, failed=1)
+        )
     database.dispose()
     after = scrape(web)
 

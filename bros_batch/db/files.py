@@ -1,0 +1,83 @@
+"""Queries about files. Like all functions of this package, they take an open connection from `reading` or `writing`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import asdict
+
+from sqlalchemy import Connection, delete, exists, insert, select, tuple_
+
+from bros_batch.db.states import ENDED_JOB
+from bros_batch.db.tables import File, files, jobs
+
+
+def new_file_id() -> str:
+    return f"file-{secrets.token_hex(12)}"
+
+
+def create_file(
+    connection: Connection,
+    *,
+    purpose: str,
+    filename: str,
+    size_bytes: int,
+    sha256: str,
+    path: str,
+    file_id: str | None = None,
+    expires_at: float | None = None,
+    now_s: float | None = None,
+) -> File:
+    """Record a file whose bytes are already at `path`."""
+    file = File(
+        id=file_id or new_file_id(),
+        purpose=purpose,
+        filename=filename,
+        bytes=size_bytes,
+        sha256=sha256,
+        path=path,
+        created_at=time.time() if now_s is None else now_s,
+        expires_at=expires_at,
+    )
+    connection.execute(insert(files), asdict(file))
+    return file
+
+
+def get_file(connection: Connection, file_id: str) -> File | None:
+    row = connection.execute(select(files).where(files.c.id == file_id)).first()
+    return File(*row) if row else None
+
+
+def list_files(
+    connection: Connection, *, after: str | None = None, limit: int = 20, purpose: str | None = None
+) -> list[File]:
+    """Files, newest first, starting after the file `after`. Ask for one more than you show to learn whether more
+    follow."""
+    query = select(files).order_by(files.c.created_at.desc(), files.c.id.desc()).limit(limit)
+    if purpose:
+        query = query.where(files.c.purpose == purpose)
+    if after:
+        cursor = select(files.c.created_at, files.c.id).where(files.c.id == after)
+        query = query.where(tuple_(files.c.created_at, files.c.id) < cursor.scalar_subquery())
+    return [File(*row) for row in connection.execute(query)]
+
+
+def delete_file(connection: Connection, file_id: str) -> File | None:
+    """Delete a file's row and return it. The caller removes the bytes after the commit."""
+    file = get_file(connection, file_id)
+    if file is not None:
+        connection.execute(delete(files).where(files.c.id == file_id))
+    return file
+
+
+def file_in_use(connection: Connection, file_id: str) -> bool:
+    """Whether a job that has not ended reads this file."""
+    query = select(exists().where(jobs.c.input_file_id == file_id, jobs.c.status.not_in(sorted(ENDED_JOB))))
+    return bool(connection.scalar(query))
+
+
+def expired_files(connection: Connection, now_s: float, limit: int = 100) -> list[File]:
+    """Files past their expiry that no unfinished job reads."""
+    reader = exists().where(jobs.c.input_file_id == files.c.id, jobs.c.status.not_in(sorted(ENDED_JOB)))
+    query = select(files).where(files.c.expires_at < now_s, ~reader).order_by(files.c.expires_at).limit(limit)
+    return [File(*row) for row in connection.execute(query)]

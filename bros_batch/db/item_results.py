@@ -1,0 +1,186 @@
+"""Queries that end queued items with their results and count them on their jobs.
+
+Statuses are literals in these statements: a planner that sees a parameter cannot know that a partial index covers it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, case, select, text, update
+
+from bros_batch.db.connections import is_postgres
+from bros_batch.db.jobs import lock_jobs, set_status
+from bros_batch.db.states import ItemStatus, JobStatus
+from bros_batch.db.tables import items, jobs
+
+IDS_PER_QUERY = 500
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedItem:
+    """How an item that was queued under `epoch` ended: with the text of a response body, or with an error."""
+
+    item_id: int
+    epoch: int
+    job_id: str
+    status: ItemStatus
+    result: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FinishResult:
+    """What `finish_items` changed: the number of items, and the jobs whose last item was among them."""
+
+    changed: int
+    finalizing: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOrigin:
+    """What record needs to know about an item whose result has arrived. `body` is set only in jobs of batch lines,
+    where each line is a request of its own."""
+
+    job_id: str
+    endpoint: str
+    model: str
+    ingest_form: str | None
+    body: str | None
+
+
+def item_origins(connection: Connection, item_ids: Sequence[int]) -> dict[int, ItemOrigin]:
+    """The origins of items by item id, without those that do not exist."""
+    found: dict[int, ItemOrigin] = {}
+    body = case((jobs.c.ingest_form == "batch", items.c.body))
+    columns = (items.c.id, items.c.job_id, jobs.c.endpoint, jobs.c.model, jobs.c.ingest_form, body)
+    for start in range(0, len(item_ids), IDS_PER_QUERY):
+        query = select(*columns).where(
+            items.c.id.in_(item_ids[start : start + IDS_PER_QUERY]), jobs.c.id == items.c.job_id
+        )
+        for item_id, *row in connection.execute(query):
+            found[item_id] = ItemOrigin(*row)
+    return found
+
+
+def defaults_of(connection: Connection, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The defaults of jobs by job id."""
+    query = select(jobs.c.id, jobs.c.defaults).where(jobs.c.id.in_(sorted(set(job_ids))))
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def finish_items(connection: Connection, finished: Sequence[FinishedItem], now_s: float) -> FinishResult:
+    """End queued items, and add what changed to the counters of their jobs in this same transaction.
+
+    A result whose epoch is not the item's, or whose item is not queued, came late or twice and changes nothing. Jobs
+    whose last item ended move to finalizing; the caller dispatches `finalize` for them after the commit.
+    """
+    if not finished:
+        return FinishResult(0, [])
+    by_id = {item.item_id: item for item in finished}
+    if len(by_id) < len(finished):  # two results of one item in a group: first one, then the other
+        seen: set[int] = set()
+        first: list[FinishedItem] = []
+        rest: list[FinishedItem] = []
+        for item in finished:
+            (rest if item.item_id in seen else first).append(item)
+            seen.add(item.item_id)
+        one, two = finish_items(connection, first, now_s), finish_items(connection, rest, now_s)
+        return FinishResult(one.changed + two.changed, one.finalizing + two.finalizing)
+
+    locked = lock_jobs(connection, [item.job_id for item in finished])
+    finished = [item for item in finished if item.job_id in locked]
+    finish = _finish_postgres if is_postgres(connection) else _finish_sqlite
+    changed = [by_id[item_id] for item_id in finish(connection, finished, now_s)]
+    return FinishResult(len(changed), _count(connection, changed, now_s))
+
+
+# The arrays are in PostgreSQL's binary format (`b`): in its text format, each quote of each result would be escaped.
+_FINISH_POSTGRES = """
+UPDATE items SET status = v.status, result = v.result, error_code = v.error_code, error_message = v.error_message,
+    prompt_tokens = v.prompt_tokens, output_tokens = v.output_tokens, finished_at = %(now)s
+FROM unnest(
+    %(ids)b::bigint[], %(epochs)b::int[], %(statuses)b::text[], %(results)b::text[],
+    %(codes)b::text[], %(messages)b::text[], %(prompts)b::int[], %(outputs)b::int[]
+) AS v(id, epoch, status, result, error_code, error_message, prompt_tokens, output_tokens)
+WHERE items.id = v.id AND items.epoch = v.epoch AND items.status = 'queued'
+RETURNING items.id
+"""
+
+_FINISH_SQLITE = text("""
+UPDATE items SET status = :status, result = :result, error_code = :error_code, error_message = :error_message,
+    prompt_tokens = :prompt_tokens, output_tokens = :output_tokens, finished_at = :now
+WHERE id = :item_id AND epoch = :epoch AND status = 'queued'
+""")
+
+
+def _finish_postgres(connection: Connection, finished: Sequence[FinishedItem], now_s: float) -> list[int]:
+    rows = connection.exec_driver_sql(
+        _FINISH_POSTGRES,
+        {
+            "now": now_s,
+            "ids": [item.item_id for item in finished],
+            "epochs": [item.epoch for item in finished],
+            "statuses": [item.status.value for item in finished],
+            "results": [item.result for item in finished],
+            "codes": [item.error_code for item in finished],
+            "messages": [item.error_message for item in finished],
+            "prompts": [item.prompt_tokens for item in finished],
+            "outputs": [item.output_tokens for item in finished],
+        },
+    )
+    return list(rows.scalars())
+
+
+def _finish_sqlite(connection: Connection, finished: Sequence[FinishedItem], now_s: float) -> list[int]:
+    # To read first and write afterwards is safe here: BEGIN IMMEDIATE made this the only writer.
+    queued: set[tuple[int, int]] = set()
+    for start in range(0, len(finished), IDS_PER_QUERY):
+        ids = [item.item_id for item in finished[start : start + IDS_PER_QUERY]]
+        query = select(items.c.id, items.c.epoch).where(items.c.id.in_(ids), items.c.status == "queued")
+        queued.update((item_id, epoch) for item_id, epoch in connection.execute(query))
+    matching = [item for item in finished if (item.item_id, item.epoch) in queued]
+    rows = [
+        {
+            "item_id": item.item_id,
+            "epoch": item.epoch,
+            "status": item.status.value,
+            "result": item.result,
+            "error_code": item.error_code,
+            "error_message": item.error_message,
+            "prompt_tokens": item.prompt_tokens,
+            "output_tokens": item.output_tokens,
+            "now": now_s,
+        }
+        for item in matching
+    ]
+    if rows:
+        connection.execute(_FINISH_SQLITE, rows)
+    return [item.item_id for item in matching]
+
+
+def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float) -> list[str]:
+    """Add finished items to the counters of their jobs, whose rows are locked. Returns the jobs that now finalize."""
+    counts: dict[str, Counter[str]] = {}
+    for item in changed:
+        count = counts.setdefault(item.job_id, Counter())
+        count[item.status.value] += 1
+        count["prompt_tokens"] += item.prompt_tokens
+        count["cached_tokens"] += item.cached_tokens
+        count["output_tokens"] += item.output_tokens
+    for job_id, count in counts.items():
+        values = {jobs.c[name]: jobs.c[name] + number for name, number in count.items() if number}
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+    finalizing = []
+    for job in lock_jobs(connection, list(counts)).values():
+        if job.ended >= job.total and job.status in (JobStatus.IN_PROGRESS, JobStatus.PAUSED):
+            set_status(connection, job, JobStatus.FINALIZING, now_s)
+            finalizing.append(job.id)
+    return finalizing
