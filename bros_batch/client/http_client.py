@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from bros_batch.addresses import is_loopback
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 
 CONNECT_TIMEOUT_S = 10.0
 # The longest silence of a service that is alive: it hashes a large upload, or a chat waits for its turn.
@@ -122,7 +123,7 @@ class Client:
     def stream_chat(self, body: Mapping[str, Any]) -> Iterator[Json]:
         """Chunks of a streamed chat completion, the last with `usage`."""
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        with self._stream("POST", "/v1/chat/completions", json={**body, **options}) as response:
+        with self._stream("POST", CHAT_COMPLETIONS, json={**body, **options}) as response:
             for line in response.iter_lines():
                 if not line.startswith("data:"):
                     continue

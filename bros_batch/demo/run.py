@@ -29,6 +29,7 @@ from bros_batch.demo.documents import (
     generate_documents,
     questions,
 )
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.up.preflight import StartupError
 from bros_batch.up.tether import tethered
 
@@ -207,7 +208,7 @@ def _submit(client: Client, documents: Sequence[Document], directory: Path) -> d
         "/v1/batches",
         {
             "input_file_id": uploaded["id"],
-            "endpoint": "/v1/chat/completions",
+            "endpoint": CHAT_COMPLETIONS,
             "completion_window": "24h",
             "name": "demo",
             "defaults": {"prompt": EXTRACTION_PROMPT, "temperature": 0.0, "max_tokens": MAX_ANSWER_TOKENS},

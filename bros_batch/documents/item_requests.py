@@ -8,20 +8,18 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.openai_api.completion_requests import (
-    Request,
-    RequestError,
-    fitted_sampling,
-    parse_body,
-    sampling_of,
-)
-from bros_batch.text.tokenizer import ModelText, render_template
+from bros_batch.openai_api.completion_request import Request, parse_body
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.openai_api.prompts import encode_prompts
+from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
+from bros_batch.request_error import RequestError
+from bros_batch.text.template import render_template
+from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.protocol import Sampling
 
 BATCH = "batch"
 DOCUMENT = "document"
 DEFAULT_PROMPT = "{text}"
-CHAT = "/v1/chat/completions"
 
 _decode_document = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -45,12 +43,12 @@ class JobRequests:
         return sampling_of(self.request_of(body), default_max_tokens)
 
     def prepare(
-        self, text: ModelText, body: str, line_no: int, max_model_len: int, default_max_tokens: int
+        self, text: ModelTokenizer, body: str, line_no: int, max_model_len: int, default_max_tokens: int
     ) -> tuple[list[int], Request, Sampling]:
         """A line's tokens, request and sampling. Raises RequestError with what is wrong with the line."""
         request = self.request_of(body)
         if self.shared is None:
-            prompts = text.encode_request(request)
+            prompts = encode_prompts(text, request)
             if len(prompts) != 1:
                 raise RequestError(f"A batch line holds one prompt, not {len(prompts)}.", "prompt")
             token_ids = prompts[0]
@@ -61,11 +59,11 @@ class JobRequests:
         )
         return token_ids, request, sampling
 
-    def _encode_document(self, text: ModelText, body: str, line_no: int) -> list[int]:
+    def _encode_document(self, text: ModelTokenizer, body: str, line_no: int) -> list[int]:
         document = _decode_document(body)
         prompt = render_template(self.prompt, document, line_no)
         system = None if self.system is None else render_template(self.system, document, line_no)
-        if self.endpoint != CHAT:
+        if self.endpoint != CHAT_COMPLETIONS:
             return text.encode_prompt(prompt if system is None else f"{system}\n\n{prompt}")
         turns = [] if system is None else [{"role": "system", "content": system}]
         return text.encode_chat([*turns, {"role": "user", "content": prompt}])
@@ -82,7 +80,7 @@ def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[
     if form != DOCUMENT:
         return JobRequests(endpoint, model, None, prompt, system)
     body: dict[str, Any] = {**options, "model": model}
-    if endpoint == CHAT:
+    if endpoint == CHAT_COMPLETIONS:
         body["messages"] = [{"role": "user", "content": "-"}]
     else:
         body["prompt"] = "-"

@@ -8,7 +8,8 @@ import msgspec
 
 from bros_batch.documents.item_requests import BATCH, DOCUMENT, checked
 from bros_batch.documents.new_item import NewItem
-from bros_batch.openai_api.completion_requests import RequestError, parse_body
+from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.request_error import RequestError
 
 MAX_CUSTOM_ID_CHARS = 512
 

@@ -25,7 +25,7 @@ from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.documents.lines import LineReader
 from bros_batch.documents.new_item import NewItem
-from bros_batch.openai_api.completion_requests import RequestError
+from bros_batch.request_error import RequestError
 from bros_batch.settings import Settings
 
 CHUNK_BYTES = 4 * 1024**2

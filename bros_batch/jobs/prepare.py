@@ -21,9 +21,9 @@ from bros_batch.db.pending_items import QueuedItem, RunnableJob
 from bros_batch.db.states import ItemStatus
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.jobs.streams import Turn, deliver, ensure_generation
-from bros_batch.openai_api.completion_requests import RequestError
+from bros_batch.request_error import RequestError
 from bros_batch.settings import Settings
-from bros_batch.text.tokenizer import ModelText
+from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.protocol import ItemRequest, encode, items_key
 
 CLAIM_ITEMS = 256
@@ -52,7 +52,7 @@ def prepare(
     database: Engine,
     redis: Redis,
     settings: Settings,
-    text: ModelText,
+    text: ModelTokenizer,
     model: str,
     until_s: float,
     turn: Turn | None = None,
@@ -96,7 +96,7 @@ def _prepare_claims(
     database: Engine,
     redis: Redis,
     settings: Settings,
-    text: ModelText,
+    text: ModelTokenizer,
     job: RunnableJob,
     claims: list[QueuedItem],
     max_model_len: int,
@@ -152,7 +152,7 @@ def _requests_of(job: RunnableJob) -> JobRequests | RequestError:
 
 def _payload(
     settings: Settings,
-    text: ModelText,
+    text: ModelTokenizer,
     job: RunnableJob,
     requests: JobRequests,
     claim: QueuedItem,

@@ -24,11 +24,11 @@ from bros_batch.db.item_results import FinishedItem, ItemOrigin
 from bros_batch.db.states import ItemStatus
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.jobs.streams import Turn, acknowledge
-from bros_batch.openai_api.answers import result_body
 from bros_batch.openai_api.batch_output import request_id
-from bros_batch.openai_api.completion_requests import RequestError
+from bros_batch.openai_api.completion_response import ResponseHead, result_body
+from bros_batch.request_error import RequestError
 from bros_batch.settings import Settings
-from bros_batch.text.tokenizer import ModelText
+from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
 
 log = logging.getLogger("bros.record")
@@ -65,7 +65,7 @@ def record(
     database: Engine,
     redis: Redis,
     settings: Settings,
-    text: ModelText,
+    text: ModelTokenizer,
     until_s: float,
     turn: Turn | None = None,
     after_batch: Callable[[], None] | None = None,
@@ -132,7 +132,7 @@ def _plausible(result: ItemResult) -> bool:
 
 
 class _Recorder:
-    def __init__(self, database: Engine, redis: Redis, settings: Settings, text: ModelText) -> None:
+    def __init__(self, database: Engine, redis: Redis, settings: Settings, text: ModelTokenizer) -> None:
         self._database = database
         self._redis = redis
         self._settings = settings
@@ -189,17 +189,10 @@ class _Recorder:
             if isinstance(requests, RequestError):
                 raise requests
             sampling = requests.sampling_of(item.body or "", self._settings.default_max_tokens)
-            body = result_body(
-                item.endpoint,
-                request_id=request_id(result.item_id, result.epoch),
-                model=item.model,
-                created=int(time.time()),
-                text=self._text,
-                sampling=sampling,
-                choices=result.choices,
-                prompt_tokens=result.prompt_tokens,
-                cached_tokens=result.cached_tokens,
+            head = ResponseHead(
+                item.endpoint, request_id(result.item_id, result.epoch), item.model, int(time.time())
             )
+            body = result_body(head, self._text, sampling, result)
             encoded = msgspec.json.encode(body).decode()
         except (
             RequestError,

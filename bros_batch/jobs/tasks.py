@@ -31,7 +31,7 @@ from bros_batch.jobs.record import record as record_results
 from bros_batch.jobs.streams import ensure_generation, get_redis, heartbeats, turn, withdraw_job
 from bros_batch.jobs.sweep import sweep as sweep_all
 from bros_batch.settings import Settings, get_settings
-from bros_batch.text import tokenizer as prompts
+from bros_batch.text.tokenizer import load_tokenizer
 from engine.wire.protocol import RESULTS_KEY, items_key
 
 log = logging.getLogger("bros.tasks")
@@ -89,7 +89,7 @@ def prepare(model: str) -> None:
     with turn(redis, f"prepare:{model}") as mine:
         if mine is None:
             return
-        text = prompts.load(settings.model)
+        text = load_tokenizer(settings.model)
         done = prepare_items(database, redis, settings, text, model, time.monotonic() + TURN_S, mine)
     for job_id in done.finalizing:
         dispatch("finalize", job_id)
@@ -105,7 +105,7 @@ def record() -> None:
     with turn(redis, "record") as mine:
         if mine is None:
             return
-        text = prompts.load(settings.model)
+        text = load_tokenizer(settings.model)
         until_s = time.monotonic() + TURN_S
         tally = record_results(database, redis, settings, text, until_s, mine, _Refill(redis, settings))
     for job_id in tally.finalizing:

@@ -1,6 +1,7 @@
-"""Checks of single fields of completion requests, and the types made of them.
+"""Field types of completion requests, with their validation.
 
-A check raises `problem(sentence)`; the sentence continues the field's name: "'stop' must be ...".
+A check raises `problem(predicate)`, where the predicate completes a sentence that begins with the name of the field:
+"'stop' must be ...".
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ MAX_TOKEN_ID = 2**31 - 1
 
 
 def problem(message: str) -> PydanticCustomError:
-    # Braces would be read as places for values.
+    # Pydantic would read braces in the message as placeholders.
     return PydanticCustomError("request", "{message}", {"message": message})
 
 
 def only(*harmless: object) -> AfterValidator:
-    """A field that is known but does nothing here: null and `harmless` values pass, others do not."""
+    """Accept only null and `harmless` values in a field that is known but not supported."""
 
     def check(value: object) -> object:
         if value is None or value in harmless:
@@ -38,9 +39,9 @@ def _stop_strings(value: Any) -> Any:
     if not isinstance(strings, list | tuple) or not all(isinstance(string, str) for string in strings):
         raise problem("must be a string or a list of strings")
     if len(strings) > MAX_STOP_STRINGS:
-        raise problem(f"may hold at most {MAX_STOP_STRINGS} strings, not {len(strings)}")
+        raise problem(f"must have at most {MAX_STOP_STRINGS} strings, not {len(strings)}")
     if any(not string or len(string) > MAX_STOP_CHARS for string in strings):
-        raise problem(f"must hold strings of 1 to {MAX_STOP_CHARS} characters")
+        raise problem(f"must consist of strings of 1 to {MAX_STOP_CHARS} characters")
     return tuple(strings)
 
 
@@ -49,7 +50,7 @@ def _is_token_list(value: object) -> bool:
 
 
 def _prompt(value: Any) -> Any:
-    """A string, a list of strings, token ids, or a list of lists of token ids; never empty."""
+    """Accept a string, strings, token ids, or lists of token ids; no list may be empty."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -60,13 +61,13 @@ def _prompt(value: Any) -> Any:
         return value
     if all(_is_token_list(item) for item in value):
         if not all(value):
-            raise problem("must not hold an empty list of token ids")
+            raise problem("must not contain an empty list of token ids")
         return value
-    raise problem("must hold strings only, token ids only, or lists of token ids only")
+    raise problem("must consist of strings only, of token ids only, or of lists of token ids only")
 
 
 def _message_content(value: Any) -> Any:
-    """Text, or a list of text parts, which are joined."""
+    """Accept text, or a list of text parts, which are joined."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -77,10 +78,10 @@ def _message_content(value: Any) -> Any:
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "input_text", "output_text"):
-            shown = f"parts of type {kind!r} are" if isinstance(kind, str) else "a part without a type is"
-            raise problem(f"may hold text parts only: {shown} not supported yet")
+            found = f"parts of type {kind!r} are" if isinstance(kind, str) else "a part without a type is"
+            raise problem(f"may contain only text parts: {found} not supported yet")
         if not isinstance(part.get("text"), str):
-            raise problem("has a text part without a string in 'text'")
+            raise problem("has a text part whose 'text' is not a string")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -89,15 +90,15 @@ def _logit_bias(value: Any) -> Any:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise problem("must be an object of token ids and biases")
+        raise problem("must be an object that maps token ids to biases")
     biases: dict[int, float] = {}
     for key, bias in value.items():
         try:
             token_id = int(key)
         except ValueError:
-            raise problem(f"has a key that is no token id: {key!r}") from None
+            raise problem(f"has a key that is not a token id: {key!r}") from None
         if not 0 <= token_id <= MAX_TOKEN_ID:
-            raise problem(f"has a key that is no token id: {key!r}")
+            raise problem(f"has a key that is not a token id: {key!r}")
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
             raise problem(f"must have biases from -100 to 100, but token {token_id} has {bias!r}")
         biases[token_id] = float(bias)

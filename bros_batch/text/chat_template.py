@@ -1,4 +1,4 @@
-"""Chat templates as transformers compiles them: the same sandbox, the same extensions, names and filters."""
+"""Chat templates, compiled as transformers does: with the same sandbox, extensions, globals and filters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; here its body is all there is to it."""
+    """The `{% generation %}` tag, which marks the assistant's words for training; here it only renders its body."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -24,7 +24,7 @@ class GenerationBlock(jinja2.ext.Extension):
 
 
 def compile_chat_template(source: str) -> jinja2.Template:
-    """Jinja source to a template. What a template may reach is its arguments, never Python."""
+    """Compile Jinja source. The sandbox gives a template access to its arguments, never to Python."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
     )
@@ -45,12 +45,12 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes HTML, which a prompt is not."""
+    """Dump JSON without HTML escapes, which Jinja's own filter adds: a prompt is not HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def _strftime_now(pattern: str) -> str:
-    """Local time, as transformers gives it."""
+    """Format the local time, as transformers does."""
     return datetime.now().strftime(pattern)

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: never half a character, never the beginning of a stop string."""
+"""Incremental detokenization: token ids to text as they arrive, never splitting a character."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import codecs
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-# A character of UTF-8 is at most four byte tokens; text that still ends in a replacement character after more
-# tokens than this is not waiting for the rest of one.
+# A UTF-8 character takes at most four byte tokens. Text that still ends in a replacement character after more tokens
+# than this is not waiting for the rest of a character.
 MAX_WINDOW_TOKENS = 32
 REPLACEMENT = "\ufffd"
 
 
 class TextStream(Protocol):
-    """Text of one output. What `push` and then `finish` gave, joined, is the text of all the tokens."""
+    """Incremental decoder of one output. The results of `push` and `finish`, joined, are the text of all tokens."""
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The further text that is certain, now that `token_ids` follow."""
+        """Append `token_ids` and return the additional text that is certain."""
         ...
 
     def finish(self) -> str:
-        """What is left: replacement characters for bytes that never became a character."""
+        """Return the remaining text: replacement characters for bytes that did not form a character."""
         ...
 
 
 class ByteStream:
-    """For byte-level vocabularies, where a token is some bytes."""
+    """Decoder for byte-level vocabularies, in which each token is a sequence of bytes."""
 
     __slots__ = ("_bytes_of", "_decoder")
 
@@ -41,11 +41,13 @@ class ByteStream:
 
 
 class WindowStream:
-    """For all others, where a token's text depends on those before it (a space at the start, for one).
+    """Decoder for all other vocabularies, in which the text of a token depends on the tokens before it.
+
+    (A space at the start of a word is an example.) It decodes a window of recent tokens:
 
     ```
     token ids:  ......... | context | new ...
-                       _start     _read          decode(context + new) minus decode(context) is new's text
+                       _start     _read          text of new = decode(context + new) minus decode(context)
     ```
     """
 
@@ -75,47 +77,3 @@ class WindowStream:
         self._ids = self._ids[self._read :]
         self._start, self._read = 0, len(self._ids)
         return text[len(context) :]
-
-
-class StopCutter:
-    """Cuts text at the first stop string; holds back the end of a text that may be the beginning of one."""
-
-    __slots__ = ("_longest", "_pending", "_stops", "stopped")
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._longest = max(map(len, stops), default=0)
-        self._pending = ""
-        self.stopped = False
-
-    def push(self, text: str, armed: bool = True) -> str:
-        """The further text to show. A stop string that ends in `text` counts where `armed`: what comes after
-        it is dropped, and `stopped` is true from then on."""
-        if self.stopped or not self._stops:
-            return "" if self.stopped else text
-        held = len(self._pending)
-        text = self._pending + text
-        if armed:
-            # A match must end in the new text: an earlier one came while unarmed.
-            matches = (text.find(stop, max(0, held - len(stop) + 1)) for stop in self._stops)
-            start = min((match for match in matches if match >= 0), default=-1)
-            if start >= 0:
-                self.stopped = True
-                self._pending = ""
-                return text[:start]
-        keep = self._held_back(text)
-        self._pending = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def finish(self) -> str:
-        """What was held back, as no more text follows."""
-        text, self._pending = self._pending, ""
-        return text
-
-    def _held_back(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string without completing it."""
-        for length in range(min(len(text), self._longest - 1), 0, -1):
-            end = text[-length:]
-            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
-                return length
-        return 0

@@ -1,4 +1,4 @@
-"""The web process: the API of OpenAI's clients, the dashboard, and what an operator asks."""
+"""The web application: OpenAI's API, the dashboard, and the endpoints for operators."""
 
 from __future__ import annotations
 
@@ -8,37 +8,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bros_batch.db.connections import make_engine
-from bros_batch.openai_api.completion_requests import RequestError
 from bros_batch.settings import Settings
-from bros_batch.web import auth
-from bros_batch.web.api import batches as batches_api
-from bros_batch.web.api import completions as completions_api
-from bros_batch.web.api import files as files_api
-from bros_batch.web.api import health as health_api
-from bros_batch.web.api import metrics
+from bros_batch.web import auth, login
+from bros_batch.web.api import batches, completions, files, health, metrics, models
 from bros_batch.web.api.uploads import remove_abandoned
-from bros_batch.web.app_state import WebServices
+from bros_batch.web.app_state import AppState
 from bros_batch.web.engine_link import EngineLink
-from bros_batch.web.errors import (
-    ApiError,
-    answer_api_error,
-    answer_http_exception,
-    answer_request_error,
-)
+from bros_batch.web.errors import EXCEPTION_HANDLERS
 from bros_batch.web.middleware import RequestIds
 
 
 def create_app(settings: Settings, *, dashboard: bool = True) -> FastAPI:
-    """The application. It keeps one connection to the engine and a pool to the database while it runs.
+    """Create the application. While it runs, it keeps a connection to the engine and a pool to the database.
 
-    One dashboard a process: NiceGUI's own state is the process's.
+    A process can have only one dashboard, because NiceGUI keeps its state per process.
     """
 
     @asynccontextmanager
@@ -47,16 +33,16 @@ def create_app(settings: Settings, *, dashboard: bool = True) -> FastAPI:
         database = make_engine(settings.resolved_database_url)
         try:
             async with EngineLink(settings.resolved_engine_url, settings.engine_token) as engine:
-                services = WebServices(settings, database, engine, int(time.time()))
-                app.state.services = services
-                # The first request must not wait for a large tokeniser; if it fails now, that request says why.
-                warming = asyncio.create_task(services.text())
+                state = AppState(settings, database, engine, int(time.time()))
+                app.state.app_state = state
+                # Load the tokenizer ahead of the first request. If that fails, the request reports the error.
+                loading = asyncio.create_task(state.tokenizer())
                 yield
-                await asyncio.gather(warming, return_exceptions=True)
+                await asyncio.gather(loading, return_exceptions=True)
         finally:
             database.dispose()
 
-    # No docs pages: they would fetch their scripts from a CDN.
+    # No documentation pages: they would load scripts from a CDN.
     app = FastAPI(
         title="bros-batch",
         lifespan=lifespan,
@@ -65,39 +51,30 @@ def create_app(settings: Settings, *, dashboard: bool = True) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.add_exception_handler(ApiError, answer_api_error)
-    app.add_exception_handler(RequestError, answer_request_error)
-    app.add_exception_handler(HTTPException, answer_http_exception)
-    app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    plain_routes = [*completions_api.routes, *metrics.routes, *auth.routes]
+    for error_type, handler in EXCEPTION_HANDLERS.items():
+        app.add_exception_handler(error_type, handler)
+    plain_routes = [*completions.routes, *metrics.routes, *login.routes]
     app.router.routes += plain_routes
-    routers = (health_api.router, files_api.router, batches_api.router)
+    routers = (health.router, models.router, files.router, batches.router)
     for router in routers:
         app.include_router(router)
     app.state.api_routes = [*plain_routes, *(route for router in routers for route in router.routes)]
-    # The last one added is the outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(auth.Authentication)
     app.add_middleware(RequestIds)
     if dashboard:
         from bros_batch.web.dashboard.site import mount_dashboard
 
-        # Not a mount: that would match before a route of the API could say that only its method is wrong.
-        app.router.default = _outside_of_api(mount_dashboard(app), app.router.default)
+        # Not a mount: a mount would match a path of the API before its 405 for a wrong method.
+        app.router.default = _outside_api(mount_dashboard(app), app.router.default)
     return app
 
 
-def _outside_of_api(site: ASGIApp, not_found: ASGIApp) -> ASGIApp:
+def _outside_api(site: ASGIApp, not_found: ASGIApp) -> ASGIApp:
+    """Return an app that serves unknown paths: those of the API with `not_found`, all others with `site`."""
+
     async def fallback(scope: Scope, receive: Receive, send: Send) -> None:
         is_api = scope["type"] == "http" and scope["path"].startswith(("/v1/", "/login"))
         await (not_found if is_api else site)(scope, receive, send)
 
     return fallback
-
-
-async def _answer_validation_error(_request: Request, error: Exception) -> Response:
-    """A parameter of a URL that is out of range or no such word."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = str(first["loc"][-1])
-    message = f"Invalid '{param}': {first['msg'][:1].lower()}{first['msg'][1:]}."
-    return ApiError(400, message, param=param, code="invalid_request").response()

@@ -1,4 +1,4 @@
-"""What the routes work with: made once when the server starts, found through the request."""
+"""State shared by all routes: settings, database and engine connection, created when the server starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from bros_batch.db.connections import reading, writing
 from bros_batch.settings import Settings
-from bros_batch.text.tokenizer import ModelText, load
+from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable
 
@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class WebServices:
-    """The server's settings, database and engine."""
+class AppState:
+    """The server's settings, database and engine. `started_at` is in Unix seconds."""
 
     settings: Settings
     database: Engine
@@ -33,11 +33,11 @@ class WebServices:
     started_at: int
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run `query` in a read transaction on a thread. ApiError 503 when the database is not there."""
+        """Run `query` in a read transaction on a thread. Raises ApiError 503 if the database is unavailable."""
         return await run_in_threadpool(self._run, query, False)
 
     async def write(self, query: Callable[[Connection], T]) -> T:
-        """Run `query` in a write transaction on a thread, and commit."""
+        """Run `query` in a write transaction on a thread, and commit it."""
         return await run_in_threadpool(self._run, query, True)
 
     def _run(self, query: Callable[[Connection], T], writes: bool) -> T:
@@ -45,31 +45,30 @@ class WebServices:
             with (writing if writes else reading)(self.database) as connection:
                 return query(connection)
         except DBAPIError as error:
-            if _is_absence(error):
-                logger.error("the database does not answer: %s", error.orig)
+            if _is_unavailable(error):
+                logger.error("the database does not respond: %s", error.orig)
                 raise database_unavailable() from error
             raise
 
-    async def text(self) -> ModelText:
-        """The model's tokeniser, loaded on first use."""
+    async def tokenizer(self) -> ModelTokenizer:
+        """Return the model's tokenizer, which is loaded on first use."""
         try:
-            return await run_in_threadpool(load, self.settings.model)
+            return await run_in_threadpool(load_tokenizer, self.settings.model)
         except Exception as error:
-            logger.error("the tokeniser of %s cannot be loaded: %s", self.settings.model, error)
-            raise ApiError(
-                503, "The model's tokeniser cannot be loaded.", code="model_unavailable"
-            ) from error
+            logger.error("cannot load the tokenizer of %s: %s", self.settings.model, error)
+            message = "The model's tokenizer cannot be loaded."
+            raise ApiError(503, message, code="model_unavailable") from error
 
 
-def _is_absence(error: DBAPIError) -> bool:
-    """Whether trying again may help. SQLite calls a missing table operational too; that is a fault of ours."""
+def _is_unavailable(error: DBAPIError) -> bool:
+    """Return whether a retry may succeed. A missing table is an OperationalError in SQLite too, but a bug of ours."""
     if error.connection_invalidated:
         return True
     return type(error.orig).__name__ == "OperationalError" and "no such" not in str(error.orig)
 
 
-def services_of(connection: HTTPConnection) -> WebServices:
-    """The services of the app that answers this request."""
-    services = connection.app.state.services
-    assert isinstance(services, WebServices)
-    return services
+def app_state(connection: HTTPConnection) -> AppState:
+    """Return the state of the application that serves `connection`."""
+    state = connection.app.state.app_state
+    assert isinstance(state, AppState)
+    return state

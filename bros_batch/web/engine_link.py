@@ -1,4 +1,4 @@
-"""The web process's one connection to the engine: kept up, and made again when the engine comes back."""
+"""The web process's connection to the engine, which is restored whenever the engine comes back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CONNECT_TIMEOUT_S = 2.0
 
 
 class EngineLink:
-    """`async with EngineLink(url, token) as link`, then `await link.client()` for each request."""
+    """Keeps a connection open: `async with EngineLink(url, token) as link`, and `await link.client()` per request."""
 
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url
         self._token = token
         self._client: EngineClient | None = None
-        self._failure = EngineGone("no connection was tried yet")
+        self._failure = EngineGone("no connection has been attempted yet")
         self._tried = asyncio.Event()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -41,12 +41,12 @@ class EngineLink:
 
     @property
     def connected(self) -> EngineClient | None:
-        """The live connection, if there is one now."""
+        """The open connection, or None."""
         client = self._client
         return client if client is not None and not client.closed.is_set() else None
 
     async def client(self) -> EngineClient:
-        """The live connection; without one, that of an attempt made now. Raises EngineGone."""
+        """Return the open connection; if there is none, try to connect now. Raises EngineGone."""
         if (client := self.connected) is not None:
             return client
         self._tried.clear()

@@ -1,4 +1,7 @@
-"""Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`, all four keys, always."""
+"""API errors in OpenAI's format.
+
+The body is `{"error": {"message", "type", "param", "code"}}`, and all four keys are always present.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from bros_batch.openai_api.completion_requests import RequestError
+from bros_batch.request_error import RequestError
 from engine.wire.client import EngineGone, EngineRejected
 
 TYPES = {
@@ -25,7 +29,7 @@ RETRY_AFTER_S = 1.0
 
 
 class ApiError(Exception):
-    """What a route raises to answer with an error. `message` is one clear sentence for the client to read."""
+    """An error response, raised by a route. `message` is one sentence for the client to read."""
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class ApiError(Exception):
 
 
 class JSONResponse(Response):
-    """JSON by msgspec: as fast as it gets, and one less thing that differs between the lanes."""
+    """JSON encoded by msgspec, which is fast and also encodes the results of bulk items."""
 
     media_type = "application/json"
 
@@ -68,30 +72,23 @@ def not_found(what: str, name: str, param: str = "id") -> ApiError:
     return ApiError(404, f"No such {what}: '{name}'.", param=param, code="not_found")
 
 
-def of_request(error: RequestError) -> ApiError:
-    return ApiError(400, error.message, param=error.param, code=error.code)
+def model_not_found(model: str, served: str, param: str = "model") -> ApiError:
+    message = f"The model '{model}' is not served here. The served model is '{served}'."
+    return ApiError(404, message, param=param, code="model_not_found")
 
 
-def of_engine(error: EngineGone | EngineRejected, param: str | None = None) -> ApiError:
-    """What the engine's refusal or absence means to an HTTP client."""
+def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -> ApiError:
+    """Return the response for an engine that is unreachable or has rejected a request."""
     if isinstance(error, EngineGone):
-        return engine_unavailable()
+        message = "The engine is not reachable; it may be starting. Try again in a moment."
+        return ApiError(503, message, code="engine_unavailable", retry_after_s=RETRY_AFTER_S)
+    message = _sentence(error.message)
+    retry_after_s = error.retry_after_s or RETRY_AFTER_S
     if error.code == "overloaded":
-        return ApiError(
-            429,
-            _sentence(error.message),
-            code="overloaded",
-            retry_after_s=error.retry_after_s or RETRY_AFTER_S,
-        )
+        return ApiError(429, message, code="overloaded", retry_after_s=retry_after_s)
     if error.code == "draining":
-        retry_after_s = error.retry_after_s or RETRY_AFTER_S
-        return ApiError(503, _sentence(error.message), code="draining", retry_after_s=retry_after_s)
-    return ApiError(400, _sentence(error.message), param=param, code=error.code)
-
-
-def engine_unavailable() -> ApiError:
-    message = "The engine is not reachable; it may be starting. Try again in a moment."
-    return ApiError(503, message, code="engine_unavailable", retry_after_s=RETRY_AFTER_S)
+        return ApiError(503, message, code="draining", retry_after_s=retry_after_s)
+    return ApiError(400, message, param=param, code=error.code)
 
 
 def database_unavailable() -> ApiError:
@@ -99,8 +96,9 @@ def database_unavailable() -> ApiError:
     return ApiError(503, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S)
 
 
-def internal() -> ApiError:
-    return ApiError(500, "The server failed to process the request; its log says why.", code="internal_error")
+def internal_error() -> ApiError:
+    message = "The server failed to process the request. Its log has the details."
+    return ApiError(500, message, code="internal_error")
 
 
 async def answer_api_error(_request: Request, error: Exception) -> Response:
@@ -110,28 +108,35 @@ async def answer_api_error(_request: Request, error: Exception) -> Response:
 
 async def answer_request_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return of_request(error).response()
+    return ApiError(400, error.message, param=error.param, code=error.code).response()
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, method not allowed."""
+    """Respond to the exceptions that Starlette itself raises: unknown path, method not allowed."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        message, code = f"There is nothing at {request.method} {request.url.path}.", "not_found"
+        message, code = f"Unknown path: {request.method} {request.url.path}.", "not_found"
     elif error.status_code == 405:
         allowed = ", ".join(_methods_of(request))
         error.headers = {"Allow": allowed}
-        message, code = (
-            f"{request.url.path} does not take {request.method}, only {allowed}.",
-            "method_not_allowed",
-        )
+        message = f"{request.url.path} does not support {request.method}. Supported: {allowed}."
+        code = "method_not_allowed"
     else:
         message, code = _sentence(str(error.detail)), "invalid_request"
     return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).response()
 
 
+async def answer_validation_error(_request: Request, error: Exception) -> Response:
+    """Respond to a URL parameter that is out of range or not one of the allowed values."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = str(first["loc"][-1])
+    message = f"Invalid '{param}': {first['msg'][:1].lower()}{first['msg'][1:]}."
+    return ApiError(400, message, param=param, code="invalid_request").response()
+
+
 def _methods_of(request: Request) -> list[str]:
-    """Every method that this path takes: each has a route of its own."""
+    """Return all methods that the path of `request` supports; each has its own route."""
     scope = {"type": "http", "method": request.method, "path": request.url.path}
     routes: Sequence[Route] = request.app.state.api_routes
     matching = (route.methods or () for route in routes if route.matches(scope)[0] is not Match.NONE)
@@ -140,3 +145,11 @@ def _methods_of(request: Request) -> list[str]:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].removesuffix(".") + "."
+
+
+EXCEPTION_HANDLERS = {
+    ApiError: answer_api_error,
+    RequestError: answer_request_error,
+    HTTPException: answer_http_exception,
+    RequestValidationError: answer_validation_error,
+}

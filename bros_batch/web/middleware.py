@@ -1,4 +1,4 @@
-"""Around every request, in plain ASGI: an id on the reply, and an error body whatever goes wrong inside."""
+"""Request ids and a last resort for exceptions, as plain ASGI middleware around every request."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import secrets
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bros_batch.web.errors import ApiError, internal
-from bros_batch.web.request_body import ClientGone
+from bros_batch.web.client_disconnect import ClientGone
+from bros_batch.web.errors import ApiError, internal_error
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ GOOD_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestIds:
-    """Gives each request an id, the client's own if it sent a good one, and puts it on the reply and in the log.
+    """Gives each request an id, which the response and the log carry: the client's own if it is well-formed.
 
-    Exceptions end here: a client sees an error body, never a traceback; the log has the traceback.
+    Exceptions end here: the client gets an error body, and only the log has the traceback.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,7 +30,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _sent_id(scope) or f"req_{secrets.token_hex(12)}"
+        request_id = _client_request_id(scope) or f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
         header = (b"x-request-id", request_id.encode())
         started = False
@@ -43,8 +43,8 @@ class RequestIds:
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-            # No id or name has one, and some databases fail on it.
-            error = ApiError(400, "The URL holds a NUL character.", code="invalid_request")
+            # No id or name contains one, and PostgreSQL fails on it.
+            error = ApiError(400, "The URL contains a NUL character.", code="invalid_request")
             await error.response()(scope, receive, send_with_id)
             return
         try:
@@ -54,12 +54,12 @@ class RequestIds:
         except Exception:
             logger.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
             if started:
-                # The reply cannot be taken back. An unfinished one closes the connection, so the client knows.
+                # The response has begun. Leaving it unfinished closes the connection, which tells the client.
                 return
-            await internal().response()(scope, receive, send_with_id)
+            await internal_error().response()(scope, receive, send_with_id)
 
 
-def _sent_id(scope: Scope) -> str | None:
+def _client_request_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             return value.decode() if GOOD_ID.fullmatch(value) else None

@@ -1,4 +1,4 @@
-"""The web process's start: `python -m bros_batch.web.serve`, with its settings in the environment."""
+"""Entry point of the web process: `python -m bros_batch.web.serve`. Settings come from the environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ GRACE_S = 10
 
 
 def serve(settings: Settings) -> None:
-    """Listen until SIGTERM or SIGINT, then let open replies finish for a while. Raises StartupError."""
+    """Serve until SIGTERM or SIGINT, then give open responses GRACE_S seconds to finish.
+
+    Raises StartupError if the settings or the database do not allow a start.
+    """
     check_exposure(settings)
     _check_engine_url(settings)
     _check_database(settings)
@@ -47,7 +50,7 @@ def _check_engine_url(settings: Settings) -> None:
 
 
 def _check_database(settings: Settings) -> None:
-    """A wrong schema is for the operator to mend; a database that is away may come back."""
+    """Check the schema, which an operator has to fix. An unreachable database may come back and is ignored."""
     engine = make_engine(settings.resolved_database_url)
     try:
         check_schema(engine)
@@ -60,7 +63,7 @@ def _check_database(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Exit 1 with one sentence if it makes no sense to start."""
+    """Serve; exit with status 1 and one sentence if the server cannot start."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("bros_batch").setLevel(logging.INFO)
     try:

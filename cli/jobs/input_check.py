@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from bros_batch.text.tokenizer import template_fields
+from bros_batch.text.template import template_fields
 
 HEAD_LINES = 100
 HEAD_BYTES = 16 * 1024**2

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from bros_batch.openai_api.endpoints import ENDPOINTS
 from cli.connection_options import connection_options
 from cli.failure import USAGE_ERROR, Failure
 from cli.output import json_option, note, output_option, print_json, write_lines
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
-
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 
 
 @click.command()

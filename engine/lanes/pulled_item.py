@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import msgspec
-
 from engine.core.request import Request
 from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
 from engine.lanes.translation import monotonic_deadline_s, position_logprobs, sampling_params
@@ -33,14 +31,11 @@ class PulledItem:
         now_s = time.monotonic()
         deadline_s = monotonic_deadline_s(item.deadline_unix_s, now_s)
         for i, request_id in enumerate(self.request_ids):
-            sampling = item.sampling
-            if i and sampling.seed is not None:
-                sampling = msgspec.structs.replace(sampling, seed=sampling.seed + i)
             yield Request(
                 request_id,
                 Lane.BE,
                 item.token_ids,
-                sampling_params(sampling),
+                sampling_params(item.sampling.for_choice(i)),
                 arrival_s=now_s,
                 priority=item.priority,
                 deadline_s=deadline_s,

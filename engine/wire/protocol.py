@@ -43,6 +43,12 @@ class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
     logit_bias: tuple[tuple[TokenId, float], ...] = ()
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
+    def for_choice(self, index: int) -> Sampling:
+        """Return the parameters of one of several choices: a seed advances by one per choice, so choices differ."""
+        if self.seed is None or index == 0:
+            return self
+        return msgspec.structs.replace(self, seed=self.seed + index)
+
 
 class Slo(Struct, frozen=True):
     """The SLO of one request: time to first token, and time per output token after the first."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from benchmarks.reference_model import write_tokenizer
 from benchmarks.serving.load import END_TEXT_ID, FIRST_TEXT_ID
-from bros_batch.text.tokenizer import ModelText
+from bros_batch.text.tokenizer import ModelTokenizer
 
 
 def test_tokens_that_prompts_and_answers_are_made_of_are_ascii_text(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    text = ModelText(tmp_path)
+    text = ModelTokenizer(tmp_path)
     pieces = [text.bytes_of(token_id) for token_id in range(FIRST_TEXT_ID, END_TEXT_ID)]
     assert all(piece.isascii() and len(piece) >= 2 for piece in pieces)
     assert len(set(pieces)) == len(pieces)
@@ -19,7 +19,7 @@ def test_tokens_that_prompts_and_answers_are_made_of_are_ascii_text(tmp_path: Pa
 
 def test_text_survives_a_round_trip(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    text = ModelText(tmp_path)
+    text = ModelTokenizer(tmp_path)
     written = "What is the total? Total: 12.50 EUR, fällig am Montag 🙂"
     assert text.decode(text.encode_prompt(written)) == written
     chat = text.encode_chat([{"role": "user", "content": written}])

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from bros_batch.db.connections import make_engine
 from bros_batch.db.schema import upgrade
 from bros_batch.settings import Settings
+from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from tests.bros_batch.world import World
 from tests.factories_text import make_text_model
 from tests.services import RedisServer
@@ -18,6 +19,11 @@ from tests.services import RedisServer
 @pytest.fixture(scope="session")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_text_model(tmp_path_factory.mktemp("model"), max_model_len=512)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(text_model: Path) -> ModelTokenizer:
+    return load_tokenizer(str(text_model))
 
 
 @pytest.fixture

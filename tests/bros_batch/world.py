@@ -25,7 +25,7 @@ from bros_batch.jobs.prepare import Prepared, prepare
 from bros_batch.jobs.record import Tally, record
 from bros_batch.jobs.sweep import Swept, sweep
 from bros_batch.settings import Settings
-from bros_batch.text.tokenizer import ModelText, load
+from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from engine.wire.protocol import (
     ENGINE_GROUP,
     RESULTS_KEY,
@@ -71,7 +71,7 @@ class Taken:
 class TinyEngine:
     """Speaks the streams and nothing more: takes deliveries, answers with the tokens of a text."""
 
-    def __init__(self, redis: Redis, model: str, text: ModelText) -> None:
+    def __init__(self, redis: Redis, model: str, text: ModelTokenizer) -> None:
         self._redis = redis
         self._text = text
         self.key = items_key(model)
@@ -109,7 +109,7 @@ class World:
         self.database = database
         self.redis = redis
         self.settings = settings
-        self.text = load(settings.model)
+        self.text = load_tokenizer(settings.model)
         self.engine = TinyEngine(redis, settings.model_name, self.text)
 
     # What users do ---------------------------------------------------------------------------------------------

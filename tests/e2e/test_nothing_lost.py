@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bros_batch.text.tokenizer import load
+from bros_batch.text.tokenizer import load_tokenizer
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from tests.factories import runner_info
@@ -71,7 +71,7 @@ def write_documents(path: Path) -> dict[str, str]:
 
 def expected_texts(messages: dict[str, str], model: Path) -> dict[str, str]:
     """What the simulated engine must answer to each."""
-    text = load(str(model))
+    text = load_tokenizer(str(model))
     runner = SimulatedRunner(
         replace(runner_info(), vocab_size=json.loads((model / "config.json").read_text())["vocab_size"])
     )

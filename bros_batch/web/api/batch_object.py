@@ -1,4 +1,4 @@
-"""A job as OpenAI's `batch` object: every field, null when unset; and a few of our own after them."""
+"""A job as OpenAI's `batch` object, with our own fields after those of OpenAI."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from bros_batch.db.tables import Job
 
 
 def batch_object(job: Job) -> dict[str, Any]:
-    """`request_counts.failed` counts every line that ended without a result, so that with `completed` it makes
-    `total` in the end, and is the number of lines of the error file; `item_counts` tells them apart."""
+    """Return all fields of the object; unset ones are null.
+
+    `request_counts.failed` counts every item that ended without a result. It is therefore the number of lines in the
+    error file, and adds up to `total` with `completed` once the job has ended. `item_counts` has the details.
+    """
     total_tokens = job.prompt_tokens + job.output_tokens
     return {
         "id": job.id,

@@ -1,4 +1,4 @@
-"""`/v1/batches`: create, list, look at, cancel, pause, resume, retry; and results at any time."""
+"""`/v1/batches`: create, list, get, cancel, pause, resume and retry batches, and stream their results so far."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.jobs.tasks import dispatch
 from bros_batch.openai_api.batch_output import error_line, output_line
-from bros_batch.openai_api.completion_requests import RequestError, RequestPart, validate
+from bros_batch.openai_api.endpoints import Endpoint
+from bros_batch.openai_api.validation import RequestPart, validate
+from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object
 from bros_batch.web.api.durations import deadline_of, seconds_of
-from bros_batch.web.api.pagination import page_of
-from bros_batch.web.app_state import WebServices, services_of
-from bros_batch.web.errors import ApiError, JSONResponse, not_found
+from bros_batch.web.api.pagination import list_page
+from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.errors import ApiError, JSONResponse, model_not_found, not_found
 from bros_batch.web.request_body import read_body
 
 ENGINE_SEEN_WITHIN_S = 60.0
 
 router = APIRouter(prefix="/v1/batches")
 
-# PostgreSQL has no text with a NUL in it.
+# PostgreSQL cannot store text that contains NUL.
 PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
 class BatchRequest(RequestPart):
-    """Body of `POST /v1/batches`; from `name` on, our own."""
+    """Body of `POST /v1/batches`. The fields from `name` on are our own."""
 
     input_file_id: PlainText = Field(max_length=64)
-    endpoint: Literal["/v1/chat/completions", "/v1/completions"]
+    endpoint: Endpoint
     completion_window: str = Field("24h", max_length=16)
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
     output_expires_after: Any = None
@@ -53,18 +55,18 @@ class BatchRequest(RequestPart):
 
 @router.post("")
 async def create_batch(request: Request) -> Response:
-    services = services_of(request)
-    wanted = validate(BatchRequest, await read_body(request, services.settings.max_body_bytes))
+    state = app_state(request)
+    wanted = validate(BatchRequest, await read_body(request, state.settings.max_body_bytes))
     now_s = time.time()
     window_s = _parsed("completion_window", seconds_of, wanted.completion_window)
     deadline_at = None
     if wanted.deadline is not None:
         deadline = wanted.deadline
         deadline_at = _parsed("deadline", lambda value: deadline_of(value, now_s), deadline)
-    model = _checked_defaults(wanted, services.settings.model_name)
+    model = _checked_defaults(wanted, state.settings.model_name)
 
     def query(connection: Connection) -> Job:
-        _check_model(connection, services, model, now_s)
+        _check_model(connection, state, model, now_s)
         file = files.get_file(connection, wanted.input_file_id)
         if file is None:
             raise not_found("file", wanted.input_file_id, "input_file_id")
@@ -86,7 +88,7 @@ async def create_batch(request: Request) -> Response:
             now_s=now_s,
         )
 
-    job = await services.write(query)
+    job = await state.write(query)
     await run_in_threadpool(dispatch, "ingest", job.id)
     return JSONResponse(batch_object(job))
 
@@ -99,7 +101,7 @@ def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> fl
 
 
 def _checked_defaults(wanted: BatchRequest, served: str) -> str:
-    """The model of the job; what documents are made into must be a request that could be served."""
+    """Return the job's model. Raises RequestError if a document with the job's defaults is not a valid request."""
     defaults = wanted.defaults or {}
     model = defaults.get("model") or served
     if not isinstance(model, str):
@@ -112,14 +114,13 @@ def _checked_defaults(wanted: BatchRequest, served: str) -> str:
     return model
 
 
-def _check_model(connection: Connection, services: WebServices, model: str, now_s: float) -> None:
-    """A job for a model that nobody serves would wait until it expires."""
-    if model == services.settings.model_name:
+def _check_model(connection: Connection, state: AppState, model: str, now_s: float) -> None:
+    """Raise ApiError 404 for a model that no engine serves: its job would wait until it expires."""
+    if model == state.settings.model_name:
         return
     serving = engines.list_engines(connection, seen_after=now_s - ENGINE_SEEN_WITHIN_S)
     if model not in {engine.model for engine in serving}:
-        message = f"The model '{model}' is not served here; there is '{services.settings.model_name}'."
-        raise ApiError(404, message, param="defaults.model", code="model_not_found")
+        raise model_not_found(model, state.settings.model_name, "defaults.model")
 
 
 @router.get("")
@@ -135,33 +136,33 @@ async def list_batches(
             raise not_found("batch", after, "after")
         return jobs.list_jobs(connection, after=after, limit=limit + 1, status=status, search=search)
 
-    found = await services_of(request).read(query)
-    return JSONResponse(page_of([batch_object(job) for job in found], limit))
+    found = await app_state(request).read(query)
+    return JSONResponse(list_page([batch_object(job) for job in found], limit))
 
 
 @router.get("/{batch_id}")
 async def get_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await _find(services_of(request), batch_id)))
+    return JSONResponse(batch_object(await _find(app_state(request), batch_id)))
 
 
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(services_of(request), batch_id, "cancel")))
+    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "cancel")))
 
 
 @router.post("/{batch_id}/pause")
 async def pause_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(services_of(request), batch_id, "pause")))
+    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "pause")))
 
 
 @router.post("/{batch_id}/resume")
 async def resume_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(services_of(request), batch_id, "resume")))
+    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "resume")))
 
 
 @router.post("/{batch_id}/retry")
 async def retry_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(services_of(request), batch_id, "retry")))
+    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "retry")))
 
 
 Change = Literal["cancel", "pause", "resume", "retry"]
@@ -173,19 +174,22 @@ CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
 }
 
 
-async def change_job(services: WebServices, job_id: str, change: Change) -> Job:
-    """Move a job, and set to work whoever goes on with it. ApiError 404, or 409 where it cannot be moved so."""
+async def change_job(state: AppState, job_id: str, change: Change) -> Job:
+    """Change the status of a job, and start the task that continues with it.
+
+    Raises ApiError 404 for an unknown job, and 409 if its status does not allow the change.
+    """
 
     def query(connection: Connection) -> Job:
         try:
             return CHANGES[change](connection, job_id)
         except IllegalTransition as error:
-            message = f"The batch '{job_id}' cannot be changed so: {error}."
+            message = f"Cannot {change} the batch '{job_id}': {error}."
             raise ApiError(409, message, param="batch_id", code="illegal_transition") from None
         except LookupError:
             raise not_found("batch", job_id, "batch_id") from None
 
-    job = await services.write(query)
+    job = await state.write(query)
     if change == "cancel":
         await run_in_threadpool(dispatch, "finalize", job_id)
     elif change in ("resume", "retry"):
@@ -200,15 +204,17 @@ async def stream_results(
     status: Literal["succeeded", "failed"] = "succeeded",
     after_line: Annotated[int, Query(ge=0, lt=2**31)] = 0,
 ) -> Response:
-    """Lines of the output file (or of the error file) as far as they are known now, in input order: while the
-    batch runs, and after it was cancelled or failed too."""
-    services = services_of(request)
-    await _find(services, batch_id)
-    return StreamingResponse(_lines(services, batch_id, status, after_line), media_type="application/jsonl")
+    """Stream the lines of the output file, or of the error file, that exist so far, in input order.
+
+    This works while the batch runs, and also after it was cancelled or has failed.
+    """
+    state = app_state(request)
+    await _find(state, batch_id)
+    return StreamingResponse(_lines(state, batch_id, status, after_line), media_type="application/jsonl")
 
 
-async def _lines(services: WebServices, job_id: str, status: str, after_line: int) -> AsyncIterator[str]:
-    """In pages, so that no transaction lasts as long as a slow client."""
+async def _lines(state: AppState, job_id: str, status: str, after_line: int) -> AsyncIterator[str]:
+    """Yield lines page by page, so that no transaction stays open while a slow client reads."""
     wanted = (ItemStatus.SUCCEEDED,) if status == "succeeded" else tuple(WITHOUT_RESULT)
 
     def line_of(item: ended_items.EndedItem) -> str:
@@ -221,15 +227,15 @@ async def _lines(services: WebServices, job_id: str, status: str, after_line: in
         def query(connection: Connection, after_line: int = after_line) -> list[ended_items.EndedItem]:
             return ended_items.ended_page(connection, job_id, after_line, ended_items.PAGE_ROWS, *wanted)
 
-        page = await services.read(query)
+        page = await state.read(query)
         if not page:
             return
         yield "".join(map(line_of, page))
         after_line = page[-1].line_no
 
 
-async def _find(services: WebServices, job_id: str) -> Job:
-    job = await services.read(lambda connection: jobs.get_job(connection, job_id))
+async def _find(state: AppState, job_id: str) -> Job:
+    job = await state.read(lambda connection: jobs.get_job(connection, job_id))
     if job is None:
         raise not_found("batch", job_id, "batch_id")
     return job

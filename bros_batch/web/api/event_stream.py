@@ -1,4 +1,4 @@
-"""Server-sent events as OpenAI streams them: `data: {...}` lines, an error object if it fails, `[DONE]` if not."""
+"""Server-sent events in OpenAI's format: `data: {...}` lines, then `[DONE]`, or an error object after a failure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from bros_batch.web.errors import ApiError, internal
-from bros_batch.web.request_body import ClientGone, while_connected
+from bros_batch.web.client_disconnect import ClientGone, while_connected
+from bros_batch.web.errors import ApiError, internal_error
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +24,16 @@ HEADERS = [
 
 
 def event(data: object) -> bytes:
+    """Return one event with `data` as JSON."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 class EventStream:
-    """An ASGI response that sends what `events` yields as it comes. The first item is awaited before the headers go
-    out, so that a refusal can still be answered with its own status; closes `events` when the client goes away."""
+    """An ASGI response that sends each event as `events` yields it.
+
+    The headers are sent only after the first event, so that a rejected request still gets its own status. `events` is
+    closed when the client disconnects.
+    """
 
     def __init__(self, request: Request, events: AsyncIterator[bytes]) -> None:
         self._request = request
@@ -45,8 +49,8 @@ class EventStream:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await send({"type": "http.response.body", "body": first, "more_body": True})
             try:
-                async for chunk in events:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                async for data in events:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
                 last = DONE
             except ApiError as error:
                 last = event(error.body)
@@ -54,7 +58,7 @@ class EventStream:
                 raise
             except Exception:
                 logger.exception("a stream failed")
-                last = event(internal().body)
+                last = event(internal_error().body)
             await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             await events.aclose()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`/v1/files`: upload, list, look at, download, delete."""
+"""`/v1/files`: upload, list, get, download and delete files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from starlette.responses import FileResponse, Response
 
 from bros_batch.db import files
 from bros_batch.db.tables import File
-from bros_batch.web.api.pagination import page_of
+from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.uploads import Upload, receive_upload
-from bros_batch.web.app_state import WebServices, services_of
+from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 24 * 3600
@@ -27,16 +27,16 @@ router = APIRouter(prefix="/v1/files")
 
 @router.post("")
 async def create_file(request: Request) -> Response:
-    """A form with `file` and `purpose`, as OpenAI's clients send it."""
-    services = services_of(request)
-    directory = services.settings.files_dir
-    upload = await receive_upload(request, directory, services.settings.max_upload_bytes)
+    """Store the file of a form with `file` and `purpose`, as OpenAI's clients send it."""
+    state = app_state(request)
+    directory = state.settings.files_dir
+    upload = await receive_upload(request, directory, state.settings.max_upload_bytes)
     kept = directory / files.new_file_id()
     try:
         purpose = _purpose(upload.fields)
-        expires_at = _expires_at(upload.fields, services.settings.file_retention_s)
+        expires_at = _expires_at(upload.fields, state.settings.file_retention_s)
         await run_in_threadpool(_rename, upload.path, kept)
-        file = await services.write(lambda connection: _record(connection, upload, kept, purpose, expires_at))
+        file = await state.write(lambda connection: _record(connection, upload, kept, purpose, expires_at))
     except BaseException:
         upload.path.unlink(missing_ok=True)
         kept.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def _record(
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Durable: the directory is synced too."""
+    """Rename a file durably, by syncing the directory too."""
     source.rename(target)
     directory = os.open(target.parent, os.O_RDONLY)
     try:
@@ -74,7 +74,7 @@ def _purpose(fields: dict[str, str]) -> str:
     if purpose is None:
         raise ApiError(400, "Missing required parameter: 'purpose'.", param="purpose", code="invalid_request")
     if purpose != "batch":
-        message = f"Invalid 'purpose': only 'batch' is served here, but got {purpose[:64]!r}."
+        message = f"Invalid 'purpose': only 'batch' is supported, but got {purpose[:64]!r}."
         raise ApiError(400, message, param="purpose", code="invalid_request")
     return purpose
 
@@ -84,10 +84,12 @@ def _expires_at(fields: dict[str, str], retention_s: float) -> float | None:
     if anchor is None and seconds is None:
         return time.time() + retention_s if retention_s > 0 else None
     if anchor != "created_at":
-        message = "Invalid 'expires_after[anchor]': only 'created_at' is possible."
+        message = "Invalid 'expires_after[anchor]': only 'created_at' is supported."
         raise ApiError(400, message, param="expires_after", code="invalid_request")
     if seconds is None or not seconds.isdecimal() or not MIN_EXPIRY_S <= int(seconds[:12]) <= MAX_EXPIRY_S:
-        message = f"Invalid 'expires_after[seconds]': give a number from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
+        message = (
+            f"Invalid 'expires_after[seconds]': it must be a number from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
+        )
         raise ApiError(400, message, param="expires_after", code="invalid_request")
     return time.time() + int(seconds)
 
@@ -110,21 +112,23 @@ async def list_files(
         start = ids.index(after) + 1 if after in ids else 0
         return oldest_first[start : start + limit + 1]
 
-    found = await services_of(request).read(query)
-    return JSONResponse(page_of([file_object(file) for file in found], limit))
+    found = await app_state(request).read(query)
+    return JSONResponse(list_page([file_object(file) for file in found], limit))
 
 
 @router.get("/{file_id}")
 async def get_file(request: Request, file_id: str) -> Response:
-    return JSONResponse(file_object(await _find(services_of(request), file_id)))
+    return JSONResponse(file_object(await _find(app_state(request), file_id)))
 
 
 @router.get("/{file_id}/content")
 async def download_file(request: Request, file_id: str) -> Response:
-    """The bytes, streamed; ranges are honoured, so a broken download can go on."""
-    file = await _find(services_of(request), file_id)
+    """Stream the content. Range requests are supported, so an interrupted download can be resumed."""
+    file = await _find(app_state(request), file_id)
     if not await run_in_threadpool(Path(file.path).is_file):
-        raise ApiError(404, f"The content of '{file_id}' is gone.", param="file_id", code="not_found")
+        raise ApiError(
+            404, f"The content of the file '{file_id}' no longer exists.", param="file_id", code="not_found"
+        )
     return FileResponse(file.path, media_type="application/jsonl", filename=file.filename)
 
 
@@ -132,28 +136,30 @@ async def download_file(request: Request, file_id: str) -> Response:
 async def delete_file(request: Request, file_id: str) -> Response:
     def query(connection: Connection) -> File:
         if files.file_in_use(connection, file_id):
-            message = f"The file '{file_id}' is the input of a batch that has not ended; cancel that first."
+            message = (
+                f"The file '{file_id}' is the input of a batch that has not ended. Cancel that batch first."
+            )
             raise ApiError(409, message, param="file_id", code="file_in_use")
         file = files.delete_file(connection, file_id)
         if file is None:
             raise not_found("file", file_id, "file_id")
         return file
 
-    file = await services_of(request).write(query)
-    # After the commit: a row without bytes would be a file that cannot be read; bytes without a row are only lost.
+    file = await app_state(request).write(query)
+    # After the commit: a row without content would be a broken file, but content without a row only takes up space.
     await run_in_threadpool(Path(file.path).unlink, missing_ok=True)
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
-async def _find(services: WebServices, file_id: str) -> File:
-    file = await services.read(lambda connection: files.get_file(connection, file_id))
+async def _find(state: AppState, file_id: str) -> File:
+    file = await state.read(lambda connection: files.get_file(connection, file_id))
     if file is None:
         raise not_found("file", file_id, "file_id")
     return file
 
 
 def file_object(file: File) -> dict[str, Any]:
-    """OpenAI's `file` object."""
+    """Return OpenAI's `file` object."""
     return {
         "id": file.id,
         "object": "file",

@@ -1,4 +1,4 @@
-"""One HTTP request's outputs from the engine: as many engine requests as it has prompts times choices."""
+"""Generates the outputs of one HTTP request: one engine request per prompt and choice."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from bros_batch.openai_api.answers import FinishedChoice, FinishReason, OutputText, Piece, TokenLogprob
-from bros_batch.openai_api.completion_requests import (
-    ChatCompletionRequest,
-    Request,
-    fitted_sampling,
-    lane_of,
-    slo_of,
-)
-from bros_batch.text.tokenizer import ModelText
-from bros_batch.web.app_state import WebServices
-from bros_batch.web.errors import ApiError, of_engine
+from bros_batch.openai_api.completion_request import Request
+from bros_batch.openai_api.prompts import encode_prompts
+from bros_batch.openai_api.sampling import fitted_sampling, lane_of, slo_of
+from bros_batch.text.output_decoder import FinishedChoice, FinishReason, OutputDecoder, Piece, TokenLogprob
+from bros_batch.text.tokenizer import ModelTokenizer
+from bros_batch.web.app_state import AppState
+from bros_batch.web.errors import ApiError, engine_error, model_not_found
 from engine.wire.client import EngineClient, EngineGone, EngineRejected
 from engine.wire.protocol import Finished, Sampling
 
 MAX_OUTPUTS = 256
-# Below this much text, tokenising takes less time than handing it to a thread.
+# Tokenizing less text than this takes less time than handing it to a thread.
 INLINE_CHARS = 16_384
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of the whole request; a prompt counts once however many choices it gets."""
+    """Token counts of the whole request. A prompt counts once, for all its choices."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -39,7 +33,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A further piece of output `index`; its last has the reason why it ended."""
+    """The next piece of output `index`. The last one has the finish reason."""
 
     index: int
     piece: Piece
@@ -48,7 +42,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output to come."""
+    """One output to generate. `counts_prompt` is true for the first choice of each prompt."""
 
     index: int
     token_ids: list[int]
@@ -58,16 +52,19 @@ class Output:
 
 @dataclass(slots=True)
 class Generation:
-    """A request that the engine can run. Iterate `updates`; `usage` is complete at their end."""
+    """A request as the engine can run it. Iterate over `updates`; `usage` is complete at their end."""
 
     request: Request
-    text: ModelText
+    tokenizer: ModelTokenizer
     client: EngineClient
     outputs: Sequence[Output]
     usage: Usage = field(default_factory=Usage)
 
     async def updates(self) -> AsyncGenerator[Update]:
-        """Updates of all outputs as they come. ApiError when the engine refuses or fails; leaving early cancels."""
+        """Yield the updates of all outputs as they arrive; closing the generator early cancels the request.
+
+        Raises ApiError if the engine rejects the request or fails.
+        """
         try:
             if len(self.outputs) == 1:
                 async with contextlib.aclosing(self._updates_of(self.outputs[0])) as updates:
@@ -78,10 +75,10 @@ class Generation:
                     async for update in updates:
                         yield update
         except (EngineGone, EngineRejected) as error:
-            raise of_engine(error, prompt_param(self.request)) from error
+            raise engine_error(error, self.request.prompt_param) from error
 
     async def choices(self) -> list[FinishedChoice]:
-        """All outputs, whole."""
+        """Return all outputs, each complete."""
         texts: list[list[str]] = [[] for _ in self.outputs]
         logprobs: list[list[TokenLogprob]] = [[] for _ in self.outputs]
         reasons: dict[int, FinishReason] = {}
@@ -91,14 +88,14 @@ class Generation:
                 logprobs[update.index] += update.piece.logprobs
                 if update.finish_reason is not None:
                     reasons[update.index] = update.finish_reason
-        asked = self.request.num_logprobs is not None
+        with_logprobs = self.request.num_logprobs is not None
         return [
-            FinishedChoice(index, "".join(text), reasons[index], logprobs[index] if asked else None)
+            FinishedChoice(index, "".join(text), reasons[index], logprobs[index] if with_logprobs else None)
             for index, text in enumerate(texts)
         ]
 
     async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
-        decoder = OutputText(self.text, output.sampling)
+        decoder = OutputDecoder(self.tokenizer, output.sampling)
         request = self.request
         num_tokens = 0
         stream = self.client.submit(
@@ -119,7 +116,7 @@ class Generation:
                 num_tokens += len(message.ids)
                 piece = decoder.push(message.ids, message.logprobs)
                 if decoder.stopped:
-                    # The engine sees stop strings too, but its end may come a step later: no need to wait.
+                    # The engine also finds stop strings, but may report the end a step later: do not wait for it.
                     self._count(output, len(output.token_ids), num_tokens, 0)
                     yield Update(output.index, piece, "stop")
                     return
@@ -160,10 +157,6 @@ class Generation:
             self.usage.cached_tokens += cached_tokens
 
 
-def prompt_param(request: Request) -> str:
-    return "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
-
-
 def _reason(finished: Finished) -> FinishReason:
     match finished.reason:
         case "stop" | "length":
@@ -176,24 +169,28 @@ def _reason(finished: Finished) -> FinishReason:
             )
 
 
-async def prepare(services: WebServices, request: Request) -> Generation:
-    """Everything that can be refused before the engine is asked. Raises ApiError or RequestError."""
+async def plan_generation(state: AppState, request: Request) -> Generation:
+    """Check and tokenize `request`, and plan its outputs. Nothing is sent to the engine yet.
+
+    Raises ApiError or RequestError for everything that can be rejected without asking the engine.
+    """
     try:
-        client = await services.engine.client()
+        client = await state.engine.client()
     except EngineGone as error:
-        raise of_engine(error) from error
-    served = services.settings.model_name
+        raise engine_error(error) from error
+    served = state.settings.model_name
     if request.model not in (served, client.welcome.model):
-        message = f"The model '{request.model}' is not served here; there is '{served}'."
-        raise ApiError(404, message, param="model", code="model_not_found")
-    text = await services.text()
-    if _num_chars(request) < INLINE_CHARS:
-        prompts = text.encode_request(request)
+        raise model_not_found(request.model, served)
+    tokenizer = await state.tokenizer()
+    if request.num_prompt_chars < INLINE_CHARS:
+        prompts = encode_prompts(tokenizer, request)
     else:
-        prompts = await asyncio.to_thread(text.encode_request, request)
-    if len(prompts) * request.num_choices > MAX_OUTPUTS:
+        prompts = await asyncio.to_thread(encode_prompts, tokenizer, request)
+    num_outputs = len(prompts) * request.num_choices
+    if num_outputs > MAX_OUTPUTS:
         message = (
-            f"{len(prompts)} prompts with {request.num_choices} choices each are over {MAX_OUTPUTS} outputs."
+            f"{len(prompts)} prompts with {request.num_choices} choices each make {num_outputs} outputs; "
+            f"at most {MAX_OUTPUTS} are allowed."
         )
         raise ApiError(400, message, param="n", code="invalid_request")
     outputs: list[Output] = []
@@ -202,24 +199,8 @@ async def prepare(services: WebServices, request: Request) -> Generation:
             request,
             len(token_ids),
             max_model_len=client.welcome.max_model_len,
-            default_max_tokens=services.settings.default_max_tokens,
+            default_max_tokens=state.settings.default_max_tokens,
         )
         for choice in range(request.num_choices):
-            outputs.append(Output(len(outputs), token_ids, _seeded(sampling, choice), choice == 0))
-    return Generation(request, text, client, outputs)
-
-
-def _seeded(sampling: Sampling, choice: int) -> Sampling:
-    """Each choice of a seeded request draws by a seed of its own, or all would be the same."""
-    if sampling.seed is None or choice == 0:
-        return sampling
-    return msgspec.structs.replace(sampling, seed=sampling.seed + choice)
-
-
-def _num_chars(request: Request) -> int:
-    if isinstance(request, ChatCompletionRequest):
-        return sum(len(message.content) for message in request.messages)
-    prompt = request.prompt
-    return (
-        len(prompt) if isinstance(prompt, str) else sum(len(each) for each in prompt if isinstance(each, str))
-    )
+            outputs.append(Output(len(outputs), token_ids, sampling.for_choice(choice), choice == 0))
+    return Generation(request, tokenizer, client, outputs)

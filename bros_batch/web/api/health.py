@@ -1,10 +1,9 @@
-"""Is it alive, is it ready, what is it: `/health`, `/ready`, `/version`; and the models, `/v1/models`."""
+"""Health checks and the version: `/health`, `/ready`, `/version`."""
 
 from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
-from typing import Any
 
 import redis.asyncio
 from fastapi import APIRouter, Request
@@ -12,8 +11,8 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from bros_batch.db.connections import probe
-from bros_batch.web.app_state import WebServices, services_of
-from bros_batch.web.errors import ApiError, JSONResponse
+from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.errors import JSONResponse
 from engine.wire.client import EngineGone
 
 CHECK_TIMEOUT_S = 3.0
@@ -23,16 +22,16 @@ router = APIRouter()
 
 @router.get("/health")
 async def health() -> Response:
-    """The process answers. No key needed."""
+    """Report that the process responds. Needs no API key."""
     return JSONResponse({"status": "ok"})
 
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """200 when work can be done, 503 with what is missing when not."""
-    services = services_of(request)
+    """Respond 200 if database, Redis and engine are available, else 503 with the reason for each that is not."""
+    state = app_state(request)
     names = ("database", "redis", "engine")
-    checks = (_check_database(services), _check_redis(services), _check_engine(services))
+    checks = (_check_database(state), _check_redis(state), _check_engine(state))
     problems = await asyncio.gather(*checks)
     status = {name: problem or "ok" for name, problem in zip(names, problems, strict=True)}
     is_ready = not any(problems)
@@ -41,49 +40,24 @@ async def ready(request: Request) -> Response:
 
 
 @router.get("/version")
-async def version_of_this() -> Response:
+async def get_version() -> Response:
     return JSONResponse({"version": version("bros-batch")})
 
 
-@router.get("/v1/models")
-async def list_models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_model(services_of(request))]})
-
-
-@router.get("/v1/models/{model:path}")
-async def get_model(request: Request, model: str) -> Response:
-    services = services_of(request)
-    if model != services.settings.model_name:
-        message = f"The model '{model}' is not served here; there is '{services.settings.model_name}'."
-        raise ApiError(404, message, param="model", code="model_not_found")
-    return JSONResponse(_model(services))
-
-
-def _model(services: WebServices) -> dict[str, Any]:
-    client = services.engine.connected
-    return {
-        "id": services.settings.model_name,
-        "object": "model",
-        "created": services.started_at,
-        "owned_by": "bros-batch",
-        "max_model_len": None if client is None else client.welcome.max_model_len,
-    }
-
-
-async def _check_database(services: WebServices) -> str | None:
+async def _check_database(state: AppState) -> str | None:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            await services.read(probe)
+            await state.read(probe)
     except TimeoutError:
-        return f"no answer within {CHECK_TIMEOUT_S:g} s"
+        return f"no response within {CHECK_TIMEOUT_S:g} s"
     except Exception as error:
         return str(error).splitlines()[0]
     return None
 
 
-async def _check_redis(services: WebServices) -> str | None:
+async def _check_redis(state: AppState) -> str | None:
     client = redis.asyncio.Redis.from_url(
-        services.settings.resolved_redis_url,
+        state.settings.resolved_redis_url,
         socket_timeout=CHECK_TIMEOUT_S,
         socket_connect_timeout=CHECK_TIMEOUT_S,
     )
@@ -96,9 +70,9 @@ async def _check_redis(services: WebServices) -> str | None:
     return None
 
 
-async def _check_engine(services: WebServices) -> str | None:
+async def _check_engine(state: AppState) -> str | None:
     try:
-        await services.engine.client()
+        await state.engine.client()
     except EngineGone as error:
         return str(error)
     return None

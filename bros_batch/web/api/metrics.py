@@ -1,4 +1,4 @@
-"""`/metrics`: the engine's counters and the database's, in Prometheus's words, read when asked for."""
+"""`/metrics`: the statistics of the engine and the database in Prometheus format, read at each scrape."""
 
 from __future__ import annotations
 
@@ -14,69 +14,90 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bros_batch.db import jobs
-from bros_batch.web.app_state import services_of
+from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import ApiError
 from engine.wire.client import EngineGone
 
 logger = logging.getLogger(__name__)
 
+# Per lane: name, key in the lane's statistics, help text.
 HISTOGRAMS = (
-    ("bros_time_to_first_token_seconds", "ttft", "Arrival to first output token"),
-    ("bros_inter_token_latency_seconds", "tpot", "Time per output token after the first, a request"),
-    ("bros_e2e_request_latency_seconds", "e2e", "Arrival to last output token"),
-    ("bros_request_queue_time_seconds", "queue", "Arrival to the first iteration that computed something"),
+    ("bros_time_to_first_token_seconds", "ttft", "Time from arrival to the first output token"),
+    ("bros_inter_token_latency_seconds", "tpot", "Mean time per output token after the first, per request"),
+    ("bros_e2e_request_latency_seconds", "e2e", "Time from arrival to the last output token"),
+    (
+        "bros_request_queue_time_seconds",
+        "queue",
+        "Time from arrival to the first step that computes the request",
+    ),
 )
 GAUGES = (
-    ("bros_num_requests_running", "running", "Requests that hold a row of the batch"),
-    ("bros_num_requests_waiting", "waiting", "Requests that wait for one"),
+    ("bros_num_requests_running", "running", "Requests that have a row in the batch"),
+    ("bros_num_requests_waiting", "waiting", "Requests that wait for a row in the batch"),
 )
 COUNTERS = (
     ("bros_prompt_tokens", "prompt_tokens", "Prompt tokens of finished requests"),
-    ("bros_cached_prompt_tokens", "cached_tokens", "Of these, how many the prefix cache had"),
+    (
+        "bros_cached_prompt_tokens",
+        "cached_tokens",
+        "Prompt tokens of finished requests found in the prefix cache",
+    ),
     ("bros_generation_tokens", "output_tokens", "Output tokens of finished requests"),
 )
+# Per engine: name, key in the engine's statistics, help text.
 ENGINE_COUNTERS = (
     ("bros_prefix_cache_queries", "prefix_queried_tokens", "Tokens looked up in the prefix cache"),
-    ("bros_prefix_cache_hits", "prefix_hit_tokens", "Tokens found there"),
-    ("bros_preemptions", "preemptions", "Times that a request lost KV memory to another"),
-    ("bros_truncated_tokens", "truncated_tokens", "Tokens whose KV was taken away so"),
-    ("bros_saved_tokens", "saved_tokens", "Tokens whose KV was copied to host memory before"),
+    ("bros_prefix_cache_hits", "prefix_hit_tokens", "Tokens found in the prefix cache"),
+    ("bros_preemptions", "preemptions", "Times a request was preempted, losing KV slots to another request"),
+    ("bros_truncated_tokens", "truncated_tokens", "Tokens whose KV slots were lost to preemption"),
+    (
+        "bros_saved_tokens",
+        "saved_tokens",
+        "Tokens whose KV was copied to host memory before it was overwritten",
+    ),
 )
 ENGINE_GAUGES = (
-    ("bros_kv_free_blocks", "kv_free_blocks", "KV blocks to be had without taking any from a request"),
-    ("bros_step_limit_seconds", "step_limit_s", "How long the latest iteration was allowed to take"),
+    ("bros_kv_free_blocks", "kv_free_blocks", "KV blocks available without preempting a request"),
+    ("bros_step_limit_seconds", "step_limit_s", "Time limit of the latest step"),
     (
         "bros_step_cap_seconds",
         "step_cap_s",
-        "The most that an iteration may take now, whatever the deadlines",
+        "Upper bound of the time limit of a step, whatever the deadlines",
     ),
     (
         "bros_cost_model_error_ratio",
         "cost_model_error_ratio",
-        "How far predicted iteration times are off, median of the latest",
+        "Median relative error of the predicted duration of recent steps",
     ),
 )
+# Per engine, by a label: name, label, key in the engine's statistics, help text.
+LABELED_ENGINE_COUNTERS = (
+    ("bros_restored_tokens", "how", "restored_tokens", "Tokens restored after preemption, by method"),
+    ("bros_requests_rejected", "reason", "rejected", "Rejected requests, by reason"),
+)
+ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
 class Snapshot(Collector):
-    """One look at the engine and the database, either of which may be away (None)."""
+    """Statistics of the engine and the database at one time. Either is None if it is unavailable."""
 
     def __init__(self, engine: Mapping[str, Any] | None, totals: Mapping[str, int] | None) -> None:
         self._engine = engine
         self._totals = totals
 
     def collect(self) -> Iterable[Metric]:
-        up = GaugeMetricFamily("bros_up", "Whether a part of the service answers", labels=("part",))
+        up = GaugeMetricFamily("bros_up", "Whether a part of the service responds", labels=("part",))
         up.add_metric(("engine",), float(self._engine is not None))
         up.add_metric(("database",), float(self._totals is not None))
         yield up
         if self._engine is not None:
+            yield from _lane_metrics(self._engine)
             yield from _engine_metrics(self._engine)
         if self._totals is not None:
-            yield from _database_metrics(self._totals)
+            yield from _item_metrics(self._totals)
 
 
-def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
+def _lane_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
     lanes: Mapping[str, Mapping[str, Any]] = stats.get("lanes", {})
     for name, key, help_text in HISTOGRAMS:
         histogram = HistogramMetricFamily(name, help_text, labels=("lane",))
@@ -95,10 +116,10 @@ def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
             counter.add_metric((lane,), values.get(key, 0))
         yield counter
     finished = CounterMetricFamily(
-        "bros_request_success", "Finished requests by reason", labels=("lane", "finished_reason")
+        "bros_request_success", "Finished requests, by finish reason", labels=("lane", "finished_reason")
     )
     usage = GaugeMetricFamily(
-        "bros_kv_cache_usage_ratio", "Share of KV blocks that a lane holds", labels=("lane",)
+        "bros_kv_cache_usage_ratio", "Share of the KV blocks in which a lane has slots", labels=("lane",)
     )
     blocks = stats.get("kv_blocks") or 0
     for lane, values in lanes.items():
@@ -107,40 +128,16 @@ def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
         usage.add_metric((lane,), values.get("kv_blocks", 0) / blocks if blocks else 0.0)
     yield finished
     yield usage
-    yield from _promises(lanes)
-    for name, key, help_text in ENGINE_COUNTERS:
-        yield CounterMetricFamily(name, help_text, value=stats.get(key, 0))
-    for name, key, help_text in ENGINE_GAUGES:
-        yield GaugeMetricFamily(name, help_text, value=stats.get(key, 0))
-    for name, label, key, help_text in (
-        (
-            "bros_restored_tokens",
-            "how",
-            "restored_tokens",
-            "Tokens of preempted requests that are back, by how",
-        ),
-        ("bros_requests_rejected", "reason", "rejected", "Rejected requests by reason"),
-    ):
-        counter = CounterMetricFamily(name, help_text, labels=(label,))
-        for value, count in stats.get(key, {}).items():
-            counter.add_metric((value,), count)
-        yield counter
-    if stats.get("host_slots"):
-        used = stats.get("host_slots_used", 0) / stats["host_slots"]
-        yield GaugeMetricFamily("bros_host_kv_usage_ratio", "Share of host KV memory in use", value=used)
-    if "step_time" in stats:
-        step_time = HistogramMetricFamily("bros_step_seconds", "Time of one engine step")
-        step_time.add_metric((), *_buckets(stats["step_time"]))
-        yield step_time
+    yield from _slo_metrics(lanes)
 
 
-def _promises(lanes: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
-    """Of requests that were promised TTFT and TPOT; only RT is."""
+def _slo_metrics(lanes: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
+    """Yield the metrics of requests with an SLO, which only the RT lane has."""
     counter = CounterMetricFamily(
-        "bros_slo_requests", "Finished requests by whether both promises were kept", labels=("lane", "met")
+        "bros_slo_requests", "Finished requests by whether TTFT and TPOT met the SLO", labels=("lane", "met")
     )
     ratio = GaugeMetricFamily(
-        "bros_slo_attainment_ratio", "Share of the latest 512 requests that got both", labels=("lane",)
+        "bros_slo_attainment_ratio", "Share of the latest 512 requests that met the SLO", labels=("lane",)
     )
     for lane, values in lanes.items():
         slo = values.get("slo", {})
@@ -153,8 +150,27 @@ def _promises(lanes: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
     yield ratio
 
 
+def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:
+    for name, key, help_text in ENGINE_COUNTERS:
+        yield CounterMetricFamily(name, help_text, value=stats.get(key, 0))
+    for name, key, help_text in ENGINE_GAUGES:
+        yield GaugeMetricFamily(name, help_text, value=stats.get(key, 0))
+    for name, label, key, help_text in LABELED_ENGINE_COUNTERS:
+        counter = CounterMetricFamily(name, help_text, labels=(label,))
+        for value, count in stats.get(key, {}).items():
+            counter.add_metric((value,), count)
+        yield counter
+    if stats.get("host_slots"):
+        used = stats.get("host_slots_used", 0) / stats["host_slots"]
+        yield GaugeMetricFamily("bros_host_kv_usage_ratio", "Share of the host KV memory in use", value=used)
+    if "step_time" in stats:
+        step_time = HistogramMetricFamily("bros_step_seconds", "Duration of one engine step")
+        step_time.add_metric((), *_buckets(stats["step_time"]))
+        yield step_time
+
+
 def _buckets(histogram: Mapping[str, Any]) -> tuple[list[tuple[str, float]], float]:
-    """Counts per bucket to Prometheus's cumulative ones, the last of which has no bound."""
+    """Convert counts per bucket to Prometheus's cumulative counts; the last bucket has no upper bound."""
     bounds = [str(float(bound)) for bound in histogram["bounds_s"]] + ["+Inf"]
     total = 0
     buckets = []
@@ -164,30 +180,28 @@ def _buckets(histogram: Mapping[str, Any]) -> tuple[list[tuple[str, float]], flo
     return buckets, float(histogram["sum_s"])
 
 
-def _database_metrics(totals: Mapping[str, int]) -> Iterable[Metric]:
-    items = CounterMetricFamily("bros_items", "Lines of all jobs that have ended, by how", labels=("status",))
-    for status in ("succeeded", "failed", "cancelled", "expired"):
+def _item_metrics(totals: Mapping[str, int]) -> Iterable[Metric]:
+    items = CounterMetricFamily(
+        "bros_items", "Items of all jobs that have ended, by status", labels=("status",)
+    )
+    for status in ENDED:
         items.add_metric((status,), totals[status])
     yield items
-    total = totals["total"] - sum(
-        totals[status] for status in ("succeeded", "failed", "cancelled", "expired")
-    )
-    waiting = GaugeMetricFamily("bros_items_open", "Lines of all jobs that have not ended")
-    waiting.add_metric((), total)
-    yield waiting
+    num_open = totals["total"] - sum(totals[status] for status in ENDED)
+    yield GaugeMetricFamily("bros_items_open", "Items of all jobs that have not ended", value=num_open)
 
 
 async def metrics(request: Request) -> Response:
-    """What is known now; a part that is away is missing, and `bros_up` says so."""
-    services = services_of(request)
+    """Respond with all metrics that are available; `bros_up` shows which part of the service is not."""
+    state = app_state(request)
     engine = totals = None
     try:
-        client = await services.engine.client()
+        client = await state.engine.client()
         engine = await client.stats()
     except EngineGone as error:
         logger.info("metrics without the engine: %s", error)
     try:
-        totals = await services.read(jobs.total_counts)
+        totals = await state.read(jobs.total_counts)
     except ApiError as error:
         logger.info("metrics without the database: %s", error)
     registry = CollectorRegistry(auto_describe=False)

@@ -1,4 +1,4 @@
-"""OpenAI's lists, which clients page through by the last id they saw."""
+"""Pages of OpenAI's lists, in which clients advance by the last id they have seen."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def page_of(found: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """A list of the first `limit` of `found`, which was asked for one more to learn whether more follow."""
+def list_page(found: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Return the first `limit` objects of `found` as a list object.
+
+    Query for `limit + 1` objects: an additional one in `found` sets `has_more`.
+    """
     data = list(found[:limit])
     return {
         "object": "list",

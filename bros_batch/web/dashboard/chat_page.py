@@ -8,12 +8,12 @@ from time import perf_counter
 
 from nicegui import ui
 
-from bros_batch.openai_api.completion_requests import RequestError, parse_body
-from bros_batch.web.api.generation import prepare
+from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.request_error import RequestError
+from bros_batch.web.api.generation import plan_generation
 from bros_batch.web.dashboard.frame import Dashboard, frame
 from bros_batch.web.errors import ApiError
-
-CHAT = "/v1/chat/completions"
 
 
 def chat_page(dashboard: Dashboard) -> None:
@@ -59,12 +59,12 @@ async def stream_answer(
     dashboard: Dashboard, turns: list[dict[str, str]], answer: ui.label, note: ui.label
 ) -> str:
     """Show the answer as it comes; its whole text in the end."""
-    services = dashboard.services
-    body = {"model": services.settings.model_name, "messages": turns}
+    state = dashboard.state
+    body = {"model": state.settings.model_name, "messages": turns}
     begun_s = perf_counter()
     first_s: float | None = None
     content = ""
-    generation = await prepare(services, parse_body(CHAT, json.dumps(body)))
+    generation = await plan_generation(state, parse_body(CHAT_COMPLETIONS, json.dumps(body)))
     async with contextlib.aclosing(generation.updates()) as updates:
         async for update in updates:
             if update.piece.text and first_s is None:

@@ -14,7 +14,7 @@ from bros_batch.web.dashboard.engine_history import EngineHistory
 from bros_batch.web.dashboard.fragments import facts, number
 from bros_batch.web.dashboard.frame import Dashboard, frame, keep_fresh
 from bros_batch.web.dashboard.memory_picture import memory_picture
-from bros_batch.web.errors import of_engine
+from bros_batch.web.errors import engine_error
 from engine.wire.client import EngineGone
 
 LANES = (("rt", "Real-time"), ("be", "Best-effort"))
@@ -27,10 +27,10 @@ def engine_page(dashboard: Dashboard) -> None:
 
         async def refresh() -> None:
             try:
-                client = await dashboard.services.engine.client()
+                client = await dashboard.state.engine.client()
                 stats = await client.stats(with_memory=True)
             except EngineGone as error:
-                raise of_engine(error) from error
+                raise engine_error(error) from error
             dashboard.history.observe(monotonic(), stats)
             body.set_content(
                 engine_html(client.welcome.engine_id, client.welcome.model, stats, dashboard.history)

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from nicegui import ui
 
-from bros_batch.web.app_state import WebServices
+from bros_batch.web.app_state import AppState
 from bros_batch.web.dashboard.engine_history import EngineHistory
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.errors import ApiError
@@ -38,10 +38,10 @@ class Dashboard:
     history: EngineHistory
 
     @property
-    def services(self) -> WebServices:
-        services = self.app.state.services
-        assert isinstance(services, WebServices)
-        return services
+    def state(self) -> AppState:
+        state = self.app.state.app_state
+        assert isinstance(state, AppState)
+        return state
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ def frame(dashboard: Dashboard, current: str) -> Iterator[Freshness]:
         yield Freshness(banner)
 
     def show_engine() -> None:
-        client = dashboard.services.engine.connected
+        client = dashboard.state.engine.connected
         known = "away" if client is None else "up"
         engine.set_content(f'<span class="dot {known}"></span>engine {known}')
 

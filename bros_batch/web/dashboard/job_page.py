@@ -72,7 +72,7 @@ def job_page(dashboard: Dashboard, job_id: str) -> None:
             button.set_visibility(False)
 
         async def refresh() -> None:
-            details = await dashboard.services.read(lambda connection: read_details(connection, job_id))
+            details = await dashboard.state.read(lambda connection: read_details(connection, job_id))
             if details is None:
                 title.set_content(f"<h1>No such job</h1><p>{escape(job_id)}</p>")
                 return
@@ -86,7 +86,7 @@ def job_page(dashboard: Dashboard, job_id: str) -> None:
 
         async def move(change: Change) -> None:
             try:
-                await change_job(dashboard.services, job_id, change)
+                await change_job(dashboard.state, job_id, change)
             except ApiError as error:
                 ui.notify(error.message, type="negative")
             else:

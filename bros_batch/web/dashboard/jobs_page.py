@@ -45,7 +45,7 @@ def jobs_page(dashboard: Dashboard) -> None:
             )
 
         async def refresh() -> None:
-            found = await dashboard.services.read(read)
+            found = await dashboard.state.read(read)
             now_s = time.time()
             rows = [job_row(job, dashboard.rates.observe(job, now_s), now_s) for job in found[:shown]]
             if rows:

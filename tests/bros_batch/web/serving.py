@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from bros_batch.db.schema import upgrade
 from bros_batch.settings import Settings
-from bros_batch.text.tokenizer import ModelText, load
+from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from bros_batch.up.preflight import choose_port
 from bros_batch.up.service_commands import environment, web_command
 from bros_batch.web.app import create_app
@@ -40,8 +40,8 @@ class Web:
         return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30, **options)
 
     @property
-    def text(self) -> ModelText:
-        return load(self.settings.model)
+    def tokenizer(self) -> ModelTokenizer:
+        return load_tokenizer(self.settings.model)
 
 
 def web_settings(directory: Path, model: Path, **options: Any) -> Settings:

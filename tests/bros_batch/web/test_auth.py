@@ -86,20 +86,20 @@ def test_a_browser_logs_in(guarded: Web) -> None:
 
 
 def test_a_forged_or_old_cookie_opens_nothing(guarded: Web) -> None:
-    from bros_batch.web.auth import COOKIE, _session
+    from bros_batch.web.session_cookie import COOKIE, session_value
 
     for value in (
         "",
         "9999999999.00",
-        _session("other", 9_999_999_999),
-        _session(KEY, 1_000_000_000),
+        session_value("other", 9_999_999_999),
+        session_value(KEY, 1_000_000_000),
         "x.y",
         '"',
     ):
         with guarded.http() as http:
             assert http.get("/v1/models", headers={"Cookie": f"{COOKIE}={value}"}).status_code == 401
     with guarded.http() as http:
-        good = _session(KEY, 9_999_999_999)
+        good = session_value(KEY, 9_999_999_999)
         assert http.get("/v1/models", headers={"Cookie": f"{COOKIE}={good}"}).status_code == 200
 
 

@@ -14,11 +14,11 @@ import openai
 import pytest
 from openai import OpenAI
 
-from bros_batch.openai_api.answers import text_of
+from bros_batch.text.output_decoder import finished_choice
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from engine.wire.client import EngineClient
-from engine.wire.protocol import Sampling
+from engine.wire.protocol import Choice, Sampling
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.engines import RunningEngine, running_engine
 from tests.services import processes, wait_for
@@ -31,7 +31,8 @@ def expected(web: Web, engine: RunningEngine, prompt: list[int], max_tokens: int
     assert isinstance(engine.runner, SimulatedRunner)
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
     ids = engine.runner.continuation(prompt, params)
-    return text_of(web.text, ids, Sampling(max_tokens=max_tokens, ignore_eos=True), "length")
+    sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
+    return finished_choice(web.tokenizer, 0, Choice(ids, "length"), sampling).text
 
 
 def stats_of(engine: RunningEngine) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def test_answers_with_the_models_text(web: Web, engine: RunningEngine, client: O
     answer = client.chat.completions.create(
         model=MODEL_NAME, messages=HELLO, max_tokens=24, extra_body={"ignore_eos": True}
     )
-    prompt = web.text.encode_chat(HELLO)
+    prompt = web.tokenizer.encode_chat(HELLO)
     assert answer.choices[0].message.content == expected(web, engine, prompt, 24)
     assert (answer.choices[0].finish_reason, answer.choices[0].message.role) == ("length", "assistant")
     assert answer.object == "chat.completion"
@@ -142,14 +143,14 @@ def test_several_choices(client: OpenAI, stream: bool) -> None:
 def test_plain_completions(web: Web, engine: RunningEngine, client: OpenAI) -> None:
     extra = {"ignore_eos": True}
     one = client.completions.create(model=MODEL_NAME, prompt="The dog", max_tokens=9, extra_body=extra)
-    assert one.choices[0].text == expected(web, engine, web.text.encode_prompt("The dog"), 9)
+    assert one.choices[0].text == expected(web, engine, web.tokenizer.encode_prompt("The dog"), 9)
     assert one.object == "text_completion"
     many = client.completions.create(
         model=MODEL_NAME, prompt=["The dog", "The fox"], n=2, max_tokens=9, extra_body=extra
     )
     assert [choice.index for choice in many.choices] == [0, 1, 2, 3]
     assert many.choices[0].text == many.choices[1].text == one.choices[0].text
-    assert many.choices[2].text == expected(web, engine, web.text.encode_prompt("The fox"), 9)
+    assert many.choices[2].text == expected(web, engine, web.tokenizer.encode_prompt("The fox"), 9)
     ids = client.completions.create(model=MODEL_NAME, prompt=[[5, 6, 7]], max_tokens=9, extra_body=extra)
     assert ids.choices[0].text == expected(web, engine, [5, 6, 7], 9)
     stream = client.completions.create(

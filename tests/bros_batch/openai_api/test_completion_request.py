@@ -6,16 +6,9 @@ import json
 
 import pytest
 
-from bros_batch.openai_api.completion_requests import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    RequestError,
-    fitted_sampling,
-    lane_of,
-    parse_body,
-    sampling_of,
-    slo_of,
-)
+from bros_batch.openai_api.completion_request import ChatCompletionRequest, CompletionRequest, parse_body
+from bros_batch.openai_api.sampling import fitted_sampling, lane_of, sampling_of, slo_of
+from bros_batch.request_error import RequestError
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -52,7 +45,7 @@ def completion(**fields: object) -> CompletionRequest:
         ({"tools": [{"type": "function"}]}, "tools", "not supported yet"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
         ({"audio": {"voice": "x"}}, "audio", "not supported yet"),
-        ({"logit_bias": {"x": 1}}, "logit_bias", "no token id"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "-100 to 100"),
         ({"top_logprobs": 5}, "top_logprobs", "'logprobs' to be true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),

@@ -1,0 +1,161 @@
+"""Response bodies of chat and plain completions, whole and in streamed chunks, as OpenAI's clients read them.
+
+The recorder of bulk results and the web process share them, so both lanes respond alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.text.output_decoder import FinishedChoice, FinishReason, Piece, TokenLogprob, finished_choice
+from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.protocol import ItemResult, Sampling
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """The fields that identify a response. `created` is in Unix seconds."""
+
+    endpoint: str
+    request_id: str
+    model: str
+    created: int
+
+    @property
+    def is_chat(self) -> bool:
+        return self.endpoint == CHAT_COMPLETIONS
+
+    @property
+    def id(self) -> str:
+        prefix = "chatcmpl-" if self.is_chat else "cmpl-"
+        return prefix + self.request_id.removeprefix("req_")
+
+
+def result_body(
+    head: ResponseHead, tokenizer: ModelTokenizer, sampling: Sampling, result: ItemResult
+) -> Json:
+    """Return the `response.body` of an output line: the engine's result for an item as a response."""
+    choices = result.choices
+    return response_body(
+        head,
+        [finished_choice(tokenizer, index, choice, sampling) for index, choice in enumerate(choices)],
+        usage_object(
+            result.prompt_tokens, sum(len(choice.token_ids) for choice in choices), result.cached_tokens
+        ),
+    )
+
+
+def response_body(head: ResponseHead, choices: Iterable[FinishedChoice], usage: Json) -> Json:
+    """Return OpenAI's `chat.completion` or `text_completion` object."""
+    choice_of = _chat_choice if head.is_chat else _text_choice
+    return {
+        "id": head.id,
+        "object": "chat.completion" if head.is_chat else "text_completion",
+        "created": head.created,
+        "model": head.model,
+        "choices": [choice_of(choice) for choice in choices],
+        "usage": usage,
+        "system_fingerprint": None,
+    }
+
+
+def _chat_choice(choice: FinishedChoice) -> Json:
+    return {
+        "index": choice.index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def _text_choice(choice: FinishedChoice) -> Json:
+    return {
+        "index": choice.index,
+        "text": choice.text,
+        "logprobs": None if choice.logprobs is None else text_logprobs(choice.logprobs),
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def chunk_head(head: ResponseHead) -> Json:
+    """Return the fields that all chunks of a streamed response share."""
+    return {
+        "id": head.id,
+        "object": "chat.completion.chunk" if head.is_chat else "text_completion",
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": None,
+    }
+
+
+def opening_chunk_choice(index: int) -> Json:
+    """Return the choice of the first chunk of a chat output, which has the role and no text."""
+    return _chat_chunk_choice(index, {"role": "assistant", "content": "", "refusal": None}, None, None)
+
+
+def chat_chunk_choices(index: int, piece: Piece, finish_reason: FinishReason | None) -> list[Json]:
+    """Return the choices, one per chunk, for a piece of a chat output; the finish reason has a chunk of its own."""
+    choices = []
+    if piece.text or piece.logprobs:
+        logprobs = chat_logprobs(piece.logprobs) if piece.logprobs else None
+        choices.append(_chat_chunk_choice(index, {"content": piece.text}, logprobs, None))
+    if finish_reason is not None:
+        choices.append(_chat_chunk_choice(index, {}, None, finish_reason))
+    return choices
+
+
+def _chat_chunk_choice(
+    index: int, delta: Json, logprobs: Json | None, finish_reason: FinishReason | None
+) -> Json:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def text_chunk_choice(index: int, piece: Piece, finish_reason: FinishReason | None) -> Json:
+    """Return the choice of a chunk for a piece of a plain completion."""
+    logprobs = text_logprobs(piece.logprobs) if piece.logprobs else None
+    return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def usage_object(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Json:
+    """Return OpenAI's `usage` object."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
+    """Return the `logprobs` object of a chat choice."""
+
+    def entry(token: bytes, logprob: float) -> Json:
+        return {"token": _readable(token), "logprob": logprob, "bytes": list(token)}
+
+    content = [
+        {**entry(each.token, each.logprob), "top_logprobs": [entry(*other) for other in each.top]}
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
+    """Return the `logprobs` object of a plain completion's choice."""
+    return {
+        "tokens": [_readable(each.token) for each in logprobs],
+        "token_logprobs": [each.logprob for each in logprobs],
+        "top_logprobs": [
+            {_readable(token): logprob for token, logprob in ((each.token, each.logprob), *each.top)}
+            for each in logprobs
+        ],
+        "text_offset": [each.offset for each in logprobs],
+    }
+
+
+def _readable(token: bytes) -> str:
+    return token.decode(errors="replace")

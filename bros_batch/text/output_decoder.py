@@ -1,0 +1,142 @@
+"""Decoding of an output: its text, cut at the first stop string, and its log-probabilities."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bros_batch.text.stop_strings import StopCutter
+from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.protocol import Choice, PositionLogprobs, Sampling
+
+FinishReason = Literal["stop", "length"]
+
+# JSON has no infinity. OpenAI reports this value for tokens that are practically impossible.
+MIN_LOGPROB = -9999.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log-probability of a token, and of the most likely tokens at its position.
+
+    `token` is the token's bytes; `offset` is the index in the output of the character at which its text starts.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of an output that can be shown in addition to all earlier pieces."""
+
+    text: str
+    logprobs: list[TokenLogprob]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedChoice:
+    """A complete output. `logprobs` is None if the request did not ask for them."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None
+
+
+class OutputDecoder:
+    """Decodes one output as its tokens arrive.
+
+    The text ends before the first stop string; `stopped` is then true, and later tokens are ignored. Stop strings that
+    end within the first `min_tokens` tokens do not count. The end token of an output has no text.
+    """
+
+    def __init__(self, tokenizer: ModelTokenizer, sampling: Sampling) -> None:
+        self._tokenizer = tokenizer
+        self._stream = tokenizer.stream()
+        self._cutter = StopCutter(sampling.stop)
+        self._min_tokens = sampling.min_tokens
+        self._ends = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            self._ends |= tokenizer.eos_token_ids
+        self._keeps_logprobs = sampling.logprobs is not None
+        self._by_token = self._keeps_logprobs or (bool(sampling.stop) and sampling.min_tokens > 0)
+        self._held: tuple[int, PositionLogprobs | None] | None = None
+        self._waiting: deque[TokenLogprob] = deque()
+        self._num_tokens = 0
+        self._read_chars = 0
+        self._shown_chars = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self._cutter.stopped
+
+    def push(self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None) -> Piece:
+        """Append `token_ids` and return what can be shown in addition."""
+        of_each: Sequence[PositionLogprobs | None] = logprobs or [None] * len(token_ids)
+        pairs = list(zip(token_ids, of_each, strict=True))
+        if self._held is not None:
+            pairs.insert(0, self._held)
+            self._held = None
+        if pairs and pairs[-1][0] in self._ends:
+            # An end token is text only if the output continues after it.
+            self._held = pairs.pop()
+        text = self._read(pairs)
+        return Piece(text, self._released(text))
+
+    def finish(self, reason: FinishReason) -> Piece:
+        """Return what remains to be shown, now that the output is complete."""
+        text = ""
+        if self._held is not None and reason != "stop":
+            text = self._read([self._held])
+        self._held = None
+        text += self._cutter.push(self._stream.finish()) + self._cutter.finish()
+        logprobs = self._released(text)
+        if not self.stopped:
+            logprobs += self._waiting
+        return Piece(text, logprobs)
+
+    def _read(self, pairs: Sequence[tuple[int, PositionLogprobs | None]]) -> str:
+        if not self._by_token:
+            return self._cutter.push(self._stream.push([token_id for token_id, _ in pairs]))
+        shown = []
+        for token_id, logprob in pairs:
+            self._num_tokens += 1
+            if logprob is not None and self._keeps_logprobs and not self.stopped:
+                self._waiting.append(self._token_logprob(token_id, logprob))
+            text = self._stream.push((token_id,))
+            self._read_chars += len(text)
+            shown.append(self._cutter.push(text, armed=self._num_tokens > self._min_tokens))
+        return "".join(shown)
+
+    def _token_logprob(self, token_id: int, position: PositionLogprobs) -> TokenLogprob:
+        bytes_of = self._tokenizer.bytes_of
+        top = tuple((bytes_of(other), max(logprob, MIN_LOGPROB)) for other, logprob in position.top)
+        return TokenLogprob(bytes_of(token_id), max(position.logprob, MIN_LOGPROB), top, self._read_chars)
+
+    def _released(self, shown: str) -> list[TokenLogprob]:
+        """Return the log-probabilities of the tokens whose text starts in what has been shown, including `shown`."""
+        self._shown_chars += len(shown)
+        released = []
+        while self._waiting and self._waiting[0].offset < self._shown_chars:
+            released.append(self._waiting.popleft())
+        return released
+
+
+def finished_choice(
+    tokenizer: ModelTokenizer, index: int, choice: Choice, sampling: Sampling
+) -> FinishedChoice:
+    """Decode a complete output of the engine."""
+    decoder = OutputDecoder(tokenizer, sampling)
+    pieces = (decoder.push(choice.token_ids, choice.logprobs), decoder.finish(choice.reason))
+    logprobs = [logprob for piece in pieces for logprob in piece.logprobs]
+    return FinishedChoice(
+        index,
+        "".join(piece.text for piece in pieces),
+        "stop" if decoder.stopped else choice.reason,
+        None if sampling.logprobs is None else logprobs,
+    )

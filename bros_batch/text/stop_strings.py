@@ -1,0 +1,52 @@
+"""Stop strings: cuts a text at the first of them while the text is still growing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopCutter:
+    """Cuts text at the first stop string, and holds back an end of the text that may be the beginning of one."""
+
+    __slots__ = ("_longest", "_pending", "_stops", "stopped")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest = max(map(len, stops), default=0)
+        self._pending = ""
+        self.stopped = False
+
+    def push(self, text: str, armed: bool = True) -> str:
+        """Append `text` and return the additional text that can be shown.
+
+        A stop string that ends in `text` counts only if `armed`. It sets `stopped`, and all text from its beginning on
+        is dropped.
+        """
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        held = len(self._pending)
+        text = self._pending + text
+        if armed:
+            # Only a match that ends in the new text counts: an earlier one ended while unarmed.
+            matches = (text.find(stop, max(0, held - len(stop) + 1)) for stop in self._stops)
+            start = min((match for match in matches if match >= 0), default=-1)
+            if start >= 0:
+                self.stopped = True
+                self._pending = ""
+                return text[:start]
+        keep = self._held_back(text)
+        self._pending = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """Return the text that was held back, now that no more follows."""
+        text, self._pending = self._pending, ""
+        return text
+
+    def _held_back(self, text: str) -> int:
+        """Return the length of the longest end of `text` that begins a stop string without completing it."""
+        for length in range(min(len(text), self._longest - 1), 0, -1):
+            end = text[-length:]
+            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

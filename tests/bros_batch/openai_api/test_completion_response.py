@@ -1,0 +1,31 @@
+"""Response bodies of whole outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bros_batch.openai_api.completion_response import ResponseHead, response_body, result_body, usage_object
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS
+from bros_batch.text.output_decoder import finished_choice
+from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.protocol import Choice, ItemResult, Sampling
+
+END = 2
+
+
+def test_bodies(tokenizer: ModelTokenizer) -> None:
+    ids = tokenizer.encode_prompt("hi")
+    choices = [Choice(ids, "length"), Choice([*ids, END], "stop")]
+    result = ItemResult(1, 1, "job", "engine", choices, prompt_tokens=3, cached_tokens=2)
+    sampling = Sampling(max_tokens=100)
+    head = ResponseHead(CHAT_COMPLETIONS, request_id="req_1", model="m", created=5)
+    body = result_body(head, tokenizer, sampling, result)
+    finished = [finished_choice(tokenizer, index, choice, sampling) for index, choice in enumerate(choices)]
+    assert body == response_body(head, finished, usage_object(3, 2 * len(ids) + 1, 2))
+    assert (body["object"], body["id"]) == ("chat.completion", "chatcmpl-1")
+    assert (body["model"], body["created"]) == ("m", 5)
+    assert [choice["message"]["content"] for choice in body["choices"]] == ["hi", "hi"]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["length", "stop"]
+    body = response_body(replace(head, endpoint=COMPLETIONS), finished, usage_object(3, 4))
+    assert (body["object"], body["id"], body["choices"][1]["text"]) == ("text_completion", "cmpl-1", "hi")
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
