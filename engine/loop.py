@@ -1,4 +1,4 @@
-"""The engine's main loop, with two holes: where requests come from, and where events go."""
+"""The engine's main loop. Its caller supplies two functions: one that receives messages and one that sends events."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """End a request early; no event follows if it has ended already."""
+    """End a request early. If it has already ended, no event follows."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class QueryStats:
-    """Ask for a snapshot, answered by a `StatsEvent` with the same tag. `with_memory` adds a picture of KV memory."""
+    """Ask for a snapshot. The answer is a `StatsEvent` with the same tag. `with_memory` adds a map of the KV memory."""
 
     tag: str
     with_memory: bool = False
@@ -41,7 +41,7 @@ class QueryStats:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave the loop after this step."""
+    """End the loop after the current step."""
 
 
 Message = Add | Abort | QueryStats | Stop
@@ -49,7 +49,7 @@ Message = Add | Abort | QueryStats | Stop
 
 @dataclass(frozen=True, slots=True)
 class StatsEvent:
-    """A snapshot of counters and gauges; plain names to numbers, strings and lists."""
+    """A snapshot of counters and gauges, as `EngineMetrics.snapshot` returns it."""
 
     tag: str
     values: dict[str, Any]
@@ -58,23 +58,24 @@ class StatsEvent:
 LoopEvent = Event | StatsEvent
 
 
-# A step that is decided on ahead is launched so much sooner than the one before it is expected to end: twice what
-# deciding and launching have taken lately, and a little for the surprises of a busy host.
-LEAD_FACTOR, LEAD_LEAST_S = 2.0, 0.001
-LEAD_MEMORY = 0.1  # share of the newest step in the mean
+# When the loop schedules ahead, it starts this long before the step on the device is expected to end: twice the recent
+# mean time that scheduling and launching took, and a margin for delays on a busy host.
+LEAD_FACTOR, LEAD_MARGIN_S = 2.0, 0.001
+LEAD_MEMORY = 0.1  # weight of the newest step in that mean
 
 
 class EngineLoop:
-    """`receive(timeout_s)` gives the messages that came in: those that are there for 0, else it blocks until there is
-    at least one, for `timeout_s` at most (None: for as long as it takes). `send` takes the events of a step, tokens
-    before all others. `clock` gives seconds, monotonic. `publish`, where there is one, takes the RT lane's outlook
-    after every step.
+    """Receives messages, schedules a step, has the runner compute it, and sends the events, until it is stopped.
 
-    `ahead`: a step is decided on and launched while the device computes the one before, as late as that may be, so
-    that it never waits for decisions, and requests that come meanwhile are in.
+    `receive(timeout_s)` returns the messages that have arrived. If there are none, it waits for one for up to
+    `timeout_s`, or without a limit if that is None. `send` gets the events of a step, TokenEvents before all others.
+    `clock` returns monotonic time in seconds. `publish`, if given, gets the RT lane's outlook after every step.
 
-        device     | step 1          | step 2          | step 3
-        host       ... decide 2 | take in 1 . decide 3 | take in 2 . decide 4
+    With `ahead`, the loop schedules and launches each step while the device computes the previous one. It does so as
+    late as possible without making the device wait, so that requests that arrive in the meantime are included.
+
+        device     | step 1             | step 2             | step 3
+        host       ...... schedule 2 | update 1 . schedule 3 | update 2 . schedule 4
     """
 
     def __init__(
@@ -98,18 +99,18 @@ class EngineLoop:
         self._num_received = self._num_received_tokens = 0  # RT
         self._running = True
         self._ahead = ahead
-        self._under_way: deque[tuple[StepPlan, PendingStep]] = deque()
-        self._lead_s = 0.0  # mean time to decide on a step and launch it
+        self._launched: deque[tuple[StepPlan, PendingStep]] = deque()  # steps without a result so far
+        self._lead_s = 0.0  # mean time to schedule a step and launch it
 
     def run(self) -> None:
-        """Serve until a `Stop` message."""
+        """Run until a `Stop` message arrives."""
         idle = not self.scheduler.has_work
         while self._running:
-            answers = self._take_in(self._receive(None if idle else 0.0))
-            while self._under_way and (spare_s := self._spare_s()) > 0:
-                answers += self._take_in(self._receive(spare_s))
+            answers = self._handle(self._receive(None if idle else 0.0))
+            while self._launched and (spare_s := self._spare_s()) > 0:
+                answers += self._handle(self._receive(spare_s))
             has_plan = self._launch()
-            has_result = bool(self._under_way) and (len(self._under_way) > self._ahead or not has_plan)
+            has_result = bool(self._launched) and (len(self._launched) > self._ahead or not has_plan)
             events: Sequence[LoopEvent] = self._take_result() if has_result else ()
             if answers:
                 events = [*events, *answers]
@@ -118,27 +119,29 @@ class EngineLoop:
                 self._send(events)
             if self.publish is not None:
                 self.publish(self._outlook())
-            idle = not (has_plan or has_result)  # a result may have made a plan possible
+            idle = not (has_plan or has_result)  # a result may allow a plan that was not possible before
 
     def _launch(self) -> bool:
-        """Decides on a step and launches it. False if there is nothing to compute."""
+        """Schedule a step and launch it. Returns False if there is nothing to compute."""
         started_s = self._clock()
         plan = self.scheduler.schedule(started_s)
         if plan.is_empty:
             return False
-        self._under_way.append((plan, self.runner.launch(plan)))
+        self._launched.append((plan, self.runner.launch(plan)))
         if self._ahead:
             self._lead_s += LEAD_MEMORY * (self._clock() - started_s - self._lead_s)
         return True
 
     def _take_result(self) -> list[Event]:
-        """Waits for the first step under way; returns its events. Where the runner lost it, there are none, and all
-        requests are computed again."""
-        plan, pending = self._under_way.popleft()
+        """Wait for the oldest launched step and return its events.
+
+        If the runner restarted, there are none, and the requests are computed again.
+        """
+        plan, pending = self._launched.popleft()
         try:
             result = pending.result()
         except RunnerRestarted:
-            self._under_way.clear()
+            self._launched.clear()
             self.scheduler.take_back()
             return []
         events = self.scheduler.update(plan, result, self._clock())
@@ -146,13 +149,13 @@ class EngineLoop:
         return events
 
     def _spare_s(self) -> float:
-        """How long the decision on the next step can wait without the device waiting for it."""
-        return self.scheduler.busy_until_s - self._clock() - LEAD_FACTOR * self._lead_s - LEAD_LEAST_S
+        """How long scheduling the next step can wait without making the device wait."""
+        return self.scheduler.busy_until_s - self._clock() - LEAD_FACTOR * self._lead_s - LEAD_MARGIN_S
 
     def _outlook(self) -> Outlook:
         return outlook(self.scheduler, self._clock(), self._num_received, self._num_received_tokens)
 
-    def _take_in(self, messages: Iterable[Message]) -> list[LoopEvent]:
+    def _handle(self, messages: Iterable[Message]) -> list[LoopEvent]:
         events: list[LoopEvent] = []
         for message in messages:
             match message:
@@ -173,7 +176,7 @@ class EngineLoop:
         return events
 
     def _add(self, request: Request) -> list[LoopEvent]:
-        """A request the scheduler refuses fails alone."""
+        """Add a request to the scheduler. If that rejects it, only this request fails."""
         if request.lane is Lane.RT:
             self._num_received += 1
             self._num_received_tokens += request.num_prompt_tokens

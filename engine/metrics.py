@@ -1,4 +1,4 @@
-"""What an engine counts, per lane, and hands out as one plain dictionary."""
+"""Counters of an engine, in total and per lane, and the snapshot of them as one dictionary."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishedEvent, Lane
 
-# Upper bounds in seconds; the last bucket is open. From an idle fast lane to a long document.
+# Upper bounds in seconds, without that of the last bucket. They range from a step on an idle engine to a long item.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 RECENT_REQUESTS = 512
 MEMORY_CELLS = 256
-MEMORY_AGE_S = 1.0  # a picture of memory is drawn once in so long, whoever asks
+MEMORY_AGE_S = 1.0  # a map of the memory is reused until it is this old
 
 
 class Histogram:
-    """Counts per bucket and the sum, as Prometheus wants them, and percentiles of the latest observations."""
+    """Counts per bucket and the sum, as Prometheus expects them, and percentiles of the latest observations."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BUCKETS_S) + 1)
@@ -50,7 +50,7 @@ class Histogram:
 
 
 class Attainment:
-    """How many requests were promised something and got it: in all, and of the latest."""
+    """How many requests met their SLO: in total, and as a share of the latest."""
 
     def __init__(self) -> None:
         self.num_met = 0
@@ -70,7 +70,7 @@ class Attainment:
 
 
 class LaneMetrics:
-    """One lane's finished requests."""
+    """Counters of the finished requests of one lane."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
@@ -114,7 +114,7 @@ class LaneMetrics:
 
 
 class EngineMetrics:
-    """Counters of one engine since its start."""
+    """Counters of one engine since it started."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -130,22 +130,22 @@ class EngineMetrics:
         self.step_time.observe(elapsed_s)
 
     def observe_events(self, events: Sequence[object]) -> None:
-        """Events as the loop sends them."""
+        """Count the finished requests among the events that the loop sends."""
         for event in finished_among(events):
             self.lanes[event.lane].observe(event)
 
     def memory(self, kv: KVCacheManager, now_s: float) -> dict[str, Any]:
-        """What lies where in KV memory, a second ago at the most: `Occupancy` as data, and the tokens a block has."""
+        """A map of the KV memory, at most a second old: `Occupancy` as a dictionary, and the size of a block."""
         if now_s - self._memory_at_s >= MEMORY_AGE_S:
             self._memory_at_s = now_s
             self._memory = {"block_size": kv.block_size, **asdict(occupancy(kv, MEMORY_CELLS))}
         return self._memory
 
     def snapshot(self, scheduler: Scheduler) -> dict[str, Any]:
-        """Everything, as data that msgpack and JSON can carry. Blocks and tokens are counts, times seconds."""
+        """All counters and gauges, as data that msgpack and JSON can encode. Times are in seconds."""
         lanes: dict[str, Any] = {}
         used_blocks = scheduler.kv.usage()
-        unfinished = dict.fromkeys(Lane, 0)  # output tokens of requests that hold a row
+        unfinished = dict.fromkeys(Lane, 0)  # output tokens of requests that have not finished
         for request in scheduler.running.by_row:
             if request is not None:
                 unfinished[request.lane] += request.num_output_tokens

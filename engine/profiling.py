@@ -1,4 +1,4 @@
-"""A first cost model: stored where this machine has served this model before, else from a few steps tried out."""
+"""The initial cost model: loaded if this machine has served this model before, else fitted to a few measured steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from engine.runner.base import ModelRunner, RunnerInfo, RunnerRestarted
 
 log = logging.getLogger("engine")
 
-# (rows of one token, their context, chunk tokens, chunk's start). Small ones first: a slow machine gets no further.
+# (rows that decode, their context, tokens of a chunk, its start). Small steps come first, as a slow machine may have
+# time for no others.
 SHAPES = (
     (1, 64, 0, 0), (0, 0, 32, 0), (4, 256, 0, 0), (1, 64, 64, 0), (8, 64, 0, 0), (4, 256, 64, 256), (0, 0, 128, 0),
     (16, 256, 0, 0), (16, 256, 128, 0), (32, 64, 0, 0), (0, 0, 256, 0), (16, 1024, 0, 0), (16, 256, 128, 1024),
@@ -32,23 +33,25 @@ MAX_ROUNDS = 20
 def first_cost_model(
     model: str, runner: ModelRunner, max_tokens: int, budget_s: float, clock: Callable[[], float]
 ) -> CostModel:
-    """Stored coefficients, or those of steps tried out on an idle runner for about `budget_s`. Their K and V overwrite
-    any slots, so nothing may be in memory yet."""
+    """Load the stored coefficients, or fit them to steps measured on an idle runner for about `budget_s`.
+
+    The steps write K and V to arbitrary slots, so the KV memory must still be unused.
+    """
     stored = _path(model, runner.info)
     if stored is not None and stored.exists():
         try:
             return CostModel.from_learned(json.loads(stored.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s is no stored cost model (%s): measuring again", stored, error)
+            log.warning("%s is not a valid cost model (%s); measuring again", stored, error)
     cost = CostModel()
     plans = list(_plans(runner.info, max_tokens))
     if plans and budget_s > 0:
-        with suppress(RunnerRestarted):  # then it learns as it serves
-            _try_out(plans, runner, cost, budget_s, clock)
+        with suppress(RunnerRestarted):  # then the model learns as it serves
+            _measure(plans, runner, cost, budget_s, clock)
     return cost
 
 
-def _try_out(
+def _measure(
     plans: list[tuple[StepPlan, StepShape]],
     runner: ModelRunner,
     cost: CostModel,
@@ -56,12 +59,12 @@ def _try_out(
     clock: Callable[[], float],
 ) -> None:
     for plan in (plans[0][0], plans[1][0]):
-        runner.execute(plan)  # the first of each kind compiles
+        runner.execute(plan)  # the first step of each kind compiles kernels
     end_s = clock() + budget_s
     for number in range(MAX_ROUNDS):
         for plan, shape in plans:
             if not number:
-                runner.execute(plan)  # the first of its size sets up buffers
+                runner.execute(plan)  # the first step of its size allocates buffers
             started_s = clock()
             runner.execute(plan)
             elapsed_s = clock() - started_s
@@ -71,7 +74,7 @@ def _try_out(
 
 
 def store_cost_model(model: str, info: RunnerInfo, cost: CostModel) -> None:
-    """For the next start. Not being able to is no error."""
+    """Store the coefficients for the next start. A failure is only logged."""
     path = _path(model, info)
     if path is None:
         return
@@ -85,7 +88,7 @@ def store_cost_model(model: str, info: RunnerInfo, cost: CostModel) -> None:
 
 
 def _path(model: str, info: RunnerInfo) -> Path | None:
-    """A file for this model, device, dtype and version, in the user's cache directory. None without a home."""
+    """The file for this model, device, dtype and version in the user's cache directory, or None without a home."""
     try:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:
@@ -100,23 +103,23 @@ def _path(model: str, info: RunnerInfo) -> Path | None:
 
 
 def _plans(info: RunnerInfo, max_tokens: int) -> Iterator[tuple[StepPlan, StepShape]]:
-    """Steps of the shapes that this runner can compute."""
+    """Yield steps of those shapes that this runner can compute."""
     num_slots = info.num_blocks * info.block_size
-    for num_single, context, chunk, start in SHAPES:
-        num_rows = num_single + (chunk > 0)
-        total = num_single + chunk
+    for num_decoding, context, chunk, start in SHAPES:
+        num_rows = num_decoding + (chunk > 0)
+        total = num_decoding + chunk
         longest = max(context + 1, start + chunk)
         fits = num_rows <= info.max_num_seqs and total <= max_tokens and longest <= info.max_model_len
         if fits and max(context, start) + total <= num_slots:
-            yield _plan(info, num_single, context, chunk, start)
+            yield _plan(info, num_decoding, context, chunk, start)
 
 
 def _plan(
-    info: RunnerInfo, num_single: int, context: int, chunk: int, start: int
+    info: RunnerInfo, num_decoding: int, context: int, chunk: int, start: int
 ) -> tuple[StepPlan, StepShape]:
-    """Rows read the same slots, the first ones, and write their new tokens to slots of their own after those."""
-    starts = [context] * num_single + [start] * (chunk > 0)
-    counts = [1] * num_single + [chunk] * (chunk > 0)
+    """Build a step whose rows all read the same first slots, and write their new tokens to separate later slots."""
+    starts = [context] * num_decoding + [start] * (chunk > 0)
+    counts = [1] * num_decoding + [chunk] * (chunk > 0)
     total, rows = sum(counts), range(len(counts))
     read = max(context, start)
     shape = StepShape()

@@ -1,4 +1,4 @@
-"""A whole engine in this process: the real loop, lanes and scheduler around the simulated runner, or a given one."""
+"""A complete engine in this process: the real loop, endpoints and scheduler around a simulated or a given runner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.runner.base import ModelRunner
 
 @dataclasses.dataclass
 class RunningEngine:
-    """`url` is the RT lane's address; `drain()` begins the shutdown that a SIGTERM would."""
+    """`url` is the address of the socket; `drain()` begins a shutdown, as SIGTERM would."""
 
     url: str
     runner: ModelRunner
@@ -31,17 +31,20 @@ class RunningEngine:
 
 @contextmanager
 def running_engine(
-    directory: Path, runner: ModelRunner | None = None, *, refuses_late: bool = False, **overrides: object
+    directory: Path, runner: ModelRunner | None = None, *, rejects_late: bool = False, **overrides: object
 ) -> Iterator[RunningEngine]:
-    """Serves on `directory`/engine.sock until the block ends. Overrides are fields of EngineConfig. With `refuses_late`
-    it refuses what it could not answer in time; tests that are not about that should not depend on how fast it is."""
+    """Run an engine on `directory`/engine.sock until the block ends. Overrides are fields of EngineConfig.
+
+    With `rejects_late` it rejects chats that it could not answer in time. It is off by default, so that other tests do
+    not depend on how fast the machine is.
+    """
     config = EngineConfig(
         model="sim", served_model_name="sim", listen=f"unix://{directory / 'engine.sock'}", runner="simulated"
     )
     config = dataclasses.replace(config, **overrides)  # type: ignore[arg-type]
     runner = runner or make_runner(config)
     loop, io = assemble(config, runner)
-    loop.publish = io.publish if refuses_late else None
+    loop.publish = io.publish if rejects_late else None
     io.start()
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Compiled (`BROS_COMPILE=1`, see setup.py), the scheduler and the simulator do the same, step for step."""
+"""The compiled scheduler and simulator (`BROS_COMPILE=1`, see setup.py) do the same as the plain ones, step by step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.services import unavailable
 
 ROOT = Path(__file__).parents[1]
-# Memory for a third of the load, so that chats take from bulk.
+# Memory for a third of the load, so that chats preempt bulk.
 LOAD = (
     "--rt", "cpu-mini-chat", "--rt-rate", "6", "--be", "cpu-mini", "--kv-tokens", "4800", "--requests", "400", "--json",
 )  # fmt: skip
@@ -28,7 +28,7 @@ def has_compiler() -> bool:
 
 
 def run(directory: Path, *arguments: str) -> str:
-    """What a Python that finds our packages in `directory` prints."""
+    """Run Python with the packages in `directory` and return what it prints."""
     env = {**os.environ, "PYTHONPATH": str(directory), "BROS_COMPILE": "1"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True)
@@ -37,7 +37,7 @@ def run(directory: Path, *arguments: str) -> str:
 
 
 @pytest.mark.timeout(1200)
-def test_compiled_it_does_the_same(tmp_path: Path) -> None:
+def test_compiled_modules_do_the_same(tmp_path: Path) -> None:
     if not has_compiler():
         unavailable("A C compiler, with Python's headers,")
     for name in ("engine", "cli", "bros_batch"):

@@ -102,9 +102,9 @@ def simulate(policies: tuple[str, ...], plot_path: Path | None, as_json: bool, *
         raise usage_failure(_with_file_name(error)) from None
     reports, replays = [], {}
     for setup, load in prepared:
-        report, statistics = _run(setup, load, quiet=as_json)
+        report, outcomes = _run(setup, load, quiet=as_json)
         reports.append(report)
-        replays[report.policy.value] = statistics
+        replays[report.policy.value] = outcomes
     if plot_path is not None:
         from engine.sim.plot import plot
 

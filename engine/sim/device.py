@@ -1,4 +1,7 @@
-"""What simulated devices cost and hold. These are theirs alone: the scheduler has to learn them, from noisy steps."""
+"""Simulated devices: how long a step takes and how much memory there is.
+
+The scheduler does not see these numbers; it has to learn them from noisy steps.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from math import isfinite
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Coefficients of a step's time, in seconds:
+    """The coefficients, in seconds, of the time that a step takes:
 
         T = step + max(weights, token * tokens) + row * rows + max(context * read, pair * pairs) + copied * copied
 
-    A roofline (Williams et al., 2009): linear layers take as long as reading the weights or computing the tokens,
-    whichever is longer; attention as long as reading each row's context (`read` tokens in all) or computing every
-    (token, token before it) pair. `copied` tokens move to or from host memory.
+    This is a roofline model (Williams et al., 2009). Linear layers take the longer of the times to read the weights and
+    to compute the tokens. Attention takes the longer of the times to read the contexts of all rows (`read` tokens in
+    total) and to compute all pairs of a token and one before it. `copied` tokens move to or from host memory.
     """
 
     step_s: float = 0.0
@@ -26,7 +29,8 @@ class StepCost:
     pair_s: float = 0.0
     copied_s: float = 0.0
 
-    def of(self, tokens: int, rows: int, read: int, pairs: float, copied: int) -> float:
+    def step_time_s(self, tokens: int, rows: int, read: int, pairs: float, copied: int) -> float:
+        """The time of a step with these numbers of tokens."""
         return (
             self.step_s
             + max(self.weights_s, self.token_s * tokens)
@@ -38,8 +42,11 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device with a model on it. `kv_tokens` and `host_tokens` fit into its and the host's memory; the rest are the
-    limits its engine is best started with."""
+    """A device that serves a model.
+
+    `kv_tokens` and `host_tokens` are what fits into its memory and that of the host. The other limits are those with
+    which an engine runs best on it.
+    """
 
     name: str
     cost: StepCost
@@ -52,7 +59,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class _Transformer:
-    """A decoder-only model in bfloat16."""
+    """The dimensions of a decoder-only model in bfloat16."""
 
     num_params: float
     num_layers: int
@@ -66,25 +73,25 @@ class _Transformer:
 
     @property
     def kv_bytes(self) -> float:
-        """Of one token: K and V, in each layer."""
+        """Size of the K and V of one token in all layers."""
         return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     @property
-    def flops_a_token(self) -> float:
-        """In linear layers: a multiplication and an addition for each parameter."""
+    def flops_per_token(self) -> float:
+        """Operations in linear layers: one multiplication and one addition per parameter."""
         return 2 * self.num_params
 
     @property
-    def flops_a_pair(self) -> float:
-        """In attention: two products of head_dim numbers a head, in each layer."""
+    def flops_per_pair(self) -> float:
+        """Operations in attention: per layer and head, two products of head_dim numbers."""
         return 4 * self.num_layers * self.num_heads * self.head_dim
 
 
 LLAMA_8B = _Transformer(8.03e9, 32, 32, 8, 128)  # Llama 3.1 8B
-# Of the data sheet's numbers, what good kernels reach.
+# Fractions of the data sheet's numbers that good kernels reach.
 BANDWIDTH_SHARE, FLOPS_SHARE, LINK_SHARE = 0.8, 0.6, 0.8
-MEMORY_SHARE = 0.9  # of the device's memory, for weights and KV
-STEP_S, ROW_S = 2e-3, 1e-5  # launching and sampling; an order of magnitude, from no measurement of ours
+MEMORY_SHARE = 0.9  # fraction of the device's memory that weights and KV use
+STEP_S, ROW_S = 2e-3, 1e-5  # launching and sampling; the order of magnitude, not measured
 
 
 def _roofline(
@@ -98,21 +105,21 @@ def _roofline(
     max_num_seqs: int,
     max_num_batched_tokens: int,
 ) -> Device:
-    """A GPU by its data sheet: bytes of memory, bytes a second from it, bfloat16 operations a second, bytes a second to
-    the host.
+    """Make a GPU from its data sheet: bytes of memory, bytes per second from memory, bfloat16 operations per second,
+    and bytes per second to the host.
 
-        weights_s = weight bytes / (0.8 bandwidth)      token_s = 2 params / (0.6 flops)
-        context_s = KV bytes of a token / (0.8 bandwidth)      pair_s = 4 layers heads head_dim / (0.6 flops)
-        copied_s  = KV bytes of a token / (0.8 link)      kv_tokens = (0.9 memory - weight bytes) / KV bytes of a token
+        weights_s = weight bytes / (0.8 bandwidth)         token_s = 2 params / (0.6 flops)
+        context_s = KV bytes per token / (0.8 bandwidth)   pair_s = 4 layers heads head_dim / (0.6 flops)
+        copied_s  = KV bytes per token / (0.8 link)        kv_tokens = (0.9 memory - weight bytes) / KV bytes per token
     """
     bandwidth, flops, link = bandwidth * BANDWIDTH_SHARE, flops * FLOPS_SHARE, link * LINK_SHARE
     cost = StepCost(
         step_s=STEP_S,
         weights_s=model.weight_bytes / bandwidth,
-        token_s=model.flops_a_token / flops,
+        token_s=model.flops_per_token / flops,
         row_s=ROW_S,
         context_s=model.kv_bytes / bandwidth,
-        pair_s=model.flops_a_pair / flops,
+        pair_s=model.flops_per_pair / flops,
         copied_s=model.kv_bytes / link,
     )
     kv_tokens = int((MEMORY_SHARE * memory_bytes - model.weight_bytes) / model.kv_bytes)
@@ -120,14 +127,15 @@ def _roofline(
 
 
 _ALL = (
-    # An 88M-parameter Llama in bfloat16 on one core. Decode steps with a context of 300 as in benchmarks/LOG.md:
+    # An 88M-parameter Llama in bfloat16 on one core. Decode steps with a context of 300, from benchmarks/LOG.md:
     #
     #     rows       1      8     64
     #     measured  10.7   16.6   74   ms
-    #     this      10.3   17.3   73.3 ms
+    #     model     10.3   17.3   73.3 ms
     #
-    # 1 ms a row is 0.27 ms a token (what prompts cost), 0.44 ms to read 300 tokens (attention's share of the float32
-    # step there), and the rest. A pair is 4*12*768 operations at 100 GFLOP/s; copies go at 5 GB/s.
+    # The 1 ms per row consists of 0.27 ms per token (as for prompts), 0.44 ms to read 300 tokens (attention's share of
+    # the float32 step there), and the remainder, row_s. A pair takes 4*12*768 operations at 100 GFLOP/s. Copies run at
+    # 5 GB/s.
     Device(
         "cpu-mini",
         StepCost(
@@ -139,7 +147,7 @@ _ALL = (
         max_num_batched_tokens=128,
         max_model_len=2048,
     ),
-    # NVIDIA A100 80GB SXM: 2.04 TB/s, 312 TFLOP/s dense bfloat16, PCIe 4 x16. Tokens a step: full ones take 90 ms.
+    # NVIDIA A100 80GB SXM: 2.04 TB/s, 312 TFLOP/s dense bfloat16, PCIe 4 x16. A full step takes 90 ms.
     _roofline(
         "a100-8b",
         LLAMA_8B,
@@ -150,7 +158,7 @@ _ALL = (
         max_num_seqs=256,
         max_num_batched_tokens=1024,
     ),
-    # NVIDIA H200 SXM: 141 GB, 4.8 TB/s, 989 TFLOP/s dense bfloat16, PCIe 5 x16. Full steps take 60 ms.
+    # NVIDIA H200 SXM: 141 GB, 4.8 TB/s, 989 TFLOP/s dense bfloat16, PCIe 5 x16. A full step takes 60 ms.
     _roofline(
         "h200-8b",
         LLAMA_8B,
@@ -166,8 +174,11 @@ DEVICES = {device.name: device for device in _ALL}
 
 
 def parse_device(text: str) -> Device:
-    """A preset's name; or coefficients, as in `step_s=0.006,token_s=0.0003`, the others zero and the limits those of
-    cpu-mini; or both, to change a preset: `h200-8b,step_s=0.004`. Raises ValueError with what there is."""
+    """Parse the description of a device. Raises ValueError, which lists the possible names, if it is invalid.
+
+    It is the name of a preset; or coefficients, as in `step_s=0.006,token_s=0.0003`, where the others are zero and the
+    limits are those of cpu-mini; or a name and the coefficients to change, as in `h200-8b,step_s=0.004`.
+    """
     name, _, rest = text.partition(",")
     device = DEVICES.get(name)
     if device is None and "=" not in name:
@@ -183,16 +194,16 @@ def parse_device(text: str) -> Device:
         key, _, value = part.partition("=")
         if key not in {field.name for field in dataclasses.fields(StepCost)}:
             known = ", ".join(field.name for field in dataclasses.fields(StepCost))
-            raise ValueError(f"{key!r} is no coefficient; there are {known}")
+            raise ValueError(f"{key!r} is not a coefficient; there are {known}")
         try:
             given[key] = float(value)
         except ValueError:
-            raise ValueError(f"{key} is {value!r}, which is no number of seconds") from None
+            raise ValueError(f"{key} is {value!r}, which is not a number of seconds") from None
         if not isfinite(given[key]) or given[key] < 0:
             raise ValueError(f"{key} is {value}; it must be zero or more seconds")
     if not given:
         return device
     cost = dataclasses.replace(device.cost, **given)
     if not any(dataclasses.astuple(cost)):
-        raise ValueError("a device whose steps take no time; give step_s at least")
+        raise ValueError("the steps of this device take no time; give at least step_s")
     return dataclasses.replace(device, name=text, cost=cost)

@@ -1,4 +1,4 @@
-"""The loop's two holes in simulation: requests come in when their time has come, events go into statistics."""
+"""Feeds a load to the engine loop of a simulation, and records the outcome of each request."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from engine.sim.clock import VirtualClock
 from engine.sim.outcomes import LaneOutcomes
 from engine.sim.traces.arrival import Arrival
 
-# Ids of prompt tokens only have to differ between requests, so that no two share a prefix by chance.
+# Prompt tokens only have to differ between requests, so that no two share a prefix by chance.
 NUM_TOKEN_IDS = 1 << 20
 
 
 class Stuck(Exception):
-    """The engine has requests, nothing more will arrive, and it computes nothing."""
+    """The engine has requests but computes nothing, and no further requests will arrive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much is fed. Of BE, `be_in_flight` requests are in hand at a time; RT beyond `max_open_rt` open requests is
-    refused, as the server's socket does. It ends after `num_requests`, once they have all finished, or at `duration_s`,
-    whatever runs then. What arrives before `warmup_s` counts for no statistics of latency or throughput."""
+    """How much of a load is fed.
+
+    At most `be_in_flight` BE requests are in the engine at a time. RT requests are rejected while `max_open_rt` of them
+    are open, as the server does. The load ends when `num_requests` have finished, or at `duration_s` even if some are
+    running. Requests that arrive before `warmup_s` do not count for latency and throughput.
+    """
 
     be_in_flight: int
     max_open_rt: int | None = None
@@ -37,8 +40,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What there was at a moment, of finished requests and of those under way: output tokens, and tokens served
-    (prompts and outputs; what was computed twice counts once)."""
+    """Totals at one moment, over finished and unfinished requests.
+
+    `served_tokens` counts prompt and output tokens; those computed twice count once.
+    """
 
     time_s: float
     output_tokens: dict[Lane, int]
@@ -47,7 +52,10 @@ class Progress:
 
 
 class Feed:
-    """Requests are made when they arrive and forgotten when they finish: memory holds the open ones."""
+    """Creates requests when they arrive and drops them when they finish, so that only open ones take memory.
+
+    Its `receive` and `send` are those of the `EngineLoop`.
+    """
 
     def __init__(
         self,
@@ -58,10 +66,10 @@ class Feed:
         default_slo: SLO,
         max_tokens: int,
     ) -> None:
-        self.output_tokens: dict[str, int] = {}  # the true lengths, for the runner
+        self.output_tokens: dict[str, int] = {}  # true output length of each open request, for the runner
         self.outcomes = {lane: LaneOutcomes() for lane in Lane}
-        self.stalled_s = 0.0  # time in which there was work and the engine planned none
-        self.at_start: Progress | None = None  # when the warm-up was over
+        self.stalled_s = 0.0  # time during which the engine had work but planned none
+        self.at_start: Progress | None = None  # at the end of the warm-up
         self.at_last_arrival: Progress | None = None
         self._clock = clock
         self._limits = limits
@@ -74,17 +82,17 @@ class Feed:
         self._num_fed = 0
 
     def receive(self, timeout_s: float | None) -> list[Message]:
-        """What has arrived; for None, what arrives next, however long that takes."""
+        """Return what has arrived. If nothing has and `timeout_s` is None, advance the clock to the next arrival."""
         if self.at_start is None and self._clock.now_s >= self._limits.warmup_s:
             self.at_start = self.progress()
-        messages = self._due()
+        messages = self._arrived()
         if timeout_s is None and not messages:
             times = [next_.arrival_s for lane, next_ in self._next.items() if next_ and self._has_room(lane)]
             if times:
                 before_s = self._clock.now_s
                 self._clock.jump_to(min(min(times), self._limits.duration_s or float("inf")))
                 self.stalled_s += self._clock.now_s - before_s if self._open else 0.0
-                messages = self._due()
+                messages = self._arrived()
             elif self._open:
                 raise Stuck(
                     f"at {self._clock.now_s:.3f} s the engine has {len(self._open)} requests and plans nothing; the "
@@ -97,23 +105,27 @@ class Feed:
         return messages
 
     def send(self, events: Sequence[LoopEvent]) -> None:
-        """Hear of requests that ended."""
+        """Record the requests that have finished."""
         for event in finished_among(events):
             self._finished(event)
 
     def end(self) -> Progress:
-        """The load is over; where things stand. A chat that still runs counts if its first token is late already: the
-        slowest must not go unseen because the end came before theirs."""
+        """Record the unfinished requests and return the final progress.
+
+        An unfinished chat counts for attainment if its first token is already late. Otherwise the slowest chats would
+        not count, merely because the simulation ended before they did.
+        """
         now_s = self._clock.now_s
         for request in self._open.values():
+            is_late = False
             if request.lane is Lane.RT and request.arrival_s >= self._limits.warmup_s:
                 first_s = now_s if request.first_token_s is None else request.first_token_s
-                self.outcomes[Lane.RT].num_counted += first_s - request.arrival_s > request.slo.ttft_s
-            self.outcomes[request.lane].num_unfinished += 1
+                is_late = first_s - request.arrival_s > request.slo.ttft_s
+            self.outcomes[request.lane].record_unfinished(is_late=is_late)
         return self.progress()
 
     def progress(self) -> Progress:
-        """Where things stand."""
+        """Return the totals so far."""
         output_tokens = {lane: s.output_tokens for lane, s in self.outcomes.items()}
         served_tokens = {lane: s.prompt_tokens + s.output_tokens for lane, s in self.outcomes.items()}
         for request in self._open.values():
@@ -127,7 +139,7 @@ class Feed:
     def _has_room(self, lane: Lane) -> bool:
         return lane is Lane.RT or self._num_open[Lane.BE] < self._limits.be_in_flight
 
-    def _due(self) -> list[Message]:
+    def _arrived(self) -> list[Message]:
         messages: list[Message] = []
         now_s = self._clock.now_s
         for lane in Lane:
@@ -147,15 +159,15 @@ class Feed:
             self._next = dict.fromkeys(Lane)
         if not any(self._next.values()):
             self.at_last_arrival = self.progress()
-        statistics = self.outcomes[lane]
-        statistics.num_arrived += 1
+        outcomes = self.outcomes[lane]
+        outcomes.num_arrived += 1
         is_rt = lane is Lane.RT
         if (
             is_rt
             and self._limits.max_open_rt is not None
             and self._num_open[lane] >= self._limits.max_open_rt
         ):
-            statistics.refuse(is_counted=arrival.arrival_s >= self._limits.warmup_s)
+            outcomes.record_rejected(is_counted=arrival.arrival_s >= self._limits.warmup_s)
             return []
         request = self._request(arrival)
         self._open[request.request_id] = request
@@ -174,7 +186,7 @@ class Feed:
             arrival.lane,
             prompt,
             self._sampling,
-            # BE's time starts when the engine takes it from the stream, as in `engine.lanes.pulled_item`.
+            # A BE request arrives when the engine takes it from the stream, as in `engine.lanes.pulled_item`.
             arrival_s=arrival.arrival_s if is_rt else self._clock.now_s,
             slo=(arrival.slo or self._default_slo) if is_rt else None,
             priority=arrival.priority,
@@ -185,6 +197,6 @@ class Feed:
         request = self._open.pop(event.request_id)
         del self.output_tokens[event.request_id]
         self._num_open[event.lane] -= 1
-        self.outcomes[event.lane].finish(
+        self.outcomes[event.lane].record_finished(
             event, self._clock.now_s, is_counted=request.arrival_s >= self._limits.warmup_s
         )

@@ -1,7 +1,8 @@
-"""How many engines a load needs: one fleet for both lanes, or one for each. Found by simulation.
+"""Fleet planning: searches, by simulation, for the number of engines that a load needs.
 
-For a fleet of n engines stands one that gets each n-th chat, bursts and all, and has a backlog of bulk: its attainment
-is the fleet's, and its bulk throughput an n-th. Which n is enough is searched for: more engines never do worse.
+Two fleets are compared: engines that serve both lanes, and separate engines for each lane. One simulated engine
+represents a fleet of n: it gets every n-th chat, with all bursts, and a backlog of bulk. Its attainment is that of the
+fleet, and its bulk throughput is 1/n of the fleet's. The search assumes that more engines are never worse.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ MEAN_DRAWS = 20_000
 
 
 class NoFleet(Exception):
-    """No number of engines is enough."""
+    """No number of engines meets the demand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a fleet has to carry. `be_tokens_per_s` are output tokens; `attainment` is the share of chats that must keep
-    both promises."""
+    """The load that a fleet has to serve.
+
+    `be_tokens_per_s` counts output tokens. `attainment` is the share of chats that must meet both targets of their SLO.
+    """
 
     rt: str
     rt_rate: float
@@ -40,7 +43,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a fleet of so many engines does, all together. None for a lane that it does not serve."""
+    """The results of a fleet of `num_engines` in total; None for a lane that it does not serve."""
 
     num_engines: int
     attainment: float | None
@@ -51,7 +54,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """`hybrid` engines serve both lanes; a split fleet has `rt_only` and `be_only` engines."""
+    """The smallest fleets: of `hybrid` engines for both lanes, and split into `rt_only` and `be_only` engines."""
 
     hybrid: Trial
     rt_only: Trial
@@ -63,25 +66,27 @@ class FleetPlan:
 
 
 def mean_output_tokens(workload: str, seed: int = 0) -> float:
-    """Of the outputs as they are drawn."""
+    """The mean output length of a workload, estimated from random draws."""
     draw, rng = find_workload(workload).output.draw, random.Random(seed)
     return sum(draw(rng) for _ in range(MEAN_DRAWS)) / MEAN_DRAWS
 
 
-def plan_fleet(setup: Setup, demand: Demand, heard: Callable[[str, Trial], None] | None = None) -> FleetPlan:
-    """`heard` is told of each trial. Raises NoFleet if no number of engines keeps enough promises."""
+def plan_fleet(
+    setup: Setup, demand: Demand, on_trial: Callable[[str, Trial], None] | None = None
+) -> FleetPlan:
+    """Find the smallest fleets. Calls `on_trial` after each trial. Raises NoFleet if no fleet meets the demand."""
 
     def trial(kind: str, num_engines: int) -> Trial:
         result = _trial(setup, demand, num_engines, has_rt=kind != "be only", has_be=kind != "rt only")
-        if heard is not None:
-            heard(kind, result)
+        if on_trial is not None:
+            on_trial(kind, result)
         return result
 
     be_alone = trial("be only", 1)
     assert be_alone.be_tokens_per_s is not None
     if be_alone.be_tokens_per_s <= 0:
         raise NoFleet(
-            f"an engine on {setup.device.name} finishes no bulk in {demand.duration_s:g} s; simulate longer"
+            f"an engine on {setup.device.name} finishes no bulk in {demand.duration_s:g} s; simulate a longer time"
         )
     num_be = max(1, -int(-demand.be_tokens_per_s // be_alone.be_tokens_per_s))
     be_only = dataclasses.replace(
@@ -93,7 +98,7 @@ def plan_fleet(setup: Setup, demand: Demand, heard: Callable[[str, Trial], None]
         return is_fast and (found.be_tokens_per_s is None or found.be_tokens_per_s >= demand.be_tokens_per_s)
 
     rt_only = _smallest(1, lambda n: trial("rt only", n), is_enough, demand)
-    # Both kinds of work on as many engines as the larger of them needs alone is the least that could do.
+    # A hybrid fleet needs at least as many engines as the lane that needs more of them alone.
     hybrid = _smallest(max(num_be, rt_only.num_engines), lambda n: trial("hybrid", n), is_enough, demand)
     return FleetPlan(hybrid, rt_only, be_only)
 
@@ -101,14 +106,14 @@ def plan_fleet(setup: Setup, demand: Demand, heard: Callable[[str, Trial], None]
 def _smallest(
     least: int, trial: Callable[[int], Trial], is_enough: Callable[[Trial], bool], demand: Demand
 ) -> Trial:
-    """The trial of the smallest fleet that is enough, of `least` engines or more."""
+    """Return the trial of the smallest sufficient fleet with at least `least` engines."""
     too_few, step, enough = least - 1, 1, trial(least)
     while not is_enough(enough):
-        # A chat that no other disturbs and that still comes late would come late in any fleet.
+        # A chat that is late even though no other runs beside it would be late in any fleet.
         if enough.attainment is None or enough.num_engines * 2 > MAX_ENGINES or _is_lonely(enough, demand):
             raise NoFleet(
-                f"{enough.num_engines} engines keep {enough.attainment or 0:.1%} of the promises, and more would not "
-                f"reach {demand.attainment:.1%}; allow a longer TTFT or TPOT, or take a faster device"
+                f"with {enough.num_engines} engines, {enough.attainment or 0:.1%} of the chats meet their SLO, and "
+                f"more would not reach {demand.attainment:.1%}; allow a longer TTFT or TPOT, or use a faster device"
             )
         too_few = enough.num_engines
         enough = trial(too_few + step)
@@ -123,7 +128,7 @@ def _smallest(
 
 
 def _is_lonely(trial: Trial, demand: Demand) -> bool:
-    """Whether an engine of this fleet gets so few chats that their number says nothing."""
+    """Whether an engine of this fleet gets so few chats that they hardly affect each other."""
     return demand.rt_rate / trial.num_engines * demand.duration_s < 10
 
 

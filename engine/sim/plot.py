@@ -1,4 +1,4 @@
-"""Replays side by side, as a picture."""
+"""A plot that compares the replays of several policies."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ BULK_POINTS = 48
 
 
 def require_matplotlib() -> None:
-    """Raises ImportError with what to do."""
+    """Raise ImportError, which says what to install, if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ImportError(
-            "a plot needs matplotlib, which is not installed; pip install 'bros-batch[benchmarks]'"
+            "a plot needs matplotlib, which is not installed; run pip install 'bros-batch[benchmarks]'"
         ) from None
 
 
 def plot(path: Path, replays: Mapping[str, Mapping[Lane, LaneOutcomes]], slo: SLO) -> None:
-    """Chats' latencies as cumulative shares, with the promise, and bulk's output tokens a second over time; a line for
-    each policy. Raises OSError, or ValueError for a suffix that names no format."""
+    """Plot the cumulative distribution of chat latencies, with the SLO, and the output rate of bulk over time.
+
+    Each policy is one line. Raises OSError, or ValueError if the suffix of `path` does not name an image format.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -38,8 +40,8 @@ def plot(path: Path, replays: Mapping[str, Mapping[Lane, LaneOutcomes]], slo: SL
             axes.plot(ordered, [(i + 1) / len(ordered) for i in range(len(ordered))], label=name)
         times, rates = lanes[Lane.BE].timeline.rates(BULK_POINTS)
         bulk.plot(times, rates, label=name)
-    for axes, title, promise_s in ((ttft, "TTFT", slo.ttft_s), (tpot, "TPOT", slo.tpot_s)):
-        axes.axvline(promise_s, color="black", linestyle=":", label="promised")
+    for axes, title, slo_s in ((ttft, "TTFT", slo.ttft_s), (tpot, "TPOT", slo.tpot_s)):
+        axes.axvline(slo_s, color="black", linestyle=":", label="SLO")
         axes.set(title=f"Chat: {title}", xlabel="seconds", ylabel="share of chats", xscale="log")
     bulk.set(title="Bulk", xlabel="virtual seconds", ylabel="output tokens/s", ylim=(0, None))
     for axes in (ttft, tpot, bulk):

@@ -1,4 +1,4 @@
-"""An engine on a virtual clock: the real loop, scheduler and KV bookkeeping, around a device that is only a formula."""
+"""Replays a load on a virtual clock: the real loop, scheduler and KV bookkeeping around a simulated device."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from engine.sim.trace_runner import TraceRunner
 from engine.sim.traces.arrival import Arrival
 
 BLOCK_SIZE = 16
-# Requests die by their reference counts; looking for cycles among them costs 6% of the time.
+# Reference counts suffice to free requests. Searching for reference cycles among them takes 6% of the time.
 GC_THRESHOLD = 100_000
-BE_PREFETCH = 32  # bulk held beside what runs, as `engine.config` has it
+BE_PREFETCH = 32  # the default of `EngineConfig.be_prefetch`
 NOTHING: Callable[[], Iterator[Arrival]] = lambda: iter(())  # noqa: E731  # a load without that lane
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One engine. The limits are those of the engine's configuration, and so is what they default to."""
+    """One engine: its device and the settings of its scheduler, with the defaults of `EngineConfig`."""
 
     device: Device
     policy: Policy = Policy.BROS
@@ -38,7 +38,7 @@ class Setup:
     seed: int = 0
 
     def scheduler(self) -> Scheduler:
-        """Baselines have no sharing of blocks, and nothing but computing it again for what was preempted."""
+        """Make the scheduler. The baselines do not share blocks, and recompute whatever was preempted."""
         device = self.device
         config = SchedulerConfig(
             max_num_seqs=device.max_num_seqs,
@@ -62,8 +62,11 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What arrives; both are called once a replay, and give arrivals in order of time. `most_output_tokens` bounds the
-    outputs; schedulers are told twice that."""
+    """The requests that arrive.
+
+    `rt` and `be` are called once per replay and return arrivals in order of time. No output is longer than
+    `most_output_tokens`; the `max_tokens` of all requests is twice that.
+    """
 
     rt: Callable[[], Iterator[Arrival]]
     be: Callable[[], Iterator[Arrival]]
@@ -72,7 +75,7 @@ class Load:
 
 
 class Replay:
-    """One load on one engine. `run` ends when the load does."""
+    """A replay of one load on one engine."""
 
     def __init__(self, setup: Setup, load: Load) -> None:
         device = setup.device
@@ -98,7 +101,7 @@ class Replay:
         self.loop = EngineLoop(self.scheduler, self.runner, self.feed.receive, self.feed.send, self.clock)
 
     def run(self) -> Report:
-        """Raises engine.sim.feed.Stuck if the engine stops with work left."""
+        """Run until the load ends. Raises engine.sim.feed.Stuck if the engine stops while it has work."""
         thresholds = gc.get_threshold()
         gc.set_threshold(GC_THRESHOLD)
         try:
@@ -109,5 +112,5 @@ class Replay:
 
 
 def replay(setup: Setup, load: Load) -> Report:
-    """One load on one engine, from beginning to end. Raises engine.sim.feed.Stuck."""
+    """Replay one load on one engine and return the report. Raises engine.sim.feed.Stuck."""
     return Replay(setup, load).run()

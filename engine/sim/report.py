@@ -1,4 +1,4 @@
-"""What a replay showed, as data."""
+"""The report of a replay: latencies, attainment of SLOs, throughput and preemptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.sim.outcomes import LaneOutcomes, percentile
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Percentiles in seconds; None of nothing."""
+    """Percentiles in seconds, or None if there are no values."""
 
     p50_s: float | None
     p90_s: float | None
@@ -29,8 +29,12 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class LaneReport:
-    """`attainment` is the share of RT requests that kept both promises, of those of which it is known: the refused, the
-    failed, and the unfinished whose first token is late, did not. Rates are those while the load lasted."""
+    """The results of one lane.
+
+    `attainment` is the share of RT requests that met both targets of their SLO, among those for which this is known. A
+    request that was rejected, failed, or is unfinished with a late first token did not. Rates are those during the
+    measured time.
+    """
 
     num_arrived: int
     num_rejected: int
@@ -49,10 +53,13 @@ class LaneReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`measured_s` is the virtual time that rates are over: from the end of the warm-up to the last arrival, or to the
-    end where most of the time came after that. `tokens_per_s` are prompt and output tokens served; what was computed
-    twice counts once. In `stalled_s` the engine had work and planned none. `cost_model_error_ratio` is the median of
-    the latest steps."""
+    """The results of a replay.
+
+    Rates are over `measured_s` of virtual time: from the end of the warm-up to the last arrival, or to the end if most
+    of the time came after the last arrival. `tokens_per_s` counts prompt and output tokens that were served; those
+    computed twice count once. During `stalled_s` the engine had work but planned none. `cost_model_error_ratio` is the
+    median over the latest steps.
+    """
 
     policy: Policy
     virtual_s: float
@@ -68,14 +75,14 @@ class Report:
     cost_model_error_ratio: float
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The report as plain data that JSON can encode."""
         return {**asdict(self), "policy": self.policy.value}
 
 
 def report_of(
     policy: Policy, scheduler: Scheduler, feed: Feed, metrics: EngineMetrics, now_s: float
 ) -> Report:
-    """After the loop has ended."""
+    """Make the report of a replay whose loop has ended."""
     last = feed.end()
     first = feed.at_start or last
     until = feed.at_last_arrival or last
@@ -100,21 +107,21 @@ def report_of(
     )
 
 
-def _lane_report(lane: Lane, statistics: LaneOutcomes, first: Progress, until: Progress) -> LaneReport:
+def _lane_report(lane: Lane, outcomes: LaneOutcomes, first: Progress, until: Progress) -> LaneReport:
     measured_s = until.time_s - first.time_s
-    counted = statistics.num_counted if lane is Lane.RT else 0
+    counted = outcomes.num_counted if lane is Lane.RT else 0
     return LaneReport(
-        num_arrived=statistics.num_arrived,
-        num_rejected=statistics.num_rejected,
-        num_succeeded=statistics.num_succeeded,
-        num_failed=statistics.num_finished[FinishReason.ERROR],
-        num_unfinished=statistics.num_unfinished,
-        prompt_tokens=statistics.prompt_tokens,
-        output_tokens=statistics.output_tokens,
-        ttft=Latency.of(statistics.ttft_s),
-        tpot=Latency.of(statistics.tpot_s),
-        e2e=Latency.of(statistics.e2e_s),
-        attainment=statistics.num_met / counted if counted else None,
+        num_arrived=outcomes.num_arrived,
+        num_rejected=outcomes.num_rejected,
+        num_succeeded=outcomes.num_succeeded,
+        num_failed=outcomes.num_finished[FinishReason.ERROR],
+        num_unfinished=outcomes.num_unfinished,
+        prompt_tokens=outcomes.prompt_tokens,
+        output_tokens=outcomes.output_tokens,
+        ttft=Latency.of(outcomes.ttft_s),
+        tpot=Latency.of(outcomes.tpot_s),
+        e2e=Latency.of(outcomes.e2e_s),
+        attainment=outcomes.num_met / counted if counted else None,
         requests_per_s=_per_s(until.num_finished[lane] - first.num_finished[lane], measured_s),
         output_tokens_per_s=_per_s(until.output_tokens[lane] - first.output_tokens[lane], measured_s),
     )

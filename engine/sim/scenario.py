@@ -1,4 +1,4 @@
-"""Setups and loads from plain values, as a person gives them. Raises ValueError with one sentence for bad ones."""
+"""Setups and loads made from plain values, such as command line options. Raises ValueError if a value is invalid."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_setup(
     noise: float = 0.05,
     seed: int = 0,
 ) -> Setup:
-    """An engine on a device of that name, or of those coefficients; limits that are not given are the device's."""
+    """Make the setup of an engine on `device`, which `parse_device` reads. Missing limits are those of the device."""
     found = parse_device(device)
     given = {
         "kv_tokens": kv_tokens,
@@ -45,13 +45,13 @@ def make_setup(
         raise ValueError(f"{found.kv_tokens} tokens of KV memory are less than one block of {BLOCK_SIZE}")
     if found.max_num_seqs < 2:
         raise ValueError(
-            "one sequence at once is too few: it takes a row of the fast lane's own, and one more"
+            "one sequence at a time is too few; there must be a row reserved for chat and at least one more"
         )
     return Setup(found, Policy(policy), SLO(ttft_s, tpot_s), be_share, noise=noise, seed=seed)
 
 
 def find_workload(name: str) -> Workload:
-    """By name."""
+    """Return the workload with this name."""
     if name in WORKLOADS:
         return WORKLOADS[name]
     near = difflib.get_close_matches(name, WORKLOADS, n=1)
@@ -68,7 +68,7 @@ def limits_for(
     duration_s: float | None = None,
     warmup_s: float = 0.0,
 ) -> Limits:
-    """As the engine's own lanes limit what is in hand."""
+    """Limits of a load. By default, as many BE requests are in flight as an engine would pull."""
     in_flight = setup.device.max_num_seqs + BE_PREFETCH if be_in_flight is None else be_in_flight
     return Limits(in_flight, max_open_rt, num_requests, duration_s, warmup_s)
 
@@ -83,16 +83,16 @@ def synthetic_load(
     seed: int,
     every: int = 1,
 ) -> Load:
-    """BE without a rate is a backlog without end. `every`: see `engine.sim.traces.synthetic.open_arrivals`."""
+    """Make a load from workloads. Without `be_rate`, bulk is an endless backlog. `every` is that of `open_arrivals`."""
     if limits.num_requests is None and limits.duration_s is None:
-        raise ValueError("a load that never ends; give a number of requests or a duration")
+        raise ValueError("this load never ends; give a number of requests or a duration")
     rt_source = be_source = NOTHING
     most = 1
     if rt is not None:
         workload = find_workload(rt)
         rate = workload.rate if rt_rate is None else rt_rate
         if rate is None:
-            raise ValueError(f"the trace of {rt} says nothing of rates; give one, in requests a second")
+            raise ValueError(f"the trace of {rt} has no rate; give one, in requests per second")
         rt_source = partial(open_arrivals, workload, Lane.RT, rate, seed, every)
         most = max(most, workload.output.most)
     if be is not None:
@@ -107,7 +107,7 @@ def synthetic_load(
 
 
 def trace_load(path: Path, setup: Setup, limits: Limits) -> tuple[Setup, Load]:
-    """The requests of a file; with prefixes in it, the engine looks for them. Raises OSError as well."""
+    """Make a load from a trace file. If it has prefixes, the setup enables the prefix cache. Also raises OSError."""
     facts = trace_file.examine(path)
     sources = {lane: partial(trace_file.arrivals, path, lane, setup.slo) for lane in Lane}
     setup = dataclasses.replace(setup, prefix_cache=facts.has_prefixes)

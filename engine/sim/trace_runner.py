@@ -1,4 +1,4 @@
-"""A runner for simulation: it knows how long each output will be and how long each step takes, and computes nothing."""
+"""The runner of a simulation: computes nothing, but knows how long each output is and how long each step takes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ TOKEN_ID = 7  # every output token
 
 
 class TraceRunner:
-    """`output_tokens` holds each open request's true output length by its id; nobody else looks at it before the end.
+    """Advances `clock` by the time of each step, and ends each request after its true number of output tokens.
 
-    A step takes what `cost` says, times lognormal noise with the coefficient of variation `noise`, on `clock`.
+    `output_tokens` maps the id of each open request to that number; the scheduler does not see it. The time of a step
+    is that of `cost`, times lognormal noise with the coefficient of variation `noise`.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class TraceRunner:
         self._output_tokens = output_tokens
         self._noise = noise
         self._rng = random.Random(f"{seed} noise")
-        # By row: how many tokens are computed when the last one is drawn.
+        # Per row: the number of computed tokens when the last one is sampled.
         self._ends = [0] * info.max_num_seqs
 
     @property
@@ -56,7 +57,7 @@ class TraceRunner:
         sampled: list[int] = []
         stopped: list[bool] = []
         for i, row in enumerate(plan.rows):
-            # A row ends when it has computed all but the last token.
+            # A request ends when all its tokens but the last are computed.
             stopped.append(starts[i] + counts[i] == ends[row])
             sampled.append(TOKEN_ID if samples[i] else -1)
         return StepResult(sampled, stopped)
@@ -74,7 +75,7 @@ class TraceRunner:
         if plan.copies_out or plan.restores:
             copied += sum(len(copy.host_slots) for copy in plan.copies_out)
             copied += sum(len(restore.host_slots) for restore in plan.restores)
-        return self._cost.of(tokens, rows, read, pairs, copied)
+        return self._cost.step_time_s(tokens, rows, read, pairs, copied)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing; there is nothing to release."""

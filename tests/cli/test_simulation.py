@@ -84,7 +84,7 @@ def test_a_plot_without_matplotlib(monkeypatch):
     [
         ((), "there is no load; use --rt, --be or --trace."),
         (("--rt", "azure-conv"), "did you mean azure-2023-conv?"),
-        (("--rt", "sharegpt-8k"), "says nothing of rates"),
+        (("--rt", "sharegpt-8k"), "has no rate"),
         (("--be", "cpu-mini", "--rt-rate", "2"), "--rt-rate needs a workload; use --rt too."),
         (("--be", "cpu-mini", "--trace", "t.jsonl"), "use either --trace, or --rt and --be."),
         (
@@ -93,7 +93,7 @@ def test_a_plot_without_matplotlib(monkeypatch):
         ),
         (("--trace", "/nonexistent.jsonl"), "/nonexistent.jsonl: No such file or directory."),
         (("--be", "cpu-mini", "--device", "tpu"), "there is no device 'tpu'"),
-        (("--be", "cpu-mini", "--device", "step_s=1,speed=3"), "'speed' is no coefficient"),
+        (("--be", "cpu-mini", "--device", "step_s=1,speed=3"), "'speed' is not a coefficient"),
         (("--be", "cpu-mini", "--kv-tokens", "8"), "less than one block"),
         (("--be", "cpu-mini", "--policy", "lifo"), "'lifo' is not one of"),
         (("--be", "cpu-mini", "--be-rate", "inf"), "inf is not a finite number"),

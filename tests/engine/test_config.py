@@ -1,4 +1,4 @@
-"""What an engine may be told, and what it is told back."""
+"""Engine configuration: which values are valid, and what the errors say."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def config(**settings) -> EngineConfig:
 
 
 @pytest.mark.parametrize("name", ["profile_s", "num_host_slots", "be_prefetch", "drain_grace_s"])
-def test_nothing_is_a_value_where_the_help_says_so(name):
+def test_some_values_may_be_zero(name):
     assert getattr(config(**{name: 0}), name) == 0
 
 
@@ -25,12 +25,12 @@ def test_nothing_is_a_value_where_the_help_says_so(name):
         ({"policy": "priority", "kv_preemption": "none"}, "use --kv-preemption whole"),
     ],
 )
-def test_values_that_cannot_be_are_refused_with_the_mend(settings, says):
+def test_invalid_values_are_rejected_and_the_error_says_what_to_do(settings, says):
     with pytest.raises(ValueError, match=says):
         config(**settings)
 
 
-def test_steps_are_larger_on_a_gpu_unless_said():
+def test_steps_are_larger_on_a_gpu_by_default():
     assert (config().max_rows(False), config().max_step_tokens(False)) == (64, 512)
     assert (config().max_rows(True), config().max_step_tokens(True)) == (256, 2048)
     assert (

@@ -1,4 +1,4 @@
-"""What an engine counts of its requests and steps."""
+"""Metrics of an engine: the counters of requests, steps and memory."""
 
 from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
 from engine.loop import Abort, Add, EngineLoop, QueryStats, StatsEvent, Stop
@@ -13,7 +13,7 @@ def finished(*, slo_met: bool | None = None, lane: Lane = Lane.RT) -> FinishedEv
     )  # fmt: skip
 
 
-def test_kept_promises_are_counted_in_all_and_of_the_latest():
+def test_attainment_is_counted_in_total_and_over_the_latest():
     metrics = EngineMetrics()
     metrics.observe_events([finished(slo_met=False)] * 100 + [finished(slo_met=None)])
     metrics.observe_events([finished(slo_met=True)] * (RECENT_REQUESTS - 50))
@@ -25,7 +25,7 @@ def test_kept_promises_are_counted_in_all_and_of_the_latest():
     assert metrics.lanes[Lane.BE].slo.snapshot() == {"met": 0, "missed": 0, "recent_ratio": None}
 
 
-def test_ends_are_counted_whatever_else_a_step_brings():
+def test_finished_requests_are_counted_among_other_events():
     metrics = EngineMetrics()
     tokens = [TokenEvent(f"r{i}", i, None) for i in range(5)]
     metrics.observe_events([*tokens, finished(), finished(lane=Lane.BE)])
@@ -35,13 +35,13 @@ def test_ends_are_counted_whatever_else_a_step_brings():
 
 
 def test_every_request_of_a_run_is_counted():
-    """Among them one that is aborted and one that is refused, whose ends come before the tokens of their step."""
+    """Including one that is aborted and one that is rejected, whose end comes before the tokens of the same step."""
     runner = simulated_runner()
     scheduler = scheduler_for(runner.info)
     requests = [request(lane=lane, max_tokens=5 + i) for i, lane in enumerate([Lane.RT, Lane.BE] * 20)]
     too_long = request(range(3, 400), lane=Lane.RT)
     mail = [[Add(each) for each in requests], [Abort(requests[-1].request_id), Add(too_long)]]
-    heard, now_s = [], 0.0
+    events, now_s = [], 0.0
 
     def receive(wait):
         if mail:
@@ -54,13 +54,13 @@ def test_every_request_of_a_run_is_counted():
         return now_s
 
     outlooks = []
-    EngineLoop(scheduler, runner, receive, heard.extend, clock, outlooks.append).run()
-    (stats,) = [event.values for event in heard if isinstance(event, StatsEvent)]
+    EngineLoop(scheduler, runner, receive, events.extend, clock, outlooks.append).run()
+    (stats,) = [event.values for event in events if isinstance(event, StatsEvent)]
     assert stats["lanes"]["rt"]["finished"] == {"length": 20, "error": 1}
     assert stats["lanes"]["be"]["finished"] == {"length": 19, "abort": 1}
     num_tokens = dict.fromkeys(Lane, 0)
     by_id = {each.request_id: each.lane for each in requests}
-    for event in heard:
+    for event in events:
         if isinstance(event, TokenEvent):
             num_tokens[by_id[event.request_id]] += 1
     for lane in Lane:
@@ -71,7 +71,7 @@ def test_every_request_of_a_run_is_counted():
     assert (outlooks[-1].num_requests, outlooks[-1].backlog_tokens, outlooks[-1].step_s) == (0, 0, 0.0)
 
 
-def test_memory_is_drawn_once_a_second():
+def test_the_memory_map_is_renewed_once_per_second():
     scheduler = scheduler_for(simulated_runner().info)
     metrics = EngineMetrics()
     first = metrics.memory(scheduler.kv, 10.0)

@@ -1,4 +1,4 @@
-"""How long prompts and outputs are: distributions of token counts."""
+"""Distributions of the lengths of prompts and outputs, in tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Lengths(Protocol):
-    """Token counts from 1 to `most`."""
+    """A distribution of token counts from 1 to `most`."""
 
     @property
     def most(self) -> int: ...
@@ -20,8 +20,10 @@ class Lengths(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """Given by its mean and coefficient of variation (standard deviation over mean), rounded and cut to
-    [`least`, `most`]."""
+    """A lognormal distribution, given by its mean and its coefficient of variation (standard deviation / mean).
+
+    Draws are rounded and clipped to [`least`, `most`].
+    """
 
     mean: float
     cv: float
@@ -42,7 +44,7 @@ class Lognormal:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Every whole number from `least` to `most`, equally likely."""
+    """A uniform distribution of the integers from `least` to `most`."""
 
     least: int
     most: int
@@ -51,15 +53,17 @@ class Uniform:
         return self.least + int(rng.random() * (self.most - self.least + 1))
 
 
-# Of the published figures; below the first of them the inverse CDF falls to one token.
+# The percentiles that are published. Below the first of them, the inverse CDF falls to one token.
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _SHARES = (0.0, *(p / 100 for p in PERCENTILES))
 
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """By inverse CDF, straight between the values at `PERCENTILES`. What a trace has beyond its 99th percentile is not
-    known: nothing longer than that is drawn."""
+    """A distribution given by its values at `PERCENTILES`, between which the inverse CDF is interpolated linearly.
+
+    The lengths beyond the 99th percentile are not known, so no longer ones are drawn.
+    """
 
     values: tuple[int, ...]
 

@@ -1,10 +1,10 @@
-"""A trace from a file of JSON lines: what really arrived, or what somebody expects to.
+"""Trace files: one request per line, as JSON.
 
     {"arrival_s": 0.25, "lane": "rt", "prompt_tokens": 400, "output_tokens": 60, "ttft_s": 0.5, "tpot_s": 0.1}
     {"arrival_s": 0.25, "lane": "be", "prompt_tokens": 900, "output_tokens": 80, "prefix": "a", "prefix_tokens": 512}
 
-Lines are in order of arrival. `ttft_s`, `tpot_s`, `priority`, `deadline_s` (since the start, like `arrival_s`) and
-`prefix`, with `prefix_tokens`, may be left out. A file is read line by line and never held as a whole.
+Lines are in order of arrival. `ttft_s`, `tpot_s`, `priority`, `deadline_s` (in seconds since the start, as `arrival_s`)
+and `prefix` with `prefix_tokens` are optional. A file is read line by line, so it may be larger than memory.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 
 class TraceError(ValueError):
-    """A line is wrong; the message names it."""
+    """A line is invalid; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceFacts:
-    """What has to be known of a trace before it is replayed."""
+    """What must be known about a trace before it is replayed."""
 
     num_requests: dict[Lane, int]
     most_output_tokens: int
@@ -54,7 +54,7 @@ class TraceFacts:
 
 
 def examine(path: Path) -> TraceFacts:
-    """Reads every line. Raises TraceError for the first wrong one and for an empty file, OSError for no file."""
+    """Read every line. Raises TraceError if one is invalid or there is none, and OSError if the file cannot be read."""
     counts = dict.fromkeys(Lane, 0)
     most, has_prefixes, last_s = 0, False, 0.0
     for number, line in _lines(path):
@@ -68,12 +68,12 @@ def examine(path: Path) -> TraceFacts:
         most = max(most, line.output_tokens)
         has_prefixes = has_prefixes or line.prefix is not None
     if not sum(counts.values()):
-        raise TraceError(f"{path}: there is no request in it")
+        raise TraceError(f"{path}: there is no request in this file")
     return TraceFacts(counts, most, has_prefixes)
 
 
 def arrivals(path: Path, lane: Lane, default_slo: SLO) -> Iterator[Arrival]:
-    """The trace's requests of a lane, in order. Raises TraceError."""
+    """Yield the requests of one lane in order. Raises TraceError."""
     for _, line in _lines(path):
         if line.lane != lane.value:
             continue
@@ -103,7 +103,7 @@ def _lines(path: Path) -> Iterator[tuple[int, _Line]]:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise TraceError(f"{path}, line {number}: {error}") from None
             if (line.prefix is None) != (line.prefix_tokens is None):
-                raise TraceError(f"{path}, line {number}: prefix and prefix_tokens go together")
+                raise TraceError(f"{path}, line {number}: prefix and prefix_tokens must be given together")
             if line.prefix_tokens is not None and line.prefix_tokens > line.prompt_tokens:
                 raise TraceError(
                     f"{path}, line {number}: its prefix of {line.prefix_tokens} tokens is longer than its prompt of "

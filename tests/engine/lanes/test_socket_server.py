@@ -116,7 +116,7 @@ async def test_too_many_open_requests_are_told_when_to_come_back(tmp_path):
 async def test_chats_that_would_wait_too_long_are_told_when_to_come_back(tmp_path):
     """A prompt takes 0.1 s; a fifth would take five times as long as one that is alone."""
     with running_engine(
-        tmp_path, refuses_late=True, simulated_token_s=0.001, max_num_batched_tokens=64
+        tmp_path, rejects_late=True, simulated_token_s=0.001, max_num_batched_tokens=64
     ) as engine:
         client = await EngineClient.connect(engine.url)
         one = Sampling(max_tokens=1)

@@ -1,4 +1,4 @@
-"""Small loads and engines for simulations."""
+"""Small engines and loads for simulations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def setup(policy: Policy = Policy.BROS, *, seed: int = 0, **device: int) -> Setu
 
 
 def load(limits: Limits, *, rt_rate: float = 0.0, has_be: bool = True, seed: int = 0) -> Load:
-    """Chats at that rate, and documents without end."""
+    """Chats at `rt_rate` per second, and an endless backlog of items."""
 
     def rt() -> Iterator[Arrival]:
         return open_arrivals(WORKLOADS["cpu-mini-chat"], Lane.RT, rt_rate, seed)
@@ -41,7 +41,7 @@ def load(limits: Limits, *, rt_rate: float = 0.0, has_be: bool = True, seed: int
 
 
 def fixed(arrivals: list[Arrival], limits: Limits) -> Load:
-    """These requests and no others."""
+    """A load of exactly these requests."""
     return Load(
         lambda: iter([a for a in arrivals if a.lane is Lane.RT]),
         lambda: iter([a for a in arrivals if a.lane is Lane.BE]),
@@ -51,7 +51,7 @@ def fixed(arrivals: list[Arrival], limits: Limits) -> Load:
 
 
 class CountedRunner:
-    """Around a replay's runner: computed tokens of each lane, by windows of virtual time."""
+    """Wraps the runner of a replay and counts the computed tokens per lane and window of virtual time."""
 
     def __init__(self, replay: Replay, window_s: float) -> None:
         self.tokens: dict[Lane, Counter[int]] = {lane: Counter() for lane in Lane}

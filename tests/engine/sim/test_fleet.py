@@ -1,4 +1,4 @@
-"""Fleets: the smallest that keeps its promises, hybrid and split."""
+"""Fleet planning: the smallest fleet that meets the demand, hybrid and split."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ DEMAND = Demand(
 
 def test_the_plan_is_the_smallest_that_is_enough():
     setup = make_setup("cpu-mini", ttft_s=0.5, tpot_s=0.1)
-    heard: list[tuple[str, int]] = []
-    found = plan_fleet(setup, DEMAND, lambda kind, trial: heard.append((kind, trial.num_engines)))
+    trials: list[tuple[str, int]] = []
+    found = plan_fleet(setup, DEMAND, lambda kind, trial: trials.append((kind, trial.num_engines)))
     for trial in (found.hybrid, found.rt_only):
         assert trial.attainment is not None and trial.attainment >= 0.95
     for trial in (found.hybrid, found.be_only):
         assert trial.be_tokens_per_s is not None and trial.be_tokens_per_s >= 400.0
     assert found.hybrid.num_engines <= found.num_split
-    assert len(set(heard)) == len(heard), "nothing is tried twice"
+    assert len(set(trials)) == len(trials), "no fleet is tried twice"
     smaller = fleet._trial(setup, DEMAND, found.hybrid.num_engines - 1, has_rt=True, has_be=True)
     assert smaller.attainment < 0.95 or smaller.be_tokens_per_s < 400.0
 
 
-def test_promises_that_nobody_can_keep():
+def test_an_slo_that_no_fleet_can_meet():
     setup = dataclasses.replace(make_setup("cpu-mini", ttft_s=0.5, tpot_s=0.1), slo=SLO(0.001, 0.1))
     with pytest.raises(NoFleet, match="allow a longer TTFT or TPOT"):
         plan_fleet(setup, DEMAND)

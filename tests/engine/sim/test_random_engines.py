@@ -1,4 +1,4 @@
-"""Small engines and loads of every shape: all requests end, no engine stops or goes in circles."""
+"""Random small engines and loads: every request ends, and no engine stops or works without progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_SEEDS = 60
 
 
 def run_to_end(setup: Setup, arrivals: list[Arrival], limits: Limits) -> Replay:
-    """Raises AssertionError if the engine works on and on and nothing ends."""
+    """Raise AssertionError if the engine keeps working and no request ends."""
     replay = Replay(setup, fixed(arrivals, limits))
     execute = replay.runner.execute
     since = {"steps": 0, "ended": 0}
@@ -30,7 +30,7 @@ def run_to_end(setup: Setup, arrivals: list[Arrival], limits: Limits) -> Replay:
         since["steps"] = 0 if ended > since["ended"] else since["steps"] + 1
         since["ended"] = ended
         assert since["steps"] < MOST_STEPS_WITHOUT_AN_END, (
-            f"it goes in circles; open are {replay.feed._open.values()}"
+            f"no request ends; open are {replay.feed._open.values()}"
         )
         if since["steps"] % 16 == 1:
             replay.scheduler.kv.host.check_integrity()
@@ -41,7 +41,7 @@ def run_to_end(setup: Setup, arrivals: list[Arrival], limits: Limits) -> Replay:
     def checked(now_s):
         plan = schedule(now_s)
         carried = (plan.row_starts, plan.restores, plan.copies_out)
-        assert not plan.is_empty or not any(carried), "the loop drops an empty plan, and this with it"
+        assert not plan.is_empty or not any(carried), "the loop drops an empty plan, and with it these"
         return plan
 
     replay.scheduler.schedule = checked  # type: ignore[method-assign]
@@ -86,7 +86,7 @@ def random_setup(rng: random.Random, seed: int) -> Setup:
 
 
 def random_arrivals(rng: random.Random, kv_tokens: int) -> list[Arrival]:
-    """No request needs more than half of the memory."""
+    """Random requests, none of which needs more than half of the memory."""
     arrivals, time_s, rate = [], 0.0, rng.choice([0.5, 5.0, 50.0])
     for _ in range(rng.randint(1, 80)):
         time_s += rng.expovariate(rate)
@@ -114,8 +114,8 @@ def test_every_request_ends(seed):
     run_to_end(setup, random_arrivals(rng, setup.device.kv_tokens), limits)
 
 
-# A request that lies in blocks it began to share holds more of them than its tokens need; where it needs all of memory
-# they never suffice, and it has to give up and compute again some of its own.
+# A request in blocks that it shared with others holds more blocks than its tokens need. If it needs all of the memory,
+# the blocks never suffice, and it has to give up some of its own tokens and compute them again.
 NEARLY_ALL_OF_MEMORY = {
     "both lanes take from each other": (
         {"kv_tokens": 64, "host_tokens": 256, "max_num_batched_tokens": 8},

@@ -1,4 +1,4 @@
-"""The engine on a virtual clock: nothing is lost, the same seed gives the same result, and who gets what."""
+"""The engine on a virtual clock: no request is lost, a seed determines the result, and each lane gets its due share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_time_passes_only_forwards():
         clock.advance(-0.1)
 
 
-def test_idle_time_is_jumped_over():
+def test_idle_time_is_skipped():
     arrivals = [Arrival(1000.0 * i, Lane.RT, 20, 3) for i in range(4)]
     found = replay(setup(), fixed(arrivals, Limits(be_in_flight=8)))
     assert found.rt.num_succeeded == 4
@@ -41,8 +41,8 @@ def test_a_step_takes_what_the_device_says():
     cost = StepCost(
         step_s=1.0, weights_s=10.0, token_s=0.1, row_s=0.01, context_s=1e-3, pair_s=1e-4, copied_s=1e-5
     )
-    assert cost.of(tokens=1, rows=1, read=100, pairs=100.0, copied=0) == pytest.approx(11.11)
-    assert cost.of(tokens=200, rows=2, read=100, pairs=10_000.0, copied=10) == pytest.approx(22.0201)
+    assert cost.step_time_s(tokens=1, rows=1, read=100, pairs=100.0, copied=0) == pytest.approx(11.11)
+    assert cost.step_time_s(tokens=200, rows=2, read=100, pairs=10_000.0, copied=10) == pytest.approx(22.0201)
     device = dataclasses.replace(DEVICES["cpu-mini"], cost=StepCost(step_s=0.01, token_s=0.001, pair_s=1e-6))
     engine = dataclasses.replace(setup(), device=device, noise=0.0)
     found = replay(engine, fixed([Arrival(0.0, Lane.RT, 10, 2)], Limits(be_in_flight=1)))
@@ -50,24 +50,24 @@ def test_a_step_takes_what_the_device_says():
     assert found.virtual_s == pytest.approx(0.02 + 0.011 + 66e-6)
 
 
-def test_presets_are_of_the_right_size():
+def test_presets_match_measurements_and_data_sheets():
     a100, h200 = DEVICES["a100-8b"].cost, DEVICES["h200-8b"].cost
-    single_ms = [1000 * cost.of(1, 1, 500, 500.0, 0) for cost in (a100, h200)]
+    single_ms = [1000 * cost.step_time_s(1, 1, 500, 500.0, 0) for cost in (a100, h200)]
     assert single_ms == pytest.approx([11.9, 6.2], abs=0.2)
     assert 400_000 < DEVICES["a100-8b"].kv_tokens < 450_000
     for rows, measured_ms in ((1, 10.7), (8, 16.6), (64, 74.0)):  # benchmarks/LOG.md
-        predicted_s = DEVICES["cpu-mini"].cost.of(rows, rows, 300 * rows, 300.0 * rows, 0)
+        predicted_s = DEVICES["cpu-mini"].cost.step_time_s(rows, rows, 300 * rows, 300.0 * rows, 0)
         assert predicted_s * 1000 == pytest.approx(measured_ms, rel=0.06)
 
 
-def test_devices_by_coefficients():
+def test_devices_are_parsed_from_coefficients():
     assert parse_device("cpu-mini") is DEVICES["cpu-mini"]
     assert parse_device("step_s=0.01,token_s=0.001").cost == StepCost(step_s=0.01, token_s=0.001)
     assert parse_device("h200-8b,step_s=0.5").cost == dataclasses.replace(DEVICES["h200-8b"].cost, step_s=0.5)
     for text, sentence in (
         ("gpu", "there is no device 'gpu'; there are cpu-mini"),
-        ("speed=1", "'speed' is no coefficient; there are step_s"),
-        ("step_s=fast", "no number of seconds"),
+        ("speed=1", "'speed' is not a coefficient; there are step_s"),
+        ("step_s=fast", "not a number of seconds"),
         ("step_s=-1", "zero or more"),
         ("step_s=0", "take no time"),
     ):
@@ -86,7 +86,7 @@ def test_same_seed_same_result(policy):
 
 
 class Ledger:
-    """Hears every event of a replay, before the replay itself does."""
+    """Records every event of a replay before the replay itself gets it."""
 
     def __init__(self, replay: Replay) -> None:
         self.tokens: Counter[str] = Counter()
@@ -126,14 +126,13 @@ def test_every_request_finishes_once_with_all_its_tokens(policy, kv_tokens):
     assert found.stalled_s == 0.0
 
 
-def test_bulk_that_gets_nothing_loses_nothing_to_no_preemption():
-    """Without chats nobody is preempted for them."""
+def test_bulk_alone_is_never_preempted():
     found = replay(setup(), load(Limits(be_in_flight=96, num_requests=300)))
     assert (found.preemptions, found.truncated_tokens) == (0, 0)
     assert found.rt.attainment is None
 
 
-def test_bros_keeps_more_promises_than_the_baselines():
+def test_bros_attains_the_slo_more_often_than_the_baselines():
     def run(policy):
         limits = Limits(be_in_flight=96, duration_s=50.0, warmup_s=10.0)
         return replay(setup(policy), load(limits, rt_rate=4.0))
@@ -144,20 +143,20 @@ def test_bros_keeps_more_promises_than_the_baselines():
     assert bros.be.output_tokens_per_s > 0.85 * priority.be.output_tokens_per_s
 
 
-def test_a_cost_model_that_learned_predicts_a_noisy_device():
+def test_the_learned_cost_model_predicts_a_noisy_device():
     found = replay(setup(), load(Limits(be_in_flight=96, num_requests=300), rt_rate=2.0))
     assert found.cost_model_error_ratio < 0.12  # the noise alone is 0.04
 
 
-def test_refused_chats_are_promises_broken():
+def test_rejected_chats_miss_their_slo():
     arrivals = [Arrival(0.0, Lane.RT, 20, 3) for _ in range(10)]
     found = replay(setup(), fixed(arrivals, Limits(be_in_flight=1, max_open_rt=4)))
     assert (found.rt.num_arrived, found.rt.num_rejected, found.rt.num_succeeded) == (10, 6, 4)
     assert found.rt.attainment == pytest.approx(0.4)
 
 
-def test_chats_that_still_wait_at_the_end_count_when_they_are_late():
-    """A hundred at once, of which few are done after three seconds: those few must not speak for all."""
+def test_unfinished_chats_count_if_they_are_late():
+    """Of a hundred chats at once, few finish in five seconds; those few must not stand for all."""
     arrivals = [Arrival(0.0, Lane.RT, 1500, 100) for _ in range(100)]
     found = replay(setup(), fixed(arrivals, Limits(be_in_flight=1, duration_s=5.0)))
     assert found.rt.num_unfinished > 90
@@ -179,7 +178,7 @@ def test_a_warm_up_does_not_count():
     assert found.measured_s < found.virtual_s - 10.0 + 1e-9
 
 
-def test_bulk_is_pulled_no_faster_than_there_is_room():
+def test_bulk_is_pulled_only_while_there_is_room():
     arrivals = [Arrival(0.1 * i, Lane.BE, 200, 30) for i in range(60)]
     run = Replay(setup(), fixed(arrivals, Limits(be_in_flight=5)))
     most = 0
@@ -195,14 +194,14 @@ def test_bulk_is_pulled_no_faster_than_there_is_room():
     assert most == 5
 
 
-def test_an_engine_that_stops_with_work_left_is_told_on():
+def test_an_engine_that_stops_with_work_left_is_reported():
     run = Replay(setup(), fixed([Arrival(0.0, Lane.BE, 20, 3)], Limits(be_in_flight=1)))
     run.scheduler._packer.pack = lambda batch: None
     with pytest.raises(Stuck, match="1 requests and plans nothing"):
         run.run()
 
 
-def test_prefixes_are_found_again():
+def test_known_prefixes_are_reused():
     arrivals = [Arrival(0.5 * i, Lane.BE, 300, 4, prefix="contract", prefix_tokens=256) for i in range(6)]
     engine = dataclasses.replace(setup(), prefix_cache=True)
     run = Replay(engine, fixed(arrivals, Limits(be_in_flight=1)))
@@ -210,7 +209,7 @@ def test_prefixes_are_found_again():
     assert run.scheduler.kv.prefix.num_hit_tokens == 5 * 256
 
 
-def test_requests_bring_their_own_promises():
+def test_requests_may_have_their_own_slo():
     arrivals = [Arrival(0.0, Lane.RT, 20, 3, slo=SLO(1e-6, 1.0)), Arrival(0.0, Lane.RT, 20, 3)]
     found = replay(setup(), fixed(arrivals, Limits(be_in_flight=1)))
     assert found.rt.attainment == pytest.approx(0.5)

@@ -217,7 +217,7 @@ def test_a_chat_that_would_wait_too_long_is_429_with_retry_after(
     tmp_path: Path, text_model: Path, stream: bool
 ) -> None:
     """Two dozen prompts of 0.2 s each at once, where the first token is due in 0.05 s."""
-    slow: dict[str, Any] = {"simulated_token_s": 0.001, "refuses_late": True}
+    slow: dict[str, Any] = {"simulated_token_s": 0.001, "rejects_late": True}
     with (
         running_engine(tmp_path, model=str(text_model), served_model_name=MODEL_NAME, **slow) as engine,
         serving(web_settings(tmp_path, text_model, engine_url=engine.url)) as web,

@@ -1,4 +1,4 @@
-"""Traces from files: what a line says arrives, and a wrong line is named."""
+"""Trace files: each line becomes an arrival, and an error names the invalid line."""
 
 from __future__ import annotations
 
@@ -56,17 +56,20 @@ def test_lines_become_arrivals(trace):
         ([RT.replace("ttft_s", "tftt_s")], r"line 1: .*unknown field `tftt_s`"),
         ([RT.replace("0.5", "-1")], r"line 1: Expected `float` >= 0.0"),
         ([RT, RT.replace("0.5", "0.25")], r"line 2: it arrives at 0.25 s, before the line above"),
-        ([BE.replace(', "prefix_tokens": 32', "")], r"line 1: prefix and prefix_tokens go together"),
+        (
+            [BE.replace(', "prefix_tokens": 32', "")],
+            r"line 1: prefix and prefix_tokens must be given together",
+        ),
         ([BE.replace("32", "41")], r"line 1: its prefix of 41 tokens is longer than its prompt of 40"),
-        (["", ""], r"there is no request in it"),
+        (["", ""], r"there is no request in this file"),
     ],
 )
-def test_a_wrong_line_is_named(trace, lines, sentence):
+def test_an_error_names_the_invalid_line(trace, lines, sentence):
     with pytest.raises(TraceError, match=sentence):
         trace_file.examine(trace(*lines))
 
 
-def test_bytes_that_are_no_text_are_a_wrong_line(tmp_path):
+def test_invalid_utf8_is_an_invalid_line(tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_bytes(RT.encode() + b'\n{"lane": "\xff"}\n')
     with pytest.raises(TraceError, match="line 2"):

@@ -1,4 +1,4 @@
-"""Drawn lengths and arrival times have the figures that are stated."""
+"""Synthetic traces: the drawn lengths and arrival times have the stated statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEANS = {  # prompts, outputs
 def test_drawn_lengths_have_the_stated_means(name):
     workload = WORKLOADS[name]
     drawn = list(itertools.islice(backlog(workload, Lane.BE, seed=1), 20_000))
-    # Straight lines between percentiles lie a little above a distribution that falls off.
+    # Linear interpolation between percentiles gives slightly longer lengths than a distribution that falls off.
     assert statistics.mean(a.prompt_tokens for a in drawn) == pytest.approx(MEANS[name][0], rel=0.08)
     assert statistics.mean(a.output_tokens for a in drawn) == pytest.approx(MEANS[name][1], rel=0.08)
     assert max(a.prompt_tokens for a in drawn) <= workload.prompt.most
@@ -46,7 +46,7 @@ def test_drawn_lengths_have_the_stated_percentiles(lengths):
     rng = random.Random(2)
     drawn = sorted(lengths.draw(rng) for _ in range(40_000))
     for percent, value in zip(PERCENTILES, lengths.values, strict=True):
-        # Where the density is low the value moves far for a little of a share: compare shares, then.
+        # Where the density is low, a small change of the share moves the value far, so compare shares instead.
         below = sum(length <= value for length in drawn) / len(drawn)
         assert percentile(drawn, percent) == pytest.approx(value, rel=0.05, abs=1) or below == pytest.approx(
             percent / 100, abs=0.01
@@ -61,7 +61,7 @@ def test_lognormal_and_uniform():
     assert {Uniform(4, 6).draw(rng) for _ in range(200)} == {4, 5, 6}
 
 
-def test_percentiles_that_fall_are_refused():
+def test_decreasing_percentiles_are_rejected():
     with pytest.raises(ValueError, match="at percentiles"):
         Percentiles((5, 4, 3, 2, 1, 1, 1, 1, 1))
 
@@ -79,7 +79,7 @@ def test_gamma_arrivals_have_rate_and_burstiness(cv):
     assert statistics.stdev(found) / statistics.mean(found) == pytest.approx(cv, rel=0.05)
 
 
-def test_on_off_arrivals_have_the_rate_and_silences():
+def test_on_off_arrivals_have_the_rate_and_the_pauses():
     found = gaps(OnOff(cv=1.0, on_share=0.25, cycle_s=40.0), 10.0, count=100_000)
     assert statistics.mean(found) == pytest.approx(0.1, rel=0.15)
     silent_s = sum(gap for gap in found if gap > 1.0)
