@@ -1,7 +1,7 @@
-"""What pyproject.toml cannot say: with BROS_COMPILE=1 the scheduler, the engine's loop and the simulator are compiled.
+"""Optional compilation: BROS_COMPILE=1 compiles the scheduler, the engine's loop and the simulator with mypyc.
 
-They are plain Python either way. Compiled by mypyc they take about half the time; that needs mypy, a C compiler and
-Python's headers. See CONTRIBUTING.md.
+All of them are plain Python, and run in about half the time when compiled. Compiling needs mypy, a C compiler and the
+Python headers. See CONTRIBUTING.md. All other build settings are in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FILES = ("engine/loop.py", "engine/metrics.py")
 
 
 def extensions() -> list[object]:
-    """None, unless asked for."""
+    """The extension modules to build; an empty list unless BROS_COMPILE=1."""
     if os.environ.get("BROS_COMPILE") != "1":
         return []
     from mypyc.build import mypycify

@@ -1,4 +1,4 @@
-"""The container files: every command in docker-compose.yml exists, with the options it is given."""
+"""The container files: every command in docker-compose.yml exists and accepts its options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from setuptools import find_packages
 
 from bros_batch.settings import Settings
 from cli.main import main
@@ -19,7 +20,7 @@ OURS = {name: service for name, service in COMPOSE["services"].items() if servic
 
 
 def parsed(command: click.Command, arguments: list[str], name: str, parent: click.Context | None) -> None:
-    """Parse as a real run would, down to the last subcommand; click raises UsageError on what it does not know."""
+    """Parse the arguments like a real run, down to the last subcommand; click raises UsageError if one is unknown."""
     context = command.make_context(name, list(arguments), parent=parent)
     if isinstance(command, click.Group):
         rest = [*context._protected_args, *context.args]
@@ -33,17 +34,17 @@ def test_each_service_runs_a_command_that_exists(name):
     parsed(main, OURS[name]["command"], "bros-batch", None)
 
 
-def test_the_engine_takes_its_options():
+def test_the_engine_accepts_its_options():
     config = parse_args(["--model", "m", *OURS["engine"]["command"][1:]])
     assert config.device == "cuda"
 
 
-def test_a_wrong_option_would_be_found():
+def test_an_unknown_option_is_detected():
     with pytest.raises(click.UsageError):
         parsed(main, ["worker", "--no-such-option"], "bros-batch", None)
 
 
-def test_all_services_are_there_and_watched():
+def test_all_services_exist_and_have_health_checks():
     assert set(COMPOSE["services"]) == {"postgres", "redis", "migrate", "worker", "beat", "engine", "web"}
     for name in ("postgres", "redis", "worker", "engine", "web"):
         assert "healthcheck" in COMPOSE["services"][name], name
@@ -57,23 +58,26 @@ def test_every_variable_is_a_setting():
     assert variables <= {f"BROS_{field.upper()}" for field in Settings.model_fields}
 
 
+def packaged() -> set[str]:
+    """The packages that an installation gets, as pyproject.toml selects them."""
+    find = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    return set(find_packages(str(ROOT), include=find["include"]))
+
+
 def test_the_image_holds_every_package():
     copied = {
         line.split()[1]
         for line in (ROOT / "Dockerfile").read_text().splitlines()
         if line.startswith("COPY") and "." not in line.split()[1]
     }
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert copied == {package.split(".")[0] for package in packages}
-    for package in packages:
-        assert (ROOT / package.replace(".", "/") / "__init__.py").exists(), package
+    assert copied == {package.split(".")[0] for package in packaged()}
 
 
-def test_every_package_of_ours_is_listed():
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+def test_every_package_of_ours_is_installed():
+    """A folder with modules but without an __init__.py would be left out."""
     found = {
         str(path.parent.relative_to(ROOT)).replace("/", ".")
         for top in ("engine", "bros_batch", "cli", "migrations")
         for path in (ROOT / top).rglob("*.py")
     }
-    assert found == set(packages)
+    assert found == packaged()
