@@ -21,7 +21,7 @@ from engine.kernels.layout import StepLayout
 from engine.kernels.reference.attention import attention
 from engine.runner.kv.memory import allocate_kv
 from engine.runner.model.attention import IMPLEMENTATION, PackedStep, attention_step
-from engine.runner.model.selfcheck import discover_layers
+from engine.runner.model.discovery import discover_layers
 
 DTYPES = {"bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
 

@@ -1,4 +1,4 @@
-"""The contract between the loop and whatever computes."""
+"""The contract between the engine's loop and the runners that compute its steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from engine.core.plan import StepPlan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class RunnerInfo:
-    """What a runner can hold. `num_blocks * block_size` slots of KV memory; `max_num_seqs` slot-table rows of
-    `max_model_len` positions each; `num_host_slots` slots of host memory for what preempted requests lose.
-    `computes_beside_host`: the host's processor is free while a step is computed. `max_num_batched_tokens`: of a
-    step."""
+    """The capacity of a runner, and what it runs.
+
+    It has `num_blocks * block_size` slots of KV memory, `max_num_seqs` slot-table rows of `max_model_len` positions
+    each, and `num_host_slots` slots of host memory for the tokens that preempted requests give up. A step computes at
+    most `max_num_batched_tokens` tokens. `computes_beside_host` says that the host's processor is free while a step is
+    computed.
+    """
 
     num_blocks: int
     block_size: int
@@ -27,25 +30,28 @@ class RunnerInfo:
     max_num_batched_tokens: int = 512
 
 
-class RunnerRestarted(Exception):
-    """The runner had to be started anew, and all that it held is gone: rows, K and V, copies on the host, and the steps
-    under way, whose results nobody gets. It holds as much as before, and takes plans as a new one does. Says why."""
-
-
 class UnsupportedModel(ValueError):
-    """The model cannot be served as configured. The message names it and says why, and what to do instead."""
+    """The model cannot be served as configured. The message names it, and says why and what to do instead."""
+
+
+class RunnerRestarted(Exception):
+    """The runner was restarted and has lost its rows, K and V, host copies, and the steps under way.
+
+    Nobody gets the results of those steps. The runner's capacity is what it was, and it takes plans like a new one. The
+    message says why it was restarted.
+    """
 
 
 class PendingStep(Protocol):
-    """A step under way."""
+    """A step that was launched and whose result has not been taken."""
 
     def result(self) -> StepResult:
-        """Waits for it. Once, and in the order in which steps were launched. Raises RunnerRestarted."""
+        """Waits for the step to end. Call it once per step, in launch order. Raises RunnerRestarted."""
 
 
 @dataclass(frozen=True, slots=True)
 class DoneStep:
-    """The `PendingStep` of a runner that computes before it returns."""
+    """The `PendingStep` of a runner that computes a step before `launch` returns."""
 
     _result: StepResult
 
@@ -54,17 +60,19 @@ class DoneStep:
 
 
 class ModelRunner(Protocol):
-    """Carries out plans, one after another, from one thread. Two steps may be under way: the second may be launched
-    before the first one's result is asked for."""
+    """Carries out plans one after another, called from one thread.
+
+    Two steps may be under way: the second may be launched before the result of the first is taken.
+    """
 
     @property
     def info(self) -> RunnerInfo: ...
 
     def launch(self, plan: StepPlan) -> PendingStep:
-        """Begins a step, after those begun before. The plan may be changed as soon as this returns."""
+        """Begins a step that follows all steps launched before. The caller may change the plan once this returns."""
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """`launch(plan).result()`"""
+        """The same as `launch(plan).result()`."""
 
     def close(self) -> None:
-        """Give back device memory and stop helper threads. The runner is not used again."""
+        """Releases device memory and stops helper threads. The runner must not be used afterwards."""

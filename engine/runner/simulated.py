@@ -1,8 +1,9 @@
-"""A runner that computes no model: its "KV memory" holds hashes, so a wrong slot or a lost token shows in the output.
+"""A runner without a model, whose KV memory holds hashes: a wrong slot or a lost token shows in the output.
 
-Slot contents are chained: the entry of position p is a hash of token p and of the entry of position p-1, which is read
-back through the slot table as attention would. The next token is a function of the last entry, so every output is a
-deterministic function of the prompt (`continuation`), whatever was scheduled, preempted or moved beside it.
+The slots of a sequence form a hash chain. The entry of position p is a hash of token p and of the entry of position
+p - 1, which is read back through the slot table as attention would read it. The next token is a function of the last
+entry, so every output is a deterministic function of the prompt (`continuation`), no matter how the scheduler mixes,
+preempts and moves requests.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from engine.runner.base import RunnerInfo
 
 _MASK = (1 << 61) - 1
 _SEED = 0x9E3779B97F4A7C15 & _MASK
-FIRST_TOKEN_ID = 3  # ids below are left for special tokens, as tokenizers have them
+FIRST_TOKEN_ID = 3  # lower ids are reserved for special tokens, as tokenizers reserve them
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedCost:
-    """What a step takes, in seconds: a constant, and so much a token and a row."""
+    """The duration of a step, in seconds: a constant, plus a time per token and a time per row."""
 
     step_s: float = 0.0
     token_s: float = 0.0
@@ -37,7 +38,7 @@ def _chain(entry: int, token_id: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedStep:
-    """A step under way; it is through when `wait` has waited for it."""
+    """A step that ends once `_wait` has waited for its duration."""
 
     _result: StepResult
     _cost_s: float
@@ -50,9 +51,12 @@ class SimulatedStep:
 
 
 class SimulatedRunner:
-    """`mean_output_tokens`: outputs end by themselves after a geometrically distributed number of tokens with that
-    mean, unless the request ignores end-of-sequence. `wait` is told how long each step takes (`time.sleep` in real
-    time, a virtual clock's advance in simulation)."""
+    """A `ModelRunner` that computes hashes in place of a model.
+
+    Outputs end after a geometrically distributed number of tokens with the mean `mean_output_tokens`, unless the
+    request ignores end-of-sequence. `wait` is called with the duration of each step: `time.sleep` in real time, or a
+    function that advances a virtual clock.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class SimulatedRunner:
         self._host_entries = [0] * info.num_host_slots
         self._row_slots: list[list[int]] = [[] for _ in range(info.max_num_seqs)]
         self._row_start: list[RowStart | None] = [None] * info.max_num_seqs
-        self._drawn = [-1] * info.max_num_seqs  # by row, in the last step that drew there
+        self._drawn = [-1] * info.max_num_seqs  # by row: the token that it drew last
 
     @property
     def info(self) -> RunnerInfo:
@@ -108,7 +112,7 @@ class SimulatedRunner:
 
     def _compute(self, row: int, start: int, token_ids: list[int], slots: list[int]) -> int:
         held = self._row_slots[row]
-        del held[start:]  # what a truncation took; a gap before `start` would be the core's mistake
+        del held[start:]  # truncated; a gap before `start` would be a mistake of the core
         assert len(held) == start, f"row {row} holds {len(held)} slots, the plan starts at {start}"
         entry = self._entries[held[-1]] if held else _SEED
         for token_id, slot in zip(token_ids, slots, strict=True):
@@ -124,7 +128,7 @@ class SimulatedRunner:
         return token_id, (ends or token_id in sampling.stop_token_ids) and num_output > sampling.min_tokens
 
     def continuation(self, prompt_token_ids: list[int], sampling: SamplingParams) -> list[int]:
-        """The output that a request with this prompt must get, computed alone."""
+        """Returns the output that a request with this prompt must get, computed by itself."""
         entry = _SEED
         for token_id in prompt_token_ids:
             entry = _chain(entry, token_id)

@@ -22,7 +22,8 @@ from engine.kernels.dispatch import attention_op
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
 from engine.runner.kv.host import HostKV
-from engine.runner.model.attention import LayerCache, PackedStep
+from engine.runner.kv.memory import LayerCache
+from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.ranks.pass_memory import PassMemory
 from engine.runner.sampling.rows import SamplingRows

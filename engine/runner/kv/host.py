@@ -1,16 +1,16 @@
-"""Host memory for the KV of preempted tokens: a bounded pool of slots that K and V are copied to and from.
+"""Host memory for the K and V of preempted tokens, and the asynchronous copies to and from it.
 
-A device slot's K and V lie in as many places as there are layers; a host slot is one row of bytes. Between the two
-stands a staging buffer on the device, gathered or scattered in one launch, so that what crosses the bus is long runs:
+The K and V of a device slot lie in as many places as there are layers; a host slot is one row of bytes. Between the two
+is a staging buffer on the device that is gathered or scattered in one launch, so that long runs cross the bus:
 
-    save       MAIN  ..wait(buffer) gather | slots may be overwritten from here on, nothing of MAIN waits any more
+    save       MAIN  ..wait(buffer) gather | slots may be overwritten from here on; MAIN no longer waits
                COPY                  wait(gather) buffer -> host rows |
     restore    COPY  ..wait(buffer) host rows -> buffer |
                MAIN                               wait(copy) scatter | slots may be read from here on
 
-A buffer remembers the event of its last use and nobody writes to it before that: the copy of the save that filled it,
-or the scatter of the restore that it served. Host rows need no events of their own. Only COPY touches them, in the
-order of the calls, so a restore follows the save of its rows, and a save into rows that a restore reads follows it.
+A buffer keeps the event of its last use, before which it is not written again: the copy of the save that filled it, or
+the scatter of the restore that it served. Host rows need no events. Only COPY touches them, in the order of the calls,
+so a restore follows the save of its rows, and a save into rows that a restore reads follows that restore.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ import numpy.typing as npt
 import torch
 
 from engine.kernels.dispatch import SlotCopier, slot_copier
-from engine.runner.model.attention import LayerCache
+from engine.runner.kv.memory import LayerCache
 from engine.runner.streams import Event, Stream, Streams, send
 
 SlotArray = npt.NDArray[np.int64]
 
-# Of one staging buffer. A bus of 25 to 55 GB/s takes 0.3 to 0.6 ms for it, several times what launching its copy takes.
+# The size of one staging buffer. A bus of 25 to 55 GB/s transfers it in 0.3 to 0.6 ms, several times as long as it
+# takes to launch the copy.
 BUFFER_BYTES = 16 << 20
-# Of each direction. MAIN stops for the bus only when it saves more than all buffers hold (1,000 tokens of an 8B model).
+# Staging buffers per direction. MAIN waits for the bus only when it saves more than all of them hold (1,000 tokens of
+# an 8B model).
 NUM_BUFFERS = 8
 
 
 class HostKV:
-    """`num_host_slots` slots of every layer's K and V beside the device's `caches`. On a CPU runner it is a real second
-    buffer too, so that a wrong slot shows as a wrong token there as it would on a GPU.
+    """Copies K and V of all layers between the device's `caches` and `num_host_slots` slots of host memory.
 
+    A CPU runner has a real second buffer too, so that a wrong slot shows there as a wrong token, as it does on a GPU.
     Calls take effect in the order in which they are made, as seen by the work that the caller gives to MAIN before and
-    after them. The host never waits for the device, but in `close`.
+    after them. The host waits for the device only in `close`.
     """
 
     def __init__(
@@ -54,9 +56,9 @@ class HostKV:
         buffer_bytes: int = BUFFER_BYTES,
         num_buffers: int = NUM_BUFFERS,
     ) -> None:
-        """Takes `num_host_slots * bytes_per_slot` of host memory, pinned where `device` is a GPU, and `staging_bytes`
-        of the device's. `copier` None is the fastest one for the device. Raises RuntimeError where the memory cannot
-        be had."""
+        """Allocates `num_host_slots * bytes_per_slot` bytes of host memory, pinned if `device` is a GPU, and
+        `staging_bytes` of device memory. `copier` None is the fastest one for the device. Raises RuntimeError if the
+        host memory cannot be pinned."""
         self.num_slots = num_host_slots
         self._device = device
         self._streams = streams
@@ -73,7 +75,7 @@ class HostKV:
 
     @torch.inference_mode()
     def save(self, device_slots: Sequence[int], host_slots: Sequence[int]) -> None:
-        """K and V of `device_slots[i]` go to `host_slots[i]`. Raises ValueError for a slot that is not there."""
+        """Copies K and V of `device_slots[i]` to `host_slots[i]`. Raises ValueError for a slot that does not exist."""
         if not self._check(device_slots, host_slots):
             return
         on_device, on_host = self._by_host_slot(device_slots, host_slots)
@@ -96,7 +98,7 @@ class HostKV:
 
     @torch.inference_mode()
     def restore(self, host_slots: Sequence[int], device_slots: Sequence[int]) -> None:
-        """K and V of `host_slots[i]` go to `device_slots[i]`. Raises ValueError for a slot that is not there."""
+        """Copies K and V of `host_slots[i]` to `device_slots[i]`. Raises ValueError for a slot that does not exist."""
         if not self._check(device_slots, host_slots):
             return
         on_device, on_host = self._by_host_slot(device_slots, host_slots)
@@ -118,7 +120,7 @@ class HostKV:
             buffer.last_use = streams.record(Stream.MAIN)
 
     def close(self) -> None:
-        """Waits for copies under way and gives the memory back. The object is not used again."""
+        """Waits for copies under way and releases the memory. The object must not be used afterwards."""
         if not self._is_open:
             return
         self._is_open = False
@@ -128,42 +130,42 @@ class HostKV:
         del self._memory, self._saving, self._restoring, self._copier
 
     def _check(self, device_slots: Sequence[int], host_slots: Sequence[int]) -> bool:
-        """Whether there is anything to do."""
+        """Whether there is anything to copy. Raises ValueError for slots that do not exist."""
         if len(device_slots) != len(host_slots):
             raise ValueError(f"{len(device_slots)} device slots for {len(host_slots)} host slots")
         if not host_slots:
             return False
         if not self.num_slots:
-            raise ValueError("this runner has no host KV memory: give it some with --num-host-slots")
+            raise ValueError("this runner has no host KV memory: set --num-host-slots")
         if not self._is_open:
             raise ValueError("this host KV memory is closed")
         if min(host_slots) < 0 or max(host_slots) >= self.num_slots:
-            raise ValueError(f"a host slot is outside of the {self.num_slots} there are")
+            raise ValueError(f"a host slot is outside of the {self.num_slots} slots of host memory")
         if min(device_slots) < 0 or max(device_slots) >= self._num_device_slots:
-            raise ValueError(f"a device slot is outside of the {self._num_device_slots} there are")
+            raise ValueError(f"a device slot is outside of the {self._num_device_slots} slots on the device")
         return True
 
     @staticmethod
     def _by_host_slot(device_slots: Sequence[int], host_slots: Sequence[int]) -> tuple[SlotArray, SlotArray]:
-        """The same pairs in the order of their host slots, for the longest runs of host memory: a pool hands slots out
-        in any order, often backwards."""
+        """The same pairs sorted by host slot, which gives the longest runs of host memory. A pool hands out slots in
+        any order, often backwards."""
         on_host = np.array(host_slots, dtype=np.int64)
         order = np.argsort(on_host, kind="stable")
         return np.array(device_slots, dtype=np.int64)[order], on_host[order]
 
 
 def staging_bytes(bytes_per_slot: int, num_host_slots: int) -> int:
-    """Device memory that a `HostKV` takes."""
+    """The device memory that a `HostKV` allocates."""
     return 2 * NUM_BUFFERS * _buffer_slots(bytes_per_slot, num_host_slots, BUFFER_BYTES) * bytes_per_slot
 
 
 def _buffer_slots(bytes_per_slot: int, num_host_slots: int, buffer_bytes: int) -> int:
-    """No buffer is longer than all there is to copy, and each holds at least one slot."""
+    """Slots per staging buffer: at least one, and no more than there are host slots."""
     return min(num_host_slots, max(1, buffer_bytes // bytes_per_slot))
 
 
 def _runs(host_slots: SlotArray) -> Iterator[tuple[slice, slice]]:
-    """(indices, slots) of each stretch of ascending consecutive slots: one copy each."""
+    """Yields (indices, slots) for each run of consecutive ascending slots; each run is one copy."""
     cuts = np.flatnonzero(np.diff(host_slots) != 1) + 1
     edges = [0, *cuts.tolist(), len(host_slots)]
     for first, end in pairwise(edges):
@@ -176,41 +178,44 @@ class _Buffer:
 
     def __init__(self, rows: torch.Tensor, last_use: Event) -> None:
         self.rows = rows  # [slots, bytes_per_slot] uint8, on the device
-        self.last_use = last_use  # until which its contents are needed
+        self.last_use = last_use  # its contents are needed until then
 
 
 class _Ring:
-    """Staging buffers of one direction, used in turn."""
+    """The staging buffers of one direction, used round-robin."""
 
     def __init__(
         self, num_buffers: int, num_slots: int, bytes_per_slot: int, device: torch.device, streams: Streams
     ) -> None:
         with streams.on(Stream.MAIN):
             rows = torch.empty((num_buffers, num_slots, bytes_per_slot), dtype=torch.uint8, device=device)
-        # Until then work of MAIN may still use what lay in this memory before.
+        # Until this event, work of MAIN may still use the former contents of this memory.
         free = streams.record(Stream.MAIN)
         self._buffers = [_Buffer(part, free) for part in rows]
         self._num_slots = num_slots
         self._next = 0
 
     def next(self) -> _Buffer:
-        """The buffer whose last use is the longest ago."""
+        """Returns the buffer that was used least recently."""
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % len(self._buffers)
         return buffer
 
     def pieces(self, total: int) -> Iterator[slice]:
-        """[0, total) in parts that fit a buffer."""
+        """Yields [0, total) in parts that fit into a buffer."""
         for first in range(0, total, self._num_slots):
             yield slice(first, min(first + self._num_slots, total))
 
 
 class _HostMemory:
-    """`rows` [num_slots, bytes_per_slot] uint8. The operating system's pages, pinned as they are for a GPU: torch's own
-    pinned memory comes in powers of two, and is kept when it is dropped."""
+    """Host memory `rows` [num_slots, bytes_per_slot] uint8, pinned for a GPU.
+
+    It registers pages of the operating system, since torch's own pinned memory comes in sizes that are powers of two
+    and is not returned when its tensors are dropped.
+    """
 
     def __init__(self, num_slots: int, bytes_per_slot: int, device: torch.device) -> None:
-        # numpy's zeros take pages as they are first written, not all at start (a CPU runner may never need them).
+        # numpy's zeros take a page only when it is first written: a CPU runner may never need most of them.
         self.rows = torch.from_numpy(np.zeros((num_slots, bytes_per_slot), dtype=np.uint8))
         self._runtime: Any = None
         if device.type == "cuda":
@@ -223,7 +228,7 @@ class _HostMemory:
                 )
 
     def close(self) -> None:
-        """No copy may be under way."""
+        """Releases the memory. No copy may be under way."""
         if self._runtime is not None:
             self._runtime.cudaHostUnregister(self.rows.data_ptr())
         del self.rows

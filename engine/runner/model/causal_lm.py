@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from engine.runner.model.attention import LayerShape, PackedStep, attention_step
+from engine.runner.kv.memory import LayerShape
+from engine.runner.model.attention import PackedStep, attention_step
 from engine.runner.model.decoder import Decoder
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from engine.kernels.cpu.attention import is_compiled_for
 from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
-from engine.runner.model.attention import LayerCache, LayerShape
+from engine.runner.kv.memory import LayerCache, LayerShape
 
 # Exactly these classes: a subclass may compute something else.
 _MODEL_CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)

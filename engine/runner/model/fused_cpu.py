@@ -1,9 +1,8 @@
-"""Decoders of the Llama kind run by our own kernels: which models are of that kind, and how a CPU computes them.
+"""Llama-like models on a CPU: two calls of compiled kernels per layer.
 
-On a CPU no module is called, no tensor is made an operation. (A GPU's decoder is in `fused_gpu`.)
-
-A layer is two calls: its attention, and all that follows (`engine.kernels.cpu.decoder`). The residual is float32
-throughout. In the last layer only the tokens whose logits are wanted go on after their K and V are stored.
+One call is the layer's attention, the other everything after it (`engine.kernels.cpu.decoder`). No module is called and
+no torch operation runs. The residual is float32 throughout. In the last layer, once the K and V of all tokens are
+stored, only the tokens whose logits are wanted are computed further.
 """
 
 from __future__ import annotations
@@ -17,10 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from engine.kernels.cpu import decoder as kernels
+from engine.kernels.cpu import multiply_bf16
 from engine.kernels.cpu.attention import attention_work, chunk_multiplier, plain
+from engine.kernels.cpu.layer import embed
+from engine.kernels.cpu.linear import padded
+from engine.kernels.cpu.scalars import use_threads
 from engine.kernels.layout import StepLayout
-from engine.runner.model.attention import LayerCache, LayerShape
-from engine.runner.model.linear_cpu import Packed, Weights, Workspace
+from engine.runner.kv.memory import LayerCache, LayerShape
+from engine.runner.model.linear_cpu import Packed, PackedWeights, Workspace
 from engine.runner.model.rotary import rotary_tables
 
 Array = npt.NDArray[Any]
@@ -30,7 +34,7 @@ _NO_NORM = np.empty(0, dtype=np.float32)
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The arguments of its two kernels that are the same in every step."""
+    """The arguments of a layer's two kernel calls that are the same in every step."""
 
     index: int
     # norm, epsilon, QKV, Q norm, K norm, scale, window
@@ -39,24 +43,16 @@ class _Layer:
 
 
 class CpuDecoder:
-    """Computes what the transformers model it was made of computes. Made by `fuse`; used from one thread."""
+    """Computes the same logits as the transformers model whose weights it takes. Used from one thread."""
 
     def __init__(self, model: Any, layers: Mapping[int, LayerShape], num_positions: int) -> None:
-        """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time."""
-        from engine.kernels.cpu import decoder as cpu_decoder
-        from engine.kernels.cpu import layer as cpu_layer
-        from engine.kernels.cpu import multiply_bf16 as cpu_narrow
-        from engine.kernels.cpu.linear import padded
-        from engine.kernels.cpu.scalars import use_threads
-
+        """Takes over the model's weights layer by layer, so that only one layer's weights exist twice at a time."""
         decoder, config = model.model, model.config
         head_size = layers[0].key_size
-        self._kernels = cpu_decoder
-        self._embed, self._use_threads = cpu_layer.embed, use_threads
         self._workspace = Workspace()
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        fits = all(linear.in_features % cpu_narrow.STEP == 0 for linear in linears)
-        self._is_narrow = model.dtype is torch.bfloat16 and fits and cpu_narrow.multiplier() is not None
+        fits = all(linear.in_features % multiply_bf16.STEP == 0 for linear in linears)
+        self._is_bf16 = model.dtype is torch.bfloat16 and fits and multiply_bf16.multiplier() is not None
         self._embedding = plain(decoder.embed_tokens.weight.detach())
         self._vocab_size = model.lm_head.weight.shape[0]
         self._num_kv_heads, self._head_size = config.num_key_value_heads, head_size
@@ -69,8 +65,8 @@ class CpuDecoder:
         self._final_norm = _norm(decoder.norm)
         self._layers = [self._take_layer(layer, layers) for layer in decoder.layers]
         self._caches: Mapping[int, LayerCache] = {}
-        self._planes: list[tuple[Any, ...]] = []  # of each layer: K and V of `_caches`
-        self._multiplier: Any = None  # for chunks of them
+        self._planes: list[tuple[Any, ...]] = []  # by layer: K and V of `_caches`
+        self._multiplier: Any = None  # for chunks, by the dtype of `_caches`
 
     def forward(
         self,
@@ -79,10 +75,10 @@ class CpuDecoder:
         layout: StepLayout,
         caches: Mapping[int, LayerCache],
         wanted: torch.Tensor,  # [n] int64, indices into T
-    ) -> torch.Tensor:  # [n, vocab_size], of memory that the next call may overwrite
-        """Logits at the wanted tokens of one packed step."""
+    ) -> torch.Tensor:  # [n, vocab_size], in memory that the next call may overwrite
+        """Returns the logits at the wanted tokens of one packed step."""
         num_tokens, size = len(token_ids), self._head_size
-        num_threads = self._use_threads(torch.get_num_threads())
+        num_threads = use_threads(torch.get_num_threads())
         residual = self._workspace.take("residual", num_tokens, self._width)
         normed = self._take_activations("normed", num_tokens, self._hidden_size)
         qkv = self._workspace.take("qkv", num_tokens, self._qkv_width)
@@ -98,9 +94,9 @@ class CpuDecoder:
         work = attention_work(layout, self._num_kv_heads, num_threads)
         step = (positions.numpy(), layout.slot_mapping.numpy())
         buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))
-        self._embed(self._embedding, token_ids.numpy(), residual)
+        embed(self._embedding, token_ids.numpy(), residual)
         for layer, (k, v) in zip(self._layers, self._planes, strict=True):
-            self._kernels.attention(
+            kernels.attention(
                 residual, *layer.attention, self._rotations, *step, k, v, self._multiplier, work, num_threads,
                 *buffers,
             )  # fmt: skip
@@ -110,18 +106,16 @@ class CpuDecoder:
                 attended = self._pick("picked attended", attended, picked)
                 normed, gated = normed[: len(picked)], gated[: len(picked)]
             if len(residual):
-                self._kernels.feed_forward(
-                    attended, residual, *layer.feed_forward, num_threads, normed, gated
-                )
+                kernels.feed_forward(attended, residual, *layer.feed_forward, num_threads, normed, gated)
         if not len(wanted):
             return torch.empty(0, self._vocab_size)
         logits = self._workspace.take("logits", len(residual), self._head.width)
-        self._kernels.head(residual, *self._final_norm, self._head.packed, num_threads, normed, logits)
+        kernels.head(residual, *self._final_norm, self._head.packed, num_threads, normed, logits)
         return torch.from_numpy(logits)[:, : self._vocab_size]
 
     def _take_activations(self, name: str, num_rows: int, width: int) -> Array:
-        """What products take."""
-        return self._workspace.take(name, num_rows, width, np.uint16 if self._is_narrow else np.float32)
+        """Returns a buffer for the input of a linear layer."""
+        return self._workspace.take(name, num_rows, width, np.uint16 if self._is_bf16 else np.float32)
 
     def _pick(self, name: str, rows: Array, picked: Array) -> Array:
         out = self._workspace.take(name, len(picked), rows.shape[1], rows.dtype)
@@ -150,16 +144,16 @@ class CpuDecoder:
             (output.packed, *_norm(layer.post_attention_layernorm), gate_up.packed, down.packed),
         )
 
-    def _take(self, linears: Sequence[nn.Linear], *, is_gate: bool = False) -> Weights:
+    def _take(self, linears: Sequence[nn.Linear], *, is_gate: bool = False) -> PackedWeights:
         weights: list[torch.Tensor] = [linear.weight for linear in linears]
         biases: list[torch.Tensor] = [linear.bias for linear in linears]
         bias = None if biases[0] is None else torch.cat(biases)
-        packed = Weights(weights, bias, is_narrow=self._is_narrow, is_gate=is_gate)
+        packed = PackedWeights(weights, bias, is_bf16=self._is_bf16, is_gate=is_gate)
         for linear in linears:
             linear.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         return packed
 
 
 def _norm(module: Any) -> tuple[Array, float]:
-    """Its weight in float32, and its epsilon."""
+    """The weight of a norm in float32, and its epsilon."""
     return module.weight.detach().float().numpy(), module.variance_epsilon

@@ -1,13 +1,13 @@
-"""Decoders of the Llama kind on a GPU: products by torch or our own kernel, all between them by Triton kernels.
+"""Llama-like models on a GPU: linear layers by cuBLAS or our own kernel, everything between them by Triton kernels.
 
 A layer is nine or ten launches:
 
-    residual += x; norm | QKV product | head norms, rotation, KV store | attention (one to three) | output product
-    residual += x; norm | gate and up product | activation | down product
+    residual += x; norm | QKV linear | head norms, rotation, KV store | attention (one to three) | output linear
+    residual += x; norm | gate and up linear | activation | down linear
 
-Numbers are kept and rounded as transformers' modules do, the residual too. In the last layer only the tokens whose
-logits are wanted go on after their K and V are stored. Nothing waits for the GPU, and what is launched depends on
-the numbers of tokens and rows alone, so that a CUDA graph can record it.
+Values, the residual included, are stored and rounded as transformers' modules do. In the last layer, once the K and V
+of all tokens are stored, only the tokens whose logits are wanted are computed further. Nothing waits for the GPU, and
+the launches depend on nothing but the numbers of tokens and rows, so that a CUDA graph can capture them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention import attend_stored
 from engine.kernels.triton.layer import add_rms_norm, rotate_and_store, silu_gated
-from engine.runner.model.attention import LayerCache, LayerShape
-from engine.runner.model.linear_gpu import Product, Weight, fastest
+from engine.runner.kv.memory import LayerCache, LayerShape
+from engine.runner.model.linear_gpu import LinearWeights, TunedLinear, tune_linear
 from engine.runner.model.rotary import rotary_tables
 
 
 class AttendStored(Protocol):
-    """See `engine.kernels.triton.attention.attend_stored`."""
+    """The signature of `engine.kernels.triton.attention.attend_stored`."""
 
     def __call__(
         self,
@@ -57,30 +57,30 @@ class _Norm:
 class _Layer:
     index: int
     attention_norm: _Norm
-    qkv: Weight
+    qkv: LinearWeights
     q_norm: torch.Tensor | None  # [D]
     k_norm: torch.Tensor | None  # [D]
     head_epsilon: float
     options: AttentionOptions
-    output: Weight
+    output: LinearWeights
     mlp_norm: _Norm
-    gate_up: Weight
-    down: Weight
+    gate_up: LinearWeights
+    down: LinearWeights
 
 
 @dataclass(frozen=True, slots=True)
-class _Products:
-    """How each kind of product is done."""
+class _Linears:
+    """The linear operation of each kind of layer."""
 
-    qkv: Product
-    output: Product
-    gate_up: Product
-    down: Product
-    head: Product
+    qkv: TunedLinear
+    output: TunedLinear
+    gate_up: TunedLinear
+    down: TunedLinear
+    head: TunedLinear
 
 
 class GpuDecoder:
-    """Computes what the transformers model it was made of computes. Made by `fuse`; used from one thread."""
+    """Computes the same logits as the transformers model whose weights it takes. Used from one thread."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class GpuDecoder:
         num_positions: int,
         *,
         attend: AttendStored = attend_stored,
-        choose: Callable[[Sequence[Weight]], Product] | None = None,
+        tune: Callable[[Sequence[LinearWeights]], TunedLinear] | None = None,
     ) -> None:
-        """Takes the model's weights over, layer by layer, so that only one layer's exist twice at a time.
+        """Takes over the model's weights layer by layer, so that only one layer's weights exist twice at a time.
 
-        `choose` says how the products with some weights of one shape are done: by default the faster way on a GPU, and
-        torch's elsewhere.
+        `tune` chooses the linear operation for layers whose weights have one shape. The default is `tune_linear` on a
+        GPU, and torch's product elsewhere.
         """
         decoder = model.model
         self._attend = attend
@@ -105,15 +105,15 @@ class GpuDecoder:
         self._norm = _Norm.of(decoder.norm)
         self._head = _take([model.lm_head])
         self._layers = [_take_layer(layer, layers) for layer in decoder.layers]
-        if choose is None:
-            choose = fastest if self._embedding.device.type == "cuda" else lambda weights: Product()
+        if tune is None:
+            tune = tune_linear if self._embedding.device.type == "cuda" else lambda _: TunedLinear()
         with torch.inference_mode():
-            self._products = _Products(
-                qkv=choose([layer.qkv for layer in self._layers]),
-                output=choose([layer.output for layer in self._layers]),
-                gate_up=choose([layer.gate_up for layer in self._layers]),
-                down=choose([layer.down for layer in self._layers]),
-                head=choose([self._head]),
+            self._linears = _Linears(
+                qkv=tune([layer.qkv for layer in self._layers]),
+                output=tune([layer.output for layer in self._layers]),
+                gate_up=tune([layer.gate_up for layer in self._layers]),
+                down=tune([layer.down for layer in self._layers]),
+                head=tune([self._head]),
             )
 
     @torch.inference_mode()
@@ -125,28 +125,28 @@ class GpuDecoder:
         caches: Mapping[int, LayerCache],
         wanted: torch.Tensor,  # [n] int64, indices into T
     ) -> torch.Tensor:  # [n, vocab_size], the model's dtype
-        """Logits at the wanted tokens of one packed step."""
+        """Returns the logits at the wanted tokens of one packed step."""
         num_tokens, num_wanted = len(token_ids), len(wanted)
         residual = F.embedding(token_ids, self._embedding)
-        x: torch.Tensor | None = None  # what the residual has yet to be given
+        x: torch.Tensor | None = None  # to be added to the residual
         for layer in self._layers:
             q = self._rotated(layer, x, residual, positions, layout, caches[layer.index])
             is_last = layer is self._layers[-1]
             if is_last and not num_wanted:
-                break  # its K and V are stored; nothing else is asked for
+                break  # its K and V are stored, and no logits are wanted
             attended = self._attended(layer, q, layout, caches[layer.index])
             if is_last and num_wanted < num_tokens:
                 residual, attended = residual.index_select(0, wanted), attended.index_select(0, wanted)
-            x = self._products.output(layer.output, attended)
-            gates = self._products.gate_up(layer.gate_up, _normed(x, residual, layer.mlp_norm))
+            x = self._linears.output(layer.output, attended)
+            gates = self._linears.gate_up(layer.gate_up, _normed(x, residual, layer.mlp_norm))
             activated = residual.new_empty(len(residual), gates.shape[-1] // 2)
             silu_gated(gates, activated)
-            x = self._products.down(layer.down, activated)
+            x = self._linears.down(layer.down, activated)
         if not num_wanted:
             return residual.new_empty(0, len(self._head.weight))
-        # As many wanted as there are tokens may still be others than 0, 1, 2, ...: a padded batch repeats some.
+        # Even if as many are wanted as there are tokens, they need not be 0, 1, 2, ...: a padded batch repeats some.
         picked = wanted if len(residual) == num_tokens else None
-        logits = self._products.head(self._head, _normed(x, residual, self._norm, picked))
+        logits = self._linears.head(self._head, _normed(x, residual, self._norm, picked))
         return logits if logits.dim() == 2 else logits.sum(0).to(residual.dtype)
 
     def _rotated(
@@ -158,10 +158,10 @@ class GpuDecoder:
         layout: StepLayout,
         cache: LayerCache,
     ) -> torch.Tensor:
-        """Q [T, Hq, D] turned to its positions; the layer's K and V are stored."""
+        """Stores the layer's K and V, and returns Q [T, Hq, D], rotated by its positions."""
         q = residual.new_empty(len(residual), self._num_heads, self._head_size)
         rotate_and_store(
-            self._products.qkv(layer.qkv, _normed(x, residual, layer.attention_norm)),
+            self._linears.qkv(layer.qkv, _normed(x, residual, layer.attention_norm)),
             positions,
             self._cos,
             self._sin,
@@ -186,7 +186,7 @@ class GpuDecoder:
 def _normed(
     x: torch.Tensor | None, residual: torch.Tensor, norm: _Norm, picked: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """residual += x, and the norm of it, of the picked tokens."""
+    """Adds x to the residual in place, and returns the norm of the sum, only of the picked tokens if there are any."""
     out = torch.empty_like(residual)
     add_rms_norm(x, residual, norm.weight, norm.epsilon, out, picked=picked)
     return out
@@ -211,12 +211,12 @@ def _take_layer(layer: Any, shapes: Mapping[int, LayerShape]) -> _Layer:
     )
 
 
-def _take(linears: Sequence[nn.Linear]) -> Weight:
-    """The layers' weights as one; the layers are left without."""
+def _take(linears: Sequence[nn.Linear]) -> LinearWeights:
+    """Stacks the weights of the layers, which lose theirs."""
     weights = [linear.weight.detach() for linear in linears]
     biases = [linear.bias for linear in linears]
     bias = None if biases[0] is None else torch.cat([part.detach() for part in biases])
-    taken = Weight(weights[0].contiguous() if len(weights) == 1 else torch.cat(weights), bias)
+    taken = LinearWeights(weights[0].contiguous() if len(weights) == 1 else torch.cat(weights), bias)
     for linear in linears:
         linear.weight = nn.Parameter(weights[0].new_empty(0), requires_grad=False)
     return taken

@@ -1,7 +1,7 @@
-"""The matrix products of a decoder whose layers run as our own kernels, with weights packed once, at load.
+"""Linear layers of the CPU decoder: their weights, packed once at load, and the buffers that steps compute in.
 
-Activations are float32, and sums too. Where a CPU has products of bfloat16, models in it compute those, at twice to
-eight times the rate.
+Activations and sums are float32. On a CPU with bfloat16 products, bfloat16 models use those, at two to eight times the
+rate.
 """
 
 from __future__ import annotations
@@ -13,53 +13,53 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.kernels.cpu import linear, linear_bf16, multiply_bf16
 from engine.kernels.cpu.attention import plain
 
 Array = npt.NDArray[Any]
-Packed = tuple[Any, ...]  # weights as `cpu_decoder.product` takes them
+Packed = tuple[Any, ...]  # weights in the form that `engine.kernels.cpu.decoder` takes
 
 
 class Workspace:
-    """Arrays that live from step to step: memory that a step touches anew costs page faults. Kernels that compute
-    `cpu_narrow.ROWS` rows at a time may read and write rows that are not asked for."""
+    """Arrays that are kept from step to step, since memory that a step touches for the first time costs page faults.
+
+    Each has room for a multiple of `multiply_bf16.ROWS` rows: kernels that compute that many rows at a time may read
+    and write rows beyond those that were requested.
+    """
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
 
     def take(self, name: str, num_rows: int, width: int, dtype: npt.DTypeLike = np.float32) -> Array:
-        """[num_rows, width] of any content."""
+        """Returns the array `name` [num_rows, width], with arbitrary contents."""
         array = self._arrays.get(name)
         if array is None or len(array) < num_rows or array.shape[1] != width:
-            from engine.kernels.cpu import multiply_bf16 as cpu_narrow
-
-            num_padded = -(-num_rows // cpu_narrow.ROWS) * cpu_narrow.ROWS
-            memory = cpu_narrow.aligned(num_padded * width * np.dtype(dtype).itemsize)
+            num_padded = -(-num_rows // multiply_bf16.ROWS) * multiply_bf16.ROWS
+            memory = multiply_bf16.aligned(num_padded * width * np.dtype(dtype).itemsize)
             array = self._arrays[name] = memory.view(dtype).reshape(num_padded, width)
         return array[:num_rows]
 
 
-class Weights:
-    """One or more weights [N, K] over the same input, packed."""
+class PackedWeights:
+    """The packed weights [N, K] of one or more linear layers that share their input."""
 
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
         bias: torch.Tensor | None,
         *,
-        is_narrow: bool,
+        is_bf16: bool,
         is_gate: bool = False,
     ) -> None:
-        """`is_narrow`: the input is bfloat16, as the weights are; K must be a multiple of `cpu_narrow.STEP`. `is_gate`:
-        a gate and its partner; otherwise the weights are one above the other."""
-        from engine.kernels.cpu import linear as cpu_linear
-        from engine.kernels.cpu import linear_bf16 as cpu_narrow_linear
-        from engine.kernels.cpu import multiply_bf16 as cpu_narrow
+        """Stacks the weights, or interleaves them if they are a gate and its partner (`is_gate`).
 
-        kernels = cpu_narrow_linear if is_narrow else cpu_linear
+        `is_bf16`: the weights and the input are bfloat16; K must be a multiple of `multiply_bf16.STEP`.
+        """
+        kernels = linear_bf16 if is_bf16 else linear
         arrays = [plain(weight.detach().contiguous()) for weight in weights]
         panels = kernels.interleave(*arrays) if is_gate else kernels.pack(np.concatenate(arrays))
-        self.width = panels.shape[0] * kernels.PANEL // (2 if is_gate else 1)  # columns that a product has
+        self.width = panels.shape[0] * kernels.PANEL // (2 if is_gate else 1)  # columns of the output
         bias_or_none = np.zeros(0 if bias is None else self.width, dtype=np.float32)
         if bias is not None:
             bias_or_none[: len(bias)] = bias.detach().float().numpy()
-        self.packed: Packed = (panels, bias_or_none, *([cpu_narrow.multiplier()] if is_narrow else []))
+        self.packed: Packed = (panels, bias_or_none, *([multiply_bf16.multiplier()] if is_bf16 else []))

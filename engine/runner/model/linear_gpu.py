@@ -1,8 +1,8 @@
-"""The matrix products of a decoder on a GPU: by torch, or by our own kernel where that is faster, as measured at load.
+"""Linear layers of the GPU decoder: cuBLAS or our own kernel, whichever is faster, as measured at load.
 
-torch's products are made for large batches. How well they do for a handful of tokens depends on the GPU, the
-library's version and the matrix; so both ways are tried for each kind of product and each number of tokens up to
-`MAX_TOKENS`, in steps of two, and the faster one is kept. It takes about a second, and once, to compile.
+torch's products are made for large batches. How fast they are for a few tokens depends on the GPU, the version of the
+library and the matrix. So both are measured for each kind of layer and each number of tokens up to `MAX_TOKENS`, in
+powers of two, and the faster one is kept. This takes about a second, and once more to compile.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Tiling, linear_few
 
 log = logging.getLogger("engine.model")
 
-# As many bytes of weights are read, from one layer after another, before one is read again: ten times what an H200's L2
-# cache holds (50 MiB), so that each is read from memory, as in a step.
+# This many bytes of weights are read, from one layer after another, before a weight is read again: ten times the size
+# of an H200's L2 cache (50 MiB), so that each weight comes from memory, as it does in a step.
 _MEASURED_BYTES = 512 * 2**20
 _NUM_MEASUREMENTS = 3
-# Ours must be this much faster than torch's: less is noise.
+# Our kernel must be this much faster than torch's; a smaller difference is noise.
 _CLEAR_GAIN = 0.97
 _TOKEN_COUNTS = tuple(1 << i for i in range(MAX_TOKENS.bit_length()))  # 1, 2, 4 ... MAX_TOKENS
 
@@ -33,40 +33,41 @@ Seconds = Callable[[Callable[[], None]], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
-    """One or more linear layers over the same input, one above the other."""
+class LinearWeights:
+    """The weights of one or more linear layers that share their input, stacked."""
 
     weight: torch.Tensor  # [N, K]
     bias: torch.Tensor | None  # [N]
 
 
-class Product:
-    """How one kind of product, such as every layer's output projection, is done for each number of tokens."""
+class TunedLinear:
+    """A linear operation that uses the fastest kernel for each number of tokens.
+
+    One of these serves all layers of a kind, such as every layer's output projection, whose weights have one shape.
+    """
 
     def __init__(self, tilings: Sequence[Tiling | None] = ()) -> None:
-        """`tilings[i]` is for up to 2 ** i tokens, None for torch's product; more tokens than all are torch's too."""
-        self._tilings = tuple(tilings)
+        """`tilings[i]` is for up to 2 ** i tokens; None means torch's product, which also takes all larger counts."""
+        self.tilings = tuple(tilings)
 
-    def __call__(self, weight: Weight, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, weights: LinearWeights, x: torch.Tensor) -> torch.Tensor:
         """x [T, K] @ weight.T + bias: [T, N] of x's dtype, or parts [S, T, N] in float32 that add up to it."""
         i = (len(x) - 1).bit_length()
-        tiling = self._tilings[i] if i < len(self._tilings) else None
-        return _multiply(weight, x, tiling)
-
-    @property
-    def tilings(self) -> tuple[Tiling | None, ...]:
-        return self._tilings
+        tiling = self.tilings[i] if i < len(self.tilings) else None
+        return _linear(weights, x, tiling)
 
 
-def fastest(weights: Sequence[Weight], seconds: Seconds | None = None) -> Product:
-    """The faster way for products with each of `weights`, which are of one shape. `seconds` times what it is given; by
-    default on the GPU."""
-    shape, dtype = weights[0].weight.shape, weights[0].weight.dtype
+def tune_linear(layers: Sequence[LinearWeights], seconds: Seconds | None = None) -> TunedLinear:
+    """Measures which kernels are fastest for `layers`, whose weights have one shape.
+
+    `seconds` returns how long the function takes that it is given; the default measures on the GPU.
+    """
+    shape, dtype = layers[0].weight.shape, layers[0].weight.dtype
     if dtype is torch.float32:
-        return Product()  # our kernel multiplies those without the matrix unit, to be exact
+        return TunedLinear()  # our kernel multiplies float32 without the matrix unit, to be exact
     measure = seconds if seconds is not None else _seconds_on_gpu
-    enough = max(1, -(-_MEASURED_BYTES // (weights[0].weight.numel() * dtype.itemsize)))
-    measured = weights[:enough]
+    num_measured = max(1, -(-_MEASURED_BYTES // (layers[0].weight.numel() * dtype.itemsize)))
+    measured = layers[:num_measured]
     tilings: list[Tiling | None] = []
     candidates: list[Tiling] = list(TILINGS)
     for count in _TOKEN_COUNTS:
@@ -80,32 +81,32 @@ def fastest(weights: Sequence[Weight], seconds: Seconds | None = None) -> Produc
         best = min(times, key=lambda tiling: times[tiling])
         tilings.append(best if times[best] < by_torch * _CLEAR_GAIN else None)
         log.debug("%s with %d tokens: torch %.3g s, ours %.3g s", tuple(shape), count, by_torch, times[best])
-        # What is far behind at a few tokens does not lead at more, and each is to be compiled.
+        # A tiling that is slow for a few tokens is not the fastest for more, and each has to be compiled.
         candidates = sorted(candidates, key=lambda tiling: times[tiling])[:2]
-    return Product(tilings)
+    return TunedLinear(tilings)
 
 
 def _seconds_if_it_fits(measure: Seconds, run: Callable[[], None]) -> float:
-    """Tilings are for the shared memory of an A100 or H100; a smaller GPU has no room for some."""
+    """The tilings are for the shared memory of an A100 or H100; on a smaller GPU some do not fit."""
     try:
         return measure(run)
     except OutOfResources:
         return math.inf
 
 
-def _run_all(weights: Sequence[Weight], x: torch.Tensor, tiling: Tiling | None) -> None:
-    for weight in weights:
-        _multiply(weight, x, tiling)
+def _run_all(layers: Sequence[LinearWeights], x: torch.Tensor, tiling: Tiling | None) -> None:
+    for weights in layers:
+        _linear(weights, x, tiling)
 
 
-def _multiply(weight: Weight, x: torch.Tensor, tiling: Tiling | None) -> torch.Tensor:
+def _linear(weights: LinearWeights, x: torch.Tensor, tiling: Tiling | None) -> torch.Tensor:
     if tiling is None:
-        return F.linear(x, weight.weight, weight.bias)
-    return linear_few(x, weight.weight, weight.bias, tiling, num_processors(x.device))
+        return F.linear(x, weights.weight, weights.bias)
+    return linear_few(x, weights.weight, weights.bias, tiling, num_processors(x.device))
 
 
 def _seconds_on_gpu(run: Callable[[], None]) -> float:
-    """The least of a few measurements, after one that is not counted: it compiles, and wakes the GPU's clocks."""
+    """The least of a few measurements, after one that does not count: it compiles, and raises the GPU's clock rate."""
     times: list[float] = []
     for _ in range(1 + _NUM_MEASUREMENTS):
         begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -25,9 +25,10 @@ from engine.runner.model.checkpoint import (
     resolve_dtype,
 )
 from engine.runner.model.decoder import can_fuse, fuse
+from engine.runner.model.discovery import discover_layers
 from engine.runner.model.host_sync import remove_host_syncs
 from engine.runner.model.linear_onednn import can_pack, pack_linears, unpack_linears
-from engine.runner.model.selfcheck import check_packed, discover_layers, own_logits
+from engine.runner.model.selfcheck import check_packed, own_logits
 from engine.runner.ranks.tensor_parallel import Ranks, split_among, why_not_splittable
 
 log = logging.getLogger("engine.model")

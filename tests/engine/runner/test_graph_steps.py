@@ -21,7 +21,7 @@ from engine.runner.graphs import CudaGraphs, DecodeGraphs, GraphBackend, GraphSi
 from engine.runner.kv.memory import allocate_kv
 from engine.runner.model.attention import IMPLEMENTATION, PackedStep
 from engine.runner.model.causal_lm import CausalLM
-from engine.runner.model.selfcheck import discover_layers
+from engine.runner.model.discovery import discover_layers
 from engine.runner.step_inputs import StepArrays, StepTensors
 from tests.engine.runner.fake_device import FakeGraphs
 from tests.engine.runner.test_graphs import (

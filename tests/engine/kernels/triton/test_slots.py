@@ -12,7 +12,7 @@ from engine.kernels.reference import slots as reference
 from engine.kernels.reference.slots import TorchSlotCopier
 from engine.kernels.triton import slots as triton_slots
 from engine.kernels.triton.slots import TritonSlotCopier
-from engine.runner.model.attention import LayerCache
+from engine.runner.kv.memory import LayerCache
 from tests.engine.kernels.steps import as_bits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,8 +10,7 @@ import torch
 
 from engine.core.terms import SamplingParams
 from engine.runner.kv.host import BUFFER_BYTES, NUM_BUFFERS, HostKV, staging_bytes
-from engine.runner.kv.memory import num_host_slots
-from engine.runner.model.attention import LayerCache
+from engine.runner.kv.memory import LayerCache, num_host_slots
 from engine.runner.streams import InOrder
 from tests.engine.runner.driver import Driver, load_runner
 from tests.factories_models import make_model

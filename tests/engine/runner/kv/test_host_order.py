@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.runner.kv.host import HostKV
-from engine.runner.model.attention import LayerCache
+from engine.runner.kv.memory import LayerCache
 from engine.runner.streams import CudaStreams, Event, Stream
 from tests.engine.runner.fake_device import FakeDevice, poison
 from tests.engine.runner.kv.test_host import CPU, make_caches

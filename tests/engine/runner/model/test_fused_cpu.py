@@ -16,7 +16,7 @@ from tests.factories_models import make_model
 
 pytest.importorskip("numba")
 
-from engine.kernels.cpu import multiply_bf16 as cpu_narrow
+from engine.kernels.cpu import multiply_bf16
 from engine.runner.model import fused_cpu
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3"]
@@ -87,9 +87,9 @@ def test_a_model_that_computes_otherwise_is_read_again(
 def test_products_of_bfloat16(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading compares them with the modules', and keeps those if they differ."""
     multiplier = multiplier_or_skip(name)
-    monkeypatch.setattr(cpu_narrow, "multiplier", lambda: multiplier)
+    monkeypatch.setattr(multiply_bf16, "multiplier", lambda: multiplier)
     path = make_model("qwen2", tmp_path, seed=1, hidden_size=64, intermediate_size=96)
     loaded = load_model(str(path), device="cpu", dtype="bfloat16")
     assert loaded.fused is not None
-    assert loaded.fused._is_narrow
+    assert loaded.fused._is_bf16
     assert len(greedy(path, dtype="bfloat16")) == 12

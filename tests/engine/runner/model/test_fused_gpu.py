@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
+from engine.runner.kv.memory import LayerCache, LayerShape
 from engine.runner.model import loading
-from engine.runner.model.attention import LayerCache, LayerShape
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.model.decoder import is_llama_like
 from engine.runner.model.loading import load_model
@@ -29,7 +29,7 @@ from triton.runtime.errors import OutOfResources
 
 from engine.kernels.triton.linear import TILINGS
 from engine.runner.model.fused_gpu import GpuDecoder
-from engine.runner.model.linear_gpu import Product, Weight
+from engine.runner.model.linear_gpu import LinearWeights, TunedLinear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
@@ -143,22 +143,22 @@ def test_16_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     Steps(path, dtype).check(0.1 if dtype is torch.bfloat16 else 0.015)
 
 
-def test_products_by_our_own_kernel(tmp_path: Path) -> None:
-    """All of them in parts, which whoever reads them adds up; Qwen2's have a bias too."""
+def test_linear_layers_by_our_own_kernel(tmp_path: Path) -> None:
+    """All of them return parts, which the next kernel adds up. Qwen2 has biases too."""
     path = make_model("qwen2", tmp_path, seed=1, **TINY | {"hidden_size": 512, "intermediate_size": 512})
-    steps = Steps(path, choose=lambda weights: Product([dataclasses.replace(TILINGS[0], columns=64)] * 3))
+    steps = Steps(path, tune=lambda _: TunedLinear([dataclasses.replace(TILINGS[0], columns=64)] * 3))
     shapes = []
-    products = steps.decoder._products
+    linears = steps.decoder._linears
     for name in ("qkv", "output", "gate_up", "down", "head"):
-        kind: Product = getattr(products, name)
+        kind: TunedLinear = getattr(linears, name)
 
-        def noted(weight: Weight, x: torch.Tensor, kind: Product = kind) -> torch.Tensor:
+        def noted(weight: LinearWeights, x: torch.Tensor, kind: TunedLinear = kind) -> torch.Tensor:
             out = kind(weight, x)
             shapes.append(out.shape)
             return out
 
-        products = dataclasses.replace(products, **{name: noted})
-    steps.decoder._products = products
+        linears = dataclasses.replace(linears, **{name: noted})
+    steps.decoder._linears = linears
     logits = steps.run([(ROW, 0, SEQUENCE[:3])], [2])
     steps.assert_same(logits[0], SEQUENCE[:3], 1e-4)
     assert any(len(shape) == 3 for shape in shapes)
