@@ -95,7 +95,7 @@ class EngineConfig:
     )
     kv_checkpoint: Literal["lazy", "none"] = _flag(
         "lazy",
-        "when to copy KV to host memory: before it is overwritten, also ahead of time, or never",
+        "when to copy KV to host memory: before it is overwritten, or never",
     )
     prefix_cache: bool = _flag(True, "reuse the KV of prompt prefixes that were computed before")
     be_share: float = _flag(0.05, "share of all tokens that bulk gets even if chat needs them")

@@ -1,4 +1,4 @@
-"""The BE lane over a real Redis, around the simulated runner."""
+"""The item puller with a real Redis and the simulated runner."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add(redis, item_id: int, prompt: list[int] | None = None, **fields) -> bytes
 
 
 def results(redis, count: int) -> dict[int, ItemResult]:
-    """The results by item, once there are `count`."""
+    """Wait for `count` results and return them by item id."""
 
     def read():
         entries = redis.xrange(protocol.RESULTS_KEY)
@@ -55,14 +55,14 @@ def results(redis, count: int) -> dict[int, ItemResult]:
 
 
 def read_as(redis, consumer: str, count: int) -> list[bytes]:
-    """Take entries as another engine would, which then says no more of them."""
+    """Take entries as an engine would that then goes silent."""
     redis.xgroup_create(KEY, protocol.ENGINE_GROUP, id="0", mkstream=True)
     redis.xreadgroup(protocol.ENGINE_GROUP, consumer, {KEY: ">"}, count=count)
     return [p["message_id"] for p in redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", count)]
 
 
 def num_pending(redis) -> int:
-    """Entries in the hands of engines; none before the first engine has made the group."""
+    """Number of entries that engines have claimed; 0 before the first engine has created the group."""
     try:
         return redis.xpending(KEY, protocol.ENGINE_GROUP)["pending"]
     except ResponseError:
@@ -74,7 +74,7 @@ def slow_runner(step_s: float) -> SimulatedRunner:
     return SimulatedRunner(info, cost=SimulatedCost(step_s=step_s), wait=time.sleep)
 
 
-def test_items_come_back_as_results_and_stay_until_recorded(tmp_path, server, redis):
+def test_items_get_results_and_stay_in_the_stream_until_recorded(tmp_path, server, redis):
     prompts = {i: list(range(3, 4 + i % 50)) for i in range(300)}
     entry_ids = {add(redis, i, prompt): i for i, prompt in prompts.items()}
     with running_engine(tmp_path, redis_url=server.url) as engine:
@@ -130,7 +130,7 @@ def test_entries_of_a_dead_engine_are_taken_over(tmp_path, server, redis):
         assert set(results(redis, 5)) == set(range(5))
 
 
-def test_an_engine_takes_up_its_own_earlier_work_at_once(tmp_path, server, redis):
+def test_an_engine_resumes_its_own_entries_at_once_after_a_restart(tmp_path, server, redis):
     for i in range(5):
         add(redis, i)
     read_as(redis, "engine-0", 5)
@@ -138,7 +138,7 @@ def test_an_engine_takes_up_its_own_earlier_work_at_once(tmp_path, server, redis
         assert set(results(redis, 5)) == set(range(5))
 
 
-def test_an_item_that_engines_keep_dying_of_is_given_up(tmp_path, server, redis):
+def test_an_item_on_which_engines_keep_dying_fails(tmp_path, server, redis):
     add(redis, 1)
     (entry_id,) = read_as(redis, "dead", 1)
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_an_item_that_engines_keep_dying_of_is_given_up(tmp_path, server, redis)
     assert "went away 3 times" in (answer.error_message or "")
 
 
-def test_what_a_draining_engine_gives_back_is_taken_at_once(tmp_path, server, redis):
+def test_entries_that_a_draining_engine_releases_are_taken_at_once(tmp_path, server, redis):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for i in range(3):
@@ -163,7 +163,7 @@ def test_what_a_draining_engine_gives_back_is_taken_at_once(tmp_path, server, re
         assert set(results(redis, 3)) == {0, 1, 2}
 
 
-def test_a_redis_that_comes_back_empty_is_pulled_from_again(tmp_path, server, redis):
+def test_pulling_continues_after_redis_restarts_empty(tmp_path, server, redis):
     with running_engine(tmp_path, redis_url=server.url):
         add(redis, 1)
         results(redis, 1)
@@ -173,7 +173,7 @@ def test_a_redis_that_comes_back_empty_is_pulled_from_again(tmp_path, server, re
             assert set(results(fresh, 1)) == {2}
 
 
-def test_a_cancelled_jobs_items_make_room(tmp_path, server, redis):
+def test_items_of_a_cancelled_job_end_and_make_room(tmp_path, server, redis):
     for i in range(4):
         add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
     with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url) as engine:
@@ -184,10 +184,10 @@ def test_a_cancelled_jobs_items_make_room(tmp_path, server, redis):
         wait_for(lambda: not engine.scheduler.has_work)
 
 
-def test_the_heartbeat_tells_of_the_engine(tmp_path, server, redis):
+def test_the_heartbeat_describes_the_engine(tmp_path, server, redis):
     with running_engine(tmp_path, redis_url=server.url):
         beat = msgspec.msgpack.decode(wait_for(lambda: redis.get(protocol.engine_key("engine-0"))))
         assert beat["model"] == "sim"
         assert beat["stats"]["kv_blocks"] > 0
         assert 0 < redis.ttl(protocol.engine_key("engine-0")) <= 15
-    assert redis.get(protocol.engine_key("engine-0")) is None, "an engine that left says so"
+    assert redis.get(protocol.engine_key("engine-0")) is None, "a drained engine removes its heartbeat"

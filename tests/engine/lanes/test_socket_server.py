@@ -1,4 +1,4 @@
-"""The RT lane over a real socket, around the simulated runner."""
+"""The socket server and its client over a real socket, with the simulated runner."""
 
 import asyncio
 import stat
@@ -42,7 +42,7 @@ async def collect(client, prompt, sampling=GREEDY, **options):
 
 
 def endless_runner() -> SimulatedRunner:
-    """Slow enough that a request of a hundred thousand tokens is still running whenever a test looks."""
+    """A runner so slow that a request of many thousand tokens outlasts every test."""
     return SimulatedRunner(
         runner_info(num_blocks=4000, block_size=16, max_model_len=60_000, max_num_seqs=8),
         cost=SimulatedCost(step_s=0.001),
@@ -51,7 +51,7 @@ def endless_runner() -> SimulatedRunner:
 
 
 class CertainRunner(SimulatedRunner):
-    """Says of each token how likely it was, in a way that tells them apart."""
+    """A runner that returns a different log-probability for each token."""
 
     def launch(self, plan):
         result = super().launch(plan).result()
@@ -82,7 +82,7 @@ async def test_many_requests_share_one_connection(tmp_path):
         await client.close()
 
 
-async def test_what_is_wrong_with_a_request_is_said_and_harms_no_other(tmp_path):
+async def test_an_invalid_request_is_rejected_with_the_reason(tmp_path):
     with running_engine(tmp_path, max_model_len=64) as engine:
         client = await EngineClient.connect(engine.url)
         cases = [
@@ -98,7 +98,7 @@ async def test_what_is_wrong_with_a_request_is_said_and_harms_no_other(tmp_path)
         await client.close()
 
 
-async def test_too_many_open_requests_are_told_when_to_come_back(tmp_path):
+async def test_requests_above_the_limit_are_rejected_with_a_retry_time(tmp_path):
     with running_engine(tmp_path, endless_runner(), max_waiting_rt=2) as engine:
         client = await EngineClient.connect(engine.url)
         forever = Sampling(max_tokens=50_000, ignore_eos=True)
@@ -113,38 +113,40 @@ async def test_too_many_open_requests_are_told_when_to_come_back(tmp_path):
         await client.close()
 
 
-async def test_chats_that_would_wait_too_long_are_told_when_to_come_back(tmp_path):
-    """A prompt takes 0.1 s; a fifth would take five times as long as one that is alone."""
+async def test_chats_that_would_wait_too_long_are_rejected_with_a_retry_time(tmp_path):
+    """A prompt takes 0.1 s, so the fifth of several at once takes five times as long as one alone."""
     with running_engine(
         tmp_path, rejects_late=True, simulated_token_s=0.001, max_num_batched_tokens=64
     ) as engine:
         client = await EngineClient.connect(engine.url)
         one = Sampling(max_tokens=1)
         slo = Slo(ttft_s=0.05, tpot_s=0.05)
-        for first in range(3, 7):  # it learns what a token costs; alone, a prompt of any length is let in
+        for first in range(
+            3, 7
+        ):  # the engine learns what a token costs; alone, a prompt of any length is admitted
             await collect(client, [first] * 300, one, slo=slo)
 
         async def ask(first):
             try:
                 await collect(client, [first] * 100, one, slo=slo)
-            except EngineRejected as refused:
-                return refused
+            except EngineRejected as rejection:
+                return rejection
             return None
 
         answers = await asyncio.gather(*(ask(10 + i) for i in range(60)))
-        refused = [each for each in answers if each is not None]
+        rejected = [each for each in answers if each is not None]
         assert answers[0] is None
-        assert 2 <= len(answers) - len(refused) <= 20
-        assert {each.code for each in refused} == {"overloaded"}
-        assert {each.retry_after_s for each in refused} == {1.0}
-        assert "try again in 1 s" in refused[0].message
-        assert (await client.stats())["rejected"]["overloaded"] == len(refused)
-        assert (await collect(client, [5] * 100, lane="be"))[0], "bulk is never refused"
+        assert 2 <= len(answers) - len(rejected) <= 20
+        assert {each.code for each in rejected} == {"overloaded"}
+        assert {each.retry_after_s for each in rejected} == {1.0}
+        assert "try again in 1 s" in rejected[0].message
+        assert (await client.stats())["rejected"]["overloaded"] == len(rejected)
+        assert (await collect(client, [5] * 100, lane="be"))[0], "bulk is never rejected for being late"
         assert await ask(3) is None, "the queue is empty again"
         await client.close()
 
 
-async def test_stats_show_memory_when_asked(tmp_path):
+async def test_stats_include_memory_on_request(tmp_path):
     with running_engine(tmp_path, endless_runner()) as engine:
         client = await EngineClient.connect(engine.url)
         assert "memory" not in await client.stats()
@@ -160,7 +162,7 @@ async def test_stats_show_memory_when_asked(tmp_path):
         await client.close()
 
 
-async def test_leaving_cancels_and_so_does_a_lost_connection(tmp_path):
+async def test_leaving_the_stream_or_losing_the_connection_cancels_the_request(tmp_path):
     with running_engine(tmp_path, endless_runner()) as engine:
         watcher = await EngineClient.connect(engine.url)
 
@@ -187,7 +189,7 @@ async def test_leaving_cancels_and_so_does_a_lost_connection(tmp_path):
 
 
 async def raw(url: str, *frames: bytes) -> list[object]:
-    """Send frames by hand; everything the engine says until it closes."""
+    """Send raw frames and return all messages until the engine closes the connection."""
     reader, writer = await asyncio.open_unix_connection(url.removeprefix("unix://"))
     writer.writelines(frames)
     said = []
@@ -222,8 +224,8 @@ async def test_malformed_frames_close_that_connection_only(tmp_path):
         await good.close()
 
 
-async def test_an_id_used_again_after_a_cancel_gets_only_its_own_tokens(tmp_path):
-    """Tokens of the cancelled request may still be on their way when the next one of that id comes in."""
+async def test_an_id_reused_after_a_cancel_gets_only_its_own_tokens(tmp_path):
+    """Tokens of the cancelled request may still be in transit when the next one with the same id arrives."""
     runner = endless_runner()
     endless, short = Sampling(max_tokens=50_000, ignore_eos=True), GREEDY
     with running_engine(tmp_path, runner) as engine:
@@ -265,7 +267,7 @@ async def test_tcp_needs_the_token(tmp_path):
         await client.close()
 
 
-async def test_the_socket_is_private_and_only_one_engine_has_it(tmp_path):
+async def test_the_socket_is_private_and_serves_one_engine(tmp_path):
     path = Path(tmp_path / "engine.sock")
     with running_engine(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -290,7 +292,7 @@ async def test_a_dead_engines_socket_file_is_replaced(tmp_path):
         await client.close()
 
 
-async def test_drain_finishes_rt_and_refuses_new(tmp_path):
+async def test_drain_finishes_open_requests_and_rejects_new_ones(tmp_path):
     with running_engine(tmp_path, endless_runner(), drain_grace_s=30.0) as engine:
         client = await EngineClient.connect(engine.url)
         stream = client.submit([5], Sampling(max_tokens=300, ignore_eos=True))
@@ -298,7 +300,7 @@ async def test_drain_finishes_rt_and_refuses_new(tmp_path):
         await anext(messages)
         engine.drain()
         with pytest.raises(EngineRejected, match="shutting down"):
-            while True:  # the engine may answer a few before it hears of the drain
+            while True:  # the engine may answer a few before it starts to drain
                 await collect(client, [6], Sampling(max_tokens=1))
         rest = [m async for m in messages]
         assert isinstance(rest[-1], Finished)
@@ -308,7 +310,7 @@ async def test_drain_finishes_rt_and_refuses_new(tmp_path):
         await EngineClient.connect(engine.url)
 
 
-async def test_be_requests_may_come_over_the_socket_too(tmp_path):
+async def test_the_socket_accepts_be_requests(tmp_path):
     with running_engine(tmp_path) as engine:
         client = await EngineClient.connect(engine.url)
         token_ids, _ = await collect(client, [5, 6], lane="be", priority=3)
@@ -319,7 +321,7 @@ async def test_be_requests_may_come_over_the_socket_too(tmp_path):
 
 @pytest.mark.parametrize(("interval_s", "num_messages"), [(0.0, 12), (1e9, 2)])
 async def test_tokens_of_bulk_are_sent_together(tmp_path, monkeypatch, interval_s, num_messages):
-    """The first at once, then those of an interval, and the rest with the end."""
+    """The first token is sent at once, the others together at each interval, and the rest with the end."""
     monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", interval_s)
     with running_engine(tmp_path, CertainRunner(runner_info())) as engine:
         client = await EngineClient.connect(engine.url)
@@ -335,8 +337,8 @@ async def test_tokens_of_bulk_are_sent_together(tmp_path, monkeypatch, interval_
         await client.close()
 
 
-async def test_held_tokens_of_bulk_go_out_beside_other_requests(tmp_path, monkeypatch):
-    """Bulk that is kept from going on gets what it has: any later step sends what is due, whoever computes in it."""
+async def test_held_bulk_tokens_are_sent_after_steps_of_other_requests(tmp_path, monkeypatch):
+    """Bulk that gets no further tokens still gets those it has: every later step sends what is held long enough."""
     monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", 1e9)
     with running_engine(tmp_path, endless_runner()) as engine:
         bulk, chat = [await EngineClient.connect(engine.url) for _ in range(2)]
