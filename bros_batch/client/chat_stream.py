@@ -1,4 +1,4 @@
-"""One streamed chat answer, and how fast it came."""
+"""A streamed chat answer and its timing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bros_batch.client.http_client import Client
 
 @dataclass(slots=True)
 class ChatAnswer:
-    """What was said. `ttft_s` is the wait for the first text, as the asker saw it; None if there was no text."""
+    """An answer. `ttft_s` is the time to the first text as the client measured it; None if there was no text."""
 
     text: str = ""
     ttft_s: float | None = None
@@ -21,6 +21,7 @@ class ChatAnswer:
     usage: dict[str, Any] = field(default_factory=dict)
 
     def stats(self) -> str:
+        """Return the timing in words, such as "first token after 12 ms, 50 tokens, 90 tokens/s"."""
         tokens = self.usage.get("completion_tokens") or 0
         parts = [f"first token after {1000 * (self.ttft_s or self.total_s):.0f} ms", f"{tokens} tokens"]
         if self.ttft_s is not None and tokens > 1 and self.total_s > self.ttft_s:
@@ -29,7 +30,7 @@ class ChatAnswer:
 
 
 def ask(client: Client, body: Mapping[str, Any], on_text: Callable[[str], None]) -> ChatAnswer:
-    """Send one chat request; `on_text` gets each piece of the answer as it comes."""
+    """Send a chat request, and pass each piece of the answer to `on_text` as it arrives."""
     answer = ChatAnswer()
     started_s = time.perf_counter()
     for chunk in client.stream_chat(body):

@@ -1,4 +1,4 @@
-"""A client of the HTTP API, as the command line and the demo use it. Programs of your own: use the `openai` package."""
+"""Client of the HTTP API for the command line and the demo. Other programs can use the `openai` package."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bros_batch.addresses import is_loopback
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 
 CONNECT_TIMEOUT_S = 10.0
-# The longest silence of a service that is alive: it hashes a large upload, or a chat waits for its turn.
+# A healthy service may be silent this long while it stores a large upload, or while a chat waits to be scheduled.
 READ_TIMEOUT_S = 300.0
-PAGE = 100
+PAGE_SIZE = 100
 
 Json = dict[str, Any]
 
 
 class ServiceUnreachable(Exception):
-    """No answer came: nothing listens, the name is unknown, the connection broke, or time ran out."""
+    """The service did not respond: nothing listens, the host is unknown, the connection broke, or the time ran out."""
 
 
 class ServiceError(Exception):
-    """The service answered with an error. `message` is its sentence; `code` its word for it, where it has one."""
+    """The service responded with an error. `message` is one sentence, `code` the error code if there is one."""
 
     def __init__(self, message: str, status: int, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class ServiceError(Exception):
 
 
 class Client:
-    """Requests to one service. Raises ServiceUnreachable and ServiceError, and nothing of httpx."""
+    """Sends requests to one service. Raises only ServiceUnreachable and ServiceError, never exceptions of httpx."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -48,7 +48,7 @@ class Client:
             base_url=self.url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            trust_env=not is_loopback(host),  # a proxy does not know this machine's loopback
+            trust_env=not is_loopback(host),  # a proxy cannot reach the loopback of this machine
         )
 
     def __enter__(self) -> Self:
@@ -66,7 +66,7 @@ class Client:
         return self._send("POST", path, json=body)
 
     def upload(self, name: str, source: IOBase) -> Json:
-        """Send a batch input file as it is read; memory does not grow with it. Returns the file object."""
+        """Upload a batch input file without holding it in memory, and return its file object."""
         file = (name, cast("IO[bytes]", source))
         return self._send("POST", "/v1/files", data={"purpose": "batch"}, files={"file": file})
 
@@ -74,10 +74,10 @@ class Client:
         return self.get(f"/v1/batches/{batch_id}")
 
     def batches(self, limit: int | None = None, **filters: Any) -> Iterator[Json]:
-        """Batches, newest first, page by page."""
+        """Yield batches, newest first; they are fetched page by page."""
         after = None
         while limit is None or limit > 0:
-            page = self.get("/v1/batches", after=after, limit=min(PAGE, limit or PAGE), **filters)
+            page = self.get("/v1/batches", after=after, limit=min(PAGE_SIZE, limit or PAGE_SIZE), **filters)
             yield from page["data"]
             if not page["has_more"]:
                 return
@@ -85,9 +85,9 @@ class Client:
             limit = None if limit is None else limit - len(page["data"])
 
     def find_batch(self, reference: str) -> Json:
-        """A batch by its id, by a prefix of the id that no other has (with or without `batch_`), or `last`.
+        """Return a batch by its id, by a unique prefix of its id (with or without `batch_`), or the newest for `last`.
 
-        Raises LookupError with a sentence where there is none, or more than one.
+        Raises LookupError, with a sentence for the user, if no batch matches or several do.
         """
         if reference == "last":
             newest = next(self.batches(1), None)
@@ -99,29 +99,31 @@ class Client:
             return self.batch(prefix)
         found = [batch for batch in self.batches() if batch["id"].startswith(prefix)]
         if not found:
-            raise LookupError(f"No job's id starts with {reference!r}; `bros-batch list` shows them.")
+            raise LookupError(f"No job id starts with {reference!r}. Run `bros-batch list` to see the jobs.")
         if len(found) > 1:
-            raise LookupError(f"{len(found)} jobs' ids start with {reference!r}; give more of it.")
+            raise LookupError(f"The ids of {len(found)} jobs start with {reference!r}. Enter more of the id.")
         return found[0]
 
     def served_model(self) -> str:
-        """The name of the model that the service has."""
+        """Return the name of the model that the service serves."""
         return str(self.get("/v1/models")["data"][0]["id"])
 
     def result_lines(self, batch_id: str, status: str) -> Iterator[bytes]:
-        """Lines of JSON, in input order, each with its newline: finished lines so far, also of a running job.
-        `status` is `succeeded` or `failed`."""
+        """Yield the lines of the output file so far, or of the error file, in input order and with their newlines.
+
+        `status` is `succeeded` for the output file and `failed` for the error file. The job may still be running.
+        """
         with self._stream("GET", f"/v1/batches/{batch_id}/results", params={"status": status}) as response:
             rest = b""
-            for chunk in response.iter_bytes():
-                *lines, rest = (rest + chunk).split(b"\n")
+            for data in response.iter_bytes():
+                *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     yield line + b"\n"
             if rest:
                 yield rest + b"\n"
 
     def stream_chat(self, body: Mapping[str, Any]) -> Iterator[Json]:
-        """Chunks of a streamed chat completion, the last with `usage`."""
+        """Yield the chunks of a streamed chat completion. The last one has `usage`."""
         options = {"stream": True, "stream_options": {"include_usage": True}}
         with self._stream("POST", CHAT_COMPLETIONS, json={**body, **options}) as response:
             for line in response.iter_lines():
@@ -134,7 +136,7 @@ class Client:
                 if "error" in chunk:
                     raise ServiceError(chunk["error"]["message"], 200, chunk["error"].get("code"))
                 yield chunk
-        raise ServiceUnreachable(f"The answer from {self.url} broke off.")
+        raise ServiceUnreachable(f"The response of {self.url} ended early.")
 
     def _send(self, method: str, path: str, **arguments: Any) -> Json:
         with self._translated():
@@ -143,7 +145,9 @@ class Client:
         try:
             answer: Json = response.json()
         except ValueError:
-            raise ServiceError(f"{self.url} is no bros-batch service: it answers no JSON.", 502) from None
+            raise ServiceError(
+                f"{self.url} is not a bros-batch service: the response is not JSON.", 502
+            ) from None
         return answer
 
     @contextmanager
@@ -161,13 +165,13 @@ class Client:
         except httpx.ConnectError as error:
             raise ServiceUnreachable(
                 f"Cannot reach bros-batch at {self.url} ({_reason(error)}); is `bros-batch up` running there? "
-                "BROS_URL or --url says where to look."
+                "Set another address with BROS_URL or --url."
             ) from error
         except httpx.TimeoutException as error:
-            raise ServiceUnreachable(f"bros-batch at {self.url} does not answer in time.") from error
+            raise ServiceUnreachable(f"bros-batch at {self.url} did not respond in time.") from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise ServiceUnreachable(
-                f"{self.url!r} is no URL; it should be like http://host:8000."
+                f"{self.url!r} is not a valid URL. Use the form http://host:8000."
             ) from error
         except httpx.TransportError as error:
             raise ServiceUnreachable(f"The connection to {self.url} broke: {_reason(error)}.") from error
@@ -180,16 +184,18 @@ class Client:
             raise ServiceError(error["message"], response.status_code, error.get("code"))
         except (ValueError, KeyError, TypeError):
             pass
-        if response.status_code in (502, 503, 504):  # a proxy's words: the service behind it is away
-            raise ServiceUnreachable(f"bros-batch at {self.url} is away (HTTP {response.status_code}).")
+        if response.status_code in (502, 503, 504):  # from a proxy whose service is down
+            raise ServiceUnreachable(
+                f"bros-batch at {self.url} is unavailable (HTTP {response.status_code})."
+            )
         raise ServiceError(
-            f"{response.request.method} {response.request.url.path} answered HTTP {response.status_code}.",
+            f"{response.request.method} {response.request.url.path} returned HTTP {response.status_code}.",
             response.status_code,
         )
 
 
 def _reason(error: Exception) -> str:
-    """The innermost cause in words, without `[Errno 111]`."""
+    """Return the innermost cause in words, without `[Errno 111]`."""
     cause: BaseException = error
     while cause.__cause__ is not None or cause.__context__ is not None:
         cause = cause.__cause__ or cause.__context__ or cause

@@ -19,7 +19,7 @@ from starlette.routing import Match, Route
 from bros_batch.request_error import RequestError
 from engine.wire.client import EngineGone, EngineRejected
 
-TYPES = {
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -52,7 +52,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        kind = ERROR_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
@@ -101,17 +101,17 @@ def internal_error() -> ApiError:
     return ApiError(500, message, code="internal_error")
 
 
-async def answer_api_error(_request: Request, error: Exception) -> Response:
+async def _answer_api_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
 
 
-async def answer_request_error(_request: Request, error: Exception) -> Response:
+async def _answer_request_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return ApiError(400, error.message, param=error.param, code=error.code).response()
 
 
-async def answer_http_exception(request: Request, error: Exception) -> Response:
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
     """Respond to the exceptions that Starlette itself raises: unknown path, method not allowed."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
@@ -126,7 +126,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).response()
 
 
-async def answer_validation_error(_request: Request, error: Exception) -> Response:
+async def _answer_validation_error(_request: Request, error: Exception) -> Response:
     """Respond to a URL parameter that is out of range or not one of the allowed values."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
@@ -148,8 +148,8 @@ def _sentence(text: str) -> str:
 
 
 EXCEPTION_HANDLERS = {
-    ApiError: answer_api_error,
-    RequestError: answer_request_error,
-    HTTPException: answer_http_exception,
-    RequestValidationError: answer_validation_error,
+    ApiError: _answer_api_error,
+    RequestError: _answer_request_error,
+    HTTPException: _answer_http_exception,
+    RequestValidationError: _answer_validation_error,
 }

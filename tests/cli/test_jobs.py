@@ -126,11 +126,13 @@ def test_jobs_are_found_by_prefix_and_by_last(cli, finished):
         assert cli.json("status", reference)["id"] == finished["id"]
     missing = cli.run("status", "zzz")
     assert missing.returncode == 1
-    assert missing.stderr == "bros-batch: No job's id starts with 'zzz'; `bros-batch list` shows them.\n"
+    assert (
+        missing.stderr == "bros-batch: No job id starts with 'zzz'. Run `bros-batch list` to see the jobs.\n"
+    )
     full = cli.run("status", "batch_" + "0" * 24)
     assert full.returncode == 1
     ambiguous = cli.run("status", "batch_")
-    assert "jobs' ids start with 'batch_'; give more of it" in ambiguous.stderr
+    assert "jobs start with 'batch_'. Enter more of the id." in ambiguous.stderr
 
 
 def test_list_is_a_table_or_json(cli, finished):

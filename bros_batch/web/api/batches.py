@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -12,8 +13,8 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from bros_batch.db import ended_items, engines, files, job_control, jobs
-from bros_batch.db.states import WITHOUT_RESULT, IllegalTransition, ItemStatus, JobStatus
+from bros_batch.db import ended_items, engines, files, jobs
+from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.jobs.tasks import dispatch
@@ -25,6 +26,7 @@ from bros_batch.web.api.batch_object import batch_object
 from bros_batch.web.api.durations import deadline_of, seconds_of
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import ApiError, JSONResponse, model_not_found, not_found
 from bros_batch.web.request_body import read_body
 
@@ -56,34 +58,33 @@ class BatchRequest(RequestPart):
 @router.post("")
 async def create_batch(request: Request) -> Response:
     state = app_state(request)
-    wanted = validate(BatchRequest, await read_body(request, state.settings.max_body_bytes))
+    body = validate(BatchRequest, await read_body(request, state.settings.max_body_bytes))
     now_s = time.time()
-    window_s = _parsed("completion_window", seconds_of, wanted.completion_window)
+    window_s = _parsed("completion_window", seconds_of, body.completion_window)
     deadline_at = None
-    if wanted.deadline is not None:
-        deadline = wanted.deadline
-        deadline_at = _parsed("deadline", lambda value: deadline_of(value, now_s), deadline)
-    model = _checked_defaults(wanted, state.settings.model_name)
+    if body.deadline is not None:
+        deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
+    model = _checked_defaults(body, state.settings.model_name)
 
     def query(connection: Connection) -> Job:
         _check_model(connection, state, model, now_s)
-        file = files.get_file(connection, wanted.input_file_id)
+        file = files.get_file(connection, body.input_file_id)
         if file is None:
-            raise not_found("file", wanted.input_file_id, "input_file_id")
+            raise not_found("file", body.input_file_id, "input_file_id")
         if file.purpose != "batch":
             message = f"The file '{file.id}' was not uploaded with the purpose 'batch'."
             raise ApiError(400, message, param="input_file_id", code="invalid_request")
         return jobs.create_job(
             connection,
             input_file_id=file.id,
-            endpoint=wanted.endpoint,
+            endpoint=body.endpoint,
             model=model,
-            name=wanted.name,
-            priority=wanted.priority,
-            defaults=wanted.defaults,
-            metadata=wanted.metadata,
+            name=body.name,
+            priority=body.priority,
+            defaults=body.defaults,
+            metadata=body.metadata,
             deadline_at=deadline_at,
-            completion_window=wanted.completion_window,
+            completion_window=body.completion_window,
             window_s=window_s,
             now_s=now_s,
         )
@@ -100,14 +101,14 @@ def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> fl
         raise ApiError(400, f"Invalid '{param}': it {error}.", param=param, code="invalid_request") from None
 
 
-def _checked_defaults(wanted: BatchRequest, served: str) -> str:
+def _checked_defaults(body: BatchRequest, served: str) -> str:
     """Return the job's model. Raises RequestError if a document with the job's defaults is not a valid request."""
-    defaults = wanted.defaults or {}
+    defaults = body.defaults or {}
     model = defaults.get("model") or served
     if not isinstance(model, str):
         raise RequestError("Invalid 'defaults.model': it must be a string.", "defaults.model")
     try:
-        job_requests(wanted.endpoint, model, DOCUMENT, defaults)
+        job_requests(body.endpoint, model, DOCUMENT, defaults)
     except RequestError as error:
         message = error.message.replace(f"'{error.param}'", f"'defaults.{error.param}'")
         raise RequestError(message, f"defaults.{error.param}", error.code) from None
@@ -165,38 +166,6 @@ async def retry_batch(request: Request, batch_id: str) -> Response:
     return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "retry")))
 
 
-Change = Literal["cancel", "pause", "resume", "retry"]
-CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
-    "cancel": job_control.cancel_job,
-    "pause": job_control.pause_job,
-    "resume": job_control.resume_job,
-    "retry": job_control.retry_job,
-}
-
-
-async def change_job(state: AppState, job_id: str, change: Change) -> Job:
-    """Change the status of a job, and start the task that continues with it.
-
-    Raises ApiError 404 for an unknown job, and 409 if its status does not allow the change.
-    """
-
-    def query(connection: Connection) -> Job:
-        try:
-            return CHANGES[change](connection, job_id)
-        except IllegalTransition as error:
-            message = f"Cannot {change} the batch '{job_id}': {error}."
-            raise ApiError(409, message, param="batch_id", code="illegal_transition") from None
-        except LookupError:
-            raise not_found("batch", job_id, "batch_id") from None
-
-    job = await state.write(query)
-    if change == "cancel":
-        await run_in_threadpool(dispatch, "finalize", job_id)
-    elif change in ("resume", "retry"):
-        await run_in_threadpool(dispatch, "prepare", job.model)
-    return job
-
-
 @router.get("/{batch_id}/results")
 async def stream_results(
     request: Request,
@@ -215,7 +184,7 @@ async def stream_results(
 
 async def _lines(state: AppState, job_id: str, status: str, after_line: int) -> AsyncIterator[str]:
     """Yield lines page by page, so that no transaction stays open while a slow client reads."""
-    wanted = (ItemStatus.SUCCEEDED,) if status == "succeeded" else tuple(WITHOUT_RESULT)
+    statuses = (ItemStatus.SUCCEEDED,) if status == "succeeded" else tuple(WITHOUT_RESULT)
 
     def line_of(item: ended_items.EndedItem) -> str:
         if status == "succeeded":
@@ -225,7 +194,7 @@ async def _lines(state: AppState, job_id: str, status: str, after_line: int) -> 
     while True:
 
         def query(connection: Connection, after_line: int = after_line) -> list[ended_items.EndedItem]:
-            return ended_items.ended_page(connection, job_id, after_line, ended_items.PAGE_ROWS, *wanted)
+            return ended_items.ended_page(connection, job_id, after_line, ended_items.PAGE_ROWS, *statuses)
 
         page = await state.read(query)
         if not page:

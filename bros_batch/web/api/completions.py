@@ -25,10 +25,10 @@ from bros_batch.openai_api.completion_response import (
 )
 from bros_batch.openai_api.endpoints import ENDPOINTS
 from bros_batch.web.api.event_stream import EventStream, event
-from bros_batch.web.api.generation import Generation, plan_generation
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import JSONResponse
+from bros_batch.web.generation import Generation, plan_generation
 from bros_batch.web.request_body import read_body
 
 

@@ -11,9 +11,9 @@ from nicegui import ui
 from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.request_error import RequestError
-from bros_batch.web.api.generation import plan_generation
 from bros_batch.web.dashboard.frame import Dashboard, frame
 from bros_batch.web.errors import ApiError
+from bros_batch.web.generation import plan_generation
 
 
 def chat_page(dashboard: Dashboard) -> None:

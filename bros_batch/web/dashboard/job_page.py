@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from bros_batch.db import ended_items, files, jobs
 from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT, JobStatus
 from bros_batch.db.tables import File, Job
-from bros_batch.web.api.batches import Change, change_job
+from bros_batch.web.change_job import Change, change_job
 from bros_batch.web.dashboard.fragments import (
     ago,
     badge,

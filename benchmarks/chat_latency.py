@@ -1,10 +1,10 @@
-"""How much time does the fast lane add to a chat? Socket alone and over HTTP, with a runner that costs nothing.
+"""Measures the latency that everything except the model adds to a chat: over the engine's socket, and over HTTP.
 
-    python -m benchmarks.fast_lane [--requests 500] [--out benchmarks/results]
+    python -m benchmarks.chat_latency [--requests 500] [--out benchmarks/results]
 
-Each request is greedy and asks for one token, one request at a time; the time is to the end of its answer. So what is
-measured is everything but the model. "added" is the client's time less the engine's own, which the engine reports as
-its time to first token.
+Requests run one at a time, are greedy, and ask for one token; their latency is the time to the end of the response. The
+engine has a simulated runner that takes no time. "added" is the latency that the client sees minus the time to first
+token that the engine reports.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main() -> None:
     result = asyncio.run(measure(arguments.requests + WARM_UP))
     for name, values in result.items():
         print(f"{name:12}", "  ".join(f"{key} {value:8.3f}" for key, value in values.items()))
-    print(write_result(arguments.out, "fast_lane", result))
+    print(write_result(arguments.out, "chat_latency", result))
 
 
 if __name__ == "__main__":

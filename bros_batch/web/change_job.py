@@ -1,0 +1,47 @@
+"""Changes of a job that users ask for through the API or the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+
+from bros_batch.db import job_control
+from bros_batch.db.states import IllegalTransition
+from bros_batch.db.tables import Job
+from bros_batch.jobs.tasks import dispatch
+from bros_batch.web.app_state import AppState
+from bros_batch.web.errors import ApiError, not_found
+
+Change = Literal["cancel", "pause", "resume", "retry"]
+CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
+    "cancel": job_control.cancel_job,
+    "pause": job_control.pause_job,
+    "resume": job_control.resume_job,
+    "retry": job_control.retry_job,
+}
+
+
+async def change_job(state: AppState, job_id: str, change: Change) -> Job:
+    """Change the status of a job, and start the task that continues with it.
+
+    Raises ApiError 404 for an unknown job, and 409 if its status does not allow the change.
+    """
+
+    def query(connection: Connection) -> Job:
+        try:
+            return CHANGES[change](connection, job_id)
+        except IllegalTransition as error:
+            message = f"Cannot {change} the batch '{job_id}': {error}."
+            raise ApiError(409, message, param="batch_id", code="illegal_transition") from None
+        except LookupError:
+            raise not_found("batch", job_id, "batch_id") from None
+
+    job = await state.write(query)
+    if change == "cancel":
+        await run_in_threadpool(dispatch, "finalize", job_id)
+    elif change in ("resume", "retry"):
+        await run_in_threadpool(dispatch, "prepare", job.model)
+    return job
