@@ -1,30 +1,13 @@
-"""Bodies: what is accepted, and that what is not is refused by the name of the field at fault."""
+"""Request bodies: accepted fields, and errors that name the field at fault."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, CompletionRequest, parse_body
-from bros_batch.openai_api.sampling import fitted_sampling, lane_of, sampling_of, slo_of
+from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.request_error import RequestError
-
-CHAT = "/v1/chat/completions"
-TEXT = "/v1/completions"
-
-
-def chat(**fields: object) -> ChatCompletionRequest:
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
-    request = parse_body(CHAT, json.dumps(body))
-    assert isinstance(request, ChatCompletionRequest)
-    return request
-
-
-def completion(**fields: object) -> CompletionRequest:
-    request = parse_body(TEXT, json.dumps({"model": "m", "prompt": "hi", **fields}))
-    assert isinstance(request, CompletionRequest)
-    return request
+from tests.bros_batch.openai_api.factories import CHAT, chat, completion
 
 
 @pytest.mark.parametrize(
@@ -66,7 +49,7 @@ def completion(**fields: object) -> CompletionRequest:
         ),
     ],
 )
-def test_refuses_by_name(fields: dict[str, object], param: str, said: str) -> None:
+def test_invalid_fields_are_named(fields: dict[str, object], param: str, said: str) -> None:
     with pytest.raises(RequestError) as caught:
         chat(**fields)
     assert caught.value.param == param
@@ -77,14 +60,14 @@ def test_refuses_by_name(fields: dict[str, object], param: str, said: str) -> No
 @pytest.mark.parametrize(
     "raw", ["", "{", "[]", "null", "5", '"x"', "[" * 5000, b"\xff\xfe", '{"model": "\\ud800"}']
 )
-def test_refuses_what_is_no_json_object(raw: str | bytes) -> None:
+def test_rejects_anything_but_a_json_object(raw: str | bytes) -> None:
     with pytest.raises(RequestError) as caught:
         parse_body(CHAT, raw)
     assert caught.value.param is None
     assert "JSON" in caught.value.message
 
 
-def test_names_a_missing_field() -> None:
+def test_a_missing_field_is_named() -> None:
     with pytest.raises(RequestError) as caught:
         parse_body(CHAT, '{"model": "m"}')
     assert caught.value.param == "messages"
@@ -93,7 +76,7 @@ def test_names_a_missing_field() -> None:
     assert caught.value.param == "endpoint"
 
 
-def test_accepts_what_has_no_effect_here() -> None:
+def test_fields_without_effect_are_accepted() -> None:
     harmless = {
         "user": "u", "metadata": {"a": "b"}, "store": True, "tools": [], "tool_choice": "none", "audio": None,
         "response_format": {"type": "text"}, "parallel_tool_calls": True, "modalities": ["text"],
@@ -107,7 +90,7 @@ def test_an_earlier_answer_can_be_sent_back() -> None:
     request = chat(
         messages=[{"role": "developer", "content": "be brief"}, answer, {"role": "user", "content": "?"}]
     )
-    assert [turn.as_template_input() for turn in request.messages] == [
+    assert [message.as_template_input() for message in request.messages] == [
         {"role": "system", "content": "be brief"},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "?"},
@@ -130,56 +113,7 @@ def test_forms_of_a_prompt(prompt: object) -> None:
 
 
 @pytest.mark.parametrize("prompt", [None, 5, {}, [], [[]], [1, "a"], [-1], [2**31], [True], [[1], ["a"]]])
-def test_no_forms_of_a_prompt(prompt: object) -> None:
+def test_invalid_prompts(prompt: object) -> None:
     with pytest.raises(RequestError) as caught:
         completion(prompt=prompt)
     assert caught.value.param == "prompt"
-
-
-def test_sampling_has_every_field() -> None:
-    request = chat(
-        max_tokens=5, max_completion_tokens=9, min_tokens=2, temperature=0, top_p=0.5, top_k=-1, min_p=0.1, seed=-3,
-        stop="END", stop_token_ids=[7], ignore_eos=True, repetition_penalty=1.5, presence_penalty=-1,
-        frequency_penalty=2, logit_bias={"5": -100}, logprobs=True, top_logprobs=3,
-    )  # fmt: skip
-    sampling = sampling_of(request, 100)
-    assert (sampling.max_tokens, sampling.min_tokens, sampling.temperature, sampling.top_p) == (
-        9,
-        2,
-        0.0,
-        0.5,
-    )
-    assert (sampling.top_k, sampling.min_p, sampling.seed, sampling.stop) == (0, 0.1, -3, ("END",))
-    assert (sampling.stop_token_ids, sampling.ignore_eos, sampling.repetition_penalty) == ((7,), True, 1.5)
-    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-1.0, 2.0)
-    assert (sampling.logit_bias, sampling.logprobs) == (((5, -100.0),), 3)
-    assert sampling_of(completion(logprobs=0), 100).logprobs == 0
-    assert sampling_of(completion(), 100).max_tokens == 100
-
-
-def test_lanes_and_slo() -> None:
-    assert (
-        lane_of(chat())
-        == lane_of(chat(service_tier="default", priority=0))
-        == lane_of(chat(priority=-1))
-        == "rt"
-    )
-    assert lane_of(chat(service_tier="flex")) == lane_of(chat(priority=1)) == "be"
-    slo = slo_of(chat(slo={"ttft_ms": 250, "tpot_ms": 50}))
-    assert slo is not None
-    assert (slo.ttft_s, slo.tpot_s) == (0.25, 0.05)
-    assert slo_of(chat()) is None
-
-
-def test_the_answer_fits_the_context() -> None:
-    assert fitted_sampling(chat(), 90, max_model_len=100, default_max_tokens=256).max_tokens == 10
-    assert (
-        fitted_sampling(chat(max_tokens=10), 90, max_model_len=100, default_max_tokens=256).max_tokens == 10
-    )
-    for request, num_prompt_tokens in ((chat(max_tokens=11), 90), (chat(), 100), (chat(), 5000)):
-        with pytest.raises(RequestError) as caught:
-            fitted_sampling(request, num_prompt_tokens, max_model_len=100, default_max_tokens=256)
-        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
-        assert str(num_prompt_tokens) in caught.value.message
-    with pytest.raises(RequestError, match="no tokens"):
-        fitted_sampling(completion(prompt=""), 0, max_model_len=100, default_max_tokens=256)

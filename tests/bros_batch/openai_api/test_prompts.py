@@ -1,4 +1,4 @@
-"""Prompts of requests as token ids."""
+"""Token ids of the prompts of requests."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_character_is_never_split(tokenizer: ModelTokenizer, content: str) -> 
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> ModelTokenizer:
-    """A tokenizer like Llama 2's: words begin with a mark for the space, unknown characters are byte tokens."""
+    """A tokenizer like that of Llama 2: words begin with a mark for the space; unknown characters are byte tokens."""
     directory = tmp_path_factory.mktemp("sentencepiece")
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
     for token in ("\u2581", *"abcdeh", "\u2581a", "\u2581b", "he", "\u2581he"):
@@ -75,7 +75,7 @@ def test_pieces_make_the_whole_with_marked_spaces(
     assert b"".join(map(sentencepiece.bytes_of, token_ids)).decode().removeprefix(" ") == content
 
 
-def test_an_endless_run_of_broken_bytes_is_let_go(tokenizer: ModelTokenizer) -> None:
+def test_a_long_run_of_invalid_bytes_is_not_held_back(tokenizer: ModelTokenizer) -> None:
     broken = tokenizer.encode_prompt("é")[:1] * 1000
     stream = WindowStream(tokenizer.decode)
     shown = "".join(stream.push([token_id]) for token_id in broken)

@@ -1,4 +1,4 @@
-"""Outputs as text: the same streamed as whole, cut at stop strings, with log-probabilities that match the text."""
+"""Decoding of outputs: streamed and whole, with stop strings, and with log-probabilities that match the text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_end_token_has_no_text(tokenizer: ModelTokenizer) -> None:
     )
 
 
-def test_a_stop_string_cuts(tokenizer: ModelTokenizer) -> None:
+def test_the_text_ends_before_a_stop_string(tokenizer: ModelTokenizer) -> None:
     ids = tokenizer.encode_prompt("one two three two")
     choice = finished_choice(tokenizer, 0, Choice(ids, "length"), sampling(stop=(" two",)))
     assert (choice.text, choice.finish_reason) == ("one", "stop")
@@ -49,7 +49,7 @@ def test_a_stop_string_cuts(tokenizer: ModelTokenizer) -> None:
     assert (choice.text, choice.finish_reason) == ("one two three two", "stop")
 
 
-def test_stop_strings_wait_for_min_tokens(tokenizer: ModelTokenizer) -> None:
+def test_stop_strings_within_min_tokens_do_not_count(tokenizer: ModelTokenizer) -> None:
     ids = tokenizer.encode_prompt("a.b.c")
     first = len(tokenizer.encode_prompt("a."))
     assert text_of(tokenizer, ids, sampling(stop=(".",)), "length") == "a"

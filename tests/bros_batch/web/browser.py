@@ -1,4 +1,4 @@
-"""A real browser without a screen."""
+"""A real browser, headless."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLAGS = (
 
 @contextlib.contextmanager
 def browser(*, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[webdriver.Chrome]:
-    """Chromium with a fresh profile; a phone when narrow."""
+    """Start Chromium with a new profile. A narrow window emulates a phone."""
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:

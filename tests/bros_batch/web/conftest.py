@@ -25,7 +25,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, text_model: Path) -> Iterat
 
 @pytest.fixture(scope="session")
 def web(tmp_path_factory: pytest.TempPathFactory, text_model: Path, engine: RunningEngine) -> Iterator[Web]:
-    """A server with an engine, without a key and without Redis."""
+    """A server with an engine, but without an API key and without Redis."""
     with serving(web_settings(tmp_path_factory.mktemp("web"), text_model, engine_url=engine.url)) as web:
         yield web
 

@@ -1,4 +1,4 @@
-"""The web server as tests run it: on a thread of this process, or as the process that users start."""
+"""The web server in tests: on a thread of this process, or as a process like the one that users start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODEL_NAME = "tiny"
 
 @dataclass(frozen=True)
 class Web:
-    """A server that answers at `url`."""
+    """A running server at `url`."""
 
     url: str
     settings: Settings
@@ -57,7 +57,7 @@ def web_settings(directory: Path, model: Path, **options: Any) -> Settings:
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[Web]:
-    """The application without its dashboard, which a process can have only once, on a thread."""
+    """Serve the application on a thread, without the dashboard, which a process can have only once."""
     upgrade(settings.resolved_database_url)
     with serving_app(create_app(settings, dashboard=False), settings) as web:
         yield web
@@ -83,7 +83,7 @@ def serving_app(app: FastAPI, settings: Settings) -> Iterator[Web]:
 
 @contextlib.contextmanager
 def whole_service(redis_url: str, model: Path, **env: str) -> Iterator[tuple[Web, Processes]]:
-    """Web with its dashboard, worker, beat and a simulated engine, each a process, on a directory of their own."""
+    """Start web with its dashboard, worker, beat and a simulated engine, each in a process, in a new directory."""
     with processes() as group:
         port = choose_port("127.0.0.1", 0)
         settings = web_settings(

@@ -1,4 +1,4 @@
-"""Keys: every route but health needs one, a browser may trade it for a cookie, and other sites get nothing."""
+"""API keys, the login of browsers, and requests from other sites and for other host names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, text_model: Path) -> Itera
         yield web
 
 
-def test_every_route_but_health_needs_it(guarded: Web) -> None:
+def test_every_route_except_health_needs_a_key(guarded: Web) -> None:
     with guarded.http() as http:
         assert http.get("/health").status_code == 200
         for method, path in (
@@ -37,7 +37,7 @@ def test_every_route_but_health_needs_it(guarded: Web) -> None:
             assert answer.headers["x-request-id"]
 
 
-def test_the_clients_own_error(guarded: Web) -> None:
+def test_the_openai_client_reports_an_invalid_key(guarded: Web) -> None:
     with guarded.openai("wrong") as client, pytest.raises(openai.AuthenticationError) as caught:
         client.models.list()
     assert caught.value.code == "invalid_api_key"
@@ -48,13 +48,13 @@ def test_the_clients_own_error(guarded: Web) -> None:
 @pytest.mark.parametrize(
     "header", ["", "Bearer", f"Basic {KEY}", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer ä"]
 )
-def test_what_is_no_key(guarded: Web, header: str) -> None:
+def test_invalid_authorization_headers(guarded: Web, header: str) -> None:
     with guarded.http() as http:
         answer = http.get("/v1/models", headers=[(b"authorization", header.encode("latin-1"))])
         assert answer.status_code == 401
 
 
-def test_keys_of_the_database(guarded: Web) -> None:
+def test_keys_in_the_database_are_valid(guarded: Web) -> None:
     database = make_engine(guarded.settings.resolved_database_url)
     with writing(database) as connection:
         _, secret = api_keys.create_api_key(connection, "laptop")
@@ -80,12 +80,12 @@ def test_a_browser_logs_in(guarded: Web) -> None:
         assert "httponly" in cookie
         assert "samesite=lax" in cookie
         assert KEY not in cookie
-        # It opens pages and downloads; what changes things needs the key.
+        # A session gives access to pages and downloads. Changes need the key.
         assert http.get("/v1/models").status_code == 200
         assert http.post("/v1/batches", json={}).status_code == 401
 
 
-def test_a_forged_or_old_cookie_opens_nothing(guarded: Web) -> None:
+def test_a_forged_or_expired_cookie_is_rejected(guarded: Web) -> None:
     from bros_batch.web.session_cookie import COOKIE, session_value
 
     for value in (
@@ -104,14 +104,14 @@ def test_a_forged_or_old_cookie_opens_nothing(guarded: Web) -> None:
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "evil"])
-def test_login_leads_nowhere_else(guarded: Web, target: str) -> None:
+def test_login_does_not_redirect_to_other_sites(guarded: Web, target: str) -> None:
     with guarded.http() as http:
         answer = http.post("/login", params={"next": target}, data={"key": KEY})
     assert answer.headers["location"] == "/"
 
 
-def test_other_sites_get_nothing(web: Web) -> None:
-    """Without a key, a page that somebody visits must not be able to start work here."""
+def test_requests_from_other_sites_are_rejected(web: Web) -> None:
+    """Without a key, a page of another site in a local browser must not be able to start work here."""
     with web.http() as http:
         answer = http.post("/v1/chat/completions", json={}, headers={"Sec-Fetch-Site": "cross-site"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site_request")
@@ -121,8 +121,8 @@ def test_other_sites_get_nothing(web: Web) -> None:
         )
 
 
-def test_only_this_machines_names_without_a_key(web: Web, guarded: Web) -> None:
-    """A name that somebody else gave this machine's address (DNS rebinding) opens nothing."""
+def test_other_host_names_are_rejected_without_a_key(web: Web, guarded: Web) -> None:
+    """A foreign host name that points at this machine (DNS rebinding) gives no access."""
     with web.http() as http:
         for host in ("evil.example", "evil.example:8000", "", "localhost.evil.example"):
             assert http.get("/v1/models", headers={"Host": host}).status_code == 403
@@ -140,7 +140,7 @@ def test_the_key_is_never_logged(guarded: Web, caplog: pytest.LogCaptureFixture)
     assert KEY not in caplog.text
 
 
-def test_no_listening_for_others_without_a_key(tmp_path: Path, text_model: Path) -> None:
+def test_listening_on_all_interfaces_needs_a_key(tmp_path: Path, text_model: Path) -> None:
     with pytest.raises(StartupError, match="BROS_API_KEY"):
         check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0"))
     check_exposure(web_settings(tmp_path, text_model, host="0.0.0.0", api_key=KEY))

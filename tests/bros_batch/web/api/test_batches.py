@@ -1,4 +1,4 @@
-"""Batches: the object, the lists, what may be done to one; and the whole way with the unmodified `openai` client."""
+"""Batches: the object, lists, changes, and a complete run with the unmodified `openai` client."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def put_into(database: Engine, job_id: str, *path: JobStatus) -> Job:
     return job
 
 
-def test_every_field_is_there(web: Web, client: OpenAI, input_file: str) -> None:
+def test_the_object_has_every_field(web: Web, client: OpenAI, input_file: str) -> None:
     with web.http() as http:
         body = {
             "input_file_id": input_file,
@@ -115,7 +115,7 @@ def test_our_own_fields(client: OpenAI, input_file: str) -> None:
         ({"surprise": 1}, 400, "surprise"),
     ],
 )
-def test_refuses_by_name(
+def test_invalid_parameters_are_named(
     web: Web, input_file: str, change: dict[str, Any], status: int, param: str | None
 ) -> None:
     body = {"input_file_id": input_file, "endpoint": CHAT, "completion_window": "24h", **change}
@@ -150,7 +150,7 @@ def test_lists_are_paged(tmp_path: Path, text_model: Path, database_url: str) ->
         assert caught.value.param == "limit"
 
 
-def test_what_may_be_done_to_one(web: Web, client: OpenAI, database: Engine, input_file: str) -> None:
+def test_allowed_and_illegal_changes(web: Web, client: OpenAI, database: Engine, input_file: str) -> None:
     job_id = create(client, input_file).id
     put_into(database, job_id, JobStatus.IN_PROGRESS)
     with web.http() as http:
@@ -170,7 +170,7 @@ def test_what_may_be_done_to_one(web: Web, client: OpenAI, database: Engine, inp
         assert http.get("/v1/batches/batch_0").json()["error"]["param"] == "batch_id"
 
 
-def test_errors_of_the_file_are_told(client: OpenAI, database: Engine, input_file: str) -> None:
+def test_errors_of_the_input_file_are_reported(client: OpenAI, database: Engine, input_file: str) -> None:
     from sqlalchemy import update
 
     job_id = create(client, input_file).id
@@ -196,8 +196,8 @@ def lines(count: int) -> bytes:
     return "".join(json.dumps(line(number)) + "\n" for number in range(count)).encode()
 
 
-def test_the_whole_way(redis_server: RedisServer, text_model: Path) -> None:
-    """Files, batch, progress, results and errors, as a program written for OpenAI does it."""
+def test_a_batch_from_upload_to_results(redis_server: RedisServer, text_model: Path) -> None:
+    """Files, batch, progress, results and errors, as in a program written for OpenAI."""
     with whole_service(redis_server.url, text_model) as (web, group), web.openai() as client:
         content = (
             lines(60) + b'{"custom_id": "bad", "method": "POST", "url": "/v1/chat/completions", "body": {}}\n'
@@ -260,7 +260,7 @@ print("ok")
 
 
 @pytest.mark.slow
-def test_the_first_major_version_of_the_client_too(web: Web, tmp_path: Path) -> None:
+def test_the_first_major_version_of_the_openai_client(web: Web, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     installed = subprocess.run(

@@ -1,4 +1,4 @@
-"""Chat and plain completions over a real socket to a real engine, through the unmodified `openai` client."""
+"""Chat and plain completions with the unmodified `openai` client, and an engine behind a real socket."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
 def expected(web: Web, engine: RunningEngine, prompt: list[int], max_tokens: int) -> str:
-    """What the simulated model answers, computed alone."""
+    """Return the output of the simulated model, computed without an engine."""
     assert isinstance(engine.runner, SimulatedRunner)
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
     ids = engine.runner.continuation(prompt, params)
@@ -55,7 +55,7 @@ def stream_text(stream: Any) -> tuple[str, list[str | None]]:
     return content, [reason for reason in reasons if reason]
 
 
-def test_answers_with_the_models_text(web: Web, engine: RunningEngine, client: OpenAI) -> None:
+def test_the_answer_is_the_output_of_the_model(web: Web, engine: RunningEngine, client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL_NAME, messages=HELLO, max_tokens=24, extra_body={"ignore_eos": True}
     )
@@ -71,7 +71,7 @@ def test_answers_with_the_models_text(web: Web, engine: RunningEngine, client: O
     assert answer.usage.prompt_tokens_details.cached_tokens is not None
 
 
-def test_streams_the_same(client: OpenAI) -> None:
+def test_a_streamed_answer_equals_the_whole_one(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL_NAME, "messages": HELLO, "max_tokens": 40}
     asked["extra_body"] = {"ignore_eos": True}
     whole = client.chat.completions.create(**asked).choices[0]
@@ -80,7 +80,7 @@ def test_streams_the_same(client: OpenAI) -> None:
     assert reasons == [whole.finish_reason]
 
 
-def test_the_stream_as_bytes(web: Web) -> None:
+def test_the_events_of_a_stream(web: Web) -> None:
     body = {"model": MODEL_NAME, "messages": HELLO, "max_tokens": 4, "ignore_eos": True, "stream": True}
     with web.http() as http:
         answer = http.post("/v1/chat/completions", json={**body, "stream_options": {"include_usage": True}})
@@ -100,7 +100,7 @@ def test_the_stream_as_bytes(web: Web) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == 4
 
 
-def test_a_stop_string_ends_it_at_its_edge(client: OpenAI) -> None:
+def test_the_answer_ends_before_a_stop_string(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL_NAME, "messages": HELLO, "max_tokens": 60}
     asked["extra_body"] = {"ignore_eos": True}
     whole = client.chat.completions.create(**asked).choices[0].message.content or ""
@@ -125,7 +125,7 @@ def test_several_choices(client: OpenAI, stream: bool) -> None:
         assert [choice.index for choice in answer.choices] == [0, 1, 2]
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 36
-        # The simulated model knows no chance: every choice is what one alone would be.
+        # The simulated model ignores seeds: every choice equals that of a request with one choice.
         assert len({choice.message.content for choice in answer.choices}) == 1
         return
     contents = {0: "", 1: "", 2: ""}
@@ -161,7 +161,7 @@ def test_plain_completions(web: Web, engine: RunningEngine, client: OpenAI) -> N
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
-def test_a_request_that_can_wait_goes_to_the_other_lane(engine: RunningEngine, client: OpenAI) -> None:
+def test_a_request_that_can_wait_runs_in_the_be_lane(engine: RunningEngine, client: OpenAI) -> None:
     def finished(lane: str) -> int:
         return int(sum(stats_of(engine)["lanes"][lane]["finished"].values()))
 
@@ -203,7 +203,7 @@ def test_a_request_that_can_wait_goes_to_the_other_lane(engine: RunningEngine, c
         ),
     ],
 )  # fmt: skip
-def test_errors_are_the_clients_own(
+def test_errors_have_the_types_of_the_openai_client(
     client: OpenAI, call: Callable[[OpenAI], object], kind: type[openai.APIStatusError], param: str, code: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -216,7 +216,7 @@ def test_errors_are_the_clients_own(
 def test_a_chat_that_would_wait_too_long_is_429_with_retry_after(
     tmp_path: Path, text_model: Path, stream: bool
 ) -> None:
-    """Two dozen prompts of 0.2 s each at once, where the first token is due in 0.05 s."""
+    """Two dozen prompts that take 0.2 s each arrive at once, with a TTFT of 0.05 s."""
     slow: dict[str, Any] = {"simulated_token_s": 0.001, "rejects_late": True}
     with (
         running_engine(tmp_path, model=str(text_model), served_model_name=MODEL_NAME, **slow) as engine,
@@ -242,15 +242,15 @@ def test_a_chat_that_would_wait_too_long_is_429_with_retry_after(
 
         assert [ask(first) for first in range(3, 7)] == [None] * 4
         with ThreadPoolExecutor(24) as threads:
-            refused = [error for error in threads.map(ask, range(10, 34)) if error is not None]
-        assert 0 < len(refused) < 24
-        error = refused[0]
+            rejected = [error for error in threads.map(ask, range(10, 34)) if error is not None]
+        assert 0 < len(rejected) < 24
+        error = rejected[0]
         assert error.type == "rate_limit_error"
         assert error.code == "overloaded"
         assert error.param is None
         assert 1 <= int(error.response.headers["retry-after"]) <= 10
         assert "try again in" in error.message
-        assert ask(3) is None, "it is let in once the others are done"
+        assert ask(3) is None, "it is accepted once the others are done"
 
 
 def test_an_overloaded_engine_is_429_with_retry_after(tmp_path: Path, text_model: Path) -> None:
@@ -271,7 +271,7 @@ def test_an_overloaded_engine_is_429_with_retry_after(tmp_path: Path, text_model
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_ends_its_request(tmp_path: Path, text_model: Path, stream: bool) -> None:
+def test_a_disconnect_cancels_the_request(tmp_path: Path, text_model: Path, stream: bool) -> None:
     with (
         running_engine(
             tmp_path, model=str(text_model), served_model_name=MODEL_NAME, simulated_step_s=0.01
@@ -300,7 +300,7 @@ def test_a_client_that_leaves_ends_its_request(tmp_path: Path, text_model: Path,
 
 
 def test_without_an_engine(tmp_path: Path, text_model: Path) -> None:
-    """503 while it is away, in a sentence; served again when it is back, without a restart."""
+    """Requests get 503 while the engine is away, and succeed once it is back, without a restart of the server."""
     url = f"unix://{tmp_path / 'engine.sock'}"
     with serving(web_settings(tmp_path / "web", text_model, engine_url=url)) as web, web.openai() as client:
         for _ in range(2):
@@ -314,7 +314,7 @@ def test_without_an_engine(tmp_path: Path, text_model: Path) -> None:
                 assert answer.choices[0].finish_reason
 
 
-def test_an_engine_that_dies_ends_the_stream_with_an_error(tmp_path: Path, text_model: Path) -> None:
+def test_a_stream_ends_with_an_error_when_the_engine_dies(tmp_path: Path, text_model: Path) -> None:
     with processes() as group:
         engine = group.engine(text_model, MODEL_NAME, "redis://127.0.0.1:1/0")
         url = f"unix://{group.directory / 'engine-0.sock'}"

@@ -1,4 +1,4 @@
-"""Uploads, downloads, lists, deletion."""
+"""Files: uploads, downloads, lists and deletion."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stored(web: Web) -> set[str]:
     return {path.name for path in directory.iterdir()} if directory.exists() else set()
 
 
-def test_what_goes_up_comes_down(web: Web, client: OpenAI, database: Engine) -> None:
+def test_a_download_equals_the_upload(web: Web, client: OpenAI, database: Engine) -> None:
     content = os.urandom(3_000_000)
     file = upload(client, content, "odd näme.jsonl")
     assert (file.bytes, file.purpose, file.status, file.object) == (3_000_000, "batch", "processed", "file")
@@ -57,7 +57,7 @@ def test_what_goes_up_comes_down(web: Web, client: OpenAI, database: Engine) -> 
     assert (part.status_code, part.content) == (206, content[10:20])
 
 
-def test_an_empty_file_is_a_file(client: OpenAI) -> None:
+def test_an_empty_file_is_accepted(client: OpenAI) -> None:
     file = upload(client, b"")
     assert file.bytes == 0
     assert client.files.content(file.id).read() == b""
@@ -107,7 +107,7 @@ def test_deletion(web: Web, client: OpenAI, database: Engine) -> None:
         assert missing.value.param == "file_id"
 
 
-def test_expiry_is_the_callers_wish(client: OpenAI) -> None:
+def test_the_client_can_set_the_expiry(client: OpenAI) -> None:
     file = client.files.create(
         file=("a", CONTENT), purpose="batch", expires_after={"anchor": "created_at", "seconds": 7200}
     )
@@ -131,7 +131,7 @@ def test_expiry_is_the_callers_wish(client: OpenAI) -> None:
         ({"data": {"purpose": "x" * 70_000}, "files": {"file": b"x"}}, "purpose"),
     ],
 )
-def test_forms_that_are_none(web: Web, form: dict[str, object], param: str) -> None:
+def test_invalid_forms(web: Web, form: dict[str, object], param: str) -> None:
     before = stored(web)
     with web.http() as http:
         answer = http.post("/v1/files", **form)  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def test_a_file_over_the_limit(tmp_path: Path, text_model: Path) -> None:
         assert stored(web) == before
 
 
-def test_a_client_that_leaves_leaves_nothing(web: Web) -> None:
+def test_a_disconnect_leaves_no_file(web: Web) -> None:
     before = stored(web)
 
     def half() -> Iterator[bytes]:
@@ -192,7 +192,7 @@ def test_a_client_that_leaves_leaves_nothing(web: Web) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, text_model: Path) -> None:
-    """On a file system of 1 MB; where none can be made, with none the test cannot be."""
+    """Uses a file system of 1 MB. Mounting it needs privileges, and the test is skipped without them."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=1m tmpfs {disk} 2>/dev/null") != 0:

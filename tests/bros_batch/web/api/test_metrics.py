@@ -1,4 +1,4 @@
-"""Metrics: what Prometheus reads is what happened."""
+"""Metrics in Prometheus format match what happened."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_requests_are_counted_in_their_lane(web: Web) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, text_model: Path) -> Iterator[Web]:
-    """A server with an engine whose KV memory two requests fill, and a host memory for what they lose."""
+    """A server with an engine whose KV memory is full with two requests, and which has host memory to save KV in."""
     info = RunnerInfo(
         num_blocks=24, block_size=16, max_num_seqs=8, max_model_len=256, vocab_size=400, device="simulated",
         dtype="none", num_host_slots=256,
@@ -91,8 +91,8 @@ def small(tmp_path: Path, text_model: Path) -> Iterator[Web]:
         yield web
 
 
-def test_memory_that_changes_hands_is_counted(small: Web) -> None:
-    """Bulk fills the memory; chats take some of it, and bulk gets it back."""
+def test_preemptions_are_counted(small: Web) -> None:
+    """Bulk fills the KV memory, chats preempt some of it, and bulk is restored."""
 
     def ask(number: int, lane: str, max_tokens: int) -> None:
         with small.openai() as client:
@@ -115,7 +115,7 @@ def test_memory_that_changes_hands_is_counted(small: Web) -> None:
     assert seen["bros_preemptions_total", ()] >= 1
     assert lost >= seen["bros_preemptions_total", ()]
     restored = {how: seen["bros_restored_tokens_total", (("how", how),)] for how in RESTORED}
-    assert sum(restored.values()) == lost, "all of it came back, one way or another"
+    assert sum(restored.values()) == lost, "everything is restored, by one method or another"
     assert restored["copy"] > 0
     assert seen["bros_saved_tokens_total", ()] >= restored["copy"]
     assert 0 <= seen["bros_host_kv_usage_ratio", ()] <= 1
@@ -143,7 +143,7 @@ def test_buckets_are_cumulative(web: Web) -> None:
     assert values[-1] == seen["bros_step_seconds_count", ()]
 
 
-def test_lines_are_counted(web: Web) -> None:
+def test_items_are_counted(web: Web) -> None:
     before = scrape(web)
     database = make_engine(web.settings.resolved_database_url)
     with writing(database) as connection:
