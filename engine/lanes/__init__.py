@@ -1,0 +1,1 @@
+"""How requests enter the engine, over its socket or pulled from Redis, and how their results leave it."""

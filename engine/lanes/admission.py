@@ -53,8 +53,8 @@ class SocketAdmission:
         self.num_open_rt = 0
         self.num_rejected = dict.fromkeys(("overloaded", "draining"), 0)  # by code
 
-    def reject(self, request: Submit, slo: SLO) -> Rejected | None:
-        """Return None to admit a request, or its counted rejection."""
+    def check(self, request: Submit, slo: SLO) -> Rejected | None:
+        """Return None if the request is admitted. Otherwise count the rejection and return it."""
         rejected = self._rejection(request, slo)
         if rejected is not None:
             self.count_rejected(rejected.code)

@@ -75,14 +75,16 @@ class ItemPuller:
 
     def start(self) -> None:
         """Begin to pull items."""
-        works: list[Callable[[], Awaitable[None]]] = [
+        workers: list[Callable[[], Awaitable[None]]] = [
             self._pull,
             self._results.push_forever,
             self._renew_claims,
             self._send_heartbeats,
             self._listen_for_cancellations,
         ]
-        self._tasks = [asyncio.create_task(self._keep_running(work), name=work.__name__) for work in works]
+        self._tasks = [
+            asyncio.create_task(self._keep_running(worker), name=worker.__name__) for worker in workers
+        ]
 
     async def drain(self) -> None:
         """Stop pulling, push the remaining results, and release unfinished entries to other engines."""
@@ -105,22 +107,22 @@ class ItemPuller:
             log.warning("could not release %d items (%s); they are taken over later", len(unfinished), error)
         await self._redis.aclose()
 
-    async def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` until the engine drains. When an error of Redis ends it, restart it after a growing pause."""
+    async def _keep_running(self, worker: Callable[[], Awaitable[None]]) -> None:
+        """Run `worker` until the engine drains. When an error of Redis ends it, restart it after a growing pause."""
         pause_s = RECONNECT_FIRST_S
         while not self._draining:
             started_s = time.monotonic()
             try:
-                await work()
+                await worker()
             except ResponseError as error:
                 if "NOGROUP" in str(error):
                     log.info("the consumer group is gone (Redis has lost its data); creating it again")
                 else:
-                    log.error("%s failed: %s; trying again in %.1f s", work.__name__, error, pause_s)
+                    log.error("%s failed: %s; trying again in %.1f s", worker.__name__, error, pause_s)
             except (RedisConnectionError, OSError) as error:
                 log.warning("Redis cannot be reached (%s); trying again in %.1f s", error, pause_s)
             except RedisError as error:
-                log.error("%s failed: %s; trying again in %.1f s", work.__name__, error, pause_s)
+                log.error("%s failed: %s; trying again in %.1f s", worker.__name__, error, pause_s)
             if time.monotonic() - started_s > RECONNECT_LAST_S:
                 pause_s = RECONNECT_FIRST_S
             await asyncio.sleep(pause_s)

@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
             admission.count_rejected("invalid_request")
             text = f"request id {message.id!r} is in use on this connection"
             return Rejected(message.id, "invalid_request", text)
-        return admission.reject(message, slo)
+        return admission.check(message, slo)
 
     def _on_token(self, client_id: str, lane: Lane, event: TokenEvent) -> None:
         logprobs = position_logprobs(event)

@@ -126,12 +126,14 @@ class Feed:
 
     def progress(self) -> Progress:
         """Return the totals so far."""
-        output_tokens = {lane: s.output_tokens for lane, s in self.outcomes.items()}
-        served_tokens = {lane: s.prompt_tokens + s.output_tokens for lane, s in self.outcomes.items()}
+        output_tokens = {lane: each.output_tokens for lane, each in self.outcomes.items()}
+        served_tokens = {
+            lane: each.prompt_tokens + each.output_tokens for lane, each in self.outcomes.items()
+        }
         for request in self._open.values():
             output_tokens[request.lane] += request.num_output_tokens
             served_tokens[request.lane] += request.num_computed_tokens
-        num_finished = {lane: s.num_succeeded for lane, s in self.outcomes.items()}
+        num_finished = {lane: each.num_succeeded for lane, each in self.outcomes.items()}
         return Progress(self._clock.now_s, output_tokens, served_tokens, num_finished)
 
     # ----------------------------------------------------------------------------------------------------
