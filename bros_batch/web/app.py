@@ -16,16 +16,14 @@ from bros_batch.web import auth, login
 from bros_batch.web.api import batches, completions, files, health, metrics, models
 from bros_batch.web.api.uploads import remove_abandoned
 from bros_batch.web.app_state import AppState
+from bros_batch.web.dashboard.site import dashboard_routes, dashboard_site
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import EXCEPTION_HANDLERS
 from bros_batch.web.middleware import RequestIds
 
 
-def create_app(settings: Settings, *, dashboard: bool = True) -> FastAPI:
-    """Create the application. While it runs, it keeps a connection to the engine and a pool to the database.
-
-    A process can have only one dashboard, because NiceGUI keeps its state per process.
-    """
+def create_app(settings: Settings) -> FastAPI:
+    """Create the application. While it runs, it keeps a connection to the engine and a pool to the database."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,15 +56,15 @@ def create_app(settings: Settings, *, dashboard: bool = True) -> FastAPI:
     routers = (health.router, models.router, files.router, batches.router)
     for router in routers:
         app.include_router(router)
-    app.state.api_routes = [*plain_routes, *(route for router in routers for route in router.routes)]
+    pages = dashboard_routes()
+    app.state.routes = [*plain_routes, *(route for router in routers for route in router.routes), *pages]
+    # Streams without an end ask this, so that a stopping server need not wait for them. `serve` replaces it.
+    app.state.is_stopping = lambda: False
     # The middleware added last is the outermost.
     app.add_middleware(auth.Authentication)
     app.add_middleware(RequestIds)
-    if dashboard:
-        from bros_batch.web.dashboard.site import mount_dashboard
-
-        # Not a mount: a mount would match a path of the API before its 405 for a wrong method.
-        app.router.default = _outside_api(mount_dashboard(app), app.router.default)
+    # Not a mount: a mount would match a path of the API before its 405 for a wrong method.
+    app.router.default = _outside_api(dashboard_site(pages), app.router.default)
     return app
 
 
@@ -74,7 +72,7 @@ def _outside_api(site: ASGIApp, not_found: ASGIApp) -> ASGIApp:
     """Return an app that serves unknown paths: those of the API with `not_found`, all others with `site`."""
 
     async def fallback(scope: Scope, receive: Receive, send: Send) -> None:
-        is_api = scope["type"] == "http" and scope["path"].startswith(("/v1/", "/login"))
-        await (not_found if is_api else site)(scope, receive, send)
+        is_page = scope["type"] == "http" and not scope["path"].startswith(("/v1/", "/login"))
+        await (site if is_page else not_found)(scope, receive, send)
 
     return fallback

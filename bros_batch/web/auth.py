@@ -35,14 +35,12 @@ class Authentication:
         self._keys = KeyCache()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         rejection = await self._rejection(HTTPConnection(scope))
         if rejection is None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         else:
             await rejection(scope, receive, send)
 
@@ -65,7 +63,7 @@ class Authentication:
         if key is not None and await self._keys.is_valid(state, key):
             return None
         is_api = scope["path"].startswith(API_PREFIX)
-        is_read = scope.get("method", "GET") in ("GET", "HEAD")
+        is_read = scope["method"] in ("GET", "HEAD")
         # A session gives access to pages and downloads. Changes through the API need the key itself.
         if key is None and (is_read or not is_api) and has_session(server_key, headers, time.time()):
             return None
@@ -89,11 +87,15 @@ def _is_cross_site(scope: Scope, headers: Headers) -> bool:
     """Return whether a page of another site sent the request.
 
     In a browser on this machine, such a page can reach a server on localhost, but it must not start work there.
+    The dashboard's own requests need no key, so for them the whole origin must match, including the port.
     """
-    if scope["type"] == "websocket":
-        origin = headers.get("origin")
-        return origin is not None and urlsplit(origin).netloc != headers.get("host")
-    return scope["method"] not in ("GET", "HEAD", "OPTIONS") and headers.get("sec-fetch-site") == "cross-site"
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return False
+    if headers.get("sec-fetch-site") == "cross-site":
+        return True
+    origin = headers.get("origin")
+    is_dashboard = not scope["path"].startswith(API_PREFIX) and scope["path"] not in OPEN_PATHS
+    return is_dashboard and origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
 def _is_own_host(settings: Settings, headers: Headers) -> bool:

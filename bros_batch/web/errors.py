@@ -138,7 +138,7 @@ async def _answer_validation_error(_request: Request, error: Exception) -> Respo
 def _methods_of(request: Request) -> list[str]:
     """Return all methods that the path of `request` supports; each has its own route."""
     scope = {"type": "http", "method": request.method, "path": request.url.path}
-    routes: Sequence[Route] = request.app.state.api_routes
+    routes: Sequence[Route] = request.app.state.routes
     matching = (route.methods or () for route in routes if route.matches(scope)[0] is not Match.NONE)
     return sorted({method for methods in matching for method in methods})
 

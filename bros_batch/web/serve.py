@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import sys
@@ -17,6 +18,7 @@ from bros_batch.web.app import create_app
 from engine.wire.framing import Address
 
 GRACE_S = 10
+STARTUP_FAILED = 3  # the exit status of uvicorn's own command
 
 
 def serve(settings: Settings) -> None:
@@ -27,19 +29,26 @@ def serve(settings: Settings) -> None:
     check_exposure(settings)
     _check_engine_url(settings)
     _check_database(settings)
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
         http="httptools",
-        ws_max_size=4 * 1024 * 1024,
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=30,
     )
+    server = uvicorn.Server(config)
+    app.state.is_stopping = lambda: server.should_exit
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
 
 
 def _check_engine_url(settings: Settings) -> None:

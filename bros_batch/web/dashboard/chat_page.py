@@ -1,77 +1,54 @@
-"""Chat through the fast lane, with the time its first token took."""
+"""The chat page, and the stream of answers that its script reads."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from time import perf_counter
+import time
 
-from nicegui import ui
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp
 
 from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
-from bros_batch.request_error import RequestError
-from bros_batch.web.dashboard.frame import Dashboard, frame
+from bros_batch.web.api.completions import CompletionResponse
+from bros_batch.web.api.event_stream import EventStream
+from bros_batch.web.app_state import app_state
+from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import ApiError
 from bros_batch.web.generation import plan_generation
+from bros_batch.web.request_body import read_body
 
 
-def chat_page(dashboard: Dashboard) -> None:
-    turns: list[dict[str, str]] = []
-    busy = False
-    with frame(dashboard, "/chat"):
-        ui.html("<h1>Chat</h1>", sanitize=False).classes("title")
-        with ui.element("div").classes("talk").props('aria-live="polite"') as talk:
-            pass
-        with ui.element("form").classes("ask").on("submit.prevent", lambda: send()):
-            question = (
-                ui.input(placeholder="Ask something").props("outlined dense autofocus").classes("question")
-            )
-            question.props('aria-label="Your message" autocomplete="off"')
-            button = ui.button("Send").props("type=submit no-caps unelevated")
+class Conversation(msgspec.Struct):
+    """Body of `POST /chat`: all messages so far."""
 
-        async def send() -> None:
-            nonlocal busy
-            text = (question.value or "").strip()
-            if busy or not text:
-                return
-            busy = True
-            question.set_value("")
-            button.disable()
-            turns.append({"role": "user", "content": text})
-            with talk:
-                ui.label(text).classes("turn mine")
-                answer = ui.label("").classes("turn theirs")
-                note = ui.label("").classes("note")
-            try:
-                content = await stream_answer(dashboard, turns, answer, note)
-                turns.append({"role": "assistant", "content": content})
-            except (ApiError, RequestError) as error:
-                turns.pop()
-                note.set_text(error.message)
-                note.classes("wrong")
-            finally:
-                busy = False
-                button.enable()
+    messages: list[dict[str, str]]
 
 
-async def stream_answer(
-    dashboard: Dashboard, turns: list[dict[str, str]], answer: ui.label, note: ui.label
-) -> str:
-    """Show the answer as it comes; its whole text in the end."""
-    state = dashboard.state
-    body = {"model": state.settings.model_name, "messages": turns}
-    begun_s = perf_counter()
-    first_s: float | None = None
-    content = ""
+async def read_chat(_request: Request) -> Page:
+    """The page is the same for everyone: the conversation lives in the browser."""
+    return Page("chat.html", {})
+
+
+async def answer(request: Request) -> ASGIApp:
+    """The next answer as a stream of OpenAI's chunks. A route of its own, since the session cookie of a browser
+    does not open the API to anything but reading."""
+    state = app_state(request)
+    raw = await read_body(request, state.settings.max_body_bytes)
+    try:
+        conversation = msgspec.json.decode(raw, type=Conversation)
+    except msgspec.MsgspecError as error:
+        raise ApiError(400, f"Not a conversation: {error}.", code="invalid_request") from None
+    body = {
+        "model": state.settings.model_name,
+        "messages": conversation.messages,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     generation = await plan_generation(state, parse_body(CHAT_COMPLETIONS, json.dumps(body)))
-    async with contextlib.aclosing(generation.updates()) as updates:
-        async for update in updates:
-            if update.piece.text and first_s is None:
-                first_s = perf_counter() - begun_s
-            content += update.piece.text
-            answer.set_text(content)
-    tokens, whole_s = generation.usage.completion_tokens, perf_counter() - begun_s
-    first = "no text" if first_s is None else f"first token after {first_s * 1000:.0f} ms"
-    note.set_text(f"{first} · {tokens} tokens in {whole_s:.1f} s")
-    return content
+    head = ResponseHead(
+        CHAT_COMPLETIONS, request.state.request_id, state.settings.model_name, int(time.time())
+    )
+    return EventStream(request, CompletionResponse(generation, head).events())

@@ -1,46 +1,39 @@
-"""One job: how far it is, what went wrong, its files, and the buttons that move it."""
+"""One job: its progress, what went wrong, its files, and the buttons that change it."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import dataclass
-from html import escape
+from urllib.parse import quote
 
-from nicegui import ui
 from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
 from bros_batch.db import ended_items, files, jobs
 from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT, JobStatus
 from bros_batch.db.tables import File, Job
-from bros_batch.web.change_job import Change, change_job
-from bros_batch.web.dashboard.fragments import (
-    ago,
-    badge,
-    duration,
-    ended_note,
-    facts,
-    number,
-    progress_bar,
-    table,
-)
-from bros_batch.web.dashboard.frame import Dashboard, frame, keep_fresh
-from bros_batch.web.dashboard.rates import Rate
-from bros_batch.web.errors import ApiError
+from bros_batch.web.app_state import app_state
+from bros_batch.web.change_job import CHANGES, Change, change_job
+from bros_batch.web.dashboard.rates import JobRates
+from bros_batch.web.dashboard.rendering import Page
+from bros_batch.web.errors import not_found
 
 SHOWN_FAILURES = 20
 MAX_MESSAGE_CHARS = 300
-BUTTONS: tuple[tuple[Change, str, frozenset[JobStatus]], ...] = (
-    ("pause", "Pause", frozenset({JobStatus.IN_PROGRESS})),
-    ("resume", "Resume", frozenset({JobStatus.PAUSED})),
-    ("retry", "Retry failed lines", ENDED_JOB - {JobStatus.FAILED}),
-    ("cancel", "Cancel", frozenset({JobStatus.VALIDATING, JobStatus.IN_PROGRESS, JobStatus.PAUSED})),
-)
+# Which statuses a change can start from.
+STATUSES: dict[Change, frozenset[JobStatus]] = {
+    "pause": frozenset({JobStatus.IN_PROGRESS}),
+    "resume": frozenset({JobStatus.PAUSED}),
+    "retry": ENDED_JOB - {JobStatus.FAILED},
+    "cancel": frozenset({JobStatus.VALIDATING, JobStatus.IN_PROGRESS, JobStatus.PAUSED}),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What the page shows of a job."""
+    """What the page shows of a job from the database. `failures` are its first items without a result."""
 
     job: Job
     input_file: File | None
@@ -48,7 +41,18 @@ class Details:
     failures: list[ended_items.EndedItem]
 
 
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A link to a file, or to the lines that are known so far (`so_far` of them)."""
+
+    label: str
+    url: str
+    filename: str
+    so_far: int | None = None
+
+
 def read_details(connection: Connection, job_id: str) -> Details | None:
+    """A job's details, or None if there is no such job."""
     job = jobs.get_job(connection, job_id)
     if job is None:
         return None
@@ -62,146 +66,89 @@ def read_details(connection: Connection, job_id: str) -> Details | None:
     return Details(job, files.get_file(connection, job.input_file_id), codes, failures)
 
 
-def job_page(dashboard: Dashboard, job_id: str) -> None:
-    with frame(dashboard, "/") as freshness:
-        title = ui.html("", sanitize=False).classes("title")
-        with ui.element("div").classes("actions"):
-            buttons = {change: ui.button(label).props("outline no-caps") for change, label, _ in BUTTONS}
-        body = ui.html("", sanitize=False)
-        for button in buttons.values():
-            button.set_visibility(False)
-
-        async def refresh() -> None:
-            details = await dashboard.state.read(lambda connection: read_details(connection, job_id))
-            if details is None:
-                title.set_content(f"<h1>No such job</h1><p>{escape(job_id)}</p>")
-                return
-            job, now_s = details.job, time.time()
-            heading = escape(job.name or job.id)
-            title.set_content(f'<h1>{heading} {badge(job.status)}</h1><p class="id">{escape(job.id)}</p>')
-            body.set_content(details_html(details, dashboard.rates.observe(job, now_s), now_s))
-            for change, _, statuses in BUTTONS:
-                possible = job.status in statuses and (change != "retry" or bool(details.failures))
-                buttons[change].set_visibility(possible)
-
-        async def move(change: Change) -> None:
-            try:
-                await change_job(dashboard.state, job_id, change)
-            except ApiError as error:
-                ui.notify(error.message, type="negative")
-            else:
-                await refresh()
-
-        with ui.dialog() as confirmation, ui.card():
-            ui.label("Cancel this job? Finished lines keep their results; the others will not be run.")
-            with ui.row().classes("justify-end w-full"):
-                ui.button("Keep it", on_click=lambda: confirmation.submit(False)).props("flat no-caps")
-                ui.button("Cancel the job", on_click=lambda: confirmation.submit(True)).props(
-                    "no-caps color=negative"
-                )
-
-        async def cancel() -> None:
-            if await confirmation:
-                await move("cancel")
-
-        buttons["pause"].on_click(lambda: move("pause"))
-        buttons["resume"].on_click(lambda: move("resume"))
-        buttons["retry"].on_click(lambda: move("retry"))
-        buttons["cancel"].on_click(cancel)
-        keep_fresh(freshness, refresh)
+async def read_job(request: Request, rates: JobRates) -> Page:
+    """The job that the path names."""
+    job_id = request.path_params["job_id"]
+    details = await app_state(request).read(lambda connection: read_details(connection, job_id))
+    if details is None:
+        return Page("404.html", {"heading": "No such job", "what": job_id}, status=404)
+    now_s = time.time()
+    return job_page(details, rates, now_s)
 
 
-def details_html(details: Details, rate: Rate, now_s: float) -> str:
+def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
+    """The page of a job at a time."""
     job = details.job
-    return "".join(
-        (
-            '<section class="panel">',
-            f'<div class="big">{progress_bar(job)}</div>',
-            facts(_figures(job, rate)),
-            "</section>",
-            _downloads(details),
-            _problems(details),
-            '<section class="panel"><h2>Job</h2>',
-            facts(_settings(details, now_s)),
-            "</section>",
-        )
-    )
+    values = {
+        "now_s": now_s,
+        "job": job,
+        "input_file": details.input_file,
+        "ended": job.status in ENDED_JOB,
+        "rate": rates.observe(job, now_s),
+        "changes": possible_changes(details),
+        "downloads": downloads(details),
+        "error_codes": details.error_codes,
+        "failures": failures(details),
+        "defaults": {name: cut(as_text(value)) for name, value in job.defaults.items()},
+    }
+    return Page("job.html", values, live=("heading", "actions", "details"))
 
 
-def _figures(job: Job, rate: Rate) -> list[tuple[str, str]]:
-    pairs = [
-        ("Done", f"{number(job.succeeded)} of {number(job.total)}"),
-        ("Failed", f'<span class="{"wrong" if job.failed else ""}">{number(job.failed)}</span>'),
+def possible_changes(details: Details) -> list[Change]:
+    """The changes that the job's status allows; a retry needs something to retry."""
+    return [
+        change
+        for change, statuses in STATUSES.items()
+        if details.job.status in statuses and (change != "retry" or details.failures)
     ]
-    pairs += [("Cancelled", number(job.cancelled))] if job.cancelled else []
-    pairs += [("Expired", number(job.expired))] if job.expired else []
-    if rate.tokens_per_s is not None and rate.lines_per_s is not None:
-        pairs.append(("Pace", f"{number(round(rate.tokens_per_s))} tok/s · {rate.lines_per_s:.1f} lines/s"))
-    if rate.eta_s is not None:
-        pairs.append(("Left", duration(rate.eta_s)))
-    pairs.append(("Tokens in", number(job.prompt_tokens)))
-    pairs.append(("Tokens out", number(job.output_tokens)))
-    return pairs
 
 
-def _settings(details: Details, now_s: float) -> list[tuple[str, str]]:
-    job = details.job
-    file = details.input_file
-    pairs = [
-        ("Model", escape(job.model)),
-        ("Endpoint", escape(job.endpoint)),
-        ("Input", escape(file.filename if file else job.input_file_id)),
-        ("Created", ago(job.created_at, now_s)),
-        ("Priority", str(job.priority)),
-    ]
-    if note := ended_note(job):
-        pairs.append(("Time", note))
-    if job.status not in ENDED_JOB:
-        name = "Deadline" if job.deadline_at is not None else "Expires"
-        pairs.append((name, f"in {duration(job.expires_at - now_s)}"))
-    for name, value in job.defaults.items():
-        shown = value if isinstance(value, str) else json.dumps(value)
-        pairs.append((escape(name), f"<code>{escape(_cut(shown))}</code>"))
-    return pairs
-
-
-def _downloads(details: Details) -> str:
-    """The finished files, or what there is of them so far."""
+def downloads(details: Details) -> list[Download]:
+    """The finished files, or what is known of them so far."""
     job = details.job
     links = []
     for label, file_id, status, count in (
         ("Results", job.output_file_id, "succeeded", job.succeeded),
         ("Errors", job.error_file_id, "failed", job.failed + job.cancelled + job.expired),
     ):
-        name = f"{job.id}_{status}.jsonl"
+        filename = f"{job.id}_{status}.jsonl"
         if file_id is not None:
-            links.append(f'<a href="/v1/files/{escape(file_id)}/content" download="{name}">{label}</a>')
+            links.append(Download(label, f"/v1/files/{quote(file_id)}/content", filename))
         elif count:
-            url = f"/v1/batches/{escape(job.id)}/results?status={status}"
-            links.append(f'<a href="{url}" download="{name}">{label} so far ({number(count)})</a>')
+            url = f"/v1/batches/{quote(job.id)}/results?status={status}"
+            links.append(Download(label, url, filename, count))
     if details.input_file is not None:
-        links.append(f'<a href="/v1/files/{escape(job.input_file_id)}/content" download>Input</a>')
-    return f'<nav class="downloads" aria-label="Downloads">{"".join(links)}</nav>' if links else ""
+        url = f"/v1/files/{quote(job.input_file_id)}/content"
+        links.append(Download("Input", url, details.input_file.filename))
+    return links
 
 
-def _problems(details: Details) -> str:
-    heads = ("Line", "Id", "Code", "What was wrong")
+def failures(details: Details) -> list[tuple[object, str, object, str]]:
+    """Line, id, code and message of the first items without a result, or of lines that made the whole file invalid."""
     if details.error_codes:
-        codes = table(("Code", "Lines"), details.error_codes.items(), "codes")
-        failed = (
-            (line.line_no, line.custom_id, line.error_code, _cut(line.error_message))
-            for line in details.failures
-        )
-        content = f"{codes}<h3>First lines without a result</h3>{table(heads, failed, 'failures')}"
-    elif details.job.errors:
-        unread = (
-            (each.get("line"), "", each.get("code"), _cut(each.get("message"))) for each in details.job.errors
-        )
-        content = table(heads, unread, "failures")
-    else:
-        return ""
-    return f'<section class="panel"><h2>Errors</h2>{content}</section>'
+        return [
+            (item.line_no, item.custom_id or "", item.error_code or item.status, cut(item.error_message))
+            for item in details.failures
+        ]
+    return [(each.get("line"), "", each.get("code"), cut(each.get("message"))) for each in details.job.errors]
 
 
-def _cut(message: str | None) -> str:
+def as_text(value: object) -> str:
+    """A default of a job as the page shows it: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def cut(message: str | None) -> str:
+    """The beginning of a message that may be long."""
     return (message or "")[:MAX_MESSAGE_CHARS]
+
+
+async def change(request: Request) -> Response:
+    """Pause, resume, retry or cancel a job: for a script without content, for a plain form with the way back."""
+    job_id, name = request.path_params["job_id"], request.path_params["change"]
+    if name not in CHANGES:
+        raise not_found("change", name, "change")
+    await change_job(app_state(request), job_id, name)
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse(f"/jobs/{quote(job_id)}", 303)
+    return Response(status_code=204)

@@ -1,69 +1,47 @@
-"""The list of jobs, alive."""
+"""The list of jobs, newest first, with a search, a filter by status, and live progress."""
 
 from __future__ import annotations
 
 import time
+from urllib.parse import urlencode
 
-from nicegui import ui
 from sqlalchemy import Connection
+from starlette.requests import Request
 
 from bros_batch.db import jobs
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
-from bros_batch.web.dashboard.fragments import STATUS_WORDS, job_row
-from bros_batch.web.dashboard.frame import Dashboard, frame, keep_fresh
+from bros_batch.web.app_state import app_state
+from bros_batch.web.dashboard.job_words import STATUS_WORDS
+from bros_batch.web.dashboard.rates import JobRates
+from bros_batch.web.dashboard.rendering import Page
 
-PAGE_JOBS = 50
-HEAD = "<span>Job</span><span>Status</span><span>Progress</span><span>Pace</span><span>Created</span>"
-EMPTY = (
-    '<div class="empty"><p>No jobs yet.</p><p>Send one:</p>'
-    '<code>bros-batch submit docs.jsonl --prompt "Summarise: {text}"</code></div>'
-)
+ROWS = 50
+MAX_ROWS = 5000
+STATUSES = {each.value: STATUS_WORDS.get(each, each.value) for each in JobStatus}
 
 
-def jobs_page(dashboard: Dashboard) -> None:
-    with frame(dashboard, "/") as freshness:
-        with ui.element("div").classes("filters"):
-            search = ui.input(placeholder="Name, id or model").props(
-                'outlined dense clearable debounce="200"'
-            )
-            search.props('aria-label="Search"').classes("search")
-            words = {"": "all", **{each.value: STATUS_WORDS.get(each, each.value) for each in JobStatus}}
-            status = (
-                ui.select(words, value="", label="Status").props("outlined dense").classes("status-filter")
-            )
-        listing = ui.html("", sanitize=False).classes("jobs")
-        more = ui.button("Show more").props("flat").classes("more")
-        shown = PAGE_JOBS
+async def read_jobs(request: Request, rates: JobRates) -> Page:
+    """The jobs that the URL asks for: `search`, `status` and `rows`."""
+    query = request.query_params
+    search = query.get("search", "").strip()
+    status = query.get("status", "")
+    status = status if status in STATUSES else ""
+    rows = query.get("rows", "")
+    num_rows = min(max(int(rows), ROWS), MAX_ROWS) if rows.isdecimal() and len(rows) < 9 else ROWS
 
-        def read(connection: Connection) -> list[Job]:
-            return jobs.list_jobs(
-                connection,
-                limit=shown + 1,
-                status=status.value or None,
-                search=(search.value or "").strip() or None,
-            )
+    def read(connection: Connection) -> list[Job]:
+        return jobs.list_jobs(connection, limit=num_rows + 1, status=status or None, search=search or None)
 
-        async def refresh() -> None:
-            found = await dashboard.state.read(read)
-            now_s = time.time()
-            rows = [job_row(job, dashboard.rates.observe(job, now_s), now_s) for job in found[:shown]]
-            if rows:
-                content = f'<div class="job head">{HEAD}</div>{"".join(rows)}'
-            elif search.value or status.value:
-                content = '<div class="empty"><p>No job fits.</p></div>'
-            else:
-                content = EMPTY
-            listing.set_content(content)
-            more.set_visibility(len(found) > shown)
-
-        async def show_more() -> None:
-            nonlocal shown
-            shown += PAGE_JOBS
-            await refresh()
-
-        more.on_click(show_more)
-        more.set_visibility(False)
-        search.on_value_change(refresh)
-        status.on_value_change(refresh)
-        keep_fresh(freshness, refresh)
+    found = await app_state(request).read(read)
+    now_s = time.time()
+    more = {"search": search, "status": status, "rows": str(num_rows + ROWS)}
+    values = {
+        "now_s": now_s,
+        "jobs": [(job, rates.observe(job, now_s)) for job in found[:num_rows]],
+        "search": search,
+        "status": status,
+        "statuses": STATUSES,
+        "more": f"/?{urlencode(more)}" if len(found) > num_rows and num_rows < MAX_ROWS else None,
+    }
+    return Page("jobs.html", values, live=("listing",))

@@ -1,4 +1,4 @@
-"""How fast jobs go, from the counters seen a little earlier."""
+"""The speed of running jobs, from their counters a little earlier."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ MAX_JOBS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Per second; None while too little is known. `eta_s` is the time left at this pace."""
+    """Items and tokens per second, and the time left at this speed; None while too little is known."""
 
-    lines_per_s: float | None = None
+    items_per_s: float | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
 
 
 class JobRates:
-    """Keeps what was last seen of each job. All pages share one, so a page that opens knows the pace at once."""
+    """The latest counters of each running job. All pages share one, so a page that opens shows a rate at once."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
 
     def observe(self, job: Job, now_s: float) -> Rate:
-        """Note where a job stands, and answer with its pace over the last half minute."""
+        """Record a job's counters, and return its rate over the last half minute."""
         if job.status != "in_progress":
             self._seen.pop(job.id, None)
             return Rate()
@@ -44,6 +44,6 @@ class JobRates:
         elapsed_s = now_s - then_s
         if elapsed_s < 1.0 or job.ended < then_ended:
             return Rate()
-        lines_per_s = (job.ended - then_ended) / elapsed_s
-        eta_s = (job.total - job.ended) / lines_per_s if lines_per_s else None
-        return Rate(lines_per_s, (tokens - then_tokens) / elapsed_s, eta_s)
+        items_per_s = (job.ended - then_ended) / elapsed_s
+        eta_s = (job.total - job.ended) / items_per_s if items_per_s else None
+        return Rate(items_per_s, (tokens - then_tokens) / elapsed_s, eta_s)

@@ -1,43 +1,83 @@
-"""The dashboard's pages, and how they hang under the API's application."""
+"""The dashboard's routes: pages that are also their own event streams, static files, and what their scripts post."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI
-from nicegui import ui
-from starlette.routing import Mount
-from starlette.types import ASGIApp
+from functools import partial
 
-from bros_batch.web.dashboard.chat_page import chat_page
-from bros_batch.web.dashboard.engine_history import EngineHistory
-from bros_batch.web.dashboard.engine_page import engine_page
-from bros_batch.web.dashboard.frame import FAVICON, Dashboard
-from bros_batch.web.dashboard.job_page import job_page
-from bros_batch.web.dashboard.jobs_page import jobs_page
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bros_batch.web.app_state import app_state
+from bros_batch.web.dashboard import chat_page, job_page
+from bros_batch.web.dashboard.chat_page import read_chat
+from bros_batch.web.dashboard.engine_page import read_engine
+from bros_batch.web.dashboard.events import Read, event_stream
+from bros_batch.web.dashboard.history import EngineHistory
+from bros_batch.web.dashboard.job_page import read_job
+from bros_batch.web.dashboard.jobs_page import read_jobs
 from bros_batch.web.dashboard.rates import JobRates
+from bros_batch.web.dashboard.rendering import STATIC, Page, html
+from bros_batch.web.errors import ApiError
+
+GZIP_LEVEL = 5
+STATIC_FILES = frozenset(path.name for path in STATIC.iterdir())
 
 
-def mount_dashboard(app: FastAPI) -> ASGIApp:
-    """Make the pages, and answer with the ASGI application that serves them. Once a process."""
-    dashboard = Dashboard(app, JobRates(), EngineHistory())
+def dashboard_routes() -> list[Route]:
+    """All routes of the dashboard, with the rates and the history that its pages share."""
+    rates, history = JobRates(), EngineHistory()
+    return [
+        _page("/", partial(read_jobs, rates=rates)),
+        _page("/jobs/{job_id}", partial(read_job, rates=rates)),
+        Route("/jobs/{job_id}/{change}", job_page.change, methods=["POST"]),
+        _page("/engine", partial(read_engine, history=history)),
+        _page("/chat", read_chat),
+        Route("/chat", chat_page.answer, methods=["POST"]),
+        Route("/static/{name}", _static_file),
+    ]
 
-    @ui.page("/")
-    def _jobs() -> None:
-        jobs_page(dashboard)
 
-    @ui.page("/jobs/{job_id}")
-    def _job(job_id: str) -> None:
-        job_page(dashboard, job_id)
+def dashboard_site(routes: list[Route]) -> ASGIApp:
+    """The application that serves the routes, compressed, and answers everything else with 404."""
+    return GZipMiddleware(Router(routes, default=_not_found), compresslevel=GZIP_LEVEL)
 
-    @ui.page("/engine")
-    def _engine() -> None:
-        engine_page(dashboard)
 
-    @ui.page("/chat")
-    def _chat() -> None:
-        chat_page(dashboard)
+def _page(path: str, read: Read) -> Route:
+    """A route that answers with the page, or, to who accepts only events, with the stream of its changes."""
 
-    ui.run_with(app, title="bros-batch", favicon=FAVICON, dark=None, show_welcome_message=False)
-    # It mounted itself at the root, where it would answer for every path; create_app asks it last instead.
-    mount = app.router.routes.pop()
-    assert isinstance(mount, Mount)
-    return mount.app
+    async def respond(request: Request) -> Response | ASGIApp:
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return event_stream(request, read)
+        try:
+            page = await read(request)
+        except ApiError as error:
+            # The script on this page loads the right one as soon as the stream has data.
+            page = Page("unavailable.html", {"problem": error.message}, status=error.status)
+        return _answer(request, page)
+
+    return Route(path, respond)
+
+
+def _answer(request: Request, page: Page) -> Response:
+    return html(page, engine_up=app_state(request).engine.connected is not None)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """A page in the site's style for people, the API's error for programs."""
+    request = Request(scope, receive)
+    if "text/html" not in request.headers.get("accept", ""):
+        raise HTTPException(404)
+    page = Page("404.html", {"heading": "Page not found", "what": request.url.path}, status=404)
+    await _answer(request, page)(scope, receive, send)
+
+
+async def _static_file(request: Request) -> Response:
+    """A file that belongs to the pages. Its URL changes with its content, so browsers need not ask for it again."""
+    name = request.path_params["name"]
+    if name not in STATIC_FILES:
+        raise HTTPException(404)
+    return FileResponse(STATIC / name, headers={"Cache-Control": "private, max-age=31536000, immutable"})

@@ -57,18 +57,19 @@ def web_settings(directory: Path, model: Path, **options: Any) -> Settings:
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[Web]:
-    """Serve the application on a thread, without the dashboard, which a process can have only once."""
+    """Serve the application on a thread."""
     upgrade(settings.resolved_database_url)
-    with serving_app(create_app(settings, dashboard=False), settings) as web:
+    with serving_app(create_app(settings), settings) as web:
         yield web
 
 
 @contextlib.contextmanager
 def serving_app(app: FastAPI, settings: Settings) -> Iterator[Web]:
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", access_log=False, lifespan="on"
+        app, host="127.0.0.1", port=0, log_level="warning", access_log=False, lifespan="on", ws="none"
     )
     server = uvicorn.Server(config)
+    app.state.is_stopping = lambda: server.should_exit
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     try:

@@ -28,7 +28,7 @@ def test_every_route_except_health_needs_a_key(guarded: Web) -> None:
         assert http.get("/health").status_code == 200
         for method, path in (
             ("GET", "/v1/models"), ("GET", "/v1/nothing"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"),
-            ("GET", "/ready"), ("GET", "/version"), ("GET", "/"), ("POST", "/v1/files"), ("GET", "/_nicegui/x.js"),
+            ("GET", "/ready"), ("GET", "/version"), ("GET", "/"), ("POST", "/v1/files"), ("GET", "/static/x.js"),
         ):  # fmt: skip
             answer = http.request(method, path)
             assert answer.status_code == 401, path

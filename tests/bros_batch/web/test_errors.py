@@ -121,7 +121,7 @@ def test_without_a_database(tmp_path: Path, text_model: Path) -> None:
     from tests.bros_batch.web.serving import serving_app
 
     settings = web_settings(tmp_path, text_model, database_url=url)
-    with serving_app(create_app(settings, dashboard=False), settings) as web, web.http() as http:
+    with serving_app(create_app(settings), settings) as web, web.http() as http:
         answer = http.get("/v1/batches")
         assert check(answer, 503)["code"] == "database_unavailable"
         assert answer.headers["retry-after"]

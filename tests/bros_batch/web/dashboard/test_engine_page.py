@@ -1,4 +1,4 @@
-"""What the engine page makes of the engine's numbers."""
+"""The engine page: rates and charts from the engine's counters, and the picture of KV memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from bros_batch.web.dashboard.chart import Series, chart, milliseconds, per_second, percent
-from bros_batch.web.dashboard.engine_history import WINDOW_S, EngineHistory
-from bros_batch.web.dashboard.engine_page import engine_html
-from bros_batch.web.dashboard.memory_picture import memory_picture
+from bros_batch.web.dashboard.chart import Chart, Series, chart
+from bros_batch.web.dashboard.engine_page import engine_page
+from bros_batch.web.dashboard.formats import milliseconds, per_second, percent
+from bros_batch.web.dashboard.history import WINDOW_S, EngineHistory
+from bros_batch.web.dashboard.kv_memory import memory_picture
+from bros_batch.web.dashboard.rendering import ENVIRONMENT, fragments
 
 
 def stats(steps: int, rt_tokens: int, **more: Any) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def stats(steps: int, rt_tokens: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_counters_become_paces() -> None:
+def test_counters_become_rates() -> None:
     history = EngineHistory()
     history.observe(100.0, stats(10, 50))
     history.observe(100.1, stats(11, 60))
@@ -33,11 +35,11 @@ def test_counters_become_paces() -> None:
     assert (first["rt_tokens"], first["cap_s"]) == (None, 0.25)
     assert last["rt_tokens"] == 20.0
     assert last["copied"] == 100.0
-    assert last["iteration_s"] == pytest.approx(0.01)
+    assert last["step_s"] == pytest.approx(0.01)
     assert (last["be_tokens"], last["attainment"], last["recomputed"]) == (None, None, None)
 
 
-def test_a_new_engine_and_a_long_silence_break_the_line() -> None:
+def test_a_restarted_engine_and_a_long_gap_break_the_line() -> None:
     history = EngineHistory()
     for now_s, steps in ((0.0, 10), (1.0, 20), (2.0, 3), (3.0, 4), (60.0, 5), (61.0, 6)):
         history.observe(now_s, stats(steps, 10 * steps))
@@ -46,7 +48,7 @@ def test_a_new_engine_and_a_long_silence_break_the_line() -> None:
     ]
     assert known == [(0.0, None), (1.0, 100.0), (2.0, None), (3.0, 10.0), (60.0, None), (61.0, 10.0)]
     drawn = chart("Tokens", [Series("cap_s", "cap", "rt")], list(history.points), milliseconds)
-    assert drawn.count("<polyline") == 3
+    assert len(drawn.lines) == 3
 
 
 def test_the_window_moves() -> None:
@@ -55,19 +57,26 @@ def test_the_window_moves() -> None:
         history.observe(float(second), stats(second, second))
     assert WINDOW_S <= len(history.points) <= WINDOW_S + 2
     drawn = chart("Tokens", [Series("rt_tokens", "rt", "rt")], list(history.points), per_second)
-    xs = [float(x) for x in re.findall(r"([\d.-]+),[\d.]+", drawn)]
+    xs = [float(x) for _, line in drawn.lines for x in re.findall(r"([\d.-]+),[\d.]+", line)]
     assert (min(xs), max(xs)) == (0.0, 600.0)
 
 
-def test_a_chart_says_its_scale_and_newest_values() -> None:
+def html_of(drawn: Chart) -> str:
+    block = ENVIRONMENT.get_template("engine.html").blocks["charts"]
+    context = ENVIRONMENT.get_template("engine.html").new_context({"charts": [drawn]})
+    return "".join(block(context))
+
+
+def test_a_chart_shows_its_scale_and_newest_values() -> None:
     history = EngineHistory()
     history.observe(0.0, stats(1, 0))
     history.observe(1.0, stats(2, 1234))
-    drawn = chart("A <b>", [Series("rt_tokens", "real-time", "rt")], list(history.points), per_second)
+    drawn = html_of(chart("A <b>", [Series("rt_tokens", "chat", "rt")], list(history.points), per_second))
     assert "A &lt;b&gt;" in drawn
     assert '<span class="top">1\u202f500/s</span>' in drawn
-    assert "real-time <b>1\u202f234/s</b>" in drawn
-    assert "–" in chart("Empty", [Series("rt_tokens", "real-time", "rt")], [], per_second)
+    assert "chat <b>1\u202f234/s</b>" in drawn
+    assert drawn.count("<polyline") == 1
+    assert "–" in html_of(chart("Empty", [Series("rt_tokens", "chat", "rt")], [], per_second))
 
 
 @pytest.mark.parametrize(
@@ -94,17 +103,16 @@ def test_memory_is_drawn_from_both_sides() -> None:
     memory = {
         "block_size": 16, "blocks_a_cell": 2, "left": [8, 0, 16], "right": [16, 0, 0], "cached": [0, 32, 0],
     }  # fmt: skip
-    drawn = memory_picture(memory, 5)
-    assert re.findall(r"<i(?: style=\"([^\"]*)\")?>", drawn) == ["--l:25%;--r:50%;", "--c:100%;", "--l:100%;"]
-    assert "real-time <b>30.0 %</b>" in drawn
-    assert "kept prefixes <b>40.0 %</b>" in drawn
+    page = engine_page("engine-0", "tiny", {"memory": memory, "kv_blocks": 5}, EngineHistory())
+    drawn = fragments(page)["memory"]
+    assert re.findall(r"<i(?: class=\"([^\"]*)\")?>", drawn) == ["l5 r10", "c20", "l20"]  # in steps of 5%
+    assert "chat <b>30.0 %</b>" in drawn
+    assert "prefix cache <b>40.0 %</b>" in drawn
     assert "free <b>10.0 %</b>" in drawn
-    assert "A cell is 2 blocks of 16 tokens; 5 blocks in all." in drawn
-    assert "A cell is a block" in memory_picture({**memory, "blocks_a_cell": 1}, 3)
+    assert "Each cell is 2 blocks of 16 tokens; there are 5 blocks." in drawn
+    assert "Each cell is one block" in memory_picture({**memory, "blocks_a_cell": 1}, 3).scale
 
 
-def test_names_from_outside_are_only_names() -> None:
-    drawn = engine_html("<script>", "<b>model</b>", {}, EngineHistory())
-    assert "&lt;script&gt;" in drawn
-    assert "<script>" not in drawn
-    assert "<b>model</b>" not in drawn
+def test_a_little_memory_is_shown_too() -> None:
+    memory = {"block_size": 16, "blocks_a_cell": 100, "left": [1], "right": [0], "cached": [1590]}
+    assert memory_picture(memory, 100).cells == ["l1 c20"]

@@ -1,0 +1,73 @@
+"""The live stream of a page: its changed parts as server-sent events, once per second."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bros_batch.web.api.event_stream import EventStream, event
+from bros_batch.web.app_state import app_state
+from bros_batch.web.dashboard.rendering import Page, engine_state, fragments
+from bros_batch.web.errors import ApiError
+
+REFRESH_S = 1.0
+ZLIB_LEVEL, GZIP_FORMAT = 1, 31  # the rows of a list are alike: more effort brings little
+
+Read = Callable[[Request], Awaitable[Page]]
+
+
+def event_stream(request: Request, read: Read) -> ASGIApp:
+    """The response to a request for a page's events."""
+    stream = EventStream(request, changes(request, read))
+    return Gzipped(stream) if "gzip" in request.headers.get("accept-encoding", "") else stream
+
+
+async def changes(request: Request, read: Read) -> AsyncGenerator[bytes]:
+    """Events `{"fragments": {id: html}, "problem": sentence or null}` until the server stops.
+
+    The first has every live part, later ones only what changed since; an event without changes still tells the browser
+    that the data are fresh. `problem` says why they cannot be read at the moment. Closing the generator is all that a
+    closed page leaves to do.
+    """
+    sent: dict[str, str] = {}
+    while not request.app.state.is_stopping():
+        engine_up = app_state(request).engine.connected is not None
+        current = {"engine_state": engine_state(engine_up)}
+        problem = None
+        try:
+            current |= fragments(await read(request))
+        except ApiError as error:
+            problem = error.message
+        changed = {name: html for name, html in current.items() if sent.get(name) != html}
+        sent |= changed
+        yield event({"fragments": changed, "problem": problem})
+        await asyncio.sleep(REFRESH_S)
+
+
+class Gzipped:
+    """A response whose pieces are compressed as one stream, each flushed so that it arrives at once.
+
+    Starlette's middleware leaves event streams alone, since it would hold pieces back.
+    """
+
+    def __init__(self, response: ASGIApp) -> None:
+        self._response = response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        compressor = zlib.compressobj(ZLIB_LEVEL, wbits=GZIP_FORMAT)
+
+        async def send_compressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message["headers"], (b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
+                message = {**message, "headers": headers}
+            elif message["type"] == "http.response.body":
+                flush = zlib.Z_SYNC_FLUSH if message.get("more_body") else zlib.Z_FINISH
+                body = compressor.compress(message["body"]) + compressor.flush(flush)
+                message = {**message, "body": body}
+            await send(message)
+
+        await self._response(scope, receive, send_compressed)

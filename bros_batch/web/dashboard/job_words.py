@@ -1,0 +1,23 @@
+"""The words in which the dashboard speaks of jobs."""
+
+from __future__ import annotations
+
+from bros_batch.db.states import ENDED_JOB, JobStatus
+from bros_batch.db.tables import Job
+
+STATUS_WORDS = {
+    JobStatus.VALIDATING: "reading",
+    JobStatus.IN_PROGRESS: "running",
+    JobStatus.FINALIZING: "writing files",
+}
+
+
+def status_word(status: str) -> str:
+    """A job's status for readers."""
+    return STATUS_WORDS.get(JobStatus(status), status)
+
+
+def took_s(job: Job) -> float | None:
+    """The time from the submission of an ended job to its end."""
+    ended_at = job.completed_at or job.cancelled_at or job.expired_at or job.failed_at
+    return ended_at - job.created_at if ended_at is not None and job.status in ENDED_JOB else None

@@ -1,0 +1,91 @@
+"""HTML of a page and of its live parts, from the templates; every value in it is escaped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+
+from bros_batch.web.dashboard import formats, job_words
+
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
+# The policy allows neither inline scripts nor inline styles, so markup that slipped in could not run.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Vary": "Accept",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page as it is now. `live` names the blocks of its template that the event stream keeps up to date; the
+    element around each has the block's name as its id."""
+
+    template: str
+    values: Mapping[str, object]
+    live: tuple[str, ...] = ()
+    status: int = 200
+
+
+@cache
+def asset(name: str) -> str:
+    """The URL of a static file, with a hash of its content: browsers keep it until it changes."""
+    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()
+    return f"/static/{name}?v={digest[:12]}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters.update(
+        number=formats.number,
+        duration=formats.duration,
+        local_time=formats.local_time,
+        status_word=job_words.status_word,
+        took_s=job_words.took_s,
+    )
+    environment.globals["asset"] = asset
+    # Blocks are rendered alone too, where the imports of their template do not exist.
+    environment.globals["ui"] = environment.get_template("macros.html").module
+    return environment
+
+
+ENVIRONMENT = _environment()
+
+
+def html(page: Page, *, engine_up: bool) -> Response:
+    """The whole page."""
+    template = ENVIRONMENT.get_template(page.template)
+    content = template.render({"problem": None, **page.values, "engine_up": engine_up})
+    return HTMLResponse(content, page.status, HEADERS)
+
+
+def fragments(page: Page) -> dict[str, str]:
+    """The HTML of the page's live blocks, by name."""
+    template = ENVIRONMENT.get_template(page.template)
+    context = template.new_context(dict(page.values))
+    return {name: "".join(template.blocks[name](context)) for name in page.live}
+
+
+def engine_state(engine_up: bool) -> str:
+    """The HTML of the header's note about the engine, which is live on every page."""
+    template = ENVIRONMENT.get_template("layout.html")
+    return "".join(template.blocks["engine_state"](template.new_context({"engine_up": engine_up})))
