@@ -1,4 +1,7 @@
-"""Settings of every service: environment `BROS_*`, or a TOML file named by `BROS_CONFIG`; the environment wins."""
+"""Settings of all services, from `BROS_*` environment variables or a TOML file.
+
+`BROS_CONFIG` names the file. Environment variables take precedence over it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ DEMO_MODEL_DIR = Path(__file__).parent / "demo" / "model"
 
 
 class Settings(BaseSettings):
-    """What the services agree on. Times in seconds, sizes in bytes. Made once a process; never changed after."""
+    """The settings that the services share: times in seconds, sizes in bytes. Made once per process and immutable."""
 
     model_config = SettingsConfigDict(env_prefix="BROS_", extra="ignore", frozen=True)
 
@@ -43,19 +46,23 @@ class Settings(BaseSettings):
     default_max_tokens: int = Field(256, ge=1)
     file_retention_s: float = 30 * 24 * 3600.0
 
-    ingest_chunk_lines: int = Field(2000, ge=1)
-    queue_high_water: int = Field(4000, ge=1, description="Items in a model's stream at which prepare stops")
-    queue_low_water: int = Field(2000, ge=0, description="Items in a model's stream under which prepare runs")
+    ingest_group_lines: int = Field(2000, ge=1, description="Lines that ingest commits at a time")
+    queue_high_water: int = Field(
+        4000, ge=1, description="Number of items in a model's stream at which prepare stops"
+    )
+    queue_low_water: int = Field(
+        2000, ge=0, description="Number of items in a model's stream below which prepare runs"
+    )
     max_attempts: int = Field(
-        3, ge=1, description="Lost deliveries after which an item fails with engine_lost"
+        3, ge=1, description="Number of times that an item may be lost before it fails with engine_lost"
     )
     claim_timeout_s: float = Field(
-        60.0, gt=0, description="Idle time after which another engine takes an entry"
+        60.0, gt=0, description="Idle time after which another engine takes over an item"
     )
     lost_after_s: float = Field(
-        60.0, gt=0, description="Age at which a queued item missing from Redis is lost"
+        60.0, gt=0, description="Time after which a queued item that is missing from Redis counts as lost"
     )
-    lease_s: float = Field(30.0, gt=0, description="How long a silent ingest or finalize keeps its job")
+    lease_s: float = Field(30.0, gt=0, description="How long a silent ingest or finalize run keeps its job")
     pump_interval_s: float = Field(1.0, gt=0)
     sweep_interval_s: float = Field(15.0, gt=0)
     visibility_timeout_s: int = Field(60, ge=1)
@@ -80,14 +87,14 @@ class Settings(BaseSettings):
 
     @property
     def model_name(self) -> str:
-        """The name clients use: `served_model_name`, or the demo's, or the model's own."""
+        """The name that clients use: `served_model_name`, the demo model's name, or `model`."""
         if self.served_model_name:
             return self.served_model_name
         return "bros-demo" if Path(self.model) == DEMO_MODEL_DIR else self.model
 
     @property
     def files_dir(self) -> Path:
-        """The directory of the bytes of all files, each under its id."""
+        """The directory that holds the bytes of all files, each under its id."""
         return self.data_dir / "files"
 
     @property
@@ -100,11 +107,11 @@ class Settings(BaseSettings):
 
     @property
     def resolved_engine_url(self) -> str:
-        """`unix:///path` or `tcp://host:port` of the RT lane."""
+        """`unix:///path` or `tcp://host:port` of the engine's socket for chat."""
         return self.engine_url or f"unix://{self.data_dir / 'run' / 'engine.sock'}"
 
 
 @cache
 def get_settings() -> Settings:
-    """The process's settings, read once from its environment."""
+    """The settings of this process, read once."""
     return Settings()

@@ -1,4 +1,8 @@
-"""The request that a line is: a batch line's body as it stands, a document put into its job's prompt."""
+"""The request that an item stands for: the body of a batch line as it is, or a document put into its job's prompt.
+
+An item's body is kept as text and parsed once per stage: ingest checks it, prepare makes tokens of it, and record reads
+how its output is to be cut and formatted. `bros_batch.db.tables.Item` says why it is not kept in a parsed form.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,11 @@ _decode_document = msgspec.json.Decoder(dict[str, Any]).decode
 
 @dataclass(frozen=True, slots=True)
 class JobRequests:
-    """How the lines of one job become tokens. `shared` is the request that all documents of a job are, but for
-    their text; None for batch lines, each of which is its own."""
+    """How the items of one job become tokens.
+
+    `shared` is the request that all documents of a job have in common, apart from their text. It is None for batch
+    lines, each of which is a request of its own.
+    """
 
     endpoint: str
     model: str
@@ -39,38 +46,38 @@ class JobRequests:
         return parse_body(self.endpoint, body) if self.shared is None else self.shared
 
     def sampling_of(self, body: str, default_max_tokens: int) -> Sampling:
-        """The sampling of a line that was prepared before."""
+        """The sampling of an item that was prepared before."""
         return sampling_of(self.request_of(body), default_max_tokens)
 
     def prepare(
-        self, text: ModelTokenizer, body: str, line_no: int, max_model_len: int, default_max_tokens: int
+        self, tokenizer: ModelTokenizer, body: str, line_no: int, max_model_len: int, default_max_tokens: int
     ) -> tuple[list[int], Request, Sampling]:
-        """A line's tokens, request and sampling. Raises RequestError with what is wrong with the line."""
+        """The tokens, request and sampling of an item. Raises RequestError, which says what is wrong with the line."""
         request = self.request_of(body)
         if self.shared is None:
-            prompts = encode_prompts(text, request)
+            prompts = encode_prompts(tokenizer, request)
             if len(prompts) != 1:
                 raise RequestError(f"A batch line holds one prompt, not {len(prompts)}.", "prompt")
             token_ids = prompts[0]
         else:
-            token_ids = self._encode_document(text, body, line_no)
+            token_ids = self._encode_document(tokenizer, body, line_no)
         sampling = fitted_sampling(
             request, len(token_ids), max_model_len=max_model_len, default_max_tokens=default_max_tokens
         )
         return token_ids, request, sampling
 
-    def _encode_document(self, text: ModelTokenizer, body: str, line_no: int) -> list[int]:
+    def _encode_document(self, tokenizer: ModelTokenizer, body: str, line_no: int) -> list[int]:
         document = _decode_document(body)
         prompt = render_template(self.prompt, document, line_no)
         system = None if self.system is None else render_template(self.system, document, line_no)
         if self.endpoint != CHAT_COMPLETIONS:
-            return text.encode_prompt(prompt if system is None else f"{system}\n\n{prompt}")
-        turns = [] if system is None else [{"role": "system", "content": system}]
-        return text.encode_chat([*turns, {"role": "user", "content": prompt}])
+            return tokenizer.encode_prompt(prompt if system is None else f"{system}\n\n{prompt}")
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        return tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
 
 
 def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[str, Any]) -> JobRequests:
-    """How a job's lines become requests. Raises RequestError where the job's own defaults are at fault."""
+    """How the items of a job become requests. Raises RequestError if the job's own defaults are invalid."""
     options = {name: value for name, value in defaults.items() if value is not None}
     prompt = options.pop("prompt", DEFAULT_PROMPT)
     system = options.pop("system", None)
@@ -84,13 +91,22 @@ def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[
         body["messages"] = [{"role": "user", "content": "-"}]
     else:
         body["prompt"] = "-"
-    return JobRequests(
-        endpoint, model, checked(parse_body(endpoint, msgspec.json.encode(body))), prompt, system
-    )
+    shared = without_stream(parse_body(endpoint, msgspec.json.encode(body)))
+    return JobRequests(endpoint, model, shared, prompt, system)
 
 
-def checked(request: Request) -> Request:
-    """A request that may stand in a batch; RequestError for what only makes sense to somebody who waits."""
+def try_job_requests(
+    endpoint: str, model: str, form: str | None, defaults: Mapping[str, Any]
+) -> JobRequests | RequestError:
+    """As `job_requests`, but returns the error, which then is the error of each item of the job."""
+    try:
+        return job_requests(endpoint, model, form, defaults)
+    except RequestError as error:
+        return error
+
+
+def without_stream(request: Request) -> Request:
+    """The request itself. Raises RequestError if it asks for a stream, which a batch cannot have."""
     if request.stream:
         raise RequestError("'stream' is not for batches: their results come in a file.", "stream")
     return request

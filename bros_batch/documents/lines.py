@@ -1,4 +1,4 @@
-"""One line of an input file: a batch line or a document, or what is wrong with it. Pure."""
+"""Reading one line of an input file: a batch line, a document, or an error message. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.documents.item_requests import BATCH, DOCUMENT, checked
+from bros_batch.documents.error_messages import storable
+from bros_batch.documents.item_requests import BATCH, DOCUMENT, without_stream
 from bros_batch.documents.new_item import NewItem
 from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.request_error import RequestError
@@ -15,7 +16,7 @@ MAX_CUSTOM_ID_CHARS = 512
 
 
 class BatchLine(msgspec.Struct):
-    """OpenAI's batch line. The body is checked by its own parser, so it stays as it is."""
+    """OpenAI's batch line. The body stays undecoded, because its own parser checks it."""
 
     custom_id: str
     method: str
@@ -28,7 +29,7 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class LineReader:
-    """Reads the lines of one file. The first good line decides on the form of them all."""
+    """Reads the lines of one file. The first good line decides the form of all of them."""
 
     def __init__(self, endpoint: str, model: str, form: str | None) -> None:
         self.form = form
@@ -61,7 +62,7 @@ class LineReader:
             return _failed(line_no, custom_id, error)
 
     def _checked_body(self, batch_line: BatchLine) -> str:
-        """The line's body, as it stands in the file."""
+        """The body of the line, exactly as it is in the file."""
         if batch_line.method != "POST":
             raise RequestError(f"'method' must be 'POST', not {batch_line.method[:80]!r}.", "method")
         if batch_line.url != self._endpoint:
@@ -69,7 +70,7 @@ class LineReader:
                 f"'url' must be the batch's {self._endpoint!r}, not {batch_line.url[:80]!r}.", "url"
             )
         body = _text(bytes(batch_line.body))
-        request = checked(parse_body(self._endpoint, body))
+        request = without_stream(parse_body(self._endpoint, body))
         if request.model != self._model:
             raise RequestError(
                 f"'model' must be the batch's {self._model!r}, not {request.model[:80]!r}.", "model"
@@ -89,8 +90,8 @@ class LineReader:
 
 
 def form_of(value: dict[str, Any]) -> str:
-    """Batch lines have an object as body, and say where it would be posted; a document may well have a `url` and
-    a `body` of text."""
+    """The form of a line. Batch lines have an object as their body and say where it would be posted, whereas a document
+    may well have a `url` and a `body` of text."""
     is_batch = isinstance(value.get("body"), dict) and ("method" in value or "url" in value)
     return BATCH if is_batch else DOCUMENT
 
@@ -109,13 +110,13 @@ def _decode(line: bytes) -> dict[str, Any]:
 
 
 def _failed(line_no: int, custom_id: str | None, error: RequestError) -> NewItem:
-    """A line that can't run; it keeps its custom_id if that is fine, so that its owner knows it again."""
-    message = _storable(f"Line {line_no}: {error.message}")
+    """An item that cannot run. It keeps a valid custom_id, so that its owner recognizes it."""
+    message = storable(f"Line {line_no}: {error.message}")
     return NewItem(line_no, custom_id, None, "invalid_request", message, error.param)
 
 
 def _failed_envelope(line: bytes, line_no: int) -> NewItem:
-    """A line that is no batch line, and why, found at leisure."""
+    """The failed item of a line that is not a batch line. Slow, because it looks for the reason."""
     value = _decode(line)
     if "custom_id" not in value:
         raise RequestError("'custom_id' is missing.", "custom_id")
@@ -136,7 +137,7 @@ def _checked_id(custom_id: str, name: str = "custom_id") -> str:
     if len(custom_id) > MAX_CUSTOM_ID_CHARS:
         raise RequestError(f"'{name}' is longer than {MAX_CUSTOM_ID_CHARS} characters.", name)
     if "\0" in custom_id:
-        raise RequestError(f"'{name}' has a NUL character in it.", name)
+        raise RequestError(f"'{name}' contains a NUL character.", name)
     return custom_id
 
 
@@ -149,8 +150,3 @@ def _text(raw: bytes) -> str:
 
 def _reason(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ")
-
-
-def _storable(message: str) -> str:
-    """Text that every database takes."""
-    return message.replace("\0", "\\0").encode(errors="replace").decode()[:2000]

@@ -1,7 +1,7 @@
 """The Celery application: `celery -A bros_batch.jobs.celery_app worker` and `... beat`.
 
-The broker carries ids, and forgetting them all is no harm: the sweep finds what waits in the database. So there
-is no result backend, and a message that a dead worker held comes again after a short time.
+The broker carries ids only, and it may lose them: the sweep finds the work that waits in the database. So there is no
+result backend, and a message that a dead worker held is delivered again after a short time.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from bros_batch.settings import Settings, get_settings
 
 QUEUE = "bros"
 
-# A process of the pool that ends waits until the main one has read its last word: for 30 s, and at a shutdown the main
-# one has now and then stopped reading. All that an unread word costs here is that a task is run again.
+# A pool process that ends waits up to 30 s for the main process to read its last message, and at a shutdown the main
+# process has sometimes stopped reading already. An unread message only means that a task runs again.
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20  # times 0.1 s
 
 
 def broker_url(settings: Settings) -> str:
-    """Celery's name for our Redis: `unix:///path` is `redis+socket:///path` there."""
+    """The URL of our Redis as Celery spells it: `redis+socket:///path` for `unix:///path`."""
     url = settings.resolved_redis_url
     return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix://") else url
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's configuration."""
     return {
         "broker_url": broker_url(settings),
         "broker_connection_retry_on_startup": True,
@@ -36,8 +37,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "socket_connect_timeout": 5,
             "socket_timeout": 30,
             "health_check_interval": 15,
-            # Who asks for a task must not wait long for a broker that is away; worker and beat have their own
-            # endless patience (broker_connection_max_retries).
+            # A process that dispatches a task must not wait long for a broker that is away; worker and beat wait
+            # without limit (broker_connection_max_retries).
             "max_retries": 1,
             "interval_start": 0,
             "connect_retries_timeout": 1,
@@ -57,7 +58,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "pump": {
                 "task": "bros.pump",
                 "schedule": settings.pump_interval_s,
-                # A worker that was away must not find an hour of ticks.
+                # A worker that was away must not find an hour of ticks in the queue.
                 "options": {"expires": max(settings.pump_interval_s, 1.0)},
             },
             "sweep": {

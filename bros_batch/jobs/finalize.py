@@ -1,7 +1,8 @@
-"""From rows to files: a job's results and errors in input order, whole or not at all.
+"""From rows to files: the results and errors of a job in input order.
 
-Written under a temporary name, fsynced, renamed. A long job takes several turns; each leaves in the database how
-far it came and how long the temporary files are, and the next cuts them to that and goes on.
+A file is written under a temporary name, fsynced and renamed, so it is complete or absent. A long job takes several
+runs. Each run records in the database how far it came and how large the temporary files are; the next run truncates
+them to these sizes and continues.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from bros_batch.db import ended_items, files, job_endings, job_leases, jobs
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.job_leases import LeaseLost
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import Job
-from bros_batch.jobs.ingest import Progress
+from bros_batch.jobs.task_run import Progress, TaskRun
+from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.batch_output import error_line, output_line
-from bros_batch.settings import Settings
 
 END_ITEMS = 20_000
 PAGE_ROWS = 1_000
@@ -33,8 +34,8 @@ STATUSES = (JobStatus.FINALIZING, JobStatus.CANCELLING)
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A finished file under its final name."""
+class WrittenFile:
+    """A complete file under its final name."""
 
     file_id: str
     path: Path
@@ -42,44 +43,40 @@ class Written:
     sha256: str
 
 
-def files_dir(settings: Settings) -> Path:
-    """Where the bytes of files lie, each under its id."""
-    path = settings.files_dir
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
-
-
-def finalize(database: Engine, settings: Settings, job_id: str, until_s: float) -> Progress:
-    """End a job that is finalizing or cancelling: its unfinished lines, its files, its status."""
-    with writing(database) as connection:
-        leased = job_leases.take_lease(connection, job_id, STATUSES, settings.lease_s, time.time())
+def finalize(worker: Worker, job_id: str, until_s: float) -> TaskRun:
+    """End a job that is finalizing or cancelling: its unfinished items, its files and its status."""
+    with writing(worker.database) as connection:
+        leased = job_leases.take_lease(connection, job_id, STATUSES, worker.settings.lease_s, time.time())
     if leased is None:
-        return Progress.NOT_OURS
-    work = _Finalize(database, settings, *leased)
+        return TaskRun(Progress.NOT_OURS)
+    finalizer = _Finalizer(worker, *leased)
     try:
-        with work.files() as (output, error):
-            if work.end_items(until_s) and work.write(output, error, until_s):
-                work.finish()
-                return Progress.DONE
-            work.pause()
-            return Progress.MORE
+        with finalizer.files() as (output, error):
+            if finalizer.end_items(until_s) and finalizer.write(output, error, until_s):
+                finalizer.finish()
+                return TaskRun(Progress.DONE)
+            finalizer.pause()
+            return TaskRun(Progress.MORE)
     except (LeaseLost, BlockingIOError):
-        return Progress.NOT_OURS
+        return TaskRun(Progress.NOT_OURS)
 
 
-class _Finalize:
-    def __init__(self, database: Engine, settings: Settings, job: Job, token: str) -> None:
-        self._database = database
-        self._settings = settings
+class _Finalizer:
+    """One run of finalize on a job whose lease it holds."""
+
+    def __init__(self, worker: Worker, job: Job, token: str) -> None:
+        self._database = worker.database
+        self._settings = worker.settings
         self._job = job
         self._token = token
-        self._dir = files_dir(settings)
+        self._dir = worker.settings.files_dir
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._temporary = {kind: self._dir / f".{job.id}.{kind}.part" for kind in ("output", "error")}
         self._line = 0
         self._sizes = {"output": 0, "error": 0}
 
     def end_items(self, until_s: float) -> bool:
-        """No line stays unfinished: the rest is cancelled or expired. True when none is left."""
+        """End the unfinished items as cancelled or expired. False if the time was up before the last one."""
         target = ItemStatus.CANCELLED if self._job.status == JobStatus.CANCELLING else ItemStatus.EXPIRED
         with reading(self._database) as connection:
             line = job_endings.before_unfinished(connection, self._job.id)
@@ -96,8 +93,11 @@ class _Finalize:
 
     @contextlib.contextmanager
     def files(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-        """The temporary files, locked. Raises BlockingIOError while a finalizer that slept through its lease still
-        has them open: it could write into what we write."""
+        """The temporary files, open and locked.
+
+        Raises BlockingIOError while a run that has outlived its lease still has them open, since it could write into
+        them at the same time.
+        """
         with contextlib.ExitStack() as stack:
             output, error = (stack.enter_context(_open(path)) for path in self._temporary.values())
             for file in (output, error):
@@ -107,29 +107,28 @@ class _Finalize:
             yield output, error
 
     def write(self, output: BinaryIO, error: BinaryIO, until_s: float) -> bool:
-        """Append lines to the temporary files. True when all are there, on disk."""
-        whole = False
-        while not whole and time.monotonic() < until_s:
+        """Append lines to the temporary files. True if all of them are on disk."""
+        complete = False
+        while not complete and time.monotonic() < until_s:
             with reading(self._database) as connection:
                 page = ended_items.ended_page(connection, self._job.id, self._line, PAGE_ROWS)
-            for line in page:
-                if line.status == ItemStatus.SUCCEEDED:
-                    output.write(output_line(line.id, line.epoch, line.custom_id, line.result).encode())
+            for item in page:
+                if item.status == ItemStatus.SUCCEEDED:
+                    output.write(output_line(item.id, item.epoch, item.custom_id, item.result).encode())
                 else:
-                    error.write(
-                        error_line(line.id, line.custom_id, line.error_code, line.error_message).encode()
-                    )
+                    line = error_line(item.id, item.custom_id, item.error_code, item.error_message)
+                    error.write(line.encode())
             if page:
                 self._line = page[-1].line_no
-            whole = len(page) < PAGE_ROWS
+            complete = len(page) < PAGE_ROWS
         for file in (output, error):
             file.flush()
             os.fsync(file.fileno())
         self._sizes = {"output": output.tell(), "error": error.tell()}
-        return whole
+        return complete
 
     def pause(self) -> None:
-        """Note how far this turn came, and let the next begin at once."""
+        """Record how far this run came, and let the next one start at once."""
         with writing(self._database) as connection:
             self._hold(connection)
             job_leases.extend_lease(
@@ -143,6 +142,7 @@ class _Finalize:
             job_leases.drop_lease(connection, self._job.id, self._token)
 
     def finish(self) -> None:
+        """Give the files their final names, and record them and the end of the job in one transaction."""
         written = {kind: self._name_file(kind) for kind in self._temporary}
         _sync_directory(self._dir)
         now_s = time.time()
@@ -165,7 +165,7 @@ class _Finalize:
             jobs.set_status(
                 connection,
                 job,
-                _outcome(job),
+                _final_status(job),
                 now_s,
                 output_file_id=_id_of(written["output"]),
                 error_file_id=_id_of(written["error"]),
@@ -174,7 +174,10 @@ class _Finalize:
             )
 
     def _resume(self, output: BinaryIO, error: BinaryIO) -> int:
-        """Cut the files to what the last committed turn left; begin anew where they are not that long."""
+        """Truncate the files to what the last run recorded, or to nothing if one of them is shorter than that.
+
+        Returns the line after which to continue.
+        """
         job = self._job
         wanted = ((output, job.written_output_bytes), (error, job.written_error_bytes))
         line = job.written_line
@@ -185,7 +188,7 @@ class _Finalize:
             file.seek(size)
         return line
 
-    def _name_file(self, kind: str) -> Written | None:
+    def _name_file(self, kind: str) -> WrittenFile | None:
         temporary = self._temporary[kind]
         size = temporary.stat().st_size
         if size == 0:
@@ -193,18 +196,18 @@ class _Finalize:
             return None
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        # The same name each time this is tried, so that a death after the rename leaves no orphan.
+        # The name is the same at each attempt, so that a death after the rename leaves no orphan.
         since = self._job.cancelling_at or self._job.finalizing_at
         file_id = "file-" + hashlib.sha256(f"{self._job.id}:{kind}:{since}".encode()).hexdigest()[:24]
         path = self._dir / file_id
         temporary.replace(path)
-        return Written(file_id, path, size, sha256)
+        return WrittenFile(file_id, path, size, sha256)
 
     def _hold(self, connection: Connection) -> Job:
         return job_leases.hold_lease(connection, self._job.id, self._token, STATUSES)
 
 
-def _outcome(job: Job) -> JobStatus:
+def _final_status(job: Job) -> JobStatus:
     if job.status == JobStatus.CANCELLING:
         return JobStatus.CANCELLED
     return JobStatus.EXPIRED if job.expired else JobStatus.COMPLETED
@@ -222,5 +225,5 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _id_of(file: Written | None) -> str | None:
+def _id_of(file: WrittenFile | None) -> str | None:
     return None if file is None else file.file_id

@@ -1,12 +1,11 @@
-"""From a file to items: read by line in bounded memory, checked, and inserted in chunks.
+"""From a file to items: lines are read in bounded memory, checked, and inserted in groups.
 
-Each chunk is one transaction with the place reached in the file, so a worker that dies is followed by another
-that goes on at the last committed line, and no line is read twice or skipped.
+Each group is committed in one transaction with the position in the file, so after the death of a worker the next run
+continues at the last committed line, and no line is inserted twice or skipped.
 """
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from bros_batch.db import files, job_leases, jobs, new_items
 from bros_batch.db.connections import writing
@@ -25,87 +24,85 @@ from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.documents.lines import LineReader
 from bros_batch.documents.new_item import NewItem
+from bros_batch.jobs.task_run import Progress, TaskRun
+from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
-from bros_batch.settings import Settings
 
-CHUNK_BYTES = 4 * 1024**2
-CHUNK_BYTES_READ = 64 * 1024**2  # blank lines and refused ones take time, too
+GROUP_BYTES = 4 * 1024**2
+GROUP_BYTES_READ = 64 * 1024**2  # blank lines and lines that are too long take time, too
 SKIP_BYTES = 1024**2
 ANALYZE_LINES = 20_000
 MAX_ERRORS_LISTED = 100
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
-class Progress(enum.Enum):
-    """How a turn at a long task ended."""
-
-    DONE = "done"
-    MORE = "more"
-    NOT_OURS = "not ours"
-
-
 @dataclass(slots=True)
-class Chunk:
-    """Lines read but not committed, and the place in the file after them."""
+class LineGroup:
+    """Lines that have been read but not committed, and the position in the file after them."""
 
     items: list[NewItem]
     line_no: int
     offset: int
 
 
-def ingest(database: Engine, settings: Settings, job_id: str, until_s: float) -> Progress:
-    """Read on in a job's file until it ends or `time.monotonic()` reaches `until_s`. A file without one good line
-    fails the job."""
-    with writing(database) as connection:
+def ingest(worker: Worker, job_id: str, until_s: float) -> TaskRun:
+    """Continue reading a job's file until it ends or `time.monotonic()` reaches `until_s`.
+
+    A file without a good line fails the job.
+    """
+    settings = worker.settings
+    with writing(worker.database) as connection:
         leased = job_leases.take_lease(
             connection, job_id, (JobStatus.VALIDATING,), settings.lease_s, time.time()
         )
         if leased is None:
-            return Progress.NOT_OURS
+            return TaskRun(Progress.NOT_OURS)
         job, token = leased
         file = files.get_file(connection, job.input_file_id)
-    work = _Ingest(database, settings, job, token)
+    ingester = _Ingester(worker, job, token)
     try:
         if file is None:
-            return work.fail("The input file is gone.", "input_file_id")
+            return ingester.fail("The input file is gone.", "input_file_id")
         if job.model != settings.model_name:
-            return work.fail(
+            return ingester.fail(
                 f"The model {job.model!r} is not served here; this service has {settings.model_name!r}.",
                 "model",
             )
         try:
             with Path(file.path).open("rb") as source:
-                return work.read(source, until_s)
+                return ingester.read(source, until_s)
         except OSError as error:
-            return work.fail(f"The input file can't be read: {error.strerror}.", "input_file_id")
+            return ingester.fail(f"The input file can't be read: {error.strerror}.", "input_file_id")
         except RequestError as error:
-            return work.fail(f"The job's defaults are at fault: {error.message}", error.param)
+            return ingester.fail(f"The job's defaults are invalid: {error.message}", error.param)
     except LeaseLost:
-        return Progress.NOT_OURS
+        return TaskRun(Progress.NOT_OURS)
 
 
-class _Ingest:
-    def __init__(self, database: Engine, settings: Settings, job: Job, token: str) -> None:
-        self._database = database
-        self._settings = settings
+class _Ingester:
+    """One run of ingest on a job whose lease it holds."""
+
+    def __init__(self, worker: Worker, job: Job, token: str) -> None:
+        self._database = worker.database
+        self._settings = worker.settings
         self._job = job
         self._token = token
         self._form = job.ingest_form
 
-    def read(self, source: BufferedReader, until_s: float) -> Progress:
-        # What is wrong with the job itself is better said now than for each of a million lines.
+    def read(self, source: BufferedReader, until_s: float) -> TaskRun:
+        # An error in the job itself is reported once, here, and not for each of a million lines.
         if self._job.defaults:
             job_requests(self._job.endpoint, self._job.model, DOCUMENT, self._job.defaults)
         source.seek(self._job.ingest_offset)
-        for chunk in self._chunks(source):
-            self._commit(chunk)
+        for group in self._groups(source):
+            self._commit(group)
             if time.monotonic() >= until_s:
                 with writing(self._database) as connection:
                     job_leases.drop_lease(connection, self._job.id, self._token)
-                return Progress.MORE
+                return TaskRun(Progress.MORE)
         return self._finish()
 
-    def fail(self, message: str, param: str | None) -> Progress:
+    def fail(self, message: str, param: str | None) -> TaskRun:
         error = {"code": "invalid_request", "line": None, "message": message, "param": param}
         with writing(self._database) as connection:
             job = self._hold(connection)
@@ -117,9 +114,9 @@ class _Ingest:
                 lease_token=None,
                 lease_until=0.0,
             )
-        return Progress.DONE
+        return TaskRun()
 
-    def _chunks(self, source: BufferedReader) -> Iterator[Chunk]:
+    def _groups(self, source: BufferedReader) -> Iterator[LineGroup]:
         limit = self._settings.max_line_bytes
         offset, line_no = self._job.ingest_offset, self._job.ingest_line
         reader = LineReader(self._job.endpoint, self._job.model, self._form)
@@ -139,17 +136,17 @@ class _Ingest:
                 if line := raw.strip(b" \t\r\n"):
                     items.append(reader.read(line, line_no))
                     size += len(line)
-            full = len(items) >= self._settings.ingest_chunk_lines or size >= CHUNK_BYTES
-            if full or offset - reached >= CHUNK_BYTES_READ:
+            full = len(items) >= self._settings.ingest_group_lines or size >= GROUP_BYTES
+            if full or offset - reached >= GROUP_BYTES_READ:
                 self._form = reader.form
-                yield Chunk(items, line_no, offset)
+                yield LineGroup(items, line_no, offset)
                 items, size, reached = [], 0, offset
         if offset > reached:
             self._form = reader.form
-            yield Chunk(items, line_no, offset)
+            yield LineGroup(items, line_no, offset)
 
-    def _commit(self, chunk: Chunk) -> None:
-        rows = _without_repeats(chunk.items, set())
+    def _commit(self, group: LineGroup) -> None:
+        rows = _without_repeats(group.items, set())
         now_s = time.time()
         with writing(self._database) as connection:
             job = self._hold(connection)
@@ -166,14 +163,14 @@ class _Ingest:
                 job.id,
                 now_s + self._settings.lease_s,
                 ingest_form=self._form,
-                ingest_offset=chunk.offset,
-                ingest_line=chunk.line_no,
+                ingest_offset=group.offset,
+                ingest_line=group.line_no,
                 total=job.total + len(rows),
                 failed=job.failed + len(bad),
                 **({"errors": [*job.errors, *map(_listed, bad[:room])]} if bad and room else {}),
             )
 
-    def _finish(self) -> Progress:
+    def _finish(self) -> TaskRun:
         with writing(self._database) as connection:
             job = self._hold(connection)
             free: dict[str, Any] = {"lease_token": None, "lease_until": 0.0}
@@ -181,23 +178,17 @@ class _Ingest:
                 if job.total >= ANALYZE_LINES:
                     new_items.analyze_items(connection)
                 jobs.set_status(connection, job, JobStatus.IN_PROGRESS, in_progress_at=time.time(), **free)
-            else:
-                error = {
-                    "code": "empty_file",
-                    "line": None,
-                    "message": "The file has no lines.",
-                    "param": None,
-                }
-                errors = job.errors or [error]
-                jobs.set_status(connection, job, JobStatus.FAILED, errors=errors, **free)
-        return Progress.DONE
+                return TaskRun(prepare=[job.model])
+            error = {"code": "empty_file", "line": None, "message": "The file has no lines.", "param": None}
+            jobs.set_status(connection, job, JobStatus.FAILED, errors=job.errors or [error], **free)
+        return TaskRun()
 
     def _hold(self, connection: Connection) -> Job:
         return job_leases.hold_lease(connection, self._job.id, self._token, (JobStatus.VALIDATING,))
 
 
 def _skip_line(source: BufferedReader) -> int:
-    """Read past the rest of a line; answers how many bytes that was. Never holds more than a piece of it."""
+    """Skip the rest of a line, piece by piece. Returns the number of bytes skipped."""
     skipped = 0
     while piece := source.readline(SKIP_BYTES):
         skipped += len(piece)
@@ -212,7 +203,7 @@ def _too_long(line_no: int, limit: int) -> NewItem:
 
 
 def _without_repeats(rows: list[NewItem], taken: set[str]) -> list[NewItem]:
-    """The rows, those whose custom_id is taken turned into errors. The first of two that are alike keeps it."""
+    """The rows, with an error in place of each whose custom_id is taken. The first of two equal ones keeps it."""
     kept = []
     for row in rows:
         custom_id = row.custom_id

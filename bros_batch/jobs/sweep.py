@@ -1,6 +1,6 @@
-"""What must happen though nobody asks: lost deliveries, expiry, abandoned tasks, retention.
+"""Periodic maintenance: lost items, expiry, abandoned jobs and the retention of files.
 
-The sweep only moves rows; the long tasks that follow from it are named in what it answers.
+The sweep only changes rows; it names the tasks that have to run because of that in its result.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
 
 from bros_batch.db import engines, files, job_endings, job_leases, lost_items
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
-from bros_batch.jobs.streams import ensure_generation, live_deliveries
-from bros_batch.settings import Settings
+from bros_batch.jobs.generation import ensure_generation
+from bros_batch.jobs.streams import queued_entries
+from bros_batch.jobs.task_run import TaskRun
+from bros_batch.jobs.worker import Worker
 
 log = logging.getLogger("bros.sweep")
 
@@ -27,82 +26,79 @@ PAGE_ROWS = 1_000
 ENGINE_FORGOTTEN_S = 24 * 3600.0
 
 
-@dataclass(slots=True)
-class Swept:
-    """What a sweep found, and the jobs whose long tasks must be started."""
-
-    returned: int = 0
-    lost: int = 0
-    files: int = 0
-    ingest: list[str] = field(default_factory=list)
-    finalize: list[str] = field(default_factory=list)
-
-
-def sweep(database: Engine, redis: Redis, settings: Settings, now_s: float | None = None) -> Swept:
-    """One round. With Redis away it does what can be done without."""
+def sweep(worker: Worker, now_s: float | None = None) -> TaskRun:
+    """Do one round of maintenance. Without Redis, it does what is possible without."""
     now_s = time.time() if now_s is None else now_s
-    swept = Swept()
+    returned = lost = 0
+    finalize: list[str] = []
     try:
-        swept.returned = ensure_generation(database, redis)
-        if swept.returned:
-            log.warning("Redis came back empty: %d queued items return to pending", swept.returned)
-        _return_lost(database, redis, settings, now_s, swept)
+        returned = ensure_generation(worker)
+        if returned:
+            log.warning("Redis came back empty: %d queued items return to pending", returned)
+        lost, finalize = _return_lost(worker, now_s)
     except RedisError as error:
-        log.warning("Redis can't be reached, so nobody looks for lost deliveries now: %s", error)
-    _move_jobs(database, now_s, swept)
-    _remove_old_files(database, now_s, swept)
-    return swept
+        log.warning("Redis can't be reached, so lost items are not looked for now: %s", error)
+    ingest, unattended = _move_jobs(worker, now_s)
+    finalize += [job_id for job_id in unattended if job_id not in finalize]
+    files_removed = _remove_old_files(worker, now_s)
+    return TaskRun(ingest=ingest, finalize=finalize, returned=returned, lost=lost, files=files_removed)
 
 
-def _return_lost(database: Engine, redis: Redis, settings: Settings, now_s: float, swept: Swept) -> None:
-    """Items queued for long whose delivery is not in Redis. In this order: what is recorded between the two looks
-    is missing from Redis, but no longer queued when it is to be returned."""
-    live: dict[str, set[tuple[int, int]]] = {}
+def _return_lost(worker: Worker, now_s: float) -> tuple[int, list[str]]:
+    """Return items to pending that have been queued for long but are in no stream. Returns how many they are, and the
+    jobs that finalize because an item failed for good.
+
+    The database is read before the stream: an item whose result is recorded in between is missing from the stream, but
+    then it is no longer queued when it is to be returned.
+    """
+    queued_before = now_s - worker.settings.lost_after_s
+    in_stream: dict[str, set[tuple[int, int]]] = {}
+    num_lost = 0
+    finalizing: list[str] = []
     after_id = 0
     while True:
-        with reading(database) as connection:
-            old = lost_items.items_queued_before(
-                connection, now_s - settings.lost_after_s, after_id, PAGE_ROWS
-            )
+        with reading(worker.database) as connection:
+            old = lost_items.items_queued_before(connection, queued_before, after_id, PAGE_ROWS)
         if not old:
-            return
-        for model in {delivery.model for delivery in old} - live.keys():
-            live[model] = {(item_id, epoch) for _, item_id, epoch in live_deliveries(redis, model)}
-        lost = [each for each in old if (each.id, each.epoch) not in live[each.model]]
+            return num_lost, finalizing
+        for model in {item.model for item in old} - in_stream.keys():
+            entries = queued_entries(worker.redis, model)
+            in_stream[model] = {(item_id, epoch) for _, item_id, epoch in entries}
+        lost = [item for item in old if (item.id, item.epoch) not in in_stream[item.model]]
         if lost:
-            log.warning("%d deliveries were lost", len(lost))
-            with writing(database) as connection:
-                finished = lost_items.return_lost(connection, lost, settings.max_attempts, now_s)
-            swept.lost += len(lost)
-            swept.finalize += finished.finalizing
+            log.warning("%d queued items were lost", len(lost))
+            with writing(worker.database) as connection:
+                finished = lost_items.return_lost(connection, lost, worker.settings.max_attempts, now_s)
+            num_lost += len(lost)
+            finalizing += finished.finalizing
         after_id = old[-1].id
 
 
-def _move_jobs(database: Engine, now_s: float, swept: Swept) -> None:
-    with reading(database) as connection:
+def _move_jobs(worker: Worker, now_s: float) -> tuple[list[str], list[str]]:
+    """Move jobs that are over to finalizing. Returns the jobs that no run ingests, and those that none finalizes."""
+    with reading(worker.database) as connection:
         moves = job_endings.has_jobs_to_move(connection, now_s)
     if moves:
-        with writing(database) as connection:
+        with writing(worker.database) as connection:
             job_endings.finish_counted_jobs(connection, now_s)
             job_endings.expire_jobs(connection, now_s)
-    with reading(database) as connection:
-        swept.ingest += job_leases.unattended_jobs(connection, (JobStatus.VALIDATING,), now_s)
+    with reading(worker.database) as connection:
+        ingest = job_leases.unattended_jobs(connection, (JobStatus.VALIDATING,), now_s)
         ending = (JobStatus.FINALIZING, JobStatus.CANCELLING)
-        unattended = job_leases.unattended_jobs(connection, ending, now_s)
-        swept.finalize += [job_id for job_id in unattended if job_id not in swept.finalize]
+        return ingest, job_leases.unattended_jobs(connection, ending, now_s)
 
 
-def _remove_old_files(database: Engine, now_s: float, swept: Swept) -> None:
-    with reading(database) as connection:
+def _remove_old_files(worker: Worker, now_s: float) -> int:
+    with reading(worker.database) as connection:
         if not files.expired_files(connection, now_s, limit=1):
-            return
-    with writing(database) as connection:
+            return 0
+    with writing(worker.database) as connection:
         expired = files.expired_files(connection, now_s)
         for file in expired:
             files.delete_file(connection, file.id)
         engines.delete_silent_engines(connection, now_s - ENGINE_FORGOTTEN_S)
-    # After the commit: a file without a row is litter, a row without a file is a broken promise.
+    # After the commit: bytes without a row only take space, but a row without bytes is a file that cannot be read.
     for file in expired:
         with contextlib.suppress(FileNotFoundError):
             Path(file.path).unlink()
-    swept.files = len(expired)
+    return len(expired)

@@ -1,7 +1,7 @@
-"""The tasks: a few seconds each, ids as arguments, right however often they run.
+"""The Celery tasks: each runs for a few seconds, takes ids as arguments, and may run any number of times.
 
-pump (each second) -> prepare -> [engine] -> record -> finalize
-sweep (each quarter of a minute) -> ingest, finalize where nobody attends to a job
+pump (every second)  ->  prepare  ->  [engine]  ->  record  ->  finalize
+sweep (every 15 seconds)  ->  ingest and finalize, for jobs that no run holds
 """
 
 from __future__ import annotations
@@ -13,48 +13,60 @@ from functools import wraps
 from typing import Literal, ParamSpec
 
 from kombu.exceptions import OperationalError as BrokerError
-from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import OperationalError as DatabaseError
 
 from bros_batch.db import engines, jobs, pending_items
-from bros_batch.db.connections import get_engine, reading, writing
+from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.celery_app import app
-from bros_batch.jobs.finalize import finalize as finalize_job
-from bros_batch.jobs.ingest import Progress
-from bros_batch.jobs.ingest import ingest as ingest_job
-from bros_batch.jobs.prepare import prepare as prepare_items
-from bros_batch.jobs.record import record as record_results
-from bros_batch.jobs.streams import ensure_generation, get_redis, heartbeats, turn, withdraw_job
-from bros_batch.jobs.sweep import sweep as sweep_all
-from bros_batch.settings import Settings, get_settings
-from bros_batch.text.tokenizer import load_tokenizer
-from engine.wire.protocol import RESULTS_KEY, items_key
+from bros_batch.jobs.finalize import finalize as run_finalize
+from bros_batch.jobs.generation import ensure_generation
+from bros_batch.jobs.ingest import ingest as run_ingest
+from bros_batch.jobs.locks import try_lock
+from bros_batch.jobs.prepare import prepare as run_prepare
+from bros_batch.jobs.record import record as run_record
+from bros_batch.jobs.streams import heartbeats, queue_length, withdraw_job
+from bros_batch.jobs.sweep import sweep as run_sweep
+from bros_batch.jobs.task_run import Progress, TaskRun
+from bros_batch.jobs.worker import Worker, get_worker
+from engine.wire.protocol import RESULTS_KEY
 
 log = logging.getLogger("bros.tasks")
 
-TURN_S = 2.0
+TIME_BUDGET_S = 2.0
 
 TaskName = Literal["ingest", "prepare", "record", "finalize", "sweep", "pump"]
 P = ParamSpec("P")
 
 
 def dispatch(name: TaskName, *ids: str) -> bool:
-    """Ask for a task. False, and a line in the log, when the broker can't be reached: what was to be done stands
-    in the database, and the sweep will find it there."""
+    """Send a task to the broker. Returns False, and logs a warning, if the broker can't be reached: the database
+    knows what has to be done, and the sweep will find it there."""
     try:
         app.send_task(f"bros.{name}", args=ids, retry=False, ignore_result=True)
     except (BrokerError, RedisError, OSError) as error:
-        log.warning("could not ask for %s%s: %s", name, ids, error)
+        log.warning("could not dispatch %s%s: %s", name, ids, error)
         return False
     return True
 
 
-def patient(function: Callable[P, None]) -> Callable[P, None]:
-    """A service that is away is one line in the log, not a traceback: the next tick tries again."""
+def follow_up(run: TaskRun, name: TaskName, *ids: str) -> None:
+    """Dispatch the tasks that a run asks for, and the same task again if its time budget was used up."""
+    for job_id in run.ingest:
+        dispatch("ingest", job_id)
+    for model in run.prepare:
+        dispatch("prepare", model)
+    for job_id in run.finalize:
+        dispatch("finalize", job_id)
+    if run.progress is Progress.MORE:
+        dispatch(name, *ids)
+
+
+def tolerate_outage(function: Callable[P, None]) -> Callable[P, None]:
+    """Log one line instead of a traceback while Redis or the database is away. The next tick tries again."""
 
     @wraps(function)
     def attempt(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -67,113 +79,97 @@ def patient(function: Callable[P, None]) -> Callable[P, None]:
 
 
 @app.task(name="bros.ingest")
-@patient
+@tolerate_outage
 def ingest(job_id: str) -> None:
-    """Read on in a job's file."""
-    settings = get_settings()
-    progress = ingest_job(get_engine(), settings, job_id, time.monotonic() + TURN_S)
-    if progress is Progress.MORE:
-        dispatch("ingest", job_id)
-    elif progress is Progress.DONE:
-        dispatch("prepare", settings.model_name)
+    """Continue reading the file of a job."""
+    follow_up(run_ingest(get_worker(), job_id, time.monotonic() + TIME_BUDGET_S), "ingest", job_id)
 
 
 @app.task(name="bros.prepare")
-@patient
+@tolerate_outage
 def prepare(model: str) -> None:
-    """Fill a model's stream."""
-    settings, database, redis = get_settings(), get_engine(), get_redis()
-    if model != settings.model_name:
-        log.warning("no worker here has the tokeniser of %s", model)
+    """Fill the stream of a model."""
+    worker = get_worker()
+    if model != worker.settings.model_name:
+        log.warning("no worker here has the tokenizer of %s", model)
         return
-    with turn(redis, f"prepare:{model}") as mine:
-        if mine is None:
+    with try_lock(worker.redis, f"prepare:{model}") as lock:
+        if lock is None:
             return
-        text = load_tokenizer(settings.model)
-        done = prepare_items(database, redis, settings, text, model, time.monotonic() + TURN_S, mine)
-    for job_id in done.finalizing:
-        dispatch("finalize", job_id)
-    if done.more:
-        dispatch("prepare", model)
+        run = run_prepare(worker, model, time.monotonic() + TIME_BUDGET_S, lock)
+    follow_up(run, "prepare", model)
 
 
 @app.task(name="bros.record")
-@patient
+@tolerate_outage
 def record() -> None:
-    """Write down the results there are."""
-    settings, database, redis = get_settings(), get_engine(), get_redis()
-    with turn(redis, "record") as mine:
-        if mine is None:
+    """Record the results that are in Redis."""
+    worker = get_worker()
+    with try_lock(worker.redis, "record") as lock:
+        if lock is None:
             return
-        text = load_tokenizer(settings.model)
-        until_s = time.monotonic() + TURN_S
-        tally = record_results(database, redis, settings, text, until_s, mine, _Refill(redis, settings))
-    for job_id in tally.finalizing:
-        dispatch("finalize", job_id)
-    if tally.more:
-        dispatch("record")
+        run = run_record(worker, time.monotonic() + TIME_BUDGET_S, lock, _Refill(worker))
+    follow_up(run, "record")
 
 
 class _Refill:
-    """Asks for prepare as soon as recording brings the model's stream under its low-water mark, once a fall: the
-    engine is not to run dry until the next tick."""
+    """Dispatches prepare as soon as recording takes the model's stream below its low-water mark, once per fall, so
+    that the engine does not run out of items before the next tick."""
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
-        self._redis = redis
-        self._settings = settings
-        self._asked = False
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._dispatched = False
 
     def __call__(self) -> None:
-        model = self._settings.model_name
-        is_low = int(self._redis.xlen(items_key(model))) < self._settings.queue_low_water
-        if is_low and not self._asked:
-            dispatch("prepare", model)
-        self._asked = is_low
+        is_low = _is_low(self._worker)
+        if is_low and not self._dispatched:
+            dispatch("prepare", self._worker.settings.model_name)
+        self._dispatched = is_low
 
 
 @app.task(name="bros.finalize")
-@patient
+@tolerate_outage
 def finalize(job_id: str) -> None:
-    """Write a job's files and end it."""
-    settings, database = get_settings(), get_engine()
-    with reading(database) as connection:
+    """Write the files of a job and end it."""
+    worker = get_worker()
+    with reading(worker.database) as connection:
         job = jobs.get_job(connection, job_id)
     if job is None:
         return
     if job.status == JobStatus.CANCELLING:
         try:
-            withdraw_job(database, get_redis(), job_id, job.model)
+            withdraw_job(worker, job_id, job.model)
         except RedisError as error:
-            log.warning("could not withdraw what is queued of %s: %s", job_id, error)
-    if finalize_job(database, settings, job_id, time.monotonic() + TURN_S) is Progress.MORE:
-        dispatch("finalize", job_id)
+            log.warning("could not withdraw the queued items of %s: %s", job_id, error)
+    follow_up(run_finalize(worker, job_id, time.monotonic() + TIME_BUDGET_S), "finalize", job_id)
 
 
 @app.task(name="bros.sweep")
-@patient
+@tolerate_outage
 def sweep() -> None:
-    """See to what nobody asks for."""
-    swept = sweep_all(get_engine(), get_redis(), get_settings())
-    for job_id in swept.ingest:
-        dispatch("ingest", job_id)
-    for job_id in swept.finalize:
-        dispatch("finalize", job_id)
+    """Do periodic maintenance."""
+    follow_up(run_sweep(get_worker()), "sweep")
 
 
 @app.task(name="bros.pump")
-@patient
+@tolerate_outage
 def pump() -> None:
-    """Start what has work to do. Cheap: a few keys and one indexed query."""
-    settings, database, redis = get_settings(), get_engine(), get_redis()
-    ensure_generation(database, redis)
-    with reading(database) as connection:
+    """Dispatch the tasks that have work to do. This is cheap: a few keys and one indexed query."""
+    worker = get_worker()
+    ensure_generation(worker)
+    with reading(worker.database) as connection:
         models = pending_items.models_with_work(connection)
-    for model in models:
-        if model == settings.model_name and int(redis.xlen(items_key(model))) < settings.queue_low_water:
-            dispatch("prepare", model)
-    if redis.xlen(RESULTS_KEY):
+    model = worker.settings.model_name
+    if model in models and _is_low(worker):
+        dispatch("prepare", model)
+    if worker.redis.xlen(RESULTS_KEY):
         dispatch("record")
-    alive = heartbeats(redis)
+    alive = heartbeats(worker.redis)
     if alive:
-        with writing(database) as connection:
+        with writing(worker.database) as connection:
             engines.upsert_engines(connection, alive, time.time())
+
+
+def _is_low(worker: Worker) -> bool:
+    """Whether the stream of the served model is below its low-water mark."""
+    return queue_length(worker.redis, worker.settings.model_name) < worker.settings.queue_low_water

@@ -1,4 +1,4 @@
-"""A job system in this process: a database, a Redis, and each task as a plain call, in the order a test wants."""
+"""A job system in this process: a database, Redis, and each task as a plain call, in the order a test wants."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from bros_batch.db import files, job_control, jobs, tables
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import ItemStatus
 from bros_batch.db.tables import Item, Job
-from bros_batch.jobs.finalize import files_dir, finalize
-from bros_batch.jobs.ingest import Progress, ingest
-from bros_batch.jobs.prepare import Prepared, prepare
-from bros_batch.jobs.record import Tally, record
-from bros_batch.jobs.sweep import Swept, sweep
+from bros_batch.jobs.finalize import finalize
+from bros_batch.jobs.ingest import ingest
+from bros_batch.jobs.prepare import prepare
+from bros_batch.jobs.record import record
+from bros_batch.jobs.sweep import sweep
+from bros_batch.jobs.task_run import Progress, TaskRun
+from bros_batch.jobs.worker import Worker
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from engine.wire.protocol import (
@@ -62,14 +64,14 @@ def job_counts(connection: Connection, job_id: str) -> dict[ItemStatus, int]:
 
 @dataclass(frozen=True)
 class Taken:
-    """A delivery that an engine has read."""
+    """An item that an engine has read."""
 
     entry_id: bytes
     item: ItemRequest
 
 
 class TinyEngine:
-    """Speaks the streams and nothing more: takes deliveries, answers with the tokens of a text."""
+    """An engine of the streams alone: it takes items and answers with the tokens of a text."""
 
     def __init__(self, redis: Redis, model: str, text: ModelTokenizer) -> None:
         self._redis = redis
@@ -90,7 +92,7 @@ class TinyEngine:
         ]
 
     def answer(self, taken: Iterable[Taken], text: str = "An answer.", **result: Any) -> None:
-        """Results of these deliveries; `result` overrides fields, such as error_code."""
+        """Add the results of these items; `result` overrides fields, such as error_code."""
         token_ids = self._text.encode_prompt(text)
         pipeline = self._redis.pipeline(transaction=False)
         for each in taken:
@@ -119,7 +121,8 @@ class World:
         data = lines
         if not isinstance(data, bytes):
             data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-        path = files_dir(self.settings) / f"file-{uuid.uuid4().hex[:24]}"
+        self.settings.files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.settings.files_dir / f"file-{uuid.uuid4().hex[:24]}"
         path.write_bytes(data)
         with writing(self.database) as connection:
             files.create_file(
@@ -137,7 +140,7 @@ class World:
     def running(self, lines: Iterable[dict[str, Any]] | bytes, **job: Any) -> str:
         """A job that has been ingested."""
         job_id = self.submit(lines, **job)
-        assert self.ingest(job_id) is Progress.DONE
+        assert self.ingest(job_id).progress is Progress.DONE
         assert self.job(job_id).status == "in_progress"
         return job_id
 
@@ -147,22 +150,25 @@ class World:
 
     # What tasks do ---------------------------------------------------------------------------------------------
 
-    def ingest(self, job_id: str, until_s: float = FOREVER) -> Progress:
-        return ingest(self.database, self.settings, job_id, until_s)
+    @property
+    def worker(self) -> Worker:
+        return Worker(self.settings, self.database, self.redis)
 
-    def prepare(self, until_s: float = FOREVER) -> Prepared:
-        model = self.settings.model_name
-        return prepare(self.database, self.redis, self.settings, self.text, model, until_s)
+    def ingest(self, job_id: str, until_s: float = FOREVER) -> TaskRun:
+        return ingest(self.worker, job_id, until_s)
 
-    def record(self) -> Tally:
-        return record(self.database, self.redis, self.settings, self.text, FOREVER)
+    def prepare(self, until_s: float = FOREVER) -> TaskRun:
+        return prepare(self.worker, self.settings.model_name, until_s)
 
-    def finalize(self, job_id: str, until_s: float = FOREVER) -> Progress:
-        return finalize(self.database, self.settings, job_id, until_s)
+    def record(self) -> TaskRun:
+        return record(self.worker, FOREVER)
 
-    def sweep(self, later_s: float = 0.0) -> Swept:
-        """A sweep as if `later_s` had passed."""
-        return sweep(self.database, self.redis, self.settings, time.time() + later_s)
+    def finalize(self, job_id: str, until_s: float = FOREVER) -> TaskRun:
+        return finalize(self.worker, job_id, until_s)
+
+    def sweep(self, later_s: float = 0.0) -> TaskRun:
+        """Sweep as if `later_s` had passed."""
+        return sweep(self.worker, time.time() + later_s)
 
     def run_through(self, job_id: str) -> Job:
         """Prepare, answer, record and finalize until the job has ended."""
@@ -170,7 +176,7 @@ class World:
             prepared = self.prepare()
             taken = self.engine.take()
             self.engine.answer(taken)
-            assert self.record().changed or prepared.failed, "the job does not move"
+            assert self.record().changed or prepared.failed, "the job makes no progress"
         self.finalize(job_id)
         return self.job(job_id)
 
@@ -206,7 +212,7 @@ class World:
         return int(self.redis.xlen(items_key(self.settings.model_name)))
 
     def check_counts(self, job_id: str) -> Job:
-        """The promise: counts always equal rows."""
+        """Check that the counters of a job equal its rows."""
         job = self.job(job_id)
         with reading(self.database) as connection:
             counts = job_counts(connection, job_id)

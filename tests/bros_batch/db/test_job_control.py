@@ -16,9 +16,8 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import IllegalTransition, ItemStatus
 from bros_batch.db.tables import Job
 from bros_batch.jobs import finalize as finalize_module
-from bros_batch.jobs.finalize import files_dir
-from bros_batch.jobs.ingest import Progress
 from bros_batch.jobs.streams import withdraw_job
+from bros_batch.jobs.task_run import Progress
 from engine.wire.protocol import CANCEL_CHANNEL
 from tests.bros_batch.world import World, batch_line, batch_lines
 
@@ -46,7 +45,7 @@ def test_cancel_keeps_finished_lines_and_ends_the_rest_at_once(world: World) -> 
     world.engine.answer(taken[2:4], "too late")
     world.engine.answer(taken[4:], error_code="batch_cancelled", choices=[])
     assert world.record().changed == 0
-    assert world.finalize(job_id) is Progress.DONE
+    assert world.finalize(job_id).progress is Progress.DONE
     job = world.check_counts(job_id)
     assert (job.status, job.succeeded, job.cancelled) == ("cancelled", 2, 6)
     assert [line["custom_id"] for line in world.file_lines(job.output_file_id)] == ["doc-0", "doc-1"]
@@ -64,7 +63,7 @@ def test_cancel_withdraws_deliveries_and_tells_engines(world: World) -> None:
         pubsub.subscribe(CANCEL_CHANNEL)
         assert pubsub.get_message(timeout=5)["type"] == "subscribe"
         step(world, "cancel", cancelled)
-        assert withdraw_job(world.database, world.redis, cancelled, "sim") == 5
+        assert withdraw_job(world.worker, cancelled, "sim") == 5
         messages = [pubsub.get_message(timeout=5) for _ in range(2)]
     assert [message["data"] for message in messages] == [cancelled.encode()] * 2, (
         "before, and when none can be read"
@@ -79,10 +78,10 @@ def test_a_large_cancel_is_finished_by_finalize(world: World, monkeypatch: pytes
     job_id = world.running(batch_lines(20))
     step(world, "cancel", job_id)
     assert world.check_counts(job_id).cancelled == 3
-    assert world.prepare().delivered == 0
-    assert world.finalize(job_id, until_s=0.0) is Progress.MORE
+    assert world.prepare().queued == 0
+    assert world.finalize(job_id, until_s=0.0).progress is Progress.MORE
     assert world.check_counts(job_id).cancelled == 7
-    assert world.finalize(job_id) is Progress.DONE
+    assert world.finalize(job_id).progress is Progress.DONE
     assert world.check_counts(job_id).cancelled == 20
 
 
@@ -114,7 +113,7 @@ def test_a_paused_job_prepares_nothing_and_finishes_what_is_queued(world: World)
     assert step(world, "pause", job_id).status == "paused"
     world.engine.answer(world.engine.take())
     assert world.record().changed == 2
-    assert world.prepare().delivered == 0
+    assert world.prepare().queued == 0
     assert world.check_counts(job_id).status == "paused"
     assert step(world, "resume", job_id).status == "in_progress"
     assert step(world, "resume", job_id).paused_at is None
@@ -126,7 +125,7 @@ def test_a_paused_job_whose_last_line_ends_is_done(world: World) -> None:
     world.prepare()
     step(world, "pause", job_id)
     world.engine.answer(world.engine.take())
-    assert world.record().finalizing == [job_id]
+    assert list(world.record().finalize) == [job_id]
 
 
 def test_only_running_jobs_pause_and_only_paused_ones_resume(world: World) -> None:
@@ -161,7 +160,7 @@ def test_retry_runs_what_has_no_result_again(world: World) -> None:
     assert (job.status, job.succeeded, job.failed, job.total) == ("in_progress", 2, 1, 5)
     assert (job.output_file_id, job.completed_at) == (None, None)
     world.check_counts(job_id)
-    assert world.prepare().delivered == 2
+    assert world.prepare().queued == 2
     world.engine.answer(taken[2:], "late, of the first time")
     assert world.record().changed == 0
     job = world.run_through(job_id)
@@ -210,7 +209,7 @@ def ended(world: World, count: int) -> str:
 
 
 def parts(world: World) -> list[Path]:
-    return list(files_dir(world.settings).glob(".*.part"))
+    return list(world.settings.files_dir.glob(".*.part"))
 
 
 def test_finalize_dies_anywhere_and_the_next_one_makes_the_same_files(
@@ -248,13 +247,13 @@ def test_finalize_dies_anywhere_and_the_next_one_makes_the_same_files(
                 with pytest.raises(Death):
                     world.finalize(job_id)
             assert world.job(job_id).status == "finalizing", "no status without its files"
-    assert world.finalize(job_id) is Progress.DONE
+    assert world.finalize(job_id).progress is Progress.DONE
     job = world.check_counts(job_id)
     output, errors = world.file_lines(job.output_file_id), world.file_lines(job.error_file_id)
     assert [line["custom_id"] for line in output] == [f"doc-{n}" for n in range(40) if n % 3]
     assert [line["custom_id"] for line in errors] == [f"doc-{n}" for n in range(40) if n % 3 == 0]
     assert parts(world) == []
-    assert {path.name for path in files_dir(world.settings).iterdir()} == {
+    assert {path.name for path in world.settings.files_dir.iterdir()} == {
         job.input_file_id,
         job.output_file_id,
         job.error_file_id,
@@ -271,7 +270,7 @@ def test_finalize_in_many_turns_goes_on_where_it_stopped(
     monkeypatch.setattr(finalize_module, "time", ticking)
     turns = 0
     reached = 0
-    while world.finalize(job_id, until_s=next(clock) + 3.0) is Progress.MORE:
+    while world.finalize(job_id, until_s=next(clock) + 3.0).progress is Progress.MORE:
         turns += 1
         assert world.job(job_id).written_line >= reached
         reached = world.job(job_id).written_line
@@ -291,16 +290,16 @@ def test_a_finalizer_that_overslept_can_not_write_into_the_next_ones_files(world
 
         leased = take_lease(connection, job_id, finalize_module.STATUSES, 0.0001, 0.0)
     assert leased is not None
-    asleep = finalize_module._Finalize(world.database, world.settings, *leased)
+    asleep = finalize_module._Finalizer(world.worker, *leased)
     with asleep.files():
-        assert world.finalize(job_id) is Progress.NOT_OURS
-    assert world.finalize(job_id) is Progress.DONE
+        assert world.finalize(job_id).progress is Progress.NOT_OURS
+    assert world.finalize(job_id).progress is Progress.DONE
 
 
 def test_a_job_that_is_not_over_is_not_finalized(world: World) -> None:
     job_id = world.running(batch_lines(1))
-    assert world.finalize(job_id) is Progress.NOT_OURS
-    assert world.finalize("batch_nope") is Progress.NOT_OURS
+    assert world.finalize(job_id).progress is Progress.NOT_OURS
+    assert world.finalize("batch_nope").progress is Progress.NOT_OURS
 
 
 # Lists ------------------------------------------------------------------------------------------------------------

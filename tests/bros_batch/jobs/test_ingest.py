@@ -14,7 +14,7 @@ import pytest
 from bros_batch.db import files, job_leases, new_items
 from bros_batch.db.connections import writing
 from bros_batch.db.job_leases import LeaseLost
-from bros_batch.jobs.ingest import Progress
+from bros_batch.jobs.task_run import Progress
 from tests.bros_batch.world import CHAT, World, batch_line, batch_lines
 
 GOOD = json.dumps(batch_line("good")).encode()
@@ -104,7 +104,7 @@ def test_each_bad_line_fails_alone_and_is_named(world: World) -> None:
 def test_a_file_without_a_good_line_fails_the_job(world: World, name: str) -> None:
     bad, message, param = BAD_LINES[name]
     job_id = world.submit(bad + b"\n")
-    assert world.ingest(job_id) is Progress.DONE
+    assert world.ingest(job_id).progress is Progress.DONE
     job = world.check_counts(job_id)
     assert (job.status, job.total, job.failed) == ("failed", 1, 1)
     assert job.failed_at is not None
@@ -123,7 +123,7 @@ def test_an_empty_file_fails_the_job(world: World, data: bytes) -> None:
 
 def test_a_missing_file_fails_the_job(world: World) -> None:
     job_id = world.submit(batch_lines(1))
-    (world.settings.data_dir / "files" / world.job(job_id).input_file_id).unlink()
+    (world.settings.files_dir / world.job(job_id).input_file_id).unlink()
     world.ingest(job_id)
     assert (world.job(job_id).status, world.job(job_id).errors[0]["param"]) == ("failed", "input_file_id")
 
@@ -192,7 +192,7 @@ def test_a_model_that_is_not_served_fails_the_job(world: World) -> None:
     assert "'gpt-5' is not served" in world.job(job_id).errors[0]["message"]
 
 
-@pytest.mark.parametrize("options", [{"ingest_chunk_lines": 10}])
+@pytest.mark.parametrize("options", [{"ingest_group_lines": 10}])
 def test_repeated_ids_are_found_across_chunks(world: World) -> None:
     lines = [batch_line(f"doc-{number % 17}") for number in range(35)]
     job_id = world.running(lines)
@@ -202,14 +202,14 @@ def test_repeated_ids_are_found_across_chunks(world: World) -> None:
 
 
 def test_only_the_first_hundred_errors_are_listed(world: World) -> None:
-    world.settings = world.settings.model_copy(update={"ingest_chunk_lines": 30})
+    world.settings = world.settings.model_copy(update={"ingest_group_lines": 30})
     job_id = world.running(b"\n".join([GOOD, *[b"nonsense"] * 250]))
     job = world.check_counts(job_id)
     assert (len(job.errors), job.failed) == (100, 250)
     assert [error["line"] for error in job.errors] == list(range(2, 102))
 
 
-@pytest.mark.parametrize("options", [{"ingest_chunk_lines": 7, "lease_s": 0.001}])
+@pytest.mark.parametrize("options", [{"ingest_group_lines": 7, "lease_s": 0.001}])
 def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It dies at any statement of any chunk: before, in the middle of, or after a commit."""
     lines = [GOOD.replace(b"good", b"doc-%d" % number) for number in range(100)]
@@ -240,7 +240,7 @@ def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pyte
     deaths = 0
     for _ in range(500):
         try:
-            if world.ingest(job_id) is Progress.DONE:
+            if world.ingest(job_id).progress is Progress.DONE:
                 break
         except Death:
             deaths += 1
@@ -251,11 +251,11 @@ def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pyte
     assert [item.line_no for item in world.items(job_id)] == [n for n in range(1, 102) if n != 61]
 
 
-@pytest.mark.parametrize("options", [{"ingest_chunk_lines": 5}])
+@pytest.mark.parametrize("options", [{"ingest_group_lines": 5}])
 def test_ingest_stops_when_its_time_is_over_and_goes_on(world: World) -> None:
     job_id = world.submit(batch_lines(23))
     turns = 0
-    while world.ingest(job_id, until_s=0.0) is Progress.MORE:
+    while world.ingest(job_id, until_s=0.0).progress is Progress.MORE:
         turns += 1
         assert world.check_counts(job_id).total == min(5 * turns, 23)
     assert turns == 5
@@ -269,7 +269,7 @@ def test_two_ingests_of_one_job_exclude_each_other(world: World) -> None:
 
         leased = job_leases.take_lease(connection, job_id, (JobStatus.VALIDATING,), 30, 1e12)
     assert leased is not None
-    assert world.ingest(job_id) is Progress.NOT_OURS
+    assert world.ingest(job_id).progress is Progress.NOT_OURS
     with writing(world.database) as connection, pytest.raises(LeaseLost):
         job_leases.hold_lease(connection, job_id, "another token", (JobStatus.VALIDATING,))
 
@@ -277,7 +277,7 @@ def test_two_ingests_of_one_job_exclude_each_other(world: World) -> None:
 def test_ingest_of_a_cancelled_job_stops(world: World) -> None:
     job_id = world.submit(batch_lines(3))
     world.cancel(job_id)
-    assert world.ingest(job_id) is Progress.NOT_OURS
+    assert world.ingest(job_id).progress is Progress.NOT_OURS
     world.finalize(job_id)
     assert world.check_counts(job_id).status == "cancelled"
 

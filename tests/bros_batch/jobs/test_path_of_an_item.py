@@ -15,8 +15,8 @@ from sqlalchemy.exc import DataError
 from bros_batch.db import ended_items, item_results
 from bros_batch.db.connections import reading
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus
-from bros_batch.jobs.ingest import Progress
 from bros_batch.jobs.record import CONSUMER
+from bros_batch.jobs.task_run import Progress
 from bros_batch.openai_api.batch_output import error_line, line_id, output_line
 from engine.wire.protocol import RECORD_GROUP, RESULTS_KEY
 from tests.bros_batch.world import World, batch_line, batch_lines, job_counts
@@ -32,7 +32,7 @@ def test_every_line_ends_in_its_result_in_input_order(world: World) -> None:
         world.engine.answer([each], f"Item {each.item.item_id}.")
     assert world.record().changed == 30
     assert world.job(job_id).status == "finalizing"
-    assert world.finalize(job_id) is Progress.DONE
+    assert world.finalize(job_id).progress is Progress.DONE
 
     job = world.check_counts(job_id)
     assert (job.status, job.succeeded, job.failed, job.error_file_id) == ("completed", 30, 0, None)
@@ -147,7 +147,7 @@ def test_lines_that_can_not_be_prepared_fail_alone(world: World) -> None:
 
 def test_a_job_whose_last_line_fails_in_prepare_ends(world: World) -> None:
     job_id = world.running([{"title": "no text"}], defaults={"prompt": "Read {text}"})
-    assert world.prepare().finalizing == [job_id]
+    assert list(world.prepare().finalize) == [job_id]
     world.finalize(job_id)
     job = world.check_counts(job_id)
     assert (job.status, job.failed, job.output_file_id) == ("completed", 1, None)
@@ -166,20 +166,20 @@ def test_default_length_is_cut_to_the_room_left(world: World) -> None:
 @pytest.mark.parametrize("options", [{"queue_high_water": 10, "queue_low_water": 5}])
 def test_prepare_stops_at_high_water_and_goes_on_later(world: World) -> None:
     job_id = world.running(batch_lines(25))
-    assert world.prepare().delivered == 10
+    assert world.prepare().queued == 10
     assert world.queue_length() == 10
-    assert world.prepare().delivered == 0
+    assert world.prepare().queued == 0
     first = world.engine.take()
     assert [each.item.item_id for each in first] == [item.id for item in world.items(job_id)[:10]]
     world.engine.answer(first)
     world.record()
-    assert world.prepare().delivered == 10
+    assert world.prepare().queued == 10
 
 
 def test_a_prepare_that_runs_out_of_time_gives_back_what_it_claimed(world: World) -> None:
     job_id = world.running(batch_lines(20))
     done = world.prepare(until_s=time.monotonic())
-    assert done.more and done.delivered == 1
+    assert done.progress is Progress.MORE and done.queued == 1
     items = world.items(job_id)
     assert [item.status for item in items] == ["queued"] + ["pending"] * 19
     assert {item.attempts for item in items} == {0}

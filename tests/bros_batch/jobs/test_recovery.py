@@ -11,8 +11,10 @@ import pytest
 from bros_batch.db import files, job_control, job_endings, pending_items
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.redis_generation import get_generation
-from bros_batch.jobs.ingest import Progress
-from bros_batch.jobs.streams import ensure_generation, live_deliveries, turn
+from bros_batch.jobs.generation import ensure_generation
+from bros_batch.jobs.locks import try_lock
+from bros_batch.jobs.streams import queued_entries
+from bros_batch.jobs.task_run import Progress
 from engine.wire.protocol import GENERATION_KEY
 from tests.bros_batch.world import World, batch_line, batch_lines
 from tests.services import RedisServer
@@ -43,7 +45,7 @@ def test_a_restarted_redis_is_noticed_by_prepare_too(world: World, redis_server:
     job_id = world.running(batch_lines(3))
     world.prepare()
     redis_server.restart()
-    assert world.prepare().delivered == 3
+    assert world.prepare().queued == 3
     assert [item.epoch for item in world.items(job_id)] == [2, 2, 2]
     assert world.run_through(job_id).succeeded == 3
 
@@ -52,7 +54,7 @@ def test_another_databases_redis_is_not_taken_for_ours(world: World) -> None:
     job_id = world.running(batch_lines(3))
     world.prepare()
     world.redis.set(GENERATION_KEY, "of another database")
-    assert ensure_generation(world.database, world.redis) == 3
+    assert ensure_generation(world.worker) == 3
     with reading(world.database) as connection:
         assert world.redis.get(GENERATION_KEY) == (get_generation(connection) or "").encode()
     assert world.statuses(job_id) == ["pending"] * 3
@@ -64,22 +66,21 @@ def test_many_who_find_redis_empty_agree_on_one_generation(world: World) -> None
     world.redis.flushall()
     returned: list[int] = []
     threads = [
-        threading.Thread(target=lambda: returned.append(ensure_generation(world.database, world.redis)))
-        for _ in range(8)
+        threading.Thread(target=lambda: returned.append(ensure_generation(world.worker))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
     assert sum(returned) == 50
-    assert ensure_generation(world.database, world.redis) == 0
+    assert ensure_generation(world.worker) == 0
     assert world.statuses(job_id) == ["pending"] * 50
 
 
 def test_a_lost_delivery_comes_again(world: World) -> None:
     job_id = world.running(batch_lines(5))
     world.prepare()
-    names = list(live_deliveries(world.redis, "sim"))
+    names = list(queued_entries(world.redis, "sim"))
     assert [(item_id, epoch) for _, item_id, epoch in names] == [(item.id, 1) for item in world.items(job_id)]
     world.redis.xdel(world.engine.key, names[1][0], names[3][0])
     assert world.sweep().lost == 0, "too early to call them lost"
@@ -118,7 +119,7 @@ def test_an_item_lost_too_often_fails_with_engine_lost(world: World) -> None:
 
 def test_claims_of_a_dead_preparer_come_again(world: World) -> None:
     job_id = world.running(batch_lines(4))
-    ensure_generation(world.database, world.redis)
+    ensure_generation(world.worker)
     with writing(world.database) as connection:  # it claimed, and died before it delivered
         assert len(pending_items.claim_items(connection, job_id, 3, time.time())) == 3
     assert world.sweep(LATER_S).lost == 3
@@ -136,9 +137,9 @@ def test_jobs_that_nobody_attends_to_are_started_again(world: World) -> None:
     swept = world.sweep()
     assert swept.ingest == [validating]
     assert sorted(swept.finalize) == sorted([finalizing, cancelling])
-    assert world.ingest(validating) is Progress.DONE
-    assert world.finalize(finalizing) is Progress.DONE
-    assert world.finalize(cancelling) is Progress.DONE
+    assert world.ingest(validating).progress is Progress.DONE
+    assert world.finalize(finalizing).progress is Progress.DONE
+    assert world.finalize(cancelling).progress is Progress.DONE
     swept = world.sweep()
     assert (swept.ingest, swept.finalize) == ([], [])
 
@@ -151,7 +152,7 @@ def test_a_lease_that_is_held_is_respected_until_it_runs_out(world: World) -> No
     with writing(world.database) as connection:
         assert take_lease(connection, job_id, (JobStatus.VALIDATING,), 30.0, time.time())
     assert world.sweep().ingest == []
-    assert world.ingest(job_id) is Progress.NOT_OURS
+    assert world.ingest(job_id).progress is Progress.NOT_OURS
     assert world.sweep(later_s=31.0).ingest == [job_id]
 
 
@@ -163,7 +164,7 @@ def test_a_job_that_is_done_but_does_not_know_it_is_finished(world: World) -> No
     with writing(world.database) as connection:  # as if the word had been lost
         connection.exec_driver_sql("UPDATE jobs SET status = 'in_progress', finalizing_at = NULL")
     assert world.sweep().finalize == [job_id]
-    assert world.finalize(job_id) is Progress.DONE
+    assert world.finalize(job_id).progress is Progress.DONE
     assert world.job(job_id).status == "completed"
 
 
@@ -241,14 +242,14 @@ def test_an_idle_sweep_writes_nothing(world: World) -> None:
 
 
 def test_a_turn_is_one_workers(world: World) -> None:
-    with turn(world.redis, "x") as first:
+    with try_lock(world.redis, "x") as first:
         assert first is not None
         first.renew()
-        with turn(world.redis, "x") as second:
+        with try_lock(world.redis, "x") as second:
             assert second is None
-        with turn(world.redis, "y") as other:
+        with try_lock(world.redis, "y") as other:
             assert other is not None
-    with turn(world.redis, "x") as third:
+    with try_lock(world.redis, "x") as third:
         assert third is not None
 
 

@@ -63,7 +63,7 @@ def options() -> dict[str, Any]:
         "pump_interval_s": 0.2,
         "sweep_interval_s": 0.5,
         "visibility_timeout_s": 2,
-        "ingest_chunk_lines": 50,
+        "ingest_group_lines": 50,
     }
 
 

@@ -1,0 +1,49 @@
+"""Locks in Redis that keep two workers from doing the same work at the same time.
+
+They only save duplicate work: everything that is done under a lock must also be correct without it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import Redis
+
+# A lock that has not been renewed for this long belongs to a dead worker.
+LOCK_TTL_MS = 5_000
+
+_RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0"
+_RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
+
+
+class Lock:
+    """A lock that is held for as long as it is renewed."""
+
+    def __init__(self, redis: Redis, key: str) -> None:
+        self._redis = redis
+        self._key = key
+        self._token = secrets.token_hex(8)
+
+    def acquire(self) -> bool:
+        return bool(self._redis.set(self._key, self._token, nx=True, px=LOCK_TTL_MS))
+
+    def renew(self) -> None:
+        self._redis.eval(_RENEW, 1, self._key, self._token, LOCK_TTL_MS)
+
+    def release(self) -> None:
+        self._redis.eval(_RELEASE, 1, self._key, self._token)
+
+
+@contextmanager
+def try_lock(redis: Redis, name: str) -> Iterator[Lock | None]:
+    """The lock `name`, or None while another worker holds it."""
+    lock = Lock(redis, f"bros:lock:{name}")
+    if not lock.acquire():
+        yield None
+        return
+    try:
+        yield lock
+    finally:
+        lock.release()

@@ -1,0 +1,35 @@
+"""What every job task works with: the settings, the database, Redis and the model's tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from redis import Redis
+from sqlalchemy import Engine
+
+from bros_batch.db.connections import get_engine
+from bros_batch.settings import Settings, get_settings
+from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The context of a task."""
+
+    settings: Settings
+    database: Engine
+    redis: Redis
+
+    @property
+    def tokenizer(self) -> ModelTokenizer:
+        """The tokenizer of the served model, loaded on first use and kept for the life of the process."""
+        return load_tokenizer(self.settings.model)
+
+
+@cache
+def get_worker() -> Worker:
+    """The context of this process's tasks, made on first use and so after a fork."""
+    settings = get_settings()
+    redis = Redis.from_url(settings.resolved_redis_url, socket_connect_timeout=5.0, socket_timeout=30.0)
+    return Worker(settings, get_engine(), redis)
