@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import write_result
+from engine.core.config import SchedulerConfig
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
-from engine.core.scheduler import Scheduler, SchedulerConfig
+from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
 
 BLOCK_SIZE = 16
@@ -100,7 +101,7 @@ def measure(load: Load, num_running: int, num_steps: int) -> dict[str, float]:
         "total_us": round(statistics.median(totals_us), 3),
         "total_p10_us": round(statistics.quantiles(totals_us, n=10)[0], 3),
         "rows_per_step": round(statistics.mean(num_rows), 1),
-        "preemptions": scheduler.memory.num_preemptions,
+        "preemptions": scheduler.allocator.num_preemptions,
     }
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from engine.command_line import parse_args
 from engine.config import EngineConfig
+from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager, KVOptions
-from engine.core.scheduler import Scheduler, SchedulerConfig
+from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.lanes.admission import PromptCheck, SocketAdmission
 from engine.lanes.exchange import Exchange, Mailbox

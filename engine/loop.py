@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from engine.core.finish import finished_event
+from engine.core.events import finished_event
 from engine.core.outlook import Outlook, outlook
 from engine.core.plan import StepPlan
 from engine.core.request import Request

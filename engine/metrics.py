@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from engine.core.finish import finished_among
+from engine.core.events import finished_among
 from engine.core.kv.cache import KVCacheManager
 from engine.core.kv.view import occupancy
 from engine.core.plan import StepPlan
@@ -146,7 +146,7 @@ class EngineMetrics:
         lanes: dict[str, Any] = {}
         used_blocks = scheduler.kv.usage()
         unfinished = dict.fromkeys(Lane, 0)  # output tokens of requests that have not finished
-        for request in scheduler.running.by_row:
+        for request in scheduler.backlog.by_row:
             if request is not None:
                 unfinished[request.lane] += request.num_output_tokens
         for lane, metrics in self.lanes.items():
@@ -166,10 +166,10 @@ class EngineMetrics:
             "kv_free_blocks": scheduler.kv.num_free_blocks,
             "host_slots": scheduler.kv.host.num_slots,
             "host_slots_used": scheduler.kv.host.num_used_slots,
-            "preemptions": scheduler.memory.num_preemptions,
-            "truncated_tokens": scheduler.memory.num_truncated_tokens,
+            "preemptions": scheduler.allocator.num_preemptions,
+            "truncated_tokens": scheduler.allocator.num_truncated_tokens,
             "saved_tokens": scheduler.kv.num_saved_tokens,
-            "restored_tokens": dict(scheduler.memory.num_restored_tokens),
+            "restored_tokens": dict(scheduler.allocator.num_restored_tokens),
             "prefix_queried_tokens": scheduler.kv.prefix.num_queried_tokens,
             "prefix_hit_tokens": scheduler.kv.prefix.num_hit_tokens,
             "step_cap_s": scheduler.pace.cap_s,

@@ -15,10 +15,11 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.gpu.scale import Scale
+from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.request import Request
-from engine.core.scheduler import Scheduler, SchedulerConfig
+from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Checkpoint, Lane, Policy, Preemption, SamplingParams
 from engine.loop import EngineLoop, Message
 from engine.runner.base import ModelRunner

@@ -1,4 +1,4 @@
-"""Which requests wait, which hold a row of the slot table, and which are next."""
+"""All requests between their arrival and their end: which of them wait, and which hold a row of the slot table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from engine.core.request import Request, State
 from engine.core.terms import Lane
 
 
-class Running:
-    """Every request between its arrival and its end. `reserved_rt_rows` rows are never given to BE, and RT leaves
-    `min_be_rows` to it."""
+class Backlog:
+    """`reserved_rt_rows` of the `num_rows` rows are never given to BE, and RT leaves `min_be_rows` to BE."""
 
     def __init__(self, num_rows: int, reserved_rt_rows: int, min_be_rows: int) -> None:
         self._reserved_rt_rows = reserved_rt_rows
@@ -20,24 +19,52 @@ class Running:
         self.decoding = {lane: SortedRequests() for lane in Lane}
         self.num_waiting = dict.fromkeys(Lane, 0)
         self.waiting = WaitingQueue()
-        self.prompts = PromptQueue()  # of RT, in or out of a row
-        self.parked: dict[Request, None] = {}  # BE that lost its row and still has KV, the latest last
+        self.prompts = PromptQueue()  # RT requests, with a row or without
+        self.parked: dict[
+            Request, None
+        ] = {}  # BE that lost its row but still has KV, in the order of losing it
 
     def num_rows_of(self, lane: Lane) -> int:
         return len(self.behind[lane]) + len(self.decoding[lane])
 
     def has(self, lane: Lane) -> bool:
-        """Whether the lane has any request at all."""
+        """Whether there is any request of the lane."""
         return bool(self.num_waiting[lane] or self.decoding[lane].requests or self.behind[lane].requests)
 
-    def give_row(self, request: Request, step: int) -> bool:
-        """A waiting request gets a row if there is one for its lane; RT may displace a BE request that this step has
-        not planned."""
-        due_to_be = max(0, self.min_be_rows - self.num_rows_of(Lane.BE))
-        if request.lane is Lane.BE:
-            kept = 0 if due_to_be else self._reserved_rt_rows
+    # Arriving and leaving -------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request by its sort key."""
+        self.num_waiting[request.lane] += 1
+        self.waiting.push(request)
+
+    def add_by_deadline(self, request: Request) -> None:
+        """Queue an RT request by the deadline of its next token."""
+        self.num_waiting[request.lane] += 1
+        self.prompts.push(request)
+
+    def remove(self, request: Request) -> None:
+        """The request computes no more tokens. The caller sets its state."""
+        if request.state is State.WAITING:
+            self.num_waiting[request.lane] -= 1
+            self.parked.pop(request, None)
         else:
-            kept = due_to_be
+            self._leave_row(request)
+
+    def clear_queues(self) -> None:
+        """Empty the queues; requests that are to wait are then added again."""
+        self.waiting, self.prompts = WaitingQueue(), PromptQueue()
+
+    # Rows -----------------------------------------------------------------------------------------------
+
+    def give_row(self, request: Request, step: int) -> bool:
+        """Give a waiting request a row if its lane may have one. RT may displace a BE request that this step has not
+        planned."""
+        missing_be_rows = max(0, self.min_be_rows - self.num_rows_of(Lane.BE))
+        if request.lane is Lane.BE:
+            kept = 0 if missing_be_rows else self._reserved_rt_rows
+        else:
+            kept = missing_be_rows
             if not self._free_rows:
                 self._displace_be(step)
         if len(self._free_rows) <= kept:
@@ -59,20 +86,19 @@ class Running:
                     victim.num_preemptions += 1
                     self._leave_row(victim)
                     victim.state = State.WAITING
-                    self.num_waiting[Lane.BE] += 1
-                    self.waiting.push(victim)
+                    self.add(victim)
                     if victim.tail is not None:
                         self.parked[victim] = None
                     return
 
-    def caught_up(self, request: Request) -> None:
+    def catch_up(self, request: Request) -> None:
         """A request that was behind has one token left to compute."""
         self.behind[request.lane].remove(request)
         self.decoding[request.lane].add(request)
         request.state = State.DECODING
 
-    def fell_behind(self, request: Request) -> None:
-        """A request lost computed tokens."""
+    def fall_behind(self, request: Request) -> None:
+        """A request has lost computed tokens."""
         if request.state is State.DECODING:
             self.decoding[request.lane].remove(request)
             self.behind[request.lane].add(request)
@@ -81,18 +107,6 @@ class Running:
                 self.prompts.push(request)
         elif request.state is State.WAITING and request.tail is None:
             self.parked.pop(request, None)
-
-    def remove(self, request: Request) -> None:
-        """The request computes no more tokens; its state is the caller's to set."""
-        if request.state is State.WAITING:
-            self.num_waiting[request.lane] -= 1
-            self.parked.pop(request, None)
-        else:
-            self._leave_row(request)
-
-    def clear_queues(self) -> None:
-        """Whoever is to wait is enqueued anew."""
-        self.waiting, self.prompts = WaitingQueue(), PromptQueue()
 
     def _leave_row(self, request: Request) -> None:
         holders = self.decoding if request.state is State.DECODING else self.behind
@@ -103,7 +117,7 @@ class Running:
         request.row = None
 
     def check_integrity(self, num_requests: int) -> None:
-        """Rows, queues and states agree. Raises AssertionError."""
+        """Verify that rows, queues and states agree. Raises AssertionError."""
         held = [request for request in self.by_row if request is not None]
         assert len(held) + len(self._free_rows) == len(self.by_row), "a row is lost"
         for lane in Lane:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.core.cost_model import StepShape
-from engine.core.plan import Restore, RowStart, StepPlan
+from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
 from engine.core.request import Request, State
 from engine.core.terms import Lane
 
 
 class Batch:
-    """Step number `number`, which begins at `now_s`: its plan so far, its shape, and how many tokens it may still take.
-    It is scheduled at `scheduled_s`: sooner, if another is being computed."""
+    """The plan of step `number` so far, its shape, and how many tokens it may still take.
+
+    The step is scheduled at `scheduled_s` and begins at `now_s`, which is later if another one is being computed.
+    """
 
     def __init__(self, number: int, scheduled_s: float, now_s: float, max_tokens: int) -> None:
         self.number = number
@@ -20,16 +22,27 @@ class Batch:
         self.plan = StepPlan(rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[])
         self.shape = StepShape()
         self.tokens_left = max_tokens
+        self._num_set_aside = 0
         self.num_be_tokens = 0
         self.has_preempted = False
         self.scheduled_s = scheduled_s
-        # By index in the plan (of the first, for many).
-        self.ending: list[tuple[int, Request]] = []  # that draw the last token they may have
-        self.chunks: list[tuple[int, Request]] = []  # a prompt or a part of one
-        self.singles: list[tuple[int, list[Request]]] = []  # one token each
+        # With the index of their row in the plan; for `singles`, the index of the first.
+        self.ending: list[tuple[int, Request]] = []  # requests that draw the last token they may have
+        self.chunks: list[tuple[int, Request]] = []  # requests that compute a prompt or a part of one
+        self.singles: list[tuple[int, list[Request]]] = []  # requests that compute one token each
+
+    def set_aside(self, num_tokens: int) -> None:
+        """Keep this many tokens of the budget from what is added next; 0 makes all of it available again."""
+        self.tokens_left += self._num_set_aside - num_tokens
+        self._num_set_aside = num_tokens
+
+    def add_copies_out(self, copies: list[SlotCopy]) -> None:
+        """Copy these slots to the host before anything else in the step."""
+        self.plan.copies_out.extend(copies)
+        self.shape.copied += sum(len(copy.host_slots) for copy in copies)
 
     def start_row(self, request: Request, slots: list[int]) -> None:
-        """The request has been given a row; `slots` are those of the tokens it has computed already."""
+        """The request has been given a row. `slots` hold the tokens that it has computed already."""
         assert request.row is not None
         self.plan.row_starts.append(
             RowStart(
@@ -43,8 +56,8 @@ class Batch:
         )
 
     def restore(self, request: Request, start: int, slots: list[int], host_slots: list[int]) -> None:
-        """The request's tokens from `start` on are back without being computed: by copies from `host_slots`, or, with
-        none, because `slots` hold them already."""
+        """The request has its tokens from `start` on without computing them: they are copied from `host_slots`, or, if
+        there are none, `slots` hold them already."""
         assert request.row is not None
         self.plan.restores.append(Restore(request.row, start, slots, host_slots))
         self.shape.copied += len(host_slots)
@@ -69,7 +82,8 @@ class Batch:
         self._count(request.lane, num_tokens)
 
     def add_singles(self, requests: list[Request], starts: Sequence[int], slots: Sequence[int]) -> None:
-        """Compute the last known token of each of these decoding requests of one lane; `starts` are their positions."""
+        """Compute the last token of each of these decoding requests of one lane. `starts` are the positions of the
+        tokens."""
         if not requests:
             return
         plan, number, num_rows = self.plan, self.number, len(requests)

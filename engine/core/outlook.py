@@ -9,58 +9,12 @@ beyond the same bound, or the hopeless would wait for as long as new ones come.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from engine.core.allocator import MIN_CHUNK_TOKENS
 from engine.core.cost_model import StepShape
-from engine.core.policy.bros import MIN_CHUNK_TOKENS
-from engine.core.request import Request, State
+from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Lane
-
-if TYPE_CHECKING:
-    from engine.core.scheduler import Scheduler
-
-MEMORY = 1 / 16  # share of the latest request in the means
-
-
-class RtBacklog:
-    """RT prompt tokens still to compute, counted as they change: O(1) a chunk. Owned by the scheduler.
-
-    A request that loses tokens is counted anew when it next computes some: preempting RT is too rare to matter here.
-    """
-
-    __slots__ = ("_counted", "mean_row_s", "mean_tokens", "num_tokens")
-
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self.mean_row_s = 0.0  # from a request's first step to its end; 0 until one has ended
-        self.mean_tokens = 0.0  # of a request at its end, prompt and output
-        self._counted: OrderedDict[Request, int] = OrderedDict()  # the first to come first
-
-    @property
-    def oldest(self) -> Request | None:
-        """Of those that have tokens to compute."""
-        return next(iter(self._counted), None)
-
-    def count(self, request: Request) -> None:
-        """The request has come, or a chunk of it was computed."""
-        if request.lane is not Lane.RT:
-            return
-        is_behind = request.state is State.BEHIND or request.state is State.WAITING
-        left = request.num_uncomputed_tokens if is_behind else 0
-        self.num_tokens += left - self._counted.get(request, 0)
-        if left:
-            self._counted[request] = left
-        else:
-            self._counted.pop(request, None)
-
-    def count_finished(self, request: Request, now_s: float) -> None:
-        """The request has ended, one way or another."""
-        self.count(request)
-        if request.lane is Lane.RT and request.first_scheduled_s is not None:
-            share = MEMORY if self.mean_tokens else 1.0
-            self.mean_row_s += (now_s - request.first_scheduled_s - self.mean_row_s) * share
-            self.mean_tokens += (request.num_tokens - self.mean_tokens) * share
 
 
 class Outlook(NamedTuple):
@@ -104,17 +58,17 @@ class Outlook(NamedTuple):
 
 def outlook(scheduler: Scheduler, now_s: float, num_received: int, num_received_tokens: int) -> Outlook:
     """The scheduler's state as a newcomer finds it at `now_s`."""
-    running, backlog, config = scheduler.running, scheduler.rt_backlog, scheduler.config
-    decoding = len(running.decoding[Lane.RT])
+    backlog, load, config = scheduler.backlog, scheduler.rt_load, scheduler.config
+    decoding = len(backlog.decoding[Lane.RT])
     # A step full of prompt, as the packer fills it: a token for all that decode, and no longer than their next is due.
-    shape = StepShape(tokens=decoding, rows=decoding, context=int(decoding * backlog.mean_tokens))
+    shape = StepShape(tokens=decoding, rows=decoding, context=int(decoding * load.mean_tokens))
     room = max(MIN_CHUNK_TOKENS, config.max_num_batched_tokens - decoding)
     chunk = scheduler.cost_model.chunk_tokens(shape, config.default_slo.tpot_s, 0, room)
     chunk = max(chunk, MIN_CHUNK_TOKENS)
     shape.add_chunk(0, chunk)
     token_s = scheduler.cost_model.predict(shape) / chunk
-    num_rows = config.max_num_seqs - running.min_be_rows
-    oldest, waited_s, promised_s = backlog.oldest, 0.0, 0.0
+    num_rows = config.max_num_seqs - backlog.min_be_rows
+    oldest, waited_s, promised_s = load.oldest, 0.0, 0.0
     if oldest is not None and oldest.first_token_s is None:
         waited_s = now_s - oldest.arrival_s
         promised_s = max(oldest.slo.ttft_s, oldest.num_prompt_tokens * token_s)
@@ -123,10 +77,10 @@ def outlook(scheduler: Scheduler, now_s: float, num_received: int, num_received_
         num_received_tokens,
         scheduler.pace.cap_s if scheduler.has_work else 0.0,
         token_s,
-        backlog.num_tokens,
-        decoding + len(running.behind[Lane.RT]) + running.num_waiting[Lane.RT],
-        min(num_rows, scheduler.kv.num_slots / backlog.mean_tokens) if backlog.mean_tokens else num_rows,
-        backlog.mean_row_s,
+        load.num_tokens,
+        decoding + len(backlog.behind[Lane.RT]) + backlog.num_waiting[Lane.RT],
+        min(num_rows, scheduler.kv.num_slots / load.mean_tokens) if load.mean_tokens else num_rows,
+        load.mean_row_s,
         waited_s,
         promised_s,
     )

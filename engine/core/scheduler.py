@@ -11,56 +11,24 @@ have is planned, or when one turns out to end it. Devices work in order, so noth
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from itertools import count, repeat
 
-from engine.core.allocator import Memory
-from engine.core.backlog import Running
 from engine.core.batch import Batch
+from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
-from engine.core.finish import finished_event
+from engine.core.events import finished_event
 from engine.core.kv.cache import KVCacheManager
 from engine.core.kv.check import check_kv
-from engine.core.outlook import RtBacklog
 from engine.core.plan import StepPlan, StepResult
-from engine.core.policy.bros import BrosPacker
-from engine.core.policy.fixed_budget import BaselinePacker
+from engine.core.policy.contract import policy_for
 from engine.core.policy.pace import Pace
 from engine.core.request import UNKNOWN, Request, State
-from engine.core.terms import SLO, Event, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
+from engine.core.rt_load import RtLoad
+from engine.core.terms import Event, FinishedEvent, FinishReason, Lane, TokenEvent
 
 # A TokenEvent of a tuple, without a Python frame for each.
 _token_event = partial(tuple.__new__, TokenEvent)
-
-DEFAULT_SLO = SLO(ttft_s=0.5, tpot_s=0.1)
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """Limits of a step, and what each lane is promised.
-
-    `reserved_rt_rows` rows are never given to BE, so that a full house makes no chat wait. `be_share` of all tokens is
-    BE's even when RT could use them all. A BE request preempted `max_preemptions` times is spared while there are
-    others.
-    """
-
-    max_num_seqs: int
-    max_model_len: int
-    max_num_batched_tokens: int
-    reserved_rt_rows: int
-    policy: Policy = Policy.BROS
-    default_slo: SLO = DEFAULT_SLO
-    be_share: float = 0.05
-    max_preemptions: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.reserved_rt_rows < self.max_num_seqs:
-            raise ValueError(
-                f"reserved_rt_rows ({self.reserved_rt_rows}) must leave BE at least one of the {self.max_num_seqs} rows"
-            )
-        if not 0 <= self.be_share <= 1:
-            raise ValueError(f"be_share ({self.be_share:g}) is a share of all tokens, between 0 and 1")
 
 
 class Scheduler:
@@ -73,18 +41,10 @@ class Scheduler:
         self.kv = kv
         self.cost_model = cost_model or CostModel()
         self.pace = Pace(config.default_slo, config.be_share, config.max_num_batched_tokens)
-        is_bros = config.policy is Policy.BROS
-        min_be_rows = max(1, int(config.be_share * config.max_num_seqs)) if is_bros else 0
-        self.running = Running(config.max_num_seqs, config.reserved_rt_rows if is_bros else 0, min_be_rows)
-        self.memory = Memory(
-            kv, self.running, self.cost_model, config.max_preemptions, config.policy is not Policy.FCFS
-        )
-        self._packer: BrosPacker | BaselinePacker = (
-            BrosPacker(self.running, self.memory, kv, self.pace, self.cost_model)
-            if is_bros
-            else BaselinePacker(config.policy, self.running, self.memory, kv)
-        )
-        self.rt_backlog = RtBacklog()
+        self._policy = policy_for(config, kv, self.cost_model, self.pace)
+        self.backlog = self._policy.backlog
+        self.allocator = self._policy.allocator
+        self.rt_load = RtLoad()
         self._requests: dict[str, Request] = {}
         self._order = count()
         self._num_steps = 0
@@ -102,7 +62,7 @@ class Scheduler:
 
     def num_requests(self, lane: Lane) -> tuple[int, int]:
         """(running, waiting)."""
-        return self.running.num_rows_of(lane), self.running.num_waiting[lane]
+        return self.backlog.num_rows_of(lane), self.backlog.num_waiting[lane]
 
     def refusal(self, num_prompt_tokens: int) -> str | None:
         """Why a prompt of this length can never be served here, or None."""
@@ -128,13 +88,12 @@ class Scheduler:
         self._requests[request.request_id] = request
         request.end_tokens = min(request.end_tokens, self._max_tokens)
         request.order = next(self._order)
-        request.sort_key = self._packer.sort_key(request)
+        request.sort_key = self._policy.sort_key(request)
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
-        self.running.num_waiting[request.lane] += 1
-        self._packer.enqueue(request)
-        self.rt_backlog.count(request)
+        self._policy.enqueue(request)
+        self.rt_load.count(request)
 
     def abort(self, request_id: str, now_s: float) -> FinishedEvent | None:
         """End a request now; None if it has ended already."""
@@ -146,11 +105,11 @@ class Scheduler:
         heard of."""
         self._under_way.clear()
         self._gone.clear()
-        self.memory.lose_all(self._requests.values())
-        self.running.clear_queues()
+        self.allocator.lose_all(self._requests.values())
+        self.backlog.clear_queues()
         for request in self._requests.values():
             if request.state is not State.ENDING:
-                self.running.remove(request)
+                self.backlog.remove(request)
             request.state = State.WAITING
             self._enqueue(request)
 
@@ -169,10 +128,9 @@ class Scheduler:
         self._num_steps += 1
         begins_s = max(now_s, self.busy_until_s)
         batch = Batch(self._num_steps, now_s, begins_s, self.config.max_num_batched_tokens)
-        self._packer.pack(batch)
-        batch.plan.copies_out.extend(self.kv.copies_out)
-        batch.shape.copied += sum(len(copy.host_slots) for copy in self.kv.copies_out)
-        self.kv.copies_out.clear()
+        self._policy.pack(batch)
+        if self.kv.copies_out:
+            batch.add_copies_out(self.kv.take_copies_out())
         if not batch.plan.is_empty:
             self._take_for_granted(batch)
             self._under_way.append(batch)
@@ -191,11 +149,11 @@ class Scheduler:
         for i, request in batch.chunks:
             request.num_computed_tokens += batch.plan.counts[i]
             if batch.plan.samples[i]:
-                self.running.caught_up(request)
+                self.backlog.catch_up(request)
                 request.token_ids.append(UNKNOWN)
                 if len(request.token_ids) >= request.end_tokens:
                     ending.append((i, request))
-            self.rt_backlog.count(request)
+            self.rt_load.count(request)
         for _, request in ending:
             self._release(request)
             request.state = State.ENDING
@@ -225,7 +183,7 @@ class Scheduler:
                     request.first_token_s = now_s
                     if request.lane is Lane.RT and request.state is State.BEHIND:
                         # It lost tokens meanwhile, and is due at another time now.
-                        self.running.prompts.push(request)
+                        self.backlog.prompts.push(request)
                 self._take_tokens(i, [request], batch, result, events, ends)
         for i, (request, reason) in ends.items():
             if request.state is not State.DONE:
@@ -273,7 +231,7 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         """Its slots and its row are free."""
         self.kv.free(request)
-        self.running.remove(request)
+        self.backlog.remove(request)
 
     def _finish(
         self, request: Request, reason: FinishReason, now_s: float, message: str | None = None
@@ -284,7 +242,7 @@ class Scheduler:
         del self._requests[request.request_id]
         if any(request.last_step == batch.number for batch in self._under_way):
             self._gone.add(request)
-        self.rt_backlog.count_finished(request, now_s)
+        self.rt_load.count_finished(request, now_s)
         event = finished_event(request, reason, now_s, message)
         if event.slo_met is not None:
             self.pace.count_finished(request.has_first_token_in_time, now_s)
@@ -294,4 +252,4 @@ class Scheduler:
         """Verify the KV memory's invariants and that rows and queues agree. Raises AssertionError."""
         held = [request for request in self._requests.values() if request.state is not State.ENDING]
         check_kv(self.kv, held)
-        self.running.check_integrity(len(held))
+        self.backlog.check_integrity(len(held))

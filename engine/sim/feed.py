@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.core.finish import finished_among
+from engine.core.events import finished_among
 from engine.core.request import Request
 from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
 from engine.loop import Add, LoopEvent, Message, Stop

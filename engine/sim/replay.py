@@ -6,8 +6,9 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from engine.core.config import DEFAULT_SLO, SchedulerConfig
 from engine.core.kv.cache import KVCacheManager, KVOptions
-from engine.core.scheduler import DEFAULT_SLO, Scheduler, SchedulerConfig
+from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.loop import EngineLoop
 from engine.runner.base import RunnerInfo

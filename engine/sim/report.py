@@ -99,9 +99,9 @@ def report_of(
         tokens_per_s=_per_s(served, measured_s),
         rt=lanes[Lane.RT],
         be=lanes[Lane.BE],
-        preemptions=scheduler.memory.num_preemptions,
-        truncated_tokens=scheduler.memory.num_truncated_tokens,
-        restored_tokens=dict(scheduler.memory.num_restored_tokens),
+        preemptions=scheduler.allocator.num_preemptions,
+        truncated_tokens=scheduler.allocator.num_truncated_tokens,
+        restored_tokens=dict(scheduler.allocator.num_restored_tokens),
         stalled_s=feed.stalled_s,
         cost_model_error_ratio=scheduler.cost_model.median_error,
     )

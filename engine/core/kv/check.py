@@ -1,4 +1,4 @@
-"""The KV memory's invariants, verified from scratch."""
+"""The invariants of KV memory, verified from scratch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from engine.core.terms import Side
 
 
 def check_kv(kv: KVCacheManager, requests: Iterable[Request]) -> None:
-    """`requests` are all that may hold KV. Raises AssertionError."""
-    size = kv.block_size
+    """Verify the KV memory, given all requests that may hold some of it. Raises AssertionError."""
+    size, pool = kv.block_size, kv.pool
     holders: dict[int, list[tuple[Request, Extent]]] = defaultdict(list)
     for request in requests:
         position = 0
@@ -28,10 +28,10 @@ def check_kv(kv: KVCacheManager, requests: Iterable[Request]) -> None:
         assert request.tail is (request.extents[-1] if request.extents else None)
         assert request.num_computed_tokens <= position, f"{request} has {position} slots"
     known, idle = kv.prefix.blocks()
-    free = set(kv.pool.free_blocks)
-    assert len(free) == len(kv.pool.free_blocks), "a block is free twice"
+    free = set(pool.free_blocks)
+    assert len(free) == len(pool.free_blocks), "a block is free twice"
     assert not free & idle and not free & holders.keys() and not idle & holders.keys(), (
-        "a block is in two hands"
+        "a block is both free and held, or idle as well"
     )
     assert len(free) + len(idle) + len(holders) == kv.num_blocks, "a block is lost"
     assert known.isdisjoint(free) and idle <= known
@@ -44,15 +44,15 @@ def check_kv(kv: KVCacheManager, requests: Iterable[Request]) -> None:
             assert all(extent.length == size for _, extent in held), f"block {block}: {held}"
         length = sum(max(e.length for _, e in held if e.side is side) for side in sides)
         assert length <= size, f"block {block}: its sides overlap: {held}"
-        assert kv.pool.room[block] == size - length, (
-            f"block {block}: room {kv.pool.room[block]}, counted {size - length}"
-        )
-        assert kv.pool.holders[block] == len(held)
-        assert kv.pool.rt_extent[block] == (Side.LEFT in sides)
+        room = pool.room[block]
+        assert room == size - length, f"block {block}: room is {room}, counted {size - length}"
+        assert pool.num_extents[block] == len(held)
+        assert pool.has_left[block] == (Side.LEFT in sides)
         assert block not in known or length == size, f"block {block}: cached, but not full"
-        if kv.pool.room[block] > 0 and Side.LEFT not in sides:
-            assert block in kv.pool._shareable, f"block {block}: RT could take its middle, and does not know"
-    assert all(kv.pool.room[block] == size and not kv.pool.holders[block] for block in free)
-    assert all(kv.pool.room[block] == 0 and not kv.pool.holders[block] for block in idle)
-    assert used == kv.pool.used_blocks, f"usage says {kv.pool.used_blocks}, counted {used}"
+        growing = {extent.side: request for request, extent in held if extent.length < size}
+        if room > 0 or growing:
+            pool.sharing.check_integrity(block, growing.get(Side.LEFT), growing.get(Side.RIGHT))
+    assert all(pool.room[block] == size and not pool.num_extents[block] for block in free)
+    assert all(pool.room[block] == 0 and not pool.num_extents[block] for block in idle)
+    assert used == pool.used_blocks, f"usage is {pool.used_blocks}, counted {used}"
     kv.host.check_integrity()

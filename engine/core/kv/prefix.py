@@ -1,7 +1,7 @@
-"""The prefix cache: blocks of KV found again by the tokens they hold and all tokens before them.
+"""The prefix cache finds blocks of KV by the tokens they hold and all tokens before them.
 
-A tree. A node is one full block; its key is its parent's node and its own token ids, compared exactly, so two different
-prefixes are never taken for one another. A block that no request holds stays until its memory is wanted.
+It is a tree. A node is one full block; its key is its parent's node and its own token ids, compared exactly, so two
+different prefixes are never confused. A block that no request holds stays until its memory is needed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from engine.core.terms import Side
 
 
 class PrefixCache:
-    """`protected_blocks` of each lane's unreferenced blocks are evicted only when the other lane has none left over
-    its own: a sweep of documents cannot flush the chats' prefixes."""
+    """As many as `protected_blocks` idle blocks of a lane are evicted only if the other lane has no more than that: a
+    sweep of documents cannot flush the prefixes of the chats."""
 
     def __init__(self, protected_blocks: int) -> None:
         self._protected_blocks = protected_blocks
         self._found: dict[Key, Extent] = {}
-        # Of each lane, those that nobody holds, the longest idle first.
+        # The idle blocks of each lane, the longest idle first.
         self._chats: OrderedDict[Extent, None] = OrderedDict()
         self._bulk: OrderedDict[Extent, None] = OrderedDict()
         self._last_node = NO_NODE
@@ -29,16 +29,28 @@ class PrefixCache:
 
     @property
     def num_idle_blocks(self) -> int:
-        """Blocks that nobody holds: memory that is there for the taking."""
+        """Number of known blocks that no request holds: their memory can be had at once."""
         return len(self._chats) + len(self._bulk)
 
-    def find(self, parent: int, token_ids: Sequence[int]) -> Extent | None:
-        """The full block that holds these tokens after that parent."""
-        return self._found.get((parent, tuple(token_ids)))
+    def find(self, parent: int, token_ids: Sequence[int], start: int, block_size: int) -> list[Extent]:
+        """The chain of full blocks after `parent` that holds the tokens from `start` on. It leaves out the last token
+        at least, which has to be computed."""
+        found: list[Extent] = []
+        position = start
+        while position + block_size < len(token_ids):
+            extent = self._found.get((parent, tuple(token_ids[position : position + block_size])))
+            if extent is None:
+                break
+            found.append(extent)
+            parent = extent.node
+            position += block_size
+        self.num_queried_tokens += len(token_ids) - start
+        self.num_hit_tokens += position - start
+        return found
 
     def insert(self, parent: int, token_ids: Sequence[int], extents: Sequence[Extent]) -> None:
-        """Make computed blocks known, which hold these tokens after that parent, one chunk each. One whose content
-        another block has already gets that one's node."""
+        """Register computed full blocks, which hold these tokens after the parent. A block whose content is known from
+        another block gets that block's node."""
         found, ids = self._found, tuple(token_ids)
         first = 0
         for extent in extents:
@@ -55,13 +67,13 @@ class PrefixCache:
             first = last
 
     def forget(self, extent: Extent) -> None:
-        """The block's content is about to change."""
+        """The content of the block is about to change."""
         if extent.key is not None:
             del self._found[extent.key]
             extent.key = None
 
     def keep(self, extent: Extent) -> None:
-        """Nobody holds a known block any more."""
+        """A known block became idle."""
         idle = self._chats if extent.side is Side.LEFT else self._bulk
         idle[extent] = None
 
@@ -71,17 +83,17 @@ class PrefixCache:
         del idle[extent]
 
     def evict(self, num_blocks: int) -> list[int]:
-        """Gives up the idle blocks least recently held, as many as are wanted and there are, and returns them."""
+        """Forget up to `num_blocks` idle blocks, the longest idle first, and return them."""
         chats, bulk, protected = self._chats, self._bulk, self._protected_blocks
         blocks: list[int] = []
         while len(blocks) < num_blocks and (chats or bulk):
-            is_chats_turn = chats and (not bulk or len(chats) > protected >= len(bulk))
-            extent, _ = (chats if is_chats_turn else bulk).popitem(last=False)
+            is_from_chats = chats and (not bulk or len(chats) > protected >= len(bulk))
+            extent, _ = (chats if is_from_chats else bulk).popitem(last=False)
             self.forget(extent)
             blocks.append(extent.block)
         return blocks
 
     def blocks(self) -> tuple[set[int], set[int]]:
-        """(all known blocks, the idle ones), for checks."""
+        """(all known blocks, the idle ones among them), for checks."""
         known = {extent.block for extent in self._found.values()}
         return known, {extent.block for idle in (self._chats, self._bulk) for extent in idle}

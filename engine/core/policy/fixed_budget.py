@@ -1,7 +1,7 @@
-"""What BROS is measured against: the queue disciplines of servers that have no cost model.
+"""The baselines for BROS: how servers without a cost model queue requests.
 
-A step is a fixed token budget, filled with the requests that run, in order, then with those that wait. Memory that runs
-out is taken from the last in order, whole, to be computed again.
+A step is a fixed token budget. It is filled with running requests in order, then with waiting ones. When memory runs
+out, the last request in that order loses its memory and has to compute it again.
 """
 
 from __future__ import annotations
@@ -9,50 +9,57 @@ from __future__ import annotations
 import heapq
 from operator import attrgetter
 
-from engine.core.allocator import Memory
-from engine.core.backlog import Running
+from engine.core.allocator import Allocator
+from engine.core.backlog import Backlog
 from engine.core.batch import Batch
+from engine.core.config import SchedulerConfig
+from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
-from engine.core.request import Request
+from engine.core.policy.victims import OldestFirst, RtFirst
+from engine.core.request import Request, State
 from engine.core.terms import Lane, Policy
 
 
-class BaselinePacker:
-    """`PRIORITY`: RT before BE, each by age. `FCFS`: all by age."""
+class FixedBudgetPolicy:
+    """`PRIORITY`: RT before BE, each lane by age. `FCFS`: all requests by age. Neither reserves rows for a lane."""
 
-    def __init__(self, policy: Policy, running: Running, memory: Memory, kv: KVCacheManager) -> None:
-        self._ranks = {Lane.RT: 0, Lane.BE: 0 if policy is Policy.FCFS else 1}
-        self._running = running
-        self._memory = memory
+    def __init__(self, config: SchedulerConfig, kv: KVCacheManager, cost: CostModel) -> None:
+        is_fcfs = config.policy is Policy.FCFS
+        self.backlog = Backlog(config.max_num_seqs, reserved_rt_rows=0, min_be_rows=0)
+        victims = (
+            OldestFirst(kv, self.backlog) if is_fcfs else RtFirst(kv, self.backlog, config.max_preemptions)
+        )
+        self.allocator = Allocator(kv, self.backlog, cost, victims)
+        self._ranks = {Lane.RT: 0, Lane.BE: 0 if is_fcfs else 1}
         self._kv = kv
 
     def sort_key(self, request: Request) -> tuple[float, float, int]:
+        """By lane where lanes have ranks, then by age."""
         return self._ranks[request.lane], 0.0, request.order
 
     def enqueue(self, request: Request) -> None:
-        """A request arrived."""
-        self._running.waiting.push(request)
+        """Put a request into the backlog."""
+        self.backlog.add(request)
 
     def pack(self, batch: Batch) -> None:
-        """Fill an empty batch."""
-        running = self._running
-        holders = [r.requests for lane in Lane for r in (running.behind[lane], running.decoding[lane])]
-        for request in list(heapq.merge(*holders, key=attrgetter("sort_key"))):
-            # One that lost everything comes in again like a new one.
+        """Fill an empty batch up to its token budget."""
+        backlog = self.backlog
+        held = [r.requests for lane in Lane for r in (backlog.behind[lane], backlog.decoding[lane])]
+        for request in list(heapq.merge(*held, key=attrgetter("sort_key"))):
+            # A request that lost everything comes in again like a new one.
             if request.tail is not None or (not batch.has_preempted and self._fits(request)):
-                self._add(request, batch)
+                self._compute(request, batch)
         while batch.tokens_left > 0 and not batch.has_preempted:
-            waiting = running.waiting.peek()
-            if waiting is None or not self._fits(waiting) or not self._memory.admit(waiting, batch):
+            waiting = backlog.waiting.peek()
+            if waiting is None or not self._fits(waiting):
                 return
-            self._add(waiting, batch)
+            self._compute(waiting, batch)
+            if waiting.state is State.WAITING:
+                return  # there is no row for it
+
+    def _compute(self, request: Request, batch: Batch) -> None:
+        """Compute as much of the request as the budget allows. Whatever it lost is computed again."""
+        self.allocator.compute(request, batch, float("inf"), restore=False)
 
     def _fits(self, request: Request) -> bool:
         return self._kv.num_free_blocks * self._kv.block_size >= request.num_uncomputed_tokens
-
-    def _add(self, request: Request, batch: Batch) -> None:
-        wanted = min(request.num_uncomputed_tokens, batch.tokens_left)
-        slots = self._memory.take(request, wanted, batch) if wanted else []
-        if slots:
-            self._memory.count_computed(request, len(slots))
-            batch.add(request, slots)

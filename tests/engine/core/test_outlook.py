@@ -74,9 +74,9 @@ def test_the_backlog_is_what_is_still_to_compute():
         if world.scheduler.has_work:
             world.step()
         behind = [r for r in world.sent if r.lane is Lane.RT and r.state in (State.WAITING, State.BEHIND)]
-        assert world.scheduler.rt_backlog.num_tokens == sum(r.num_uncomputed_tokens for r in behind)
+        assert world.scheduler.rt_load.num_tokens == sum(r.num_uncomputed_tokens for r in behind)
     world.run()
-    assert world.scheduler.rt_backlog.num_tokens == 0
+    assert world.scheduler.rt_load.num_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_what_is_on_its_way_to_the_main_loop_counts():
 def test_a_lost_request_leaves_nothing_behind():
     world = World()
     world.scheduler.add(request(range(100), lane=Lane.RT, request_id="gone"))
-    assert world.scheduler.rt_backlog.num_tokens == 100
+    assert world.scheduler.rt_load.num_tokens == 100
     world.scheduler.abort("gone", 0.0)
-    assert world.scheduler.rt_backlog.num_tokens == 0
-    assert not world.scheduler.rt_backlog._counted
+    assert world.scheduler.rt_load.num_tokens == 0
+    assert not world.scheduler.rt_load._counted

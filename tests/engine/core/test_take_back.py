@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core.policy.victims import BrosVictims
 from engine.core.request import UNKNOWN, Request, State
 from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishReason, Lane, Policy
@@ -41,7 +42,7 @@ MEMORY = {
 def kinds(scheduler: Scheduler) -> set[str]:
     """What is there to be taken back."""
     found = {"gone"} if scheduler._gone else set()
-    if scheduler.running.parked:
+    if scheduler.backlog.parked:
         found.add("parked")
     if scheduler.kv.prefix.num_idle_blocks:
         found.add("cached")
@@ -71,9 +72,10 @@ def watch(scheduler: Scheduler, seen: set[str]) -> None:
         assert scheduler.kv.num_free_blocks == len(scheduler.kv.pool.free_blocks) == scheduler.kv.num_blocks
         assert scheduler.kv.prefix.blocks() == (set(), set())
         assert scheduler.kv.host.num_used_slots == 0
-        assert scheduler.running.by_row == [None] * scheduler.config.max_num_seqs
-        assert scheduler.memory.sheltered is None
-        queued = len(scheduler.running.prompts._heap) + len(scheduler.running.waiting._heap)
+        assert scheduler.backlog.by_row == [None] * scheduler.config.max_num_seqs
+        victims = scheduler.allocator._victims
+        assert not isinstance(victims, BrosVictims) or victims.sheltered is None
+        queued = len(scheduler.backlog.prompts._heap) + len(scheduler.backlog.waiting._heap)
         assert queued == len(scheduler._requests), "each waits once"
         assert kinds(scheduler) <= {State.WAITING.value, "preempted"}
 
@@ -197,7 +199,7 @@ def test_a_chat_keeps_its_times_and_what_it_has_heard():
         steps.step(float(now_s))
     assert one.first_token_s == 1.0 and len(outputs.token_ids["chat"]) == 2
     assert one.state is State.WAITING and one.num_tokens == 5
-    assert scheduler.rt_backlog.num_tokens == 5
+    assert scheduler.rt_load.num_tokens == 5
     for now_s in range(4, 6):
         steps.step(float(now_s))
     assert outputs.token_ids["chat"] == runner.runner.continuation([5, 6, 7], one.sampling)

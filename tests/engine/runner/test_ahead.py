@@ -170,6 +170,6 @@ def test_every_way_to_sample_gives_the_same_tokens_ahead(runner):
         for i, (prompt, sampling, lane) in enumerate(asked):
             scheduler.add(request(prompt, lane=lane, sampling=sampling, request_id=f"{i}"))
         Steps(scheduler, runner, outputs, ahead=is_ahead).run_to_end()
-        assert scheduler.memory.num_truncated_tokens > 0, "memory was scarce"
+        assert scheduler.allocator.num_truncated_tokens > 0, "memory was scarce"
         heard.append((outputs.token_ids, {key: event.reason for key, event in outputs.finished.items()}))
     assert heard[0] == heard[1]

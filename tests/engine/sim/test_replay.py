@@ -196,7 +196,7 @@ def test_bulk_is_pulled_only_while_there_is_room():
 
 def test_an_engine_that_stops_with_work_left_is_reported():
     run = Replay(setup(), fixed([Arrival(0.0, Lane.BE, 20, 3)], Limits(be_in_flight=1)))
-    run.scheduler._packer.pack = lambda batch: None
+    run.scheduler._policy.pack = lambda batch: None
     with pytest.raises(Stuck, match="1 requests and plans nothing"):
         run.run()
 

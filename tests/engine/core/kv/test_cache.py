@@ -151,7 +151,7 @@ def test_rt_takes_the_free_middle_of_a_bulk_block_and_nobody_loses_anything():
     assert slots == [block * 16 + i for i in range(6)], "from the left"
     assert bulk.num_computed_tokens == 26
     assert kv.extend(bulk, 1) is None, "both sides have met"
-    assert kv.neighbour(chat) is bulk
+    assert kv.pool.sharing.neighbor(chat) is bulk
     kv.free(chat)
     assert kv.extend(bulk, 6) is not None
 

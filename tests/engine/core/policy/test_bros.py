@@ -119,7 +119,7 @@ def test_bulk_gets_its_share_and_ends_under_more_chat_than_there_is_time_for(num
     steps_when_starving = 0
     while any(r.request_id not in c.outputs.finished for r in bulk):
         for _ in range(3):
-            if c.scheduler.running.num_waiting[Lane.RT] < 50:
+            if c.scheduler.backlog.num_waiting[Lane.RT] < 50:
                 c.add(Lane.RT, 100, 20)
         plan = c.step()
         num_be += c.num_be_tokens
@@ -127,7 +127,7 @@ def test_bulk_gets_its_share_and_ends_under_more_chat_than_there_is_time_for(num
         steps_when_starving += c.scheduler.pace.is_be_starving
         assert c.now_s < 2000, "bulk starves"
     assert num_be / num_all >= 0.04
-    assert c.scheduler.running.num_waiting[Lane.RT] > 10, "the chats were too many"
+    assert c.scheduler.backlog.num_waiting[Lane.RT] > 10, "the chats were too many"
 
 
 def test_a_request_preempted_often_is_spared():
