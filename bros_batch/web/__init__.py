@@ -1,0 +1,1 @@
+"""The web process: the HTTP API, authentication, and the dashboard."""

@@ -29,7 +29,10 @@ RETRY_AFTER_S = 1.0
 
 
 class ApiError(Exception):
-    """An error response, raised by a route. `message` is one sentence for the client to read."""
+    """An error response with any status, raised by a route; `message` is for the client to read.
+
+    A 400 for an invalid request is raised as RequestError.
+    """
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from bros_batch.openai_api.completion_request import Request
 from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.sampling import fitted_sampling, lane_of, slo_of
+from bros_batch.request_error import RequestError
 from bros_batch.text.output_decoder import FinishedChoice, FinishReason, OutputDecoder, Piece, TokenLogprob
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.web.app_state import AppState
@@ -192,7 +193,7 @@ async def plan_generation(state: AppState, request: Request) -> Generation:
             f"{len(prompts)} prompts with {request.num_choices} choices each make {num_outputs} outputs; "
             f"at most {MAX_OUTPUTS} are allowed."
         )
-        raise ApiError(400, message, param="n", code="invalid_request")
+        raise RequestError(message, "n")
     outputs: list[Output] = []
     for token_ids in prompts:
         sampling = fitted_sampling(

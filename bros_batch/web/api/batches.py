@@ -27,7 +27,7 @@ from bros_batch.web.api.durations import deadline_of, seconds_of
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.change_job import change_job
-from bros_batch.web.errors import ApiError, JSONResponse, model_not_found, not_found
+from bros_batch.web.errors import JSONResponse, model_not_found, not_found
 from bros_batch.web.request_body import read_body
 
 ENGINE_SEEN_WITHIN_S = 60.0
@@ -73,7 +73,7 @@ async def create_batch(request: Request) -> Response:
             raise not_found("file", body.input_file_id, "input_file_id")
         if file.purpose != "batch":
             message = f"The file '{file.id}' was not uploaded with the purpose 'batch'."
-            raise ApiError(400, message, param="input_file_id", code="invalid_request")
+            raise RequestError(message, "input_file_id")
         return jobs.create_job(
             connection,
             input_file_id=file.id,
@@ -98,7 +98,7 @@ def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> fl
     try:
         return parse(value)
     except ValueError as error:
-        raise ApiError(400, f"Invalid '{param}': it {error}.", param=param, code="invalid_request") from None
+        raise RequestError(f"Invalid '{param}': it {error}.", param) from None
 
 
 def _checked_defaults(body: BatchRequest, served: str) -> str:

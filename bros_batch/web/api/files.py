@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, Response
 
 from bros_batch.db import files
 from bros_batch.db.tables import File
+from bros_batch.request_error import RequestError
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.uploads import Upload, receive_upload
 from bros_batch.web.app_state import AppState, app_state
@@ -72,10 +73,10 @@ def _rename(source: Path, target: Path) -> None:
 def _purpose(fields: dict[str, str]) -> str:
     purpose = fields.get("purpose")
     if purpose is None:
-        raise ApiError(400, "Missing required parameter: 'purpose'.", param="purpose", code="invalid_request")
+        raise RequestError("Missing required parameter: 'purpose'.", "purpose")
     if purpose != "batch":
         message = f"Invalid 'purpose': only 'batch' is supported, but got {purpose[:64]!r}."
-        raise ApiError(400, message, param="purpose", code="invalid_request")
+        raise RequestError(message, "purpose")
     return purpose
 
 
@@ -85,12 +86,12 @@ def _expires_at(fields: dict[str, str], retention_s: float) -> float | None:
         return time.time() + retention_s if retention_s > 0 else None
     if anchor != "created_at":
         message = "Invalid 'expires_after[anchor]': only 'created_at' is supported."
-        raise ApiError(400, message, param="expires_after", code="invalid_request")
+        raise RequestError(message, "expires_after")
     if seconds is None or not seconds.isdecimal() or not MIN_EXPIRY_S <= int(seconds[:12]) <= MAX_EXPIRY_S:
         message = (
             f"Invalid 'expires_after[seconds]': it must be a number from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
         )
-        raise ApiError(400, message, param="expires_after", code="invalid_request")
+        raise RequestError(message, "expires_after")
     return time.time() + int(seconds)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from bros_batch.web.errors import ApiError
+from bros_batch.request_error import RequestError
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_FIELDS = 32
@@ -20,22 +20,21 @@ class Part:
 
     headers: dict[str, str] = field(default_factory=dict)
     name: str = ""
-    filename: str | None = None
     value: bytearray = field(default_factory=bytearray)
 
 
 class FormReader:
-    """Collects the fields of a form in `fields`, and new data of its one file in `pending`.
+    """Parses a form as it arrives: collects its fields, and hands on the data of its one file.
 
-    All errors of the form are raised as ApiError 400.
+    Raises RequestError for an invalid form.
     """
 
     def __init__(self, boundary: bytes) -> None:
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
-        self.pending: list[bytes] = []
-        self.pending_bytes = 0
+        self.num_pending_bytes = 0
         self.complete = False
+        self._pending: list[bytes] = []
         self._part = Part()
         self._header = bytearray()
         self._value = bytearray()
@@ -54,10 +53,17 @@ class FormReader:
         )
 
     def feed(self, data: bytes) -> None:
+        """Parse the next bytes of the form."""
         try:
             self._parser.write(data)
         except MultipartParseError as error:
-            raise ApiError(400, f"The form is not valid: {error}.", code="invalid_request") from None
+            raise RequestError(f"The form is not valid: {error}.") from None
+
+    def take_file_data(self) -> list[bytes]:
+        """Return the data of the file that has arrived since the last call."""
+        data, self._pending = self._pending, []
+        self.num_pending_bytes = 0
+        return data
 
     def _begin(self) -> None:
         self._part = Part()
@@ -72,7 +78,7 @@ class FormReader:
 
     def _check_header(self) -> None:
         if len(self._header) + len(self._value) > MAX_HEADER_BYTES:
-            raise ApiError(400, "A header of the form is too long.", code="invalid_request")
+            raise RequestError("A header of the form is too long.")
 
     def _on_header_end(self) -> None:
         self._part.headers[self._header.decode("latin-1").lower()] = self._value.decode("latin-1")
@@ -82,24 +88,22 @@ class FormReader:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._part.headers.get("content-disposition", ""))
         self._part.name = options.get(b"name", b"").decode(errors="replace")
-        if b"filename" in options:
-            self._part.filename = options[b"filename"].decode(errors="replace")
         if self._part.name == "file":
             if self.filename is not None:
-                raise ApiError(400, "The form has more than one file.", param="file", code="invalid_request")
-            self.filename = _plain(self._part.filename or "") or "file"
+                raise RequestError("The form has more than one file.", "file")
+            self.filename = _plain(options.get(b"filename", b"").decode(errors="replace")) or "file"
         elif len(self.fields) >= MAX_FIELDS:
-            raise ApiError(400, "The form has too many fields.", code="invalid_request")
+            raise RequestError("The form has too many fields.")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._part.name == "file":
-            self.pending.append(data[start:end])
-            self.pending_bytes += end - start
+            self._pending.append(data[start:end])
+            self.num_pending_bytes += end - start
             return
         self._part.value += data[start:end]
         if len(self._part.value) > MAX_FIELD_BYTES:
             name = self._part.name
-            raise ApiError(400, f"The form field '{name}' is too long.", param=name, code="invalid_request")
+            raise RequestError(f"The form field '{name}' is too long.", name)
 
     def _end(self) -> None:
         if self._part.name != "file":

@@ -17,13 +17,14 @@ from typing import BinaryIO, TypeVar
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from bros_batch.request_error import RequestError
 from bros_batch.web.api.multipart_form import FormReader
 from bros_batch.web.errors import ApiError
 from bros_batch.web.request_body import check_declared_size, too_large
 
 WRITE_BYTES = 1024 * 1024
 FORM_OVERHEAD_BYTES = 1024 * 1024
-PART_SUFFIX = ".upload"
+UPLOAD_SUFFIX = ".upload"
 ABANDONED_AFTER_S = 24 * 3600.0
 
 T = TypeVar("T")
@@ -43,16 +44,16 @@ class Upload:
 async def receive_upload(request: Request, directory: Path, limit_bytes: int) -> Upload:
     """Receive the `file` of a multipart form into `directory`. The caller must rename or remove the result's `path`.
 
-    Raises ApiError: 400 for an invalid form, 413 for a file over the limit, and 507 for a full disk. No file remains
-    after an error.
+    Raises RequestError for an invalid form, and ApiError 413 for a file over the limit or 507 for a full disk. No file
+    remains after an error.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or b"boundary" not in options:
         message = "Send the file as a multipart/form-data form with the fields 'file' and 'purpose'."
-        raise ApiError(400, message, param="file", code="invalid_request")
+        raise RequestError(message, "file")
     check_declared_size(request, limit_bytes + FORM_OVERHEAD_BYTES, "file")
     reader = FormReader(options[b"boundary"])
-    path = directory / f"{secrets.token_hex(12)}{PART_SUFFIX}"
+    path = directory / f"{secrets.token_hex(12)}{UPLOAD_SUFFIX}"
     digest = hashlib.sha256()
     size_bytes = 0
 
@@ -63,10 +64,10 @@ async def receive_upload(request: Request, directory: Path, limit_bytes: int) ->
 
     async def flush(file: BinaryIO) -> None:
         nonlocal size_bytes
-        pieces, reader.pending = reader.pending, []
-        size_bytes, reader.pending_bytes = size_bytes + reader.pending_bytes, 0
+        size_bytes += reader.num_pending_bytes
         if size_bytes > limit_bytes:
             raise too_large(limit_bytes, "file")
+        pieces = reader.take_file_data()
         await _guarded(lambda: write(file, pieces))
 
     try:
@@ -74,16 +75,16 @@ async def receive_upload(request: Request, directory: Path, limit_bytes: int) ->
         try:
             async for data in request.stream():
                 reader.feed(data)
-                if reader.pending_bytes >= WRITE_BYTES:
+                if reader.num_pending_bytes >= WRITE_BYTES:
                     await flush(file)
             await flush(file)
             await _guarded(lambda: _sync(file))
         finally:
             await asyncio.to_thread(_close, file)
         if not reader.complete:
-            raise ApiError(400, "The form ends too early.", code="invalid_request")
+            raise RequestError("The form ends too early.")
         if reader.filename is None:
-            raise ApiError(400, "The form has no file.", param="file", code="invalid_request")
+            raise RequestError("The form has no file.", "file")
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -120,6 +121,6 @@ def _close(file: BinaryIO) -> None:
 def remove_abandoned(directory: Path, now_s: float | None = None) -> None:
     """Remove incomplete uploads of servers that died."""
     now_s = time.time() if now_s is None else now_s
-    for path in directory.glob(f"*{PART_SUFFIX}"):
+    for path in directory.glob(f"*{UPLOAD_SUFFIX}"):
         if path.stat().st_mtime < now_s - ABANDONED_AFTER_S:
             path.unlink(missing_ok=True)
