@@ -143,10 +143,10 @@ def write_batch_file(path: Path, count: int) -> None:
 def submit(path: Path) -> str:
     """What the web does with an upload and a POST to /v1/batches."""
     from bros_batch.db import files, jobs
-    from bros_batch.db.connections import get_engine, writing
+    from bros_batch.db.connections import get_database, writing
     from bros_batch.jobs.tasks import dispatch
 
-    with writing(get_engine()) as connection:
+    with writing(get_database()) as connection:
         file = files.create_file(
             connection,
             purpose="batch",
@@ -163,9 +163,9 @@ def submit(path: Path) -> str:
 def job_in(job_id: str, *statuses: str) -> Job | None:
     """The job if it stands in one of these."""
     from bros_batch.db import jobs
-    from bros_batch.db.connections import get_engine, reading
+    from bros_batch.db.connections import get_database, reading
 
-    with reading(get_engine()) as connection:
+    with reading(get_database()) as connection:
         job = jobs.get_job(connection, job_id)
     return job if job is not None and job.status in statuses else None
 
@@ -194,11 +194,11 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
     took_s = job.in_progress_at - started_s
 
     from bros_batch.db import job_control
-    from bros_batch.db.connections import get_engine, writing
+    from bros_batch.db.connections import get_database, writing
     from bros_batch.jobs.tasks import dispatch
 
     cancelled_s = time.time()
-    with writing(get_engine()) as connection:
+    with writing(get_database()) as connection:
         job_control.cancel_job(connection, job_id)
     answered_s = time.time()
     dispatch("finalize", job_id)

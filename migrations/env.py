@@ -8,7 +8,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.connections import open_database, writing
 from bros_batch.db.tables import metadata
 from bros_batch.settings import get_settings
 
@@ -24,5 +24,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    with writing(make_engine(get_settings().resolved_database_url)) as opened:
+    with writing(open_database(get_settings().resolved_database_url)) as opened:
         run(opened)

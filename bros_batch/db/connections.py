@@ -15,25 +15,24 @@ from bros_batch.settings import get_settings
 BUSY_TIMEOUT_MS = 30_000
 
 
-def make_engine(url: str) -> Engine:
-    """SQLAlchemy's engine for `sqlite:///path` or `postgresql://...` (psycopg 3); use it with `reading` and
-    `writing`."""
+def open_database(url: str) -> Engine:
+    """The database at `sqlite:///path` or `postgresql://...` (psycopg 3), to be used with `reading` and `writing`."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        return _sqlite_engine(url)
+        return _open_sqlite(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=10)
 
 
-def _sqlite_engine(url: str) -> Engine:
+def _open_sqlite(url: str) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
         raise ValueError("SQLite needs a file, because several processes share the database")
     Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    database = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(database, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # transactions begin where we say so, not at the first write
         cursor = connection.cursor()
@@ -45,34 +44,34 @@ def _sqlite_engine(url: str) -> Engine:
         cursor.execute("PRAGMA cache_size = -32768")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
+    @event.listens_for(database, "begin")
     def _on_begin(connection: Connection) -> None:
         # A transaction that reads first and writes later fails with "database is locked" if another one wrote in
         # between, and no timeout helps. So writers take the write lock when they begin.
         writes = connection.get_execution_options().get("bros_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    return engine
+    return database
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(database: Engine) -> Iterator[Connection]:
     """A transaction that only reads: one consistent snapshot on SQLite, one per statement on PostgreSQL."""
-    with engine.begin() as connection:
+    with database.begin() as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def writing(database: Engine) -> Iterator[Connection]:
     """A transaction that writes. It commits at the end and rolls back on an exception."""
-    with engine.execution_options(bros_writes=True).begin() as connection:
+    with database.execution_options(bros_writes=True).begin() as connection:
         yield connection
 
 
 @cache
-def get_engine() -> Engine:
-    """SQLAlchemy's engine of this process, made on first use and so after a fork."""
-    return make_engine(get_settings().resolved_database_url)
+def get_database() -> Engine:
+    """The database of this process, opened on first use and so after a fork."""
+    return open_database(get_settings().resolved_database_url)
 
 
 def is_postgres(connection: Connection) -> bool:

@@ -7,6 +7,7 @@ import time
 from sqlalchemy import Connection, text
 
 from bros_batch.db.job_endings import end_items
+from bros_batch.db.job_leases import NO_LEASE
 from bros_batch.db.jobs import DEFAULT_WINDOW_S, lock_job, set_status
 from bros_batch.db.states import (
     WITHOUT_RESULT,
@@ -92,8 +93,7 @@ def retry_job(
         written_line=0,
         written_output_bytes=0,
         written_error_bytes=0,
-        lease_token=None,
-        lease_until=0.0,
+        **NO_LEASE,
         **dict.fromkeys(
             (
                 "output_file_id",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
@@ -12,19 +13,28 @@ from bros_batch.db.jobs import lock_job
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job, jobs
 
+# The columns of a job that no run holds.
+NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_until": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A run's right to work on a job while the job has one of these statuses."""
+
+    job_id: str
+    token: str
+    statuses: Sequence[JobStatus]
+
 
 class LeaseLost(RuntimeError):
-    """Another worker holds the lease now, or the job's status has changed; the caller stops."""
+    """Another run holds the lease now, or the job's status has changed. The caller stops."""
 
 
 def take_lease(
     connection: Connection, job_id: str, statuses: Sequence[JobStatus], lease_s: float, now_s: float
-) -> tuple[Job, str] | None:
-    """Take the lease of a job and return the job with a new token.
-
-    None if the job is in none of these statuses or another lease on it has not run out.
-    """
-    token = secrets.token_hex(12)
+) -> tuple[Job, Lease] | None:
+    """Take the lease of a job, unless the job has none of these statuses or a run holds it already."""
+    lease = Lease(job_id, secrets.token_hex(12), statuses)
     query = (
         update(jobs)
         .where(
@@ -32,35 +42,36 @@ def take_lease(
             jobs.c.status.in_([status.value for status in statuses]),
             or_(jobs.c.lease_token.is_(None), jobs.c.lease_until < now_s),
         )
-        .values(lease_token=token, lease_until=now_s + lease_s)
+        .values(lease_token=lease.token, lease_until=now_s + lease_s)
     )
     if not connection.execute(query).rowcount:
         return None
-    return lock_job(connection, job_id), token
+    return lock_job(connection, job_id), lease
 
 
-def hold_lease(connection: Connection, job_id: str, token: str, statuses: Sequence[JobStatus]) -> Job:
-    """The job, its row locked. Raises `LeaseLost` unless the token still holds the lease in one of these statuses."""
-    query = select(jobs.c.lease_token, jobs.c.status).where(jobs.c.id == job_id).with_for_update()
+def hold_lease(connection: Connection, lease: Lease) -> Job:
+    """The job, its row locked until the end of the transaction. Raises `LeaseLost` if the lease is no longer valid."""
+    query = select(jobs.c.lease_token, jobs.c.status).where(jobs.c.id == lease.job_id).with_for_update()
     row = connection.execute(query).first()
-    if row is None or row[0] != token or row[1] not in [status.value for status in statuses]:
-        raise LeaseLost(job_id)
-    return lock_job(connection, job_id)
+    if row is None or row[0] != lease.token or row[1] not in [status.value for status in lease.statuses]:
+        raise LeaseLost(lease.job_id)
+    return lock_job(connection, lease.job_id)
 
 
-def extend_lease(connection: Connection, job_id: str, until: float, **progress: Any) -> None:
-    """Extend the lease that `hold_lease` has just checked, and record progress."""
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(lease_until=until, **progress))
+def extend_lease(connection: Connection, lease: Lease, until: float, **progress: Any) -> None:
+    """Extend a lease that `hold_lease` has just checked, and record progress."""
+    query = update(jobs).where(jobs.c.id == lease.job_id)
+    connection.execute(query.values(lease_until=until, **progress))
 
 
-def drop_lease(connection: Connection, job_id: str, token: str) -> None:
+def drop_lease(connection: Connection, lease: Lease) -> None:
     """Give up a lease, so that the next run can continue at once."""
-    query = update(jobs).where(jobs.c.id == job_id, jobs.c.lease_token == token)
-    connection.execute(query.values(lease_token=None, lease_until=0.0))
+    query = update(jobs).where(jobs.c.id == lease.job_id, jobs.c.lease_token == lease.token)
+    connection.execute(query.values(NO_LEASE))
 
 
 def unattended_jobs(connection: Connection, statuses: Sequence[JobStatus], now_s: float) -> list[str]:
-    """Jobs in these statuses that no run holds: it was never started, or its lease ran out."""
+    """Jobs with these statuses that no run holds: none has started, or its lease has run out."""
     query = select(jobs.c.id).where(
         jobs.c.status.in_([status.value for status in statuses]),
         or_(jobs.c.lease_token.is_(None), jobs.c.lease_until < now_s),

@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 import migrations
-from bros_batch.db.connections import is_postgres, make_engine, writing
+from bros_batch.db.connections import is_postgres, open_database, writing
 
 # Any constant that no other program uses on the same PostgreSQL server: "bros" in ASCII.
 UPGRADE_LOCK = 0x62726F73
@@ -37,9 +37,9 @@ def alembic_config() -> Config:
     return config
 
 
-def check_schema(engine: Engine) -> None:
+def check_schema(database: Engine) -> None:
     """Raise `DatabaseTooOld` or `DatabaseTooNew` unless the schema is exactly this program's."""
-    with engine.begin() as connection:
+    with database.begin() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     scripts = ScriptDirectory.from_config(alembic_config())
     if current == scripts.get_current_head():
@@ -54,13 +54,13 @@ def check_schema(engine: Engine) -> None:
 def upgrade(url: str) -> None:
     """Upgrade the schema to the newest version. Several processes may call this at once: one of them does it while
     the others wait."""
-    engine = make_engine(url)
+    database = open_database(url)
     try:
-        with writing(engine) as connection:
+        with writing(database) as connection:
             if is_postgres(connection):
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
             config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     finally:
-        engine.dispose()
+        database.dispose()

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import Connection
-
 from bros_batch.db import ended_items, files, job_endings, job_leases, jobs
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.job_leases import LeaseLost
+from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.jobs.task_run import Progress, TaskRun
@@ -64,11 +62,11 @@ def finalize(worker: Worker, job_id: str, until_s: float) -> TaskRun:
 class _Finalizer:
     """One run of finalize on a job whose lease it holds."""
 
-    def __init__(self, worker: Worker, job: Job, token: str) -> None:
+    def __init__(self, worker: Worker, job: Job, lease: Lease) -> None:
         self._database = worker.database
         self._settings = worker.settings
         self._job = job
-        self._token = token
+        self._lease = lease
         self._dir = worker.settings.files_dir
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._temporary = {kind: self._dir / f".{job.id}.{kind}.part" for kind in ("output", "error")}
@@ -82,11 +80,11 @@ class _Finalizer:
             line = job_endings.before_unfinished(connection, self._job.id)
         while line is not None:
             with writing(self._database) as connection:
-                self._hold(connection)
+                job_leases.hold_lease(connection, self._lease)
                 line = job_endings.end_items(
                     connection, self._job.id, target, limit=END_ITEMS, after_line=line
                 )
-                job_leases.extend_lease(connection, self._job.id, time.time() + self._settings.lease_s)
+                job_leases.extend_lease(connection, self._lease, time.time() + self._settings.lease_s)
             if line is not None and time.monotonic() >= until_s:
                 return False
         return True
@@ -130,16 +128,16 @@ class _Finalizer:
     def pause(self) -> None:
         """Record how far this run came, and let the next one start at once."""
         with writing(self._database) as connection:
-            self._hold(connection)
+            job_leases.hold_lease(connection, self._lease)
             job_leases.extend_lease(
                 connection,
-                self._job.id,
+                self._lease,
                 time.time() + self._settings.lease_s,
                 written_line=self._line,
                 written_output_bytes=self._sizes["output"],
                 written_error_bytes=self._sizes["error"],
             )
-            job_leases.drop_lease(connection, self._job.id, self._token)
+            job_leases.drop_lease(connection, self._lease)
 
     def finish(self) -> None:
         """Give the files their final names, and record them and the end of the job in one transaction."""
@@ -147,7 +145,7 @@ class _Finalizer:
         _sync_directory(self._dir)
         now_s = time.time()
         with writing(self._database) as connection:
-            job = self._hold(connection)
+            job = job_leases.hold_lease(connection, self._lease)
             for kind, file in written.items():
                 if file is not None:
                     files.delete_file(connection, file.file_id)
@@ -169,8 +167,7 @@ class _Finalizer:
                 now_s,
                 output_file_id=_id_of(written["output"]),
                 error_file_id=_id_of(written["error"]),
-                lease_token=None,
-                lease_until=0.0,
+                **NO_LEASE,
             )
 
     def _resume(self, output: BinaryIO, error: BinaryIO) -> int:
@@ -202,9 +199,6 @@ class _Finalizer:
         path = self._dir / file_id
         temporary.replace(path)
         return WrittenFile(file_id, path, size, sha256)
-
-    def _hold(self, connection: Connection) -> Job:
-        return job_leases.hold_lease(connection, self._job.id, self._token, STATUSES)
 
 
 def _final_status(job: Job) -> JobStatus:

@@ -13,11 +13,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
-
 from bros_batch.db import files, job_leases, jobs, new_items
 from bros_batch.db.connections import writing
-from bros_batch.db.job_leases import LeaseLost
+from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
 from bros_batch.db.new_items import DuplicateCustomId
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
@@ -57,9 +55,9 @@ def ingest(worker: Worker, job_id: str, until_s: float) -> TaskRun:
         )
         if leased is None:
             return TaskRun(Progress.NOT_OURS)
-        job, token = leased
+        job, lease = leased
         file = files.get_file(connection, job.input_file_id)
-    ingester = _Ingester(worker, job, token)
+    ingester = _Ingester(worker, job, lease)
     try:
         if file is None:
             return ingester.fail("The input file is gone.", "input_file_id")
@@ -82,11 +80,11 @@ def ingest(worker: Worker, job_id: str, until_s: float) -> TaskRun:
 class _Ingester:
     """One run of ingest on a job whose lease it holds."""
 
-    def __init__(self, worker: Worker, job: Job, token: str) -> None:
+    def __init__(self, worker: Worker, job: Job, lease: Lease) -> None:
         self._database = worker.database
         self._settings = worker.settings
         self._job = job
-        self._token = token
+        self._lease = lease
         self._form = job.ingest_form
 
     def read(self, source: BufferedReader, until_s: float) -> TaskRun:
@@ -98,22 +96,15 @@ class _Ingester:
             self._commit(group)
             if time.monotonic() >= until_s:
                 with writing(self._database) as connection:
-                    job_leases.drop_lease(connection, self._job.id, self._token)
+                    job_leases.drop_lease(connection, self._lease)
                 return TaskRun(Progress.MORE)
         return self._finish()
 
     def fail(self, message: str, param: str | None) -> TaskRun:
         error = {"code": "invalid_request", "line": None, "message": message, "param": param}
         with writing(self._database) as connection:
-            job = self._hold(connection)
-            jobs.set_status(
-                connection,
-                job,
-                JobStatus.FAILED,
-                errors=[*job.errors, error],
-                lease_token=None,
-                lease_until=0.0,
-            )
+            job = job_leases.hold_lease(connection, self._lease)
+            jobs.set_status(connection, job, JobStatus.FAILED, errors=[*job.errors, error], **NO_LEASE)
         return TaskRun()
 
     def _groups(self, source: BufferedReader) -> Iterator[LineGroup]:
@@ -149,7 +140,7 @@ class _Ingester:
         rows = _without_repeats(group.items, set())
         now_s = time.time()
         with writing(self._database) as connection:
-            job = self._hold(connection)
+            job = job_leases.hold_lease(connection, self._lease)
             try:
                 new_items.insert_items(connection, job.id, rows, now_s)
             except DuplicateCustomId:
@@ -160,7 +151,7 @@ class _Ingester:
             room = max(MAX_ERRORS_LISTED - len(job.errors), 0)
             job_leases.extend_lease(
                 connection,
-                job.id,
+                self._lease,
                 now_s + self._settings.lease_s,
                 ingest_form=self._form,
                 ingest_offset=group.offset,
@@ -172,19 +163,17 @@ class _Ingester:
 
     def _finish(self) -> TaskRun:
         with writing(self._database) as connection:
-            job = self._hold(connection)
-            free: dict[str, Any] = {"lease_token": None, "lease_until": 0.0}
+            job = job_leases.hold_lease(connection, self._lease)
             if job.total > job.failed:
                 if job.total >= ANALYZE_LINES:
                     new_items.analyze_items(connection)
-                jobs.set_status(connection, job, JobStatus.IN_PROGRESS, in_progress_at=time.time(), **free)
+                jobs.set_status(
+                    connection, job, JobStatus.IN_PROGRESS, in_progress_at=time.time(), **NO_LEASE
+                )
                 return TaskRun(prepare=[job.model])
             error = {"code": "empty_file", "line": None, "message": "The file has no lines.", "param": None}
-            jobs.set_status(connection, job, JobStatus.FAILED, errors=job.errors or [error], **free)
+            jobs.set_status(connection, job, JobStatus.FAILED, errors=job.errors or [error], **NO_LEASE)
         return TaskRun()
-
-    def _hold(self, connection: Connection) -> Job:
-        return job_leases.hold_lease(connection, self._job.id, self._token, (JobStatus.VALIDATING,))
 
 
 def _skip_line(source: BufferedReader) -> int:

@@ -8,7 +8,7 @@ from functools import cache
 from redis import Redis
 from sqlalchemy import Engine
 
-from bros_batch.db.connections import get_engine
+from bros_batch.db.connections import get_database
 from bros_batch.settings import Settings, get_settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 
@@ -32,4 +32,4 @@ def get_worker() -> Worker:
     """The context of this process's tasks, made on first use and so after a fork."""
     settings = get_settings()
     redis = Redis.from_url(settings.resolved_redis_url, socket_connect_timeout=5.0, socket_timeout=30.0)
-    return Worker(settings, get_engine(), redis)
+    return Worker(settings, get_database(), redis)

@@ -136,7 +136,7 @@ def _database(settings: Settings, state: UpState | None) -> Finding:
     from sqlalchemy import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    from bros_batch.db.connections import make_engine
+    from bros_batch.db.connections import open_database
     from bros_batch.db.schema import SchemaError, check_schema
 
     url = state.database_url if state is not None else settings.resolved_database_url
@@ -147,7 +147,7 @@ def _database(settings: Settings, state: UpState | None) -> Finding:
             return Finding(
                 "database", Health.NOTE, f"{shown} does not exist yet", "`bros-batch up` creates it."
             )
-        engine = make_engine(url)
+        engine = open_database(url)
         try:
             check_schema(engine)
         finally:

@@ -109,11 +109,11 @@ def bring_database_up_to_date(url: str) -> None:
     """Create the database, or upgrade it if its schema is older than this version."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from bros_batch.db.connections import make_engine
+    from bros_batch.db.connections import open_database
     from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, check_schema, upgrade
 
     try:
-        engine = make_engine(url)
+        engine = open_database(url)
         try:
             check_schema(engine)
         except DatabaseTooOld:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bros_batch.db.connections import make_engine
+from bros_batch.db.connections import open_database
 from bros_batch.settings import Settings
 from bros_batch.web import auth, login
 from bros_batch.web.api import batches, completions, files, health, metrics, models
@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         remove_abandoned(settings.files_dir)
-        database = make_engine(settings.resolved_database_url)
+        database = open_database(settings.resolved_database_url)
         try:
             async with EngineLink(settings.resolved_engine_url, settings.engine_token) as engine:
                 state = AppState(settings, database, engine, int(time.time()))

@@ -10,7 +10,7 @@ import sys
 import uvicorn
 from sqlalchemy.exc import DBAPIError
 
-from bros_batch.db.connections import make_engine
+from bros_batch.db.connections import open_database
 from bros_batch.db.schema import SchemaError, check_schema
 from bros_batch.settings import Settings, get_settings
 from bros_batch.up.preflight import StartupError, check_exposure
@@ -60,7 +60,7 @@ def _check_engine_url(settings: Settings) -> None:
 
 def _check_database(settings: Settings) -> None:
     """Check the schema, which an operator has to fix. An unreachable database may come back and is ignored."""
-    engine = make_engine(settings.resolved_database_url)
+    engine = open_database(settings.resolved_database_url)
     try:
         check_schema(engine)
     except SchemaError as error:

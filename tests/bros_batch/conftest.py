@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from bros_batch.db.connections import make_engine
+from bros_batch.db.connections import open_database
 from bros_batch.db.schema import upgrade
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
@@ -30,7 +30,7 @@ def tokenizer(text_model: Path) -> ModelTokenizer:
 def database(database_url: str) -> Iterator[Engine]:
     """A database with the newest schema, on SQLite and on PostgreSQL."""
     upgrade(database_url)
-    engine = make_engine(database_url)
+    engine = open_database(database_url)
     yield engine
     engine.dispose()
 

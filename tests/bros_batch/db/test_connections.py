@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from bros_batch.db import jobs
 from bros_batch.db.connections import (
     is_postgres,
-    make_engine,
+    open_database,
     reading,
     writing,
 )
@@ -31,7 +31,7 @@ def test_the_migrations_make_the_tables_of_the_models(database: Engine) -> None:
 
 
 def test_an_empty_database_is_too_old(database_url: str) -> None:
-    engine = make_engine(database_url)
+    engine = open_database(database_url)
     with pytest.raises(DatabaseTooOld, match="bros-batch db upgrade"):
         check_schema(engine)
     upgrade(database_url)
@@ -60,7 +60,7 @@ def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
     for process in running:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
-    engine = make_engine(database_url)
+    engine = open_database(database_url)
     check_schema(engine)
     engine.dispose()
 
@@ -111,7 +111,7 @@ def test_an_exception_undoes_the_transaction(database: Engine) -> None:
 
 def test_sqlite_needs_a_file() -> None:
     with pytest.raises(ValueError, match="needs a file"):
-        make_engine("sqlite://")
+        open_database("sqlite://")
 
 
 def test_the_directory_of_a_sqlite_file_is_made_private(tmp_path: Path) -> None:

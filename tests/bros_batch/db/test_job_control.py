@@ -13,6 +13,7 @@ import pytest
 
 from bros_batch.db import api_keys, ended_items, engines, files, job_control, jobs
 from bros_batch.db.connections import reading, writing
+from bros_batch.db.job_leases import take_lease
 from bros_batch.db.states import IllegalTransition, ItemStatus
 from bros_batch.db.tables import Job
 from bros_batch.jobs import finalize as finalize_module
@@ -286,8 +287,6 @@ def test_a_finalizer_that_overslept_can_not_write_into_the_next_ones_files(world
     job_id = ended(world, 3)
     world.settings = world.settings.model_copy(update={"lease_s": 0.0001})
     with writing(world.database) as connection:
-        from bros_batch.db.job_leases import take_lease
-
         leased = take_lease(connection, job_id, finalize_module.STATUSES, 0.0001, 0.0)
     assert leased is not None
     asleep = finalize_module._Finalizer(world.worker, *leased)

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from bros_batch.db import files, job_leases, new_items
 from bros_batch.db.connections import writing
 from bros_batch.db.job_leases import LeaseLost
+from bros_batch.db.states import JobStatus
 from bros_batch.jobs.task_run import Progress
 from tests.bros_batch.world import CHAT, World, batch_line, batch_lines
 
@@ -265,13 +267,11 @@ def test_ingest_stops_when_its_time_is_over_and_goes_on(world: World) -> None:
 def test_two_ingests_of_one_job_exclude_each_other(world: World) -> None:
     job_id = world.submit(batch_lines(3))
     with writing(world.database) as connection:
-        from bros_batch.db.states import JobStatus
-
         leased = job_leases.take_lease(connection, job_id, (JobStatus.VALIDATING,), 30, 1e12)
     assert leased is not None
     assert world.ingest(job_id).progress is Progress.NOT_OURS
     with writing(world.database) as connection, pytest.raises(LeaseLost):
-        job_leases.hold_lease(connection, job_id, "another token", (JobStatus.VALIDATING,))
+        job_leases.hold_lease(connection, replace(leased[1], token="another token"))
 
 
 def test_ingest_of_a_cancelled_job_stops(world: World) -> None:

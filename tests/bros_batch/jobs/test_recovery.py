@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from bros_batch.db import files, job_control, job_endings, pending_items
 from bros_batch.db.connections import reading, writing
+from bros_batch.db.job_leases import take_lease
 from bros_batch.db.redis_generation import get_generation
+from bros_batch.db.states import JobStatus
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.locks import try_lock
 from bros_batch.jobs.streams import queued_entries
@@ -145,9 +148,6 @@ def test_jobs_that_nobody_attends_to_are_started_again(world: World) -> None:
 
 
 def test_a_lease_that_is_held_is_respected_until_it_runs_out(world: World) -> None:
-    from bros_batch.db.job_leases import take_lease
-    from bros_batch.db.states import JobStatus
-
     job_id = world.submit(batch_lines(1))
     with writing(world.database) as connection:
         assert take_lease(connection, job_id, (JobStatus.VALIDATING,), 30.0, time.time())
@@ -230,7 +230,6 @@ def test_an_idle_sweep_writes_nothing(world: World) -> None:
     world.run_through(world.running(batch_lines(3)))
     world.sweep()
     statements: list[str] = []
-    from sqlalchemy import event
 
     @event.listens_for(world.database, "before_cursor_execute")
     def _note(_c: object, _cursor: object, statement: str, *_: object) -> None:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from bros_batch.db import api_keys
-from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.connections import open_database, writing
 from bros_batch.up.preflight import StartupError, check_exposure
 from tests.bros_batch.web.serving import Web, serving, web_settings
 
@@ -55,7 +55,7 @@ def test_invalid_authorization_headers(guarded: Web, header: str) -> None:
 
 
 def test_keys_in_the_database_are_valid(guarded: Web) -> None:
-    database = make_engine(guarded.settings.resolved_database_url)
+    database = open_database(guarded.settings.resolved_database_url)
     with writing(database) as connection:
         _, secret = api_keys.create_api_key(connection, "laptop")
     database.dispose()

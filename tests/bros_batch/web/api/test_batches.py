@@ -17,7 +17,7 @@ from openai import OpenAI
 from sqlalchemy import Engine
 
 from bros_batch.db import jobs, tables
-from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.connections import open_database, writing
 from bros_batch.db.job_control import set_status
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
@@ -34,7 +34,7 @@ FIELDS = {
 
 @pytest.fixture
 def database(web: Web) -> Iterator[Engine]:
-    engine = make_engine(web.settings.resolved_database_url)
+    engine = open_database(web.settings.resolved_database_url)
     yield engine
     engine.dispose()
 

@@ -16,7 +16,7 @@ from openai import OpenAI
 from sqlalchemy import Engine
 
 from bros_batch.db import files, job_control, jobs
-from bros_batch.db.connections import make_engine, reading, writing
+from bros_batch.db.connections import open_database, reading, writing
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.services import wait_for
 
@@ -25,7 +25,7 @@ CONTENT = b'{"custom_id": "a"}\n'
 
 @pytest.fixture
 def database(web: Web) -> Iterator[Engine]:
-    engine = make_engine(web.settings.resolved_database_url)
+    engine = open_database(web.settings.resolved_database_url)
     yield engine
     engine.dispose()
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from bros_batch.db import jobs, tables
-from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.connections import open_database, writing
 from engine.runner.base import RunnerInfo
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
@@ -145,7 +145,7 @@ def test_buckets_are_cumulative(web: Web) -> None:
 
 def test_items_are_counted(web: Web) -> None:
     before = scrape(web)
-    database = make_engine(web.settings.resolved_database_url)
+    database = open_database(web.settings.resolved_database_url)
     with writing(database) as connection:
         job = jobs.create_job(connection, input_file_id="f", endpoint="/v1/completions", model="m")
         connection.execute(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 
 from bros_batch.db import jobs
-from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.connections import open_database, writing
 from bros_batch.db.ended_items import EndedItem
 from bros_batch.db.schema import upgrade
 from bros_batch.db.tables import File, Job
@@ -61,7 +61,7 @@ class Shape(HTMLParser):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    database = make_engine(f"sqlite:///{tmp_path_factory.mktemp('db')}/bros.db")
+    database = open_database(f"sqlite:///{tmp_path_factory.mktemp('db')}/bros.db")
     upgrade(str(database.url))
 
     def create(connection: Connection) -> Job:

@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import Select
 from sqlalchemy import update
 
 from bros_batch.db import jobs, tables
-from bros_batch.db.connections import make_engine, writing
+from bros_batch.db.connections import open_database, writing
 from tests.bros_batch.web.browser import browser
 from tests.bros_batch.web.serving import MODEL_NAME, Web, whole_service
 from tests.services import Process, Processes, RedisServer, wait_for
@@ -92,7 +92,7 @@ def submit(client: OpenAI, content: bytes, name: str) -> str:
 
 
 def paint(web: Web, job_id: str, **values: Any) -> None:
-    database = make_engine(web.settings.resolved_database_url)
+    database = open_database(web.settings.resolved_database_url)
     with writing(database) as connection:
         connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(**values))
     database.dispose()
@@ -100,7 +100,7 @@ def paint(web: Web, job_id: str, **values: Any) -> None:
 
 def unattended_job(web: Web, name: str, **values: Any) -> str:
     """A job that no worker will touch: what the page shows of it is what was painted."""
-    database = make_engine(web.settings.resolved_database_url)
+    database = open_database(web.settings.resolved_database_url)
     with writing(database) as connection:
         job = jobs.create_job(
             connection, input_file_id="file-none", endpoint=CHAT, model=MODEL_NAME, name=name
