@@ -115,13 +115,16 @@ def _print_report(report: DemoReport) -> None:
   Documents    {report.documents} in {report.seconds:.1f} s: {report.documents_per_s:.1f} documents/s, \
 {report.tokens_per_s:,.0f} tokens/s
   Accuracy     {fields}
-               {report.accuracy_all_fields:.1%} of the documents correct in every field; all vendors are new to it
+               {report.accuracy_all_fields:.1%} of the documents correct in every field, with vendors unseen in training
   Chat         first token after {", ".join(waits) or "-"}, while the job ran
   Results      {report.results_dir}/results.jsonl; the documents and their true values are in documents.jsonl
 
-  All services have stopped. Next:
-    {program()} up                          run the same services permanently, with a dashboard
+  All services have stopped. To keep them running, with a dashboard:
+    {program()} up
+  Then, in another terminal:
     {program()} submit {report.results_dir}/documents.jsonl --prompt "Who is the vendor? {{text}}" --wait
-    {program()} chat "What can you do?"     in another terminal"""
+    {program()} chat "What can you do?"
+""",
+        nl=False,
     )
     sys.stdout.flush()

@@ -95,7 +95,7 @@ def run_demo(
 
     Raises StartupError if the services do not start, ServiceError or ServiceUnreachable if they fail.
     """
-    view.step("Starting the services: Redis, engine, worker, web server")
+    view.step("Starting the services (the first start can take two minutes)")
     with (
         tempfile.TemporaryDirectory(prefix="bros-demo-") as directory,
         _services(up_command, engine_args, Path(directory)) as url,
