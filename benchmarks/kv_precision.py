@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.machine import write_result
-from bros_batch.demo.documents import EXTRACTION_PROMPT, HELD_OUT_SEED, generate_documents
+from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
+from bros_batch.demo.prompts import EXTRACTION_PROMPT
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference.attention import attention
 from engine.runner.kv.memory import allocate_kv

@@ -1,4 +1,4 @@
-"""Batches of training conversations of like length, prepared on a thread beside the training step."""
+"""Batches of training conversations of similar length, prepared by a background thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from training.conversations import Example, encode, training_conversations
 
-# Conversations cut into batches together; enough that most lengths fill at least one batch.
+# Number of conversations that are grouped into batches at a time; enough that most lengths fill at least one batch.
 POOL_CONVERSATIONS = 4096
 LONGEST_TOKENS = 640
 LENGTH_STEP_TOKENS = 32
@@ -22,7 +22,7 @@ LENGTH_STEP_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded rows: with causal attention no answer ever sees the padding, so no mask is needed."""
+    """Right-padded rows. No mask is needed: with causal attention, no answer can see the padding."""
 
     token_ids: Tensor  # [rows, length] int64
     weights: Tensor  # [rows, length] float32, the loss weight of each token as a target; 0 on padding
@@ -31,7 +31,7 @@ class Batch:
 class BatchStream:
     """An endless stream of batches of about `batch_tokens` tokens.
 
-    `copy_share` and `prompt_weight` may be changed at any time; they hold from the next pool on.
+    `copy_share` and `prompt_weight` can be changed at any time; changes apply from the next pool on.
     """
 
     def __init__(
@@ -56,36 +56,36 @@ class BatchStream:
     def _fill(self) -> None:
         rng = random.Random(self._seed)
         while True:
-            # A new stream per pool: a changed share takes effect. Document seeds stay below 900 million.
+            # A new stream per pool, so that a changed share takes effect. Document seeds stay below 900 million.
             stream = training_conversations(rng.randrange(9_000), self.copy_share)
             pool = [
                 encode(next(stream), self._tokenizer, self.prompt_weight) for _ in range(POOL_CONVERSATIONS)
             ]
-            for rows in self._cut(
+            for rows in self._group(
                 [example for example in pool if len(example.token_ids) <= LONGEST_TOKENS], rng
             ):
                 self._queue.put(collate(rows, self._tokenizer.pad_token_id))
 
-    def _cut(self, pool: list[Example], rng: random.Random) -> list[list[Example]]:
-        """Full batches only; what a length has left over is dropped."""
+    def _group(self, pool: list[Example], rng: random.Random) -> list[list[Example]]:
+        """Group examples of equal padded length into full batches; leftovers are dropped."""
         by_length: dict[int, list[Example]] = defaultdict(list)
         for example in pool:
             by_length[padded_length(example)].append(example)
-        cuts = []
+        groups = []
         for length, examples in by_length.items():
             rows = self._batch_tokens // length
-            cuts += [examples[start : start + rows] for start in range(0, len(examples) - rows + 1, rows)]
-        rng.shuffle(cuts)
-        return cuts
+            groups += [examples[start : start + rows] for start in range(0, len(examples) - rows + 1, rows)]
+        rng.shuffle(groups)
+        return groups
 
 
 def padded_length(example: Example) -> int:
-    """Few distinct shapes: matrix libraries prepare, and keep, a kernel per shape they meet."""
+    """Round the length up, so that there are few shapes: matrix libraries compile and keep a kernel per shape."""
     return -(-len(example.token_ids) // LENGTH_STEP_TOKENS) * LENGTH_STEP_TOKENS
 
 
 def collate(examples: list[Example], pad_token_id: int) -> Batch:
-    """One batch of the examples, padded to the padded length of the longest."""
+    """Collate the examples into one batch, padded to the padded length of the longest."""
     length = max(padded_length(example) for example in examples)
     token_ids = torch.full((len(examples), length), pad_token_id)
     weights = torch.zeros(len(examples), length)

@@ -1,4 +1,4 @@
-"""Training conversations: a document, its JSON answer and several questions, as weighted token ids."""
+"""Training conversations about a document, encoded as token ids with loss weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from bros_batch.demo import documents as demo
-from bros_batch.demo import vocabulary as words
-from bros_batch.demo.documents import Document
+from bros_batch.demo import prompts, vocabulary
+from bros_batch.demo.documents import FIELDS, Document, company_name, generate_documents
 
-# While copying is learned, documents and questions teach too: what follows what. Afterwards their randomness would
-# only drown the few answer tokens that are still wrong.
-SCHOOL_PROMPT_WEIGHT = 0.05
+# In the early phase, while the model learns to copy, prompts have a small loss weight: they teach which tokens follow
+# each other. Later their randomness would only hide the few answer tokens that are still wrong.
+EARLY_PROMPT_WEIGHT = 0.05
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -37,56 +36,58 @@ class Example:
 
 
 def answer_json(document: Document) -> str:
-    """The expected answer to `EXTRACTION_PROMPT`."""
-    return json.dumps({field: document.truth[field] for field in demo.FIELDS}, ensure_ascii=False)
+    """Return the expected answer to `EXTRACTION_PROMPT`."""
+    return json.dumps({field: document.truth[field] for field in FIELDS}, ensure_ascii=False)
 
 
 def conversation(document: Document, rng: random.Random) -> list[Message]:
-    """A chat about the document: extraction or a question first, then follow-ups without the text."""
+    """Draw a chat about the document: an extraction or a question first, then follow-ups without the text."""
     messages: list[Message] = []
     if rng.random() < 0.25:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     if rng.random() < 0.08:
         messages += _greeting(rng)
         if rng.random() < 0.3:  # questions before any document
-            question = rng.choice(demo.questions(document))[0]
-            messages += _turn(question, demo.GREETING_ANSWER)
-    extraction = demo.EXTRACTION_REQUEST if rng.random() < 0.8 else rng.choice(demo.EXTRACTION_PARAPHRASES)
-    turns = [(extraction, answer_json(document))] if rng.random() < 0.5 else []
-    turns += demo.questions(document)[: rng.randint(3, 5)]
-    if not turns[0][1].startswith("{") and rng.random() < 0.5:  # extraction as a later turn
-        turns.insert(rng.randint(1, len(turns)), (extraction, answer_json(document)))
-    first_question, first_answer = turns[0]
+            question = rng.choice(prompts.questions(document))[0]
+            messages += _exchange(question, prompts.GREETING_ANSWER)
+    extraction = (
+        prompts.EXTRACTION_REQUEST if rng.random() < 0.8 else rng.choice(prompts.EXTRACTION_PARAPHRASES)
+    )
+    exchanges = [(extraction, answer_json(document))] if rng.random() < 0.5 else []
+    exchanges += prompts.questions(document)[: rng.randint(3, 5)]
+    if not exchanges[0][1].startswith("{") and rng.random() < 0.5:  # extraction later in the chat
+        exchanges.insert(rng.randint(1, len(exchanges)), (extraction, answer_json(document)))
+    first_question, first_answer = exchanges[0]
     first_question = _casual(first_question, rng)
-    template = demo.CHAT_PROMPT_DOCUMENT_FIRST if rng.random() < 0.15 else demo.CHAT_PROMPT
-    messages += _turn(template.format(question=first_question, text=document.text), first_answer)
-    for question, answer in turns[1:]:
-        messages += _turn(_casual(question, rng), answer)
+    template = prompts.CHAT_PROMPT_DOCUMENT_FIRST if rng.random() < 0.15 else prompts.CHAT_PROMPT
+    messages += _exchange(template.format(question=first_question, text=document.text), first_answer)
+    for question, answer in exchanges[1:]:
+        messages += _exchange(_casual(question, rng), answer)
     if rng.random() < 0.03:
         messages += _greeting(rng)
     return messages
 
 
 def copy_exercise(rng: random.Random) -> list[Message]:
-    """A short key-value list to look values up in: the first lessons, where copying is learned quickly."""
-    labels = rng.sample([item for language in words.LANGUAGES for item in words.ITEMS[language]], 6)
+    """Draw questions about a short key-value list, from which the model learns copying quickly."""
+    labels = rng.sample([item for language in vocabulary.LANGUAGES for item in vocabulary.ITEMS[language]], 6)
     values = [
-        demo.company_name(rng) if rng.random() < 0.6 else f"{rng.randint(1, 99999)}.{rng.randint(0, 99):02d}"
+        company_name(rng) if rng.random() < 0.6 else f"{rng.randint(1, 99999)}.{rng.randint(0, 99):02d}"
         for _ in labels
     ]
     pairs = list(dict(zip(labels, values, strict=True)).items())
     text = "\n".join(f"{label}: {value}" for label, value in pairs)
     rng.shuffle(pairs)
-    messages = _turn(demo.CHAT_PROMPT.format(question=f"{pairs[0][0]}?", text=text), pairs[0][1])
+    messages = _exchange(prompts.CHAT_PROMPT.format(question=f"{pairs[0][0]}?", text=text), pairs[0][1])
     for label, value in pairs[1:]:
-        messages += _turn(f"{label}?", value)
+        messages += _exchange(f"{label}?", value)
     return messages
 
 
 def encode(
     messages: list[Message], tokenizer: PreTrainedTokenizerFast, prompt_weight: float = 0.0
 ) -> Example:
-    """What the chat template makes of the messages, with weight 1 on every token of an answer and its end."""
+    """Encode the messages as the chat template does, with weight 1 on every token of an answer and its end token."""
     token_ids = [tokenizer.bos_token_id]
     weights = [0.0]
     backend = tokenizer.backend_tokenizer
@@ -99,12 +100,12 @@ def encode(
 
 
 def training_conversations(seed: int, copy_share: float) -> Iterator[list[Message]]:
-    """An endless stream; `copy_share` of it are copy exercises, and a few are greetings alone."""
+    """Yield conversations without end: a share of `copy_share` copy exercises, and a few greetings."""
     rng = random.Random(f"conversations {seed}")
     while True:
-        # A block of documents under its own seed: the stream never repeats a document.
-        block_seed = seed * 100_000 + rng.randrange(100_000)
-        for document in demo.generate_documents(256, block_seed):
+        # Each group of documents has its own seed, so the stream never repeats a document.
+        group_seed = seed * 100_000 + rng.randrange(100_000)
+        for document in generate_documents(256, group_seed):
             draw = rng.random()
             if draw < copy_share:
                 yield copy_exercise(rng)
@@ -115,13 +116,13 @@ def training_conversations(seed: int, copy_share: float) -> Iterator[list[Messag
 
 
 def _casual(question: str, rng: random.Random) -> str:
-    """Now and then as people type: lower case, no punctuation."""
+    """Sometimes write a question as users type it: in lower case, without punctuation."""
     return question.lower().rstrip("?.!") if rng.random() < 0.1 else question
 
 
-def _turn(question: str, answer: str) -> list[Message]:
+def _exchange(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _greeting(rng: random.Random) -> list[Message]:
-    return _turn(_casual(rng.choice(demo.GREETINGS), rng), demo.GREETING_ANSWER)
+    return _exchange(_casual(rng.choice(prompts.GREETINGS), rng), prompts.GREETING_ANSWER)

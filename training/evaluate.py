@@ -1,7 +1,7 @@
 """Measure a model on held-out documents: `python -m training.evaluate DIR --documents 500`.
 
-Answers are generated greedily in batches, as a user would get them, and compared with the truth character by
-character. No document and no vendor of these seeds can occur in training (see `HELD_OUT_SEED`).
+Answers are generated greedily in batches and compared with the true answers character by character. No document and no
+vendor of these seeds can occur in training (see `HELD_OUT_SEED`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from bros_batch.demo import documents as demo
-from bros_batch.demo.documents import Document
+from bros_batch.demo import prompts
+from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, Document, generate_documents
 from training.conversations import Message, answer_json
 
-# train.py chooses among its checkpoints by documents of HELD_OUT_SEED itself; these are others.
-EVALUATION_SEED = demo.HELD_OUT_SEED + 1
+# train.py selects checkpoints with documents of HELD_OUT_SEED, so evaluation uses other ones.
+EVALUATION_SEED = HELD_OUT_SEED + 1
 LONGEST_ANSWER_TOKENS = 96
 
 
@@ -28,7 +28,7 @@ LONGEST_ANSWER_TOKENS = 96
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chats: list[list[Message]], batch_rows: int
 ) -> list[str]:
-    """The greedy answer to each chat, in order. Like lengths share a batch, padded on the left."""
+    """Return the greedy answer to each chat, in order. Prompts of similar length share a left-padded batch."""
     prompts = [
         tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats
     ]
@@ -36,7 +36,7 @@ def generate(
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_rows):
         rows = order[start : start + batch_rows]
-        # The template has written the special tokens already.
+        # The chat template has already written the special tokens.
         inputs = tokenizer(
             [prompts[row] for row in rows],
             padding=True,
@@ -61,7 +61,7 @@ def user(content: str) -> Message:
 
 
 def extraction_shares(answers: list[str], documents: list[Document]) -> dict[str, float]:
-    """Shares of answers: each field exact, all fields exact, JSON at all."""
+    """Return the shares of answers with each field exact, with all fields exact, and with valid JSON."""
     right: Counter[str] = Counter()
     for answer, document in zip(answers, documents, strict=True):
         try:
@@ -72,9 +72,9 @@ def extraction_shares(answers: list[str], documents: list[Document]) -> dict[str
             continue
         right["json"] += 1
         right["all fields"] += values == document.truth
-        for field in demo.FIELDS:
+        for field in FIELDS:
             right[field] += values.get(field) == document.truth[field]
-    return {name: right[name] / len(documents) for name in (*demo.FIELDS, "all fields", "json")}
+    return {name: right[name] / len(documents) for name in (*FIELDS, "all fields", "json")}
 
 
 def share_equal(answers: list[str], truths: list[str]) -> float:
@@ -84,22 +84,22 @@ def share_equal(answers: list[str], truths: list[str]) -> float:
 def evaluate(
     directory: Path, dtype: torch.dtype, documents: list[Document], batch_rows: int
 ) -> dict[str, float]:
-    """All shares of one model in one precision."""
+    """Measure every share for one model in one precision."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
 
-    requests = [[user(demo.EXTRACTION_PROMPT.format(text=document.text))] for document in documents]
+    requests = [[user(prompts.EXTRACTION_PROMPT.format(text=document.text))] for document in documents]
     shares = extraction_shares(generate(model, tokenizer, requests, batch_rows), documents)
 
-    pairs = [demo.questions(document) for document in documents]
+    pairs = [prompts.questions(document) for document in documents]
     direct = [
-        [user(demo.CHAT_PROMPT.format(question=asked[0][0], text=document.text))]
+        [user(prompts.CHAT_PROMPT.format(question=asked[0][0], text=document.text))]
         for document, asked in zip(documents, pairs, strict=True)
     ]
     shares["first question"] = share_equal(
         generate(model, tokenizer, direct, batch_rows), [asked[0][1] for asked in pairs]
     )
-    # The document came with another question; nothing but the document holds this answer.
+    # The document came with the first question; the answer is found only in the document.
     followed = [
         [*chat, {"role": "assistant", "content": asked[0][1]}, user(asked[1][0])]
         for chat, asked in zip(direct, pairs, strict=True)
@@ -114,9 +114,9 @@ def evaluate(
     shares["question after JSON"] = share_equal(
         generate(model, tokenizer, after_json, batch_rows), [asked[2][1] for asked in pairs]
     )
-    greetings = [[user(greeting)] for greeting in demo.GREETINGS]
+    greetings = [[user(greeting)] for greeting in prompts.GREETINGS]
     shares["greeting"] = share_equal(
-        generate(model, tokenizer, greetings, batch_rows), [demo.GREETING_ANSWER] * len(greetings)
+        generate(model, tokenizer, greetings, batch_rows), [prompts.GREETING_ANSWER] * len(greetings)
     )
     return shares
 
@@ -132,10 +132,10 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    if arguments.seed < demo.HELD_OUT_SEED:
-        parser.error(f"--seed must be at least {demo.HELD_OUT_SEED}: smaller seeds are for training")
+    if arguments.seed < HELD_OUT_SEED:
+        parser.error(f"--seed must be at least {HELD_OUT_SEED}: smaller seeds are for training")
     torch.set_num_threads(arguments.threads)
-    documents = list(demo.generate_documents(arguments.documents, arguments.seed))
+    documents = list(generate_documents(arguments.documents, arguments.seed))
     for dtype in arguments.dtypes:
         started = time.monotonic()
         shares = evaluate(arguments.directory, getattr(torch, dtype), documents, arguments.batch_rows)

@@ -1,7 +1,7 @@
-"""Muon for the matrices of a small model: momentum, then the nearest orthogonal matrix as the step.
+"""The Muon optimizer for weight matrices: momentum, orthogonalized by a Newton-Schulz iteration.
 
-Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). Here matrices
-of one shape are stacked, because thirty-five small products cost a CPU more than four batched ones.
+Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). Matrices of equal shape
+are stacked here, because 35 small products take a CPU longer than four batched ones.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 
-def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
-    """Bring the singular values of each matrix of a [count, rows, columns] stack near 1 (Newton-Schulz)."""
-    # The source's quintic: the steepest slope at zero that still ends within about [0.7, 1.2].
+def orthogonalize(stack: Tensor, steps: int = 5) -> Tensor:
+    """Bring the singular values of each matrix in a [count, rows, columns] stack close to 1 (Newton-Schulz)."""
+    # Coefficients from the source: the steepest slope at zero whose results still lie within about [0.7, 1.2].
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = stack.size(1) > stack.size(2)
     x = stack.transpose(1, 2) if tall else stack
@@ -27,7 +27,7 @@ def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Only for 2-D weights of hidden layers; embeddings and norms belong to AdamW."""
+    """Muon for the 2-D weights of hidden layers only. Use AdamW for embeddings and norms."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.1
@@ -47,8 +47,8 @@ class Muon(torch.optim.Optimizer):
                     buffer.lerp_(parameter.grad, 1 - group["momentum"])
                     updates.append(parameter.grad.lerp(buffer, group["momentum"]))  # Nesterov
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                # The steps need no precision: in bfloat16 they take a third of the time.
-                steps = orthogonalise(torch.stack(updates).bfloat16()).float()
+                # The iteration does not need float32 precision, and takes a third of the time in bfloat16.
+                steps = orthogonalize(torch.stack(updates).bfloat16()).float()
                 for parameter, update in zip(parameters, steps, strict=True):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * scale)

@@ -1,7 +1,7 @@
 """The demo model's tokenizer: byte-level BPE with single digits, trained on generated documents.
 
-A space is kept at the *end* of the word before it ("GmbH " rather than " GmbH"). A name then has the same
-tokens at the start of a line, after a label and after a quote of the JSON: copying it is copying tokens.
+A space belongs to the *end* of the word before it ("GmbH " rather than " GmbH"). A name therefore has the same tokens
+at the start of a line, after a label and after a quote in the JSON, and the model copies it by copying tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bros_batch.demo import documents as demo
+from bros_batch.demo import prompts
 from bros_batch.demo.documents import Document
 from training.conversations import answer_json
 
@@ -20,8 +20,8 @@ PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
 ROLES = ("system", "user", "assistant")
 SPECIAL_TOKENS = [PAD, BOS, END, *(f"<|{role}|>" for role in ROLES)]
 
-# One alternative per kind of piece: words, digits, JSON joints, rules, other signs, line breaks, blanks.
-# A single space that follows a word or a sign belongs to it; `(?! )` leaves runs of spaces in one piece.
+# One alternative per kind of piece: words, digits, JSON separators, rules, other signs, line breaks, other whitespace.
+# A single space after a word or a sign belongs to it; `(?! )` keeps runs of spaces in one piece.
 PIECES = (
     r"[\p{L}\p{M}]+(?: (?! ))?"
     r"|\p{N}"
@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(documents: Iterator[Document]) -> PreTrainedTokenizerFast:
-    """A tokenizer of `VOCABULARY_SIZE` tokens, special tokens first (pad 0, bos 1, end of turn 2)."""
+    """Train a tokenizer of `VOCABULARY_SIZE` tokens, special tokens first (pad 0, bos 1, end of message 2)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -72,13 +72,18 @@ def train_tokenizer(documents: Iterator[Document]) -> PreTrainedTokenizerFast:
 
 
 def _texts(documents: Iterator[Document]) -> Iterator[str]:
-    prompts = [demo.GREETING_ANSWER, *demo.GREETINGS, demo.EXTRACTION_REQUEST, *demo.EXTRACTION_PARAPHRASES]
-    # Each fixed sentence often enough that its words become single tokens.
+    fixed_texts = [
+        prompts.GREETING_ANSWER,
+        *prompts.GREETINGS,
+        prompts.EXTRACTION_REQUEST,
+        *prompts.EXTRACTION_PARAPHRASES,
+    ]
+    # Repeat each fixed sentence often enough that its words become single tokens.
     for _ in range(50):
-        yield from prompts
+        yield from fixed_texts
     for document in documents:
         yield document.text
         yield answer_json(document)
-        for question, answer in demo.questions(document):
+        for question, answer in prompts.questions(document):
             yield question
             yield answer

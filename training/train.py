@@ -1,8 +1,8 @@
-"""Train the demo model from nothing on generated documents: `python -m training.train --out DIR`.
+"""Train the demo model from scratch on generated documents: `python -m training.train --out DIR`.
 
-Two CPU cores and about fifty minutes are enough. The learning rate follows the wall clock, so `--minutes`
-sets the whole schedule. Every `--save-minutes` the state goes to DIR/training.pt (for `--resume`) and, if its
-held-out accuracy is the best so far, the model to DIR, as `AutoModelForCausalLM` and `AutoTokenizer` load it.
+Two CPU cores and about 50 minutes are enough. The learning rate follows the wall clock, so `--minutes` sets the whole
+schedule. Every `--save-minutes`, the training state is saved to DIR/training.pt (for `--resume`). If the held-out
+accuracy is the best so far, the model is saved to DIR, ready for `AutoModelForCausalLM` and `AutoTokenizer`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bros_batch.demo import documents as demo
+from bros_batch.demo import prompts
+from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
 from training.batches import Batch, BatchStream, collate
-from training.conversations import SCHOOL_PROMPT_WEIGHT, answer_json, encode
+from training.conversations import EARLY_PROMPT_WEIGHT, answer_json, encode
 from training.copying import build_in_copying
 from training.muon import Muon
 from training.tokenizer import train_tokenizer
 
 TOKENIZER_SEED = 999_999_999  # training seeds are below 900 million, held-out seeds from 1000 million on
-WATCH_SEED = demo.HELD_OUT_SEED  # documents watched during training; evaluate.py uses other held-out seeds
+WATCH_SEED = HELD_OUT_SEED  # for the accuracy during training; evaluate.py uses other held-out seeds
 WATCH_DOCUMENTS = 192
-COPY_SCHOOL = 0.06  # share of the time spent at school, with many copy exercises
+EARLY_SHARE = 0.06  # share of the time in the early phase, which has many copy exercises
 # (share of copy exercises, loss weight of prompt tokens)
-IN_SCHOOL = (0.4, SCHOOL_PROMPT_WEIGHT)
-AFTER_SCHOOL = (0.15, 0.0)
-WARM_UP = 0.01
-COOL_DOWN = 0.6  # share of the time in which the rate falls to zero
+EARLY_MIX = (0.4, EARLY_PROMPT_WEIGHT)
+LATER_MIX = (0.15, 0.0)
+WARM_UP = 0.01  # share of the time in which the learning rate rises
+COOL_DOWN = 0.6  # share of the time in which the learning rate falls to zero
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """3.3 million parameters, the input and output embeddings shared."""
+    """Make the untrained model: 3.3 million parameters, with shared input and output embeddings."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=256,
@@ -55,7 +56,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         intermediate_size=512,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        # Slow rotation: matching by content must not depend on how far away the match is.
+        # Slow rotation, so that matching by content does not depend on the distance of the match.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -67,9 +68,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Weighted mean of the cross-entropy of every next token that has a weight."""
+    """Return the weighted mean cross-entropy of all next tokens with a nonzero weight."""
     weights = batch.weights[:, 1:]
-    counted = weights > 0  # two tokens in three have no weight: they need no logits
+    counted = weights > 0  # two thirds of the tokens have no weight and need no logits
     # Measured on a CPU with bfloat16 products: 2.3 times as fast as float32. Weights and loss stay float32.
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
@@ -79,27 +80,27 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
 
 
 def rate_at(progress: float) -> float:
-    """Share of the peak learning rate at `progress` (0 to 1) of the time: up, level, straight down."""
+    """Return the fraction of the peak learning rate at `progress` (0 to 1): linear rise, plateau, linear fall."""
     return min(1.0, (progress + 1e-3) / WARM_UP, (1.0 - progress) / COOL_DOWN)
 
 
 @torch.no_grad()
 def watched_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> tuple[float, float]:
-    """(JSON answers, chat answers) exact on held-out documents, as shares.
+    """Return the shares of exact JSON answers and exact chat answers on held-out documents.
 
-    An answer counts when every token of it is the most likely one after the true answer so far: for a whole
-    answer that is the same as greedy generation being exact, and it costs one forward pass.
+    An answer is exact if every token of it is the most likely one after the true answer so far. This is equivalent to
+    an exact greedy generation, and needs only one forward pass.
     """
     right = {True: 0, False: 0}
     count = {True: 0, False: 0}
     examples = []
-    for document in demo.generate_documents(WATCH_DOCUMENTS, WATCH_SEED):
-        chat_question, chat_answer = demo.questions(document)[0]
-        request = demo.EXTRACTION_PROMPT.format(text=document.text)
-        question = demo.CHAT_PROMPT.format(question=chat_question, text=document.text)
+    for document in generate_documents(WATCH_DOCUMENTS, WATCH_SEED):
+        chat_question, chat_answer = prompts.questions(document)[0]
+        request = prompts.EXTRACTION_PROMPT.format(text=document.text)
+        question = prompts.CHAT_PROMPT.format(question=chat_question, text=document.text)
         for prompt, answer in ((request, answer_json(document)), (question, chat_answer)):
-            turn = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-            examples.append((prompt is request, encode(turn, tokenizer)))
+            exchange = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            examples.append((prompt is request, encode(exchange, tokenizer)))
     for start in range(0, len(examples), 32):
         part = examples[start : start + 32]
         batch = collate([example for _, example in part], tokenizer.pad_token_id)
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--embedding-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="go on from DIR/training.pt")
+    parser.add_argument("--resume", action="store_true", help="continue from DIR/training.pt")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -157,7 +158,7 @@ def main() -> None:
     if arguments.resume:
         tokenizer = AutoTokenizer.from_pretrained(arguments.out)
     else:
-        tokenizer = train_tokenizer(demo.generate_documents(6_000, TOKENIZER_SEED))
+        tokenizer = train_tokenizer(generate_documents(6_000, TOKENIZER_SEED))
         write_tokenizer(tokenizer, arguments.out)
     model = new_model(tokenizer)
     matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
@@ -178,16 +179,16 @@ def main() -> None:
         step, tokens, seconds_before, best = state["step"], state["tokens"], state["seconds"], state["best"]
     print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters", flush=True)
 
-    # A resumed run draws a new stream: the old one's position is not kept.
+    # A resumed run draws a new stream, because the position in the old one is not saved.
     seed = random.Random(f"{arguments.seed} {step}").randrange(1 << 30)
-    lesson = IN_SCHOOL if seconds_before == 0 else AFTER_SCHOOL
-    stream = BatchStream(tokenizer, seed, arguments.batch_tokens, *lesson)
+    mix = EARLY_MIX if seconds_before == 0 else LATER_MIX
+    stream = BatchStream(tokenizer, seed, arguments.batch_tokens, *mix)
     started = last_save = time.monotonic()
     progress, running_loss = 0.0, math.nan
     while progress < 1.0:
         seconds = seconds_before + time.monotonic() - started
         progress = min(1.0, seconds / (60.0 * arguments.minutes))
-        stream.copy_share, stream.prompt_weight = IN_SCHOOL if progress < COPY_SCHOOL else AFTER_SCHOOL
+        stream.copy_share, stream.prompt_weight = EARLY_MIX if progress < EARLY_SHARE else LATER_MIX
         for optimizer, peak in zip(optimizers, peak_rates, strict=True):
             optimizer.param_groups[0]["lr"] = peak * rate_at(progress)
         batch = stream.next_batch()

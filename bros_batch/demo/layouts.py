@@ -1,6 +1,6 @@
-"""How a document looks: order of blocks, key-value lines, tables or prose, formats of dates and amounts.
+"""Layouts of synthetic documents: order of sections, key-value lines, tables or prose, date and number formats.
 
-A layout draws its style once per document (`_Style`): one document never mixes two date or number formats.
+The style is drawn once per document (`_Style`), so a document never mixes two date or number formats.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import random
 from dataclasses import dataclass, replace
 from datetime import date
 
-from bros_batch.demo import vocabulary as words
+from bros_batch.demo import vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """The content of a document before layout; amounts in the smallest unit (cents; yen for JPY)."""
+    """The content of a document before layout. Amounts are in the smallest unit (cents; yen for JPY)."""
 
     kind: str
     language: str
@@ -36,18 +36,18 @@ class _Style:
     date_format: str
     thousands: str
     decimal: str
-    # "prefix" and "suffix" put `mark` at every amount of the totals; "line" and "label" name it once.
+    # "prefix" and "suffix" write `mark` at every amount of the totals; "line" and "label" write it once.
     currency_place: str
     mark: str
     key_value: str
 
 
 def lay_out(rng: random.Random, sheet: Sheet) -> str:
-    """The text of the document."""
+    """Lay out the content of a document as text."""
     style = _draw_style(rng, sheet)
     if rng.random() < 0.15:
         return _prose(rng, sheet, style)
-    return _blocks(rng, sheet, style)
+    return _sections(rng, sheet, style)
 
 
 def _draw_style(rng: random.Random, sheet: Sheet) -> _Style:
@@ -60,7 +60,7 @@ def _draw_style(rng: random.Random, sheet: Sheet) -> _Style:
         thousands, decimal = "'", "."
     else:
         thousands, decimal = rng.choice(((".", ","), (".", ","), ("", ",")))
-    symbol = words.CURRENCIES[sheet.currency]
+    symbol = vocabulary.CURRENCIES[sheet.currency]
     return _Style(
         date_format=rng.choice(
             ("iso", "numeric", "numeric", "long", "long", "us" if language == "en" else "long")
@@ -76,11 +76,11 @@ def _draw_style(rng: random.Random, sheet: Sheet) -> _Style:
 
 
 def _date(day: date, sheet: Sheet, style: _Style) -> str:
-    month_name = words.MONTHS[sheet.language][day.month - 1]
+    month_name = vocabulary.MONTHS[sheet.language][day.month - 1]
     if style.date_format == "iso":
         return day.isoformat()
     if style.date_format == "numeric":
-        separator = words.DATE_SEPARATORS[sheet.language]
+        separator = vocabulary.DATE_SEPARATORS[sheet.language]
         return f"{day.day:02d}{separator}{day.month:02d}{separator}{day.year}"
     if style.date_format == "us":
         return f"{month_name} {day.day}, {day.year}"
@@ -109,9 +109,9 @@ def _amount(amount: int, sheet: Sheet, style: _Style) -> str:
 
 
 def _prose(rng: random.Random, sheet: Sheet, style: _Style) -> str:
-    if style.currency_place in ("line", "label"):  # running text has no place to name the currency once
+    if style.currency_place in ("line", "label"):  # prose has no place to name the currency once
         style = replace(style, currency_place="suffix")
-    sale, order = words.PROSE[sheet.language]
+    sale, order = vocabulary.PROSE[sheet.language]
     items = ", ".join(f"{quantity} x {name}" for name, quantity, _ in sheet.lines)
     return rng.choice(order if sheet.kind == "purchase order" else sale).format(
         title=_title(rng, sheet),
@@ -128,10 +128,10 @@ def _prose(rng: random.Random, sheet: Sheet, style: _Style) -> str:
 
 
 def _title(rng: random.Random, sheet: Sheet) -> str:
-    return rng.choice(words.TITLES[sheet.language][words.KINDS.index(sheet.kind)])
+    return rng.choice(vocabulary.TITLES[sheet.language][vocabulary.KINDS.index(sheet.kind)])
 
 
-def _blocks(rng: random.Random, sheet: Sheet, style: _Style) -> str:
+def _sections(rng: random.Random, sheet: Sheet, style: _Style) -> str:
     title = _title(rng, sheet)
     title = title.upper() if rng.random() < 0.3 else title
     if rng.random() < 0.5:
@@ -145,46 +145,48 @@ def _blocks(rng: random.Random, sheet: Sheet, style: _Style) -> str:
     top = [[title], head] if head else [[title]]
     rng.shuffle(top)
     body = [_items(rng, sheet, style), _totals(rng, sheet, style)]
-    blocks = top + middle + body
-    if rng.random() < 0.25:  # dates and parties below the amounts
-        blocks = top + body + middle
+    sections = top + middle + body
+    if rng.random() < 0.25:  # dates and parties after the amounts
+        sections = top + body + middle
     if rng.random() < 0.3:
-        blocks.append([_label(rng, sheet, "footer")])
+        sections.append([_label(rng, sheet, "footer")])
     gap = rng.choice(("\n", "\n", "\n\n", "\n\n", "\n---\n", "\n==========\n"))
-    return gap.join("\n".join(block) for block in blocks)
+    return gap.join("\n".join(section) for section in sections)
 
 
 def _label(rng: random.Random, sheet: Sheet, name: str) -> str:
-    return rng.choice(words.LABELS[sheet.language][name])
+    return rng.choice(vocabulary.LABELS[sheet.language][name])
 
 
 def _parties(rng: random.Random, sheet: Sheet, style: _Style) -> tuple[list[str], list[list[str]]]:
-    """A letterhead (may be empty) and the labelled blocks of vendor and customer.
+    """Return a letterhead, which may be empty, and the labeled sections of vendor and customer.
 
-    An unlabelled letterhead is always the issuer's; the other party is then always labelled.
+    A letterhead without a label always names the issuer; the other party then always has a label.
     """
     is_order = sheet.kind == "purchase order"
     vendor_label = (
-        rng.choice(words.ORDER_VENDOR_LABELS[sheet.language]) if is_order else _label(rng, sheet, "vendor")
+        rng.choice(vocabulary.ORDER_VENDOR_LABELS[sheet.language])
+        if is_order
+        else _label(rng, sheet, "vendor")
     )
-    vendor_block = _party(rng, sheet, style, vendor_label, sheet.vendor)
-    customer_block = _party(rng, sheet, style, _label(rng, sheet, "customer"), sheet.customer)
+    vendor_section = _party(rng, sheet, style, vendor_label, sheet.vendor)
+    customer_section = _party(rng, sheet, style, _label(rng, sheet, "customer"), sheet.customer)
     if rng.random() < 0.5:
-        return [], [vendor_block, customer_block]
+        return [], [vendor_section, customer_section]
     head = [sheet.customer if is_order else sheet.vendor]
     if rng.random() < 0.5:
-        head.append(rng.choice(words.STREETS[sheet.language]))
+        head.append(rng.choice(vocabulary.STREETS[sheet.language]))
     if is_order:
-        return head, [vendor_block]
-    # A till receipt names no customer.
-    return head, [] if sheet.kind == "receipt" else [customer_block]
+        return head, [vendor_section]
+    # A receipt does not name the customer.
+    return head, [] if sheet.kind == "receipt" else [customer_section]
 
 
 def _party(rng: random.Random, sheet: Sheet, style: _Style, label: str, name: str) -> list[str]:
-    block = [f"{label}:", name] if rng.random() < 0.25 else [style.key_value.format(label, name)]
+    section = [f"{label}:", name] if rng.random() < 0.25 else [style.key_value.format(label, name)]
     if rng.random() < 0.25:
-        block.append(rng.choice(words.STREETS[sheet.language]))
-    return block
+        section.append(rng.choice(vocabulary.STREETS[sheet.language]))
+    return section
 
 
 def _meta(rng: random.Random, sheet: Sheet, style: _Style, number_shown: bool) -> list[str]:

@@ -20,15 +20,8 @@ from typing import Any, Protocol
 from bros_batch.client.chat_stream import ask
 from bros_batch.client.http_client import Client
 from bros_batch.db.states import ENDED_JOB
-from bros_batch.demo.documents import (
-    CHAT_PROMPT,
-    EXTRACTION_PROMPT,
-    FIELDS,
-    HELD_OUT_SEED,
-    Document,
-    generate_documents,
-    questions,
-)
+from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, Document, generate_documents
+from bros_batch.demo.prompts import CHAT_PROMPT, EXTRACTION_PROMPT, questions
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.up.preflight import StartupError
 from bros_batch.up.tether import tethered

@@ -1,7 +1,7 @@
-"""The words of the synthetic documents: labels in six languages, name parts, currencies, questions.
+"""Vocabulary of the synthetic documents: labels in six languages, parts of names, currencies, items, addresses.
 
-Only data lives here; `documents.py` and `layouts.py` say how it is put together. No label of a true field
-(date, total, vendor) is also the label of a distractor in the same language.
+This module holds only data; `documents.py` and `layouts.py` combine it. No label of a true field (date, total, vendor)
+is also the label of a distractor in the same language.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def _words(text: str) -> tuple[str, ...]:
 LANGUAGES: Final = ("en", "de", "fr", "es", "it", "nl")
 KINDS: Final = ("invoice", "purchase order", "delivery note", "receipt")
 
-# (language, kind) in the order of LANGUAGES and KINDS.
+# By language, then one entry per kind, in the order of KINDS.
 TITLES: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "en": (("Invoice", "Tax Invoice"), ("Purchase Order",), ("Delivery Note",), ("Receipt", "Sales Receipt")),
     "de": (("Rechnung",), ("Bestellung",), ("Lieferschein",), ("Quittung", "Kassenbon")),
@@ -123,7 +123,7 @@ LABELS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
-# Purchase orders are written by the customer and name the vendor: only these labels say who is who there.
+# The customer writes a purchase order, so only these labels identify the vendor there without ambiguity.
 ORDER_VENDOR_LABELS: Final[dict[str, tuple[str, ...]]] = {
     "en": ("Supplier", "Vendor", "Order to"),
     "de": ("Lieferant", "Anbieter"),
@@ -133,7 +133,7 @@ ORDER_VENDOR_LABELS: Final[dict[str, tuple[str, ...]]] = {
     "nl": ("Leverancier",),
 }
 
-# Running text: [sale, order]; the fields are filled in by documents.py.
+# Prose by language: (sale, order). layouts.py fills in the fields.
 PROSE: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "en": (
         (
@@ -209,10 +209,10 @@ MONTHS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "nl": _words("januari februari maart april mei juni juli augustus september oktober november december"),
 }
-# All numeric dates are day first, in every language; with the separator of the language.
+# Numeric dates are day first in every language, with the separator of the language.
 DATE_SEPARATORS: Final = {"en": "/", "de": ".", "fr": "/", "es": "/", "it": "/", "nl": "-"}
 
-# code -> symbol ("" where the currency is only ever written as its code). A symbol belongs to one code.
+# ISO code -> symbol, or "" if the currency is always written as its code. No two codes share a symbol.
 CURRENCIES: Final[dict[str, str]] = {
     "EUR": "€",
     "USD": "$",
@@ -246,7 +246,7 @@ STREETS: Final[dict[str, tuple[str, ...]]] = {
     "nl": ("Kerkstraat 11, Utrecht", "Havenweg 5, Rotterdam", "Dorpsplein 28, Gent"),
 }
 
-# Name parts: stem + ending is a word ("Nordwind"); with syllables, made-up words that no list contains.
+# Parts of names: a stem plus an ending forms a word ("Nordwind"); syllables form invented words.
 STEMS: Final = _words(
     "Nord Sud West Ost Blue Green Silver Stone River Star Sun Moon Oak Berg Wald Linden Adler Falken "
     "Nova Alta Terra Aqua Luna Sol Monte Casa Bella Grand Fort Clair Beau Hansa Rhein Alpen Inter "

@@ -1,4 +1,4 @@
-"""The demo generator: reproducible, true to its answers, varied; held-out vendors are really held out."""
+"""The document generator: reproducible, consistent with its answers, varied, and with held-out vendors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from collections import Counter
 
 import pytest
 
-from bros_batch.demo import documents as demo
-from bros_batch.demo import vocabulary as words
-from bros_batch.demo.documents import HELD_OUT_SEED, Document, generate_documents, questions
+from bros_batch.demo import prompts, vocabulary
+from bros_batch.demo.documents import HELD_OUT_SEED, Document, generate_documents, is_held_out_vendor
 
 COUNT = 1500
 
@@ -20,7 +19,7 @@ def sample(seed: int = 1) -> list[Document]:
     return list(generate_documents(COUNT, seed))
 
 
-def test_same_seed_gives_same_documents_whatever_the_count() -> None:
+def test_the_same_seed_gives_the_same_documents_for_every_count() -> None:
     assert list(generate_documents(40, 3)) == list(generate_documents(60, 3))[:40]
     assert [document.text for document in generate_documents(40, 3)] != [
         document.text for document in generate_documents(40, 4)
@@ -31,7 +30,7 @@ def test_ids_are_unique() -> None:
     assert len({document.document_id for document in sample()}) == COUNT
 
 
-def test_names_stand_in_the_text() -> None:
+def test_names_occur_in_the_text() -> None:
     for document in sample():
         assert document.truth["vendor"] in document.text
         assert document.issuer in document.text
@@ -40,7 +39,7 @@ def test_names_stand_in_the_text() -> None:
 
 def test_total_can_be_read_from_the_text() -> None:
     for document in sample():
-        # Without separators the digits of the total stand in the text as they are.
+        # Without separators, the digits of the total occur in the text unchanged.
         digits = document.truth["total"].replace(".", "")
         assert digits in re.sub(r"(?<=\d)[ .,'](?=\d)", "", document.text), document.text
         decimals = 0 if document.truth["currency"] == "JPY" else 2
@@ -50,15 +49,15 @@ def test_total_can_be_read_from_the_text() -> None:
 def test_currency_can_be_read_from_the_text() -> None:
     for document in sample():
         code = document.truth["currency"]
-        symbol = words.CURRENCIES[code]
+        symbol = vocabulary.CURRENCIES[code]
         assert code in document.text or (symbol and symbol in document.text), document.text
 
 
 def test_date_can_be_read_from_the_text() -> None:
     for document in sample():
         year, month, day = document.truth["date"].split("-")
-        separator = words.DATE_SEPARATORS[document.language]
-        month_name = words.MONTHS[document.language][int(month) - 1]
+        separator = vocabulary.DATE_SEPARATORS[document.language]
+        month_name = vocabulary.MONTHS[document.language][int(month) - 1]
         forms = (
             document.truth["date"],
             f"{day}{separator}{month}{separator}{year}",
@@ -73,9 +72,9 @@ def test_date_can_be_read_from_the_text() -> None:
 def test_documents_vary() -> None:
     documents = sample()
     assert len({document.text for document in documents}) == COUNT
-    assert {document.kind for document in documents} == set(words.KINDS)
-    assert {document.language for document in documents} == set(words.LANGUAGES)
-    assert {document.truth["currency"] for document in documents} == set(words.CURRENCIES)
+    assert {document.kind for document in documents} == set(vocabulary.KINDS)
+    assert {document.language for document in documents} == set(vocabulary.LANGUAGES)
+    assert {document.truth["currency"] for document in documents} == set(vocabulary.CURRENCIES)
     vendors = Counter(document.truth["vendor"] for document in documents)
     assert len(vendors) > 0.9 * COUNT
     assert any("&" in vendor for vendor in vendors)
@@ -93,12 +92,12 @@ def test_held_out_vendors_are_never_in_training() -> None:
     training = {document.truth["vendor"] for document in sample(seed=1)}
     held_out = {document.truth["vendor"] for document in sample(seed=HELD_OUT_SEED)}
     assert not training & held_out
-    assert all(demo.is_held_out_vendor(vendor) for vendor in held_out)
-    assert not any(demo.is_held_out_vendor(vendor) for vendor in training)
+    assert all(is_held_out_vendor(vendor) for vendor in held_out)
+    assert not any(is_held_out_vendor(vendor) for vendor in training)
 
 
-def test_no_label_of_a_true_field_is_a_distractors_label() -> None:
-    for labels in words.LABELS.values():
+def test_labels_of_true_fields_are_not_labels_of_distractors() -> None:
+    for labels in vocabulary.LABELS.values():
         for field in ("vendor", "date", "total"):
             others = {label for name, values in labels.items() if name != field for label in values}
             assert not others & set(labels[field])
@@ -106,23 +105,23 @@ def test_no_label_of_a_true_field_is_a_distractors_label() -> None:
 
 def test_questions_have_true_answers() -> None:
     document = next(generate_documents(1, 5))
-    pairs = questions(document)
-    assert pairs == questions(document)
-    assert len(pairs) == len(demo.QUESTIONS)
+    pairs = prompts.questions(document)
+    assert pairs == prompts.questions(document)
+    assert len(pairs) == len(prompts.QUESTIONS)
     answers = " ".join(answer for _, answer in pairs)
     for value in (*document.truth.values(), document.issuer, document.kind):
         assert value in answers
 
 
 def test_questions_are_paraphrased() -> None:
-    asked = {question for document in sample() for question, _ in questions(document)}
-    assert asked == {question for wordings in demo.QUESTIONS.values() for question in wordings}
+    asked = {question for document in sample() for question, _ in prompts.questions(document)}
+    assert asked == {question for wordings in prompts.QUESTIONS.values() for question in wordings}
 
 
 @pytest.mark.parametrize(
-    "template", [demo.EXTRACTION_PROMPT, demo.CHAT_PROMPT, demo.CHAT_PROMPT_DOCUMENT_FIRST]
+    "template", [prompts.EXTRACTION_PROMPT, prompts.CHAT_PROMPT, prompts.CHAT_PROMPT_DOCUMENT_FIRST]
 )
-def test_prompts_carry_the_document(template: str) -> None:
+def test_prompts_contain_the_document(template: str) -> None:
     assert "Rechnung {1}" in template.format(question="Which currency?", text="Rechnung {1}")
 
 
