@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bros_batch.db import jobs
+from bros_batch.db.states import ENDED_ITEM
 from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import ApiError
 from engine.wire.client import EngineGone
@@ -62,7 +63,7 @@ ENGINE_GAUGES = (
     (
         "bros_step_cap_seconds",
         "step_cap_s",
-        "Upper bound of the time limit of a step, whatever the deadlines",
+        "Upper bound of the time limit of a step, regardless of deadlines",
     ),
     (
         "bros_cost_model_error_ratio",
@@ -75,7 +76,6 @@ LABELED_ENGINE_COUNTERS = (
     ("bros_restored_tokens", "how", "restored_tokens", "Tokens restored after preemption, by method"),
     ("bros_requests_rejected", "reason", "rejected", "Rejected requests, by reason"),
 )
-ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
 class Snapshot(Collector):
@@ -184,10 +184,10 @@ def _item_metrics(totals: Mapping[str, int]) -> Iterable[Metric]:
     items = CounterMetricFamily(
         "bros_items", "Items of all jobs that have ended, by status", labels=("status",)
     )
-    for status in ENDED:
+    for status in sorted(ENDED_ITEM):
         items.add_metric((status,), totals[status])
     yield items
-    num_open = totals["total"] - sum(totals[status] for status in ENDED)
+    num_open = totals["total"] - sum(totals[status] for status in ENDED_ITEM)
     yield GaugeMetricFamily("bros_items_open", "Items of all jobs that have not ended", value=num_open)
 
 
