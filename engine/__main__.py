@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.command_line import parse_args
-from engine.config import EngineConfig
+from engine.config import EngineConfig, reserved_rt_rows
 from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager, KVOptions
@@ -87,7 +87,7 @@ def make_scheduler(config: EngineConfig, info: RunnerInfo, cost_model: CostModel
         max_num_seqs=info.max_num_seqs,
         max_model_len=info.max_model_len,
         max_num_batched_tokens=info.max_num_batched_tokens,
-        reserved_rt_rows=min(max(1, info.max_num_seqs // 8), info.max_num_seqs - 1),
+        reserved_rt_rows=reserved_rt_rows(info.max_num_seqs),
         policy=Policy(config.policy),
         default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
         be_share=config.be_share,

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+BE_PREFETCH = 32
+
+
+def reserved_rt_rows(max_num_seqs: int) -> int:
+    """How many rows of the batch only chat may use: an eighth, at least one, and never all of them."""
+    return min(max(1, max_num_seqs // 8), max_num_seqs - 1)
+
 
 def _flag(default: Any, about: str) -> Any:
     return field(default=default, metadata={"help": about})
@@ -101,7 +108,7 @@ class EngineConfig:
     be_share: float = _flag(0.05, "share of all tokens that bulk gets even if chat needs them")
     gpu_memory_utilization: float = _flag(0.9, "fraction of the GPU's memory to use")
     max_waiting_rt: int = _flag(512, "number of open chat requests above which new ones are rejected")
-    be_prefetch: int = _flag(32, "number of items to hold in addition to those that are running")
+    be_prefetch: int = _flag(BE_PREFETCH, "number of items to hold in addition to those that are running")
     profile_s: float = _flag(
         3.0, "seconds to measure steps at the first start with a model; with 0 the engine learns as it serves"
     )

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.gpu.scale import Scale
+from engine.config import BE_PREFETCH
 from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager, KVOptions
@@ -24,7 +25,7 @@ from engine.core.terms import SLO, Checkpoint, Lane, Policy, Preemption, Samplin
 from engine.loop import EngineLoop, Message
 from engine.runner.base import ModelRunner
 from engine.sim.feed import Feed, Limits
-from engine.sim.replay import BE_PREFETCH, NOTHING
+from engine.sim.replay import NOTHING
 from engine.sim.report import report_of
 from engine.sim.traces.arrival import Arrival
 from engine.sim.traces.synthetic import backlog, open_arrivals
@@ -202,7 +203,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
             "rt_counted": rt["num_counted"],
             "rt_tokens_per_s": rt["tokens_per_s"],
             "rt_failed": rt["num_failed"],
-            "rt_refused": rt["num_rejected"],
+            "rt_rejected": rt["num_rejected"],
             "rt_attainment": rt["attainment"],
         }
         for name in ("ttft", "tpot"):

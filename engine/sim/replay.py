@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from engine.config import reserved_rt_rows
 from engine.core.config import DEFAULT_SLO, SchedulerConfig
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler
@@ -22,7 +23,6 @@ from engine.sim.traces.arrival import Arrival
 BLOCK_SIZE = 16
 # Reference counts suffice to free requests. Searching for reference cycles among them takes 6% of the time.
 GC_THRESHOLD = 100_000
-BE_PREFETCH = 32  # the default of `EngineConfig.be_prefetch`
 NOTHING: Callable[[], Iterator[Arrival]] = lambda: iter(())  # noqa: E731  # a load without that lane
 
 
@@ -45,7 +45,7 @@ class Setup:
             max_num_seqs=device.max_num_seqs,
             max_model_len=device.max_model_len,
             max_num_batched_tokens=device.max_num_batched_tokens,
-            reserved_rt_rows=min(max(1, device.max_num_seqs // 8), device.max_num_seqs - 1),
+            reserved_rt_rows=reserved_rt_rows(device.max_num_seqs),
             policy=self.policy,
             default_slo=self.slo,
             be_share=self.be_share,

@@ -7,10 +7,11 @@ import difflib
 from functools import partial
 from pathlib import Path
 
+from engine.config import BE_PREFETCH
 from engine.core.terms import SLO, Lane, Policy
 from engine.sim.device import parse_device
 from engine.sim.feed import Limits
-from engine.sim.replay import BE_PREFETCH, BLOCK_SIZE, NOTHING, Load, Setup
+from engine.sim.replay import BLOCK_SIZE, NOTHING, Load, Setup
 from engine.sim.traces import trace_file
 from engine.sim.traces.synthetic import backlog, open_arrivals
 from engine.sim.traces.workloads import WORKLOADS, Workload
