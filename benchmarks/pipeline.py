@@ -1,10 +1,10 @@
-"""How many items a second pass through the whole pipeline when the model costs nothing, and how fast is ingest?
+"""How many items per second pass through the whole pipeline when the model costs nothing, and how fast is ingest?
 
     python -m benchmarks.pipeline [--database sqlite|postgres] [--items 20000] [--ingest-lines 1000000]
 
-Real Redis, database, Celery worker (two processes) and beat, and an engine whose runner only pretends. The job goes
-in as a file and a row, as the web would write them, and is over when its output file is there. CPU time is given as
-well, because it says the same on a busy machine: what the items cost, whoever else was running.
+Redis, the database, the Celery worker (two processes) and beat are real; the engine's runner is simulated. The job is
+submitted as a file and a row, as the web server would write them, and ends when its output file exists. The report also
+gives the CPU time per item, which hardly depends on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ SAMPLE_S = 0.5
 
 @dataclass
 class Meter:
-    """CPU seconds and peak memory of groups of processes, sampled while they run: unique bytes of the group, resident
-    bytes of its largest process."""
+    """CPU seconds and peak memory of groups of processes, sampled while they run.
 
-    groups: dict[str, int]  # name to pid of the first of its processes
+    Memory is given as the unique bytes of a group and as the resident bytes of its largest process.
+    """
+
+    groups: dict[str, int]  # name to the pid of the group's first process
     cpu_s: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     peak_process_bytes: dict[str, int] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Meter:
                         spent = times.user + times.system
                         before = self._seen.get((name, process.pid), (spent, spent))[0]
                         self._seen[(name, process.pid)] = (before, spent)
-                        # Unique pages: those that the pool's processes and their parent share count once at most.
+                        # Unique pages, since the processes of the pool share pages with their parent.
                         total += memory.uss
                         peak = self.peak_process_bytes.get(name, 0)
                         self.peak_process_bytes[name] = max(peak, memory.rss)
@@ -85,7 +87,7 @@ class Meter:
 
 @dataclass
 class System:
-    """The services, started."""
+    """The running services."""
 
     group: Processes
     redis_url: str
@@ -100,7 +102,7 @@ def system(database: str, data_dir: Path) -> Iterator[System]:
         pids = {"redis": redis.process.pid}
         url = f"sqlite:///{data_dir / 'bros.db'}"
         if database == "postgres":
-            # As it would be run: what is committed is on disk.
+            # As in production: what is committed is on disk.
             settings = ("fsync=on", "full_page_writes=on", "shared_buffers=256MB", "max_wal_size=4GB")
             postgres = stack.enter_context(postgres_server(settings))
             url = postgres.create_database()
@@ -141,7 +143,7 @@ def write_batch_file(path: Path, count: int) -> None:
 
 
 def submit(path: Path) -> str:
-    """What the web does with an upload and a POST to /v1/batches."""
+    """Do what the web server does at an upload and a POST to /v1/batches."""
     from bros_batch.db import files, jobs
     from bros_batch.db.connections import get_database, writing
     from bros_batch.jobs.tasks import dispatch
@@ -161,7 +163,7 @@ def submit(path: Path) -> str:
 
 
 def job_in(job_id: str, *statuses: str) -> Job | None:
-    """The job if it stands in one of these."""
+    """The job, if it has one of these statuses."""
     from bros_batch.db import jobs
     from bros_batch.db.connections import get_database, reading
 
@@ -182,7 +184,7 @@ def measured(meter: Meter, count: int) -> dict[str, Any]:
 
 
 def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any]:
-    """Without an engine: from submission until the job runs. Then how long it takes to cancel it all."""
+    """The time from submission until the job runs, without an engine, and then the time to cancel it."""
     path = data_dir / "ingest.jsonl"
     write_batch_file(path, count)
     with Meter(running.pids) as meter:
@@ -216,7 +218,7 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
 
 
 def measure_pipeline(running: System, data_dir: Path, count: int) -> dict[str, Any]:
-    """From submission to the output file, with an engine that costs (nearly) nothing."""
+    """The time from submission to the output file, with an engine that costs almost nothing."""
     flags = ["--runner", "simulated", "--simulated-step-s", "0", "--simulated-token-s", "0"]
     flags += [
         "--model",

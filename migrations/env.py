@@ -1,6 +1,6 @@
-"""Alembic's entry: runs the migrations on the connection of `db.connections.upgrade`, in its transaction.
+"""Alembic's entry point: runs the migrations on the connection of `bros_batch.db.schema.upgrade`, in its transaction.
 
-From alembic's own command line (to write a new revision) it connects to the settings' database.
+From Alembic's own command line, for example to write a new revision, it connects to the database of the settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bros_batch.settings import get_settings
 
 
 def run(connection: Connection) -> None:
-    # transactional_ddl: alembic takes it that SQLite has none, which is so only of Python's implicit transactions.
+    # Alembic assumes that SQLite has no transactional DDL, which is true only of Python's implicit transactions.
     context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
     with context.begin_transaction():
         context.run_migrations()

@@ -1,4 +1,4 @@
-"""The first tables: files, jobs, items, engines, API keys, and a row for what Redis was last seen."""
+"""The first tables: files, jobs, items, engines, API keys, and a row that says which Redis was used last."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ def tokenizer(text_model: Path) -> ModelTokenizer:
 def database(database_url: str) -> Iterator[Engine]:
     """A database with the newest schema, on SQLite and on PostgreSQL."""
     upgrade(database_url)
-    engine = open_database(database_url)
-    yield engine
-    engine.dispose()
+    opened = open_database(database_url)
+    yield opened
+    opened.dispose()
 
 
 @pytest.fixture
 def options() -> dict[str, Any]:
-    """Settings that a test wants otherwise; it overrides this fixture or changes what it answers."""
+    """Settings that differ from the defaults. A test overrides this fixture."""
     return {}
 
 

@@ -71,7 +71,7 @@ class Taken:
 
 
 class TinyEngine:
-    """An engine of the streams alone: it takes items and answers with the tokens of a text."""
+    """A minimal engine for the streams: it takes items and answers with the tokens of a text."""
 
     def __init__(self, redis: Redis, model: str, text: ModelTokenizer) -> None:
         self._redis = redis

@@ -1,15 +1,11 @@
-"""Schema, versions, and how transactions of the two databases behave."""
+"""Transactions of SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from bros_batch.db import jobs
@@ -19,54 +15,11 @@ from bros_batch.db.connections import (
     reading,
     writing,
 )
-from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, check_schema, upgrade
-from bros_batch.db.tables import metadata
-from tests.services import ROOT
-
-
-def test_the_migrations_make_the_tables_of_the_models(database: Engine) -> None:
-    with reading(database) as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    check_schema(database)
-
-
-def test_an_empty_database_is_too_old(database_url: str) -> None:
-    engine = open_database(database_url)
-    with pytest.raises(DatabaseTooOld, match="bros-batch db upgrade"):
-        check_schema(engine)
-    upgrade(database_url)
-    check_schema(engine)
-    engine.dispose()
-
-
-def test_a_database_of_a_newer_program_is_refused(database: Engine) -> None:
-    with writing(database) as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(DatabaseTooNew, match=r"9999.*newer"):
-        check_schema(database)
-
-
-def test_upgrading_twice_is_no_error(database_url: str) -> None:
-    upgrade(database_url)
-    upgrade(database_url)
-
-
-def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
-    program = "import sys; from bros_batch.db.schema import upgrade; upgrade(sys.argv[1])"
-    running = [
-        subprocess.Popen([sys.executable, "-c", program, database_url], cwd=ROOT, stderr=subprocess.PIPE)
-        for _ in range(4)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors.decode()
-    engine = open_database(database_url)
-    check_schema(engine)
-    engine.dispose()
+from bros_batch.db.schema import upgrade
 
 
 def test_writers_wait_for_each_other(database: Engine) -> None:
-    """Read, think, write: on SQLite a writer that did not lock at once would fail here."""
+    """Read first, write later: on SQLite, a writer that did not lock when it began would fail here."""
     with writing(database) as connection:
         job_id = jobs.create_job(connection, input_file_id="f", endpoint="/", model="m").id
     failures: list[BaseException] = []
@@ -101,7 +54,7 @@ def test_readers_do_not_wait_for_a_writer(database: Engine) -> None:
             assert jobs.list_jobs(reader) == []
 
 
-def test_an_exception_undoes_the_transaction(database: Engine) -> None:
+def test_an_exception_rolls_the_transaction_back(database: Engine) -> None:
     with pytest.raises(ZeroDivisionError), writing(database) as connection:
         jobs.create_job(connection, input_file_id="f", endpoint="/", model="m")
         raise ZeroDivisionError
@@ -114,7 +67,7 @@ def test_sqlite_needs_a_file() -> None:
         open_database("sqlite://")
 
 
-def test_the_directory_of_a_sqlite_file_is_made_private(tmp_path: Path) -> None:
+def test_the_directory_of_a_sqlite_file_is_private(tmp_path: Path) -> None:
     upgrade(f"sqlite:///{tmp_path / 'deep' / 'bros.db'}")
     assert (tmp_path / "deep").stat().st_mode & 0o777 == 0o700
 

@@ -55,11 +55,11 @@ def test_jobs_have_openais_states_and_paused() -> None:
         ("cancelled", "in_progress"),
     ],
 )
-def test_a_legal_step_of_a_job(source: str, target: str) -> None:
+def test_a_legal_transition_of_a_job(source: str, target: str) -> None:
     ensure_job(source, JobStatus(target))
 
 
-def test_there_are_no_other_steps_of_a_job() -> None:
+def test_there_are_no_other_transitions_of_a_job() -> None:
     legal = sum(len(targets) for targets in JOB_TRANSITIONS.values())
     assert legal == 15
     for source, target in itertools.product(JobStatus, JobStatus):
@@ -68,7 +68,7 @@ def test_there_are_no_other_steps_of_a_job() -> None:
                 ensure_job(source, target)
 
 
-def test_steps_of_an_item() -> None:
+def test_transitions_of_an_item() -> None:
     assert ITEM_TRANSITIONS[ItemStatus.SUCCEEDED] == frozenset(), "a result is final"
     assert item_sources(ItemStatus.SUCCEEDED) == (ItemStatus.QUEUED,)
     assert set(item_sources(ItemStatus.CANCELLED)) == {ItemStatus.PENDING, ItemStatus.QUEUED}
@@ -80,7 +80,7 @@ def test_steps_of_an_item() -> None:
                 ensure_item(source, target)
 
 
-def test_every_state_leads_to_an_end() -> None:
+def test_every_status_leads_to_an_end() -> None:
     for table, ends in ((JOB_TRANSITIONS, ENDED_JOB), (ITEM_TRANSITIONS, ENDED_ITEM)):
         reached = set(ends)
         while more := {source for source, targets in table.items() if targets & reached} - reached:  # type: ignore[attr-defined]

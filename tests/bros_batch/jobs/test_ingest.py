@@ -1,4 +1,4 @@
-"""Reading a file: which lines are good, what is said of the others, and going on after a death."""
+"""Ingest: which lines are good, the error messages of the others, and how it continues after a death."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 
 def line(**changes: Any) -> bytes:
-    """A batch line with some fields other than usual; None takes a field out."""
+    """A batch line with changed fields; None removes a field."""
     fields = {**batch_line(f"bad-{next(_numbers)}"), **changes}
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
 
@@ -71,13 +71,13 @@ BAD_LINES = {
 }
 
 
-# Alone in a file these are documents, or good.
+# Alone in a file, these are documents or good lines.
 FINE_ALONE = {"no body", "body is text", "an empty object", "repeated custom_id"}
 LINE_LIMIT = pytest.mark.parametrize("options", [{"max_line_bytes": 500_000}], ids=["limit"])
 
 
 @LINE_LIMIT
-def test_each_bad_line_fails_alone_and_is_named(world: World) -> None:
+def test_each_bad_line_fails_alone_with_its_line_number(world: World) -> None:
     job_id = world.running(b"\n".join([GOOD, *(bad for bad, _, _ in BAD_LINES.values())]))
     job = world.check_counts(job_id)
     assert (job.total, job.failed) == (len(BAD_LINES) + 1, len(BAD_LINES))
@@ -93,7 +93,7 @@ def test_each_bad_line_fails_alone_and_is_named(world: World) -> None:
         assert message in item.error_message and item.error_message.startswith(f"Line {number}")
         wanted = {"code": "invalid_request", "line": number, "message": item.error_message, "param": param}
         assert listed == wanted
-    # The good line runs; the others stand in the error file.
+    # The good line runs; the others are in the error file.
     job = world.run_through(job_id)
     assert (job.status, job.succeeded) == ("completed", 1)
     error_lines = world.file_lines(job.error_file_id)
@@ -130,14 +130,14 @@ def test_a_missing_file_fails_the_job(world: World) -> None:
     assert (world.job(job_id).status, world.job(job_id).errors[0]["param"]) == ("failed", "input_file_id")
 
 
-def test_bom_crlf_blank_lines_and_no_last_newline_are_fine(world: World) -> None:
+def test_bom_crlf_blank_lines_and_a_missing_last_newline_are_accepted(world: World) -> None:
     lines = [json.dumps(each, ensure_ascii=False).encode() for each in batch_lines(3)]
     job_id = world.running(b"\xef\xbb\xbf" + lines[0] + b"\r\n\r\n \t\n" + lines[1] + b"\n" + lines[2])
     assert [item.line_no for item in world.items(job_id)] == [1, 4, 5]
     assert world.check_counts(job_id).total == 3
 
 
-def test_bodies_are_kept_as_they_came(world: World) -> None:
+def test_bodies_are_stored_exactly_as_they_are_in_the_file(world: World) -> None:
     body = '{"messages":[{"role":"user","content":"\\u0000 \\ud83d\\ude42 \U0001f642 ä"}],  "model":"sim"}'
     raw = f'{{"custom_id":"a","method":"POST","url":"{CHAT}","body":{body}}}'
     job_id = world.running(raw.encode())
@@ -167,7 +167,7 @@ def test_the_first_good_line_decides_the_form(world: World) -> None:
         ({}, "1"),
     ],
 )
-def test_documents_are_named_by_their_id_or_line(
+def test_custom_id_of_a_document_is_its_id_or_line_number(
     world: World, document: dict[str, Any], custom_id: str
 ) -> None:
     job_id = world.running([document])
@@ -175,12 +175,12 @@ def test_documents_are_named_by_their_id_or_line(
 
 
 @pytest.mark.parametrize("bad_id", [1.5, True, [], {}, "x" * 513, "a\0"])
-def test_documents_with_an_unusable_id_fail(world: World, bad_id: object) -> None:
+def test_documents_with_an_invalid_id_fail(world: World, bad_id: object) -> None:
     job_id = world.running([{"id": 1, "text": ""}, {"id": bad_id, "text": ""}])
     assert world.statuses(job_id) == ["pending", "failed"]
 
 
-def test_defaults_at_fault_fail_the_job_at_once(world: World) -> None:
+def test_invalid_defaults_fail_the_job_at_once(world: World) -> None:
     job_id = world.submit([{"text": "a"}], defaults={"prompt": "{text}", "temperature": 99})
     world.ingest(job_id)
     job = world.check_counts(job_id)
@@ -195,7 +195,7 @@ def test_a_model_that_is_not_served_fails_the_job(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"ingest_group_lines": 10}])
-def test_repeated_ids_are_found_across_chunks(world: World) -> None:
+def test_repeated_ids_are_found_across_groups(world: World) -> None:
     lines = [batch_line(f"doc-{number % 17}") for number in range(35)]
     job_id = world.running(lines)
     job = world.check_counts(job_id)
@@ -212,8 +212,8 @@ def test_only_the_first_hundred_errors_are_listed(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"ingest_group_lines": 7, "lease_s": 0.001}])
-def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It dies at any statement of any chunk: before, in the middle of, or after a commit."""
+def test_ingest_continues_where_a_dead_run_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may die at any statement of any group: before, during or after a commit."""
     lines = [GOOD.replace(b"good", b"doc-%d" % number) for number in range(100)]
     lines[13] = b"nonsense"
     lines[40] = lines[3]
@@ -247,24 +247,24 @@ def test_ingest_goes_on_where_a_dead_one_stopped(world: World, monkeypatch: pyte
         except Death:
             deaths += 1
             world.check_counts(job_id)
-    assert deaths > 5, "the test kills too seldom"
+    assert deaths > 5, "the test kills too rarely"
     job = world.check_counts(job_id)
     assert (job.status, job.total, job.failed) == ("in_progress", 100, 2)
     assert [item.line_no for item in world.items(job_id)] == [n for n in range(1, 102) if n != 61]
 
 
 @pytest.mark.parametrize("options", [{"ingest_group_lines": 5}])
-def test_ingest_stops_when_its_time_is_over_and_goes_on(world: World) -> None:
+def test_ingest_stops_at_its_time_budget_and_continues(world: World) -> None:
     job_id = world.submit(batch_lines(23))
-    turns = 0
+    runs = 0
     while world.ingest(job_id, until_s=0.0).progress is Progress.MORE:
-        turns += 1
-        assert world.check_counts(job_id).total == min(5 * turns, 23)
-    assert turns == 5
+        runs += 1
+        assert world.check_counts(job_id).total == min(5 * runs, 23)
+    assert runs == 5
     assert world.check_counts(job_id).total == 23
 
 
-def test_two_ingests_of_one_job_exclude_each_other(world: World) -> None:
+def test_one_run_at_a_time_ingests_a_job(world: World) -> None:
     job_id = world.submit(batch_lines(3))
     with writing(world.database) as connection:
         leased = job_leases.take_lease(connection, job_id, (JobStatus.VALIDATING,), 30, 1e12)
@@ -296,14 +296,14 @@ def test_memory_does_not_grow_with_a_giant_line(world: World, tmp_path: Path) ->
     assert [item.line_no for item in world.items(job_id)] == [1, 2, 3]
 
 
-def test_a_line_of_just_the_limit_is_read(world: World) -> None:
+def test_a_line_of_exactly_the_limit_is_read(world: World) -> None:
     world.settings = world.settings.model_copy(update={"max_line_bytes": len(GOOD)})
     longer = GOOD.replace(b"Hello", b"Hello!")
     job_id = world.running(GOOD + b"\r\n" + longer + b"\r\n" + longer)
     assert world.statuses(job_id) == ["pending", "failed", "failed"]
 
 
-def test_an_input_file_in_use_is_known_to_be(world: World) -> None:
+def test_an_input_file_is_in_use_until_its_job_ends(world: World) -> None:
     job_id = world.running(batch_lines(1))
     file_id = world.job(job_id).input_file_id
     with writing(world.database) as connection:

@@ -1,4 +1,4 @@
-"""From a line to its one result: ingest, prepare, record, finalize, and what repeats or comes late."""
+"""From a line to its one result: ingest, prepare, record and finalize, with results that repeat or come late."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from bros_batch.jobs.record import CONSUMER
 from bros_batch.jobs.task_run import Progress
 from bros_batch.openai_api.batch_output import error_line, line_id, output_line
 from engine.wire.protocol import RECORD_GROUP, RESULTS_KEY
-from tests.bros_batch.world import World, batch_line, batch_lines, job_counts
+from tests.bros_batch.world import World, batch_line, batch_lines
 
 
-def test_every_line_ends_in_its_result_in_input_order(world: World) -> None:
+def test_every_line_gets_its_result_in_input_order(world: World) -> None:
     job_id = world.running(batch_lines(30))
     world.prepare()
     taken = world.engine.take()
@@ -66,7 +66,7 @@ def test_documents_fill_the_prompt(world: World) -> None:
     assert world.check_counts(job_id).succeeded == 3
 
 
-def test_stop_strings_of_the_line_cut_its_result(world: World) -> None:
+def test_stop_strings_of_a_line_cut_its_result(world: World) -> None:
     job_id = world.running(
         [batch_line("a", stop=["END"], max_tokens=50), batch_line("b", n=2, max_tokens=50)]
     )
@@ -90,17 +90,17 @@ def test_a_repeated_result_changes_nothing(world: World) -> None:
     assert world.record().changed == 0
     assert world.check_counts(job_id) == before
     assert "second" not in json.dumps([item.result for item in world.items(job_id)])
-    # Twice in one batch counts once, too.
+    # Twice in one group counts once, too.
     world.engine.answer([taken[3], taken[3]])
     assert world.record().changed == 1
     assert world.check_counts(job_id).succeeded == 4
 
 
-def test_a_result_of_an_earlier_delivery_changes_nothing(world: World) -> None:
+def test_a_result_of_an_earlier_epoch_changes_nothing(world: World) -> None:
     job_id = world.running(batch_lines(1))
     world.prepare()
     early = world.engine.take()
-    world.redis.delete(world.engine.key)  # the delivery is lost
+    world.redis.delete(world.engine.key)  # the queued item is lost
     world.sweep(later_s=1000)
     assert world.statuses(job_id) == ["pending"]
     world.engine.answer(early, "late, while pending")
@@ -133,7 +133,7 @@ def test_a_line_that_fails_in_the_engine_fails_alone(world: World) -> None:
     assert line["error"] == {"code": "context_length_exceeded", "message": "too\\0 long"}
 
 
-def test_lines_that_can_not_be_prepared_fail_alone(world: World) -> None:
+def test_lines_that_cannot_be_prepared_fail_alone(world: World) -> None:
     documents = [{"text": "short"}, {"text": "word " * 2000}, {"title": "no text"}]
     job_id = world.running(documents, defaults={"prompt": "Read {text}", "max_tokens": 8})
     assert world.prepare().failed == 2
@@ -155,7 +155,7 @@ def test_a_job_whose_last_line_fails_in_prepare_ends(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"default_max_tokens": 1000}])
-def test_default_length_is_cut_to_the_room_left(world: World) -> None:
+def test_default_max_tokens_is_cut_to_the_room_left(world: World) -> None:
     job_id = world.running([batch_line("a", "word " * 60)])
     world.prepare()
     (taken,) = world.engine.take()
@@ -164,7 +164,7 @@ def test_default_length_is_cut_to_the_room_left(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"queue_high_water": 10, "queue_low_water": 5}])
-def test_prepare_stops_at_high_water_and_goes_on_later(world: World) -> None:
+def test_prepare_stops_at_the_high_water_mark_and_continues_later(world: World) -> None:
     job_id = world.running(batch_lines(25))
     assert world.prepare().queued == 10
     assert world.queue_length() == 10
@@ -176,7 +176,7 @@ def test_prepare_stops_at_high_water_and_goes_on_later(world: World) -> None:
     assert world.prepare().queued == 10
 
 
-def test_a_prepare_that_runs_out_of_time_gives_back_what_it_claimed(world: World) -> None:
+def test_prepare_returns_unused_items_when_its_time_is_up(world: World) -> None:
     job_id = world.running(batch_lines(20))
     done = world.prepare(until_s=time.monotonic())
     assert done.progress is Progress.MORE and done.queued == 1
@@ -201,7 +201,7 @@ def test_urgent_jobs_go_first(world: World) -> None:
     assert order == ["important", "near deadline", "late deadline", "old", "new"]
 
 
-def test_two_preparers_never_deliver_a_line_twice(world: World) -> None:
+def test_concurrent_preparers_never_enqueue_an_item_twice(world: World) -> None:
     job_id = world.running(batch_lines(600))
     threads = [threading.Thread(target=world.prepare) for _ in range(3)]
     for thread in threads:
@@ -214,7 +214,7 @@ def test_two_preparers_never_deliver_a_line_twice(world: World) -> None:
     assert {item.epoch for item in world.items(job_id)} == {1}
 
 
-def test_two_recorders_count_each_result_once(world: World) -> None:
+def test_concurrent_recorders_count_each_result_once(world: World) -> None:
     job_id = world.running(batch_lines(400))
     world.prepare()
     world.engine.answer(world.engine.take())
@@ -227,7 +227,7 @@ def test_two_recorders_count_each_result_once(world: World) -> None:
     assert (job.succeeded, job.status) == (400, "finalizing")
 
 
-def test_partial_results_can_be_had_at_any_time(world: World) -> None:
+def test_partial_results_are_available_at_any_time(world: World) -> None:
     job_id = world.running(batch_lines(5))
     world.prepare()
     taken = world.engine.take()
@@ -244,7 +244,7 @@ def test_partial_results_can_be_had_at_any_time(world: World) -> None:
     assert [json.loads(line)["custom_id"] for line in errors] == ["doc-2"]
 
 
-def test_what_a_dead_recorder_read_is_recorded_by_the_next(world: World) -> None:
+def test_results_read_by_a_dead_recorder_are_recorded_by_the_next(world: World) -> None:
     job_id = world.running(batch_lines(5))
     world.prepare()
     world.engine.answer(world.engine.take())
@@ -255,7 +255,7 @@ def test_what_a_dead_recorder_read_is_recorded_by_the_next(world: World) -> None
     assert world.queue_length() == 0
 
 
-def test_a_result_that_can_not_be_read_blocks_nothing(world: World) -> None:
+def test_an_unreadable_result_blocks_nothing(world: World) -> None:
     job_id = world.running(batch_lines(3))
     world.prepare()
     taken = world.engine.take()
@@ -265,7 +265,7 @@ def test_a_result_that_can_not_be_read_blocks_nothing(world: World) -> None:
     world.engine.answer(taken[1:])
     assert world.record().changed == 2
     assert world.redis.xlen(RESULTS_KEY) == 0
-    # Its item comes again, and ends.
+    # Its item returns to pending, runs again and ends.
     assert world.sweep(later_s=1000).lost == 1
     assert world.statuses(job_id) == ["pending", "succeeded", "succeeded"]
     assert world.run_through(job_id).succeeded == 3
@@ -275,7 +275,7 @@ def test_a_result_that_can_not_be_read_blocks_nothing(world: World) -> None:
     "numbers",
     [{"prompt_tokens": 2**40}, {"prompt_tokens": 2**63}, {"prompt_tokens": -1}, {"cached_tokens": 2**31}],
 )
-def test_a_result_with_absurd_numbers_blocks_nothing(world: World, numbers: dict[str, int]) -> None:
+def test_a_result_with_numbers_out_of_range_blocks_nothing(world: World, numbers: dict[str, int]) -> None:
     job_id = world.running(batch_lines(3))
     world.prepare()
     taken = world.engine.take()
@@ -283,11 +283,11 @@ def test_a_result_with_absurd_numbers_blocks_nothing(world: World, numbers: dict
     world.engine.answer(taken[1:])
     assert world.record().changed == 2
     assert world.redis.xlen(RESULTS_KEY) == 0
-    assert world.sweep(later_s=1000).lost == 1, "its item comes again"
+    assert world.sweep(later_s=1000).lost == 1, "its item runs again"
     assert world.run_through(job_id).succeeded == 3
 
 
-def test_a_result_that_the_database_refuses_blocks_nothing(
+def test_a_result_that_the_database_rejects_blocks_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = world.running(batch_lines(5))
@@ -297,20 +297,13 @@ def test_a_result_that_the_database_refuses_blocks_nothing(
     real, poison = item_results.finish_items, taken[2].item.item_id
 
     def finish(
-        connection: Any, outcomes: Sequence[item_results.FinishedItem], now_s: float
+        connection: Any, finished: Sequence[item_results.FinishedItem], now_s: float
     ) -> item_results.FinishResult:
-        if poison in [outcome.item_id for outcome in outcomes]:
+        if poison in [item.item_id for item in finished]:
             raise DataError("UPDATE items", None, ValueError("no such number"))
-        return real(connection, outcomes, now_s)
+        return real(connection, finished, now_s)
 
     monkeypatch.setattr(item_results, "finish_items", finish)
     assert world.record().changed == 4
     assert world.redis.xlen(RESULTS_KEY) == 0
     assert world.check_counts(job_id).succeeded == 4
-
-
-def test_item_status_has_every_word(world: World) -> None:
-    job_id = world.running(batch_lines(1))
-    with reading(world.database) as connection:
-        counts = job_counts(connection, job_id)
-    assert counts == {**dict.fromkeys(ItemStatus, 0), ItemStatus.PENDING: 1}

@@ -1,4 +1,4 @@
-"""Nothing lost: Redis flushed, deliveries lost, workers dead, jobs abandoned, time over."""
+"""Recovery from a flushed Redis, lost items, dead workers, abandoned and expired jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.services import RedisServer
 LATER_S = 1000.0
 
 
-def test_a_flushed_redis_is_known_by_its_generation(world: World, redis_server: RedisServer) -> None:
+def test_a_flushed_redis_is_recognized_by_its_generation(world: World, redis_server: RedisServer) -> None:
     job_id = world.running(batch_lines(20))
     world.prepare()
     early = world.engine.take(5)
@@ -35,7 +35,7 @@ def test_a_flushed_redis_is_known_by_its_generation(world: World, redis_server: 
     assert world.sweep().returned == 18
     items = world.items(job_id)
     assert [item.status for item in items] == ["succeeded"] * 2 + ["pending"] * 18
-    assert {item.attempts for item in items} == {0}, "nobody's attempt"
+    assert {item.attempts for item in items} == {0}, "this counts as no attempt"
     assert world.sweep().returned == 0
     world.engine.answer(early[2:], "from before the flush")
     assert world.record().changed == 0
@@ -44,7 +44,7 @@ def test_a_flushed_redis_is_known_by_its_generation(world: World, redis_server: 
     world.check_counts(job_id)
 
 
-def test_a_restarted_redis_is_noticed_by_prepare_too(world: World, redis_server: RedisServer) -> None:
+def test_prepare_notices_a_restarted_redis(world: World, redis_server: RedisServer) -> None:
     job_id = world.running(batch_lines(3))
     world.prepare()
     redis_server.restart()
@@ -53,7 +53,7 @@ def test_a_restarted_redis_is_noticed_by_prepare_too(world: World, redis_server:
     assert world.run_through(job_id).succeeded == 3
 
 
-def test_another_databases_redis_is_not_taken_for_ours(world: World) -> None:
+def test_the_redis_of_another_database_is_recognized(world: World) -> None:
     job_id = world.running(batch_lines(3))
     world.prepare()
     world.redis.set(GENERATION_KEY, "of another database")
@@ -63,7 +63,7 @@ def test_another_databases_redis_is_not_taken_for_ours(world: World) -> None:
     assert world.statuses(job_id) == ["pending"] * 3
 
 
-def test_many_who_find_redis_empty_agree_on_one_generation(world: World) -> None:
+def test_workers_that_find_redis_empty_agree_on_one_generation(world: World) -> None:
     job_id = world.running(batch_lines(50))
     world.prepare()
     world.redis.flushall()
@@ -80,13 +80,13 @@ def test_many_who_find_redis_empty_agree_on_one_generation(world: World) -> None
     assert world.statuses(job_id) == ["pending"] * 50
 
 
-def test_a_lost_delivery_comes_again(world: World) -> None:
+def test_a_lost_item_returns_to_pending(world: World) -> None:
     job_id = world.running(batch_lines(5))
     world.prepare()
     names = list(queued_entries(world.redis, "sim"))
     assert [(item_id, epoch) for _, item_id, epoch in names] == [(item.id, 1) for item in world.items(job_id)]
     world.redis.xdel(world.engine.key, names[1][0], names[3][0])
-    assert world.sweep().lost == 0, "too early to call them lost"
+    assert world.sweep().lost == 0, "too early to count as lost"
     assert world.sweep(LATER_S).lost == 2
     assert world.statuses(job_id) == ["queued", "pending", "queued", "pending", "queued"]
     assert [item.attempts for item in world.items(job_id)] == [0, 1, 0, 1, 0]
@@ -94,10 +94,10 @@ def test_a_lost_delivery_comes_again(world: World) -> None:
     world.check_counts(job_id)
 
 
-def test_what_waits_for_long_is_not_lost(world: World) -> None:
+def test_an_item_that_waits_for_long_is_not_lost(world: World) -> None:
     job_id = world.running(batch_lines(2500))
     world.prepare()
-    world.engine.answer(world.engine.take(7))  # answered, not yet recorded
+    world.engine.answer(world.engine.take(7))  # answered but not yet recorded
     assert world.sweep(LATER_S).lost == 0
     assert set(world.statuses(job_id)) == {"queued"}
 
@@ -120,16 +120,16 @@ def test_an_item_lost_too_often_fails_with_engine_lost(world: World) -> None:
     assert world.file_lines(job.error_file_id)[0]["error"]["code"] == "engine_lost"
 
 
-def test_claims_of_a_dead_preparer_come_again(world: World) -> None:
+def test_items_claimed_by_a_dead_preparer_return_to_pending(world: World) -> None:
     job_id = world.running(batch_lines(4))
     ensure_generation(world.worker)
-    with writing(world.database) as connection:  # it claimed, and died before it delivered
+    with writing(world.database) as connection:  # a preparer claims items and dies before it enqueues them
         assert len(pending_items.claim_items(connection, job_id, 3, time.time())) == 3
     assert world.sweep(LATER_S).lost == 3
     assert world.run_through(job_id).succeeded == 4
 
 
-def test_jobs_that_nobody_attends_to_are_started_again(world: World) -> None:
+def test_abandoned_jobs_are_started_again(world: World) -> None:
     validating = world.submit(batch_lines(1))
     finalizing = world.running(batch_lines(1))
     world.prepare()
@@ -147,7 +147,7 @@ def test_jobs_that_nobody_attends_to_are_started_again(world: World) -> None:
     assert (swept.ingest, swept.finalize) == ([], [])
 
 
-def test_a_lease_that_is_held_is_respected_until_it_runs_out(world: World) -> None:
+def test_a_lease_is_respected_until_it_runs_out(world: World) -> None:
     job_id = world.submit(batch_lines(1))
     with writing(world.database) as connection:
         assert take_lease(connection, job_id, (JobStatus.VALIDATING,), 30.0, time.time())
@@ -156,12 +156,12 @@ def test_a_lease_that_is_held_is_respected_until_it_runs_out(world: World) -> No
     assert world.sweep(later_s=31.0).ingest == [job_id]
 
 
-def test_a_job_that_is_done_but_does_not_know_it_is_finished(world: World) -> None:
+def test_a_job_whose_items_have_all_ended_is_finalized(world: World) -> None:
     job_id = world.running(batch_lines(1))
     world.prepare()
     world.engine.answer(world.engine.take())
     world.record()
-    with writing(world.database) as connection:  # as if the word had been lost
+    with writing(world.database) as connection:  # as if the transition had been lost
         connection.exec_driver_sql("UPDATE jobs SET status = 'in_progress', finalizing_at = NULL")
     assert world.sweep().finalize == [job_id]
     assert world.finalize(job_id).progress is Progress.DONE
@@ -169,7 +169,7 @@ def test_a_job_that_is_done_but_does_not_know_it_is_finished(world: World) -> No
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_a_job_past_its_time_expires_and_keeps_what_it_has(world: World, paused: bool) -> None:
+def test_an_expired_job_keeps_its_results(world: World, paused: bool) -> None:
     job_id = world.running(batch_lines(6), window_s=500)
     world.prepare()
     taken = world.engine.take()
@@ -194,13 +194,13 @@ def test_a_job_past_its_time_expires_and_keeps_what_it_has(world: World, paused:
     assert world.record().changed == 0, "too late"
 
 
-def test_a_deadline_is_when_a_job_expires(world: World) -> None:
+def test_a_job_expires_at_its_deadline(world: World) -> None:
     job_id = world.running(batch_lines(1), deadline_at=time.time() + 100)
     assert world.sweep(later_s=99).finalize == []
     assert world.sweep(later_s=101).finalize == [job_id]
 
 
-def test_old_files_are_removed_but_never_one_that_is_needed(world: World) -> None:
+def test_old_files_are_removed_unless_a_job_needs_them(world: World) -> None:
     job_id = world.running(batch_lines(1))
     input_id = world.job(job_id).input_file_id
     with writing(world.database) as connection:
@@ -236,11 +236,11 @@ def test_an_idle_sweep_writes_nothing(world: World) -> None:
         statements.append(statement)
 
     world.sweep(LATER_S)
-    assert statements, "the listener hears nothing"
+    assert statements, "the listener sees no statements"
     assert not [s for s in statements if s.startswith(("UPDATE", "INSERT", "DELETE", "BEGIN IMMEDIATE"))]
 
 
-def test_a_turn_is_one_workers(world: World) -> None:
+def test_a_lock_is_held_by_one_worker(world: World) -> None:
     with try_lock(world.redis, "x") as first:
         assert first is not None
         first.renew()
@@ -252,8 +252,8 @@ def test_a_turn_is_one_workers(world: World) -> None:
         assert third is not None
 
 
-def test_locks_are_taken_job_first_so_that_nobody_waits_in_a_circle(world: World) -> None:
-    """Record, cancel, claim and sweep on the same rows at once, many times."""
+def test_concurrent_tasks_do_not_deadlock(world: World) -> None:
+    """Record, cancel, claim and sweep the same rows at the same time, many times."""
     jobs = [world.running(batch_lines(60)) for _ in range(3)]
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -292,7 +292,7 @@ def test_locks_are_taken_job_first_so_that_nobody_waits_in_a_circle(world: World
     assert [world.job(job_id).status for job_id in jobs] == ["cancelled", "finalizing", "finalizing"]
 
 
-def test_results_of_items_nobody_knows_are_dropped(world: World) -> None:
+def test_results_of_unknown_items_are_dropped(world: World) -> None:
     world.running([batch_line("a")])
     world.prepare()
     (taken,) = world.engine.take()

@@ -1,4 +1,4 @@
-"""Celery around it all: its configuration, a broker that is away, and a real worker and clock."""
+"""Celery: its configuration, a broker that is away, and jobs with a real worker and beat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.bros_batch.world import World, batch_lines
 from tests.services import ROOT, Processes, RedisServer, processes, wait_for
 
 
-def test_the_broker_carries_json_and_forgets_nothing_half_done() -> None:
+def test_the_broker_carries_json_and_acknowledges_late() -> None:
     settings = Settings(visibility_timeout_s=17)
     conf = configuration(settings)
     assert (conf["task_serializer"], conf["accept_content"]) == ("json", ["json"])
@@ -41,7 +41,7 @@ def test_the_broker_is_our_redis() -> None:
     assert broker_url(Settings(redis_url="redis://host:6379/2")) == "redis://host:6379/2"
 
 
-def test_a_broker_that_is_away_is_survived(tmp_path: Path) -> None:
+def test_dispatch_survives_a_broker_that_is_away(tmp_path: Path) -> None:
     program = "from bros_batch.jobs.tasks import dispatch; print(dispatch('ingest', 'batch_x'))"
     env = {**os.environ, "BROS_REDIS_URL": f"unix://{tmp_path}/nobody.sock"}
     run = subprocess.run(
@@ -69,7 +69,7 @@ def options() -> dict[str, Any]:
 
 @pytest.fixture
 def group(settings: Settings) -> Iterator[Processes]:
-    """Starts processes that have the test's settings."""
+    """Starts processes with the settings of the test."""
     values = settings.model_dump(mode="json", exclude_none=True)
     with processes({f"BROS_{name.upper()}": str(value) for name, value in values.items()}) as started:
         yield started
@@ -78,7 +78,7 @@ def group(settings: Settings) -> Iterator[Processes]:
 def answer_everything(
     world: World, job_id: str, done: int | None = None, meanwhile: Callable[[], None] = lambda: None
 ) -> Job:
-    """Be the engine until the job has ended, or `done` of its lines have."""
+    """Answer as the engine until the job has ended, or `done` of its items have."""
 
     def over() -> Job | None:
         meanwhile()
@@ -99,7 +99,7 @@ def check_whole(world: World, job_id: str, count: int) -> None:
 
 def test_worker_and_beat_run_a_job_from_submission_to_file(world: World, group: Processes) -> None:
     worker, beat = group.worker(), group.beat()
-    job_id = world.submit(batch_lines(200))  # nobody is told: the sweep finds it
+    job_id = world.submit(batch_lines(200))  # without a dispatch: the sweep finds it
     answer_everything(world, job_id)
     check_whole(world, job_id, 200)
     assert worker.running and beat.running
@@ -107,7 +107,7 @@ def test_worker_and_beat_run_a_job_from_submission_to_file(world: World, group: 
     assert worker.stop() == 0
 
 
-def test_a_worker_killed_at_work_is_followed_by_another(world: World, group: Processes) -> None:
+def test_another_worker_continues_after_a_kill(world: World, group: Processes) -> None:
     group.beat()
     worker = group.worker()
     job_id = world.submit(batch_lines(400))
@@ -119,7 +119,7 @@ def test_a_worker_killed_at_work_is_followed_by_another(world: World, group: Pro
     check_whole(world, job_id, 400)
 
 
-def test_one_dead_child_of_the_pool_is_replaced(world: World, group: Processes) -> None:
+def test_a_dead_pool_process_is_replaced(world: World, group: Processes) -> None:
     import psutil
 
     group.beat()
@@ -133,7 +133,7 @@ def test_one_dead_child_of_the_pool_is_replaced(world: World, group: Processes) 
     assert worker.running
 
 
-def test_a_redis_that_comes_back_empty_costs_nothing(
+def test_a_redis_that_comes_back_empty_loses_nothing(
     world: World, group: Processes, redis_server: RedisServer
 ) -> None:
     worker, beat = group.worker(), group.beat()
@@ -143,8 +143,11 @@ def test_a_redis_that_comes_back_empty_costs_nothing(
     world.redis = redis_server.cli()
 
     def supervise() -> None:
-        """A worker that loses its broker in the middle of an acknowledgement ends (kombu 5.7 finds no connection to
-        ask for its address), and whoever runs it starts it again."""
+        """Start the worker again when it has ended.
+
+        A worker that loses its broker during an acknowledgement ends, because kombu 5.7 has no connection of which to
+        ask the address.
+        """
         nonlocal worker
         if not worker.running:
             worker = group.worker()
@@ -169,8 +172,8 @@ def test_a_cancelled_job_ends_by_itself(world: World, group: Processes) -> None:
 
 
 @pytest.mark.parametrize("options", [{"queue_high_water": 40, "queue_low_water": 20}], ids=["short queue"])
-def test_recording_asks_for_more_when_the_queue_runs_low(world: World, group: Processes) -> None:
-    """With no clock to ask for it, and prepare asked for but once."""
+def test_recording_dispatches_prepare_when_the_stream_runs_low(world: World, group: Processes) -> None:
+    """There is no beat, and prepare is dispatched only once from outside."""
     group.worker()
     job_id = world.running(batch_lines(200))
     with Celery(broker=broker_url(world.settings)) as sender:

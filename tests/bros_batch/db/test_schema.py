@@ -1,0 +1,61 @@
+"""The schema: migrations, versions and upgrades."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, text
+
+from bros_batch.db.connections import (
+    open_database,
+    reading,
+    writing,
+)
+from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, check_schema, upgrade
+from bros_batch.db.tables import metadata
+from tests.services import ROOT
+
+
+def test_the_migrations_create_the_tables_of_the_code(database: Engine) -> None:
+    with reading(database) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    check_schema(database)
+
+
+def test_an_empty_database_is_too_old(database_url: str) -> None:
+    database = open_database(database_url)
+    with pytest.raises(DatabaseTooOld, match="bros-batch db upgrade"):
+        check_schema(database)
+    upgrade(database_url)
+    check_schema(database)
+    database.dispose()
+
+
+def test_a_database_of_a_newer_program_is_rejected(database: Engine) -> None:
+    with writing(database) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseTooNew, match=r"9999.*newer"):
+        check_schema(database)
+
+
+def test_upgrading_twice_is_no_error(database_url: str) -> None:
+    upgrade(database_url)
+    upgrade(database_url)
+
+
+def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
+    program = "import sys; from bros_batch.db.schema import upgrade; upgrade(sys.argv[1])"
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, database_url], cwd=ROOT, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+    database = open_database(database_url)
+    check_schema(database)
+    database.dispose()
