@@ -1,4 +1,5 @@
-"""From a configuration to a runner: the model, what memory is left for KV, and the runner around both."""
+"""From a configuration to a runner: load the model, see what memory is left for KV, allocate it, capture CUDA
+graphs."""
 
 from __future__ import annotations
 
@@ -7,10 +8,8 @@ from dataclasses import replace
 import torch
 
 from engine.config import EngineConfig
-from engine.core.plan import RowStart, StepPlan
-from engine.core.terms import SamplingParams
 from engine.runner.base import RunnerInfo, UnsupportedModel
-from engine.runner.graphs import CudaGraphs
+from engine.runner.cuda_graphs import CudaGraphs
 from engine.runner.kv.host import staging_bytes
 from engine.runner.kv.memory import (
     allocate_kv,
@@ -21,21 +20,22 @@ from engine.runner.kv.memory import (
 )
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.model.loading import load_model
-from engine.runner.ranks.pass_memory import LargestPass, PassMemory
+from engine.runner.peak_memory import largest_step, measure_step_bytes
+from engine.runner.ranks.memory_probe import LargestPass, MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchRunner
 
 KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn}
-GRAPH_BYTES = 1 << 30  # of the device's memory, for CUDA graphs
+GRAPH_BYTES = 1 << 30  # device memory for CUDA graphs
 
 
 def load_runner(
     config: EngineConfig, *, num_threads: int | None = None, ranks: Ranks | None = None
 ) -> TorchRunner:
-    """Loads `config.model`, a path or a hub name, and takes memory for KV. Raises UnsupportedModel.
+    """Loads `config.model`, a path or a hub name, and allocates KV memory. Raises UnsupportedModel.
 
-    `num_threads` None leaves torch's own choice, a thread a core; the attention kernel follows it. With `ranks`, each
-    of them loads its part.
+    `num_threads` None leaves torch's own choice, one thread per core; our CPU kernels use as many. With `ranks`, each
+    rank loads its part of the model.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -47,53 +47,53 @@ def load_runner(
         load_format=config.load_format,
         ranks=ranks,
     )
-    return _runner_for(model, config, ranks=ranks)
+    return runner_for(model, config, ranks=ranks)
 
 
-def _runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = None) -> TorchRunner:
-    """The runner of a loaded model, with the KV memory that the configuration asks for or the device has left.
+def runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = None) -> TorchRunner:
+    """The runner of a loaded model, with the KV memory that the configuration asks for or that the device has left.
 
     `config.model` is where the tokenizer is found if stop strings need one. With `ranks`, all ranks call this together.
     Raises UnsupportedModel if no memory is left.
     """
-    kv_dtype = KV_DTYPES.get(config.kv_cache_dtype, model.dtype)
-    if kv_dtype is not model.dtype and model.device.type == "cpu":
-        raise UnsupportedModel(f"--kv-cache-dtype {config.kv_cache_dtype} needs a GPU; leave it out on a CPU")
     is_gpu = model.device.type == "cuda"
+    kv_dtype = _kv_dtype(model, config)
     has_graphs = is_gpu and not config.enforce_eager and ranks is None
-    pass_bytes = 0
+    step_bytes = 0
     if is_gpu and (config.num_kv_blocks is None or ranks is not None):
-        pass_bytes = _profile_bytes(model, config, kv_dtype, ranks)
-    info = _info(model, config, kv_dtype, pass_bytes + (GRAPH_BYTES if has_graphs else 0), ranks)
-    if ranks is not None:  # one scheduler plans for all of them
-        info = replace(
-            info, num_blocks=ranks.least(info.num_blocks), num_host_slots=ranks.least(info.num_host_slots)
-        )
+        step_bytes = measure_step_bytes(model, config, kv_dtype, ranks)
+    info = _runner_info(model, config, kv_dtype, step_bytes + (GRAPH_BYTES if has_graphs else 0), ranks)
     caches = allocate_kv(model.layers, info.num_blocks * info.block_size, kv_dtype, model.device)
-    if ranks is None:
-        runner = TorchRunner(model, caches, info, config.model)
-    else:
-        memory = PassMemory(ranks, LargestPass(*_largest_step(config, is_gpu), pass_bytes))
-        runner = TorchRunner(model, caches, info, config.model, agree=ranks.agree, memory=memory)
+    memory_probe = None
+    if ranks is not None:
+        memory_probe = MemoryProbe(ranks, LargestPass(*largest_step(config, is_gpu=is_gpu), step_bytes))
+    runner = TorchRunner(model, caches, info, config.model, ranks=ranks, memory_probe=memory_probe)
     if has_graphs:
         runner.capture_graphs(CudaGraphs(model.device), GRAPH_BYTES)
     return runner
 
 
-def _info(
+def _kv_dtype(model: CausalLM, config: EngineConfig) -> torch.dtype:
+    kv_dtype = KV_DTYPES.get(config.kv_cache_dtype, model.dtype)
+    if kv_dtype is not model.dtype and model.device.type == "cpu":
+        raise UnsupportedModel(f"--kv-cache-dtype {config.kv_cache_dtype} needs a GPU; leave it out on a CPU")
+    return kv_dtype
+
+
+def _runner_info(
     model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, other_bytes: int, ranks: Ranks | None
 ) -> RunnerInfo:
-    """`other_bytes` of a GPU are wanted for passes and graphs."""
+    """The runner's capacity, if steps and graphs need `other_bytes` of a GPU."""
     is_gpu = model.device.type == "cuda"
-    block_size, num_blocks = config.block_size, config.num_kv_blocks
     slot_bytes = bytes_per_slot(model.layers, kv_dtype)
     host_slot_bytes = slot_bytes * (1 if ranks is None else ranks.size)  # all ranks share the host
+    num_blocks = config.num_kv_blocks
     if num_blocks is None and is_gpu:
-        needed = staging_bytes(slot_bytes, 1 << 30) + other_bytes
-        num_blocks = num_blocks_on_gpu(slot_bytes, block_size, config.gpu_memory_utilization, needed)
+        reserved = staging_bytes(slot_bytes, 1 << 30) + other_bytes
+        num_blocks = num_blocks_on_gpu(slot_bytes, config.block_size, config.gpu_memory_utilization, reserved)
     elif num_blocks is None:
         num_blocks = num_blocks_on_cpu(
-            host_slot_bytes, block_size, config.max_rows(is_gpu), model.max_model_len
+            host_slot_bytes, config.block_size, config.max_rows(is_gpu), model.max_model_len
         )
     if num_blocks < 1:
         raise UnsupportedModel(
@@ -102,10 +102,10 @@ def _info(
         )
     host_slots = config.num_host_slots
     if host_slots is None:
-        host_slots = num_host_slots(host_slot_bytes, num_blocks * block_size, model.device)
-    return RunnerInfo(
+        host_slots = num_host_slots(host_slot_bytes, num_blocks * config.block_size, model.device)
+    info = RunnerInfo(
         num_blocks=num_blocks,
-        block_size=block_size,
+        block_size=config.block_size,
         max_num_seqs=config.max_rows(is_gpu),
         max_model_len=model.max_model_len,
         vocab_size=model.vocab_size,
@@ -115,41 +115,7 @@ def _info(
         computes_beside_host=is_gpu,
         max_num_batched_tokens=config.max_step_tokens(is_gpu),
     )
-
-
-def _largest_step(config: EngineConfig, is_gpu: bool) -> tuple[int, int]:
-    """(tokens, rows)."""
-    max_tokens = config.max_step_tokens(is_gpu)
-    return max_tokens, min(config.max_rows(is_gpu), max_tokens)
-
-
-def _profile_bytes(model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, ranks: Ranks | None) -> int:
-    """GPU memory that the largest step needs besides weights and KV: measured on one in which every row draws from the
-    whole vocabulary, and which has the longest chunk that fits."""
-    max_tokens, num_rows = _largest_step(config, is_gpu=True)
-    longest = min(model.max_model_len, max_tokens - num_rows + 1)
-    counts = [1] * (num_rows - 1) + [longest]
-    sampling = SamplingParams(max_tokens=1, top_p=0.9)
-    starts = [RowStart(row, str(row), [0] * n, n, [], sampling) for row, n in enumerate(counts)]
-    total = sum(counts)
-    plan = StepPlan(
-        rows=list(range(num_rows)),
-        starts=[0] * num_rows,
-        counts=counts,
-        samples=[True] * num_rows,
-        token_ids=[0] * total,
-        slots=list(range(total)),
-        row_starts=starts,
-    )
-    info = RunnerInfo(1, total, num_rows, model.max_model_len, model.vocab_size, "cuda", "")
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    caches = allocate_kv(model.layers, total, kv_dtype, model.device)
-    probe = TorchRunner(model, caches, info, "", agree=None if ranks is None else ranks.agree)
-    torch.cuda.reset_peak_memory_stats()
-    probe.execute(plan)
-    needed = torch.cuda.max_memory_allocated() - before - total * bytes_per_slot(model.layers, kv_dtype)
-    del probe, caches
-    torch.cuda.empty_cache()
-    return needed
+    if ranks is None:
+        return info
+    # One scheduler plans for all ranks, so all have the memory of the one with the least.
+    return replace(info, num_blocks=ranks.minimum(num_blocks), num_host_slots=ranks.minimum(host_slots))

@@ -1,4 +1,4 @@
-"""A step's plan as arrays, and as one vector of numbers that goes to the device in a single copy."""
+"""The plan of a step as arrays, and as one vector of numbers that goes to the device in a single copy."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class StepArrays:
-    """(Part of) a plan: R rows, T tokens."""
+    """A plan, or a part of one, of R rows and T tokens."""
 
-    index: Int64Array  # [R] which row of the plan each is
-    rows: Int64Array  # [R]
+    index: Int64Array  # [R] index of each row in the plan
+    rows: Int64Array  # [R] slot-table rows
     starts: Int64Array  # [R]
     counts: Int64Array  # [R]
     samples: npt.NDArray[np.bool_]  # [R]
-    token_ids: Int64Array  # [T] -1: the one that the row drew last, which only the device knows
+    token_ids: Int64Array  # [T] -1: the token that the row drew last, which only the device knows
     slots: Int64Array  # [T]
 
     @staticmethod
@@ -48,21 +48,21 @@ class StepArrays:
 
     @property
     def ends(self) -> Int64Array:
-        """[R] how many tokens of each row's request are computed after the step."""
+        """[R] The number of computed tokens of each row's request after the step."""
         return self.starts + self.counts
 
     @property
     def last_tokens(self) -> Int64Array:
-        """[R] each row's last token among the T."""
+        """[R] The index of each row's last token among the T."""
         return np.cumsum(self.counts) - 1
 
     def halves(self) -> tuple[StepArrays, StepArrays]:
-        """The same work as two steps, one after the other, of half the tokens each; T is at least 2. A row may be cut
-        in two: only its second part samples."""
+        """Splits the work into two successive steps of half the tokens each; T is at least 2. If a row is cut in two,
+        only its second part samples."""
         cut = len(self.token_ids) // 2
         ends = np.cumsum(self.counts)
         last = int(np.searchsorted(ends, cut))  # the row that holds token number cut - 1
-        kept = cut - int(ends[last] - self.counts[last])  # of that row's tokens
+        kept = cut - int(ends[last] - self.counts[last])  # number of its tokens in the first half
         is_cut = kept < self.counts[last]
         first = self._part(np.s_[: last + 1], np.s_[:cut])
         second = self._part(np.s_[last if is_cut else last + 1 :], np.s_[cut:])
@@ -73,7 +73,7 @@ class StepArrays:
         return first, second
 
     def _part(self, rows: slice, tokens: slice) -> StepArrays:
-        """Some rows and their tokens, in arrays of their own."""
+        """Copies some rows and their tokens."""
         return StepArrays(
             self.index[rows],
             self.rows[rows],
@@ -86,9 +86,9 @@ class StepArrays:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """How long the parts of a step's vector are: T tokens, R rows, S of them with one token, N tiles of the others, W
-    tokens whose logits are wanted."""
+class StepSizes:
+    """The sizes that determine the layout of a step's vector: T tokens, R rows, S of them with one token, N tiles of
+    the others, and W tokens whose logits are wanted."""
 
     tokens: int
     rows: int
@@ -97,13 +97,13 @@ class Sizes:
     wanted: int
 
     @staticmethod
-    def of_singles(num_rows: int) -> Sizes:
-        """A step of rows with one token each, all of which sample."""
-        return Sizes(num_rows, num_rows, num_rows, 0, num_rows)
+    def of_singles(num_rows: int) -> StepSizes:
+        """The sizes of a step whose rows have one token each and all sample."""
+        return StepSizes(num_rows, num_rows, num_rows, 0, num_rows)
 
     @property
     def total(self) -> int:
-        """Of the whole vector."""
+        """The length of the whole vector."""
         return sum(self._parts)
 
     @property
@@ -117,17 +117,17 @@ class StepTensors:
 
     token_ids: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
-    token_rows: torch.Tensor  # [T] slot-table row of each
-    wanted: torch.Tensor  # [W] which of the T
-    wanted_rows: torch.Tensor  # [W] slot-table rows of those
+    token_rows: torch.Tensor  # [T] slot-table rows
+    wanted: torch.Tensor  # [W] indices into T
+    wanted_rows: torch.Tensor  # [W] slot-table rows
     layout: StepLayout
 
     @staticmethod
     def of(
-        vector: torch.Tensor, sizes: Sizes, slot_table: torch.Tensor, host: IntArray, longest: int
+        vector: torch.Tensor, sizes: StepSizes, slot_table: torch.Tensor, host: IntArray, longest: int
     ) -> StepTensors:
-        """`vector` [sizes.total] is laid out as `pack` does it; `host` [4, R] is for deciding, `longest` bounds the
-        contexts of the rows with one token."""
+        """Views of `vector` [sizes.total], which is laid out as by `pack`. The host decides by `host` [4, R] and by
+        `longest`, a bound for the contexts of rows with one token."""
         token_ids, positions, slots, token_rows, rows, singles, tiles, wanted, wanted_rows = torch.split(
             vector, sizes._parts
         )
@@ -137,10 +137,10 @@ class StepTensors:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """A step on the host, ready to be sent."""
+    """A step on the host, ready to be sent to the device."""
 
-    vector: torch.Tensor  # [sizes.total] int64, pinned where a GPU reads it
-    sizes: Sizes
+    vector: torch.Tensor  # [sizes.total] int64, pinned if a GPU reads it
+    sizes: StepSizes
     host: IntArray  # [4, R]
     longest: int
 
@@ -148,14 +148,18 @@ class StepInputs:
 def pack(
     step: StepArrays, drawing: npt.NDArray[Any], padding_row: int, *, pinned: bool, size: int = 0
 ) -> StepInputs:
-    """The vector of a step that wants the logits of `drawing` (indices into R). With `size`, the step has one token a
-    row, wants them all, and is filled up to that many rows: padding belongs to slot-table row `padding_row`, which no
-    request has, is stored nowhere, and is no row to the kernels."""
+    """Packs a step that wants the logits of the rows `drawing` (indices into R).
+
+    With `size`, the step has one token per row, wants the logits of all, and is padded to that many rows. Padding
+    belongs to slot-table row `padding_row`, which no request has. It is stored nowhere, and kernels skip it.
+    """
     host = host_rows(step.rows, step.starts, step.counts)
     singles, tiles = single_indices(host), tile_indices(host)
     num_tokens, num_rows, num_wanted = len(step.token_ids), len(step.rows), len(drawing)
     sizes = (
-        Sizes.of_singles(size) if size else Sizes(num_tokens, num_rows, len(singles), len(tiles), num_wanted)
+        StepSizes.of_singles(size)
+        if size
+        else StepSizes(num_tokens, num_rows, len(singles), len(tiles), num_wanted)
     )
     vector = torch.empty(sizes.total, dtype=torch.int64, pin_memory=pinned)
     parts = np.split(vector.numpy(), np.cumsum(sizes._parts)[:-1])

@@ -1,7 +1,7 @@
-"""What the data plane asks of a device's streams: two of them, and events that order one after the other.
+"""The two streams of a device, and the events that order their work.
 
-Work given to a stream runs in the order given, some time later; work of different streams runs in any order, except
-where one was told to wait for an event of the other. The host goes on at once.
+The work given to a stream runs later, in the order given. The work of different streams runs in any order, except that
+a stream can wait for an event of the other. The host continues at once.
 """
 
 from __future__ import annotations
@@ -14,34 +14,36 @@ import torch
 
 
 class Stream(Enum):
-    MAIN = "main"  # the forward pass, sampling, and whatever reads or writes the KV cache
-    COPY = "copy"  # between host memory and staging buffers
+    """The streams that runners use."""
+
+    MAIN = "main"  # the forward pass, sampling, and everything else that reads or writes the KV cache
+    COPY = "copy"  # copies between host memory and staging buffers
 
 
 class Event(Protocol):
-    """A point in a stream: all that it was given before."""
-
-    def has_passed(self) -> bool:
-        """Whether the device is done with it; the host does not wait."""
+    """A point in a stream, which is reached when all work that was given before is done."""
 
     def synchronize(self) -> None:
-        """The host waits until the device is done with it."""
+        """The host waits until the device has reached the event."""
 
 
 class Streams(Protocol):
+    """The streams of one device."""
+
     def on(self, stream: Stream) -> AbstractContextManager[object]:
-        """Inside of it, operations on device tensors are given to `stream`. New device tensors belong to it: their
-        memory is used again, once they are dropped, by later work of that stream, whatever others still do with it."""
+        """In this context, operations on device tensors are given to `stream`, and new device tensors belong to it:
+        once they are dropped, later work of that stream reuses their memory, even if other streams still use it."""
 
     def record(self, stream: Stream) -> Event:
-        """An event after everything that `stream` was given so far."""
+        """Returns an event after everything that `stream` was given so far."""
 
     def wait(self, stream: Stream, event: Event) -> None:
-        """What `stream` is given from here on follows `event`. The host does not wait."""
+        """Makes all later work of `stream` follow `event`. The host does not wait."""
 
 
 class CudaStreams:
-    """Of one GPU. MAIN is the stream current on the thread that makes this, which has to be the one that launches."""
+    """The streams of one GPU. MAIN is the current stream of the thread that makes this, which must be the one that
+    launches."""
 
     def __init__(self, device: torch.device) -> None:
         self._streams = {
@@ -66,45 +68,39 @@ class CudaEvent:
     def __init__(self, event: torch.cuda.Event) -> None:
         self.event = event
 
-    def has_passed(self) -> bool:
-        return bool(self.event.query())  # type: ignore[no-untyped-call]
-
     def synchronize(self) -> None:
         self.event.synchronize()
 
 
-class InOrder:
-    """Of a CPU: every operation is over when its call returns."""
+class CpuStreams:
+    """The streams of a CPU, where every operation is complete when its call returns."""
 
     def on(self, stream: Stream) -> AbstractContextManager[object]:
         return nullcontext()
 
     def record(self, stream: Stream) -> Event:
-        return _PASSED
+        return _REACHED
 
     def wait(self, stream: Stream, event: Event) -> None:
-        """Nothing is left to wait for."""
+        """Does nothing: the event has been reached."""
 
 
-class _Passed:
-    def has_passed(self) -> bool:
-        return True
-
+class _ReachedEvent:
     def synchronize(self) -> None:
-        """It is over."""
+        """Does nothing: the event has been reached."""
 
 
-_PASSED = _Passed()
+_REACHED = _ReachedEvent()
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`values` of the host on `device`, for what the current stream is given from here on. The host does not wait."""
-    # Pinned memory of its own for each call: torch does not use it again before it has been read.
+    """Copies `values` from the host to `device`, for later work of the current stream. The host does not wait."""
+    # Each call uses new pinned memory, which torch does not reuse before it has been read.
     if device.type == "cuda" and not values.is_pinned():
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 def streams_of(device: torch.device) -> Streams:
-    """Those of `device`; call it on the thread that launches."""
-    return CudaStreams(device) if device.type == "cuda" else InOrder()
+    """The streams of `device`. Must be called on the thread that launches."""
+    return CudaStreams(device) if device.type == "cuda" else CpuStreams()

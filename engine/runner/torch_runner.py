@@ -1,23 +1,21 @@
-"""Carries out step plans with a transformers model: one packed forward pass and one draw a step.
+"""Carries out step plans with a transformers model: one packed forward pass and one draw per step.
 
     launch   copies out, row starts, restores -> one vector to the device -> forward pass -> draw -> ids on their way
-    result   the ids are there: which of them end their requests
+    result   the ids have arrived -> which of them end their requests
 
-Between the two the host does not wait for the device, so one step may be launched while another is computed.
+Between the two the host does not wait for the device, so a step may be launched while another is computed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.terms import TokenLogprobs
 from engine.kernels.dispatch import attention_op
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
@@ -25,56 +23,23 @@ from engine.runner.kv.host import HostKV
 from engine.runner.kv.memory import LayerCache
 from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
-from engine.runner.ranks.pass_memory import PassMemory
-from engine.runner.sampling.rows import SamplingRows
-from engine.runner.sampling.sampler import Drawn, Sampler
-from engine.runner.sampling.stop import StepRules, StopRules
-from engine.runner.step_inputs import Int64Array, StepArrays, StepTensors, pack
+from engine.runner.ranks.memory_probe import MemoryProbe
+from engine.runner.ranks.tensor_parallel import Ranks
+from engine.runner.sampling.sampler import Sampler
+from engine.runner.sampling.stop import StopTable
+from engine.runner.sampling.table import SamplingTable
+from engine.runner.step_inputs import StepArrays, StepTensors, pack
+from engine.runner.step_outputs import DrawnRows, TorchStep
 from engine.runner.streams import send, streams_of
 
 log = logging.getLogger("engine.runner")
 
 
-@dataclass(frozen=True, slots=True)
-class _Draw:
-    """What (part of) a step drew, on its way from the device."""
-
-    index: Int64Array  # [n] rows of the plan
-    num_outputs: Int64Array  # [n] output tokens each has with this one
-    drawn: Drawn
-    rules: StepRules
-
-
-@dataclass(slots=True)
-class TorchStep:
-    """A step under way."""
-
-    num_rows: int
-    failed: dict[int, str]
-    draws: list[_Draw] = field(default_factory=list)
-    _result: StepResult | None = None
-
-    def result(self) -> StepResult:
-        """Waits for the device, the first time."""
-        if self._result is None:
-            sampled, stopped = [-1] * self.num_rows, [False] * self.num_rows
-            logprobs: dict[int, TokenLogprobs] = {}
-            for draw in self.draws:
-                token_ids, found = draw.drawn.collect()
-                ends = draw.rules.ends(token_ids, draw.num_outputs)
-                index = draw.index.tolist()
-                for i, token_id, end in zip(index, token_ids, ends, strict=True):
-                    sampled[i], stopped[i] = token_id, end
-                logprobs.update({index[j]: value for j, value in found.items()})
-            self._result = StepResult(sampled, stopped, logprobs, self.failed)
-        return self._result
-
-
 class TorchRunner:
-    """A `ModelRunner` on torch; used from one thread. `engine.runner.loading` makes them.
+    """A `ModelRunner` on torch, used from one thread; `engine.runner.loading` makes them.
 
-    `agree`, where several ranks compute together, makes the drawn ids [n] those of the first rank, in place. Passes for
-    which `memory` does not suffice are not begun.
+    With `ranks`, several processes compute together and all draw the tokens of the first. A forward pass begins only if
+    `memory_probe` finds enough memory for it.
     """
 
     def __init__(
@@ -84,41 +49,43 @@ class TorchRunner:
         info: RunnerInfo,
         tokenizer: str,
         *,
-        agree: Callable[[torch.Tensor], None] | None = None,
-        memory: PassMemory | None = None,
+        ranks: Ranks | None = None,
+        memory_probe: MemoryProbe | None = None,
     ) -> None:
+        device = model.device
         self._model = model
         self._caches = caches
         self._info = info
-        self._host_kv = HostKV(caches, info.num_host_slots, model.device, streams_of(model.device))
-        self._op = attention_op(model.device)
-        # One row more than requests can have: it takes what padding writes.
+        self._host_kv = HostKV(caches, info.num_host_slots, device, streams_of(device))
+        self._op = attention_op(device)
+        # One row more than requests can have: padding writes to it.
         self._slot_table = torch.zeros(
-            (info.max_num_seqs + 1, info.max_model_len), dtype=torch.int32, device=model.device
+            (info.max_num_seqs + 1, info.max_model_len), dtype=torch.int32, device=device
         )
-        self._drawn = torch.zeros(
-            info.max_num_seqs + 1, dtype=torch.int64, device=model.device
-        )  # by row, the last
-        self._sampling = SamplingRows(info.max_num_seqs, model.eos_token_ids)
-        self._sampler = Sampler(self._sampling, agree)
-        self._stop = StopRules(info.max_num_seqs, model.eos_token_ids, tokenizer)
-        self._is_one_of_many = agree is not None
-        self._memory = memory
+        # By row: the token that it drew last.
+        self._drawn = torch.zeros(info.max_num_seqs + 1, dtype=torch.int64, device=device)
+        self._sampling = SamplingTable(info.max_num_seqs, model.eos_token_ids)
+        self._sampler = Sampler(self._sampling, None if ranks is None else ranks.broadcast)
+        self._stop = StopTable(info.max_num_seqs, model.eos_token_ids, tokenizer)
+        self._has_peers = ranks is not None
+        self._memory_probe = memory_probe
         self._num_prompt_tokens = np.zeros(info.max_num_seqs, dtype=np.int64)
-        self._refused: dict[int, str] = {}  # by row: why its request cannot be computed
+        self._errors: dict[int, str] = {}  # by row: why its request cannot be computed
         self._last: TorchStep | None = None
         self._graphs: DecodeGraphs | None = None
-        self._most_tokens = 1 << 62  # of a forward pass: less once memory ran out in one
+        self._max_pass_tokens = 1 << 62  # lowered once a forward pass ran out of memory
 
     def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
-        """From here on, steps of rows with one token each are replayed. Before the first step; takes `budget_bytes` of
-        the device's memory at most."""
+        """Captures CUDA graphs for steps of rows with one token each, which are replayed from now on.
+
+        Takes at most `budget_bytes` of device memory. Must be called before the first step.
+        """
         sizes = GraphSizes.up_to(self._info.max_num_seqs)
         self._graphs = DecodeGraphs(self._forward_tensors, self._slot_table, sizes, budget_bytes, backend)
 
-    def limit_passes(self, most_tokens: int) -> None:
-        """From here on, steps of more tokens are computed in parts."""
-        self._most_tokens = most_tokens
+    def limit_passes(self, max_tokens: int) -> None:
+        """From now on, computes steps of more tokens in parts."""
+        self._max_pass_tokens = max_tokens
 
     @property
     def info(self) -> RunnerInfo:
@@ -130,7 +97,7 @@ class TorchRunner:
 
     def launch(self, plan: StepPlan) -> TorchStep:
         if plan.copies_out:
-            # In one go, for each takes a staging buffer. Of copies to the same host slot the last is the one to keep.
+            # One call, since each takes a staging buffer. Of several copies to a host slot, the last one counts.
             saved = {
                 host_slot: slot
                 for copy in plan.copies_out
@@ -176,32 +143,19 @@ class TorchRunner:
     def _start_row(self, start: RowStart) -> None:
         row = start.row
         self._num_prompt_tokens[row] = start.num_prompt_tokens
-        self._refused.pop(row, None)
-        reason = self._refusal(start)
-        if reason is None:
+        self._errors.pop(row, None)
+        error = _unknown_token(start, self._info.vocab_size)
+        if error is None:
             try:
                 self._sampling.start(start)
                 self._stop.start(start)
-            except ValueError as error:
-                reason = str(error)
-        if reason is not None:
-            self._refused[row] = reason
-
-    def _refusal(self, start: RowStart) -> str | None:
-        vocab_size = self._info.vocab_size
-        token_ids = np.array(start.token_ids)
-        bad = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
-        if len(bad):
-            return f"token id {bad[0]} is outside of the model's vocabulary of {vocab_size}"
-        for token_id, _ in start.sampling.logit_bias:
-            if not 0 <= token_id < vocab_size:
-                return (
-                    f"logit_bias names token id {token_id}, outside of the model's vocabulary of {vocab_size}"
-                )
-        return None
+            except ValueError as invalid:
+                error = str(invalid)
+        if error is not None:
+            self._errors[row] = error
 
     def _edit_slot_table(self, plan: StepPlan) -> None:
-        """Where the computed tokens of rows lie that were given to requests, or that tokens came back to."""
+        """Enters the slots of tokens that are already computed: those of rows that start, and those restored."""
         edits = [(start.row, 0, start.slots) for start in plan.row_starts if start.slots]
         edits += [(restore.row, restore.start, restore.device_slots) for restore in plan.restores]
         if not edits:
@@ -216,43 +170,47 @@ class TorchRunner:
         self._slot_table[on_rows, positions] = values.int()
 
     def _find_failed(self, step: StepArrays) -> dict[int, str]:
-        """Rows of the plan whose requests end here, by index, and why. Token ids that the model cannot look up are
-        replaced in place; all others are computed as they are, for their K and V may be shared as a prefix."""
-        if not self._refused:
+        """Returns the rows of the plan whose requests fail, by index, with the reason.
+
+        Replaces token ids that the model cannot look up, in place. All other tokens of these rows are computed as
+        usual, since their K and V may be shared as a prefix.
+        """
+        if not self._errors:
             return {}
         step.token_ids[(step.token_ids < -1) | (step.token_ids >= self._info.vocab_size)] = 0
-        return {i: self._refused[row] for i, row in enumerate(step.rows.tolist()) if row in self._refused}
+        return {i: self._errors[row] for i, row in enumerate(step.rows.tolist()) if row in self._errors}
 
     def _compute(self, arrays: StepArrays, step: TorchStep) -> None:
-        """Launches the forward pass and the draw, or, where memory does not suffice, those of one half and of the
-        other. Raises torch.OutOfMemoryError when a single token is too much, or a pass was begun that other ranks have
-        begun too."""
+        """Launches the forward pass and the draw, or, if memory does not suffice, those of each half in turn.
+
+        Raises torch.OutOfMemoryError if a single token is too much, or if other ranks have begun the same pass.
+        """
         num_tokens = len(arrays.token_ids)
-        if num_tokens <= self._most_tokens:
+        if num_tokens <= self._max_pass_tokens:
             if self._has_memory_for(arrays):
                 try:
                     self._compute_whole(arrays, step)
                     return
                 except torch.OutOfMemoryError:
-                    if num_tokens < 2 or self._is_one_of_many:
+                    if num_tokens < 2 or self._has_peers:
                         raise
-            self._most_tokens = num_tokens // 2
+            self._max_pass_tokens = num_tokens // 2
             log.warning(
                 "out of memory in a step of %d tokens: from now on steps of more than %d are computed in parts",
-                num_tokens, self._most_tokens,
+                num_tokens, self._max_pass_tokens,
             )  # fmt: skip
-            # Outside of `except`: what the error holds of the failed pass is let go first.
+            # Outside of `except`, so that what the error keeps of the failed pass is released first.
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
         for half in arrays.halves():
             self._compute(half, step)
 
     def _has_memory_for(self, arrays: StepArrays) -> bool:
-        """False only where the pass can be halved."""
+        """Whether to try the pass as a whole; False only if it can be halved."""
         num_tokens = len(arrays.token_ids)
-        if self._memory is None or num_tokens < 2:
+        if self._memory_probe is None or num_tokens < 2:
             return True
-        return self._memory.suffices(num_tokens, int(np.count_nonzero(arrays.samples)))
+        return self._memory_probe.suffices(num_tokens, int(np.count_nonzero(arrays.samples)))
 
     def _compute_whole(self, arrays: StepArrays, step: TorchStep) -> None:
         drawing = np.flatnonzero(arrays.samples)
@@ -261,14 +219,14 @@ class TorchRunner:
             return
         rows = arrays.rows[drawing]
         num_outputs = arrays.ends[drawing] - self._num_prompt_tokens[rows]
-        drawn = self._sampler.draw(logits, rows, num_outputs)
-        self._drawn[wanted_rows] = drawn.token_ids
-        step.draws.append(_Draw(arrays.index[drawing], num_outputs + 1, drawn, self._stop.rules_of(rows)))
+        draw = self._sampler.draw(logits, rows, num_outputs)
+        self._drawn[wanted_rows] = draw.token_ids
+        step.draws.append(DrawnRows(arrays.index[drawing], num_outputs + 1, draw, self._stop.rules_of(rows)))
 
     def _forward(
         self, arrays: StepArrays, drawing: npt.NDArray[np.intp]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [n, V] at the last token of each row in `drawing`, and those rows [n] on the device."""
+        """Returns logits [n, V] at the last token of each row in `drawing`, and those rows [n] on the device."""
         size = self._graphs.size_for(arrays, len(drawing)) if self._graphs is not None else None
         is_gpu = self._model.device.type == "cuda"
         inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=is_gpu, size=size or 0)
@@ -280,8 +238,20 @@ class TorchRunner:
 
     @torch.inference_mode()
     def _forward_tensors(self, step: StepTensors) -> torch.Tensor:
-        """[W, V] logits. All of it is work for the device that a CUDA graph can hold."""
+        """Returns logits [W, V]. All of it is work for the device that a CUDA graph can capture."""
         token_ids = torch.where(step.token_ids < 0, self._drawn[step.token_rows], step.token_ids)
         self._slot_table[step.token_rows, step.positions] = step.layout.slot_mapping.int()
         packed = PackedStep(step.layout, self._caches, self._op)
         return self._model.forward(token_ids, step.positions, packed, step.wanted)
+
+
+def _unknown_token(start: RowStart, vocab_size: int) -> str | None:
+    """The error of a request that names a token outside of the vocabulary, or None."""
+    token_ids = np.array(start.token_ids)
+    unknown = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
+    if len(unknown):
+        return f"token id {unknown[0]} is outside of the model's vocabulary of {vocab_size}"
+    for token_id, _ in start.sampling.logit_bias:
+        if not 0 <= token_id < vocab_size:
+            return f"logit_bias names token id {token_id}, outside of the model's vocabulary of {vocab_size}"
+    return None

@@ -1,4 +1,8 @@
-"""What the engine's process and its ranks tell each other. Every rank answers its assignment, rank 0 each `RESULT`."""
+"""Messages between the engine's process and its ranks.
+
+Every rank answers its `Assignment` with `Ready`; rank 0 answers each `RESULT` with a `StepResult`. A rank that cannot
+go on sends `Unsupported` or `Failed` as its last message.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +11,39 @@ from dataclasses import dataclass
 from engine.config import EngineConfig
 from engine.runner.base import RunnerInfo
 
-# Commands to ranks; anything else is a pickled plan, to be launched.
+# Commands to ranks; anything else is a pickled plan to launch.
 CLOSE, RESULT = b"", b"result"
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The first thing a rank is told: which it is of how many, where (a file's path) it finds the others, and how many
-    tokens its forward passes may have."""
+    """The first message to a rank: its number, the number of ranks, the path of the file through which they find each
+    other, and the largest number of tokens per forward pass (None: no limit)."""
 
     number: int
     size: int
     rendezvous: str
     config: EngineConfig
-    most_tokens: int | None
+    max_pass_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A rank's answer once it has loaded its part."""
+    """A rank has loaded its part of the model."""
 
     info: RunnerInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A rank's last word: the message of an UnsupportedModel."""
+    """A rank raised UnsupportedModel with this message."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A rank's last word: an error nobody foresaw."""
+    """A rank raised any other error."""
 
     message: str
     trace: str

@@ -1,7 +1,7 @@
-"""One rank's process: `python -m engine.runner.ranks.rank_process FD`.
+"""The program of one rank: `python -m engine.runner.ranks.rank_process FD`.
 
-`ParallelRunner` starts it and holds the other end of the socket FD. The process makes the calls that the engine makes
-of its runner, in their order, on its own part of the model.
+`RankGroup` starts it and holds the other end of the socket FD. The process repeats the calls that the engine makes to
+its runner, in the same order, on its own part of the model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from engine.runner.loading import load_runner
 from engine.runner.model.checkpoint import resolve_device
 from engine.runner.ranks.messages import CLOSE, RESULT, Assignment, Failed, Ready, Unsupported
 from engine.runner.ranks.tensor_parallel import Ranks
-from engine.runner.torch_runner import TorchStep
+from engine.runner.step_outputs import TorchStep
 
 
 def main() -> None:
-    # Whoever interrupts the whole process group means the engine, which ends its ranks when it is done.
+    # A signal to the whole process group is meant for the engine, which ends its ranks when it has finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
@@ -38,7 +38,7 @@ def main() -> None:
         level=logging.WARNING if assignment.number else logging.INFO,
         format=f"%(asctime)s %(levelname)s %(name)s (rank {assignment.number}): %(message)s",
     )
-    if assignment.number:  # what transformers says of a model it says of every part
+    if assignment.number:  # transformers would repeat its messages for every part of the model
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     commands: SimpleQueue[bytes] = SimpleQueue()
@@ -51,15 +51,15 @@ def main() -> None:
         is_out_of_memory = isinstance(error, torch.OutOfMemoryError)
         connection.send(Failed(f"{type(error).__name__}: {error}", traceback.format_exc(), is_out_of_memory))
     else:
-        os._exit(0)  # what an interpreter does at its end takes it seconds, with this much loaded
-    os._exit(1)  # no leave-taking: the others may wait for this rank in the middle of a step
+        os._exit(0)  # the regular exit of an interpreter with this much loaded takes seconds
+    os._exit(1)  # without leaving the group: the others may wait for this rank in the middle of a step
 
 
 def _serve(assignment: Assignment, connection: Connection, commands: SimpleQueue[bytes]) -> None:
     ranks = _join(assignment)
     runner = load_runner(assignment.config, ranks=ranks)
-    if assignment.most_tokens is not None:
-        runner.limit_passes(assignment.most_tokens)
+    if assignment.max_pass_tokens is not None:
+        runner.limit_passes(assignment.max_pass_tokens)
     connection.send(Ready(runner.info))
     under_way: deque[TorchStep] = deque()
     while (command := commands.get()) != CLOSE:
@@ -74,8 +74,10 @@ def _serve(assignment: Assignment, connection: Connection, commands: SimpleQueue
 
 
 def _receive(connection: Connection, commands: SimpleQueue[bytes]) -> None:
-    """Takes in commands while others are carried out, so that the engine never waits to be rid of one. Ends the process
-    with the engine, whatever the main thread waits for just then."""
+    """Receives commands while others are carried out, so that the engine never waits to send one.
+
+    Ends the process when the engine ends, even if the main thread waits for something.
+    """
     try:
         while True:
             commands.put(connection.recv_bytes())
@@ -89,11 +91,11 @@ def _join(assignment: Assignment) -> Ranks:
         num_gpus = torch.cuda.device_count()
         if num_gpus < size:
             raise UnsupportedModel(
-                f"--tensor-parallel-size is {size}, but torch sees {num_gpus} GPU{'s' * (num_gpus != 1)}: ask for as "
-                "many as there are, or make more visible (CUDA_VISIBLE_DEVICES)"
+                f"--tensor-parallel-size is {size}, but torch sees {num_gpus} GPU{'s' * (num_gpus != 1)}: lower "
+                "it, or make more of them visible (CUDA_VISIBLE_DEVICES)"
             )
         device = torch.device("cuda", assignment.number)
-        torch.cuda.set_device(device)  # from here on, "cuda" is this one
+        torch.cuda.set_device(device)  # from now on, "cuda" means this one
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     return Ranks.join(assignment.rendezvous, assignment.number, size, device)

@@ -1,4 +1,4 @@
-"""Draws the next token of every sampling row of a step at once. What no row asks for costs nothing."""
+"""Draws the next token of every sampling row of a step at once. Options that no row uses cost nothing."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import torch
 
 from engine.core.terms import TokenLogprobs
 from engine.kernels.cpu import sampling as cpu_sampling
-from engine.runner.sampling.rows import IntArray, SamplingRows, TokenCounts
+from engine.runner.sampling.table import IntArray, SamplingTable, TokenCounts
 from engine.runner.streams import send
 
-# Tensors in a transfer begin at multiples of so many bytes: what the widest load wants.
+# The tensors of one transfer begin at multiples of this many bytes, which suits the widest load.
 _ALIGNMENT = 16
 
 
-class Drawn:
-    """What a step drew. It holds whatever it needs of the rows, which may have other holders when it is collected."""
+class PendingDraw:
+    """Tokens that the device draws, to be collected later.
+
+    It keeps everything it needs of the rows, which other requests may hold by the time it is collected.
+    """
 
     def __init__(
         self,
         token_ids: torch.Tensor,  # [n] int64
-        penalised: list[tuple[int, TokenCounts]],  # by index into n, who is told of the token
+        penalized: list[tuple[int, TokenCounts]],  # index into n, and the counts to which its token is added
         logprobs: _Logprobs | None,
     ) -> None:
-        self.token_ids = token_ids  # on the device, there when the device comes to it
-        self._penalised = penalised
-        self._asked = logprobs
+        self.token_ids = token_ids  # on the device, which may not have computed them yet
+        self._penalized = penalized
+        self._logprobs = logprobs
         self._result: tuple[list[int], dict[int, TokenLogprobs]] | None = None
         words = token_ids if logprobs is None else torch.cat([token_ids, logprobs.words(token_ids)])
-        # On CUDA into pinned memory, which torch gives to nobody else until the copy is done.
+        # On CUDA this goes to pinned memory, which torch does not reuse until the copy is done.
         self._words = words.to("cpu", non_blocking=True)
         self._done: torch.cuda.Event | None = None
         if words.is_cuda:
@@ -40,151 +43,154 @@ class Drawn:
             self._done.record()
 
     def collect(self) -> tuple[list[int], dict[int, TokenLogprobs]]:
-        """The n tokens drawn, and by index into n the log-probabilities where asked for. Those are of the model's raw
-        logits, before penalties, bias and temperature. Waits for the device."""
+        """Waits for the device, and returns the n tokens and, by index into n, the log-probabilities that were
+        requested. These are of the model's raw logits, before penalties, bias and temperature."""
         if self._result is not None:
             return self._result
         if self._done is not None:
             self._done.synchronize()
         words, num_tokens = self._words.numpy(), len(self.token_ids)
         token_ids = words[:num_tokens].tolist()
-        for i, counts in self._penalised:
+        for i, counts in self._penalized:
             counts.append(token_ids[i])
-        logprobs = {} if self._asked is None else self._asked.read(words[num_tokens:])
+        logprobs = {} if self._logprobs is None else self._logprobs.read(words[num_tokens:])
         self._result = (token_ids, logprobs)
         return self._result
 
 
 class _Logprobs:
-    """Log-probabilities of m rows' likeliest tokens, taken before their logits change."""
+    """The log-probabilities that m rows request, computed before their logits change."""
 
     def __init__(
         self,
         logits: torch.Tensor,  # [n, V]
-        asked: npt.NDArray[np.intp],  # [m] which of the n
-        where: torch.Tensor,  # [m] int64, `asked` on the device
-        wanted: list[int],  # [m] how many each asks for
+        index: npt.NDArray[np.intp],  # [m] indices into n
+        index_on_device: torch.Tensor,  # [m] int64
+        counts: list[int],  # [m] how many of its likeliest tokens each row requests
     ) -> None:
-        self._indices, self._where, self._wanted = asked.tolist(), where, wanted
-        self._raw = logits.index_select(0, where).float()
+        self._index, self._index_on_device, self._counts = index.tolist(), index_on_device, counts
+        self._raw = logits.index_select(0, index_on_device).float()
         self._norm = self._raw.logsumexp(dim=-1, keepdim=True)
-        self._top = self._raw.topk(min(max(wanted), logits.shape[1]), dim=-1)
+        self._top = self._raw.topk(min(max(counts), logits.shape[1]), dim=-1)
 
     def words(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """[m + 2 m w] int64, to travel with the tokens: the bits, as float64, of the drawn tokens' log-probabilities
-        and of the w likeliest, and the ids of these."""
-        drawn = self._raw.gather(1, token_ids[self._where][:, None])
+        """[m + 2 m w] int64, to be copied together with the tokens: the log-probabilities of the drawn tokens and of
+        the w likeliest ones, as the bits of float64, and the ids of the latter."""
+        drawn = self._raw.gather(1, token_ids[self._index_on_device][:, None])
         values = (torch.cat([drawn, self._top.values], dim=1) - self._norm).double().view(torch.int64)
         return torch.cat([values, self._top.indices], dim=1).flatten()
 
     def read(self, words: npt.NDArray[np.int64]) -> dict[int, TokenLogprobs]:
-        """By index into n, what `words` says once it is on the host."""
-        table = words.reshape(len(self._indices), -1)
+        """Decodes `words` on the host, by index into n."""
+        table = words.reshape(len(self._index), -1)
         num_values = (table.shape[1] + 1) // 2
         values = np.ascontiguousarray(table[:, :num_values]).view(np.float64).tolist()
         token_ids = table[:, num_values:].tolist()
         return {
-            i: TokenLogprobs(own[0], tuple(zip(ids[:wanted], own[1:], strict=False)))
-            for i, own, ids, wanted in zip(self._indices, values, token_ids, self._wanted, strict=True)
+            i: TokenLogprobs(own[0], tuple(zip(ids[:count], own[1:], strict=False)))
+            for i, own, ids, count in zip(self._index, values, token_ids, self._counts, strict=True)
         }
 
 
 class Sampler:
-    """Samples by `SamplingRows`' parameters on the device that the logits are on, and never waits for it.
+    """Samples on the device of the logits, with the parameters of a `SamplingTable`, and never waits for the device.
 
-    Order, as transformers has it: logit_bias, penalties, min_tokens, temperature, top_k, top_p, min_p. top_k and
-    top_p keep every token as likely as the last one kept, so that ties do not depend on how a sort breaks them.
+    The order is that of transformers: logit_bias, penalties, min_tokens, temperature, top_k, top_p, min_p. top_k and
+    top_p keep every token that is as likely as the last one kept, so that ties do not depend on the sort.
     """
 
-    def __init__(self, rows: SamplingRows, agree: Callable[[torch.Tensor], None] | None = None) -> None:
-        """`agree`, where several ranks compute together, makes the drawn ids [n] those of the first, in place."""
-        self._rows = rows
-        self._agree = agree
+    def __init__(self, table: SamplingTable, broadcast: Callable[[torch.Tensor], None] | None = None) -> None:
+        """`broadcast`, if several ranks compute together, replaces the drawn ids [n] by those of rank 0, in place."""
+        self._table = table
+        self._broadcast = broadcast
 
     def needs_host_tokens(self, rows: IntArray) -> bool:
-        """Whether to draw for these rows (slot-table rows [n]), all their earlier draws must have been collected."""
-        return bool(self._rows.is_penalised[rows].any())
+        """Whether a draw for these slot-table rows [n] needs all their earlier draws to be collected first."""
+        return bool(self._table.is_penalized[rows].any())
 
     @torch.inference_mode()
     def draw(
         self,
-        logits: torch.Tensor,  # [n, V], may be changed
+        logits: torch.Tensor,  # [n, V], may be overwritten
         rows: IntArray,  # [n] slot-table rows
-        num_outputs: IntArray,  # [n] output tokens each has so far, those not yet collected among them
-    ) -> Drawn:
-        """Launches the draw; one transfer to the device where some row needs its numbers there."""
-        table = self._rows
-        parts, numbers = self._gather(rows, num_outputs, logits.shape[1])
-        asked = np.flatnonzero(table.num_logprobs[rows] >= 0)
-        if len(asked):
-            parts["asked"] = asked
-        if numbers is not None and logits.is_cuda:
-            parts["numbers"] = numbers
+        num_outputs: IntArray,  # [n] output tokens that each has, including those not yet collected
+    ) -> PendingDraw:
+        """Launches the draw, after at most one transfer to the device."""
+        table = self._table
+        parts, parameters = self._gather(rows, num_outputs, logits.shape[1])
+        with_logprobs = np.flatnonzero(table.num_logprobs[rows] >= 0)
+        if len(with_logprobs):
+            parts["with_logprobs"] = with_logprobs
+        if parameters is not None and logits.is_cuda:
+            parts["parameters"] = parameters
         sent = _send_together(parts, logits.device)
         logprobs = None
-        if len(asked):
-            logprobs = _Logprobs(logits, asked, sent["asked"], table.num_logprobs[rows[asked]].tolist())
+        if len(with_logprobs):
+            counts = table.num_logprobs[rows[with_logprobs]].tolist()
+            logprobs = _Logprobs(logits, with_logprobs, sent["with_logprobs"], counts)
         logits = _change(logits, sent)
-        if numbers is None:
+        if parameters is None:
             token_ids = logits.argmax(dim=-1)
         elif logits.is_cuda:
-            from engine.kernels.triton import sampling as triton_sampling  # triton is not everywhere
+            from engine.kernels.triton import (
+                sampling as triton_sampling,  # Triton is not installed everywhere
+            )
 
-            token_ids = triton_sampling.draw(logits, sent["numbers"])
+            token_ids = triton_sampling.draw(logits, sent["parameters"])
         else:
-            token_ids = cpu_sampling.draw(logits, numbers)
-        if self._agree is not None:
-            self._agree(token_ids)
-        penalised = [
-            (i, table.token_counts(int(rows[i]))) for i in np.flatnonzero(table.is_penalised[rows]).tolist()
+            token_ids = cpu_sampling.draw(logits, parameters)
+        if self._broadcast is not None:
+            self._broadcast(token_ids)
+        penalized = [
+            (i, table.token_counts(int(rows[i]))) for i in np.flatnonzero(table.is_penalized[rows]).tolist()
         ]
-        return Drawn(token_ids, penalised, logprobs)
+        return PendingDraw(token_ids, penalized, logprobs)
 
     def _gather(
         self, rows: IntArray, num_outputs: IntArray, vocab_size: int
     ) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.float64] | None]:
-        """What the rows ask for as arrays: changes of logits, and the numbers to draw by (None: all are greedy)."""
-        table, parts = self._rows, dict[str, npt.NDArray[Any]]()
+        """The changes to the logits as arrays, and the parameters of the draw (None: all rows are greedy)."""
+        table, parts = self._table, dict[str, npt.NDArray[Any]]()
         if table.is_biased[rows].any() and (bias := table.biases(rows)):
             parts["biased"], parts["bias"] = bias.positions(vocab_size), bias.values
         if penalties := table.penalties(rows):
-            parts["penalised"] = penalties.positions(vocab_size)
+            parts["penalized"] = penalties.positions(vocab_size)
             parts["repetition"], parts["subtract"] = penalties.repetition, penalties.subtract
-        if (num_outputs < table.min_tokens[rows]).any() and (barred := table.barred(rows, num_outputs)):
-            parts["barred"] = barred.positions(vocab_size)
+        if (num_outputs < table.min_tokens[rows]).any() and (banned := table.banned(rows, num_outputs)):
+            parts["banned"] = banned.positions(vocab_size)
         is_greedy = not table.temperature[rows].any()
-        return parts, None if is_greedy else table.numbers(rows, num_outputs)
+        return parts, None if is_greedy else table.draw_parameters(rows, num_outputs)
 
 
 def _change(
     logits: torch.Tensor,  # [n, V]
-    sent: Mapping[str, torch.Tensor],  # `Sampler._gather`'s arrays
+    sent: Mapping[str, torch.Tensor],  # the arrays of `Sampler._gather`
 ) -> torch.Tensor:  # [n, V]
-    """Bias, penalties and min_tokens: changes to a few logits of the rows that have them."""
-    if not sent.keys() & {"biased", "penalised", "barred"}:
+    """Applies bias, penalties and min_tokens to the few logits that they concern."""
+    if not sent.keys() & {"biased", "penalized", "banned"}:
         return logits
     logits = logits.float().contiguous()
     flat = logits.view(-1)
     if "biased" in sent:
         flat.index_add_(0, sent["biased"], sent["bias"])
-    if "penalised" in sent:
-        values, repetition = flat[sent["penalised"]], sent["repetition"]
+    if "penalized" in sent:
+        values, repetition = flat[sent["penalized"]], sent["repetition"]
         values = torch.where(values > 0, values / repetition, values * repetition)
-        flat.index_copy_(0, sent["penalised"], values - sent["subtract"])
-    if "barred" in sent:
-        flat.index_fill_(0, sent["barred"], -torch.inf)
+        flat.index_copy_(0, sent["penalized"], values - sent["subtract"])
+    if "banned" in sent:
+        flat.index_fill_(0, sent["banned"], -torch.inf)
     return logits
 
 
 def _send_together(parts: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:
-    """The arrays on the device, in one transfer that nothing waits for."""
+    """Sends the arrays to the device in one asynchronous transfer."""
     if device.type == "cpu" or not parts:
         return {name: torch.from_numpy(part) for name, part in parts.items()}
     offsets, total = [], 0
     for part in parts.values():
         offsets.append(total)
         total += -(-part.nbytes // _ALIGNMENT) * _ALIGNMENT
-    # Torch keeps pinned memory for the next step once the copy out of it is done, and no sooner.
+    # torch reuses this pinned memory for a later step, but not before the copy out of it is done.
     staging = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
     host = staging.numpy()
     for offset, part in zip(offsets, parts.values(), strict=True):

@@ -1,4 +1,4 @@
-"""Which sampled tokens end their request: end of sequence, stop tokens, stop strings."""
+"""Decides which sampled tokens end their request: end of sequence, stop tokens and stop strings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TRIM_TOKENS = 64
 
 
 class StopStrings:
-    """Looks for strings in the text of a growing output, decoding only its end.
+    """Searches the text of a growing output for strings, decoding only its end.
 
     ```
     token ids:  ......... | context | new ...
-                       _start     _read          decode(context + new) minus decode(context) is new's text
+                       _start     _read          the new text is decode(context + new) less decode(context)
     ```
-    The context is there because a token's text may depend on the one before it (a leading space, say).
+    The context is needed because a token's text may depend on the token before it (for example, a leading space).
     """
 
     __slots__ = ("_decode", "_ids", "_longest", "_read", "_start", "_stops", "_tail")
@@ -37,17 +37,17 @@ class StopStrings:
         self._ids: list[int] = []
         self._start = 0
         self._read = 0
-        self._tail = ""  # the end of the text so far in which a stop string may have begun
+        self._tail = ""  # the end of the text so far, in which a stop string may have begun
 
     def push(self, token_id: int) -> bool:
-        """Takes the next output token; True if one of the strings stands in the text that it completes."""
+        """Takes the next output token. Returns whether one of the strings occurs in the text that it completes."""
         self._ids.append(token_id)
         context = self._decode(self._ids[self._start : self._read])
         text = self._decode(self._ids[self._start :])
         window = self._tail + text[len(context) :]
         found = any(stop in window for stop in self._stops)
         if text.endswith(_REPLACEMENT) and len(self._ids) - self._read < _TRIM_TOKENS:
-            return found  # perhaps the middle of a character: its text is read again with the next token
+            return found  # perhaps the middle of a character: it is decoded again with the next token
         self._start, self._read = self._read, len(self._ids)
         if self._start > _TRIM_TOKENS:
             del self._ids[: self._start]
@@ -58,15 +58,17 @@ class StopStrings:
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """What ends one request. It outlives the request's hold on its row."""
+    """The conditions that end one request. It remains valid after the request has left its row."""
 
     token_ids: frozenset[int]
     min_tokens: int
     strings: StopStrings | None
 
     def ends(self, token_id: int, num_outputs: int) -> bool:
-        """Whether `token_id`, the request's output token number `num_outputs` (from 1), ends it. To be asked once
-        about every output token where there are stop strings: they see the text grow."""
+        """Whether `token_id`, the request's output token number `num_outputs` (from 1), ends it.
+
+        If there are stop strings, this must be called once for every output token, since they follow the text.
+        """
         has_string = self.strings is not None and self.strings.push(token_id)
         if token_id in self.token_ids:
             return num_outputs > self.min_tokens
@@ -75,27 +77,29 @@ class StopRule:
 
 @dataclass(frozen=True, slots=True)
 class StepRules:
-    """The rules of a step's rows as they were when it was launched, whoever holds the rows by its end."""
+    """The rules of a step's rows when it was launched; other requests may hold the rows when it ends."""
 
     rules: list[StopRule]
     watched: frozenset[int]  # at least the stop tokens of all the rules
     with_strings: list[int]  # which rules have stop strings
 
     def ends(self, token_ids: Sequence[int], num_outputs: IntArray) -> list[bool]:
-        """By row, whether the token that it drew ends its request; that is output token number `num_outputs[i]`
-        (from 1). To be asked once. Costs little where no token is a stop token and no row has stop strings."""
+        """Whether each row's token, its output token number `num_outputs[i]` (from 1), ends its request.
+
+        Must be called once. It costs little if no token is a stop token and no row has stop strings.
+        """
         ended = [False] * len(self.rules)
-        asked = self.with_strings
+        candidates = self.with_strings
         if not self.watched.isdisjoint(token_ids):
             hit = [i for i, token_id in enumerate(token_ids) if token_id in self.watched]
-            asked = sorted({*asked, *hit})
-        for i in asked:
+            candidates = sorted({*candidates, *hit})
+        for i in candidates:
             ended[i] = self.rules[i].ends(token_ids[i], int(num_outputs[i]))
         return ended
 
 
-class StopRules:
-    """What ends the requests in the slot-table rows. The tokenizer is loaded when the first stop string comes."""
+class StopTable:
+    """The stop rules of the requests in the slot-table rows. The first stop string loads the tokenizer."""
 
     def __init__(self, num_rows: int, eos_token_ids: frozenset[int], model: str) -> None:
         self._eos_token_ids = eos_token_ids
@@ -108,7 +112,7 @@ class StopRules:
         self._watched: frozenset[int] = frozenset()
 
     def start(self, start: RowStart) -> None:
-        """Row `start.row` now holds this request. Raises ValueError where its stop strings cannot be watched for."""
+        """Assigns row `start.row` to this request. Raises ValueError if it has stop strings and no tokenizer loads."""
         sampling = start.sampling
         token_ids = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
@@ -116,7 +120,7 @@ class StopRules:
         strings = None
         if sampling.stop:
             decode, special = self._load_tokenizer()
-            # Text leaves special tokens out, so a stop string that names one is watched for as a token.
+            # The text omits special tokens, so a stop string that names one is treated as a stop token.
             token_ids |= {special[stop] for stop in sampling.stop if stop in special}
             strings = StopStrings(sampling.stop, decode)
             for token_id in start.token_ids[start.num_prompt_tokens :]:
@@ -126,23 +130,23 @@ class StopRules:
         self._has_strings[start.row] = strings is not None
 
     def rules_of(self, rows: IntArray) -> StepRules:
-        """What ends the requests that hold these slot-table rows now."""
+        """The rules of the requests that hold these slot-table rows now."""
         table = self._rules
         with_strings = np.flatnonzero(self._has_strings[rows]).tolist()
         return StepRules([table[row] for row in rows.tolist()], self._watched, with_strings)
 
     def _watch(self, before: frozenset[int], after: frozenset[int]) -> None:
-        """A row's stop tokens change."""
+        """Updates the watched tokens when the stop tokens of a row change."""
         if before == after:
             return
         self._num_watching.subtract(before)
         self._num_watching.update(after)
         self._watched = frozenset(token_id for token_id, rows in self._num_watching.items() if rows)
         if len(self._num_watching) > 2 * len(self._watched) + 64:
-            self._num_watching = +self._num_watching  # forget those that no row has
+            self._num_watching = +self._num_watching  # drops tokens that no row has
 
     def _load_tokenizer(self) -> tuple[Decode, dict[str, int]]:
-        """Its decode, and its special tokens' ids by name."""
+        """Returns the tokenizer's decode function, and the ids of its special tokens by name."""
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
@@ -150,10 +154,10 @@ class StopRules:
                 self._tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=False)
             except (OSError, ValueError, KeyError) as error:
                 raise ValueError(
-                    f"stop strings need a tokenizer, and {self._model} has none that loads"
+                    f"stop strings need a tokenizer, and the one of {self._model} cannot be loaded"
                 ) from error
             added = self._tokenizer.added_tokens_decoder.items()
             self._special = {token.content: token_id for token_id, token in added if token.special}
-        # The tokenizer behind the fast ones decodes several times faster than its wrapper.
+        # The backend of a fast tokenizer decodes several times faster than its wrapper.
         decode = (getattr(self._tokenizer, "backend_tokenizer", None) or self._tokenizer).decode
         return lambda token_ids: decode(token_ids, skip_special_tokens=True), self._special

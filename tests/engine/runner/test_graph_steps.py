@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
-from engine.runner.graphs import CudaGraphs, DecodeGraphs, GraphBackend, GraphSizes
+from engine.runner.cuda_graphs import CudaGraphs
+from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
 from engine.runner.kv.memory import allocate_kv
 from engine.runner.model.attention import IMPLEMENTATION, PackedStep
 from engine.runner.model.causal_lm import CausalLM

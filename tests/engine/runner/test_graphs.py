@@ -1,4 +1,4 @@
-"""Sizes of graphs, what is captured and what is left out, and that no step is replayed by a graph of another shape."""
+"""Which sizes of graphs exist, what is captured, and that no step is replayed by a graph of another shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.runner.graphs import LARGEST, DecodeGraphs, GraphSizes
-from engine.runner.step_inputs import Sizes, StepArrays, StepInputs, StepTensors, pack
+from engine.runner.step_inputs import StepArrays, StepInputs, StepSizes, StepTensors, pack
 from tests.engine.runner.fake_device import FakeGraph, FakeGraphs
 from tests.factories_models import VOCAB_SIZE
 
@@ -84,11 +84,11 @@ def test_a_graph_is_never_replayed_with_another_shape() -> None:
         packed(three),  # not padded
         packed(three, 7),  # to a size that was not captured
         packed(longer),
-        replace(exact, sizes=Sizes(4, 4, 4, 1, 4)),
+        replace(exact, sizes=StepSizes(4, 4, 4, 1, 4)),
         replace(exact, sizes=replace(exact.sizes, wanted=3)),
         replace(exact, host=two_tokens),
         replace(exact, host=exact.host[:, :0]),
-        replace(exact, sizes=Sizes.of_singles(2)),  # fewer than its rows
+        replace(exact, sizes=StepSizes.of_singles(2)),  # fewer than its rows
     ]
     for inputs in wrong:
         with pytest.raises(ValueError, match="graph"):

@@ -18,7 +18,7 @@ from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.terms import SamplingParams
 from engine.runner import loading, torch_runner
-from engine.runner.graphs import CudaGraphs
+from engine.runner.cuda_graphs import CudaGraphs
 from engine.runner.model.loading import load_model
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.torch_runner import TorchRunner
@@ -150,7 +150,7 @@ def test_it_draws_what_a_cpu_draws(
 def test_it_draws_the_same_by_graphs(
     family: str, models: Callable[[str], Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.runner.graphs._WARM_UPS", 1)
+    monkeypatch.setattr("engine.runner.cuda_graphs._WARM_UPS", 1)
     path, settings = models(family), {**SETTINGS, "max_num_seqs": 2, "max_model_len": 16}
     runner = load_runner(path, device="cuda", **settings)
     assert runner._graphs is not None and runner._graphs.sizes.sizes == (1, 2)
@@ -245,10 +245,10 @@ class OnlyRank:
     device = GPU
     size, number = 1, 0
 
-    def least(self, value: int) -> int:
+    def minimum(self, value: int) -> int:
         return value
 
-    def agree(self, values: torch.Tensor) -> None:
+    def broadcast(self, values: torch.Tensor) -> None:
         pass
 
 
@@ -273,7 +273,7 @@ def test_a_rank_tries_to_take_what_the_largest_step_took(
             model=str(path), served_model_name="tiny", listen="unix:///unused", device="cuda", **settings
         )
         model = load_model(config.model, device="cuda", dtype="float32", max_model_len=64)
-        runner = loading._runner_for(model, config, ranks=ranks)
+        runner = loading.runner_for(model, config, ranks=ranks)
         slot_bytes = 4 * sum(cache.k[0].numel() + cache.v[0].numel() for cache in runner._caches.values())
         at_peak = 400_000_000 // 10 - 1000 - 12 * slot_bytes
         monkeypatch.setattr(torch, "empty", noted_empty)

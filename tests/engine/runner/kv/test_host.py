@@ -11,7 +11,7 @@ import torch
 from engine.core.terms import SamplingParams
 from engine.runner.kv.host import BUFFER_BYTES, NUM_BUFFERS, HostKV, staging_bytes
 from engine.runner.kv.memory import LayerCache, num_host_slots
-from engine.runner.streams import InOrder
+from engine.runner.streams import CpuStreams
 from tests.engine.runner.driver import Driver, load_runner
 from tests.factories_models import make_model
 
@@ -75,7 +75,7 @@ def make_caches(num_slots: int) -> dict[int, LayerCache]:
 
 def test_every_layer_and_size_is_copied() -> None:
     device, before = make_caches(20), make_caches(20)
-    host_kv = HostKV(device, 5, CPU, InOrder())
+    host_kv = HostKV(device, 5, CPU, CpuStreams())
     for saved, restored in (([3, 1, 19], [7, 8, 9]), ([4, 2], [11, 10])):
         slots = [4, 0, 2][: len(saved)]
         host_kv.save(saved, slots)
@@ -90,7 +90,7 @@ def test_every_layer_and_size_is_copied() -> None:
 
 
 def test_slots_that_are_not_there_are_refused() -> None:
-    host_kv = HostKV(make_caches(20), 5, CPU, InOrder())
+    host_kv = HostKV(make_caches(20), 5, CPU, CpuStreams())
     with pytest.raises(ValueError, match="host slot is outside of the 5"):
         host_kv.save([0], [5])
     with pytest.raises(ValueError, match="host slot is outside of the 5"):
@@ -107,7 +107,7 @@ def test_slots_that_are_not_there_are_refused() -> None:
         host_kv.restore([0, 1, 2], [3, 1, 3])
     host_kv.save([], [])
     with pytest.raises(ValueError, match="--num-host-slots"):
-        HostKV(make_caches(20), 0, CPU, InOrder()).save([0], [0])
+        HostKV(make_caches(20), 0, CPU, CpuStreams()).save([0], [0])
 
 
 def test_staging_is_bounded() -> None:

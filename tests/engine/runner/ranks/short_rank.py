@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from engine.runner.ranks import rank_process as rank
-from engine.runner.ranks.pass_memory import LargestPass, PassMemory
+from engine.runner.ranks.memory_probe import LargestPass, MemoryProbe
 from engine.runner.torch_runner import TorchRunner
 
 BYTES_A_TOKEN = 1000
@@ -41,7 +41,7 @@ class Shortage:
 
 def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
     is_short = number == 1
-    own = runner._memory
+    own = runner._memory_probe
     assert own is not None
     assert own._largest.num_bytes == 0, "on a CPU nobody knows"
     largest = LargestPass(
@@ -62,7 +62,7 @@ def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
         return forward(step)
 
-    runner._memory = PassMemory(own._ranks, largest, take)
+    runner._memory_probe = MemoryProbe(own._ranks, largest, take)
     runner._forward_tensors = noted  # type: ignore[method-assign]
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     for command in iter(connection.recv_bytes, CLOSE):
         if command == RESULT:
             if not assignment.number:
-                connection.send(StepResult([assignment.most_tokens or 0], [False]))
+                connection.send(StepResult([assignment.max_pass_tokens or 0], [False]))
             continue
         plan: StepPlan = pickle.loads(command)
         if plan.token_ids[0] not in (DIE, OUT_OF_MEMORY):

@@ -24,7 +24,7 @@ from engine.config import EngineConfig
 from engine.core.plan import StepPlan
 from engine.core.terms import FinishReason, SamplingParams
 from engine.runner.base import ModelRunner, RunnerRestarted, UnsupportedModel
-from engine.runner.ranks import parallel_runner as parallel
+from engine.runner.ranks import rank_group
 from engine.runner.ranks.parallel_runner import ParallelRunner
 from engine.runner.ranks.tensor_parallel import Ranks, split_among, why_not_splittable
 from tests.engine.runner.driver import Driver
@@ -59,7 +59,7 @@ def config_for(model: Path, size: int = 2, **settings: Any) -> EngineConfig:
 
 def processes_of(runner: ModelRunner) -> list[psutil.Process]:
     assert isinstance(runner, ParallelRunner)
-    return [psutil.Process(rank.process.pid) for rank in runner._ranks]
+    return [psutil.Process(rank.process.pid) for rank in runner._group.ranks]
 
 
 def rank_processes(parent: int | None = None) -> list[psutil.Process]:
@@ -80,7 +80,7 @@ def running(config: EngineConfig) -> Iterator[ModelRunner]:
         runner.close()
     assert isinstance(runner, ParallelRunner)
     assert not any(rank.is_running() for rank in ranks)
-    assert all(rank.process.poll() is not None for rank in runner._ranks), "those of a restart, too"
+    assert all(rank.process.poll() is not None for rank in runner._group.ranks), "those of a restart, too"
 
 
 def prompts(seed: int) -> list[list[int]]:
@@ -206,7 +206,7 @@ def test_ranks_that_do_not_answer_are_not_waited_for_for_ever(
     qwen3_pair: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others take their places."""
-    monkeypatch.setattr(parallel, "_STEP_LIMIT_S", 0.5)
+    monkeypatch.setattr(rank_group, "_STEP_LIMIT_S", 0.5)
     ranks = processes_of(qwen3_pair)
     ranks[1].suspend()
     with pytest.raises(RunnerRestarted, match=r"have not answered for 0\.5 s"):
@@ -220,7 +220,7 @@ def test_all_ranks_halve_a_step_that_one_has_no_memory_for(
 ) -> None:
     shortage = Shortage(str(tmp_path), most_tokens=10)
     shortage.tell(monkeypatch.setenv)
-    monkeypatch.setattr(parallel, "_PROGRAM", "tests.engine.runner.ranks.short_rank")
+    monkeypatch.setattr(rank_group, "_PROGRAM", "tests.engine.runner.ranks.short_rank")
     # Logits are no matter here: there are rows enough.
     runner = make_runner(config_for(llama, max_num_seqs=32))
     try:
@@ -239,7 +239,7 @@ def test_ranks_end_when_the_engine_is_killed(llama: Path, tmp_path: Path) -> Non
         "from engine.runner.ranks.parallel_runner import ParallelRunner\n"
         "runner = ParallelRunner(pickle.loads(bytes.fromhex(sys.argv[1])))\n"
         "plan = pickle.loads(bytes.fromhex(sys.argv[2]))\n"
-        "runner._ranks[0].tell(pickle.dumps(plan))\n"
+        "runner._group.ranks[0].tell(pickle.dumps(plan))\n"
         "print('ready', flush=True)\n"
         "time.sleep(600)\n"
     )
@@ -278,7 +278,7 @@ def test_a_model_that_cannot_be_split_is_refused_by_name_and_reason(tmp_path: Pa
     [
         ("llama", 2, {}, None),
         ("llama", 2, {"intermediate_size": 11007}, "intermediate_size, 11007,"),
-        ("llama", 2, {"vocab_size": 321}, "vocab_size, 321, is no multiple of 2"),
+        ("llama", 2, {"vocab_size": 321}, "vocab_size, 321, is not a multiple of 2"),
         (
             "qwen3_moe",
             16,

@@ -16,7 +16,7 @@ from engine.core.terms import FinishedEvent, FinishReason, Lane
 from engine.loop import Add, EngineLoop, Message, Stop
 from engine.profiling import first_cost_model
 from engine.runner.base import ModelRunner, RunnerRestarted
-from engine.runner.ranks import parallel_runner as parallel
+from engine.runner.ranks import parallel_runner, rank_group
 from engine.runner.ranks.parallel_runner import ParallelRunner
 from tests.engine.runner.ranks.short_rank import Shortage
 from tests.engine.runner.ranks.stub_rank import ANSWER, DIE, EXIT_STATUS, OUT_OF_MEMORY, step
@@ -129,7 +129,7 @@ def test_memory_that_runs_out_amid_a_pass_makes_passes_shorter(
     pytest.importorskip("accelerate")
     shortage = Shortage(str(tmp_path), most_tokens=20, is_hidden=True)
     shortage.tell(monkeypatch.setenv)
-    monkeypatch.setattr(parallel, "_PROGRAM", "tests.engine.runner.ranks.short_rank")
+    monkeypatch.setattr(rank_group, "_PROGRAM", "tests.engine.runner.ranks.short_rank")
     runner = make_runner(config_for(llama))
     try:
         requests = of_both_lanes(prompts(1))
@@ -143,7 +143,7 @@ def test_memory_that_runs_out_amid_a_pass_makes_passes_shorter(
 @pytest.fixture
 def stubs(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ParallelRunner]:
     """Two ranks without a model."""
-    monkeypatch.setattr(parallel, "_PROGRAM", "tests.engine.runner.ranks.stub_rank")
+    monkeypatch.setattr(rank_group, "_PROGRAM", "tests.engine.runner.ranks.stub_rank")
     runner = ParallelRunner(config_for(llama, num_kv_blocks=None))
     yield runner
     runner.close()
@@ -163,46 +163,48 @@ def test_steps_under_way_are_forgotten_with_the_ranks(stubs: ParallelRunner) -> 
     with pytest.raises(RunnerRestarted):
         first.result()
     assert stubs.execute(step(ANSWER, 3)).sampled == [0]
-    assert not stubs._results and not stubs._under_way
+    assert not stubs._group.results and not stubs._under_way
 
 
 def test_failures_without_a_step_in_between_come_to_an_end(stubs: ParallelRunner) -> None:
     for _ in range(3):  # one step that comes to something, and it counts from the beginning
-        for _ in range(parallel._MOST_FAILURES - 1):
+        for _ in range(parallel_runner._MAX_FAILURES - 1):
             with pytest.raises(RunnerRestarted):
                 stubs.execute(step(DIE))
         stubs.execute(step(ANSWER))
     with pytest.raises(ChildProcessError, match=f"status {EXIT_STATUS}.*that makes 3 failures in a row"):
-        for _ in range(parallel._MOST_FAILURES):
+        for _ in range(parallel_runner._MAX_FAILURES):
             with pytest.raises(RunnerRestarted):
                 stubs.execute(step(DIE))
-    assert all(rank.process.poll() is not None for rank in stubs._ranks)
+    assert all(rank.process.poll() is not None for rank in stubs._group.ranks)
 
 
 def test_ranks_that_never_come_up_again_end_the_engine(
     stubs: ParallelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_them(_: Outputs) -> None:
-        monkeypatch.setattr(parallel, "_PROGRAM", "tests.runner.no_such_rank")
-        stubs._ranks[1].process.kill()
-        stubs._ranks[1].process.wait()
+        monkeypatch.setattr(rank_group, "_PROGRAM", "tests.runner.no_such_rank")
+        stubs._group.ranks[1].process.kill()
+        stubs._group.ranks[1].process.wait()
 
     started: list[int] = []
-    start = parallel._Rank.start
-    monkeypatch.setattr(parallel._Rank, "start", lambda told: (started.append(told.number), start(told))[1])
+    start = rank_group.RankHandle.start
+    monkeypatch.setattr(
+        rank_group.RankHandle, "start", lambda told: (started.append(told.number), start(told))[1]
+    )
     with pytest.raises(ChildProcessError, match=r"ended with status 1; .*that makes 3 failures in a row"):
         serve(stubs, [request([ANSWER] * 3)], ahead=True, after=break_them)
-    assert started.count(0) == parallel._MOST_FAILURES - 1
-    assert all(rank.process.poll() is not None for rank in stubs._ranks)
+    assert started.count(0) == parallel_runner._MAX_FAILURES - 1
+    assert all(rank.process.poll() is not None for rank in stubs._group.ranks)
 
 
 def test_another_model_is_not_taken_for_the_same(
     stubs: ParallelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUB_RANK", "another")
-    with pytest.raises(ChildProcessError, match="what came up anew is another model"):
+    with pytest.raises(ChildProcessError, match="the restarted ranks have another model"):
         stubs.execute(step(DIE))
-    assert all(rank.process.poll() is not None for rank in stubs._ranks)
+    assert all(rank.process.poll() is not None for rank in stubs._group.ranks)
 
 
 def test_every_time_memory_runs_out_passes_are_half_as_long(stubs: ParallelRunner) -> None:
@@ -212,7 +214,7 @@ def test_every_time_memory_runs_out_passes_are_half_as_long(stubs: ParallelRunne
             stubs.execute(step(OUT_OF_MEMORY, num_tokens))
         assert stubs.execute(step(ANSWER)).sampled == [most_tokens]
     with pytest.raises(ChildProcessError, match="3 failures in a row"):
-        for _ in range(parallel._MOST_FAILURES):
+        for _ in range(parallel_runner._MAX_FAILURES):
             with pytest.raises(RunnerRestarted):
                 stubs.execute(step(OUT_OF_MEMORY))
 

@@ -11,8 +11,8 @@ import torch
 
 from engine.core.plan import RowStart
 from engine.core.terms import SamplingParams, TokenLogprobs
-from engine.runner.sampling.rows import SamplingRows
-from engine.runner.sampling.sampler import Drawn, Sampler
+from engine.runner.sampling.sampler import PendingDraw, Sampler
+from engine.runner.sampling.table import SamplingTable
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EOS = frozenset({2})
@@ -31,7 +31,7 @@ class Bench:
     """A sampler and the requests in its rows."""
 
     def __init__(self, num_rows: int = 16) -> None:
-        self.rows = SamplingRows(num_rows, EOS, seed=1)
+        self.rows = SamplingTable(num_rows, EOS, seed=1)
         self.sampler = Sampler(self.rows)
         self.outputs: dict[int, list[int]] = {}
 
@@ -42,7 +42,7 @@ class Bench:
         self.rows.start(RowStart(row, f"r{row}", prompt + output, len(prompt), [], sampling))
         self.outputs[row] = output
 
-    def launch(self, logits: torch.Tensor, rows: list[int], in_flight: int = 0) -> Drawn:
+    def launch(self, logits: torch.Tensor, rows: list[int], in_flight: int = 0) -> PendingDraw:
         """A draw when each row has `in_flight` tokens that are not in its output yet."""
         num_outputs = np.array([len(self.outputs[row]) + in_flight for row in rows])
         return self.sampler.draw(logits.clone().to(DEVICE), np.array(rows), num_outputs)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.kernels.cpu.sampling import top_k_top_p_threshold
-from engine.runner.sampling.rows import SamplingRows
 from engine.runner.sampling.sampler import Sampler
+from engine.runner.sampling.table import SamplingTable
 from tests.engine.runner.sampling.bench import (
     EOS,
     VOCAB,
@@ -156,7 +156,7 @@ def test_requests_without_a_seed_differ() -> None:
 
 
 def test_uniform_numbers_are_uniform_across_seeds_and_places() -> None:
-    table = SamplingRows(1000, EOS, seed=1)
+    table = SamplingTable(1000, EOS, seed=1)
     table.seed[:] = np.arange(1000)
     values = table.uniforms(np.repeat(np.arange(1000), 20), np.tile(np.arange(20), 1000))
     counts, _ = np.histogram(values, bins=50, range=(0, 1))

@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.plan import RowStart
 from engine.core.terms import SamplingParams
-from engine.runner.sampling.stop import StopRules, StopStrings
+from engine.runner.sampling.stop import StopStrings, StopTable
 from tests.factories_models import make_tokenizer
 
 EOS = frozenset({2})
@@ -27,13 +27,13 @@ def encode(tokenizer_dir: Path, text: str) -> list[int]:
     return list(Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).encode(text).ids)
 
 
-def rules_with(tokenizer_dir: Path, sampling: SamplingParams, output: list[int] | None = None) -> StopRules:
-    rules = StopRules(4, EOS, str(tokenizer_dir))
+def rules_with(tokenizer_dir: Path, sampling: SamplingParams, output: list[int] | None = None) -> StopTable:
+    rules = StopTable(4, EOS, str(tokenizer_dir))
     rules.start(RowStart(1, "r", [5, 6, *(output or [])], 2, [], sampling))
     return rules
 
 
-def end_of(rules: StopRules, token_ids: list[int], already: int = 0) -> int | None:
+def end_of(rules: StopTable, token_ids: list[int], already: int = 0) -> int | None:
     """After how many output tokens the request in row 1 ended."""
     for number, token_id in enumerate(token_ids, already + 1):
         if rules.rules_of(np.array([1])).ends([token_id], np.array([number])) == [True]:
@@ -127,7 +127,7 @@ def test_rules_are_those_of_the_holders_at_launch(tokenizer_dir: Path) -> None:
         rules.start(RowStart(row, "r", [5], 1, [], sampling))
 
     (letter,) = encode(tokenizer_dir, "x")
-    rules = StopRules(5, EOS, str(tokenizer_dir))
+    rules = StopTable(5, EOS, str(tokenizer_dir))
     start(0)
     start(1, stop_token_ids=(77,))
     start(2, stop=("x",))
@@ -146,7 +146,7 @@ def test_rules_are_those_of_the_holders_at_launch(tokenizer_dir: Path) -> None:
 
 def test_stop_tokens_of_many_requests_come_and_go(tokenizer_dir: Path) -> None:
     rng = random.Random(0)
-    rules = StopRules(6, EOS, str(tokenizer_dir))
+    rules = StopTable(6, EOS, str(tokenizer_dir))
     held: dict[int, set[int]] = {}
     for _ in range(400):
         row = rng.randrange(6)
@@ -160,7 +160,7 @@ def test_stop_tokens_of_many_requests_come_and_go(tokenizer_dir: Path) -> None:
 
 
 def test_without_a_tokenizer_only_requests_with_stop_strings_are_turned_down(tmp_path: Path) -> None:
-    rules = StopRules(4, EOS, str(tmp_path))
+    rules = StopTable(4, EOS, str(tmp_path))
     rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9)))
     assert end_of(rules, [9, 2]) == 2
     with pytest.raises(ValueError, match="stop strings need a tokenizer"):

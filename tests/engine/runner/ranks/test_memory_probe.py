@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.runner.ranks.pass_memory import LargestPass, PassMemory
+from engine.runner.ranks.memory_probe import LargestPass, MemoryProbe
 from tests.engine.runner.driver import load_runner
 from tests.engine.runner.test_out_of_memory import outputs_of, short_of_memory
 from tests.factories_models import make_model
@@ -26,19 +26,19 @@ class OtherRank:
         self.share = 0.0  # of the pass that is talked of; the other rank has the same plan
         self.answers: list[int] = []
 
-    def least(self, value: int) -> int:
+    def minimum(self, value: int) -> int:
         self.answers.append(min(value, int(self.share <= self.most_share)))
         return self.answers[-1]
 
 
-def memory_of(other: OtherRank, own_bytes: int = 1 << 30) -> PassMemory:
+def memory_of(other: OtherRank, own_bytes: int = 1 << 30) -> MemoryProbe:
     def take(num_bytes: int) -> None:
         other.share = num_bytes / LARGEST.num_bytes
         if num_bytes > own_bytes:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
     ranks: Any = other
-    return PassMemory(ranks, LARGEST, take)
+    return MemoryProbe(ranks, LARGEST, take)
 
 
 def test_ranks_talk_only_of_passes_larger_than_those_they_had_memory_for() -> None:
@@ -63,7 +63,7 @@ def test_one_rank_without_memory_is_enough() -> None:
 
 
 def test_where_nobody_knows_what_a_pass_takes_it_is_begun() -> None:
-    memory = PassMemory(OtherRank(), LargestPass(96, 8, 0))  # type: ignore[arg-type]
+    memory = MemoryProbe(OtherRank(), LargestPass(96, 8, 0))  # type: ignore[arg-type]
     assert memory.suffices(96, 8)
 
 
@@ -77,7 +77,7 @@ def test_steps_are_halved_before_they_fail_and_outputs_stay_the_same(path: Path,
     expected = outputs_of(load_runner(path))
     runner = load_runner(path)
     other = OtherRank(1.0 if own_bytes == 10_000 else 10 / 96)
-    runner._memory, runner._is_one_of_many = memory_of(other, own_bytes), True
+    runner._memory_probe, runner._has_peers = memory_of(other, own_bytes), True
     tried = short_of_memory(runner, 10)
     assert outputs_of(runner) == expected
     assert max(tried) <= 10, "no rank may fail amid a pass"
@@ -87,7 +87,7 @@ def test_steps_are_halved_before_they_fail_and_outputs_stay_the_same(path: Path,
 
 def test_ranks_do_not_halve_a_pass_that_has_begun(path: Path) -> None:
     runner = load_runner(path)
-    runner._memory, runner._is_one_of_many = memory_of(OtherRank()), True
+    runner._memory_probe, runner._has_peers = memory_of(OtherRank()), True
     short_of_memory(runner, 10)
     with pytest.raises(torch.OutOfMemoryError):
         outputs_of(runner)

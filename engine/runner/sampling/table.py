@@ -1,4 +1,4 @@
-"""How each slot-table row samples: its parameters in arrays by row, and the token counts that penalties need."""
+"""The sampling parameters of each slot-table row, as arrays, and the token counts that penalties need."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, slots=True)
 class LogitChanges:
-    """Changes to single logits, flat: entry i is about logits[index[i], token_ids[i]]; no pair occurs twice."""
+    """Changes to single logits as flat arrays: entry i is for logits[index[i], token_ids[i]]. No pair occurs twice."""
 
     index: IntArray
     token_ids: IntArray
     values: FloatArray
 
     def positions(self, vocab_size: int) -> IntArray:
-        """In the logits laid out flat."""
+        """The positions of the entries in the flattened logits."""
         return self.index * vocab_size + self.token_ids
 
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
-    """Flat, as `LogitChanges`: a logit above 0 is divided by `repetition[i]`, another multiplied by it; then
-    `subtract[i]` is taken from it."""
+    """Penalties as flat arrays, like `LogitChanges`.
+
+    A logit above 0 is divided by `repetition[i]`, any other is multiplied by it; then `subtract[i]` is subtracted.
+    """
 
     index: IntArray
     token_ids: IntArray
@@ -40,17 +42,17 @@ class Penalties:
     subtract: FloatArray
 
     def positions(self, vocab_size: int) -> IntArray:
-        """In the logits laid out flat."""
+        """The positions of the entries in the flattened logits."""
         return self.index * vocab_size + self.token_ids
 
 
 class TokenCounts:
-    """The distinct tokens of a sequence, and how often each stands in its output (0: only in the prompt)."""
+    """The distinct tokens of a sequence, and how often each occurs in its output (0: only in the prompt)."""
 
-    __slots__ = ("_counts", "_place", "_token_ids")
+    __slots__ = ("_counts", "_index", "_token_ids")
 
     def __init__(self, prompt: list[int], output: list[int]) -> None:
-        self._place: dict[int, int] = {}
+        self._index: dict[int, int] = {}
         self._token_ids = np.empty(64, dtype=np.int64)
         self._counts = np.empty(64, dtype=np.float32)
         for token_id in prompt:
@@ -59,54 +61,55 @@ class TokenCounts:
             self.append(token_id)
 
     def append(self, token_id: int) -> None:
-        """One more output token."""
+        """Counts one more output token."""
         self._add(token_id, 1)
 
     def _add(self, token_id: int, times: int) -> None:
-        place = self._place.get(token_id)
-        if place is not None:
-            self._counts[place] += times
+        index = self._index.get(token_id)
+        if index is not None:
+            self._counts[index] += times
             return
-        place = self._place[token_id] = len(self._place)
-        if place == len(self._token_ids):
+        index = self._index[token_id] = len(self._index)
+        if index == len(self._token_ids):
             self._token_ids = np.concatenate([self._token_ids, np.empty_like(self._token_ids)])
             self._counts = np.concatenate([self._counts, np.empty_like(self._counts)])
-        self._token_ids[place] = token_id
-        self._counts[place] = times
+        self._token_ids[index] = token_id
+        self._counts[index] = times
 
     @property
     def token_ids(self) -> IntArray:
-        return self._token_ids[: len(self._place)]
+        return self._token_ids[: len(self._index)]
 
     @property
     def output_counts(self) -> FloatArray:
-        return self._counts[: len(self._place)]
+        return self._counts[: len(self._index)]
 
 
-class SamplingRows:
-    """Parameters of the requests in `num_rows` slot-table rows. `rows` arguments are arrays of row numbers."""
+class SamplingTable:
+    """The parameters of the requests in `num_rows` slot-table rows. Arguments named `rows` are arrays of row
+    numbers."""
 
     def __init__(self, num_rows: int, eos_token_ids: frozenset[int], seed: int | None = None) -> None:
         self._eos_token_ids = eos_token_ids
         self._random = np.random.default_rng(seed)
-        # One array behind four names, so that a step's numbers are picked out of it at once.
-        self._numbers = np.zeros((4, num_rows))
-        self.temperature, self.top_p, self.top_k, self.min_p = self._numbers
+        # One array behind four names, so that the values for a step are picked with one index.
+        self._draw_parameters = np.zeros((4, num_rows))
+        self.temperature, self.top_p, self.top_k, self.min_p = self._draw_parameters
         self.temperature[:] = self.top_p[:] = 1
         self.repetition = np.ones(num_rows, dtype=np.float32)
         self.presence = np.zeros(num_rows, dtype=np.float32)
         self.frequency = np.zeros(num_rows, dtype=np.float32)
         self.min_tokens = np.zeros(num_rows, dtype=np.int64)
-        self.num_logprobs = np.full(num_rows, -1, dtype=np.int64)  # -1: not asked for
+        self.num_logprobs = np.full(num_rows, -1, dtype=np.int64)  # -1: not requested
         self.seed = np.zeros(num_rows, dtype=np.uint64)
-        self.is_penalised = np.zeros(num_rows, dtype=bool)
+        self.is_penalized = np.zeros(num_rows, dtype=bool)
         self.is_biased = np.zeros(num_rows, dtype=bool)
         self._counts: dict[int, TokenCounts] = {}
         self._biases: dict[int, tuple[IntArray, FloatArray]] = {}
         self._stop_ids: dict[int, IntArray] = {}
 
     def start(self, start: RowStart) -> None:
-        """Row `start.row` now holds this request; what was known of its last holder is forgotten."""
+        """Assigns row `start.row` to this request, and forgets the one that held the row before."""
         row, sampling = start.row, start.sampling
         self.temperature[row] = sampling.temperature
         self.top_p[row] = sampling.top_p
@@ -119,14 +122,14 @@ class SamplingRows:
         self.num_logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
         drawn = int(self._random.integers(2**63)) if sampling.seed is None else sampling.seed
         self.seed[row] = drawn & 0xFFFF_FFFF_FFFF_FFFF
-        penalised = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (
+        penalized = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (
             1,
             0,
             0,
         )
-        self.is_penalised[row] = penalised
+        self.is_penalized[row] = penalized
         self._counts.pop(row, None)
-        if penalised:
+        if penalized:
             prompt = start.token_ids[: start.num_prompt_tokens]
             self._counts[row] = TokenCounts(prompt, start.token_ids[start.num_prompt_tokens :])
         self.is_biased[row] = bool(sampling.logit_bias)
@@ -143,16 +146,16 @@ class SamplingRows:
             self._stop_ids[row] = np.array(sorted(eos.union(sampling.stop_token_ids)), dtype=np.int64)
 
     def token_counts(self, row: int) -> TokenCounts:
-        """Of a penalised row."""
+        """The token counts of a row that has penalties."""
         return self._counts[row]
 
     def biases(self, rows: IntArray) -> LogitChanges | None:
-        """logit_bias of these rows, to be added."""
+        """The logit_bias of these rows, to be added to their logits."""
         parts = [(i, *self._biases[row]) for i, row in enumerate(rows.tolist()) if row in self._biases]
         return _flatten(parts)
 
-    def barred(self, rows: IntArray, num_outputs: IntArray) -> LogitChanges | None:
-        """Tokens that would end these rows before their min_tokens, with the -inf to put there."""
+    def banned(self, rows: IntArray, num_outputs: IntArray) -> LogitChanges | None:
+        """The stop tokens of the rows that have not reached their min_tokens, with -inf as their logits."""
         parts = []
         for i in np.flatnonzero(num_outputs < self.min_tokens[rows]).tolist():
             token_ids = self._stop_ids[int(rows[i])]
@@ -160,29 +163,29 @@ class SamplingRows:
         return _flatten(parts)
 
     def penalties(self, rows: IntArray) -> Penalties | None:
-        """Of those of these rows that are penalised, by the tokens known so far."""
-        picked = np.flatnonzero(self.is_penalised[rows])
+        """The penalties of these rows, by the tokens known so far, or None if no row has any."""
+        picked = np.flatnonzero(self.is_penalized[rows])
         if not len(picked):
             return None
         counts = [self._counts[row] for row in rows[picked].tolist()]
         lengths = [len(count.token_ids) for count in counts]
         index = np.repeat(picked, lengths)
-        owners = rows[index]
+        by_entry = rows[index]
         output_counts = np.concatenate([count.output_counts for count in counts])
         return Penalties(
             index,
             np.concatenate([count.token_ids for count in counts]),
-            self.repetition[owners],
-            self.frequency[owners] * output_counts + self.presence[owners] * (output_counts > 0),
+            self.repetition[by_entry],
+            self.frequency[by_entry] * output_counts + self.presence[by_entry] * (output_counts > 0),
         )
 
-    def numbers(self, rows: IntArray, num_outputs: IntArray) -> npt.NDArray[np.float64]:
-        """[5, n] each row's temperature, top_p, top_k (0: off), min_p and uniform number."""
-        return np.concatenate([self._numbers[:, rows], self.uniforms(rows, num_outputs)[None]])
+    def draw_parameters(self, rows: IntArray, num_outputs: IntArray) -> npt.NDArray[np.float64]:
+        """[5, n] The temperature, top_p, top_k (0: off), min_p and uniform number of each row."""
+        return np.concatenate([self._draw_parameters[:, rows], self.uniforms(rows, num_outputs)[None]])
 
     def uniforms(self, rows: IntArray, num_outputs: IntArray) -> npt.NDArray[np.float64]:
-        """One number in [0, 1) a row: a hash of the row's seed and its place in the output, and of nothing else, so
-        that a seeded request draws the same whatever runs beside it, and again after a preemption."""
+        """[n] One number in [0, 1) per row: a hash of the row's seed and its position in the output, and of nothing
+        else. So a request with a seed draws the same tokens whatever runs beside it, and after a preemption."""
         mixed = _splitmix(_splitmix(self.seed[rows]) + num_outputs.astype(np.uint64) * _GOLDEN)
         # 52 bits, so that u * total < total in float64 for every total.
         return (mixed >> np.uint64(12)).astype(np.float64) * 2.0**-52
