@@ -1,4 +1,4 @@
-"""Small things that many tests make: requests, schedulers, simulated runners, and a loop run to its end."""
+"""Factories that many tests use: requests, schedulers, simulated runners, and steps that run until all requests end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def simulated_runner(*, mean_output_tokens: int = 32, **info: int) -> SimulatedR
 
 
 class RestartingRunner:
-    """A simulated runner that is started anew, with nothing in its memory, in place of giving results number `lost`."""
+    """A simulated runner that restarts, with empty memory, instead of returning the results numbered `lost`."""
 
     def __init__(self, lost: Collection[int], *, mean_output_tokens: int = 32, **info: int) -> None:
         self.info = runner_info(**info)
@@ -79,7 +79,7 @@ class _LosableStep:
     pending: PendingStep
 
     def result(self) -> StepResult:
-        assert self.runner is self.owner.runner, "the result of a lost step is asked for"
+        assert self.runner is self.owner.runner, "the result of a lost step is requested"
         self.owner.count_result()
         return self.pending.result()
 
@@ -92,7 +92,7 @@ def scheduler_for(
     policy: Policy = Policy.BROS,
     options: KVOptions | None = None,
 ) -> Scheduler:
-    """A scheduler whose checkpoints fill the runner's host slots, unless `options` say otherwise."""
+    """A scheduler whose host pool has the runner's host slots, unless `options` say otherwise."""
     config = SchedulerConfig(
         max_num_seqs=info.max_num_seqs,
         max_model_len=info.max_model_len,
@@ -127,7 +127,7 @@ def request(
 
 
 class Outputs:
-    """What requests' owners have heard."""
+    """The events that the owners of requests received."""
 
     def __init__(self) -> None:
         self.token_ids: dict[str, list[int]] = {}
@@ -144,7 +144,7 @@ class Outputs:
 
 
 class Steps:
-    """Steps as an engine takes them. `ahead`: each is launched before the result of the one before it is taken in."""
+    """Steps like those of an engine. With `ahead`, each is launched before the result of the one before it is taken."""
 
     def __init__(
         self, scheduler: Scheduler, runner: ModelRunner, outputs: Outputs, *, ahead: bool = False
@@ -156,7 +156,7 @@ class Steps:
         self._under_way: deque[tuple[StepPlan, PendingStep]] = deque()
 
     def step(self, now_s: float = 0.0, took_s: float = 0.0) -> int:
-        """Schedules at `now_s` and takes in a result `took_s` later. Returns how many tokens were scheduled."""
+        """Schedules at `now_s` and takes a result `took_s` later. Returns the number of tokens that were scheduled."""
         plan = self.scheduler.schedule(now_s)
         assert plan.num_tokens <= self.scheduler.config.max_num_batched_tokens
         if not plan.is_empty:
@@ -176,7 +176,7 @@ class Steps:
             self.outputs.hear(self.scheduler.update(plan, result, now_s))
 
     def run_to_end(self, max_steps: int = 20_000) -> None:
-        """Until no request is left, checking every invariant on the way."""
+        """Steps until no request is left, and checks every invariant after each step."""
         for number in range(max_steps):
             if not self.scheduler.has_work and not self._under_way:
                 return
@@ -188,7 +188,7 @@ class Steps:
 
 
 def step(scheduler: Scheduler, runner: ModelRunner, outputs: Outputs, now_s: float = 0.0) -> int:
-    """One iteration; returns the number of tokens it computed."""
+    """Runs one step; returns the number of tokens that it computed."""
     return Steps(scheduler, runner, outputs).step(now_s)
 
 

@@ -1,7 +1,8 @@
-"""Tiny random-weight models and a tokenizer, saved as a user would have them: a directory with config and safetensors.
+"""Tiny models with random weights, and a tokenizer, saved as users have them: a directory with config and safetensors.
 
-Weights are drawn wide (`initializer_range` far above a real model's), so that the likeliest token stands clear of the
-next: greedy outputs are then the same whether a matrix product runs over one sequence or over a packed batch.
+The weights are drawn from a wide distribution (`initializer_range` is far above that of a real model), so that the
+logit of the likeliest token is clearly above the next. Greedy outputs are then the same whether a matrix product runs
+over one sequence or over a packed batch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _COMMON: dict[str, Any] = {
 }
 _WINDOW = {"sliding_window": 24}
 
-# What each family needs besides; names are transformers' model types unless an `architecture` says otherwise.
+# What each family needs besides. The names are transformers' model types.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -56,7 +57,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make_model(family: str, directory: Path, *, seed: int = 0, **overrides: Any) -> Path:
-    """Saves a tiny model of `family` under `directory` and returns its path. `overrides` go into its configuration."""
+    """Saves a tiny model of `family` under `directory` and returns its path. `overrides` change its configuration."""
     settings = {**_COMMON, **FAMILIES[family], **overrides}
     if family == "gpt2":
         renamed = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
@@ -73,13 +74,13 @@ def make_model(family: str, directory: Path, *, seed: int = 0, **overrides: Any)
 
 
 def own_model(path: Path) -> Any:
-    """The model as transformers computes it, in float32. By "eager" attention: transformers 5.17 gives Gemma 2
-    another by default, which lacks its soft-cap."""
+    """The model as transformers computes it, in float32, with "eager" attention: by default transformers 5.17 gives
+    Gemma 2 another one, which lacks its soft-cap."""
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def generated(model: Any, prompt: list[int], max_tokens: int) -> list[int]:
-    """transformers' own greedy output for a prompt by itself."""
+    """The greedy output of transformers itself for a prompt."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = model.generate(
@@ -93,8 +94,8 @@ def generated(model: Any, prompt: list[int], max_tokens: int) -> list[int]:
 
 
 def make_tokenizer(directory: Path) -> Path:
-    """Saves a byte-level tokenizer of `VOCAB_SIZE` tokens beside a model: ids 0 to 2 are special, 3 to 258 are the
-    bytes, the rest are two-letter pieces."""
+    """Saves a byte-level tokenizer of `VOCAB_SIZE` tokens in a model's directory: ids 0 to 2 are special, 3 to 258 are
+    the bytes, and the rest are pairs of letters."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
     for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[character] = len(vocabulary)

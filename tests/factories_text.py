@@ -1,5 +1,7 @@
-"""A model directory without a model: a tiny byte-level tokenizer, a chat template, a config. The simulated engine and
-the web process serve it as they would any other."""
+"""A model directory without weights: a tiny byte-level tokenizer, a chat template and a config.
+
+The simulated engine and the web process serve it like any other.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ MAX_MODEL_LEN = 2048
 
 
 def make_text_model(directory: Path, *, vocab_size: int = 400, max_model_len: int = MAX_MODEL_LEN) -> Path:
-    """Writes the directory and returns it. Ids 0 to 2 are special, as the simulated runner leaves them alone."""
+    """Writes the directory and returns it. Ids 0 to 2 are special; the simulated runner does not draw them."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

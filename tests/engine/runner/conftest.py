@@ -1,4 +1,5 @@
-"""Models this small are slower on more than one thread, above all where other tests run beside these."""
+"""Runs the tests of this folder on one thread: models this small are slower on several, above all beside other
+tests."""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""Drives a runner by hand-made plans: requests with scattered slots, split and packed as a test wants them."""
+"""Drives a runner with plans that a test composes itself: which requests, how many tokens of each, in scattered slots.
+
+Use it to test a runner without a scheduler. For requests that a real scheduler plans, use `tests.factories.Steps`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def load_runner(model: Path, **settings: object) -> TorchRunner:
 
 @dataclass
 class Tracked:
-    """A request as the scheduler would keep it."""
+    """A request, with what the scheduler would keep of it."""
 
     row: int
     token_ids: list[int]
@@ -43,7 +46,7 @@ class Tracked:
 
 
 class Driver:
-    """Free slots are handed out in random order, from both halves of every block alike."""
+    """Plans and executes steps. It hands out free slots in random order, from both halves of every block."""
 
     def __init__(self, runner: TorchRunner, seed: int = 0) -> None:
         self.runner = runner
@@ -64,26 +67,26 @@ class Driver:
         return sequence
 
     def truncate(self, sequence: Tracked, num_computed: int) -> None:
-        """A preemption: the suffix's slots are lost, and the request gives up its row."""
+        """Preempts the request: it loses the slots of its suffix, and its row."""
         self.free_slots.extend(sequence.slots[num_computed:])
         self.random.shuffle(self.free_slots)
         del sequence.slots[num_computed:]
         sequence.has_started = False
 
     def save(self, sequence: Tracked, kept: int, host_slots: list[int]) -> None:
-        """A preemption whose suffix is saved to host memory first, by a plan that computes nothing."""
+        """Preempts the request after a plan without rows has saved the suffix to host memory."""
         copy = SlotCopy(sequence.slots[kept:], host_slots)
         self.runner.execute(StepPlan([], [], [], [], [], [], copies_out=[copy]))
         self.truncate(sequence, kept)
 
     def restore(self, sequence: Tracked, host_slots: list[int]) -> None:
-        """The next step brings the suffix back, into any free slots, before it computes."""
+        """Makes the next step restore the suffix, into any free slots, before it computes."""
         slots = [self.free_slots.pop() for _ in host_slots]
         self.restores.append(Restore(sequence.row, len(sequence.slots), slots, host_slots))
         sequence.slots.extend(slots)
 
     def step(self, parts: Sequence[tuple[Tracked, int]]) -> StepResult:
-        """Computes the next `count` tokens of each sequence in one step, and takes in what it drew."""
+        """Computes the next `count` tokens of each sequence in one step, and appends the tokens that it draws."""
         plan = StepPlan(
             rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[], restores=self.restores
         )
@@ -125,7 +128,7 @@ class Driver:
         return result
 
     def run(self, num_tokens: int, max_chunk: int = 7) -> None:
-        """Random steps, prompt chunks and single tokens packed together, until each request has ended or has
+        """Runs random steps, in which chunks and single tokens are packed together, until each request has ended or has
         `num_tokens` output tokens."""
         while open_ones := [s for s in self.sequences if not s.finished and len(s.output) < num_tokens]:
             chosen = self.random.sample(open_ones, self.random.randint(1, len(open_ones)))

@@ -1,4 +1,8 @@
-"""What the engine uses of `torch.cuda`, for a `FakeGpu`. CUDA graphs record operations and launches, to repeat them."""
+"""A `torch.cuda` without a GPU: `cuda()` replaces the parts of it that the engine uses, on top of a `FakeGpu`.
+
+Use it to run the whole GPU runner on a CPU: kernels run in Triton's interpreter, and CUDA graphs record operations and
+launches in order to repeat them. For tests of nothing but the order of streams, use `fake_device`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class _Event:
 
 
 class _Stream:
-    """What it is given runs at once; `fake_device` is about the order of streams."""
+    """A stream whose work runs at once; `fake_device` is for the order of streams."""
 
     device_index = 0
 
@@ -56,7 +60,7 @@ class _Graph:
         self._operations: list[Callable[[], object]] | None = None
 
     def replay(self) -> None:
-        assert self._operations, "nothing was captured, or it was given back"
+        assert self._operations, "nothing was captured, or the graph was released"
         with _disable_current_modes(), torch.inference_mode():
             for operation in self._operations:
                 operation()
@@ -77,7 +81,7 @@ class _Graph:
 
 
 class _Factories(TorchFunctionMode):
-    """`torch.tensor` looks for a CUDA device before it dispatches anything."""
+    """Intercepts `torch.tensor`, which looks for a CUDA device before it dispatches anything."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -92,7 +96,7 @@ class _Factories(TorchFunctionMode):
 
 @contextmanager
 def cuda(memory_bytes: int = 8 << 30) -> Iterator[FakeGpu]:
-    """Inside, torch has one CUDA device, with so much free memory."""
+    """In this context torch has one CUDA device with this much free memory."""
     fake_gpu = FakeGpu()
     _current.append(fake_gpu)
     own_call = GridExecutor.__call__
@@ -125,7 +129,7 @@ def cuda(memory_bytes: int = 8 << 30) -> Iterator[FakeGpu]:
     try:
         for cache in caches:
             cache.cache_clear()
-        # Parameters that are moved to the device are other tensors there, not the same with other data.
+        # Parameters that are moved to the device become new tensors, rather than the same ones with other data.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         with ExitStack() as stack:
             for name, fake in fakes.items():

@@ -1,9 +1,12 @@
-"""A device that runs what it is given late and in any order that its streams allow, on real CPU tensors.
+"""Streams and CUDA graphs without a GPU: work runs late and in any order that the streams allow, on real CPU tensors.
 
-`FakeDevice` stands for a GPU's streams: torch operations inside of `on(stream)` are noted, not run. Their results have
-the right shapes and hold poison until the device gets to them, which it does in some order that the streams' own orders
-and the waits between them allow, drawn from a seed. `FakeGraphs` stands for CUDA graphs: an operation is noted once,
-with the very tensors it reads and writes, and replayed; Python is not run again.
+`FakeDevice` is a `Streams`. Torch operations in the context `on(stream)` are recorded, not run. Their results have the
+right shapes and contain poison until the device runs them, in an order that is drawn from a seed among those that the
+streams and the waits between them allow. `FakeGraphs` is a `GraphBackend`. It records each operation once, with the
+tensors that it reads and writes, and replays it without running Python again.
+
+Use `FakeDevice` to find missing waits between streams, and `FakeGraphs` to test graphs without kernels. To run the
+whole GPU runner, use `fake_cuda`, whose streams run at once.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from engine.runner.streams import Event, Stream
 
-# What uninitialized memory holds. As an index it is outside of everything.
+# The contents of uninitialized memory. Used as an index, they are out of range everywhere.
 _POISON = {torch.bool: True, torch.uint8: 0xA5, torch.int32: 2**30, torch.int64: 2**40}
 
 
@@ -31,12 +34,12 @@ def poison(tensor: torch.Tensor) -> None:
 
 @dataclass(eq=False)
 class Operation:
-    """One torch operation, not yet run."""
+    """A torch operation that was recorded."""
 
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    fresh: list[torch.Tensor]  # its results, where they are new tensors
+    fresh: list[torch.Tensor]  # those of its results that are new tensors
     follows: frozenset[Operation] = frozenset()
     is_done: bool = False
 
@@ -53,8 +56,8 @@ class Operation:
 
 
 class Recorder(TorchDispatchMode):
-    """Hands operations to `submit` instead of running them. Views are made at once: they read no data. What would have
-    the host wait for data raises RuntimeError."""
+    """Passes operations to `submit` instead of running them. Views are made at once, since they read no data.
+    Operations that would make the host wait for data raise RuntimeError."""
 
     def __init__(self, submit: Callable[[Operation], None]) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:  # operations made of others are taken apart, as a device sees only the parts
+        with self:  # composite operations are decomposed, since a device sees only their parts
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
@@ -91,7 +94,7 @@ class Recorder(TorchDispatchMode):
         for tensor in fresh:
             poison(tensor)
         if func is torch.ops.aten.empty.memory_format:
-            # Memory that its stream's earlier work may still be writing to: this is that work.
+            # Earlier work of the stream may still write to new memory: this operation stands for that work.
             self._submit(Operation(poison, (fresh[0],), {}, []))
         else:
             self._submit(Operation(func, args, kwargs, fresh))
@@ -114,19 +117,24 @@ class FakeEvent:
 
 @dataclass
 class FakeDevice:
-    """A `Streams`. Whenever an operation is given, `pace` of them run on average; `copy_share` is how often the COPY
-    stream goes first where both could. 0 and 1 hold one stream back for as long as the waits allow."""
+    """A `Streams` that runs `pace` operations on average whenever it is given one.
+
+    `copy_share` is how often the COPY stream goes first if both could run. 0 and 1 hold one stream back for as long as
+    the waits allow.
+    """
 
     seed: int
     pace: float = 0.5
     copy_share: float = 0.5
-    order: list[Stream] = field(default_factory=list)  # of the operations run so far
+    order: list[Stream] = field(default_factory=list)  # the stream of each operation run so far
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._queues: dict[Stream, deque[Operation]] = {stream: deque() for stream in Stream}
         self._follows: dict[Stream, frozenset[Operation]] = {stream: frozenset() for stream in Stream}
-        self._owners: dict[int, tuple[Stream, torch.Tensor]] = {}  # by storage: whose new memory it is
+        self._owners: dict[
+            int, tuple[Stream, torch.Tensor]
+        ] = {}  # by storage: the stream that its memory belongs to
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
@@ -143,7 +151,7 @@ class FakeDevice:
     def _submit(self, stream: Stream, operation: Operation) -> None:
         for tensor in operation.inputs:
             owner = self._owners.get(tensor.untyped_storage().data_ptr(), (stream, tensor))[0]
-            assert owner is stream, f"{stream} uses memory that {owner} may use again at any time"
+            assert owner is stream, f"{stream} uses memory that {owner} may reuse at any time"
         for tensor in operation.fresh:
             self._owners[tensor.untyped_storage().data_ptr()] = (stream, tensor)
         operation.follows = self._follows[stream]
@@ -152,7 +160,7 @@ class FakeDevice:
         self.advance()
 
     def advance(self) -> None:
-        """Time passes."""
+        """Lets time pass: runs a random number of operations."""
         while self._random.random() < self.pace / (1 + self.pace) and any(self._queues.values()):
             self.step()
 
@@ -163,7 +171,7 @@ class FakeDevice:
             for stream, queue in self._queues.items()
             if queue and all(before.is_done for before in queue[0].follows)
         ]
-        assert ready, "nothing can run: the streams wait for each other, or there is nothing"
+        assert ready, "nothing can run: the streams wait for each other, or no operation is left"
         first = Stream.COPY if self._random.random() < self.copy_share else Stream.MAIN
         stream = first if first in ready else ready[0]
         self._queues[stream].popleft().run()
@@ -174,7 +182,7 @@ class FakeDevice:
         return not any(self._queues.values())
 
     def finish(self) -> None:
-        """Runs all there is."""
+        """Runs all operations."""
         while any(self._queues.values()):
             self.step()
 
@@ -199,7 +207,8 @@ class FakeGraph:
 
 
 class FakeGraphs:
-    """A `GraphBackend`. Memory: the largest graph's intermediates, shared by all, and `graph_bytes` for each."""
+    """A `GraphBackend`. Its memory is that of the largest graph's intermediates, shared by all, and `graph_bytes` per
+    graph."""
 
     def __init__(self, graph_bytes: int = 1000) -> None:
         self.graphs: list[FakeGraph] = []
@@ -208,7 +217,7 @@ class FakeGraphs:
 
     @torch.inference_mode()
     def reuse_memory(self) -> None:
-        """Graphs share memory: what one computed on the way is gone when another runs."""
+        """Destroys the intermediates of all graphs, since they share memory."""
         for graph in self.graphs:
             for operation in graph.operations:
                 for tensor in operation.fresh:

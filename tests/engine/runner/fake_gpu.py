@@ -1,16 +1,16 @@
-"""A GPU that is none: tensors that say they are on `cuda:0` and compute on the CPU, held to a GPU's rules.
+"""Tensors that report the device `cuda:0` and compute on the CPU, under the rules of a GPU.
 
-`GpuTensor` wraps a CPU tensor. `FakeGpu` sees every operation on one, Triton's launches too (in its interpreter), and
-raises RuntimeError where a GPU would, or would make the host wait:
+`GpuTensor` wraps a CPU tensor. `FakeGpu` sees every operation on such tensors, including Triton's launches (in its
+interpreter), and raises RuntimeError where a GPU would fail or would make the host wait:
 
 - operations and kernels that mix tensors of the host and of the device;
-- inside of `no_waiting()`, reads of values (`item`, `tolist`, masks as indices), and copies that are not asynchronous:
-  those without `non_blocking`, and those of host memory that is not pinned;
-- copies and waits amid a capture, whatever their kind;
+- in the context `no_waiting()`, reads of values (`item`, `tolist`, masks as indices), and copies that are not
+  asynchronous: those without `non_blocking`, and those of host memory that is not pinned;
+- all copies and waits during a capture;
 - host memory that changes while a copy out of it is under way.
 
-Copies to new host memory are through when an event after them was waited for, and poison before. `fake_cuda` has the
-rest of what the engine uses of `torch.cuda`.
+Copies to new host memory are complete when the host has waited for an event after them; until then they contain poison.
+Do not use this module by itself: `fake_cuda.cuda()` makes a `FakeGpu` and replaces `torch.cuda`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tests.engine.runner.fake_device import poison
 
 GPU = torch.device("cuda", 0)
-# Operations of which the host has to know a result before it goes on.
+# Operations whose result the host needs before it can continue.
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount")
 
 
-# Methods that look for a CUDA device first, and what they dispatch.
+# Methods that look for a CUDA device before they dispatch, and what they dispatch.
 _DISPATCHED = {
     torch.Tensor.__invert__: torch.ops.aten.bitwise_not.default,
     torch.Tensor.copy_: torch.ops.aten.copy_.default,
@@ -38,7 +38,7 @@ _DISPATCHED = {
 
 
 class GpuTensor(torch.Tensor):
-    """`inner` is where its numbers are."""
+    """A tensor on the fake GPU. Its values are those of the CPU tensor `inner`."""
 
     inner: torch.Tensor
 
@@ -56,7 +56,7 @@ class GpuTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # torch's own look for a CUDA device before they dispatch.
+        # torch's own methods look for a CUDA device before they dispatch.
         if func is torch.Tensor.__getitem__:
             tensor, index = args[0].inner, _plain_index(args[1])
             is_view = not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(index))
@@ -64,7 +64,7 @@ class GpuTensor(torch.Tensor):
         if func is torch.Tensor.__setitem__:
             target, index, value = args
             if isinstance(value, torch.Tensor) and not isinstance(value, GpuTensor):
-                raise RuntimeError("a tensor of the host is put into one of the device")
+                raise RuntimeError("a tensor of the host is assigned to one of the device")
             index = _plain_index(index)
             gpu().do(lambda: target.inner.__setitem__(index, _inner(value)))
             return None
@@ -89,7 +89,7 @@ def _plain_index(index: Any) -> Any:
     parts = index if isinstance(index, tuple) else (index,)
     for part in parts:
         if isinstance(part, GpuTensor) and part.dtype in (torch.bool, torch.uint8):
-            gpu().waits("a mask is an index: the host waits for how many it has")
+            gpu().waits("a mask is an index: the host waits for the number of its elements")
         elif isinstance(part, GpuTensor) or not hasattr(part, "__len__"):
             continue
         else:
@@ -102,16 +102,18 @@ def _inner(tensor: Any) -> Any:
 
 
 class FakeGpu(TorchDispatchMode):
-    """One at a time: `cuda()` makes it."""
+    """The fake GPU. There is one at a time, which `fake_cuda.cuda()` makes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.may_wait = True
         self.num_launches = 0  # of Triton kernels
-        self.recorded: list[Callable[[], object]] | None = None  # by the capture under way
+        self.recorded: list[Callable[[], object]] | None = None  # operations of the capture under way
         self._pinned: dict[int, torch.Tensor] = {}  # by address
         self._registered: list[range] = []
-        self.under_way: list[Callable[[], None]] = []  # copies to the host, and checks of those to the device
+        self.under_way: list[
+            Callable[[], None]
+        ] = []  # copies to the host, and checks of copies to the device
 
     @contextmanager
     def no_waiting(self) -> Iterator[None]:
@@ -123,25 +125,25 @@ class FakeGpu(TorchDispatchMode):
 
     def waits(self, reason: str) -> None:
         if self.recorded is not None:
-            raise RuntimeError(f"amid a capture, {reason}")
+            raise RuntimeError(f"during a capture, {reason}")
         if not self.may_wait:
             raise RuntimeError(reason)
 
     def do(self, operation: Callable[[], object]) -> None:
-        """What changes tensors that are there."""
+        """Runs an operation that changes existing tensors."""
         operation()
         if self.recorded is not None:
             self.recorded.append(operation)
 
     def fresh(self, compute: Callable[[], torch.Tensor]) -> GpuTensor:
-        """What makes a tensor."""
+        """Runs an operation that makes a new tensor."""
         result = compute()
         if self.recorded is not None:
             self.recorded.append(lambda: result.copy_(compute()))
         return GpuTensor(result)
 
     def launch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """A Triton kernel."""
+        """Launches a Triton kernel."""
         for argument in tree_leaves((args[1:], kwargs)):
             if isinstance(argument, torch.Tensor) and not isinstance(argument, GpuTensor):
                 raise RuntimeError("a kernel is given a tensor of the host")
@@ -178,7 +180,7 @@ class FakeGpu(TorchDispatchMode):
             return self._is_pinned(args[0])
         if name in ("pin_memory", "_pin_memory"):
             return args[0] if self._is_pinned(args[0]) else self._pin(args[0].clone())
-        with self:  # operations made of others are taken apart, as a device sees only the parts
+        with self:  # composite operations are decomposed, since a device sees only their parts
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
@@ -194,7 +196,7 @@ class FakeGpu(TorchDispatchMode):
             if not kwargs.get("pin_memory"):
                 return func(*args, **kwargs)
             return self._pin(func(*args, **{**kwargs, "pin_memory": False}))
-        # Single numbers of the host go with a launch, but not as indices.
+        # Scalars of the host are passed with a launch, but not as indices.
         if any(
             not isinstance(tensor, GpuTensor) and (tensor.dim() or name.startswith("index"))
             for tensor in tensors
@@ -215,7 +217,7 @@ class FakeGpu(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
 
         def run() -> Any:
-            if func is torch.ops.aten.histc.default:  # a CPU counts no whole numbers
+            if func is torch.ops.aten.histc.default:  # not implemented for integers on a CPU
                 return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
             results = func(*args, **kwargs)
             if func._schema.name.startswith(("aten::empty", "aten::new_empty")):
@@ -230,7 +232,7 @@ class FakeGpu(TorchDispatchMode):
         def on_gpu(tensor: torch.Tensor) -> GpuTensor:
             if id(tensor) in known:
                 return known[id(tensor)]
-            # Views are of the kind of what they show, which torch insists on.
+            # torch requires a view to be an inference tensor exactly if its base is one.
             with torch.inference_mode(
                 inputs[0].is_inference() if is_view else torch.is_inference_mode_enabled()
             ):
@@ -264,7 +266,7 @@ class FakeGpu(TorchDispatchMode):
         return target
 
     def _check_copy(self, host: torch.Tensor, is_async: bool) -> None:
-        """Of `host` to the device, or the other way."""
+        """Checks a copy between the tensor `host` and the device, in either direction."""
         if self.recorded is not None or not is_async or not self._is_pinned(host):
             self.waits("a copy between host and device is not asynchronous, or its host memory is not pinned")
         if host.untyped_storage().data_ptr() in self._pinned:
@@ -291,7 +293,7 @@ def _copy_all(results: Any, targets: Any) -> None:
             target.copy_(result)
 
 
-_current: list[FakeGpu] = []  # the one there is, if there is one
+_current: list[FakeGpu] = []  # the current one, if any
 
 
 def gpu() -> FakeGpu:

@@ -1,4 +1,4 @@
-"""The main loop one step ahead of the device: when it decides, and that nobody can tell by the tokens."""
+"""The loop one step ahead of the device: when it makes its decisions, and that the tokens stay the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEP_S = 0.02
 
 
 class Device:
-    """A simulated runner whose steps take `STEP_S` on a clock that only waiting moves."""
+    """A simulated runner whose steps take `STEP_S` on a clock that only waiting advances."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -28,7 +28,7 @@ class Device:
         self.info = self.runner.info
         self.launches: list[
             tuple[float, float, set[int]]
-        ] = []  # when, how long the device had waited, prompt lengths
+        ] = []  # time, how long the device had been idle, prompt lengths
 
     def launch(self, plan):
         idle_s = max(0.0, self.now_s - self.busy_until_s) if self.launches else 0.0
@@ -48,8 +48,8 @@ class Step:
 
 
 def drive(device: Device, arrivals: list[tuple[float, Add]], *, ahead: bool):
-    """Runs the loop over what arrives at these times. Returns its events, and when each was sent."""
-    heard: list[tuple[float, object]] = []
+    """Runs the loop with requests that arrive at these times. Returns its events, and when each was sent."""
+    received: list[tuple[float, object]] = []
     arrivals = sorted(arrivals, key=lambda arrival: arrival[0])
     num_open = len(arrivals)
 
@@ -60,26 +60,26 @@ def drive(device: Device, arrivals: list[tuple[float, Add]], *, ahead: bool):
             due_s, message = arrivals.pop(0)
             device.now_s = max(device.now_s, due_s)
             return [message]
-        device.now_s += max(timeout_s, 1e-6)  # a clock has ticks
+        device.now_s += max(timeout_s, 1e-6)  # a clock has a finite resolution
         return []
 
     def send(events):
         nonlocal num_open
-        heard.extend((device.now_s, event) for event in events)
+        received.extend((device.now_s, event) for event in events)
         num_open -= sum(isinstance(event, FinishedEvent) for event in events)
 
     scheduler = scheduler_for(device.info, max_num_batched_tokens=64)
     EngineLoop(scheduler, device, receive, send, lambda: device.now_s, ahead=ahead).run()
     scheduler.check_integrity()
     assert not scheduler.has_work
-    return heard
+    return received
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_device_never_waits_for_decisions_only_if_they_are_made_ahead(ahead):
+def test_only_decisions_made_ahead_keep_the_device_from_waiting(ahead):
     device = Device()
-    heard = drive(device, [(0.0, Add(request([7] * 5, max_tokens=40, request_id="r")))], ahead=ahead)
-    tokens = [event.token_id for _, event in heard if isinstance(event, TokenEvent)]
+    received = drive(device, [(0.0, Add(request([7] * 5, max_tokens=40, request_id="r")))], ahead=ahead)
+    tokens = [event.token_id for _, event in received if isinstance(event, TokenEvent)]
     assert tokens == device.runner.continuation([7] * 5, SamplingParams(max_tokens=40, ignore_eos=True))
     early = [
         through - at for (at, _, _), through in zip(device.launches[9:], _ends(device)[8:], strict=False)
@@ -100,7 +100,7 @@ def _ends(device: Device) -> list[float]:
     return ends
 
 
-def test_a_chat_that_comes_during_a_step_is_in_the_next_one():
+def test_a_chat_that_arrives_during_a_step_is_in_the_next_one():
     device = Device()
     bulk = [(0.0, Add(request([9] * 4, max_tokens=60, request_id="bulk")))]
     arrives_s = 30.4 * STEP_S
@@ -113,15 +113,15 @@ def test_a_chat_that_comes_during_a_step_is_in_the_next_one():
     assert arrives_s < launched_s < 31 * STEP_S and idle_s == 0.0
 
 
-def test_tokens_are_sent_when_their_own_step_is_through():
+def test_tokens_are_sent_when_their_own_step_ends():
     device = Device()
-    heard = drive(device, [(0.0, Add(request([7] * 5, max_tokens=30, request_id="r")))], ahead=True)
-    sent_s = [at_s for at_s, event in heard if isinstance(event, TokenEvent)]
+    received = drive(device, [(0.0, Add(request([7] * 5, max_tokens=30, request_id="r")))], ahead=True)
+    sent_s = [at_s for at_s, event in received if isinstance(event, TokenEvent)]
     assert sent_s == pytest.approx(_ends(device)[:30])
 
 
 def test_the_loop_does_not_sleep_while_a_result_may_bring_work(monkeypatch):
-    """As where the only request to plan waits for its last token."""
+    """For example, when the only request to plan waits for its last token."""
     device, num_calls = Device(), 0
     schedule = Scheduler.schedule
 
@@ -133,8 +133,8 @@ def test_the_loop_does_not_sleep_while_a_result_may_bring_work(monkeypatch):
         return schedule(self, now_s)
 
     monkeypatch.setattr(Scheduler, "schedule", sometimes)
-    heard = drive(device, [(0.0, Add(request([7] * 5, max_tokens=20, request_id="r")))], ahead=True)
-    assert sum(isinstance(event, TokenEvent) for _, event in heard) == 20
+    received = drive(device, [(0.0, Add(request([7] * 5, max_tokens=20, request_id="r")))], ahead=True)
+    assert sum(isinstance(event, TokenEvent) for _, event in received) == 20
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def runner(tmp_path_factory):
 
 
 def test_every_way_to_sample_gives_the_same_tokens_ahead(runner):
-    """Penalties need the tokens drawn before, stop strings the text so far, rows change hands while steps are under
-    way: in memory for a third of the requests."""
+    """Penalties need the tokens drawn before, stop strings need the text so far, and rows pass to other requests while
+    steps are under way. Memory suffices for a third of the requests."""
     rng = random.Random(4)
     kinds = [
         {"temperature": 0.0},
@@ -164,12 +164,12 @@ def test_every_way_to_sample_gives_the_same_tokens_ahead(runner):
             max_tokens=rng.randint(1, 20), ignore_eos=i % 2 == 0, **kinds[i % len(kinds)]
         )
         asked.append((prompt, sampling, Lane.RT if i % 3 == 0 else Lane.BE))
-    heard = []
+    received = []
     for is_ahead in (False, True):
         scheduler, outputs = scheduler_for(runner.info, max_num_batched_tokens=48), Outputs()
         for i, (prompt, sampling, lane) in enumerate(asked):
             scheduler.add(request(prompt, lane=lane, sampling=sampling, request_id=f"{i}"))
         Steps(scheduler, runner, outputs, ahead=is_ahead).run_to_end()
         assert scheduler.allocator.num_truncated_tokens > 0, "memory was scarce"
-        heard.append((outputs.token_ids, {key: event.reason for key, event in outputs.finished.items()}))
-    assert heard[0] == heard[1]
+        received.append((outputs.token_ids, {key: event.reason for key, event in outputs.finished.items()}))
+    assert received[0] == received[1]

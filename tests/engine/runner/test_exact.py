@@ -1,4 +1,4 @@
-"""Promise 1: packed steps over scattered slots give the tokens that transformers' `generate` gives."""
+"""Packed steps over scattered slots draw the same tokens as transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prompts(seed: int) -> list[list[int]]:
 
 
 def generate(model: Any, prompt: list[int], num_tokens: int = NUM_OUTPUT) -> list[int]:
-    """transformers' own greedy output of exactly `num_tokens` tokens."""
+    """The greedy output of transformers itself, of exactly `num_tokens` tokens."""
     model.generation_config.eos_token_id = None
     return generated(model, prompt, num_tokens)
 
@@ -41,7 +41,7 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mixed_chunks_and_single_tokens_give_generates_tokens(family: str, tmp_path: Path) -> None:
+def test_mixed_chunks_and_single_tokens_equal_generate(family: str, tmp_path: Path) -> None:
     path = make_model(family, tmp_path, seed=1)
     driver = Driver(load_runner(path), seed=2)
     sequences = [driver.add(prompt) for prompt in prompts(3)]
@@ -49,19 +49,19 @@ def test_mixed_chunks_and_single_tokens_give_generates_tokens(family: str, tmp_p
     reference = own_model(path)
     for sequence, prompt in zip(sequences, prompts(3), strict=True):
         assert sequence.output == generate(reference, prompt)
-    # A model that says one thing, or the same to everyone, would test nothing.
+    # A model that repeats one token, or gives the same output for every prompt, would test nothing.
     assert len({token for sequence in sequences for token in sequence.output}) > NUM_OUTPUT
 
 
 def test_a_window_shorter_than_the_prompt_matters(mistral: Path, tmp_path: Path) -> None:
-    """The same weights without their window answer otherwise: the test above does see it."""
+    """Without the window the same weights draw other tokens, so the test above is sensitive to it."""
     prompt = prompts(3)[-1]
     unlimited = make_model("mistral", tmp_path, sliding_window=None)
     assert generate(own_model(mistral), prompt) != generate(own_model(unlimited), prompt)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_truncated_anywhere_and_caught_up_gives_the_same_tokens(
+def test_a_request_truncated_anywhere_catches_up_with_the_same_tokens(
     family: str, request: pytest.FixtureRequest
 ) -> None:
     path: Path = request.getfixturevalue(family)
@@ -101,7 +101,7 @@ def test_rows_are_reused_by_shorter_requests(llama: Path) -> None:
 
 
 def test_bfloat16_follows_the_model_in_bfloat16(llama: Path) -> None:
-    """Rounding differs, so outputs may part; the logits along one output must stay close."""
+    """Rounding differs, so outputs may diverge; the logits along one output must stay close."""
     runner = load_runner(llama, dtype="bfloat16")
     assert runner.info.dtype == "bfloat16"
     driver = Driver(runner, seed=10)
@@ -136,7 +136,7 @@ def test_logprobs_are_those_of_the_model(llama: Path) -> None:
         assert [token for token, _ in logprobs.top] == row.topk(5).indices.tolist()
 
 
-def test_a_seeded_request_gives_the_same_tokens_alone_and_in_company(llama: Path) -> None:
+def test_a_seeded_request_draws_the_same_tokens_alone_and_beside_others(llama: Path) -> None:
     sampling = SamplingParams(max_tokens=99, temperature=0.9, top_p=0.95, seed=77, ignore_eos=True)
     prompt = prompts(15)[2]
 

@@ -1,5 +1,7 @@
-"""Steps of a real model, replayed from graphs, compute what they compute without. Without a GPU, a fake backend
-records and replays them."""
+"""Steps of a real model, replayed from graphs, compute the same as without graphs.
+
+Without a GPU, a fake backend records and replays them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ from tests.engine.runner.test_graphs import (
 from tests.factories_models import VOCAB_SIZE, make_model
 
 NUM_SLOTS = 200
-TOLERANCE = 1e-3  # of logits whose spread is above 1: sums of batches of other shapes are rounded otherwise
+TOLERANCE = (
+    1e-3  # of logits that spread by more than 1: sums in batches of other shapes are rounded differently
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +62,8 @@ def attend_rows(
     layout: StepLayout,
     options: AttentionOptions,
 ) -> torch.Tensor:
-    """Attention of single-token rows as a kernel does it: shapes are the layout's, all else is read on the device. The
-    cache's last slot, -1, takes what is stored nowhere."""
+    """Attention of single-token rows like that of a kernel: shapes come from the layout, everything else is read on the
+    device. The cache's last slot, -1, takes the tokens that are stored nowhere."""
     k_cache[layout.slot_mapping], v_cache[layout.slot_mapping] = k, v
     rows, starts = layout.device[0], layout.device[1]
     if "visible" not in layout.scratch:  # once for all layers
@@ -78,14 +82,14 @@ def attend_rows(
 
 
 def attend_by_host_numbers(*arguments: Any) -> torch.Tensor:
-    """Wrong in a graph: how much of the context is read is decided in Python."""
+    """Attention that is wrong in a graph, since Python decides how much of the context is read."""
     *tensors, layout, options = arguments
     longest = int(layout.host[1].max()) + 1
     return attend_rows(*tensors, replace(layout, max_single_context=longest, scratch={}), options)
 
 
 class Data:
-    """A model, its caches and tables, as a runner holds them."""
+    """A model with its caches and tables, as in a runner."""
 
     def __init__(self, model: CausalLM, op: Any) -> None:
         self.model, self.op = model, op
@@ -132,7 +136,7 @@ def steps(seed: int, num_steps: int) -> Iterator[StepArrays]:
 
 
 def agree(model: CausalLM, op: Any, seed: int, num_steps: int) -> bool:
-    """Whether steps by graph equal the same steps without, in their logits and in all they store."""
+    """Whether steps by graph equal the same steps without graphs, in their logits and in all that they store."""
     replayed, plain = Data(model, op), Data(model, reference.attention)
     graphs = replayed.graphs(CudaGraphs(model.device) if model.device.type == "cuda" else FakeGraphs())
     for arrays in steps(seed, num_steps):
@@ -150,19 +154,19 @@ def agree(model: CausalLM, op: Any, seed: int, num_steps: int) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_replay_computes_what_the_step_does(llama: CausalLM, seed: int) -> None:
+def test_a_replay_computes_the_same_as_the_step(llama: CausalLM, seed: int) -> None:
     assert agree(llama, attend_rows, seed, num_steps=15)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_replay_on_a_gpu_computes_what_the_step_does(llama: CausalLM) -> None:
+def test_a_replay_on_a_gpu_computes_the_same_as_the_step(llama: CausalLM) -> None:
     gpu = torch.device("cuda", torch.cuda.current_device())
     on_gpu = replace(llama, model=copy.deepcopy(llama.model).to(gpu), device=gpu)
     assert agree(on_gpu, attend_rows, seed=3, num_steps=25)
     assert not agree(on_gpu, attend_by_host_numbers, seed=3, num_steps=25)
 
 
-def test_what_python_decides_is_frozen(llama: CausalLM) -> None:
+def test_a_graph_repeats_decisions_of_python(llama: CausalLM) -> None:
     assert not agree(llama, attend_by_host_numbers, seed=0, num_steps=15)
 
 
@@ -176,7 +180,9 @@ def test_captures_store_nothing(llama: CausalLM) -> None:
     assert all(torch.equal(ours, other) for ours, other in zip(data.stored(), before, strict=True))
 
 
-def test_a_model_that_looks_at_values_runs_without(llama: CausalLM, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_reads_values_runs_without_graphs(
+    llama: CausalLM, caplog: pytest.LogCaptureFixture
+) -> None:
     def by_value(*arguments: Any) -> torch.Tensor:
         if int(arguments[-2].device[2].sum()) < 0:
             raise AssertionError
@@ -186,8 +192,8 @@ def test_a_model_that_looks_at_values_runs_without(llama: CausalLM, caplog: pyte
     assert "the host waits" in caplog.text
 
 
-def test_memory_of_other_graphs_is_not_relied_on(llama: CausalLM) -> None:
-    """What a graph computed on the way is gone when another has run; its logits are not."""
+def test_a_graph_does_not_rely_on_memory_that_others_share(llama: CausalLM) -> None:
+    """Running another graph destroys a graph's intermediates, but not its logits."""
     backend = FakeGraphs()
     data = Data(llama, attend_rows)
     graphs = data.graphs(backend, GraphSizes((1, 2)))

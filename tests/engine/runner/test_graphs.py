@@ -39,7 +39,7 @@ def test_sizes() -> None:
 def bigram_graphs(
     backend: FakeGraphs | None = None, budget_bytes: int = PLENTY, sizes: GraphSizes = SIZES
 ) -> DecodeGraphs:
-    """Of a model so small that it captures at once: a row of a table for each token."""
+    """Graphs of a model that is captured in no time: its logits are a row of a table for each token."""
     table = torch.randn(VOCAB_SIZE, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 
     def forward(step: StepTensors) -> torch.Tensor:
@@ -53,7 +53,7 @@ def bigram_graphs(
 class Sequence:
     row: int
     slots: list[int]
-    next_token: int = 5  # or -1: the last that the row drew
+    next_token: int = 5  # or -1: the token that the row drew last
 
 
 def arrays_of(sequences: list[Sequence]) -> StepArrays:
@@ -98,7 +98,7 @@ def test_a_graph_is_never_replayed_with_another_shape() -> None:
     assert backend.num_replays == 1
 
 
-def test_graphs_stop_where_the_budget_is_spent(caplog: pytest.LogCaptureFixture) -> None:
+def test_capturing_stops_when_the_budget_is_spent(caplog: pytest.LogCaptureFixture) -> None:
     backend = FakeGraphs(graph_bytes=1000)
     bigram_graphs(backend).close()
     assert not backend.graphs
@@ -108,7 +108,7 @@ def test_graphs_stop_where_the_budget_is_spent(caplog: pytest.LogCaptureFixture)
     for graphs in captured:
         graphs.close()
     with caplog.at_level(logging.INFO, "engine.graphs"):
-        assert bigram_graphs(backend, shared[-1] + 2500).sizes.sizes == (4, 7)  # biggest first, one pool
+        assert bigram_graphs(backend, shared[-1] + 2500).sizes.sizes == (4, 7)  # largest first, in one pool
     assert "no CUDA graph of 2 rows" in caplog.text and "2 CUDA graphs of up to 7 rows" in caplog.text
     assert len(backend.graphs) == 2
     for budget_bytes, sizes in ((shared[2] + 1000, (4,)), (shared[2] + 2000, (2, 4)), (0, ())):
@@ -142,7 +142,7 @@ class Failing(FakeGraphs):
         (RuntimeError("operation not permitted when stream is capturing\nmore"), 3, (2, 4, 7)),
     ],
 )
-def test_what_cannot_be_captured_runs_without(
+def test_sizes_that_cannot_be_captured_run_without_graphs(
     error: Exception,
     num_good: int,
     captured: tuple[int, ...],
@@ -153,5 +153,5 @@ def test_what_cannot_be_captured_runs_without(
     assert str(error).split("\n")[0] in caplog.text
 
 
-def test_no_rows_no_graphs() -> None:
+def test_without_rows_there_are_no_graphs() -> None:
     assert bigram_graphs(sizes=GraphSizes.up_to(0)).sizes.sizes == ()

@@ -1,7 +1,7 @@
-"""All that a GPU's runner does, on a fake one: it mixes no tensors of host and device, waits for nothing before it is
-asked for a result, and draws the tokens that a CPU's runner draws.
+"""The whole GPU runner on a fake GPU: it does not mix tensors of host and device, waits for nothing before a result is
+requested, and draws the same tokens as the runner on a CPU.
 
-Kernels run in Triton's interpreter. What a fake cannot show is how compiled kernels and real streams behave.
+Kernels run in Triton's interpreter. A fake cannot show how compiled kernels and real streams behave.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or not INTERPRETED, reason="a GPU, or kernels that are compiled"
 )
 
-# Small, for the interpreter; two layers, for the last one is computed otherwise.
+# Small, for the interpreter; two layers, since the last one is computed differently.
 TINY = {
     "num_hidden_layers": 2,
     "hidden_size": 32,
@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
     "dtype": "float32",
 }  # fmt: skip
 PROMPT, OTHER = [5, 9, 200, 31, 77, 8, 120], [8, 120, 33]
-EVERYTHING = [
+EVERY_OPTION = [
     GREEDY,
     SamplingParams(max_tokens=99, seed=1, ignore_eos=True, temperature=0.8, top_p=0.9, top_k=20, min_p=0.01),
     SamplingParams(
@@ -60,7 +60,7 @@ EVERYTHING = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The path of a tiny model of a family, the same each time."""
+    """A function that returns the path of a tiny model of a family, the same each time."""
     directory, paths = tmp_path_factory.mktemp("models"), dict[str, Path]()
 
     def path_of(family: str) -> Path:
@@ -79,12 +79,12 @@ def gpu() -> Iterator[FakeGpu]:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are loaded without the proof that they compute the same, of which one test sees that it runs here."""
+    """Skips the check at load that models compute the same. One test makes sure that the check runs here."""
     monkeypatch.setattr("engine.runner.model.loading.check_packed", lambda *_: None)
 
 
 class WaitingForNothing:
-    """A runner whose launches may not wait."""
+    """A runner whose launches raise an error if the host waits."""
 
     def __init__(self, runner: TorchRunner, gpu: FakeGpu) -> None:
         self._runner, self._gpu, self.info = runner, gpu, runner.info
@@ -98,13 +98,13 @@ class WaitingForNothing:
 
 
 def outputs(runner: Any) -> tuple[list[list[int]], list[list[Any]]]:
-    """Tokens and log-probabilities of requests that ask for all there is: chunks beside single tokens, a preemption
-    whose K and V come back from the host, and one that begins again with a prefix."""
+    """Tokens and log-probabilities of requests that use every option: chunks beside single tokens, a preemption whose
+    K and V are restored from the host, and one that starts again with a prefix."""
     driver = Driver(runner, seed=4)
     requests = [
         driver.add(prompt, sampling, row)
         for row, (prompt, sampling) in enumerate(
-            zip((PROMPT, OTHER, PROMPT[2:], OTHER[1:]), EVERYTHING, strict=True)
+            zip((PROMPT, OTHER, PROMPT[2:], OTHER[1:]), EVERY_OPTION, strict=True)
         )
     ]
     driver.step([(requests[0], 4), (requests[1], 3), (requests[2], 3), (requests[3], 1)])
@@ -129,7 +129,7 @@ def assert_same(computed: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("family", "is_fused"), [("llama", True), ("gpt2", False)])
-def test_it_draws_what_a_cpu_draws(
+def test_it_draws_the_same_as_a_cpu(
     family: str, is_fused: bool, models: Callable[[str], Path], gpu: FakeGpu
 ) -> None:
     path = models(family)
@@ -147,7 +147,7 @@ def test_it_draws_what_a_cpu_draws(
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_it_draws_the_same_by_graphs(
+def test_it_draws_the_same_with_graphs(
     family: str, models: Callable[[str], Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.runner.cuda_graphs._WARM_UPS", 1)
@@ -157,7 +157,7 @@ def test_it_draws_the_same_by_graphs(
     drawn = []
     for ours in (WaitingForNothing(runner, gpu), load_runner(path, device="cpu", **settings)):
         driver = Driver(ours)
-        pair = [driver.add(PROMPT, EVERYTHING[1], 1), driver.add(OTHER, GREEDY, 0)]
+        pair = [driver.add(PROMPT, EVERY_OPTION[1], 1), driver.add(OTHER, GREEDY, 0)]
         driver.step([(pair[0], len(PROMPT)), (pair[1], len(OTHER))])
         before = gpu.num_launches
         for chosen in (pair, pair[:1], pair):
@@ -170,19 +170,19 @@ def test_it_draws_the_same_by_graphs(
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_step_begins_before_the_last_one_is_through(models: Callable[[str], Path], gpu: FakeGpu) -> None:
-    """Its tokens are those that only the device knows; they are read on the host after they arrived there."""
+def test_a_step_begins_before_the_previous_one_ends(models: Callable[[str], Path], gpu: FakeGpu) -> None:
+    """Its tokens are known only to the device; the host reads them after they have arrived."""
     path = models("llama")
     settings = {**SETTINGS, "enforce_eager": True}
     expected = Driver(load_runner(path, device="cpu", **settings))
-    requests = [expected.add(PROMPT, GREEDY, 2), expected.add(OTHER, EVERYTHING[1], 0)]
+    requests = [expected.add(PROMPT, GREEDY, 2), expected.add(OTHER, EVERY_OPTION[1], 0)]
     expected.step([(requests[0], len(PROMPT)), (requests[1], len(OTHER))])
     expected.step([(requests[0], 1), (requests[1], 1)])
 
     runner = WaitingForNothing(load_runner(path, device="cuda", **settings), gpu)
     starts = [
         RowStart(row, str(row), prompt, len(prompt), [], sampling)
-        for row, prompt, sampling in ((2, PROMPT, GREEDY), (0, OTHER, EVERYTHING[1]))
+        for row, prompt, sampling in ((2, PROMPT, GREEDY), (0, OTHER, EVERY_OPTION[1]))
     ]
     counts = [len(PROMPT), len(OTHER)]
     slots = list(range(40, 40 - sum(counts), -1))
@@ -220,7 +220,7 @@ def test_a_16_bit_model_with_sinks_windows_and_an_8_bit_cache(
     runner = load_runner(models("gpt_oss"), device="cuda", **settings)
     assert {cache.k.dtype for cache in runner._caches.values()} == {torch.float8_e4m3fn}
     driver = Driver(WaitingForNothing(runner, gpu))
-    request = driver.add([*PROMPT, *OTHER], EVERYTHING[2])
+    request = driver.add([*PROMPT, *OTHER], EVERY_OPTION[2])
     driver.step([(request, 6)])
     driver.step([(request, 4)])
     driver.step([(request, 1)])
@@ -229,18 +229,19 @@ def test_a_16_bit_model_with_sinks_windows_and_an_8_bit_cache(
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_memory_for_kv_is_what_the_largest_step_leaves(models: Callable[[str], Path]) -> None:
+def test_kv_memory_is_what_the_largest_step_leaves(models: Callable[[str], Path]) -> None:
     with cuda(memory_bytes=400_000_000):
         settings = {**SETTINGS, "max_num_batched_tokens": 12, "num_kv_blocks": None, "num_host_slots": 0}
         runner = load_runner(models("llama"), device="cuda", enforce_eager=True, **settings)
         slot_bytes = 4 * sum(cache.k[0].numel() + cache.v[0].numel() for cache in runner._caches.values())
-        # A tenth stays free, a tenth is what the step took at its peak, with its own KV; buffers for host KV besides.
+        # A tenth stays free, the step took a tenth at its peak, including its own KV, and there are buffers for host
+        # KV.
         left = 400_000_000 * 8 // 10 + 1000 + 12 * slot_bytes - 2 * 8 * (16 << 20) // slot_bytes * slot_bytes
         assert abs(runner.info.num_blocks - left // (16 * slot_bytes)) <= 1
 
 
 class OnlyRank:
-    """Talks to nobody."""
+    """Ranks of which there is only one."""
 
     device = GPU
     size, number = 1, 0
@@ -253,16 +254,16 @@ class OnlyRank:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_rank_tries_to_take_what_the_largest_step_took(
+def test_a_rank_tries_to_allocate_what_the_largest_step_took(
     models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many KV blocks it is told to have; a pass of a quarter of the tokens takes a quarter of that."""
-    taken: list[int] = []
+    """Whatever its number of KV blocks. A pass of a quarter of the tokens takes a quarter of that."""
+    allocated: list[int] = []
     empty = torch.empty
 
     def noted_empty(*size: Any, **options: Any) -> torch.Tensor:
         if options.get("dtype") is torch.uint8:
-            taken.append(size[0])
+            allocated.append(size[0])
         return empty(*size, **options)
 
     ranks: Any = OnlyRank()
@@ -281,14 +282,14 @@ def test_a_rank_tries_to_take_what_the_largest_step_took(
         request = driver.add(OTHER)
         for num_tokens in (3, 1):
             driver.step([(request, num_tokens)])
-        assert taken == [at_peak // 4], "once, for passes of one token are shorter"
+        assert allocated == [at_peak // 4], "once, since passes of one token are smaller"
     expected = Driver(load_runner(path, device="cpu", **settings))
     own = expected.add(OTHER)
     expected.run(2)
     assert request.output == own.output
 
 
-# What it would not be caught at would prove nothing above ----------------------------------------------
+# The fake GPU notices errors: otherwise the tests above would prove nothing ---------------------------
 
 
 def numbers() -> torch.Tensor:
@@ -318,7 +319,7 @@ def to_gpu_twice(values: torch.Tensor) -> None:
         (lambda: torch.cuda.synchronize(), "waits"),
     ],
 )
-def test_what_is_wrong_on_a_gpu_is_an_error(wrong: Callable[[], Any], reason: str, gpu: FakeGpu) -> None:
+def test_errors_on_a_gpu_are_errors_here(wrong: Callable[[], Any], reason: str, gpu: FakeGpu) -> None:
     with gpu.no_waiting(), pytest.raises(RuntimeError, match=reason):
         wrong()
 
@@ -332,15 +333,15 @@ def test_host_memory_is_read_late_and_written_late(gpu: FakeGpu) -> None:
     assert found.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_capture_holds_no_copies_and_no_waits(gpu: FakeGpu) -> None:
+def test_a_capture_contains_no_copies_and_no_waits(gpu: FakeGpu) -> None:
     pinned, graphs = torch.ones(6).pin_memory(), CudaGraphs(GPU)
     for wrong in (lambda: numbers().to("cpu", non_blocking=True), lambda: pinned.to(GPU, non_blocking=True)):
-        with pytest.raises(RuntimeError, match="amid a capture"):
+        with pytest.raises(RuntimeError, match="during a capture"):
             graphs.capture(wrong)
     total = numbers()
     graph = graphs.capture(lambda: total.add_(total * 2))
     graph.replay()
-    assert total.tolist() == [9.0 * i for i in range(6)]  # the fake computes as it captures too
+    assert total.tolist() == [9.0 * i for i in range(6)]  # the fake also computes during a capture
 
 
 def test_kernels_take_no_tensors_of_the_host(gpu: FakeGpu) -> None:
@@ -351,7 +352,7 @@ def test_kernels_take_no_tensors_of_the_host(gpu: FakeGpu) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_launch_that_waits_is_caught(
+def test_a_launch_that_waits_is_noticed(
     models: Callable[[str], Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = WaitingForNothing(

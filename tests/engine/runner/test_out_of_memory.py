@@ -1,4 +1,4 @@
-"""A step that does not fit in memory is computed in parts; nobody can tell by the tokens."""
+"""A step that does not fit into memory is computed in parts, with the same tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def outputs_of(runner) -> dict[str, list[int]]:
 
 
 def short_of_memory(runner, most_tokens: int) -> list[int]:
-    """Forward passes of more tokens fail as they do on a full GPU. Returns the lengths of those that were tried."""
+    """Makes forward passes of more tokens fail as on a full GPU. Returns the lengths of all that are tried."""
     tried: list[int] = []
     forward = runner._forward_tensors
 

@@ -1,4 +1,4 @@
-"""What a runner reports of itself, and requests that fail without harm to others."""
+"""What a runner reports about itself, and requests that fail without affecting others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_it_says_of_itself(llama: Path) -> None:
+def test_runner_info(llama: Path) -> None:
     info = load_runner(llama, max_num_seqs=3, block_size=32, num_kv_blocks=7).info
     assert (info.num_blocks, info.block_size, info.max_num_seqs) == (7, 32, 3)
     assert (info.max_model_len, info.vocab_size, info.device, info.dtype) == (
@@ -32,7 +32,7 @@ def test_what_it_says_of_itself(llama: Path) -> None:
     )
 
 
-def test_kv_memory_holds_all_rows_when_nothing_else_is_said(llama: Path) -> None:
+def test_by_default_kv_memory_holds_all_rows(llama: Path) -> None:
     info = load_runner(llama, max_num_seqs=3, num_kv_blocks=None, max_model_len=100).info
     assert info.num_blocks == 3 * 7  # 100 tokens are 7 blocks of 16
 
@@ -59,9 +59,7 @@ def test_kv_memory_holds_all_rows_when_nothing_else_is_said(llama: Path) -> None
         ),
     ],
 )
-def test_how_far_a_model_reaches(
-    fields: dict[str, object], asked: int | None, expected: int, tmp_path: Path
-) -> None:
+def test_longest_context(fields: dict[str, object], asked: int | None, expected: int, tmp_path: Path) -> None:
     path = make_model("llama", tmp_path, **fields)
     assert load_model(str(path), device="cpu", max_model_len=asked).max_model_len == expected
 
@@ -131,7 +129,7 @@ def test_stops_at_the_end_of_sequence_at_stop_tokens_and_at_stop_strings(llama: 
     assert stop not in decode(by_string.output[:-1])
 
 
-def test_min_tokens_hold_for_exactly_that_many(llama: Path) -> None:
+def test_min_tokens_is_exact(llama: Path) -> None:
     driver = Driver(load_runner(llama))
     enders = tuple(token for token in range(VOCAB_SIZE) if token != 10)
     sampling = SamplingParams(max_tokens=99, temperature=0.0, min_tokens=5, stop_token_ids=enders)
@@ -158,13 +156,13 @@ def test_an_empty_plan_computes_nothing(llama: Path) -> None:
     assert result.sampled == []
 
 
-def test_copies_to_a_host_memory_it_lacks_are_refused(llama: Path) -> None:
+def test_copies_without_host_memory_raise(llama: Path) -> None:
     plan = StepPlan([], [], [], [], [], [], copies_out=[SlotCopy([0], [0])])
     with pytest.raises(ValueError, match="no host KV memory"):
         load_runner(llama, num_host_slots=0).execute(plan)
 
 
-def test_greedy_is_what_runs_when_the_temperature_is_zero(llama: Path) -> None:
+def test_temperature_zero_is_greedy(llama: Path) -> None:
     driver = Driver(load_runner(llama))
     sequences = [
         driver.add([5, 6, 7], GREEDY),
@@ -174,8 +172,8 @@ def test_greedy_is_what_runs_when_the_temperature_is_zero(llama: Path) -> None:
     assert sequences[0].output[:8] == sequences[1].output[:8]
 
 
-def test_dummy_weights_need_no_more_than_a_configuration(llama, tmp_path):
-    """And are the same each time, so that measurements can be repeated."""
+def test_dummy_weights_need_only_a_configuration(llama, tmp_path):
+    """They are the same each time, so that measurements can be repeated."""
     (tmp_path / "config.json").write_text((llama / "config.json").read_text())
     outputs = []
     for _ in range(2):

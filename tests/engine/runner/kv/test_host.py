@@ -1,4 +1,4 @@
-"""KV saved to host memory and restored elsewhere is what it was."""
+"""KV that is saved to host memory and restored to other slots is unchanged."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logprobs(llama: Path, kept: int, saved_to: list[int], restored_from: list[int]) -> list[float]:
-    """Log-probabilities of what a request draws that is preempted after some tokens and keeps `kept`. Its next ones are
-    saved to and restored from these host slots, and all slots they lay in are overwritten in between."""
+    """Log-probabilities of the tokens of a request that is preempted and keeps `kept` computed tokens. The others are
+    saved to and restored from these host slots, and all their device slots are overwritten in between."""
     driver = Driver(load_runner(llama, num_host_slots=NUM_HOST_SLOTS, num_kv_blocks=10))
     sequence = driver.add(PROMPT, SAMPLING, row=2)
     driver.run(6)
@@ -53,14 +53,16 @@ def test_saved_overwritten_and_restored_elsewhere(llama: Path, kept: int, num_re
     assert logprobs(llama, kept, slots, slots) == pytest.approx(logprobs(llama, 0, [], []), abs=1e-4)
 
 
-def test_a_wrong_host_slot_shows(llama: Path) -> None:
+def test_a_wrong_host_slot_changes_the_output(llama: Path) -> None:
     slots = list(range(45))
-    others = slots[:20] * 2 + slots[:5]  # a permutation would not show: to attention, a context is a set
+    others = (
+        slots[:20] * 2 + slots[:5]
+    )  # a permutation would change nothing: to attention, a context is a set
     assert logprobs(llama, 0, slots, others) != pytest.approx(logprobs(llama, 0, [], []), abs=1e-2)
 
 
 def make_caches(num_slots: int) -> dict[int, LayerCache]:
-    """Two layers of unlike shapes."""
+    """Two layers of different shapes."""
     generator = torch.Generator().manual_seed(0)
     shapes = {0: (2, 4, 3), 3: (1, 5, 2)}
     return {
@@ -89,7 +91,7 @@ def test_every_layer_and_size_is_copied() -> None:
         host_kv.save([0], [1])
 
 
-def test_slots_that_are_not_there_are_refused() -> None:
+def test_slots_that_do_not_exist_raise() -> None:
     host_kv = HostKV(make_caches(20), 5, CPU, CpuStreams())
     with pytest.raises(ValueError, match="host slot is outside of the 5"):
         host_kv.save([0], [5])
@@ -127,6 +129,6 @@ def test_memory_for_all_slots_or_for_half_of_what_is_left(monkeypatch: pytest.Mo
     assert num_host_slots(10, 500, CPU) == 0
 
 
-def test_a_runner_takes_what_memory_allows(llama: Path) -> None:
+def test_a_runner_allocates_what_memory_allows(llama: Path) -> None:
     info = load_runner(llama).info
     assert info.num_host_slots == info.num_blocks * info.block_size

@@ -1,4 +1,4 @@
-"""Saves and restores on streams of their own: each read finds what it must, in whatever order the device runs."""
+"""Saves and restores on their own stream: each read finds the right contents, in whatever order the device runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.engine.runner.kv.test_host import CPU, make_caches
 
 
 class TorchCopier:
-    """`engine.kernels.reference.slots.TorchSlotCopier` without a look at the slots: that would have the host wait."""
+    """`engine.kernels.reference.slots.TorchSlotCopier` without its checks of the slots, which make the host wait."""
 
     def __init__(self, caches: Mapping[int, LayerCache]) -> None:
         self._parts = [
@@ -54,7 +54,7 @@ class Forgetful(FakeDevice):
 
 
 class JitteryGpu(CudaStreams):
-    """Holds either stream up at random before it goes on."""
+    """Delays each stream at random."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
         super().__init__(device)
@@ -64,7 +64,7 @@ class JitteryGpu(CudaStreams):
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
         with super().on(stream):
-            torch.cuda._sleep(self._random.choice((0, 0, 1_000_000)))  # cycles: half a millisecond or so
+            torch.cuda._sleep(self._random.choice((0, 0, 1_000_000)))  # cycles: about half a millisecond
             yield
 
     def finish(self) -> None:
@@ -76,7 +76,7 @@ NUM_DEVICE_SLOTS = 12
 
 @dataclass
 class Scenario:
-    """Random writes, reads, saves and restores, and what each read must find, whatever the device runs when."""
+    """Random writes, reads, saves and restores, and what each read must find, in whatever order the device runs."""
 
     streams: FakeDevice | JitteryGpu
     device: torch.device = CPU
@@ -91,7 +91,7 @@ class Scenario:
         self.tensors = [part for cache in self.caches.values() for part in (cache.k, cache.v)]
         for tensor in self.tensors:
             poison(tensor)
-        # Two buffers of two slots each way: most copies take several pieces, and buffers are soon used again.
+        # Two buffers of two slots per direction: most copies take several pieces, and buffers are soon reused.
         row = sum(tensor[0].nbytes for tensor in self.tensors)
         self.host_kv = HostKV(
             self.caches,
@@ -102,7 +102,7 @@ class Scenario:
             buffer_bytes=2 * row + 1,
             num_buffers=2,
         )
-        self.on_device: dict[int, int] = {}  # slot -> what was written to it, where it was
+        self.on_device: dict[int, int] = {}  # by slot: what it contains
         self.on_host: dict[int, int] = {}
         self.num_written = 0
         self.reads: list[tuple[torch.Tensor, list[int]]] = []
@@ -149,7 +149,7 @@ class Scenario:
         getattr(self.host_kv, name)(*slots)
 
     def _send(self, numbers: list[int]) -> torch.Tensor:
-        """The host does not wait, so that it runs ahead of the device."""
+        """The host does not wait, so it runs ahead of the device."""
         tensor = torch.tensor(numbers, dtype=torch.int64)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
@@ -178,12 +178,12 @@ def devices(num_seeds: int, make: Callable[..., FakeDevice] = FakeDevice) -> Ite
     return (make(seed, pace, share) for seed in range(num_seeds) for pace, share in PACES)
 
 
-def test_every_order_that_the_streams_allow_gives_the_same() -> None:
+def test_every_order_that_the_streams_allow_is_right() -> None:
     orders = set()
     for device in devices(6):
         assert Scenario(device).is_right(), device
         orders.add((device.seed, tuple(device.order)))
-    assert len(orders) > 30  # the orders were tried, not one of them over and over
+    assert len(orders) > 30  # many orders were tried
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -195,7 +195,7 @@ def test_streams_of_a_gpu_keep_the_order() -> None:
         scenario.host_kv.close()
 
 
-def test_the_fake_device_refuses_what_a_gpu_would_get_wrong() -> None:
+def test_the_fake_device_notices_what_a_gpu_would_get_wrong() -> None:
     device = FakeDevice(0, pace=0.0)
     number = torch.ones(3)
     with device.on(Stream.MAIN):
@@ -203,7 +203,7 @@ def test_the_fake_device_refuses_what_a_gpu_would_get_wrong() -> None:
         with pytest.raises(RuntimeError, match="the host waits"):
             doubled[0].item()
     assert doubled.isnan().all()
-    with device.on(Stream.COPY), pytest.raises(AssertionError, match="may use again"):
+    with device.on(Stream.COPY), pytest.raises(AssertionError, match="may reuse"):
         number.copy_(doubled)
     event = device.record(Stream.MAIN)
     assert not event.has_passed()
@@ -230,7 +230,7 @@ def test_closing_waits_for_copies_under_way(share: float) -> None:
     assert device.is_idle
 
 
-def test_main_goes_on_until_all_buffers_are_full() -> None:
+def test_main_continues_until_all_buffers_are_full() -> None:
     device, caches = FakeDevice(0, pace=0.0, copy_share=0.0), make_caches(20)
     host_kv = HostKV(caches, 10, CPU, device, copier=TorchCopier(caches), num_buffers=4)
     for slot in range(6):
@@ -242,7 +242,7 @@ def test_main_goes_on_until_all_buffers_are_full() -> None:
 
 
 def test_runs_of_host_slots_are_copied_at_once() -> None:
-    """Backwards, as a pool hands them out that got them back in order; in two stretches."""
+    """In two runs, backwards, as a pool hands them out that got them back in ascending order."""
     device = FakeDevice(0, pace=0.0, copy_share=0.0)
     caches = make_caches(20)
     host_kv = HostKV(caches, 10, CPU, device, copier=TorchCopier(caches))

@@ -1,4 +1,4 @@
-"""Which models run by the fused kernels, that they compute the same there, and what happens when they do not."""
+"""Which models run on fused kernels on a CPU, that they compute the same there, and what happens if they do not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("numba")
 from engine.kernels.cpu import multiply_bf16
 from engine.runner.model import fused_cpu
 
-KINDS = ["llama", "mistral", "qwen2", "qwen3"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 ODD = {
     "hidden_size": 72,
     "intermediate_size": 100,
@@ -38,18 +38,18 @@ def greedy(path: Path, num_tokens: int = 12, **settings: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_known_kinds_are_fused(kind: str, dtype: str, tmp_path: Path) -> None:
-    assert load_model(str(make_model(kind, tmp_path)), device="cpu", dtype=dtype).fused is not None
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_like_models_are_fused(family: str, dtype: str, tmp_path: Path) -> None:
+    assert load_model(str(make_model(family, tmp_path)), device="cpu", dtype=dtype).fused is not None
 
 
-@pytest.mark.parametrize("kind", ["gemma", "phi", "gpt2", "mixtral"])
-def test_others_are_not(kind: str, tmp_path: Path) -> None:
-    assert load_model(str(make_model(kind, tmp_path)), device="cpu").fused is None
+@pytest.mark.parametrize("family", ["gemma", "phi", "gpt2", "mixtral"])
+def test_other_models_are_not_fused(family: str, tmp_path: Path) -> None:
+    assert load_model(str(make_model(family, tmp_path)), device="cpu").fused is None
 
 
 @pytest.mark.parametrize("overrides", [ODD, {"tie_word_embeddings": True}])
-def test_sizes_that_fill_no_panel(
+def test_sizes_that_are_not_multiples_of_a_panel(
     overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_model("llama", tmp_path, seed=1, **overrides)
@@ -64,11 +64,13 @@ def test_sizes_that_fill_no_panel(
     [{"hidden_act": "gelu"}, {"attention_bias": True}, {"mlp_bias": True}],
     ids=lambda o: next(iter(o)),
 )
-def test_options_that_the_kernels_lack_keep_the_modules(overrides: dict[str, Any], tmp_path: Path) -> None:
+def test_models_with_options_that_the_kernels_lack_are_not_fused(
+    overrides: dict[str, Any], tmp_path: Path
+) -> None:
     assert load_model(str(make_model("llama", tmp_path, **overrides)), device="cpu").fused is None
 
 
-def test_a_model_that_computes_otherwise_is_read_again(
+def test_a_model_whose_fused_decoder_is_wrong_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_model("llama", tmp_path, seed=1)
@@ -84,8 +86,8 @@ def test_a_model_that_computes_otherwise_is_read_again(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_products_of_bfloat16(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading compares them with the modules', and keeps those if they differ."""
+def test_fused_bfloat16(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading compares the decoder with the modules, and would not keep it if it differed."""
     multiplier = multiplier_or_skip(name)
     monkeypatch.setattr(multiply_bf16, "multiplier", lambda: multiplier)
     path = make_model("qwen2", tmp_path, seed=1, hidden_size=64, intermediate_size=96)

@@ -1,4 +1,4 @@
-"""The GPU's decoder against transformers' own modules; on a CPU its kernels run in Triton's interpreter."""
+"""The GPU decoder compared with transformers' own modules. On a CPU its kernels run in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
 ROW, OTHER_ROW = 2, 0
 NUM_SLOTS = 64
-# Two sequences; the first comes in two chunks, then both go on by one token.
+# Two sequences: the first is computed in two chunks, then both continue by one token.
 SEQUENCE, OTHER = [5, 9, 200, 31, 77, 8], [8, 120]
 
 
-def attend_slowly(
+def attend_by_reference(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -47,14 +47,15 @@ def attend_slowly(
     options: AttentionOptions,
     out: torch.Tensor,
 ) -> None:
-    """The attention kernels' twin, which takes no time in the interpreter."""
+    """The reference for the attention kernels, which is fast where Triton's interpreter would be slow."""
     nothing = torch.zeros(len(q), *k_cache.shape[1:], dtype=q.dtype, device=q.device)
     stored = dataclasses.replace(layout, slot_mapping=torch.full_like(layout.slot_mapping, -1))
     out.copy_(reference.attention(q, nothing, nothing, k_cache, v_cache, stored, options))
 
 
 class Steps:
-    """Drives a decoder over rows with scattered slots, in caches that are poisoned where nothing was stored."""
+    """Runs steps of a decoder over rows with scattered slots, in caches that contain poison where nothing was
+    stored."""
 
     def __init__(self, path: Path, dtype: torch.dtype = torch.float32, **options: Any) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
@@ -65,7 +66,7 @@ class Steps:
         window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
         shape = LayerShape(*heads, heads[1], window)
         layers = dict.fromkeys(range(config.num_hidden_layers), shape)
-        self.decoder = GpuDecoder(taken, layers, 256, **{"attend": attend_slowly, **options})
+        self.decoder = GpuDecoder(taken, layers, 256, **{"attend": attend_by_reference, **options})
         self.taken = taken
         self.caches = {
             layer: LayerCache(*self._poisoned(NUM_SLOTS, *heads, dtype=dtype), window)
@@ -81,7 +82,7 @@ class Steps:
     def inputs(
         self, parts: Sequence[tuple[int, int, list[int]]], wanted: list[int], padding: int = 0
     ) -> tuple[Any, ...]:
-        """`parts`: row, start and token ids; `padding`: as many rows and tokens of nothing follow."""
+        """The decoder's arguments for `parts` (row, start and token ids), followed by `padding` rows of padding."""
         rows, starts, ids = zip(*parts, strict=True)
         counts = [len(part) for part in ids]
         spans = list(zip(rows, starts, counts, strict=True))
@@ -105,7 +106,7 @@ class Steps:
         return self.decoder.forward(*self.inputs(parts, wanted, padding)).float()
 
     def own(self, token_ids: list[int]) -> torch.Tensor:
-        """[V] logits after the tokens, by transformers."""
+        """The logits [V] after the tokens, computed by transformers."""
         with torch.inference_mode():
             logits: torch.Tensor = self.model(torch.tensor([token_ids], device=DEVICE)).logits[0, -1].float()
             return logits
@@ -117,7 +118,7 @@ class Steps:
             assert computed.argmax() == expected.argmax()
 
     def check(self, tolerance: float) -> None:
-        """Chunks, a whole short prompt beside one, then single tokens."""
+        """Compares chunks, a short prompt beside a chunk, and single tokens."""
         (first,) = self.run([(ROW, 0, SEQUENCE[:2]), (OTHER_ROW, 0, OTHER[:1])], [1])
         self.assert_same(first, SEQUENCE[:2], tolerance)
         logits = self.run([(OTHER_ROW, 1, OTHER[1:]), (ROW, 2, SEQUENCE[2:5])], [3, 0])
@@ -129,7 +130,7 @@ class Steps:
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-def test_it_computes_what_transformers_do(kind: str, tmp_path: Path) -> None:
+def test_it_computes_what_transformers_computes(kind: str, tmp_path: Path) -> None:
     window = {"sliding_window": 3} if kind == "mistral" else {}
     Steps(make_model(kind, tmp_path, seed=1, **TINY, **window)).check(1e-4)
 
@@ -138,7 +139,7 @@ def test_it_computes_what_transformers_do(kind: str, tmp_path: Path) -> None:
     ("kind", "dtype"), [("qwen2", torch.bfloat16), ("qwen3", torch.bfloat16), ("llama", torch.float16)]
 )
 def test_16_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Rounded where transformers round: what is left is sums in another order, and attention's weights in float32."""
+    """Values are rounded as in transformers; sums are in another order, and attention weights are in float32."""
     path = make_model(kind, tmp_path, seed=1, **TINY)
     Steps(path, dtype).check(0.1 if dtype is torch.bfloat16 else 0.015)
 
@@ -174,17 +175,17 @@ def test_padding_changes_nothing(wanted: list[int], tmp_path: Path) -> None:
     for layer, cache in plain.caches.items():
         torch.testing.assert_close(padded.caches[layer].k, cache.k, equal_nan=True)
         torch.testing.assert_close(padded.caches[layer].v, cache.v, equal_nan=True)
-        assert int((~cache.v.isnan()).any(dim=(1, 2)).sum()) == 2  # nothing but the two tokens' slots
+        assert int((~cache.v.isnan()).any(dim=(1, 2)).sum()) == 2  # only the slots of the two tokens
 
 
-def test_a_step_that_wants_nothing_stores_all(tmp_path: Path) -> None:
+def test_a_step_without_wanted_logits_stores_all_tokens(tmp_path: Path) -> None:
     steps = Steps(make_model("llama", tmp_path, seed=1, **TINY))
     assert steps.run([(ROW, 0, SEQUENCE[:4])], []).shape == (0, 320)
     steps.assert_same(steps.run([(ROW, 4, SEQUENCE[4:5])], [0])[0], SEQUENCE[:5], 1e-4)
 
 
 class Operations(TorchDispatchMode):
-    """Notes what torch is asked to do."""
+    """Records the names of torch operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,8 +196,8 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_reads_what_the_device_computes(tmp_path: Path) -> None:
-    """A step that did would wait for the device, and a CUDA graph could not record it: whatever the numbers in its
+def test_the_host_reads_nothing_that_the_device_computes(tmp_path: Path) -> None:
+    """Otherwise the host would wait, and a CUDA graph could not capture the step. So whatever the values in its
     tensors, its operations are the same."""
 
     def attend_nothing(*arguments: Any) -> None:
@@ -230,7 +231,7 @@ def load_fused(path: Path, monkeypatch: pytest.MonkeyPatch, fuse: Any) -> Causal
     return load_model(str(path), device=DEVICE.type, dtype="float32")
 
 
-def test_the_loader_finds_it_right_with_its_own_attention(
+def test_the_check_at_load_accepts_it_with_its_own_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fuse(model: Any, layers: Any, max_model_len: int) -> GpuDecoder:
@@ -240,7 +241,7 @@ def test_the_loader_finds_it_right_with_its_own_attention(
     assert isinstance(load_fused(path, monkeypatch, fuse).fused, GpuDecoder)
 
 
-def test_a_kernel_that_fails_leaves_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_a_kernel_fails_the_modules_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fuse(model: Any, layers: Any, max_model_len: int) -> GpuDecoder:
         GpuDecoder(model, layers, max_model_len)  # takes the weights
         raise OutOfResources(300_000, 232_448, "shared memory")

@@ -71,7 +71,7 @@ def test_larger_token_counts_than_measured_use_torch(monkeypatch: pytest.MonkeyP
 
 
 def test_kernels_measured_by_a_real_clock() -> None:
-    """With a real clock: in the interpreter torch is the faster one, without doubt."""
+    """In the interpreter torch is certainly faster."""
 
     def seconds(run: Any) -> float:
         begin = time.perf_counter()

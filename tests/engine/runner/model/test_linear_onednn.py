@@ -1,4 +1,4 @@
-"""Weights laid out for oneDNN compute what they computed before."""
+"""Linear layers with weights packed for oneDNN compute the same as before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 24), (7, 24), (1, 65, 24), (1, 0, 24)])
-def test_packed_and_unpacked_again(shape: tuple[int, ...], bias: bool) -> None:
+def test_packing_and_unpacking(shape: tuple[int, ...], bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 40, bias=bias))
     weight = model[0].weight.detach().clone()
@@ -47,7 +47,7 @@ def test_a_loaded_model_is_packed_and_its_embedding_is_not(tmp_path: Path) -> No
     assert torch.equal(model.lm_head.weight.to_dense(), embedding)
 
 
-def test_a_model_that_reads_a_weight_itself_stays_as_it_was(
+def test_a_model_that_reads_a_weight_itself_is_not_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers.models.gemma.modeling_gemma import GemmaMLP

@@ -1,7 +1,8 @@
-"""A rank's process that is short of memory, in place of `engine.runner.ranks.rank_process`.
+"""The program of a rank with too little memory, to be run instead of `engine.runner.ranks.rank_process`.
 
-The variable SHORT_RANK says how: a `Shortage` as JSON. Each rank notes how many tokens its forward passes had, those
-that failed too, one number a line, in the file of its number.
+It computes a real model. The environment variable SHORT_RANK contains a `Shortage` as JSON. Each rank writes the number
+of tokens of each forward pass, including those that failed, one per line, to a file named by its number. Use it to test
+what ranks do when memory runs out; for tests that need no model, use `stub_rank`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from engine.runner.ranks import rank_process as rank
 from engine.runner.ranks.memory_probe import LargestPass, MemoryProbe
 from engine.runner.torch_runner import TorchRunner
 
-BYTES_A_TOKEN = 1000
+BYTES_PER_TOKEN = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Shortage:
-    """Rank 1 has no memory for passes of more tokens than `most_tokens`: it finds out as it tries, or, where it
-    `is_hidden`, amid the pass. `directory` is for the notes."""
+    """Rank 1 has no memory for passes of more than `most_tokens` tokens. It notices this beforehand, in its memory
+    probe, or in the middle of the pass if the shortage `is_hidden`. The ranks write their files to `directory`."""
 
     directory: str
     most_tokens: int
@@ -35,7 +36,7 @@ class Shortage:
         setenv("SHORT_RANK", json.dumps(dataclasses.asdict(self)))
 
     def passes(self, number: int) -> list[int]:
-        """What rank `number` has noted."""
+        """The numbers of tokens that rank `number` has written."""
         return [int(line) for line in (Path(self.directory) / str(number)).read_text().split()]
 
 
@@ -43,13 +44,13 @@ def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
     is_short = number == 1
     own = runner._memory_probe
     assert own is not None
-    assert own._largest.num_bytes == 0, "on a CPU nobody knows"
+    assert own._largest.num_bytes == 0, "on a CPU it is unknown"
     largest = LargestPass(
-        own._largest.num_tokens, own._largest.num_draws, own._largest.num_tokens * BYTES_A_TOKEN
+        own._largest.num_tokens, own._largest.num_draws, own._largest.num_tokens * BYTES_PER_TOKEN
     )
 
     def take(num_bytes: int) -> None:
-        if is_short and not shortage.is_hidden and num_bytes > shortage.most_tokens * BYTES_A_TOKEN:
+        if is_short and not shortage.is_hidden and num_bytes > shortage.most_tokens * BYTES_PER_TOKEN:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
     forward = runner._forward_tensors

@@ -1,8 +1,10 @@
-"""A rank's process without a model, in place of `engine.runner.ranks.rank_process`.
+"""The program of a rank without a model, to be run instead of `engine.runner.ranks.rank_process`.
 
-What rank 1 does at a step is the first token id of its plan: `DIE`, `OUT_OF_MEMORY` or anything else. An answer's token
-is what rank 0 was told of how long passes may be (0: nothing). They hold as many KV blocks as they are asked to, or, if
-they may choose, never the same number twice. With STUB_RANK=another they are another model at each start.
+The first token id of a plan says what rank 1 does: `DIE`, `OUT_OF_MEMORY`, or `ANSWER`. The token in an answer is the
+maximum length of a pass that rank 0 was given (0: none). Ranks have as many KV blocks as the configuration says, or, if
+it leaves that to them, a different number at each start. With STUB_RANK=another they report a different model at each
+start. Use it to test how ranks are started, fail and are restarted; for tests that need tokens of a model, use the real
+program or `short_rank`.
 """
 
 from __future__ import annotations
@@ -47,5 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with suppress(EOFError):  # of an engine that ends its ranks without a word
+    with suppress(EOFError):  # the engine ends its ranks without a command
         main()

@@ -1,4 +1,4 @@
-"""Ranks agree on what they have the memory for before a pass begins, and talk of it no more than they have to."""
+"""Ranks find out before a pass whether all have the memory for it, and communicate only if they must."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LARGEST = LargestPass(num_tokens=96, num_draws=8, num_bytes=96_000)
 
 
 class OtherRank:
-    """As this rank sees it: it has memory for so many shares of the largest pass. `answers` are the least of both."""
+    """Another rank, with memory for `most_share` of the largest pass. `answers` are the minimums of both ranks."""
 
     device = torch.device("cpu")
 
     def __init__(self, most_share: float = 1.0) -> None:
         self.most_share = most_share
-        self.share = 0.0  # of the pass that is talked of; the other rank has the same plan
+        self.share = 0.0  # of the pass in question; the other rank has the same plan
         self.answers: list[int] = []
 
     def minimum(self, value: int) -> int:
@@ -32,27 +32,27 @@ class OtherRank:
 
 
 def memory_of(other: OtherRank, own_bytes: int = 1 << 30) -> MemoryProbe:
-    def take(num_bytes: int) -> None:
+    def allocate(num_bytes: int) -> None:
         other.share = num_bytes / LARGEST.num_bytes
         if num_bytes > own_bytes:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
     ranks: Any = other
-    return MemoryProbe(ranks, LARGEST, take)
+    return MemoryProbe(ranks, LARGEST, allocate)
 
 
-def test_ranks_talk_only_of_passes_larger_than_those_they_had_memory_for() -> None:
+def test_ranks_communicate_only_for_passes_larger_than_all_before() -> None:
     other = OtherRank()
     memory = memory_of(other)
-    for num_tokens, num_draws, num_talks in (
-        (10, 0, 1), (10, 0, 1), (4, 0, 1), (12, 1, 2),  # an eighth of the draws, as of the tokens
+    for num_tokens, num_draws, num_answers in (
+        (10, 0, 1), (10, 0, 1), (4, 0, 1), (12, 1, 2),  # an eighth of the draws, and of the tokens
         (2, 2, 3), (24, 2, 3), (20, 1, 3), (96, 8, 4), (96, 1, 4), (9, 8, 4),
     ):  # fmt: skip
         assert memory.suffices(num_tokens, num_draws)
-        assert len(other.answers) == num_talks, (num_tokens, num_draws)
+        assert len(other.answers) == num_answers, (num_tokens, num_draws)
 
 
-def test_one_rank_without_memory_is_enough() -> None:
+def test_a_pass_is_halved_if_one_rank_lacks_memory() -> None:
     for other, own_bytes in ((OtherRank(), 48_000), (OtherRank(0.5), 1 << 30)):
         memory = memory_of(other, own_bytes)
         assert memory.suffices(48, 1)
@@ -62,7 +62,7 @@ def test_one_rank_without_memory_is_enough() -> None:
         assert other.answers == [1, 0, 0]
 
 
-def test_where_nobody_knows_what_a_pass_takes_it_is_begun() -> None:
+def test_a_pass_of_unknown_size_is_tried() -> None:
     memory = MemoryProbe(OtherRank(), LargestPass(96, 8, 0))  # type: ignore[arg-type]
     assert memory.suffices(96, 8)
 
@@ -80,8 +80,8 @@ def test_steps_are_halved_before_they_fail_and_outputs_stay_the_same(path: Path,
     runner._memory_probe, runner._has_peers = memory_of(other, own_bytes), True
     tried = short_of_memory(runner, 10)
     assert outputs_of(runner) == expected
-    assert max(tried) <= 10, "no rank may fail amid a pass"
-    # A length that all had memory for is talked of once, and none again that was too long.
+    assert max(tried) <= 10, "no rank may fail in the middle of a pass"
+    # Ranks communicate once about a length that fits, and never again about one that did not.
     assert len(other.answers) < 20 < len(tried)
 
 

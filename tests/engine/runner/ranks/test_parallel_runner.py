@@ -1,4 +1,4 @@
-"""A model held by two processes says what one process says, and neither is left alone when the other dies."""
+"""A model split over two processes draws the tokens of one process, and no process survives the death of another."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytest.importorskip("accelerate", reason="transformers splits models only where 
 
 LENGTHS = (1, 2, 5, 15, 16, 17, 31, 40, 3, 63, 64, 8)  # of prompts; KV blocks are 8 tokens, steps at most 32
 NUM_OUTPUT = 12
-DEADLINE_S = 20.0  # for what takes less than two seconds on an idle machine
+DEADLINE_S = 20.0  # for something that takes less than two seconds on an idle machine
 
 
 def config_for(model: Path, size: int = 2, **settings: Any) -> EngineConfig:
@@ -69,7 +69,7 @@ def rank_processes(parent: int | None = None) -> list[psutil.Process]:
 
 @contextmanager
 def running(config: EngineConfig) -> Iterator[ModelRunner]:
-    """A runner, and afterwards nothing left of it."""
+    """A runner; checks that none of its processes is left afterwards."""
     runner = make_runner(config)
     ranks = processes_of(runner)
     try:
@@ -80,7 +80,9 @@ def running(config: EngineConfig) -> Iterator[ModelRunner]:
         runner.close()
     assert isinstance(runner, ParallelRunner)
     assert not any(rank.is_running() for rank in ranks)
-    assert all(rank.process.poll() is not None for rank in runner._group.ranks), "those of a restart, too"
+    assert all(rank.process.poll() is not None for rank in runner._group.ranks), (
+        "including those of a restart"
+    )
 
 
 def prompts(seed: int) -> list[list[int]]:
@@ -89,7 +91,7 @@ def prompts(seed: int) -> list[list[int]]:
 
 
 def outputs_of(runner: ModelRunner, seed: int, *, ahead: bool) -> list[list[int]]:
-    """Greedy outputs for `prompts(seed)`, all asked for at once; memory holds a third of them."""
+    """Greedy outputs for `prompts(seed)`, all requested at once; memory suffices for a third of them."""
     scheduler = scheduler_for(runner.info)
     outputs = Outputs()
     requests = [request(prompt, max_tokens=NUM_OUTPUT) for prompt in prompts(seed)]
@@ -106,7 +108,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(llama: Path) -> Iterator[ModelRunner]:
-    """The llama model, held by two ranks."""
+    """The llama model, split over two ranks."""
     with running(config_for(llama)) as runner:
         yield runner
 
@@ -114,21 +116,25 @@ def pair(llama: Path) -> Iterator[ModelRunner]:
 def check_greedy(runner: ModelRunner, path: Path) -> None:
     reference = own_model(path)
     expected = [generate(reference, prompt, NUM_OUTPUT) for prompt in prompts(1)]
-    assert len({tuple(output) for output in expected}) > len(expected) // 2, "it must not say the same to all"
+    assert len({tuple(output) for output in expected}) > len(expected) // 2, (
+        "the outputs must differ between prompts"
+    )
     assert outputs_of(runner, 1, ahead=False) == expected
-    assert outputs_of(runner, 1, ahead=True) == expected  # tokens that only the device knows, on each rank
+    assert (
+        outputs_of(runner, 1, ahead=True) == expected
+    )  # with tokens that only the device knows, on each rank
 
 
 @pytest.mark.slow
-def test_llama_on_two_ranks_gives_generates_tokens_and_those_of_one(pair: ModelRunner, llama: Path) -> None:
+def test_llama_on_two_ranks_equals_generate_and_one_process(pair: ModelRunner, llama: Path) -> None:
     check_greedy(pair, llama)
     alone = make_runner(config_for(llama, size=1))
     assert outputs_of(alone, 2, ahead=True) == outputs_of(pair, 2, ahead=True)
 
 
 @pytest.mark.slow
-def test_ranks_that_draw_at_random_go_on_with_the_same_tokens(pair: ModelRunner, llama: Path) -> None:
-    """A rank that went on with another token than rank 0 drew would make all later logits wrong."""
+def test_ranks_that_draw_at_random_continue_with_the_same_tokens(pair: ModelRunner, llama: Path) -> None:
+    """A rank that continued with another token than rank 0 drew would make all later logits wrong."""
     sampling = SamplingParams(max_tokens=24, temperature=1.0, ignore_eos=True, logprobs=1)
     logprobs: dict[str, list[float]] = {}
 
@@ -160,17 +166,17 @@ def test_ranks_that_draw_at_random_go_on_with_the_same_tokens(pair: ModelRunner,
 def test_a_request_that_cannot_be_computed_fails_alone(pair: ModelRunner, llama: Path) -> None:
     scheduler, outputs = scheduler_for(pair.info), Outputs()
     bad = SamplingParams(max_tokens=4, temperature=0.0, logit_bias=((VOCAB_SIZE, 1.0),))
-    good, refused = request(prompts(4)[3], max_tokens=NUM_OUTPUT), request([5, 6], sampling=bad)
-    for one in (refused, good):
+    good, failing = request(prompts(4)[3], max_tokens=NUM_OUTPUT), request([5, 6], sampling=bad)
+    for one in (failing, good):
         scheduler.add(one)
     Steps(scheduler, pair, outputs, ahead=True).run_to_end()
-    assert outputs.finished[refused.request_id].reason is FinishReason.ERROR
+    assert outputs.finished[failing.request_id].reason is FinishReason.ERROR
     assert outputs.token_ids[good.request_id] == generate(own_model(llama), prompts(4)[3], NUM_OUTPUT)
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others_and_the_step(pair: ModelRunner) -> None:
-    """Others take their places: see `test_restarts`."""
+    """They are restarted: see `test_restarts`."""
     ranks = processes_of(pair)
     driver = Driver(pair)  # type: ignore[arg-type]
     sequence = driver.add([5, 6, 7])
@@ -190,22 +196,22 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def qwen3_pair(qwen3: Path) -> Iterator[ModelRunner]:
-    """The qwen3 model, held by two ranks that choose for themselves how much memory is for KV."""
+    """The qwen3 model, split over two ranks that choose their number of KV blocks themselves."""
     with running(config_for(qwen3, num_kv_blocks=None, max_model_len=96)) as runner:
         yield runner
 
 
 @pytest.mark.slow
-def test_qwen3_on_two_ranks_gives_generates_tokens(qwen3_pair: ModelRunner, qwen3: Path) -> None:
+def test_qwen3_on_two_ranks_equals_generate(qwen3_pair: ModelRunner, qwen3: Path) -> None:
     assert qwen3_pair.info.num_blocks == 6 * 96 // 8
     check_greedy(qwen3_pair, qwen3)
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_answer_are_not_waited_for_for_ever(
+def test_ranks_that_do_not_answer_are_ended_after_a_while(
     qwen3_pair: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others take their places."""
+    """They are restarted."""
     monkeypatch.setattr(rank_group, "_STEP_LIMIT_S", 0.5)
     ranks = processes_of(qwen3_pair)
     ranks[1].suspend()
@@ -215,13 +221,13 @@ def test_ranks_that_do_not_answer_are_not_waited_for_for_ever(
 
 
 @pytest.mark.slow
-def test_all_ranks_halve_a_step_that_one_has_no_memory_for(
+def test_all_ranks_halve_a_step_if_one_lacks_memory(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shortage = Shortage(str(tmp_path), most_tokens=10)
     shortage.tell(monkeypatch.setenv)
     monkeypatch.setattr(rank_group, "_PROGRAM", "tests.engine.runner.ranks.short_rank")
-    # Logits are no matter here: there are rows enough.
+    # With so many rows, the memory for logits does not matter here.
     runner = make_runner(config_for(llama, max_num_seqs=32))
     try:
         check_greedy(runner, llama)
@@ -233,7 +239,7 @@ def test_all_ranks_halve_a_step_that_one_has_no_memory_for(
 
 @pytest.mark.slow
 def test_ranks_end_when_the_engine_is_killed(llama: Path, tmp_path: Path) -> None:
-    """In the middle of a step: one rank waits for the other, which waits for a plan that never comes."""
+    """The engine dies in the middle of a step: one rank waits for the other, which waits for a plan."""
     program = (
         "import sys, pickle, time\n"
         "from engine.runner.ranks.parallel_runner import ParallelRunner\n"
@@ -249,7 +255,7 @@ def test_ranks_end_when_the_engine_is_killed(llama: Path, tmp_path: Path) -> Non
         [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[4],
-        env=os.environ | {"TMPDIR": str(tmp_path)},  # it cannot clean up
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # the killed engine cannot remove its files
     )
     assert engine.stdout is not None
     with engine.stdout:
@@ -263,7 +269,7 @@ def test_ranks_end_when_the_engine_is_killed(llama: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_split_is_refused_by_name_and_reason(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_split_raises_an_error_with_name_and_reason(tmp_path: Path) -> None:
     path = make_model("gemma", tmp_path)
     others = rank_processes()
     with pytest.raises(
@@ -288,12 +294,14 @@ def test_a_model_that_cannot_be_split_is_refused_by_name_and_reason(tmp_path: Pa
         ("gpt2", 2, {}, "no plan for splitting this architecture"),
     ],
 )
-def test_what_can_be_split(family: str, size: int, fields: dict[str, int], reason: str | None) -> None:
+def test_which_models_can_be_split(
+    family: str, size: int, fields: dict[str, int], reason: str | None
+) -> None:
     found = why_not_splittable(AutoConfig.for_model(family, **fields), size)
     assert found is None if reason is None else reason in (found or "")
 
 
-def test_ranks_on_a_cpu_leave_the_gpus_of_the_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_on_a_cpu_ignore_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(torch._C, "_get_accelerator", lambda *_: gpu)
     with split_among(Ranks(0, 2, cpu)) as options:

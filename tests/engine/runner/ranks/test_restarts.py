@@ -1,4 +1,4 @@
-"""The engine goes on where its runner had to be started anew, and ends where that is of no use."""
+"""The engine continues when its runner restarts, and ends if restarting does not help."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def serve(
     ahead: bool,
     after: Callable[[Outputs], None] = lambda _: None,
 ) -> Outputs:
-    """What the owners of these requests hear of an engine's loop. `after` is called when events were sent."""
+    """Runs an engine's loop with these requests. Returns what their owners received; calls `after` after each send."""
     outputs, scheduler = Outputs(), scheduler_for(runner.info)
     to_come = list(requests)
 
     def receive(timeout_s: float | None) -> list[Message]:
         if len(outputs.finished) == len(requests):
             return [Stop()]
-        assert to_come or timeout_s is not None, "the loop sleeps, and requests are open"
-        return [Add(to_come.pop(0))] if to_come else []  # they come one a step
+        assert to_come or timeout_s is not None, "the loop sleeps although requests are open"
+        return [Add(to_come.pop(0))] if to_come else []  # one arrives per step
 
     def send(events: Sequence[Any]) -> None:
         outputs.hear(events)
@@ -72,7 +72,7 @@ def check_success(requests: Sequence[Request], outputs: Outputs, expected: Seque
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_the_loop_goes_on_when_its_runner_has_forgotten_all(ahead: bool) -> None:
+def test_the_loop_continues_when_its_runner_has_lost_its_memory(ahead: bool) -> None:
     runner = RestartingRunner({0, 3, 4, 11, 17, 30}, num_blocks=24)
     requests = of_both_lanes([[3 + i] * (1 + 5 * i % 23) for i in range(12)])
     outputs = serve(runner, requests, ahead=ahead)
@@ -98,7 +98,7 @@ def expected_of(path: Path) -> list[list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ahead", "number"), [(False, 0), (True, 1)])
-def test_a_rank_is_killed_amid_work_and_no_request_fails(llama: Path, ahead: bool, number: int) -> None:
+def test_a_rank_is_killed_during_a_step_and_no_request_fails(llama: Path, ahead: bool, number: int) -> None:
     pytest.importorskip("accelerate")
     runner = make_runner(config_for(llama, num_kv_blocks=None, max_model_len=96))
     first = processes_of(runner)
@@ -123,7 +123,7 @@ def test_a_rank_is_killed_amid_work_and_no_request_fails(llama: Path, ahead: boo
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_amid_a_pass_makes_passes_shorter(
+def test_passes_are_shorter_after_memory_ran_out_in_one(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("accelerate")
@@ -137,7 +137,7 @@ def test_memory_that_runs_out_amid_a_pass_makes_passes_shorter(
     finally:
         runner.close()
     too_long = [num_tokens for num_tokens in shortage.passes(1) if num_tokens > 20]
-    assert len(too_long) == 1, "of that size none is tried again"
+    assert len(too_long) == 1, "no pass of that size is tried again"
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def stubs(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ParallelRunn
     runner.close()
 
 
-def test_ranks_come_up_with_the_memory_that_the_first_ones_had(stubs: ParallelRunner) -> None:
+def test_restarted_ranks_have_as_much_memory_as_the_first_ones(stubs: ParallelRunner) -> None:
     info = stubs.info
     for _ in range(2):
         with pytest.raises(RunnerRestarted, match=f"rank 1 of 2 ended with status {EXIT_STATUS}"):
@@ -158,7 +158,7 @@ def test_ranks_come_up_with_the_memory_that_the_first_ones_had(stubs: ParallelRu
     assert stubs.execute(step(ANSWER)).sampled == [0]
 
 
-def test_steps_under_way_are_forgotten_with_the_ranks(stubs: ParallelRunner) -> None:
+def test_a_restart_drops_the_steps_under_way(stubs: ParallelRunner) -> None:
     first, _ = stubs.launch(step(DIE)), stubs.launch(step(ANSWER))
     with pytest.raises(RunnerRestarted):
         first.result()
@@ -166,8 +166,10 @@ def test_steps_under_way_are_forgotten_with_the_ranks(stubs: ParallelRunner) -> 
     assert not stubs._group.results and not stubs._under_way
 
 
-def test_failures_without_a_step_in_between_come_to_an_end(stubs: ParallelRunner) -> None:
-    for _ in range(3):  # one step that comes to something, and it counts from the beginning
+def test_after_several_failures_without_a_step_between_them_ranks_are_not_restarted(
+    stubs: ParallelRunner,
+) -> None:
+    for _ in range(3):  # after one completed step the count starts again
         for _ in range(parallel_runner._MAX_FAILURES - 1):
             with pytest.raises(RunnerRestarted):
                 stubs.execute(step(DIE))
@@ -179,7 +181,7 @@ def test_failures_without_a_step_in_between_come_to_an_end(stubs: ParallelRunner
     assert all(rank.process.poll() is not None for rank in stubs._group.ranks)
 
 
-def test_ranks_that_never_come_up_again_end_the_engine(
+def test_ranks_that_cannot_be_restarted_end_the_engine(
     stubs: ParallelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_them(_: Outputs) -> None:
@@ -198,7 +200,7 @@ def test_ranks_that_never_come_up_again_end_the_engine(
     assert all(rank.process.poll() is not None for rank in stubs._group.ranks)
 
 
-def test_another_model_is_not_taken_for_the_same(
+def test_restarted_ranks_with_another_model_end_the_engine(
     stubs: ParallelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUB_RANK", "another")
@@ -207,8 +209,8 @@ def test_another_model_is_not_taken_for_the_same(
     assert all(rank.process.poll() is not None for rank in stubs._group.ranks)
 
 
-def test_every_time_memory_runs_out_passes_are_half_as_long(stubs: ParallelRunner) -> None:
-    """That is no failure as long as they can be shorter."""
+def test_each_time_memory_runs_out_passes_are_halved(stubs: ParallelRunner) -> None:
+    """It does not count as a failure while passes can be shortened."""
     for num_tokens, most_tokens in ((32, 16), (32, 8), (7, 3), (2, 1)):
         with pytest.raises(RunnerRestarted):
             stubs.execute(step(OUT_OF_MEMORY, num_tokens))
@@ -219,7 +221,7 @@ def test_every_time_memory_runs_out_passes_are_half_as_long(stubs: ParallelRunne
                 stubs.execute(step(OUT_OF_MEMORY))
 
 
-def test_a_runner_that_is_lost_while_steps_are_tried_out_serves_all_the_same(tmp_path: Path) -> None:
+def test_a_runner_that_restarts_while_steps_are_measured_still_serves(tmp_path: Path) -> None:
     runner = RestartingRunner({4})
     cost = first_cost_model(
         str(tmp_path / "no model of this name"), runner, 32, 60.0, iter(range(99)).__next__

@@ -1,4 +1,4 @@
-"""A sampler with requests in its rows, and what tests ask of what it draws."""
+"""A sampler with requests in its rows, and checks of what it draws, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Bench:
     """A sampler and the requests in its rows."""
 
     def __init__(self, num_rows: int = 16) -> None:
-        self.rows = SamplingTable(num_rows, EOS, seed=1)
-        self.sampler = Sampler(self.rows)
+        self.table = SamplingTable(num_rows, EOS, seed=1)
+        self.sampler = Sampler(self.table)
         self.outputs: dict[int, list[int]] = {}
 
     def start(
         self, row: int, sampling: SamplingParams, prompt: list[int], output: list[int] | None = None
     ) -> None:
         output = list(output or [])
-        self.rows.start(RowStart(row, f"r{row}", prompt + output, len(prompt), [], sampling))
+        self.table.start(RowStart(row, f"r{row}", prompt + output, len(prompt), [], sampling))
         self.outputs[row] = output
 
     def launch(self, logits: torch.Tensor, rows: list[int], in_flight: int = 0) -> PendingDraw:
-        """A draw when each row has `in_flight` tokens that are not in its output yet."""
+        """Launches a draw while each row has `in_flight` tokens that are not in its output yet."""
         num_outputs = np.array([len(self.outputs[row]) + in_flight for row in rows])
         return self.sampler.draw(logits.clone().to(DEVICE), np.array(rows), num_outputs)
 
@@ -55,7 +55,7 @@ class Bench:
 
 
 def draw_many(sampling: dict[str, Any], logits: torch.Tensor, times: int) -> Counter[int]:
-    """How often each token comes when `times` seeds draw from the same logits [V]."""
+    """How often each token is drawn when `times` seeds draw from the same logits [V]."""
     bench = Bench(times)
     for row in range(times):
         bench.start(row, params(**sampling, seed=row), [5])
@@ -64,7 +64,8 @@ def draw_many(sampling: dict[str, Any], logits: torch.Tensor, times: int) -> Cou
 
 
 def assert_distributed(drawn: Counter[int], expected: torch.Tensor) -> None:
-    """Every token within five standard deviations of its probability; impossible ones never."""
+    """Checks that each token occurs within five standard deviations of its expected number, and impossible ones
+    never."""
     times = drawn.total()
     assert set(drawn) <= set(torch.nonzero(expected).flatten().tolist())
     for token, p in enumerate(expected.tolist()):

@@ -1,4 +1,4 @@
-"""Penalties, logit_bias and min_tokens: changes to single logits, against slow twins."""
+"""Penalties, logit_bias and min_tokens: changes to single logits, compared with slow references."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.engine.runner.sampling.bench import (
 def slow_penalties(
     logits: list[float], prompt: list[int], output: list[int], s: SamplingParams
 ) -> list[float]:
-    """One token at a time: repetition as in transformers, presence and frequency as in OpenAI's documentation."""
+    """Changes one token at a time: repetition as in transformers, presence and frequency as OpenAI documents them."""
     result = list(logits)
     for token in range(len(result)):
         if token in prompt or token in output:
@@ -35,7 +35,7 @@ def slow_penalties(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_penalties_are_those_of_the_slow_twin_as_the_output_grows(seed: int) -> None:
+def test_penalties_equal_the_slow_reference_as_the_output_grows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     bench = Bench()
     choices: list[dict[str, Any]] = [
@@ -50,7 +50,7 @@ def test_penalties_are_those_of_the_slow_twin_as_the_output_grows(seed: int) -> 
         all_params.append(params(**fields, temperature=0.0))
         prompts.append(rng.integers(0, VOCAB, size=8).tolist())
         bench.start(row, all_params[-1], prompts[-1], rng.integers(0, VOCAB, size=row).tolist())
-    for step in range(100):  # more distinct tokens than a row's arrays start with
+    for step in range(100):  # more distinct tokens than the initial size of a row's arrays
         logits = random_logits(len(choices), seed=1000 * seed + step)
         expected = []
         for row, sampling in enumerate(all_params):
@@ -59,7 +59,7 @@ def test_penalties_are_those_of_the_slow_twin_as_the_output_grows(seed: int) -> 
         assert bench.draw(logits, list(range(len(choices))))[0] == expected
 
 
-def test_repetition_penalty_is_transformers_own() -> None:
+def test_repetition_penalty_equals_that_of_transformers() -> None:
     from transformers import RepetitionPenaltyLogitsProcessor
 
     prompt = [3, 4, 5, 5]
@@ -85,7 +85,7 @@ def test_logit_bias_adds_and_bans() -> None:
     assert_distributed(drawn, torch.softmax(expected, dim=-1))
 
 
-def test_min_tokens_bars_what_would_end_the_output_until_then() -> None:
+def test_min_tokens_bans_stop_tokens_until_then() -> None:
     bench = Bench()
     logits = torch.zeros(3, VOCAB)
     logits[:, 2], logits[:, 9], logits[:, 12] = 9.0, 8.0, 7.0  # end of sequence, a stop token, another

@@ -1,4 +1,4 @@
-"""Each sampling parameter alone, and that rows do not feel one another."""
+"""Each sampling parameter by itself, and that rows do not affect each other."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_min_p_keeps_tokens_relative_to_the_likeliest() -> None:
 
 
 def test_a_threshold_does_not_depend_on_how_many_candidates_are_sorted() -> None:
-    """Flat logits need far more than the first candidates for top_p; ties at the edge stay together."""
+    """Flat logits need many more candidates for top_p than usual; ties at the threshold stay together."""
     vocab_size = 2000
     logits = random_logits(3, vocab_size) * torch.tensor([[0.02], [1.0], [0.0]])
     logits -= logits.amax(dim=-1, keepdim=True)
@@ -126,7 +126,7 @@ def test_a_seeded_request_draws_the_same_whatever_runs_beside_it() -> None:
         assert alone.outputs[3] == together.outputs[i], fields
 
 
-def test_seeds_differ_and_places_in_the_output_differ() -> None:
+def test_seeds_differ_and_positions_in_the_output_differ() -> None:
     logits = torch.zeros(1, 10_000)
     bench = Bench()
     bench.start(0, params(seed=1), [5])
@@ -142,7 +142,7 @@ def test_negative_and_huge_seeds_are_seeds() -> None:
     bench = Bench()
     for row, seed in enumerate([-1, -(2**63), 2**63 - 1]):
         bench.start(row, params(seed=seed), [5])
-    uniform = bench.rows.uniforms(np.array([0, 1, 2]), np.array([0, 0, 0]))
+    uniform = bench.table.uniforms(np.array([0, 1, 2]), np.array([0, 0, 0]))
     assert len(set(uniform.tolist())) == 3
 
 
@@ -155,7 +155,7 @@ def test_requests_without_a_seed_differ() -> None:
     assert bench.outputs[0] != bench.outputs[1]
 
 
-def test_uniform_numbers_are_uniform_across_seeds_and_places() -> None:
+def test_uniform_numbers_are_uniform_across_seeds_and_positions() -> None:
     table = SamplingTable(1000, EOS, seed=1)
     table.seed[:] = np.arange(1000)
     values = table.uniforms(np.repeat(np.arange(1000), 20), np.tile(np.arange(20), 1000))
@@ -184,7 +184,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
         assert [value for _, value in logprobs[i].top] == pytest.approx(top.values.tolist(), abs=1e-5)
 
 
-def test_a_row_forgets_its_last_holder() -> None:
+def test_a_row_forgets_its_previous_request() -> None:
     bench = Bench()
     everything = {
         "repetition_penalty": 2.0,
@@ -203,9 +203,9 @@ def test_a_row_forgets_its_last_holder() -> None:
     assert logprobs == {}
 
 
-def test_what_was_drawn_belongs_to_who_held_the_row_then() -> None:
-    """A row has another holder before its draw is collected: the token counts for the first one, and its logprobs are
-    those that the first one asked for."""
+def test_a_draw_belongs_to_the_request_that_held_the_row_at_launch() -> None:
+    """Another request holds the row before the draw is collected: the token counts for the first one, and its logprobs
+    are those that the first one asked for."""
     frequency = {"frequency_penalty": 50.0, "temperature": 0.0}
     bench, alone = Bench(), Bench()
     logits = random_logits(1)
@@ -217,15 +217,15 @@ def test_what_was_drawn_belongs_to_who_held_the_row_then() -> None:
     tokens, logprobs = late.collect()
     assert tokens == [first]
     assert [len(value.top) for value in logprobs.values()] == [2]
-    assert late.collect() == (tokens, logprobs)  # and is counted once
+    assert late.collect() == (tokens, logprobs)  # the token is counted once
     alone.start(0, params(**frequency), [6])
     for step in range(3):
         logits = random_logits(1, seed=step)
         assert bench.draw(logits, [0]) == alone.draw(logits, [0])
-    assert bench.outputs[0][0] == first  # which the new holder has not drawn before
+    assert bench.outputs[0][0] == first  # the new request has not drawn it before
 
 
-def test_two_draws_in_flight_are_those_of_one_after_another() -> None:
+def test_two_draws_in_flight_equal_two_draws_in_turn() -> None:
     logits = torch.stack([random_logits(2, seed=step) for step in range(2)])
     fields: list[dict[str, object]] = [{"top_p": 0.9, "logprobs": 1, "min_tokens": 1}, {"temperature": 1.7}]
     ahead, behind = Bench(), Bench()
@@ -237,7 +237,7 @@ def test_two_draws_in_flight_are_those_of_one_after_another() -> None:
     assert [each.collect() for each in drawn] == [behind.draw(logits[step], [0, 1]) for step in range(2)]
 
 
-def test_only_penalties_wait_for_the_tokens_before() -> None:
+def test_only_penalties_need_earlier_tokens_on_the_host() -> None:
     bench = Bench()
     plain = {"temperature": 0.5, "top_k": 3, "logit_bias": ((3, 1.0),), "min_tokens": 3, "logprobs": 1}
     bench.start(0, params(**plain), [5])
@@ -249,12 +249,12 @@ def test_only_penalties_wait_for_the_tokens_before() -> None:
     assert not bench.sampler.needs_host_tokens(np.array([0, 1]))
 
 
-def test_what_the_ranks_agree_on_is_what_was_drawn() -> None:
-    def agree(token_ids: torch.Tensor) -> None:
+def test_the_broadcast_tokens_are_the_drawn_ones() -> None:
+    def broadcast(token_ids: torch.Tensor) -> None:
         token_ids.fill_(9)
 
     bench = Bench()
-    bench.sampler = Sampler(bench.rows, agree)
+    bench.sampler = Sampler(bench.table, broadcast)
     bench.start(0, params(temperature=0.0, logprobs=0, frequency_penalty=99.0), [5])
     logits = random_logits(1)
     logits[0, 9] = 1.0
@@ -262,8 +262,8 @@ def test_what_the_ranks_agree_on_is_what_was_drawn() -> None:
     tokens, logprobs = drawn.collect()
     assert drawn.token_ids.tolist() == tokens == [9]
     assert logprobs[0].logprob == pytest.approx(float(logits[0].log_softmax(-1)[9]), abs=1e-5)
-    logits[0, 9] = 90.0  # the likeliest, but for the penalty on what was agreed on
-    bench.sampler = Sampler(bench.rows)
+    logits[0, 9] = 90.0  # the likeliest token, except for the penalty on the broadcast one
+    bench.sampler = Sampler(bench.table)
     assert bench.launch(logits, [0]).collect()[0] != [9]
 
 

@@ -1,4 +1,4 @@
-"""Stop strings over token boundaries, and which rule ends a request when."""
+"""Stop strings across token boundaries, and which rule ends a request when."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rules_with(tokenizer_dir: Path, sampling: SamplingParams, output: list[int] 
 
 
 def end_of(rules: StopTable, token_ids: list[int], already: int = 0) -> int | None:
-    """After how many output tokens the request in row 1 ended."""
+    """The number of output tokens after which the request in row 1 ended, or None."""
     for number, token_id in enumerate(token_ids, already + 1):
         if rules.rules_of(np.array([1])).ends([token_id], np.array([number])) == [True]:
             return number
@@ -72,7 +72,9 @@ def test_a_stop_string_ends_at_the_token_that_completes_it(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_watched_tail_finds_what_a_search_of_the_whole_text_finds(tokenizer_dir: Path, seed: int) -> None:
+def test_searching_the_end_of_the_text_finds_the_same_as_searching_all_of_it(
+    tokenizer_dir: Path, seed: int
+) -> None:
     from tokenizers import Tokenizer
 
     decode = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).decode
@@ -121,7 +123,7 @@ def test_stop_strings_wait_for_min_tokens(tokenizer_dir: Path) -> None:
     assert ended >= sampling.min_tokens
 
 
-def test_rules_are_those_of_the_holders_at_launch(tokenizer_dir: Path) -> None:
+def test_rules_are_those_of_the_requests_at_launch(tokenizer_dir: Path) -> None:
     def start(row: int, **fields: object) -> None:
         sampling = SamplingParams(max_tokens=99, **fields)  # type: ignore[arg-type]
         rules.start(RowStart(row, "r", [5], 1, [], sampling))
@@ -159,7 +161,7 @@ def test_stop_tokens_of_many_requests_come_and_go(tokenizer_dir: Path) -> None:
         assert rules.rules_of(rows).ends(tokens, np.ones(len(rows), dtype=np.int64)) == expected
 
 
-def test_without_a_tokenizer_only_requests_with_stop_strings_are_turned_down(tmp_path: Path) -> None:
+def test_without_a_tokenizer_only_requests_with_stop_strings_fail(tmp_path: Path) -> None:
     rules = StopTable(4, EOS, str(tmp_path))
     rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9)))
     assert end_of(rules, [9, 2]) == 2

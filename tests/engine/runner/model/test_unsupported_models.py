@@ -1,4 +1,4 @@
-"""Models that cannot be served are refused at load, in one sentence that names them, says why and what to do."""
+"""Loading an unsupported model raises an error of one sentence, which names it and says why and what to do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small(model_type: str, **fields: Any) -> Any:
     )
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "t5": ({"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4}, "encoder-decoder model"),
     "mamba": ({"state_size": 4}, "recurrent state"),
     "bloom": ({"n_head": 4}, "its attention cannot be replaced"),
@@ -69,14 +69,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("model_type", REFUSED)
-def test_architectures_that_do_not_fit(model_type: str, tmp_path: Path) -> None:
-    fields, reason = REFUSED[model_type]
+@pytest.mark.parametrize("model_type", UNSUPPORTED)
+def test_unsupported_architectures(model_type: str, tmp_path: Path) -> None:
+    fields, reason = UNSUPPORTED[model_type]
     auto_class = AutoModel if model_type in ("t5", "vit") else AutoModelForCausalLM
     path = save(tmp_path / model_type, small(model_type, **fields), auto_class)
-    with pytest.raises(UnsupportedModel) as refusal:
+    with pytest.raises(UnsupportedModel) as raised:
         load_model(str(path), device="cpu")
-    message = str(refusal.value)
+    message = str(raised.value)
     assert message.startswith(f"{path} ({model_type}) cannot be served: ")
     assert reason in message
     assert "use a decoder-only transformer" in message
@@ -111,10 +111,8 @@ def test_an_incomplete_checkpoint(tmp_path: Path) -> None:
         load_model(str(path), device="cpu")
 
 
-def test_a_model_that_computes_otherwise_through_our_attention(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The check at load itself: a model whose layers depend on the token before, which no KV memory knows of."""
+def test_a_model_that_differs_through_our_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check at load finds a model whose layers depend on the token before, which is not in KV memory."""
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     forward = LlamaMLP.forward
