@@ -1,12 +1,13 @@
-"""What does each idea bring? One load that does not fit into KV memory, each switch turned in turn.
+"""What does each scheduling and memory feature contribute? One load, with the features switched off one at a time.
 
     python -m benchmarks.ablation [--seconds 600] [--seeds 3] [--device cpu-mini] [--out benchmarks/results]
 
-Chats of 46 + 24 tokens, 2 a second in bursts, over 64 documents of 309 + 48 tokens in hand; KV memory holds a quarter
-of those documents, or an eighth. The scheduler and the memory are the engine's own; the device is simulated, so that
-runs differ in nothing but the switch. On a real one: `benchmarks.serving --own "--no-kv-sharing ..."`, and so on.
+The load is 2 chats per second, in bursts, with 46 prompt and 24 output tokens, beside 64 concurrent documents with 309
+prompt and 48 output tokens. KV memory holds a quarter of those documents, or an eighth. The scheduler and the memory
+management are the engine's own; the device is simulated, so that runs differ only in the feature. To measure a feature
+on a real device, use flags such as `benchmarks.serving --own "--no-kv-sharing ..."`.
 
-"moved" is what preemption costs: tokens computed again or copied back, per token produced.
+"moved" is the cost of preemption: tokens recomputed or copied back, per token produced.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ MEMORY = {"quarter": DOCUMENTS * DOCUMENT_TOKENS // 4, "eighth": DOCUMENTS * DOC
 
 
 @dataclass(frozen=True, slots=True)
-class Switched(Setup):
-    """A setup with its own switches."""
+class Ablated(Setup):
+    """A simulation setup with explicit KV options, instead of those that follow from the policy."""
 
     options: KVOptions = field(default_factory=KVOptions)
 
@@ -46,15 +47,15 @@ class Switched(Setup):
         return Scheduler(made.config, KVCacheManager(made.kv.num_blocks, BLOCK_SIZE, options))
 
 
-ALL_ON = KVOptions(prefix_cache=False)  # no two documents of this load begin alike
+ALL_ON = KVOptions(prefix_cache=False)  # no two documents of this load share a prefix
 BASELINE = KVOptions(False, Preemption.WHOLE, Checkpoint.NONE, prefix_cache=False)
 VARIANTS: dict[str, dict[str, Any]] = {
     "all on": {},
     "no sharing of blocks": {"options": dataclasses.replace(ALL_ON, sharing=False)},
-    "victims lose everything": {"options": dataclasses.replace(ALL_ON, preemption=Preemption.WHOLE)},
+    "preempt whole requests": {"options": dataclasses.replace(ALL_ON, preemption=Preemption.WHOLE)},
     "no preemption": {"options": dataclasses.replace(ALL_ON, preemption=Preemption.NONE)},
     "no checkpoints": {"options": dataclasses.replace(ALL_ON, checkpoint=Checkpoint.NONE)},
-    "whole and no checkpoints": {
+    "whole requests, no sharing, no checkpoints": {
         "options": dataclasses.replace(
             ALL_ON, preemption=Preemption.WHOLE, checkpoint=Checkpoint.NONE, sharing=False
         )
@@ -67,7 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run(variant: dict[str, Any], kv_tokens: int, device: str, seconds: float, seed: int) -> Report:
     base = make_setup(device, ttft_s=0.15, tpot_s=0.035, kv_tokens=kv_tokens, seed=seed)
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(Setup)}
-    setup = Switched(**{**values, "options": ALL_ON, **variant})
+    setup = Ablated(**{**values, "options": ALL_ON, **variant})
     limits = Limits(DOCUMENTS, 512, None, seconds, 10.0)
     return replay(
         setup, synthetic_load(limits, rt="cpu-mini-chat", rt_rate=2.0, be="cpu-mini", be_rate=None, seed=seed)
@@ -75,7 +76,7 @@ def run(variant: dict[str, Any], kv_tokens: int, device: str, seconds: float, se
 
 
 def figures(reports: list[Report]) -> dict[str, float]:
-    """Means over the seeds."""
+    """Return the key figures of a variant as means over the seeds."""
 
     def mean(values: list[float]) -> float:
         return round(statistics.fmean(values), 4)
@@ -98,14 +99,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=600.0, help="virtual time of a run")
+    parser.add_argument("--seconds", type=float, default=600.0, help="virtual duration of a run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu-mini")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     result: dict[str, Any] = vars(arguments) | {"out": str(arguments.out)}
     for memory, kv_tokens in MEMORY.items():
-        print(f"\nKV memory: {memory} of the documents in hand ({kv_tokens} tokens)")
+        print(f"\nKV memory: {memory} of the concurrent documents ({kv_tokens} tokens)")
         result[memory] = {}
         for name, variant in VARIANTS.items():
             reports = [
@@ -114,7 +115,7 @@ def main() -> None:
             ]
             result[memory][name] = figures(reports)
             print(
-                f"{name:26}",
+                f"{name:42}",
                 "  ".join(f"{key} {value:9.4g}" for key, value in result[memory][name].items()),
                 flush=True,
             )

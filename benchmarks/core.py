@@ -1,10 +1,10 @@
-"""How much time do the engine's decisions take? Microseconds of `schedule` and `update` per request and step.
+"""How much time do the scheduler's decisions take? Measures `schedule` and `update` in microseconds per row.
 
     python -m benchmarks.core [--running 256] [--steps 2000] [--out benchmarks/results]
 
-Nothing is computed: the results that `update` takes in are made up beforehand. Loads: bulk that decodes; the same with
-chats among it; documents that come and go (prompts of 309 tokens in chunks, outputs of 48); and the last with memory
-for a quarter of them, so that chats preempt.
+No model runs: `update` receives invented results. The loads are bulk that only decodes; the same with chats; documents
+that arrive and finish (prompts of 309 tokens in chunks, outputs of 48); and the same documents with chats and KV memory
+for a quarter of them, so that chats preempt bulk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_MODEL_LEN = 8192
 
 @dataclass(frozen=True)
 class Load:
-    """`num_chats` of the running requests are RT. Times on a clock on which each step takes `step_s`."""
+    """A load: `num_chats` of the running requests are chats, and each step takes `step_s` on the scheduler's clock."""
 
     prompt_tokens: int
     output_tokens: int
@@ -50,13 +50,16 @@ def loads(num_running: int) -> dict[str, Load]:
     }
 
 
-def made_up(plan: StepPlan) -> StepResult:
+def invented_result(plan: StepPlan) -> StepResult:
     return StepResult(sampled=[7] * len(plan.rows), stopped=[False] * len(plan.rows))
 
 
 def measure(load: Load, num_running: int, num_steps: int) -> dict[str, float]:
-    """Over the steps after the first tenth, so that those where the load builds up are left out: medians, and of the
-    sum the 10th percentile, which is what it takes while nobody else uses the processor."""
+    """Run the steps and return medians per row, and the 10th percentile of the sum.
+
+    The first tenth of the steps, in which the load builds up, does not count. The 10th percentile is close to the time
+    on a machine that is otherwise idle.
+    """
     config = SchedulerConfig(
         max_num_seqs=num_running,
         max_model_len=MAX_MODEL_LEN,
@@ -80,7 +83,7 @@ def measure(load: Load, num_running: int, num_steps: int) -> dict[str, float]:
         started_s = time.thread_time()
         plan = scheduler.schedule(now_s)
         scheduled_s = time.thread_time()
-        result = made_up(plan)
+        result = invented_result(plan)
         computed_s = time.thread_time()
         events = scheduler.update(plan, result, now_s + load.step_s)
         updated_s = time.thread_time()

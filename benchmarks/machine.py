@@ -1,4 +1,4 @@
-"""What every result says of where it was measured."""
+"""Result files: the result of a run with a description of the machine and the package versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _cpu_name() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and the versions of what was measured."""
+    """Describe the machine: processor, cores, memory, and the versions of the relevant packages."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_result(directory: Path, name: str, result: dict[str, Any]) -> Path:
-    """One JSON file a run: the result, the machine, the time. Returns its path."""
+    """Write the result and the machine to a JSON file named for the benchmark and the time. Returns its path."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.write_text(json.dumps({"benchmark": name, "machine": machine(), "result": result}, indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""The model of the serving benchmarks, "cpu-mini": an 82M-parameter Llama with random weights that two cores can serve.
+"""The model "cpu-mini" of the serving benchmark: an 82M-parameter Llama with random weights that two cores can serve.
 
     python -m benchmarks.reference_model DIR
 
-Writes a directory as a user would have it: config, bfloat16 safetensors, a tokenizer with a chat template. The same
-seed and script give the same files everywhere, and nothing is downloaded. What it says means nothing; what it costs
-is what a model of its size costs.
+Writes a complete model directory: config, bfloat16 safetensors, and a tokenizer with a chat template. The files are the
+same on every machine, and nothing is downloaded. The model's answers are meaningless, but it costs as much as any model
+of its size.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ KV_HEADS = 4
 INTERMEDIATE = 2048
 MAX_POSITIONS = 2048
 STD = 0.02
-# Drawn at 0.02 throughout, an answer is its prompt's last token over and over: too little is added to the embedding.
-# With these, nearly every token of an answer is another.
+# With 0.02 for all weights, an answer repeats the last token of its prompt, because the layers add too little to the
+# embedding. With these values, nearly every token of an answer differs from the one before.
 QUERY_KEY_STD = 0.08
 OUTPUT_STD = 0.1
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-END_OF_TURN = 2
+END_OF_MESSAGE = 2
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -46,10 +46,12 @@ LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # most frequent first
 
 
 def merges() -> list[tuple[str, str]]:
-    """Pairs of letters, pairs after a space, then as many fours as there are ids left: constructed, not trained, so
-    that no version of a trainer has a say in it."""
+    """Return the BPE merges: pairs of letters, pairs after a space, then groups of four until all ids are used.
+
+    The merges are constructed, not trained, so that they do not depend on the version of a trainer.
+    """
     pairs = [(a, b) for a in LETTERS for b in LETTERS]
-    space = "\u0120"  # what byte-level BPE writes for a space
+    space = "\u0120"  # a space in byte-level BPE
     made = pairs + [(space, a + b) for a, b in pairs]
     room = VOCAB_SIZE - FIRST_TEXT_ID - len(made)
     frequent = LETTERS[: math.ceil(room**0.25)]
@@ -58,15 +60,18 @@ def merges() -> list[tuple[str, str]]:
 
 
 def write_tokenizer(directory: Path) -> None:
-    """tokenizer.json and its configuration: ids 0 to 2 are special, 3 to 258 the bytes, the rest ASCII text of two
-    characters or more, each of which a server can stream at once."""
+    """Write tokenizer.json and its configuration.
+
+    Ids 0 to 2 are special, 3 to 258 are the bytes, and the rest is ASCII text of two or more characters, which a server
+    can stream immediately.
+    """
     vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     merged = merges()
     for piece in (*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merged)):
         vocabulary[piece] = len(vocabulary)
     if len(vocabulary) != VOCAB_SIZE or vocabulary[merged[0][0] + merged[0][1]] != FIRST_TEXT_ID:
         raise ValueError(
-            f"The vocabulary has {len(vocabulary)} ids; benchmarks/serving/load.py counts on other ones."
+            f"The vocabulary has {len(vocabulary)} ids, which does not match benchmarks/serving/load.py."
         )
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merged))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,7 +83,7 @@ def write_tokenizer(directory: Path) -> None:
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": SPECIAL_TOKENS[0],
-            "eos_token": SPECIAL_TOKENS[END_OF_TURN],
+            "eos_token": SPECIAL_TOKENS[END_OF_MESSAGE],
             "pad_token": SPECIAL_TOKENS[0],
             "model_max_length": MAX_POSITIONS,
             "clean_up_tokenization_spaces": False,
@@ -105,22 +110,22 @@ def config() -> dict[str, Any]:
         "initializer_range": STD,
         "tie_word_embeddings": True,
         "bos_token_id": 0,
-        "eos_token_id": END_OF_TURN,
+        "eos_token_id": END_OF_MESSAGE,
         "pad_token_id": 0,
         "torch_dtype": "bfloat16",
     }
 
 
 def weights() -> dict[str, torch.Tensor]:
-    """Every tensor of the checkpoint, drawn in this order from one seed."""
+    """Draw every tensor of the checkpoint, in this order, from one seed."""
     generator = torch.Generator().manual_seed(SEED)
 
     def drawn(rows: int, columns: int, std: float = STD) -> torch.Tensor:
         return (torch.randn(rows, columns, generator=generator) * std).to(torch.bfloat16)
 
     embeddings = drawn(VOCAB_SIZE, HIDDEN)
-    # Special tokens and single bytes score 0, so that some other of 8192 is always likelier: an answer never ends
-    # early, and never holds half a character, which a server would keep back until it had the other half.
+    # Special tokens and single bytes score 0, so that another token is always more likely. An answer then never ends
+    # early, and never contains half a character, which a server would hold back until it had the other half.
     embeddings[:FIRST_TEXT_ID] = 0
     tensors = {"model.embed_tokens.weight": embeddings}
     kv = HIDDEN * KV_HEADS // HEADS
@@ -140,13 +145,13 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def make_reference_model(directory: Path) -> Path:
-    """Writes the model's directory and returns it."""
+    """Write the model directory and return it."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(weights(), directory / "model.safetensors", metadata={"format": "pt"})
     _write_json(directory / "config.json", config())
     _write_json(
         directory / "generation_config.json",
-        {"bos_token_id": 0, "eos_token_id": END_OF_TURN, "pad_token_id": 0},
+        {"bos_token_id": 0, "eos_token_id": END_OF_MESSAGE, "pad_token_id": 0},
     )
     write_tokenizer(directory)
     return directory

@@ -1,15 +1,16 @@
-"""How long does a step take on this machine, and how far is it from the floor?
+"""How long does a step take on this CPU, and how far is it from the hardware limit?
 
     python -m benchmarks.step [--dtype bfloat16] [--variants fused,modules] [--threads N] [--out benchmarks/results]
 
-An 82M-parameter Llama with random weights is made in a temporary directory. Shapes are a number of single-token rows at
-one context, slots scattered over blocks, and prompt chunks from position 0; all rows sample greedily. Variants take
-turns, so that they see the same machine, and the least of a shape's times counts, for others disturb. The floor is the
-larger of two times: to read all weights and the contexts' K and V once at the measured memory bandwidth, and to do the
-products at the measured rate of torch's own.
+The model is an 82M-parameter Llama with random weights in a temporary directory. A shape is a number of single-token
+rows with the same context length, their slots scattered over blocks, and prompt chunks from position 0; all rows sample
+greedily. The variants alternate, so that both see the same state of the machine, and the minimum time of a shape
+counts, because other processes disturb the rest. The floor is the larger of two times: reading all weights and the K
+and V of the contexts once at the measured memory bandwidth, and doing the matrix products at the measured rate of
+torch.
 
-"fit" is what a linear model of the costs (a step, a token, a sampled row, a token of a single row's context, a query
-times a key of a chunk) makes of the same shapes: the scheduler trusts such a model.
+"fit" is the prediction of a linear cost model (cost per step, token, sampled row, token of a single row's context, and
+query-key pair of a chunk) that is fitted to the same shapes. The scheduler relies on such a model.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def make_runner(model: Path, dtype: str, variant: str, threads: int | None) -> T
 
 
 def prepare(runner: TorchRunner, seed: int = 0) -> list[list[int]]:
-    """Slots of every row, and every row started with CONTEXT computed tokens."""
+    """Start every row with CONTEXT computed tokens and return the slots of each row."""
     rng = np.random.default_rng(seed)
     block_size = runner.info.block_size
     per_row = -(-640 // block_size)
@@ -116,7 +117,7 @@ def prepare(runner: TorchRunner, seed: int = 0) -> list[list[int]]:
     sampling = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True)
     starts = [RowStart(row, str(row), tokens, 1, [], sampling) for row in range(MAX_NUM_SEQS)]
     runner.execute(StepPlan([0], [0], [CONTEXT], [False], tokens, slots[0][:CONTEXT], row_starts=starts))
-    # The other rows get the first one's K and V, by way of the host memory.
+    # The other rows receive the K and V of the first one by way of host memory.
     host_slots = list(range(CONTEXT))
     restores = [Restore(row, 0, slots[row][:CONTEXT], host_slots) for row in range(1, MAX_NUM_SEQS)]
     copies = [SlotCopy(slots[0][:CONTEXT], host_slots)]
@@ -147,7 +148,7 @@ def best_s(work: Callable[[], object], repeats: int = 7) -> float:
 
 
 def rates(dtype: torch.dtype) -> dict[str, float]:
-    """What this machine reads and multiplies a second: memory far larger than its caches, and 512 rows."""
+    """Measure memory bandwidth, on memory far larger than the caches, and the rate of a product with 512 rows."""
     memory = torch.zeros(64 * 1024 * 1024)
     products_per_s = 0.0
     for kind in {torch.float32, dtype}:
@@ -169,7 +170,7 @@ def floor_s(shape: Shape, rate: dict[str, float], itemsize: int) -> float:
 
 
 def measure(runners: dict[str, TorchRunner], repeats: int) -> dict[str, dict[str, float]]:
-    """Least seconds by variant and shape's name."""
+    """Return the minimum seconds by variant and name of the shape."""
     slots = {variant: prepare(runner) for variant, runner in runners.items()}
     times_s: dict[str, dict[str, list[float]]] = {variant: {} for variant in runners}
     for round_ in range(repeats + 1):
@@ -199,7 +200,9 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument(
-        "--variants", default="fused,modules", help="fused: our kernels; modules: transformers' own"
+        "--variants",
+        default="fused,modules",
+        help="fused: the kernels of the engine; modules: the modules of transformers",
     )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeats", type=int, default=5)

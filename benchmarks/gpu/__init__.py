@@ -1,1 +1,1 @@
-"""Everything that only a GPU host can show: `python -m benchmarks.gpu`."""
+"""Measurements that need a GPU host: `python -m benchmarks.gpu`."""

@@ -1,22 +1,22 @@
-"""All that is to be measured on a GPU host, by one command, in a given time.
+"""How fast is everything on a GPU, and are the targets met? One command measures it in a given time.
 
     python -m benchmarks.gpu --minutes 8 [--models llama-8b,qwen3-4b] [--parts kernels,steps] [--out benchmarks/results]
     python -m benchmarks.gpu --device cpu --tiny      # the same code on any machine, in a minute or two
 
-It needs this repository, torch, triton, transformers and numpy: no checkpoint, no network, no server.
-Models have the shapes of well-known ones and random weights. In this order, each part with its share of the time:
+It needs this repository, torch, triton, transformers and numpy, but no checkpoint, network or server. The models have
+the shapes of well-known ones and random weights. The parts run in this order, each with its share of the time:
 
     ceilings     memory bandwidth, matrix rate, launches, copies to and from the host
-    correctness  every Triton kernel against its slow twin
-    kernels      every Triton kernel against its floor, and against torch's own where there is one
-    steps        decoding and a long prompt against their floors; where a step's time goes; idle time between steps
+    correctness  every Triton kernel against its reference
+    kernels      every Triton kernel against its floor, and against torch's own if there is one
+    steps        decoding and a long prompt against their floors; time by kernel; idle time between steps
     alone        documents alone, chats alone
-    hybrid       both, by policy, with enough KV memory and with a quarter of that
-    others       the same documents by transformers' continuous batching, and by vLLM where it is installed
+    hybrid       both, by policy, with enough KV memory and with a quarter of it
+    others       the same documents in transformers' continuous batching, and in vLLM if it is installed
     more         steps with float8 KV, of the other models, and without CUDA graphs
 
-The result is written after each measurement, with what it says of each target; benchmarks/gpu/README.md explains them.
-Exits with 1 if anything failed or computed wrong.
+The result, with the state of every target, is written after each measurement; benchmarks/gpu/README.md explains it. The
+exit code is 1 if anything failed or computed a wrong result.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from benchmarks.gpu.plot import plot
 from benchmarks.gpu.report import Run
 from benchmarks.gpu.scale import MODELS, SHARES
 
-# Parts of one process: what breaks in one of these does not break the others.
+# Parts that share a process. A failure in one group does not affect the other groups.
 GROUPS = (("ceilings",), ("correctness",), ("kernels",), ("steps", "alone", "hybrid"), ("others",), ("more",))
-# A process is ended when its parts are so late: longer than the last measurement that it may have begun.
+# A process is killed when its parts are this late. The grace period covers the last measurement that it began.
 GRACE_S = 60.0
 
 
@@ -48,7 +48,7 @@ def main() -> int:
     if arguments.device == "cpu":
         os.environ.setdefault(
             "TRITON_INTERPRET", "1"
-        )  # for the processes that measure: kernels run on a CPU then
+        )  # lets the measuring processes run the kernels on a CPU
     end_s = time.monotonic() + 60 * arguments.minutes
     shares = {part: share for part, share in SHARES.items() if part in arguments.parts}
     run = Run(arguments.out / file_name, shares, end_s)
@@ -57,22 +57,22 @@ def main() -> int:
         key: value for key, value in vars(arguments).items() if isinstance(value, str | int | float | list)
     }
     run.write()
-    # On a CPU nothing goes astray, and to import everything takes longer than to measure.
+    # On a CPU, no kernel can corrupt a process, and importing everything takes longer than measuring.
     groups = GROUPS if arguments.device == "cuda" else (tuple(SHARES),)
     for group in groups:
         left = [part for part in group if part in shares]
-        while left:  # a process that dies leaves parts to another
-            if time.monotonic() >= end_s:  # to load a model would take a minute more
+        while left:  # the remaining parts of a process that died run in a new one
+            if time.monotonic() >= end_s:  # loading a model would take another minute
                 run.note_skipped(left)
                 break
             run = measure_apart(run.path, shares, end_s, left, arguments)
             left = [part for part in left if part not in run.result["parts"]]
     try:
-        picture = plot(run.path)
-    except Exception as error:  # it must not cost the summary
-        picture = None
-        print(f"no picture: {type(error).__name__}: {error}")
-    print(*filter(None, [picture, run.summary()]), sep="\n")
+        plot_path = plot(run.path)
+    except Exception as error:  # the summary must be printed in any case
+        plot_path = None
+        print(f"no plot: {type(error).__name__}: {error}")
+    print(*filter(None, [plot_path, run.summary()]), sep="\n")
     return 0 if run.is_sound else 1
 
 
@@ -85,29 +85,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes that any machine can carry")
+    parser.add_argument("--tiny", action="store_true", help="use sizes that fit any machine")
     parser.add_argument("--parts", type=names_among(SHARES), default=list(SHARES))
     parser.add_argument(
-        "--models", type=names_among(MODELS), default=list(MODELS), help="the first is served"
+        "--models", type=names_among(MODELS), default=list(MODELS), help="models; the first one is served"
     )
     return parser.parse_args()
 
 
 def names_among(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """A parser of comma-separated names."""
+    """Return an argument parser for comma-separated names among `known`."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"there is no {name!r}; there are {', '.join(known)}")
+                raise argparse.ArgumentTypeError(f"unknown name {name!r}; choose from {', '.join(known)}")
         return names
 
     return parse
 
 
 def device_name(device: str) -> tuple[str, str | None]:
-    """Of the device and of its driver, without a context on it. Exits if there is none."""
+    """Return the names of the device and its driver, without creating a context. Exits if there is no device."""
     if device == "cpu":
         return "cpu", None
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -119,14 +119,14 @@ def device_name(device: str) -> tuple[str, str | None]:
         import torch
 
         if not torch.cuda.is_available():
-            sys.exit("there is no GPU that torch can use; --device cpu --tiny tries the code without one")
+            sys.exit("torch finds no GPU; use --device cpu --tiny to run the code without one")
         return "gpu", None
 
 
 def measure_apart(
     path: Path, shares: dict[str, float], end_s: float, parts: list[str], arguments: argparse.Namespace
 ) -> Run:
-    """In a process of their own, which is ended when they are far too late. Returns the run as it is then."""
+    """Measure parts in a separate process, which is killed if it is far too late. Returns the run afterwards."""
     late_s = Run(path, shares, end_s).end_of(parts) + GRACE_S
     command = [sys.executable, "-m", "benchmarks.gpu.parts", str(path), "--end", str(end_s)]
     command += ["--now", ",".join(parts), "--all", ",".join(shares), "--device", arguments.device]
@@ -137,8 +137,8 @@ def measure_apart(
         code = process.wait(late_s - time.monotonic())
         reason = f"its process ended with code {code}" if code else None
     except subprocess.TimeoutExpired:
-        reason = f"ended after {GRACE_S:.0f} s more than its time"
-    finally:  # with whatever it has started
+        reason = f"killed {GRACE_S:.0f} s after its time was over"
+    finally:  # including every process that it started
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -147,9 +147,9 @@ def measure_apart(
     if reason is not None:
         run.note_failure(begun[-1] if begun else parts[0], "process", reason)
         return run
-    for name in parts:  # it gave them up, as where a model cannot be loaded
+    for name in parts:  # the process gave up, for example because a model could not be loaded
         if name not in begun:
-            run.note_failure(name, "process", f"not begun: see {begun[-1] if begun else 'above'}")
+            run.note_failure(name, "process", f"not started: see {begun[-1] if begun else 'above'}")
     return run
 
 

@@ -1,4 +1,4 @@
-"""What the device can do at most: the rates that all floors are computed from. Data are random: zeros are faster."""
+"""Peak rates of the device, from which all floors are computed. The data is random, because zeros are faster."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ NUM_LAUNCHES = 500
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Bytes a second read plus written by a copy, and floating point operations a second of a large product."""
+    """Bytes per second read plus written by a copy, and floating-point operations per second of a large product."""
 
     bytes_per_s: float
     flops_per_s: float
 
     def floor_s(self, num_bytes: float, num_flops: float) -> float:
-        """No kernel that moves so many bytes and does so many operations takes less."""
+        """Return the minimum time of any kernel that moves this many bytes and does this many operations."""
         return max(num_bytes / self.bytes_per_s, num_flops / self.flops_per_s)
 
 
 def ceilings_of(run: Run, watch: Stopwatch, scale: Scale) -> Ceilings:
-    """Those of the run, measured if they are not known yet: all floors need them."""
+    """Return the ceilings of the run, and measure them first if they are not known yet."""
     known = run.result["parts"].get("ceilings", {}).get("figures", {})
     if {"copy", "product"} <= set(known):
         return Ceilings(known["copy"]["gb_per_s"] * 1e9, known["product"]["tflop_per_s"] * 1e12)
@@ -41,7 +41,7 @@ def ceilings_of(run: Run, watch: Stopwatch, scale: Scale) -> Ceilings:
 
 
 def measure_ceilings(part: Part, watch: Stopwatch, scale: Scale, dtype: torch.dtype) -> Ceilings:
-    """Whatever the time that is left."""
+    """Measure the ceilings, even if no time is left, because all floors need them."""
     source = random_bytes(scale.copy_bytes, watch.device)
     target = torch.empty_like(source)
     copy_s = watch.seconds(lambda: target.copy_(source))
@@ -65,7 +65,7 @@ def measure_ceilings(part: Part, watch: Stopwatch, scale: Scale, dtype: torch.dt
 
 
 def about_device(device: torch.device) -> dict[str, Any]:
-    """What it is, and the software that drives it; beside what every result says of the machine."""
+    """Describe the device and its software, in addition to the description of the machine in every result."""
     if device.type != "cuda":
         return {"name": device.type, "threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(device)
@@ -85,7 +85,7 @@ def random_bytes(num_bytes: int, device: torch.device) -> torch.Tensor:
 
 
 def _launch_us(watch: Stopwatch) -> dict[str, float]:
-    """A launch as the CPU sees it, in a row of many; one that is waited for; and a kernel of a replayed graph."""
+    """Time a kernel launch: one of many queued ones, one that is awaited, and one in a replayed graph."""
     x = torch.zeros(1, device=watch.device)
 
     def launch() -> None:
@@ -114,7 +114,7 @@ def _launch_us(watch: Stopwatch) -> dict[str, float]:
 
 
 def _host_copies(watch: Stopwatch, scale: Scale) -> dict[str, float]:
-    """Between pinned host memory and the device; on a CPU, between two places of its memory."""
+    """Measure copies between pinned host memory and the device; on a CPU, between two places in its memory."""
     on_device = random_bytes(scale.copy_bytes // 4, watch.device)
     on_host = torch.empty(len(on_device), dtype=torch.uint8, pin_memory=watch.is_cuda)
     to_host_s = watch.seconds(lambda: on_host.copy_(on_device, non_blocking=True), is_cold=False)

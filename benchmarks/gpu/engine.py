@@ -1,4 +1,4 @@
-"""The parts of a run that need an engine: what it does in which order, with which model and settings."""
+"""The parts of a run that need an engine: their order, models and settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AS_SERVED = "as served"
 
 
 class EngineBench:
-    """Models are drawn on `device`; the first one is served. `directory` is for their configurations."""
+    """Runs the parts that need an engine. The first model is served; `directory` receives the configurations."""
 
     def __init__(
         self,
@@ -48,8 +48,10 @@ class EngineBench:
         }
 
     def measure_served(self, names: list[str]) -> None:
-        """All that needs the first model as served, loaded once; without CUDA graphs if it cannot be had with them,
-        for that leaves most to be measured."""
+        """Measure the parts that need the served model, which is loaded once.
+
+        If it cannot be loaded with CUDA graphs, it is loaded without them, so that most parts can still be measured.
+        """
         part, model = self._run.part(names[0]), self._models[0]
         engine = self._load(part, model)
         if engine is None and self._device.type == "cuda":
@@ -67,7 +69,7 @@ class EngineBench:
         engine.runner.close()
 
     def measure_others(self, part: Part) -> None:
-        """What other engines make of the same documents."""
+        """Measure other engines on the same documents."""
         measure_others(part, self._models[0], self._device, self._scale)
 
     def measure_more(self, part: Part) -> None:
@@ -92,7 +94,7 @@ class EngineBench:
         self._compare_graphs(part)
 
     def _compare_graphs(self, part: Part) -> None:
-        """With and without graphs the first model must draw the same, but for rounding."""
+        """Check that the first model samples the same tokens with and without graphs, except for rounding."""
         steps = self._run.result["parts"].get("steps", {"figures": {}})["figures"]
         name = self._models[0].name
         if agreed := agreement(steps, f"{name} {AS_SERVED}", part.figures, f"{name} eager"):
@@ -101,7 +103,7 @@ class EngineBench:
                 part.mismatches.append("graphs draw other tokens than eager steps")
 
     def _load(self, part: Part, model: Model, **settings: Any) -> Engine | None:
-        """None if it cannot be loaded, which is noted."""
+        """Load a model; None, with the failure recorded, if that is impossible."""
         name = f"{model.name} {settings or AS_SERVED}, load"
         scale = self._scale
         try:
@@ -120,7 +122,7 @@ class EngineBench:
     def _measure_steps(self, part: Part, engine: Engine) -> None:
         model, title = self._models[0], f"{self._models[0].name} {AS_SERVED}"
         measure_steps(part, title, model, engine.runner, self._scale, self._ceilings)
-        for ahead in (True, False):  # as served first
+        for ahead in (True, False):  # first as served
             for num_rows in self._scale.idle_rows:
                 part.measure(
                     f"idle at {num_rows} rows, {'ahead' if ahead else 'in turn'}",
@@ -142,8 +144,11 @@ class EngineBench:
         measure_own(part, engine, scale)
 
     def _measure_hybrid(self, part: Part, engine: Engine) -> None:
-        """The same chats and documents for every policy. Scarce memory: a quarter of what the documents need. Our own
-        policy is first, and long enough to be judged."""
+        """Serve the same chats and documents with every policy.
+
+        Scarce memory is a quarter of what the documents need. The "bros" policy runs first, and long enough for its
+        target to be judged.
+        """
         scale = self._scale
         memories = {"ample": None, "scarce": max(engine.needed_blocks // 4, engine.least_blocks)}
         num_policies = 3
@@ -162,6 +167,6 @@ class EngineBench:
             )
 
     def _serve_s(self, part: Part, num_runs: int) -> float:
-        """How long a serving run takes if so many are to come."""
+        """Return the duration of a serving run if the remaining time is divided among `num_runs`."""
         least_s, most_s = self._scale.serve_s
         return max(least_s, min(most_s, part.left_s / num_runs))

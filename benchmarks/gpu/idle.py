@@ -1,4 +1,4 @@
-"""How long does the device stand idle between steps, and what does a step spend its time on?"""
+"""Idle time of the device between steps, and the time of a step by kernel."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ from engine.runner.base import ModelRunner, PendingStep, RunnerInfo
 PROFILED_STEPS = 10
 TOP_KERNELS = 12
 SETTLED_STEPS = 5  # decode steps before those that are profiled
-GRAPH_GAP_US = 5.0  # between two kernels of a graph, at most: nobody's decision makes it shorter
-COMPARED_STEPS = 20  # after those: with contexts so little longer that it does not show
+GRAPH_GAP_US = 5.0  # longest gap between two kernels of a graph, which no scheduling can shorten
+COMPARED_STEPS = 20  # steps after those; their contexts are only insignificantly longer
 
 
 class WatchedRunner:
-    """A `ModelRunner` around another, with the times between which each of its steps was on the device, and for a few
-    of them every kernel's.
+    """Wraps a `ModelRunner` and records when each step was on the device, and the times of all kernels of a few steps.
 
-    An event is passed by the device, so a step that is launched while the one before it is computed begins when that
-    one ends. What a step waits for within itself, such as its own late launch, counts as busy there; kernels' own times
-    show it. A profiler makes steps longer, but hardly their kernels: so what these cover of the steps that are profiled
-    is compared with how long the steps right after those take (`idle_share_of_steps`).
+    Events are recorded on the device, so a step that is launched while the previous one runs begins when that one ends.
+    Waiting inside a step, for example for its own late launch, counts as busy in these times; the kernel times reveal
+    it. A profiler makes steps longer but hardly affects their kernels, so the time that the kernels of the profiled
+    steps cover is compared with the duration of the steps right after them (`idle_share_of_steps`).
     """
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._is_cuda = runner.info.device != "cpu"
-        # When steps that only decode began and ended; a new list after each interruption.
+        # Start and end of steps that only decode; a new list after each interruption.
         self._runs: list[list[tuple[Any, Any]]] = [[]]
         self._num_decodes = 0
         kind = ProfilerActivity.CUDA if self._is_cuda else ProfilerActivity.CPU
         self._profiler = profile(activities=[kind])
         self._intervals_us: list[tuple[float, float]] = []
-        self._after: list[tuple[Any, Any]] = []  # those that follow the profiled ones
+        self._after: list[tuple[Any, Any]] = []  # the steps after the profiled ones
 
     @property
     def info(self) -> RunnerInfo:
@@ -71,7 +70,7 @@ class WatchedRunner:
         self._runner.close()
 
     def figures(self) -> dict[str, float]:
-        """Of the longest run of steps that only decoded, and of those that were profiled."""
+        """Return the figures of the longest run of decode-only steps, and of the profiled steps."""
         self._wait()
         longest = max(self._runs, key=len)
         wall_s = self._between_s(longest[0][0], longest[-1][1])
@@ -117,7 +116,7 @@ class WatchedRunner:
 
 
 def union(intervals: list[tuple[float, float]], bridged: float = 0.0) -> float:
-    """How much of the line intervals cover, those that overlap only once; with gaps of up to `bridged` between them."""
+    """Return the total length of the union of intervals, including gaps between them of up to `bridged`."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         covered += max(0.0, end - max(start, reached))
@@ -127,7 +126,7 @@ def union(intervals: list[tuple[float, float]], bridged: float = 0.0) -> float:
 
 
 def idle_share(engine: Engine, num_rows: int, *, ahead: bool) -> dict[str, float]:
-    """`num_rows` documents decode side by side in the engine's loop, with or without deciding ahead."""
+    """Measure the idle time while `num_rows` documents decode, with or without asynchronous scheduling."""
     watched = WatchedRunner(engine.runner)
     engine.serve(
         Policy.BROS, None, engine.scale.idle_load, num_documents=num_rows, ahead=ahead, runner=watched
@@ -136,7 +135,7 @@ def idle_share(engine: Engine, num_rows: int, *, ahead: bool) -> dict[str, float
 
 
 def kernels_of(runner: ModelRunner, plan: StepPlan) -> dict[str, Any]:
-    """What the device does in a step: time by kernel, the most first, in microseconds a step."""
+    """Profile a step: time by kernel, longest first, in microseconds per step."""
     is_cuda = runner.info.device != "cpu"
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if is_cuda else [ProfilerActivity.CPU]
     runner.execute(plan)

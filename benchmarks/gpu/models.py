@@ -1,4 +1,4 @@
-"""Models of well-known shapes with random weights, drawn where they are needed: no checkpoint is read or written."""
+"""Models with well-known shapes and random weights, which are drawn on the device without a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _llama_3_rope(factor: float) -> dict[str, Any]:
     }
 
 
-# Model type and shape, as published with the models' weights.
+# Model type and shape, as published with the weights of the models.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-8b": (  # Llama 3.1 8B: that of Llama 3 8B, with positions for long contexts
+    "llama-8b": (  # Llama 3.1 8B: the shape of Llama 3 8B, with positions for long contexts
         "llama",
         _LLAMA_3
         | {
@@ -90,7 +90,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A configuration in `directory`, where an engine looks for it, and what its size says about costs."""
+    """A model configuration, stored in `directory` for the engine, and the costs that follow from its size."""
 
     name: str
     config: PretrainedConfig
@@ -98,31 +98,36 @@ class Model:
 
     @property
     def layer_params(self) -> int:
-        """Weights of all layers' matrices: each multiplies every token."""
+        """Number of weights in the matrices of all layers, which multiply every token."""
         c = self.config
         attention = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
         return int(c.num_hidden_layers * c.hidden_size * (attention + 3 * c.intermediate_size))
 
     @property
     def head_params(self) -> int:
-        """Weights of the matrix that gives logits, which multiplies only tokens that are sampled after."""
+        """Number of weights in the output matrix, which multiplies only tokens whose logits are needed."""
         return int(self.config.hidden_size * self.config.vocab_size)
 
     @property
     def kv_elements(self) -> int:
-        """Of one token: K and V, in all layers."""
+        """Number of K and V elements per token, over all layers."""
         c = self.config
         return int(2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim)
 
     def step_bytes(self, itemsize: int, kv_itemsize: int, num_rows: int, context: int) -> float:
-        """What a step of single-token rows must read: all weights once, and each row's context; it writes next to
-        nothing."""
+        """Return the bytes that a step of single-token rows must read: all weights once, and the context of each row.
+
+        Writes are negligible.
+        """
         weights = itemsize * (self.layer_params + self.head_params)
         return weights + kv_itemsize * num_rows * context * self.kv_elements
 
     def prefill_flops(self, num_tokens: int) -> float:
-        """To compute a prompt from position 0: two operations a weight and token, and in attention two products of
-        head_dim numbers for each pair of a token and one before it."""
+        """Return the operations that a prompt from position 0 needs.
+
+        These are two operations per weight and token, and in attention two products of head_dim numbers for each pair
+        of a token and an earlier one.
+        """
         c = self.config
         pairs = num_tokens * (num_tokens + 1) / 2
         attention = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * pairs
@@ -130,11 +135,11 @@ class Model:
 
 
 def make_model(name: str, directory: Path, scale: Scale) -> Model:
-    """Its configuration, saved under `directory`."""
+    """Create a model and save its configuration under `directory`."""
     kind, values = SHAPES[name]
     values = values | scale.shape
-    # A product of random numbers of this spread is a little wider than its input, as in trained models: neither does
-    # softmax see equal scores only, nor one that takes all.
+    # With this standard deviation, the output of a matrix product is slightly larger than its input, as in trained
+    # models: the softmax sees neither equal scores only nor a single dominant one.
     values["initializer_range"] = 1.25 * values["hidden_size"] ** -0.5
     if "vocab_size" in scale.shape:
         values |= {"bos_token_id": 1, "eos_token_id": 2}
@@ -149,7 +154,7 @@ def dtype_for(device: torch.device) -> torch.dtype:
 
 
 def load_runner(model: Model, device: torch.device, scale: Scale, **settings: Any) -> TorchRunner:
-    """The engine's own runner, as `bros-batch engine` would load it. `settings` are fields of its configuration."""
+    """Load the engine's runner like `bros-batch engine`. `settings` are fields of its configuration."""
     dtype = dtype_for(device)
     config = EngineConfig(
         model=str(model.directory),
@@ -170,7 +175,7 @@ def load_runner(model: Model, device: torch.device, scale: Scale, **settings: An
 
 @contextmanager
 def running(model: Model, device: torch.device, scale: Scale, **settings: Any) -> Iterator[TorchRunner]:
-    """A loaded runner, whose memory is free again afterwards."""
+    """Load a runner for the duration of the block, and free its memory afterwards."""
     runner = load_runner(model, device, scale, **settings)
     try:
         yield runner
@@ -181,7 +186,7 @@ def running(model: Model, device: torch.device, scale: Scale, **settings: Any) -
 
 
 def free_memory() -> None:
-    """Give what nobody refers to back to the device."""
+    """Return unreferenced memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,5 +1,6 @@
-"""The same documents by other engines in the same process: transformers' continuous batching, and vLLM where it is
-installed. All get the same prompts and draw as many tokens; what counts is how long all of them take together.
+"""Other engines on the same documents, in the same process: transformers' continuous batching, and vLLM if installed.
+
+All engines get the same prompts and generate the same numbers of tokens; what counts is the time for all documents.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from engine.core.terms import Lane, Policy
 from engine.runner.model.checkpoint import draw_model
 from engine.sim.traces.synthetic import backlog
 
-Document = tuple[list[int], int]  # its prompt, and how many tokens to draw
+Document = tuple[list[int], int]  # prompt, and number of tokens to generate
 
 
 def documents(scale: Scale, vocab_size: int, count: int) -> list[Document]:
-    """The first of those that the engine itself is given, by length."""
+    """Return documents with the lengths of the first ones that this project's engine receives."""
     rng = random.Random(SEED)
     return [
         (rng.choices(range(3, vocab_size), k=arrival.prompt_tokens), arrival.output_tokens)
@@ -33,7 +34,7 @@ def documents(scale: Scale, vocab_size: int, count: int) -> list[Document]:
 
 
 def measure_own(part: Part, engine: Engine, scale: Scale) -> None:
-    """This engine, on as many documents as the others get."""
+    """Measure this project's engine on the documents that the other engines get."""
 
     def run() -> dict[str, float]:
         started_s = time.perf_counter()
@@ -46,11 +47,11 @@ def measure_own(part: Part, engine: Engine, scale: Scale) -> None:
 
 
 def measure_others(part: Part, model: Model, device: torch.device, scale: Scale) -> None:
-    """With the device's memory to themselves, one after another."""
+    """Measure the other engines one after another; each has the whole memory of the device."""
     asked = documents(scale, model.config.vocab_size, scale.num_documents)
     name = "transformers continuous batching"
     if device.type == "cpu" and importlib.util.find_spec("psutil") is None:
-        part.skipped.append(f"{name} (on a CPU it needs psutil)")
+        part.skipped.append(f"{name} (it needs psutil on a CPU)")
     else:
         part.measure(name, lambda: _transformers(part, model, device, asked), needs_s=1.0)
     free_memory()
@@ -60,8 +61,10 @@ def measure_others(part: Part, model: Model, device: torch.device, scale: Scale)
 
 
 def _transformers(part: Part, model: Model, device: torch.device, asked: list[Document]) -> dict[str, float]:
-    """Until all are done, or the part's time is over: then those count that are done. Raises RuntimeError if it
-    stops by itself, or none is."""
+    """Run until all documents are done or the time of the part is over; then the finished ones count.
+
+    Raises RuntimeError if the engine stops by itself, or if no document was finished.
+    """
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -69,7 +72,7 @@ def _transformers(part: Part, model: Model, device: torch.device, asked: list[Do
     generation = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, eos_token_id=-1, max_new_tokens=max(count for _, count in asked)
     )
-    # On a GPU it sizes itself by the memory there is; on a CPU it has to be told.
+    # On a GPU it chooses its sizes from the free memory; on a CPU they must be given.
     sizes: dict[str, Any] = {} if device.type == "cuda" else {"num_blocks": 64, "max_batch_tokens": 256}
     batching = ContinuousBatchingConfig(allow_block_sharing=False, **sizes)
     num_done = num_tokens = 0
@@ -89,10 +92,10 @@ def _transformers(part: Part, model: Model, device: torch.device, asked: list[Do
                 num_done += 1
                 num_tokens += len(result.generated_tokens)
         elapsed_s = time.perf_counter() - started_s
-        if num_done < len(asked):  # or it would do them all before it stops
+        if num_done < len(asked):  # otherwise it would finish all of them before it stops
             manager.stop(block=True, timeout=10, hard_stop=True)
     if not num_done:
-        raise RuntimeError(f"no document was done in {elapsed_s:.0f} s")
+        raise RuntimeError(f"no document was finished in {elapsed_s:.0f} s")
     return _rates(elapsed_s, num_done, num_tokens) | {"of_documents": len(asked)}
 
 

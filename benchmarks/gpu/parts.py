@@ -1,7 +1,7 @@
-"""Some parts of a run on a GPU host, in a process of their own, which `benchmarks.gpu` starts.
+"""A process that measures some parts of a run on a GPU host; `benchmarks.gpu` starts it.
 
-A kernel that goes astray takes its process's context with it, and one that hangs never comes back: so parts leave what
-they measured in the run's file, and those that may break each other do not share a process.
+A faulty kernel destroys the CUDA context of its process, and a hanging one never returns. Parts therefore save their
+results to the file of the run, and parts that could affect each other run in separate processes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--end", type=float, required=True, help="of the run, by the monotonic clock")
-    parser.add_argument("--now", required=True, help="parts to measure")
-    parser.add_argument("--all", required=True, help="parts of the run")
+    parser.add_argument("--end", type=float, required=True, help="end of the run on the monotonic clock")
+    parser.add_argument("--now", required=True, help="parts to measure now")
+    parser.add_argument("--all", required=True, help="all parts of the run")
     parser.add_argument("--device", required=True)
     parser.add_argument("--models", required=True)
     parser.add_argument("--tiny", action="store_true")
@@ -46,7 +46,7 @@ def main() -> None:
         measure_engine(run, chosen, arguments.models.split(","), arguments.device, scale, ceilings)
 
 
-# Each imports what it needs when it is called: what it does not need takes seconds.
+# Each function imports its dependencies when it is called, because unneeded ones would take seconds.
 
 
 def measure_correctness(run: Run, device: str, is_tiny: bool) -> None:
@@ -56,7 +56,7 @@ def measure_correctness(run: Run, device: str, is_tiny: bool) -> None:
 
 
 def measure_ceilings(run: Run, device: str, scale: Scale) -> Ceilings:
-    """Unless they are known, they are measured whether chosen or not, for all floors need them."""
+    """Return the ceilings; all floors need them, so they are measured if they are not known, chosen or not."""
     import torch
 
     from benchmarks.gpu.ceilings import ceilings_of
@@ -93,7 +93,7 @@ def measure_engine(
 
 
 def attempt(part: Part, work: Callable[[Part], object]) -> None:
-    """A part that fails as a whole must not take the others with it."""
+    """Run a part, and record a failure of the whole part without affecting the others."""
     try:
         work(part)
     except Exception as error:

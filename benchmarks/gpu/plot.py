@@ -1,4 +1,4 @@
-"""A run on a GPU host as a picture: steps and kernels over their floors, and lanes by policy."""
+"""Plot of a run on a GPU host: steps and kernels relative to their floors, and both lanes by policy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def plot(result: Path) -> Path | None:
-    """Beside the result; None without matplotlib."""
+    """Write a PNG next to the result and return its path; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -21,11 +21,11 @@ def plot(result: Path) -> Path | None:
     figure.suptitle(result_json["device"]["name"])
     axes = figure.subplots(2, 2)
     steps = {**parts.get("steps", {}), **parts.get("more", {})}
-    _bars(axes[0][0], "Steps: times the floor", _over_floor(steps))
-    _bars(axes[0][1], "Kernels: times the floor", _over_floor(parts.get("kernels", {})))
+    _bars(axes[0][0], "Steps: time relative to the floor", _over_floor(steps))
+    _bars(axes[0][1], "Kernels: time relative to the floor", _over_floor(parts.get("kernels", {})))
     serving = {**parts.get("alone", {}), **parts.get("hybrid", {})}
     _bars(axes[1][0], "Bulk: output tokens/s", _chosen(serving, "be_output_tokens_per_s"))
-    _bars(axes[1][1], "Chats that kept both promises, share", _chosen(serving, "rt_attainment"))
+    _bars(axes[1][1], "Chats: SLO attainment", _chosen(serving, "rt_attainment"))
     path = result.with_suffix(".png")
     figure.savefig(path, dpi=110)
     return path
@@ -45,8 +45,8 @@ def _bars(axes: Any, title: str, values: dict[str, float]) -> None:
     if not values:
         axes.set_axis_off()
         return
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(values))]
-    bars = axes.barh(list(values), list(values.values()), color=colours)
+    colors = [COLORS[number % len(COLORS)] for number in range(len(values))]
+    bars = axes.barh(list(values), list(values.values()), color=colors)
     axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=7)
     axes.tick_params(labelsize=7)
     axes.invert_yaxis()

@@ -1,7 +1,7 @@
-"""What a run on a GPU host writes: a file that is whole after each measurement, so that a run cut short keeps them.
+"""The result file of a run on a GPU host, which is complete after each measurement, even if the run is cut short.
 
-A run has parts, and each gets a share of the time. A part always finishes a measurement that it began; what it has no
-time for is listed as skipped, and what fails as failed, and the run goes on.
+A run has parts, and each part has a share of the time. A part always finishes a measurement that it began. Measurements
+without enough time are listed as skipped, and failures as failed; neither stops the run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.machine import machine
 
 
 class Part:
-    """One part of a run. `figures` are what it measured, by name; `mismatches` what computes wrong."""
+    """One part of a run. `figures` are its measurements by name; `mismatches` are wrong results."""
 
     def __init__(
         self, name: str, end_s: float, write: Callable[[], None], clock: Callable[[], float]
@@ -38,12 +38,14 @@ class Part:
 
     @property
     def left_s(self) -> float:
-        """Time that this part may still take; negative when it is over."""
+        """Remaining time of this part in seconds; negative when it is over."""
         return self._end_s - self._clock()
 
     def measure(self, name: str, work: Callable[[], Any], *, needs_s: float = 0.0) -> Any:
-        """What `work` returns, noted under `name`; None if it failed, or if there is no time for it (it is expected to
-        take `needs_s`). Nothing else is lost then."""
+        """Run `work`, record its result under `name` and return it.
+
+        Returns None, and leaves all other results intact, if it fails or if less than `needs_s` of the time is left.
+        """
         if self.left_s <= needs_s:
             self.skipped.append(name)
             return None
@@ -58,7 +60,7 @@ class Part:
         return value
 
     def fail(self, name: str, error: BaseException) -> None:
-        """Note an error and say it aloud."""
+        """Record an error and print it."""
         self.failed[name] = f"{type(error).__name__}: {error}"[:500]
         print(f"  {name:44} FAILED", flush=True)
         traceback.print_exception(error)
@@ -81,10 +83,13 @@ class Run:
         path: Path,
         shares: Mapping[str, float],
         end_s: float,
-        clock: Callable[[], float] = time.monotonic,  # the same in all processes of a machine
+        clock: Callable[[], float] = time.monotonic,  # the same clock in all processes of a machine
     ) -> None:
-        """Goes on with the file at `path` if there is one. `shares`: the parts in their order, and what share of the
-        time until `end_s` each gets beside those after it: time that one does not need goes to the others."""
+        """Continue the file at `path` if it exists.
+
+        `shares` lists the parts in order, each with its weight against the parts after it when the time until `end_s`
+        is divided. Time that a part does not need goes to the later ones.
+        """
         self.path = path
         self._shares = dict(shares)
         self._clock = clock
@@ -98,15 +103,15 @@ class Run:
         self.write()
 
     def end_of(self, names: Sequence[str]) -> float:
-        """When these parts, the next ones, should be through."""
-        everything = list(self._shares)
-        ahead = everything[everything.index(names[0]) :]
+        """Return when these parts, which come next, should end."""
+        ordered = list(self._shares)
+        ahead = ordered[ordered.index(names[0]) :]
         now_s = self._clock()
         share = sum(self._shares[name] for name in names) / sum(self._shares[name] for name in ahead)
         return now_s + max(0.0, self._end_s - now_s) * share
 
     def part(self, name: str) -> Part:
-        """The part of that name; its time runs from when it is first asked for."""
+        """Return a part by name. Its time begins with the first call."""
         if name not in self._parts:
             part = self._parts[name] = Part(name, self.end_of([name]), self.write, self._clock)
             print(f"{name} (at most {part.left_s:.0f} s)", flush=True)
@@ -114,11 +119,11 @@ class Run:
 
     @property
     def is_sound(self) -> bool:
-        """Nothing failed, and nothing computed wrong."""
+        """Whether nothing failed and no result was wrong."""
         return not any(part["failed"] or part["mismatches"] for part in self.result["parts"].values())
 
     def write(self) -> None:
-        """Everything so far; never half of a file."""
+        """Write everything so far, atomically."""
         self.result["parts"].update({name: part.as_json() for name, part in self._parts.items()})
         self.result["is_sound"] = self.is_sound
         self.result["targets"] = targets_of(self.result)
@@ -128,20 +133,20 @@ class Run:
         temporary.replace(self.path)
 
     def note_failure(self, part: str, name: str, reason: str) -> None:
-        """Of a part that cannot say so itself any more."""
+        """Record a failure for a part whose process has ended."""
         nothing = Part(part, 0.0, self.write, self._clock).as_json()
         self.result["parts"].setdefault(part, nothing)["failed"][name] = reason
         self.write()
 
     def note_skipped(self, parts: Sequence[str]) -> None:
-        """They were not begun, for the time is over."""
+        """Record parts that were not started because the time is over."""
         for part in parts:
             nothing = Part(part, 0.0, self.write, self._clock)
             self.result["parts"][part] = {**nothing.as_json(), "skipped": ["all of it"]}
         self.write()
 
     def summary(self) -> str:
-        """What a person must see last."""
+        """Return the last lines of the output: warnings, problems and targets."""
         found = [f"warning: {message}" for message in self.result["warnings"]]
         for name, part in self.result["parts"].items():
             problems = {"FAILED": "failed", "MISMATCH": "mismatches", "skipped": "skipped"}
@@ -159,8 +164,10 @@ class Run:
 
 
 class Warnings(logging.Handler):
-    """Keeps what the engine warns of, such as a model that it cannot run by its own kernels: figures must be read with
-    it. To be added to the logger `engine`."""
+    """A log handler for the logger `engine` that keeps its warnings in the result.
+
+    They matter for reading the figures, for example when a model cannot run on the engine's own kernels.
+    """
 
     def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -171,7 +178,7 @@ class Warnings(logging.Handler):
 
 
 def rounded(value: Any) -> Any:
-    """Five digits are more than a measurement has. What is no number (nan, inf) is written as null."""
+    """Round to five digits, more than a measurement has. Values that are not finite (nan, inf) become null."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -182,7 +189,7 @@ def rounded(value: Any) -> Any:
 
 
 def brief(value: Any) -> str:
-    """A figure, or those of a mapping, on one line."""
+    """Format a figure, or the figures of a mapping, on one line."""
     if isinstance(value, Mapping):
         return "  ".join(
             f"{key} {brief(inner)}" for key, inner in value.items() if not isinstance(inner, list)

@@ -1,4 +1,4 @@
-"""How large the measurements are: for a GPU, and for a try of the same code on any machine."""
+"""Sizes of the measurements: for a GPU, and tiny ones that run the same code on any machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from engine.sim.traces.lengths import Uniform
 from engine.sim.traces.workloads import WORKLOADS, Workload
 
-# The parts of a run, in order, and the share of the time that each gets: about what it needs on an H200.
+# The parts of a run in order, and the weight of each in the time: about what it needs on an H200.
 SHARES = {
     "ceilings": 2.0,
     "correctness": 12.0,
@@ -23,28 +23,28 @@ MODELS = ("llama-8b", "qwen3-4b", "llama-1b")  # shapes in `benchmarks.gpu.model
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Sizes in tokens unless they say otherwise. An engine computes at most `max_num_batched_tokens` a step."""
+    """Sizes of all measurements, in tokens unless named otherwise."""
 
     copy_bytes: int
     product_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
-    num_kv_blocks: int | None  # None: what fits
+    num_kv_blocks: int | None  # None: as many as fit
     num_host_slots: int
     decodes: tuple[tuple[int, int], ...]  # rows, context of each
     prefill: int
-    step_s: float  # all runs of a step take so long, about
-    idle_rows: tuple[int, ...]  # rows that decode side by side while the device's idle time is measured
+    step_s: float  # approximate time for all runs of a step
+    idle_rows: tuple[int, ...]  # concurrent decode rows while idle time is measured
     idle_load: Workload
-    profile_s: float  # for the engine's own cost model
+    profile_s: float  # time to profile steps for the engine's cost model
     documents: Workload
     chats: Workload
     chats_per_s: float
-    num_documents: int  # given to every engine that is compared
-    num_chats: int  # are measured where the share that kept its promises is judged
-    serve_s: tuple[float, float]  # one serving run takes so long: at least, at most
-    shape: dict[str, int] = field(default_factory=dict)  # of models, in place of their own
+    num_documents: int  # for the comparison of engines
+    num_chats: int  # measured chats where SLO attainment is judged
+    serve_s: tuple[float, float]  # minimum and maximum duration of a serving run
+    shape: dict[str, int] = field(default_factory=dict)  # overrides the shapes of the models
 
 
 FULL = Scale(
@@ -55,7 +55,7 @@ FULL = Scale(
     max_model_len=16384,
     num_kv_blocks=None,
     num_host_slots=32768,
-    # The two that have a target first; the last is about what fits into 141 GB beside 8B parameters.
+    # The two with a target come first; the last is about what fits into 141 GB beside 8B parameters.
     decodes=((1, 1000), (256, 1000), (32, 1000), (1, 8000), (32, 8000), (80, 8000)),
     prefill=8192,
     step_s=1.0,

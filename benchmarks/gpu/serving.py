@@ -1,7 +1,7 @@
-"""The engine itself under load, in this process: its loop, scheduler, KV bookkeeping and runner, by the wall clock.
+"""The engine under load in this process, in real time: its loop, scheduler, KV memory management and runner.
 
-Requests come as in a simulation (`engine.sim.feed`): chats at the times drawn from a seed, whether or not the engine
-keeps up, documents as places fall free. There is no server, broker or tokenizer: what is measured is the engine.
+Requests arrive as in a simulation (`engine.sim.feed`): chats at times drawn from a seed, even if the engine cannot keep
+up, and documents whenever one finishes. There is no server, broker or tokenizer, so only the engine is measured.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from engine.sim.traces.synthetic import backlog, open_arrivals
 from engine.sim.traces.workloads import Workload
 
 SEED = 0
-PROMISE = SLO(ttft_s=0.2, tpot_s=0.03)
-MAX_OPEN_RT = 512  # as the engine's socket refuses more
-# Of a run, in which the lanes fill: it counts for nothing. The first 256 documents' prompts take an H200 about 6 s and
-# their outputs 3.
+CHAT_SLO = SLO(ttft_s=0.2, tpot_s=0.03)
+MAX_OPEN_RT = 512  # the engine's socket also rejects more
+# The part of a run in which the lanes fill does not count. An H200 needs about 6 s for the prompts of the first 256
+# documents and 3 s for their outputs.
 WARM_UP_SHARE, WARM_UP_MOST_S = 0.4, 10.0
 _POOL_TOKENS = 1 << 16
 
 
 class WallClock:
-    """Seconds since it was made, in the place of a simulation's `VirtualClock`: to jump ahead is to sleep."""
+    """A real-time clock in place of the simulation's `VirtualClock`; jumping ahead means sleeping."""
 
     def __init__(self) -> None:
         self._start_s = time.perf_counter()
@@ -58,18 +58,20 @@ class WallClock:
 
 
 class WallFeed(Feed):
-    """Requests whose prompts are random tokens, and which end at their true length, as the engine is told: a model with
-    random weights draws tokens that mean nothing, among them the one that ends a sequence."""
+    """A feed of requests with random prompt tokens and a fixed output length.
+
+    End-of-sequence tokens are ignored, because a model with random weights also samples those at random.
+    """
 
     def __init__(
         self, clock: WallClock, rt: Iterator[Arrival], be: Iterator[Arrival], limits: Limits, vocab_size: int
     ) -> None:
-        super().__init__(clock, rt, be, limits, PROMISE, max_tokens=1)  # type: ignore[arg-type]
+        super().__init__(clock, rt, be, limits, CHAT_SLO, max_tokens=1)  # type: ignore[arg-type]
         self._rng = random.Random(SEED)
         self._tokens = self._rng.choices(range(3, vocab_size), k=_POOL_TOKENS)
 
     def receive(self, timeout_s: float | None) -> list[Message]:
-        """As the engine's own lanes: within the timeout it waits for what comes next."""
+        """Receive messages like the engine's own lanes, waiting up to the timeout for the next arrival."""
         messages = super().receive(timeout_s)
         if messages or not timeout_s:
             return messages
@@ -91,25 +93,25 @@ class WallFeed(Feed):
 
 
 def window_s(measured_s: float) -> float:
-    """How long a run takes of which so much counts."""
+    """Return the duration of a run in which `measured_s` count."""
     return min(measured_s / (1 - WARM_UP_SHARE), measured_s + WARM_UP_MOST_S)
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A runner with what it takes to build a fresh engine around it."""
+    """A loaded runner, and what is needed to build a new engine around it."""
 
     runner: ModelRunner
     cost_model: CostModel
     scale: Scale
 
     @property
-    def documents_in_hand(self) -> int:
+    def documents_in_flight(self) -> int:
         return self.scale.max_num_seqs + BE_PREFETCH
 
     @property
     def needed_blocks(self) -> int:
-        """For a full house of documents, each with half of its output, and a few chats."""
+        """KV blocks for the maximum number of documents, each with half of its output."""
         load = self.scale.documents
         draws = list(islice(backlog(load, Lane.BE, SEED), 512))
         mean = sum(prompt + output / 2 for _, _, prompt, output, *_ in draws) / len(draws)
@@ -117,7 +119,7 @@ class Engine:
 
     @property
     def least_blocks(self) -> int:
-        """For the longest request there is, twice: one chat and one document."""
+        """KV blocks for the longest chat and the longest document together."""
         longest = [load.prompt.most + load.output.most for load in (self.scale.chats, self.scale.documents)]
         return -(-sum(longest) // self.runner.info.block_size) + 1
 
@@ -133,12 +135,15 @@ class Engine:
         ahead: bool | None = None,
         runner: ModelRunner | None = None,
     ) -> dict[str, Any]:
-        """Serve for so long, or until so many documents are done; what became of the lanes. `num_blocks` of the KV
-        memory, as far as it goes. `ahead` None: as the engine does on this device. `runner`: this one's, wrapped."""
+        """Serve for `seconds` or until `num_documents` are done, and return a report on both lanes.
+
+        `num_blocks` limits the KV memory. `ahead` selects asynchronous scheduling; None uses the engine's default for
+        the device. `runner` replaces this engine's runner, for example by a wrapper around it.
+        """
         runner = runner or self.runner
         clock = WallClock()
         warmup_s = min(WARM_UP_SHARE * seconds, WARM_UP_MOST_S) if seconds else 0.0
-        limits = Limits(self.documents_in_hand, MAX_OPEN_RT, num_documents, seconds, warmup_s)
+        limits = Limits(self.documents_in_flight, MAX_OPEN_RT, num_documents, seconds, warmup_s)
         rt = open_arrivals(chats, Lane.RT, self.scale.chats_per_s, SEED) if chats else NOTHING()
         be = backlog(documents, Lane.BE, SEED) if documents else NOTHING()
         feed = WallFeed(clock, rt, be, limits, runner.info.vocab_size)
@@ -158,7 +163,7 @@ class Engine:
         return report
 
     def _scheduler(self, policy: Policy, num_blocks: int | None) -> Scheduler:
-        """As `engine.__main__` makes it. Baselines share no blocks, and compute again what was preempted."""
+        """Make a scheduler like `engine.__main__`. Baselines do not share blocks, and recompute after a preemption."""
         info = self.runner.info
         is_bros = policy is Policy.BROS
         config = SchedulerConfig(
@@ -167,13 +172,13 @@ class Engine:
             max_num_batched_tokens=self.scale.max_num_batched_tokens,
             reserved_rt_rows=max(1, info.max_num_seqs // 8),
             policy=policy,
-            default_slo=PROMISE,
+            default_slo=CHAT_SLO,
         )
         options = KVOptions(
             sharing=is_bros,
             preemption=Preemption.TRUNCATE if is_bros else Preemption.WHOLE,
             checkpoint=Checkpoint.LAZY if is_bros else Checkpoint.NONE,
-            prefix_cache=False,  # no two prompts begin alike
+            prefix_cache=False,  # no two prompts share a prefix
             num_host_slots=info.num_host_slots if is_bros else 0,
         )
         blocks = min(num_blocks or info.num_blocks, info.num_blocks)
@@ -182,7 +187,7 @@ class Engine:
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
-    """Of a report, what is compared. Latencies in ms."""
+    """Select the figures of a report that are compared. Latencies are in ms."""
     rt, be = report["rt"], report["be"]
     chosen: dict[str, Any] = {
         "measured_s": report["measured_s"],

@@ -27,14 +27,13 @@ MAX_RUNS = 30
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Slot-table rows 0, 1, ... and the slots of each, scattered by blocks; every second row goes down its blocks, as
-    bulk does."""
+    """The slots of each slot-table row, scattered by blocks. Every second row fills its blocks downwards, like bulk."""
 
     slots: list[list[int]]
 
     @staticmethod
     def scattered(runner: ModelRunner, num_rows: int, length: int) -> Rows | None:
-        """`num_rows` rows of `length` slots; None where they do not fit into KV memory."""
+        """Make `num_rows` rows of `length` slots; None if they do not fit into KV memory."""
         block_size, num_blocks = runner.info.block_size, runner.info.num_blocks
         per_row = -(-length // block_size)
         if num_rows * per_row > num_blocks:
@@ -55,7 +54,7 @@ def measure_steps(
     ceilings: Ceilings,
     kv_itemsize: int | None = None,
 ) -> None:
-    """All shapes of the scale that fit into the runner's memory. `kv_itemsize` None: the weights'."""
+    """Measure all shapes of the scale that fit into KV memory. `kv_itemsize` defaults to that of the weights."""
     itemsize = getattr(torch, runner.info.dtype).itemsize
     kv_itemsize = kv_itemsize or itemsize
     for num_rows, context in scale.decodes:
@@ -74,7 +73,7 @@ def measure_steps(
 
 
 def measure_profile(part: Part, name: str, runner: ModelRunner, scale: Scale) -> None:
-    """Where the time of a decode step goes, at the second of the scale's sizes, and that of a prompt's first chunk."""
+    """Measure the time by kernel of a decode step at the second size of the scale, and of a full prompt chunk."""
     num_rows, context = scale.decodes[1]
     rows = Rows.scattered(runner, num_rows, max(context + 1, scale.max_num_batched_tokens))
     if rows is None:
@@ -89,8 +88,11 @@ def measure_profile(part: Part, name: str, runner: ModelRunner, scale: Scale) ->
 def agreement(
     steps: dict[str, Any], name: str, others: dict[str, Any], other_name: str
 ) -> dict[str, float] | None:
-    """The share of rows that drew the same token in the decode steps of both. Rounding differs with how a product is
-    cut up, and random weights leave the likeliest tokens close together."""
+    """Return the share of rows that sampled the same token in the decode steps of both variants.
+
+    It need not be 1: rounding depends on how a product is split, and with random weights the most likely tokens have
+    similar scores.
+    """
     pairs = [
         (a, b)
         for title, figures in steps.items()
@@ -107,8 +109,11 @@ def agreement(
 
 
 def decode(runner: ModelRunner, scale: Scale, rows: Rows, context: int, floor_s: float) -> dict[str, Any]:
-    """Every row computes one token after `context` others. `step_ms`: each step is waited for before the next one is
-    launched. `overlapped_ms`: the next one is launched first, as the engine's loop does on a GPU."""
+    """Measure a step in which every row computes one token after `context` others.
+
+    For `step_ms`, each step is awaited before the next is launched. For `overlapped_ms`, the next one is launched
+    first, as the engine's loop does on a GPU.
+    """
     fill(runner, rows, context, scale.max_num_batched_tokens)
     plan = decode_plan(runner, rows, context)
     step_s = median_s(lambda: runner.execute(plan), scale.step_s)
@@ -119,7 +124,7 @@ def decode(runner: ModelRunner, scale: Scale, rows: Rows, context: int, floor_s:
 
 
 def decode_plan(runner: ModelRunner, rows: Rows, context: int) -> StepPlan:
-    """A token of each row, after `context` others."""
+    """Plan one token for each row, after `context` others."""
     num_rows, vocab_size = len(rows.slots), runner.info.vocab_size
     return StepPlan(
         rows=list(range(num_rows)),
@@ -132,9 +137,9 @@ def decode_plan(runner: ModelRunner, rows: Rows, context: int) -> StepPlan:
 
 
 def prefill(runner: ModelRunner, scale: Scale, floor_s: float) -> dict[str, float]:
-    """One prompt in the chunks that the engine would make of it; the sum of their times."""
+    """Measure one prompt in the chunks that the engine would use, and add up their times."""
     rows = Rows.scattered(runner, 1, scale.prefill)
-    assert rows is not None, "a runner holds one prompt"
+    assert rows is not None, "KV memory holds at least one prompt"
     seconds = sum(
         median_s(lambda p=plan: runner.execute(p), scale.step_s)  # type: ignore[misc]
         for plan in prompt_plans(runner, rows.slots[0], scale.prefill, scale.max_num_batched_tokens)
@@ -143,8 +148,10 @@ def prefill(runner: ModelRunner, scale: Scale, floor_s: float) -> dict[str, floa
 
 
 def fill(runner: ModelRunner, rows: Rows, context: int, chunk: int) -> None:
-    """Start all rows with the K and V of the same `context` random tokens: the first computes them, the others get
-    theirs by way of host memory."""
+    """Start all rows with the K and V of the same `context` random tokens.
+
+    The first row computes them; the others receive a copy by way of host memory.
+    """
     first, *others = rows.slots
     for plan in prompt_plans(runner, first, context, chunk):
         runner.execute(plan)
@@ -158,7 +165,7 @@ def fill(runner: ModelRunner, rows: Rows, context: int, chunk: int) -> None:
 
 
 def prompt_plans(runner: ModelRunner, slots: list[int], num_tokens: int, chunk: int) -> list[StepPlan]:
-    """Steps that compute a prompt in row 0 to the slots given, `chunk` tokens each at most."""
+    """Plan the steps that compute a prompt in row 0 into `slots`, in chunks of at most `chunk` tokens."""
     token_ids = np.random.default_rng(1).integers(3, runner.info.vocab_size, num_tokens).tolist()
     plans = []
     for start in range(0, num_tokens, chunk):
@@ -174,7 +181,7 @@ def prompt_plans(runner: ModelRunner, slots: list[int], num_tokens: int, chunk: 
 
 
 def overlapped_s(runner: ModelRunner, plan: StepPlan, num_steps: int) -> float:
-    """Seconds a step where the next one is launched before a result is asked for."""
+    """Return the seconds per step if the next step is launched before the result of one is awaited."""
     pending = runner.launch(plan)
     started_s = time.perf_counter()
     for _ in range(num_steps):
@@ -187,7 +194,7 @@ def overlapped_s(runner: ModelRunner, plan: StepPlan, num_steps: int) -> float:
 
 
 def median_s(work: Callable[[], object], budget_s: float) -> float:
-    """Of the wall clock: `work` waits for the device itself."""
+    """Return the median time of `work` on the wall clock; `work` waits for the device itself."""
     times_s = []
     for number in range(WARM_UPS + MAX_RUNS):
         started_s = time.perf_counter()

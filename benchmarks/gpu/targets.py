@@ -1,4 +1,4 @@
-"""What a run is to show on an H200 with a model of 8B parameters, and whether it did: a row for each target."""
+"""Targets for an H200 with a model of 8B parameters, and whether a run reached them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MIN_CHATS = 150  # fewer say little of a share of 95%, and nothing of a 99th percentile
+MIN_CHATS = 150  # fewer say little about a share of 95%, and nothing about a 99th percentile
 REACHED, MISSED, UNKNOWN = "reached", "not reached", "not measured"
 
 Figures = Mapping[str, Mapping[str, Any]]  # by part, then by name
-Find = Callable[[Figures, str], Any]  # given the name of the model that is served too
+Find = Callable[[Figures, str], Any]  # also receives the name of the served model
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`find` gives the figure; where it was not measured, None or KeyError, TypeError or ZeroDivisionError."""
+    """A limit for one figure. If it was not measured, `find` returns None or raises an error that `row` catches."""
 
     name: str
     limit: float
-    is_most: bool  # the figure may be no more than the limit; otherwise no less
+    is_most: bool  # whether the limit is a maximum; otherwise it is a minimum
     find: Find
 
     def row(self, figures: Figures, model: str) -> dict[str, Any]:
@@ -36,14 +36,14 @@ class Target:
 
 
 def targets_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row each, of a run's result at any time."""
+    """Return a row per target for the result of a run, which may still be going on."""
     figures = {name: part["figures"] for name, part in result["parts"].items()}
     model = result.get("settings", {}).get("models", ["llama-8b"])[0]
     return [target.row(figures, model) for target in TARGETS]
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows for a person."""
+    """Format the rows as text."""
     width = max((len(row["name"]) for row in rows), default=0)
     shown = ("-" if row["figure"] is None else f"{row['figure']:.3g}" for row in rows)
     return [
@@ -57,8 +57,10 @@ def _over_floor(title: str) -> Find:
 
 
 def _of_another_engine(name: str) -> Find:
-    """Output tokens a second of the same documents. One that was not given the time for all of them has no rate: what
-    it was in the middle of would count for nothing."""
+    """Compare output tokens per second on the same documents.
+
+    An engine that had no time for all documents has no rate, since its unfinished documents would not count.
+    """
 
     def find(figures: Figures, model: str) -> float | None:
         ours, theirs = figures["alone"]["as many documents as the others get"], figures["others"][name]
@@ -80,14 +82,14 @@ def _be_of_alone(figures: Figures, model: str) -> float:
 
 
 def _be_of_the_rest(figures: Figures, model: str) -> float | None:
-    """Tokens a second. None where the chats alone were more than the documents were alone: then nothing is left."""
+    """Bulk tokens per second relative to what the chats leave; None if they leave nothing."""
     served, alone = figures["hybrid"]["bros, ample memory"], figures["alone"]["documents alone"]
     rest = alone["be_tokens_per_s"] - served["rt_tokens_per_s"]
     return float(served["be_tokens_per_s"] / rest) if rest > 0 else None
 
 
 def _idle(figures: Figures, model: str) -> float | None:
-    """The most, of all numbers of rows, as served: decided ahead. Not the gaps between a graph's kernels."""
+    """Largest idle share over all numbers of rows, with asynchronous scheduling, without the gaps inside graphs."""
     shares = [
         value["idle_share_of_steps"]
         for name, value in figures["steps"].items()

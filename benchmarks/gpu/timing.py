@@ -1,4 +1,4 @@
-"""Timing work on a device: by its own events, medians of many runs, caches emptied in between."""
+"""Timing of work on a device: device events, medians of many runs, and emptied caches in between."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Callable
 
 import torch
 
-# Written between two runs, so that the second finds nothing of the first in the cache: several times what the L2 of
-# any GPU of today holds (60 MB on an H200, 126 MB on a B200), and long enough under way (0.25 ms at 4 TB/s) to launch
-# three kernels meanwhile.
+# Written between two runs, so that the second finds nothing of the first in the cache. It is several times the L2 cache
+# of any current GPU (60 MB on an H200, 126 MB on a B200), and takes long enough (0.25 ms at 4 TB/s) to launch three
+# kernels meanwhile.
 FLUSH_BYTES = 1 << 30
-WARM_UPS = 3  # the first run compiles and allocates, and the next ones find the clocks still rising
-MIN_RUNS = 5  # unless one takes longer than all may
+WARM_UPS = (
+    3  # the first run compiles and allocates; the next ones run before the clocks have reached their maximum
+)
+MIN_RUNS = 5  # unless a single run exceeds the time for all
 
 
 class Stopwatch:
-    """Times calls on one device. Used from one thread."""
+    """Times calls on one device, from one thread."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -27,9 +29,12 @@ class Stopwatch:
     def seconds(
         self, work: Callable[[], object], *, is_cold: bool = True, max_s: float = 0.3, max_runs: int = 50
     ) -> float:
-        """Median seconds that the device takes for what `work` launches. `is_cold`: its operands come from memory,
-        not from the cache; the flush also keeps the device busy while `work` launches, so that launching is not
-        what is measured. On a CPU, median seconds of `work`, or of one run that takes long."""
+        """Return the median seconds that the device takes for the kernels that `work` launches.
+
+        With `is_cold`, the operands come from memory and not from the cache. The flush also keeps the device busy while
+        `work` launches, so that launch overhead is not measured. On a CPU, it is the median time of `work`, or the time
+        of a single long run.
+        """
         for _ in range(WARM_UPS):
             started_s = time.perf_counter()
             work()
@@ -53,7 +58,7 @@ class Stopwatch:
         return statistics.median(float(start.elapsed_time(end)) for start, end in pairs) / 1e3
 
     def wait(self) -> None:
-        """Until the device has done everything."""
+        """Wait until the device has finished all work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 

@@ -1,7 +1,8 @@
-"""A client of /v1/completions that costs little: it shares the cores with the server that it measures.
+"""A lightweight client of /v1/completions, which shares the cores with the server that it measures.
 
-An asyncio protocol around httptools' parser, which only notes when text came. A connection a request: none is cut off
-by a server's keep-alive limit, and setting one up on the same machine takes a fraction of a millisecond.
+It is an asyncio protocol around the httptools parser and only records when text arrives. Every request has its own
+connection, so that no keep-alive limit of a server interferes; opening one on the same machine takes a fraction of a
+millisecond.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from benchmarks.serving.load import Ask
 
 @dataclass(slots=True)
 class Answer:
-    """What became of a request. Times of `time.perf_counter`; `error` is None when it was answered in full."""
+    """The answer to a request. Times are those of `time.perf_counter`; `error` is None if the answer is complete."""
 
     ask: Ask
     due_s: float
     sent_s: float | None = None
-    arrivals_s: list[float] = field(default_factory=list)  # of its text, an entry a chunk
+    arrivals_s: list[float] = field(default_factory=list)  # one entry per piece of text
     error: str | None = "unfinished"
 
     @property
     def ttft_s(self) -> float:
-        """From when it was due, not from when it was sent: a client or a server that is late does not hide it."""
+        """Time from the scheduled start, not from the actual sending, so that delays in the client count."""
         return self.arrivals_s[0] - self.due_s
 
     @property
@@ -43,12 +44,12 @@ class Answer:
         return self.arrivals_s[-1] - self.due_s
 
     @property
-    def tokens_per_chunk(self) -> float:
-        """A server may send several tokens at once. Of an answer cut off, no more is known than its chunks."""
+    def tokens_per_piece(self) -> float:
+        """Mean tokens per piece, since a server may send several at once; taken as 1 if the answer failed."""
         return 1.0 if self.error else self.ask.num_tokens / len(self.arrivals_s)
 
     def tokens_between(self, start_s: float, end_s: float) -> float:
-        return self.tokens_per_chunk * sum(start_s <= arrival_s < end_s for arrival_s in self.arrivals_s)
+        return self.tokens_per_piece * sum(start_s <= arrival_s < end_s for arrival_s in self.arrivals_s)
 
 
 class _Choice(msgspec.Struct):
@@ -60,25 +61,27 @@ class _Usage(msgspec.Struct):
     completion_tokens: int = 0
 
 
-class _Chunk(msgspec.Struct):
+class _Event(msgspec.Struct):
     choices: Sequence[_Choice] = ()
     usage: _Usage | None = None
     error: msgspec.Raw | None = None
 
 
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_event = msgspec.json.Decoder(_Event).decode
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Asks the server at `url` for completions of `model`, streamed and greedy."""
+    """Requests streamed, greedy completions of `model` from the server at `url`."""
 
     url: str
     model: str
 
     async def complete(self, answer: Answer, priority: int | None = None) -> None:
-        """Asks, and notes in `answer` what comes. Never raises for what the server does: `answer.error` says it.
-        Cancelling closes the connection."""
+        """Send the request and record the response in `answer`.
+
+        Errors of the server are recorded in `answer.error`, never raised. Cancellation closes the connection.
+        """
         address = urlsplit(self.url)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
@@ -116,7 +119,7 @@ class Client:
 
 
 class _Exchange(asyncio.Protocol):
-    """One request and its answer, on a connection of their own."""
+    """One request and its response on their own connection."""
 
     def __init__(self, request: bytes, answer: Answer, done: asyncio.Future[None]) -> None:
         self._request = request
@@ -129,19 +132,19 @@ class _Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._answer.sent_s = time.perf_counter()
-        cast(asyncio.Transport, transport).write(self._request)  # uvloop's is none by its class
+        cast(asyncio.Transport, transport).write(self._request)  # uvloop's transport is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self._now_s = time.perf_counter()
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, msgspec.MsgspecError) as error:
-            self._finish(f"not understood: {error.__cause__ or error}")
+            self._finish(f"invalid response: {error.__cause__ or error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish(f"connection lost: {exc or 'closed early'}")
 
-    # The parser's callbacks.
+    # Callbacks of the parser
 
     def on_body(self, body: bytes) -> None:
         *events, self._rest = (self._rest + body).split(b"\n\n")
@@ -150,15 +153,15 @@ class _Exchange(asyncio.Protocol):
         for event in events:
             if not event.startswith(b"data: {"):
                 continue
-            chunk = _decode_chunk(event[len(b"data: ") :])
-            if chunk.error is not None:
-                self._finish(f"error event: {bytes(chunk.error)[:200].decode(errors='replace')}")
+            content = _decode_event(event[len(b"data: ") :])
+            if content.error is not None:
+                self._finish(f"error event: {bytes(content.error)[:200].decode(errors='replace')}")
                 return
-            # A token that completes no character has no text; the end has none either, and a reason.
-            if any(choice.text or choice.finish_reason is None for choice in chunk.choices):
+            # A token that completes no character has no text. Neither has the last event, but it has a finish reason.
+            if any(choice.text or choice.finish_reason is None for choice in content.choices):
                 self._answer.arrivals_s.append(self._now_s)
-            if chunk.usage is not None:
-                self._num_tokens = chunk.usage.completion_tokens
+            if content.usage is not None:
+                self._num_tokens = content.usage.completion_tokens
 
     def on_message_complete(self) -> None:
         status, asked = self._parser.get_status_code(), self._answer.ask.num_tokens

@@ -1,4 +1,4 @@
-"""Who used the processor: the server, this client, and others, who should not have been there."""
+"""CPU time of the server, of this client, and of all other processes, which would disturb a measurement."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """CPU seconds so far. `server` is None where nobody said which processes are the server's."""
+    """CPU seconds so far. `server` is None if the processes of the server are unknown."""
 
     machine: float
     client: float
     server: float | None
 
     def since(self, earlier: CpuTimes) -> dict[str, float]:
-        """Seconds used by each since then; `others` is the rest of the machine."""
+        """Return the seconds used since `earlier`; `others` is the rest of the machine."""
         used = {"machine": self.machine - earlier.machine, "client": self.client - earlier.client}
         if self.server is not None and earlier.server is not None:
             used["server"] = self.server - earlier.server
@@ -28,7 +28,7 @@ class CpuTimes:
 
 
 def cpu_times(server_pids: Sequence[int]) -> CpuTimes:
-    """Now. A server's processes are those with `server_pids` and all that descend from them."""
+    """Read the CPU times. The processes of the server are those in `server_pids` and their descendants."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0) + getattr(times, "guest", 0.0)
     server = sum(_tree_cpu_s(pid) for pid in server_pids) if server_pids else None

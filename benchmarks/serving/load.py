@@ -1,8 +1,8 @@
-"""What a serving benchmark asks of a server: bulk documents without end, chats by a timetable. All of it drawn from a
-seed, so that every server gets the same lengths at the same times.
+"""The load of the serving benchmark: endless bulk documents, and chats on a schedule.
 
-A phase of a run has a name, and its prompts' tokens are drawn from that name and the round too: all have equal lengths
-and times but no prompt in common, or the second would find the first one's in the prefix cache.
+Everything is drawn from a seed, so that every server gets the same lengths at the same times. The prompt tokens also
+depend on the name of the phase and on the round: phases have equal lengths and times but different prompts, so that no
+phase finds prompts of an earlier one in the prefix cache.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Of the reference model's ids, those that are text of two characters or more: no special tokens, no single bytes.
+# Token ids of the reference model that are text of two or more characters: no special tokens, no single bytes.
 FIRST_TEXT_ID = 259
 END_TEXT_ID = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A lognormal distribution of token counts, given by its mean and coefficient of variation (standard deviation
-    over mean), rounded and cut to [`least`, `most`]."""
+    """A lognormal distribution of token counts, rounded and clipped to [`least`, `most`].
+
+    `cv` is the coefficient of variation: standard deviation divided by mean.
+    """
 
     mean: float
     cv: float
@@ -35,17 +37,17 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bulk is a closed loop: `be_in_flight` documents are open at any time. Chat is an open loop: `rt_rate` a second
-    on average, whether or not the server keeps up, with gamma distributed times between them, in bursts if their
-    coefficient of variation `rt_burstiness` is over 1. Lengths in tokens."""
+    """Parameters of a load; lengths are in tokens.
 
-    seed: int = (
-        2  # 125 chats in the window of 60 s after 10 s, at most 10 of them in one second: a usual draw
-    )
-    token_ids: tuple[int, int] = (
-        FIRST_TEXT_ID,
-        END_TEXT_ID,
-    )  # prompts are drawn from the first to before the last
+    Bulk is a closed loop: `be_in_flight` documents are open at any time. Chat is an open loop: `rt_rate` chats per
+    second on average, even if the server cannot keep up. The times between chats are gamma distributed; they come in
+    bursts if the coefficient of variation `rt_burstiness` exceeds 1.
+    """
+
+    # A typical draw: 125 chats in the window from 10 to 70 s, at most 10 of them in one second.
+    seed: int = 2
+    # Prompt tokens are drawn from this range; the end is exclusive.
+    token_ids: tuple[int, int] = (FIRST_TEXT_ID, END_TEXT_ID)
     round: int = 0
     be_in_flight: int = 64
     be_prompt: Lengths = Lengths(309, 0.6, 16, 1536)
@@ -58,7 +60,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request: these tokens in, so many out. `due_s` is when a chat is to be sent, from the phase's start."""
+    """One request: prompt tokens and number of output tokens. A chat is sent `due_s` after the start of the phase."""
 
     token_ids: list[int]
     num_tokens: int
@@ -66,20 +68,20 @@ class Ask:
 
 
 def chats(load: Load, phase: str, until_s: float) -> list[Ask]:
-    """The chats due before `until_s`, in order."""
+    """Return the chats scheduled before `until_s`, in order."""
     arrivals = random.Random(f"{load.seed} rt arrivals")
     shape = 1 / load.rt_burstiness**2
     asks = _asks(load, "rt", phase, load.rt_prompt, load.rt_output)
-    timetable: list[Ask] = []
+    schedule: list[Ask] = []
     due_s = 0.0
     while (due_s := due_s + arrivals.gammavariate(shape, 1 / (load.rt_rate * shape))) < until_s:
         ask = next(asks)
-        timetable.append(Ask(ask.token_ids, ask.num_tokens, due_s))
-    return timetable
+        schedule.append(Ask(ask.token_ids, ask.num_tokens, due_s))
+    return schedule
 
 
 def documents(load: Load, phase: str) -> Iterator[Ask]:
-    """Documents without end. They are handed out as places fall free, so that a faster server gets further."""
+    """Yield documents without end. A new one is sent whenever one finishes, so a faster server processes more."""
     return _asks(load, "be", phase, load.be_prompt, load.be_output)
 
 

@@ -1,4 +1,4 @@
-"""This project's own server for a benchmark: an engine and a web process on a temporary directory."""
+"""A bros-batch server for a benchmark: an engine and a web process in a temporary directory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STOP_TIMEOUT_S = 40  # over the engine's own grace for open chats
+STOP_TIMEOUT_S = 40  # longer than the engine's own grace period for open chats
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server to measure, and what is known of its processes: at least ids, for their CPU time; of those that were
-    started here, also how they fare."""
+    """A server to measure. `pids` are its processes, for their CPU time; `started` are those that were started here."""
 
     url: str
     pids: Sequence[int] = ()
     started: Sequence[tuple[subprocess.Popen[bytes], Path]] = ()
 
     def check(self) -> None:
-        """RuntimeError with the end of its log if a process that was started here has ended."""
+        """Raise RuntimeError with the end of the log if a process that was started here has ended."""
         for process, log in self.started:
             if process.poll() is not None:
                 tail = log.read_text(errors="replace")[-2000:]
@@ -36,8 +35,10 @@ class Server:
 
 @contextlib.contextmanager
 def own_server(model_dir: Path, model: str, engine_flags: str) -> Iterator[Server]:
-    """Starts engine and web, which will answer soon, and stops them at the end. `engine_flags` as on a command line;
-    they may name another runner than torch."""
+    """Start an engine and a web process, and stop them at the end of the block. They may not be ready yet.
+
+    `engine_flags` is written as on a command line, and may select another runner than torch.
+    """
     with tempfile.TemporaryDirectory(prefix="bros-serving-") as directory, contextlib.ExitStack() as stack:
         engine_url = f"unix://{directory}/engine.sock"
         with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -1,4 +1,4 @@
-"""One phase of a serving benchmark: chats, bulk or both go to a server, and what comes back within a window is kept.
+"""One phase of the serving benchmark: send chats, bulk or both to a server and record the answers within a window.
 
         lead-in              warm-up          window                  drain
     |----------------------|---------|--------------------------|----------------|----------------------|
@@ -6,10 +6,10 @@
     many documents ended                                         last chat is answered; under way ended
     as are in flight                                             all loads go on
 
-Bulk is streamed as well. A document takes up to the whole window on a slow machine; counting documents by their ends,
-or in proportion to their time, would credit the window with prompts computed before it. Tokens count when they arrive,
-each time several together where the server sends them so: how many is known once the document has ended. To read them
-takes the client some 30 us each time: its CPU time is part of the result.
+Bulk is streamed as well. On a slow machine a document may take the whole window, and counting documents when they end,
+or in proportion to their time, would credit the window with prompts computed before it. Tokens therefore count when
+they arrive. A server may send several at once; how many is known when the document has ended. Reading a piece takes the
+client about 30 us; its CPU time is part of the result.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from benchmarks.serving.client import Answer, Client
 from benchmarks.serving.cpu_times import cpu_times
 from benchmarks.serving.load import Ask, Load, chats, documents
 
-BE_PRIORITY = 1  # ours: bulk, as is all above 0. vLLM: after those of priority 0, which is who names none
+BE_PRIORITY = 1  # bros-batch: bulk, like every priority above 0; vLLM: after the default priority 0
 LANES = {"rt": ("rt",), "be": ("be",), "both": ("rt", "be")}
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long each part of a phase takes, at most for lead-in and drain."""
+    """Durations of the parts of a phase; those of lead-in and drain are maxima."""
 
     window_s: float = 60.0
     warm_up_s: float = 10.0
@@ -43,8 +43,11 @@ class Timing:
 
 @dataclass
 class Observed:
-    """What a phase brought: chats that were due in the window, every document; of the window, who used how many CPU
-    seconds and what the server itself counted; and at its end, how far our own predicted step times were off."""
+    """Observations of a phase: chats scheduled in the window, and all documents.
+
+    `cpu_s` and `counters` are the CPU seconds and the server's own counters over the window. `cost_model_error` is the
+    error of predicted step times at its end, which only a bros-batch server reports.
+    """
 
     phase: str
     start_s: float = 0.0
@@ -60,36 +63,36 @@ class Observed:
         return self.end_s - self.start_s
 
     def contains(self, moment_s: float) -> bool:
-        """Whether the window does."""
+        """Return whether the moment lies in the window."""
         return self.start_s <= moment_s < self.end_s
 
 
 async def observe(
     client: Client, load: Load, timing: Timing, phase: str, server_pids: Sequence[int] = ()
 ) -> Observed:
-    """Runs the phase ("rt", "be" or "both"). At its end nothing of it is left running, here or at the server."""
+    """Run the phase ("rt", "be" or "both"). Afterwards none of its requests is open, here or at the server."""
     observed = Observed(phase)
-    # A pause of this program's garbage collector would pass for the server's.
+    # A pause of this program's garbage collector would count as latency of the server.
     gc.collect()
     gc.disable()
     running: list[asyncio.Task[None]] = []
     is_over = False
-    places: list[asyncio.Task[None]] = []
+    senders: list[asyncio.Task[None]] = []
     try:
         if "be" in LANES[phase]:
             source = itertools.takewhile(lambda _: not is_over, documents(load, phase))
-            places = [
-                asyncio.create_task(_one_place(client, source, observed.documents))
+            senders = [
+                asyncio.create_task(_keep_one_open(client, source, observed.documents))
                 for _ in range(load.be_in_flight)
             ]
-            running += places
+            running += senders
             await _lead_in(observed.documents, load.be_in_flight, timing.lead_in_s)
         begin_s = time.perf_counter()
         observed.start_s = begin_s + timing.warm_up_s
         observed.end_s = observed.start_s + timing.window_s
         if "rt" in LANES[phase]:
-            timetable = chats(load, phase, timing.warm_up_s + timing.window_s + timing.drain_s)
-            answers = [Answer(ask, begin_s + ask.due_s) for ask in timetable]
+            schedule = chats(load, phase, timing.warm_up_s + timing.window_s + timing.drain_s)
+            answers = [Answer(ask, begin_s + ask.due_s) for ask in schedule]
             observed.chats = [each for each in answers if observed.contains(each.due_s)]
             running.append(asyncio.create_task(_chat(client, answers)))
         await _until(observed.start_s)
@@ -106,14 +109,14 @@ async def observe(
         while _open(observed.chats) and time.perf_counter() < give_up_s:
             await asyncio.sleep(0.05)
         is_over = True
-        if places:
-            await asyncio.wait(places, timeout=timing.drain_s)
+        if senders:
+            await asyncio.wait(senders, timeout=timing.drain_s)
     finally:
         for task in running:
             task.cancel()
         results = await asyncio.gather(*running, return_exceptions=True)
         gc.enable()
-    # What a place or the timetable ran into, other than being cancelled here, is a fault of this program.
+    # An exception other than the cancellation above is a bug in this program.
     for result in results:
         if isinstance(result, Exception):
             raise result
@@ -124,18 +127,18 @@ def _open(answers: list[Answer]) -> bool:
     return any(answer.error == "unfinished" for answer in answers)
 
 
-async def _one_place(client: Client, source: Iterator[Ask], answers: list[Answer]) -> None:
-    """One of the documents in flight after another."""
+async def _keep_one_open(client: Client, source: Iterator[Ask], answers: list[Answer]) -> None:
+    """Keep one document in flight: send the next when the last one is answered."""
     for ask in source:
         answer = Answer(ask, time.perf_counter())
         answers.append(answer)
         await client.complete(answer, BE_PRIORITY)
         if answer.error is not None:
-            await asyncio.sleep(0.1)  # a server that refuses everything is not asked as fast as it can refuse
+            await asyncio.sleep(0.1)  # do not flood a server that rejects everything
 
 
 async def _chat(client: Client, answers: list[Answer]) -> None:
-    """Sends each chat when it is due, whatever became of those before it."""
+    """Send each chat at its scheduled time, independently of the others."""
     async with asyncio.TaskGroup() as group:
         for answer in answers:
             await _until(answer.due_s)
@@ -143,7 +146,7 @@ async def _chat(client: Client, answers: list[Answer]) -> None:
 
 
 async def _lead_in(answers: list[Answer], count: int, at_most_s: float) -> None:
-    """Until bulk has its stride: at first there are prompts only, and no output to count."""
+    """Wait until bulk is in a steady state; at first the server computes only prompts and no output."""
     give_up_s = time.perf_counter() + at_most_s
     while sum(answer.error is None for answer in answers) < count and time.perf_counter() < give_up_s:
         await asyncio.sleep(0.1)
@@ -154,13 +157,13 @@ async def _until(when_s: float) -> None:
 
 
 def is_counter(name: str) -> bool:
-    """`bros_*_total` or `vllm:*_total`, and how many iterations of what length."""
+    """Return whether a metric counts up: `bros_*_total`, `vllm:*_total`, and the count and sum of step times."""
     name = name.partition(".")[0]
     return name.endswith("_total") or name in ("bros_step_seconds_count", "bros_step_seconds_sum")
 
 
 async def metrics(url: str) -> dict[str, float]:
-    """What the server says of itself, by name and lane, over all other labels. Empty for a server without /metrics."""
+    """Read the server's metrics by name and lane, summed over all other labels. Empty without a /metrics route."""
     async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
         try:
             answer = await http.get(f"{url}/metrics")

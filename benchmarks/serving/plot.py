@@ -1,8 +1,9 @@
-"""Results of `benchmarks.serving` as a picture: latencies over time and as distributions, bulk tokens over time.
+"""Plots of serving results: latencies over time and as distributions, bulk tokens over time.
 
     python -m benchmarks.serving.plot A.json [B.json ...] --out comparison.png
 
-Colours are phases, line styles are results; black lines are the limits. Needs matplotlib (the extra `benchmarks`).
+Colors distinguish phases, line styles distinguish results; black lines are the SLOs. Needs matplotlib (the extra
+`benchmarks`).
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: there may be no display
+matplotlib.use("Agg")  # before pyplot is imported, since there may be no display
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from benchmarks.serving.report import numbers
 
-COLOURS = {"rt": "tab:blue", "be": "tab:green", "both": "tab:orange"}
+COLORS = {"rt": "tab:blue", "be": "tab:green", "both": "tab:orange"}
 NAMES = {"rt": "chat alone", "be": "bulk alone", "both": "both"}
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "x", "^", "s")
-SMOOTH_S = 5  # bulk tokens a second are shown as a mean over this many
+SMOOTH_S = 5  # bulk tokens per second are averaged over this many seconds
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Writes a PNG of one or more `result` objects and returns its path."""
+    """Plot one or more `result` objects to a PNG file and return its path."""
     figure, ((ttft, tpot, bulk), (ttft_cdf, tpot_cdf, bars)) = pyplot.subplots(
         2, 3, figsize=(18, 9), layout="constrained"
     )
@@ -38,7 +39,7 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> Path:
     for number, result in enumerate(results):
         for phase, values in result["phases"].items():
             name = NAMES[phase] if len(results) == 1 else f"{result['label']}: {NAMES[phase]}"
-            look = {"color": COLOURS[phase], "label": name}
+            look = {"color": COLORS[phase], "label": name}
             if "rt" in values:
                 samples = {key: numbers(text) for key, text in values["rt"]["samples"].items()}
                 for axes, key in ((ttft, "ttft_ms"), (tpot, "tpot_ms")):
@@ -52,7 +53,10 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> Path:
     for axes, key, title in ((ttft, "ttft_ms", "Time to first token"), (tpot, "tpot_ms", "Time per token")):
         axes.axhline(limits[key], color="black", linewidth=1)
         axes.set(
-            title=f"{title} of each chat", xlabel="due, seconds into the window", ylabel="ms", yscale="log"
+            title=f"{title} of each chat",
+            xlabel="scheduled time, seconds into the window",
+            ylabel="ms",
+            yscale="log",
         )
     for axes, key, title in (
         (ttft_cdf, "ttft_ms", "Time to first token"),
@@ -80,29 +84,29 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def _cdf(axes: Axes, values: Sequence[float], requests: int, **look: Any) -> None:
-    """Of all requests: where some failed, the line ends below 1."""
+    """Plot a distribution over all requests; if some failed, the line ends below 1."""
     shares = [(i + 1) / requests for i in range(len(values))]
     axes.plot(sorted(values), shares, drawstyle="steps-post", **look)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean over the last SMOOTH_S values, or as many as there are."""
+    """Average each value with up to SMOOTH_S - 1 values before it."""
     windows = (values[max(0, i + 1 - SMOOTH_S) : i + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
 def _bars(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
-    """Bulk throughput beside the share of chats within their limits: what each costs the other."""
-    labels, heights, colours = [], [], []
+    """Plot bulk throughput, labeled with the share of chats that meet their SLO: what one lane costs the other."""
+    labels, heights, colors = [], [], []
     for result in results:
         for phase, values in result["phases"].items():
             if "be" in values:
                 share = values["rt"]["attainment"] if "rt" in values else None
-                chats = "no chats" if share is None else f"{share:.0%} of chats within limits"
+                chats = "no chats" if share is None else f"{share:.0%} of chats meet the SLO"
                 labels.append(f"{result['label']}\n{NAMES[phase]}\n{chats}")
                 heights.append(values["be"]["output_tokens_per_s"])
-                colours.append(COLOURS[phase])
-    drawn = axes.bar(range(len(heights)), heights, color=colours)
+                colors.append(COLORS[phase])
+    drawn = axes.bar(range(len(heights)), heights, color=colors)
     axes.bar_label(drawn, fmt="%.1f")
     axes.set_xticks(range(len(labels)), labels, fontsize="small")
     axes.set(title="Bulk output over the window", ylabel="tokens/s")

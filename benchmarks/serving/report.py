@@ -1,4 +1,4 @@
-"""What a phase of a serving benchmark observed, as numbers; and results side by side."""
+"""Reports of the serving benchmark: the figures of a phase, and a table of several results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from benchmarks.serving.client import Answer
 from benchmarks.serving.phase import LANES, Observed
 
-MOST_ERRORS = 8  # kinds named in a result
+MOST_ERRORS = 8  # error messages listed in a result
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a chat is promised: time to first token, and time per token after it."""
+    """The SLO of a chat: time to first token, and time per output token after it."""
 
     ttft_ms: float = 150.0
     tpot_ms: float = 35.0
@@ -32,8 +32,10 @@ class Limits:
 
 
 def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
-    """The result of a phase, of which at least one window was observed; of more, as if they were one long window.
-    Latencies are of requests answered in full; those that failed miss every limit."""
+    """Return the figures of a phase, observed in one window or in several, which are joined into one long window.
+
+    Latencies cover complete answers only; a failed request misses every limit.
+    """
     window_s = sum(window.window_s for window in windows)
     result: dict[str, Any] = {
         "window_s": round(window_s, 3),
@@ -50,7 +52,7 @@ def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
 
 
 def _sums(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Of each name over all windows; none that stayed 0."""
+    """Sum the values of each name over all windows, without those that are 0."""
     total: collections.Counter[str] = collections.Counter()
     for each in values:
         total.update(each)
@@ -65,7 +67,7 @@ def _of_chats(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
         for answer in answered
         for earlier, later in zip(answer.arrivals_s, answer.arrivals_s[1:], strict=False)
     ]
-    # As if the windows followed each other at once.
+    # As if each window directly followed the one before.
     ends_s = itertools.accumulate(window.window_s for window in windows)
     due_s = [
         answer.due_s - window.end_s + end_s
@@ -86,7 +88,7 @@ def _of_chats(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
         "tpot_ms": percentiles([answer.tpot_s * 1e3 for answer in answered]),
         "gap_ms": percentiles([gap_s * 1e3 for gap_s in gaps_s]),
         "e2e_ms": percentiles([answer.e2e_s * 1e3 for answer in answered]),
-        # How late this program was with its own timetable. It is part of the times above.
+        # Delay of this program against its own schedule. It is part of the times above.
         "sent_late_ms": percentiles(
             [(answer.sent_s - answer.due_s) * 1e3 for answer in chats if answer.sent_s is not None]
         ),
@@ -106,7 +108,7 @@ def _of_documents(windows: Sequence[Observed], window_s: float) -> dict[str, Any
         sum(each.tokens_between(window.start_s, window.end_s) for each in window.documents)
         for window in windows
     ]
-    # Those still open when a window's phase ended were cut off by this program.
+    # Documents that were still open at the end of a phase were cancelled by this program.
     failed = [each for window in windows for each in window.documents if each.error != "unfinished"]
     return {
         "documents": len(ended),
@@ -116,10 +118,10 @@ def _of_documents(windows: Sequence[Observed], window_s: float) -> dict[str, Any
         "output_tokens_per_s_of_windows": [
             round(count / window.window_s, 2) for count, window in zip(tokens, windows, strict=True)
         ],
-        # Of documents whose first token came in the window: roughly the prompts computed in it.
+        # Prompts of documents whose first token came in the window: roughly the prompts computed in it.
         "prompt_tokens_per_s": round(sum(len(each.ask.token_ids) for each in begun) / window_s, 2),
         "e2e_s": percentiles([answer.e2e_s for answer in ended]),
-        "tokens_per_chunk": round(sum(each.tokens_per_chunk for each in ended) / max(len(ended), 1), 3),
+        "tokens_per_piece": round(sum(each.tokens_per_piece for each in ended) / max(len(ended), 1), 3),
         "samples": {
             "tokens_each_s": series([count for window in windows for count in _tokens_each_s(window)], 1)
         },
@@ -127,18 +129,18 @@ def _of_documents(windows: Sequence[Observed], window_s: float) -> dict[str, Any
 
 
 def _tokens_each_s(window: Observed) -> list[float]:
-    """Of bulk, in each whole second of the window."""
+    """Return the bulk tokens of each whole second of the window."""
     counts = [0.0] * int(window.window_s)
     for answer in window.documents:
         for arrival_s in answer.arrivals_s:
             second = int(arrival_s - window.start_s)
             if arrival_s >= window.start_s and second < len(counts):
-                counts[second] += answer.tokens_per_chunk
+                counts[second] += answer.tokens_per_piece
     return counts
 
 
 def _errors(answers: Sequence[Answer]) -> dict[str, int]:
-    """How often each occurred; the rarer of many together, as messages may hold a number of their own each."""
+    """Count each error. The rarer of many are counted together, since messages may contain unique numbers."""
     errors = collections.Counter(answer.error for answer in answers if answer.error is not None)
     common = dict(errors.most_common(MOST_ERRORS))
     rest = errors.total() - sum(common.values())
@@ -150,7 +152,7 @@ def _share(count: int, of: int) -> float | None:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Mean and percentiles, interpolated between neighbours; empty for no values."""
+    """Return the mean and interpolated percentiles; empty if there are no values."""
     if not values:
         return {}
     ordered = sorted(values)
@@ -166,23 +168,24 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def series(values: Sequence[float], digits: int) -> str:
-    """Numbers as one line of a result file instead of a line each; `numbers` reads them."""
+    """Write numbers as one string, so that they take one line of a result file; `numbers` reads them."""
     return " ".join(f"{value:.{digits}f}" for value in values)
 
 
 def numbers(text: str) -> list[float]:
+    """Read the numbers that `series` wrote."""
     return [float(word) for word in text.split()]
 
 
 # Side by side --------------------------------------------------------------------------------------------------------
 
-# Path in a phase's result, and what it is called.
+# Path in the result of a phase, and its title in the table.
 ROWS = (
     ("rt.requests", "chats"),
     ("rt.answered", "answered"),
-    ("rt.attainment", "within both limits"),
-    ("rt.attainment_ttft", "within TTFT limit"),
-    ("rt.attainment_tpot", "within TPOT limit"),
+    ("rt.attainment", "SLO attainment"),
+    ("rt.attainment_ttft", "TTFT attainment"),
+    ("rt.attainment_tpot", "TPOT attainment"),
     ("rt.ttft_ms.p50", "TTFT p50 ms"),
     ("rt.ttft_ms.p90", "TTFT p90 ms"),
     ("rt.ttft_ms.p99", "TTFT p99 ms"),
@@ -190,20 +193,20 @@ ROWS = (
     ("rt.tpot_ms.p90", "TPOT p90 ms"),
     ("rt.tpot_ms.p99", "TPOT p99 ms"),
     ("rt.gap_ms.p99", "gap between tokens p99 ms"),
-    ("rt.e2e_ms.p50", "chat, whole p50 ms"),
+    ("rt.e2e_ms.p50", "whole chat p50 ms"),
     ("be.output_tokens_per_s", "bulk output tokens/s"),
     ("be.prompt_tokens_per_s", "bulk prompt tokens/s"),
-    ("be.documents", "documents ended"),
+    ("be.documents", "documents finished"),
     ("be.e2e_s.p50", "document p50 s"),
     ("be.errors", "bulk errors"),
-    ("cpu_s.server", "CPU s of the server"),
-    ("cpu_s.client", "CPU s of this client"),
-    ("cpu_s.others", "CPU s of others"),
+    ("cpu_s.server", "CPU s, server"),
+    ("cpu_s.client", "CPU s, this client"),
+    ("cpu_s.others", "CPU s, others"),
 )
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Results as text, a column each; `result` objects of the JSON files."""
+    """Format `result` objects of the JSON files as a table with one column per result."""
     width = max(12, *(len(str(result["label"])) + 2 for result in results))
     lines = [" " * 28 + "".join(f"{result['label']:>{width}}" for result in results)]
     for phase in LANES:

@@ -131,7 +131,7 @@ def test_what_is_counted_adds_up(server: Server) -> None:
         be = phases[phase]["be"]
         assert be["errors"] == {} and be["documents"] > 0
         # Tokens of bulk are sent together.
-        assert 1 < be["tokens_per_chunk"] <= SMALL.be_output.most
+        assert 1 < be["tokens_per_piece"] <= SMALL.be_output.most
         assert be["output_tokens"] == pytest.approx(be["output_tokens_per_s"] * BRIEF.window_s, abs=1)
 
 
