@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Protocol
 
 from engine.core.backlog import Backlog
 from engine.core.batch import Batch
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
-from engine.core.policy.victims import VictimOrder
 from engine.core.request import Request, State
 
 # A chunk shorter than this is left for the next step: it costs a row, and hardly less time than a longer one.
 MIN_CHUNK_TOKENS = 16
 MAX_CHUNK_TOKENS = 1 << 30
+
+
+class VictimOrder(Protocol):
+    """Which request gives up memory for another. Each policy has its own order (`engine.core.policy.victims`)."""
+
+    def choose(
+        self, request: Request, missing: int, batch: Batch, *, has_room: bool, force: bool
+    ) -> tuple[Request, int] | None:
+        """The request that gives up memory because `request` lacks room for `missing` tokens, and how many tokens it
+        gives up at least. None if there is no such request. `has_room`: there is room for some tokens. `force`: the
+        request gets room at any cost, because nothing else can be computed."""
+        ...
 
 
 class Allocator:
@@ -57,10 +69,11 @@ class Allocator:
         A waiting request gets a row first. `restore`: tokens that the request has lost are restored, where that is
         possible and cheaper than computing them. `force`: see `VictimOrder.choose`.
         """
-        if request.state is State.WAITING and not self._admit(request, batch):
+        is_new = request.state is State.WAITING
+        if is_new and not self._give_row(request, batch):
             return False
-        if restore and request.num_lost_tokens:
-            self._restore(request, batch)
+        if is_new or (restore and request.num_lost_tokens):
+            self._bring_back(request, batch, is_new=is_new, restore=restore)
         start, wanted = request.num_computed_tokens, request.num_uncomputed_tokens
         at_most = min(wanted, batch.tokens_left, at_most)
         count = self._cost.chunk_tokens(batch.shape, limit_s, start, at_most)
@@ -77,34 +90,33 @@ class Allocator:
         batch.add(request, slots)
         return len(slots) == wanted
 
-    def _admit(self, request: Request, batch: Batch) -> bool:
-        """Give a waiting request a row, and what the prefix cache has of it. False if there is no row, or if the
-        request lost its row while its last token is being drawn: the runner needs to know all tokens."""
-        if request.num_known_tokens < request.num_tokens or not self._backlog.give_row(request, batch.number):
-            return False
-        found = self._kv.match_prefix(request)
+    def _give_row(self, request: Request, batch: Batch) -> bool:
+        """Give a waiting request a row. False if there is none, or if the request lost its row while its last token is
+        being drawn: the runner has to know all tokens when a row starts."""
+        is_known = request.num_known_tokens == request.num_tokens
+        return is_known and self._backlog.give_row(request, batch.number)
+
+    def _bring_back(self, request: Request, batch: Batch, *, is_new: bool, restore: bool) -> None:
+        """Find what need not be computed: first tokens in the prefix cache, then lost tokens copied to the host."""
+        kv, start = self._kv, request.num_computed_tokens
+        found = kv.match_prefix(request)
+        known = kv.slots(request, 0 if is_new else start) if is_new or found else []
         if request.first_scheduled_s is None:
             request.first_scheduled_s = batch.now_s
             request.num_cached_tokens = found
         elif found:
             self._count_restored(request, "prefix", found)
-        batch.start_row(request, self._kv.slots(request))
-        return True
-
-    def _restore(self, request: Request, batch: Batch) -> None:
-        """Bring back lost tokens without computing them: those in the prefix cache, then those copied to the host."""
-        start = request.num_computed_tokens
-        found = self._kv.match_prefix(request)
-        if found:
-            batch.restore(request, start, self._kv.slots(request, start), [])
-            self._count_restored(request, "prefix", found)
-            start += found
-        num_saved = self._kv.host.restorable(request)
-        if num_saved and self._cost.is_copy_cheaper(start, num_saved):
-            slots, host_slots = self._kv.restore_copies(request, num_saved, batch.number)
-            if slots:
-                batch.restore(request, start, slots, host_slots)
-                self._count_restored(request, "copy", len(slots))
+        slots: list[int] = []
+        num_saved = kv.host.restorable(request) if restore and request.num_lost_tokens else 0
+        if num_saved and self._cost.is_copy_cheaper(start + found, num_saved):
+            slots, host_slots = kv.restore_copies(request, num_saved, batch.number)
+        if is_new:
+            batch.start_row(request, known)
+        elif found:
+            batch.restore(request, start, known, [])
+        if slots:
+            batch.restore(request, start + found, slots, host_slots)
+            self._count_restored(request, "copy", len(slots))
 
     def _count_restored(self, request: Request, how: str, num_tokens: int) -> None:
         request.num_lost_tokens = max(0, request.num_lost_tokens - num_tokens)

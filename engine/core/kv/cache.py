@@ -95,7 +95,7 @@ class KVCacheManager:
         blocks.
         """
         pool, size, tail = self.pool, self.block_size, request.tail
-        in_tail = min(pool.room_in_tail(request), num_tokens)
+        in_tail = min(self._room_in_tail(request), num_tokens)
         first = (tail.end if tail is not None else 0) + in_tail  # that needs another block
         num_fresh = num_tokens - in_tail
         middles: list[tuple[int, int]] = []
@@ -115,13 +115,19 @@ class KVCacheManager:
 
     def room_tokens(self, request: Request, at_most: int) -> int:
         """How many of `at_most` tokens `extend` could place for this request now."""
-        found = self.pool.room_in_tail(request)
+        found = self._room_in_tail(request)
         first = (request.tail.end if request.tail is not None else 0) + found
-        found += self._room_in_free_blocks(first)
+        in_free_blocks = self._room_in_free_blocks(first)
+        found += in_free_blocks
         if found < at_most:
-            position = first + self._room_in_free_blocks(first)
-            found += sum(length for _, length in self._middles(request, position, at_most - found))
+            middles = self._middles(request, first + in_free_blocks, at_most - found)
+            found += sum(length for _, length in middles)
         return min(found, at_most)
+
+    def _room_in_tail(self, request: Request) -> int:
+        """How many more tokens the request's last extent can hold."""
+        tail = request.tail
+        return min(tail.limit - tail.length, self.pool.room[tail.block]) if tail is not None else 0
 
     def _room_in_free_blocks(self, first: int) -> int:
         """How many tokens from number `first` on the free blocks can hold."""

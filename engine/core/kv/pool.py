@@ -40,11 +40,6 @@ class BlockPool:
 
     # Growing --------------------------------------------------------------------------------------------
 
-    def room_in_tail(self, request: Request) -> int:
-        """How many more tokens the request's last extent can take."""
-        tail = request.tail
-        return min(tail.limit - tail.length, self.room[tail.block]) if tail is not None else 0
-
     def grow_each(self, requests: Iterator[Request], slots: list[int]) -> Request | None:
         """Append a slot for the next token of each request in its last extent. Stops at the first request whose last
         extent has no room, and returns it; None if all have a slot."""
@@ -175,6 +170,7 @@ class BlockPool:
         """A request gives up these extents. The last one becomes free first."""
         size, room, num_extents, has_left = self.block_size, self.room, self.num_extents, self.has_left
         num_left = num_right = 0
+        known: list[Extent] = []
         for extent in reversed(extents):
             block = extent.block
             others = num_extents[block] = num_extents[block] - 1
@@ -188,10 +184,11 @@ class BlockPool:
             if others:
                 room[block] += extent.length
             elif extent.key is not None:
-                self.prefix.keep(extent)
+                known.append(extent)
             else:
                 room[block] = size
                 self.free_blocks.append(block)
+        self.prefix.keep(known)
         self.used_blocks[Side.LEFT] -= num_left
         self.used_blocks[Side.RIGHT] -= num_right
         self.sharing.release(extents)

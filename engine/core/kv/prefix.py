@@ -72,10 +72,14 @@ class PrefixCache:
             del self._found[extent.key]
             extent.key = None
 
-    def keep(self, extent: Extent) -> None:
-        """A known block became idle."""
-        idle = self._chats if extent.side is Side.LEFT else self._bulk
-        idle[extent] = None
+    def keep(self, extents: Sequence[Extent]) -> None:
+        """Known blocks became idle, one after the other."""
+        chats, bulk = self._chats, self._bulk
+        for extent in extents:
+            if extent.side is Side.LEFT:
+                chats[extent] = None
+            else:
+                bulk[extent] = None
 
     def take(self, extent: Extent) -> None:
         """An idle block is held again."""
@@ -84,12 +88,14 @@ class PrefixCache:
 
     def evict(self, num_blocks: int) -> list[int]:
         """Forget up to `num_blocks` idle blocks, the longest idle first, and return them."""
-        chats, bulk, protected = self._chats, self._bulk, self._protected_blocks
+        found, chats, bulk, protected = self._found, self._chats, self._bulk, self._protected_blocks
         blocks: list[int] = []
         while len(blocks) < num_blocks and (chats or bulk):
             is_from_chats = chats and (not bulk or len(chats) > protected >= len(bulk))
             extent, _ = (chats if is_from_chats else bulk).popitem(last=False)
-            self.forget(extent)
+            assert extent.key is not None, "an idle block is known"
+            del found[extent.key]
+            extent.key = None
             blocks.append(extent.block)
         return blocks
 

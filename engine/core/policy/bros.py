@@ -66,12 +66,14 @@ class BrosPolicy:
         be_has_work = backlog.has(Lane.BE)
         # The tokens owed to BE are set aside from the budget before RT uses it up, whatever the deadlines.
         owed = min(int(pace.be_owed_tokens), batch.tokens_left // 2) if be_has_work else 0
-        batch.set_aside(owed)
+        if owed:
+            batch.set_aside(owed)
         self._resume_oldest(batch, limit_s)
         self._decode(Lane.RT, batch, float("inf"))
         self._pack_prompts(batch, limit_s, now_s)
         self._pack_late(batch, limit_s)
-        batch.set_aside(0)
+        if owed:
+            batch.set_aside(0)
         if be_has_work:
             self._pack_be(batch, limit_s, owed)
         if not batch.shape.rows:  # requests hold all memory, and each waits for another

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from operator import attrgetter
 
-from engine.core.allocator import Allocator
+from engine.core.allocator import Allocator, VictimOrder
 from engine.core.backlog import Backlog
 from engine.core.batch import Batch
 from engine.core.config import SchedulerConfig
@@ -26,7 +26,7 @@ class FixedBudgetPolicy:
     def __init__(self, config: SchedulerConfig, kv: KVCacheManager, cost: CostModel) -> None:
         is_fcfs = config.policy is Policy.FCFS
         self.backlog = Backlog(config.max_num_seqs, reserved_rt_rows=0, min_be_rows=0)
-        victims = (
+        victims: VictimOrder = (
             OldestFirst(kv, self.backlog) if is_fcfs else RtFirst(kv, self.backlog, config.max_preemptions)
         )
         self.allocator = Allocator(kv, self.backlog, cost, victims)

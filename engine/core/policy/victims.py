@@ -5,7 +5,6 @@ No order takes anything from a request that is in the current step's plan, or fr
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from engine.core.backlog import Backlog
@@ -15,20 +14,12 @@ from engine.core.request import Request, State
 from engine.core.terms import Lane, Preemption
 
 
-class VictimOrder(ABC):
-    """What all orders have in common."""
+class Victims:
+    """What all orders have in common: the candidates. See `engine.core.allocator.VictimOrder` for `choose`."""
 
     def __init__(self, kv: KVCacheManager, backlog: Backlog) -> None:
         self._kv = kv
         self._backlog = backlog
-
-    @abstractmethod
-    def choose(
-        self, request: Request, missing: int, batch: Batch, *, has_room: bool, force: bool
-    ) -> tuple[Request, int] | None:
-        """The request that gives up memory because `request` lacks room for `missing` tokens, and how many tokens it
-        gives up at least. None if there is no such request. `has_room`: there is room for some tokens. `force`: the
-        request gets room at any cost, since nothing else can be computed."""
 
     def _least_urgent(self, lane: Lane, step: int, than: Request) -> Request | None:
         """The least urgent request of the lane that can lose memory, if it is less urgent than `than`."""
@@ -57,7 +48,7 @@ class VictimOrder(ABC):
         return victim.num_computed_tokens - victim.tail.start
 
 
-class OldestFirst(VictimOrder):
+class OldestFirst(Victims):
     """A request takes blocks from those that arrived later, from bulk first."""
 
     def choose(
@@ -68,7 +59,7 @@ class OldestFirst(VictimOrder):
         return (victim, self._newest_block(victim)) if victim is not None else None
 
 
-class RtFirst(VictimOrder):
+class RtFirst(Victims):
     """RT takes from BE as many slots as it needs. Within a lane, a request takes from less urgent ones: RT again as
     many slots as it needs, BE a block, because BE grows in blocks of its own.
 
