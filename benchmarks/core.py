@@ -20,11 +20,12 @@ from typing import Any
 
 from benchmarks.machine import write_result
 from engine.core.config import SchedulerConfig
+from engine.core.events import FinishedEvent
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
+from engine.core.terms import SLO, Lane, SamplingParams
 
 BLOCK_SIZE = 16
 MAX_MODEL_LEN = 8192

@@ -100,7 +100,7 @@ def make_endpoints(
     config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange
 ) -> Endpoints:
     """The socket server and, if there is a Redis to pull from, the item puller."""
-    prompt_check = PromptCheck(scheduler.refusal, info.vocab_size)
+    prompt_check = PromptCheck(scheduler.rejection_reason, info.vocab_size)
     context = ServerContext(
         welcome=Welcome(
             version=PROTOCOL_VERSION,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from engine.core.events import finished_event
+from engine.core.events import Event, finished_event
 from engine.core.outlook import Outlook, outlook
 from engine.core.plan import StepPlan
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.terms import Event, FinishReason, Lane
+from engine.core.terms import FinishReason, Lane
 from engine.metrics import EngineMetrics
 from engine.runner.base import ModelRunner, PendingStep, RunnerRestarted
 

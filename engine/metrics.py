@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from engine.core.events import finished_among
+from engine.core.events import FinishedEvent, finished_among
 from engine.core.kv.cache import KVCacheManager
 from engine.core.kv.view import occupancy
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
-from engine.core.terms import FinishedEvent, Lane
+from engine.core.terms import Lane
 
 # Upper bounds in seconds, without that of the last bucket. They range from a step on an idle engine to a long item.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)

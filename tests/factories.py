@@ -8,11 +8,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from engine.core.config import SchedulerConfig
+from engine.core.events import Event, FinishedEvent, TokenEvent
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
-from engine.core.terms import SLO, Event, FinishedEvent, Lane, Policy, SamplingParams, TokenEvent
+from engine.core.terms import SLO, Lane, Policy, SamplingParams
 from engine.runner.base import ModelRunner, PendingStep, RunnerInfo, RunnerRestarted
 from engine.runner.simulated import SimulatedRunner
 

@@ -1,17 +1,51 @@
-"""What a request's owner hears at its end."""
+"""The events that a step produces: a request got a token, or it ended."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from engine.core.request import Request
-from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
+from engine.core.terms import FinishReason, Lane, TokenLogprobs
+
+
+class TokenEvent(NamedTuple):
+    """A request got one more output token. A tuple, because there is one per token."""
+
+    request_id: str
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class FinishedEvent(NamedTuple):
+    """A request ended; its KV and its row are free. `message` says what was wrong if the reason is ERROR.
+
+    Times are in seconds since arrival, except `tpot_s`, the mean time per output token after the first. They are None
+    if the request did not get that far. `slo_met` says whether an RT request met both parts of its SLO; it is None for
+    BE and after an abort.
+    """
+
+    request_id: str
+    lane: Lane
+    reason: FinishReason
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    e2e_s: float
+    queue_s: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    slo_met: bool | None = None
+    message: str | None = None
+
+
+Event = TokenEvent | FinishedEvent
 
 
 def finished_event(
     request: Request, reason: FinishReason, now_s: float, message: str | None = None
 ) -> FinishedEvent:
-    """The event, with the times the request took."""
+    """The event of a request that ends at `now_s`, with the times it took."""
     arrival_s, first_s = request.arrival_s, request.first_token_s
     num_output_tokens = request.num_known_tokens - request.num_prompt_tokens
     num_later = num_output_tokens - 1
@@ -37,7 +71,7 @@ def finished_event(
 
 
 def finished_among(events: Sequence[object]) -> Iterator[FinishedEvent]:
-    """The ends among a step's events, the last first. They come after the tokens, of which there are many more."""
+    """The finished events of a step, the last one first. They follow the token events, which are many more."""
     for event in reversed(events):
         if type(event) is TokenEvent:
             return

@@ -33,7 +33,7 @@ class Outlook(NamedTuple):
     room: float = 1.0  # how many requests there are rows and memory for
     row_s: float = 0.0  # mean time that one of them holds its row
     waited_s: float = 0.0  # so far, by the first to come of those without a first token
-    promised_s: float = 0.0  # to that one, or what its prompt takes if that is longer
+    slo_s: float = 0.0  # to that one, or what its prompt takes if that is longer
 
     def wait_s(self, num_requests: int, num_tokens: int) -> float:
         """How long a newcomer waits for RT requests before it, `num_requests` with `num_tokens` more than are counted
@@ -51,7 +51,7 @@ class Outlook(NamedTuple):
         alone_s = self.step_s + prompt_tokens * self.token_s
         wait_s = self.wait_s(num_sent - self.num_received, num_sent_tokens - self.num_received_tokens)
         excess_s = alone_s + wait_s - max_ttft_factor * max(slo.ttft_s, alone_s)
-        if self.waited_s > max_ttft_factor * self.promised_s:
+        if self.waited_s > max_ttft_factor * self.slo_s:
             return max(excess_s, wait_s)
         return excess_s
 
@@ -68,10 +68,10 @@ def outlook(scheduler: Scheduler, now_s: float, num_received: int, num_received_
     shape.add_chunk(0, chunk)
     token_s = scheduler.cost_model.predict(shape) / chunk
     num_rows = config.max_num_seqs - backlog.min_be_rows
-    oldest, waited_s, promised_s = load.oldest, 0.0, 0.0
+    oldest, waited_s, slo_s = load.oldest, 0.0, 0.0
     if oldest is not None and oldest.first_token_s is None:
         waited_s = now_s - oldest.arrival_s
-        promised_s = max(oldest.slo.ttft_s, oldest.num_prompt_tokens * token_s)
+        slo_s = max(oldest.slo.ttft_s, oldest.num_prompt_tokens * token_s)
     return Outlook(
         num_received,
         num_received_tokens,
@@ -82,5 +82,5 @@ def outlook(scheduler: Scheduler, now_s: float, num_received: int, num_received_
         min(num_rows, scheduler.kv.num_slots / load.mean_tokens) if load.mean_tokens else num_rows,
         load.mean_row_s,
         waited_s,
-        promised_s,
+        slo_s,
     )

@@ -64,13 +64,13 @@ class PromptQueue:
         self._pushes = count()  # no two entries compare equal
 
     def push(self, request: Request) -> None:
-        heapq.heappush(self._heap, (request.due_s, request.order, next(self._pushes), request))
+        heapq.heappush(self._heap, (request.next_deadline_s, request.order, next(self._pushes), request))
 
     def peek(self) -> Request | None:
         """The request that is due first, or None."""
         while self._heap:
-            due_s, _, _, request = self._heap[0]
-            if due_s == request.due_s and request.state in (State.WAITING, State.BEHIND):
+            next_deadline_s, _, _, request = self._heap[0]
+            if next_deadline_s == request.next_deadline_s and request.state in (State.WAITING, State.BEHIND):
                 return request
             heapq.heappop(self._heap)
         return None

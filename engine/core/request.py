@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from engine.core.extent import Extent
 from engine.core.terms import SLO, Lane, SamplingParams
 
-BEST_EFFORT = SLO(math.inf, math.inf)
+NO_SLO = SLO(math.inf, math.inf)
 
 
 # In `token_ids`: a token that a step under way draws. It stands only after all known ones.
@@ -84,7 +84,7 @@ class Request:
         self.end_tokens = self.num_prompt_tokens + sampling.max_tokens  # prompt and output together, at most
         self.sampling = sampling
         self.arrival_s = arrival_s
-        self.slo = slo or BEST_EFFORT
+        self.slo = slo or NO_SLO
         self.priority = priority
         self.deadline_s = deadline_s  # of a BE request's job
         self.first_token_s: float | None = None
@@ -122,7 +122,7 @@ class Request:
         del self.token_ids[self.num_known_tokens :]
 
     @property
-    def due_s(self) -> float:
+    def next_deadline_s(self) -> float:
         """When the token after those it has is due."""
         if self.first_token_s is None:
             return self.arrival_s + self.slo.ttft_s

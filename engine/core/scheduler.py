@@ -17,7 +17,7 @@ from itertools import count, repeat
 from engine.core.batch import Batch
 from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
-from engine.core.events import finished_event
+from engine.core.events import Event, FinishedEvent, TokenEvent, finished_event
 from engine.core.kv.cache import KVCacheManager
 from engine.core.kv.check import check_kv
 from engine.core.plan import StepPlan, StepResult
@@ -25,7 +25,7 @@ from engine.core.policy.contract import policy_for
 from engine.core.policy.pace import Pace
 from engine.core.request import UNKNOWN, Request, State
 from engine.core.rt_load import RtLoad
-from engine.core.terms import Event, FinishedEvent, FinishReason, Lane, TokenEvent
+from engine.core.terms import FinishReason, Lane
 
 # A TokenEvent of a tuple, without a Python frame for each.
 _token_event = partial(tuple.__new__, TokenEvent)
@@ -64,7 +64,7 @@ class Scheduler:
         """(running, waiting)."""
         return self.backlog.num_rows_of(lane), self.backlog.num_waiting[lane]
 
-    def refusal(self, num_prompt_tokens: int) -> str | None:
+    def rejection_reason(self, num_prompt_tokens: int) -> str | None:
         """Why a prompt of this length can never be served here, or None."""
         if num_prompt_tokens == 0:
             return "the prompt is empty; send at least one token"
@@ -80,7 +80,7 @@ class Scheduler:
         """Queue a request. Raises ValueError if its id is taken or its prompt can never be served."""
         if request.request_id in self._requests:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        reason = self.refusal(request.num_prompt_tokens)
+        reason = self.rejection_reason(request.num_prompt_tokens)
         if reason:
             raise ValueError(reason)
         if (least := min(request.token_ids)) < 0:

@@ -1,23 +1,24 @@
-"""The words of the engine: lanes, sampling parameters, SLOs and the events a step produces."""
+"""The terms of the engine: lanes, sides, policies, SLOs and sampling parameters."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
 class Lane(enum.Enum):
-    """Which kind of work a request is: a person waiting (RT) or bulk (BE)."""
+    """The kind of work a request is: chat (RT) or bulk (BE)."""
 
     RT = "rt"
     BE = "be"
 
-    __hash__ = object.__hash__  # enum's own is written in Python, and each step looks up lanes and sides
+    __hash__ = (
+        object.__hash__
+    )  # the hash of Enum is written in Python, and every step looks up lanes and sides
 
 
 class Side(enum.Enum):
-    """The end of a KV block that a lane grows from: RT from slot 0 up, BE from slot B-1 down."""
+    """The end of a KV block that a lane grows from: RT from slot 0 up, BE from slot B - 1 down."""
 
     LEFT = "left"
     RIGHT = "right"
@@ -30,7 +31,8 @@ class Side(enum.Enum):
 
 
 class Policy(enum.Enum):
-    """How steps are packed: BROS, or a baseline to measure it against (`engine.core.policy.fixed_budget`)."""
+    """How steps are packed: by BROS, or by one of the baselines it is measured against
+    (`engine.core.policy.fixed_budget`)."""
 
     BROS = "bros"
     PRIORITY = "priority"
@@ -38,7 +40,7 @@ class Policy(enum.Enum):
 
 
 class Preemption(enum.Enum):
-    """What a victim loses: a suffix, everything, or (NONE) nothing, and RT waits for memory."""
+    """What a victim gives up: its newest tokens, everything, or nothing; with NONE, RT waits for memory."""
 
     TRUNCATE = "truncate"
     WHOLE = "whole"
@@ -46,14 +48,14 @@ class Preemption(enum.Enum):
 
 
 class Checkpoint(enum.Enum):
-    """When KV is copied to host memory: as it is about to be overwritten, or never."""
+    """When KV is copied to host memory: before it is overwritten, or never."""
 
     LAZY = "lazy"
     NONE = "none"
 
 
 class FinishReason(enum.Enum):
-    """Why a request ended. STOP and LENGTH are successes; their values are OpenAI's words."""
+    """Why a request ended. STOP and LENGTH are successes; their values are those of OpenAI's API."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -63,7 +65,8 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class SLO:
-    """What an RT request was promised: time to first token and time per output token after it, in seconds."""
+    """The service level objective of an RT request: time to first token (TTFT) and time per output token after it
+    (TPOT), in seconds."""
 
     ttft_s: float
     tpot_s: float
@@ -73,8 +76,8 @@ class SLO:
 class SamplingParams:
     """How the next token is drawn. The wire carries the same fields (`engine.wire.protocol.Sampling`).
 
-    `top_k` 0 means off. `logprobs` None means none; k >= 0 means the sampled token's and the k likeliest.
-    `logit_bias` holds (token id, bias) pairs. `stop` strings are matched on decoded text by the runner.
+    `top_k` 0 turns it off. `logprobs` None asks for none; k >= 0 asks for those of the sampled token and of the k
+    likeliest ones. `logit_bias` holds (token id, bias) pairs. The runner matches `stop` strings on decoded text.
     """
 
     max_tokens: int
@@ -96,39 +99,8 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at one output position: of the sampled token, and the likeliest (token id, logprob)."""
+    """Log-probabilities at one output position: that of the sampled token, and (token id, logprob) pairs of the
+    likeliest tokens."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
-
-
-class TokenEvent(NamedTuple):
-    """A request got one more output token. A tuple, because there is one a token."""
-
-    request_id: str
-    token_id: int
-    logprobs: TokenLogprobs | None
-
-
-class FinishedEvent(NamedTuple):
-    """A request ended; its KV and row are free. `message` says what was wrong when the reason is ERROR.
-
-    Times in seconds since arrival (`tpot_s`: mean time per output token after the first); None where it never came
-    that far. `slo_met` says whether an RT request kept both its promises; None in the BE lane and after an abort.
-    """
-
-    request_id: str
-    lane: Lane
-    reason: FinishReason
-    num_prompt_tokens: int
-    num_output_tokens: int
-    num_cached_tokens: int
-    e2e_s: float
-    queue_s: float | None = None
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    slo_met: bool | None = None
-    message: str | None = None
-
-
-Event = TokenEvent | FinishedEvent

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.outlook import Outlook
 from engine.core.request import Request
-from engine.core.terms import SLO, FinishedEvent, Lane, TokenEvent
+from engine.core.terms import SLO, Lane
 from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
 
 RequestSink = Callable[[TokenEvent | FinishedEvent], None]

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from engine.core.terms import FinishedEvent, TokenEvent
+from engine.core.events import FinishedEvent, TokenEvent
 from engine.lanes.admission import PromptCheck
 from engine.lanes.exchange import Exchange
 from engine.lanes.pulled_item import PulledItem

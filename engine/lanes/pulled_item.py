@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
-from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
+from engine.core.terms import FinishReason, Lane
 from engine.lanes.translation import monotonic_deadline_s, position_logprobs, sampling_params
 from engine.wire.protocol import Choice, ItemRequest, ItemResult, PositionLogprobs
 

@@ -12,8 +12,9 @@ from typing import assert_never, cast
 
 import msgspec
 
+from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
-from engine.core.terms import SLO, FinishedEvent, Lane, TokenEvent
+from engine.core.terms import SLO, Lane
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange
 from engine.lanes.translation import core_slo, monotonic_deadline_s, position_logprobs, sampling_params

@@ -6,7 +6,8 @@ import time
 
 import msgspec
 
-from engine.core.terms import SLO, SamplingParams, TokenEvent
+from engine.core.events import TokenEvent
+from engine.core.terms import SLO, SamplingParams
 from engine.wire.protocol import PositionLogprobs, Sampling, Slo
 
 

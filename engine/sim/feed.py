@@ -6,9 +6,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.core.events import finished_among
+from engine.core.events import FinishedEvent, finished_among
 from engine.core.request import Request
-from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
+from engine.core.terms import SLO, Lane, SamplingParams
 from engine.loop import Add, LoopEvent, Message, Stop
 from engine.sim.clock import VirtualClock
 from engine.sim.outcomes import LaneOutcomes

@@ -6,7 +6,8 @@ import math
 from array import array
 from collections.abc import Sequence
 
-from engine.core.terms import FinishedEvent, FinishReason
+from engine.core.events import FinishedEvent
+from engine.core.terms import FinishReason
 
 NUM_BUCKETS = 256
 

@@ -1,6 +1,7 @@
 """Metrics of an engine: the counters of requests, steps and memory."""
 
-from engine.core.terms import FinishedEvent, FinishReason, Lane, TokenEvent
+from engine.core.events import FinishedEvent, TokenEvent
+from engine.core.terms import FinishReason, Lane
 from engine.loop import Abort, Add, EngineLoop, QueryStats, StatsEvent, Stop
 from engine.metrics import RECENT_REQUESTS, EngineMetrics
 from tests.factories import request, scheduler_for, simulated_runner

@@ -16,7 +16,7 @@ from engine.core.batch import Batch
 from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
-from engine.core.policy.pace import Pace, deadline_s
+from engine.core.policy.pace import Pace, aimed_deadline_s
 from engine.core.policy.victims import BrosVictims
 from engine.core.request import Request, State
 from engine.core.terms import Lane
@@ -109,7 +109,7 @@ class BrosPolicy:
                 break
             prompts.pop()
             work_s = self._cost.chunk_s(request.num_computed_tokens, request.num_uncomputed_tokens)
-            if deadline_s(request) - now_s - work_s < 0 and request.first_token_s is None:
+            if aimed_deadline_s(request) - now_s - work_s < 0 and request.first_token_s is None:
                 self._late.append(request)
                 continue
             unfinished.append(request)

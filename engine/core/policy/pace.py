@@ -26,15 +26,17 @@ MISS_WINDOW_S = 2.0
 MARGIN_LEAST, MARGIN_MOST = 0.02, 0.2
 
 
-def deadline_s(request: Request) -> float:
+def aimed_deadline_s(request: Request) -> float:
     """When to have the request's next token ready, to be on time with a little to spare. While its first token is under
     way, nothing says yet when the second is due."""
     if request.first_token_s is None:
         if request.num_output_tokens:
             return float("inf")
         return request.arrival_s + TTFT_SAFETY * request.slo.ttft_s
-    since_first_s = request.due_s - request.first_token_s
-    return request.due_s - min((1 - TPOT_SAFETY) * since_first_s, TPOT_MOST_EARLY * request.slo.tpot_s)
+    since_first_s = request.next_deadline_s - request.first_token_s
+    return request.next_deadline_s - min(
+        (1 - TPOT_SAFETY) * since_first_s, TPOT_MOST_EARLY * request.slo.tpot_s
+    )
 
 
 class Pace:
@@ -65,11 +67,11 @@ class Pace:
         most urgent one, whose own work takes `prompt_s`. Never negative."""
         limit_s = self.cap_s
         for request in decoding:
-            limit_s = min(limit_s, deadline_s(request) - now_s)
+            limit_s = min(limit_s, aimed_deadline_s(request) - now_s)
         if prompt is not None:
             aim_s = prompt.arrival_s + TTFT_AIM * prompt.slo.ttft_s - now_s
             pace_s = min(max(aim_s, FIRST_TOKEN_PACE * prompt.slo.tpot_s), prompt.slo.tpot_s)
-            limit_s = min(limit_s, max(prompt_s, min(pace_s, deadline_s(prompt) - now_s)))
+            limit_s = min(limit_s, max(prompt_s, min(pace_s, aimed_deadline_s(prompt) - now_s)))
         margin = min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
         self.limit_s = max(0.0, limit_s * (1 - margin))
         return self.limit_s

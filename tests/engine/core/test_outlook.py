@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from engine.core.events import FinishedEvent
 from engine.core.outlook import Outlook, outlook
 from engine.core.request import Request, State
 from engine.core.scheduler import Scheduler
-from engine.core.terms import SLO, FinishedEvent, Lane, SamplingParams
+from engine.core.terms import SLO, Lane, SamplingParams
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from tests.factories import request, runner_info, scheduler_for
 
@@ -131,10 +132,10 @@ def test_who_comes_back_when_told_is_let_in():
 
 def test_nobody_is_let_in_while_one_that_was_waits_beyond_the_bound():
     slo = SLO(0.5, 0.1)
-    now = Outlook(backlog_tokens=150, token_s=0.001, num_requests=3, room=8, waited_s=2.1, promised_s=0.5)
+    now = Outlook(backlog_tokens=150, token_s=0.001, num_requests=3, room=8, waited_s=2.1, slo_s=0.5)
     assert now.excess_s(10, slo, FACTOR, 0, 0) == pytest.approx(0.15)
     assert now._replace(waited_s=1.9).excess_s(10, slo, FACTOR, 0, 0) <= 0
-    assert now._replace(promised_s=1.0).excess_s(10, slo, FACTOR, 0, 0) <= 0
+    assert now._replace(slo_s=1.0).excess_s(10, slo, FACTOR, 0, 0) <= 0
 
 
 def test_what_is_on_its_way_to_the_main_loop_counts():

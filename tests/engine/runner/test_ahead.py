@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
-from engine.core.terms import FinishedEvent, Lane, SamplingParams, TokenEvent
+from engine.core.terms import Lane, SamplingParams
 from engine.loop import Add, EngineLoop, Stop
 from engine.runner.simulated import SimulatedRunner
 from tests.engine.runner.driver import load_runner

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from engine.core.terms import SLO, FinishedEvent, FinishReason, Lane, Policy, TokenEvent
+from engine.core.events import FinishedEvent, TokenEvent
+from engine.core.terms import SLO, FinishReason, Lane, Policy
 from engine.sim.clock import VirtualClock
 from engine.sim.device import DEVICES, StepCost, parse_device
 from engine.sim.feed import Limits, Stuck

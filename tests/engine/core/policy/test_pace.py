@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.core.policy.pace import MARGIN_LEAST, Pace, deadline_s
+from engine.core.policy.pace import MARGIN_LEAST, Pace, aimed_deadline_s
 from engine.core.terms import SLO, Lane
 from tests.factories import request
 
@@ -30,7 +30,7 @@ def test_the_tightest_deadline_is_the_limit():
 
 def test_being_early_earns_time():
     early = decoding(1.0, 4)
-    assert deadline_s(early) == pytest.approx(1.36)
+    assert aimed_deadline_s(early) == pytest.approx(1.36)
     assert pace().set_limit([early], None, 0.0, 0.0, now_s=1.05) == pytest.approx(0.31 * (1 - MARGIN_LEAST))
 
 
@@ -41,7 +41,7 @@ def test_a_late_chat_leaves_bulk_no_time():
 @pytest.mark.parametrize(("num_tokens", "early_s"), [(1, 0.01), (2, 0.02), (6, 0.06), (7, 0.06), (100, 0.06)])
 def test_a_token_is_aimed_at_early_by_a_share_of_its_time_at_first_and_then_by_the_same(num_tokens, early_s):
     chat = decoding(1.0, num_tokens)
-    assert deadline_s(chat) == pytest.approx(chat.due_s - early_s)
+    assert aimed_deadline_s(chat) == pytest.approx(chat.next_deadline_s - early_s)
 
 
 def test_a_first_token_in_good_time_is_worth_a_step_of_the_pace_and_a_later_one_of_half_of_it():

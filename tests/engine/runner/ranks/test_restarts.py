@@ -11,8 +11,9 @@ import pytest
 
 from engine.__main__ import make_runner
 from engine.core.cost_model import CostModel
+from engine.core.events import FinishedEvent
 from engine.core.request import Request
-from engine.core.terms import FinishedEvent, FinishReason, Lane
+from engine.core.terms import FinishReason, Lane
 from engine.loop import Add, EngineLoop, Message, Stop
 from engine.profiling import first_cost_model
 from engine.runner.base import ModelRunner, RunnerRestarted
