@@ -14,7 +14,7 @@ let lastEventAt = Date.now();
 
 function connect() {
   disconnect();
-  if (document.hidden) return;
+  if (document.hidden || !("live" in document.body.dataset)) return;
   lastEventAt = Date.now();
   stream = new EventSource(location.pathname + location.search);
   stream.onmessage = ({ data }) => (data === "[DONE]" ? lost() : receive(JSON.parse(data)));

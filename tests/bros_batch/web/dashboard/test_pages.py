@@ -13,11 +13,13 @@ from openai import OpenAI
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from sqlalchemy import update
 
 from bros_batch.db import jobs, tables
 from bros_batch.db.connections import open_database, writing
+from bros_batch.up.service_commands import web_command
 from tests.bros_batch.web.browser import browser
 from tests.bros_batch.web.serving import MODEL_NAME, Web, whole_service
 from tests.services import Process, Processes, RedisServer, wait_for
@@ -190,6 +192,51 @@ def test_filters(site: Web, chrome: Chrome) -> None:
     assert chrome.find_element(By.CSS_SELECTOR, '[aria-label="Search"]').get_attribute("value") == "needle"
 
 
+def test_focus_and_selection_survive_refreshes(site: Web, chrome: Chrome) -> None:
+    job_id = unattended_job(site, "focused", total=1000)
+    chrome.get(f"{site.url}/?search=focused")
+    wait_text(chrome, "focused", "0 / 1\u202f000")
+    for _ in range(20):
+        chrome.switch_to.active_element.send_keys(Keys.TAB)
+        if chrome.switch_to.active_element.get_attribute("id") == job_id:
+            break
+    unattended_job(site, "focused, newer", total=10)
+    wait_text(chrome, "focused, newer")
+    paint(site, job_id, succeeded=400)
+    wait_text(chrome, "400 / 1\u202f000")
+    assert chrome.switch_to.active_element.get_attribute("id") == job_id
+    chrome.switch_to.active_element.send_keys(Keys.ENTER)
+    wait_text(chrome, "400 of 1\u202f000")
+    assert chrome.current_url == f"{site.url}/jobs/{job_id}"
+
+    chrome.execute_script(  # type: ignore[no-untyped-call]
+        "document.getElementById('cancel').focus(); getSelection().selectAllChildren(document.querySelector('p.id'))"
+    )
+    paint(site, job_id, succeeded=500, failed=1)
+    wait_text(chrome, "500 of 1\u202f000")
+    assert chrome.execute_script("return getSelection().toString().trim()") == job_id  # type: ignore[no-untyped-call]
+    assert chrome.switch_to.active_element.text == "Cancel"
+
+
+def test_more_rows_and_the_way_back(site: Web, chrome: Chrome) -> None:
+    database = open_database(site.settings.resolved_database_url)
+    with writing(database) as connection:
+        for number in range(60):
+            job = jobs.create_job(
+                connection, input_file_id="none", endpoint=CHAT, model=MODEL_NAME, name=f"many {number}"
+            )
+            connection.execute(
+                update(tables.jobs).where(tables.jobs.c.id == job.id).values(status="paused", total=5)
+            )
+    database.dispose()
+    chrome.get(f"{site.url}/?search=many")
+    assert len(chrome.find_elements(By.CSS_SELECTOR, "a.job")) == 50
+    chrome.find_element(By.ID, "more").click()
+    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "a.job")) == 60, "all rows")
+    assert chrome.current_url == f"{site.url}/?search=many&status=&rows=100"
+    assert not chrome.find_elements(By.ID, "more")
+
+
 def test_a_name_is_only_a_name(site: Web, chrome: Chrome) -> None:
     name = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
     job_id = unattended_job(site, name, errors=[{"code": "x", "line": 1, "message": name, "param": None}])
@@ -217,6 +264,41 @@ def test_chat_streams(site: Web, chrome: Chrome) -> None:
         )
 
 
+def test_an_answer_can_be_stopped_and_a_failed_question_comes_back(site: Web, chrome: Chrome) -> None:
+    chrome.get(f"{site.url}/chat")
+    field = chrome.find_element(By.CSS_SELECTOR, "textarea")
+    field.send_keys("one", Keys.SHIFT, Keys.ENTER, Keys.NULL, "two")
+    assert field.get_attribute("value") == "one\ntwo"
+    too_long = "word " * 20_000
+    chrome.execute_script("arguments[0].value = arguments[1]", field, too_long)  # type: ignore[no-untyped-call]
+    press(chrome, "Send")
+    wait_for(lambda: chrome.find_elements(By.CSS_SELECTOR, ".note.wrong"), "the error")
+    assert field.get_attribute("value").strip() == too_long.strip()
+    assert chrome.find_elements(By.CSS_SELECTOR, ".message") == []
+    assert chrome.switch_to.active_element == field
+    field.clear()
+    # The answers of this model are short: one that does not end is made of a stream that stays open.
+    chrome.execute_script(  # type: ignore[no-untyped-call]
+        """
+        const real = window.fetch;
+        window.fetch = (url, options) => {
+          window.fetch = real;
+          const piece = 'data: {"choices": [{"delta": {"content": "Once upon a time"}}]}\\n\\n';
+          const body = new ReadableStream({ start(controller) {
+            controller.enqueue(new TextEncoder().encode(piece));
+            options.signal.addEventListener("abort", () => controller.error(options.signal.reason));
+          } });
+          return Promise.resolve(new Response(body));
+        };
+        """
+    )
+    field.send_keys("Tell me a story", Keys.ENTER)
+    wait_text(chrome, "Once upon a time", "Stop")
+    press(chrome, "Stop")
+    wait_text(chrome, "stopped", "Send")
+    assert "Once upon a time" in shown(chrome)
+
+
 def test_the_engine_page(site: Web, chrome: Chrome) -> None:
     chrome.get(f"{site.url}/engine")
     words = (
@@ -236,6 +318,10 @@ def test_the_engine_page(site: Web, chrome: Chrome) -> None:
     wait_text(chrome, "latest 512 100 %", "prefix cache")
     cells = chrome.find_elements(By.CSS_SELECTOR, ".cells i")
     assert 200 < len(cells) <= 256
+    drawn = chrome.execute_script(  # type: ignore[no-untyped-call]
+        "return getComputedStyle(document.querySelector('.cells i[class^=c]')).getPropertyValue('--c')"
+    )
+    assert drawn != "0%"
     wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, ".plot polyline")) >= 6, "the lines")
 
 
@@ -285,6 +371,25 @@ def test_stale_data_say_so(service: tuple[Web, Processes], chrome: Chrome) -> No
     group.engine(Path(site.settings.model), MODEL_NAME, site.settings.redis_url)
     wait_text(chrome, "engine up")
     wait_for(lambda: "What you see is from" not in shown(chrome), "fresh data")
+
+
+def test_a_web_process_that_stops_is_noticed(service: tuple[Web, Processes], chrome: Chrome) -> None:
+    site, group = service
+    job_id = unattended_job(site, "still there", total=10)
+    for path in ("/chat", f"/jobs/{job_id}"):
+        chrome.get(site.url + path)
+        wait_text(chrome, "engine up")
+    web = process_of(group, lambda process: process is group.started[3])
+    web.stop()
+    wait_text(chrome, "no connection", "The server is not reachable", "What you see is from", "still there")
+    assert "engine up" not in shown(chrome)
+    press(chrome, "Cancel")
+    press(chrome, "Cancel the job")
+    wait_for(lambda: chrome.find_element(By.ID, "toast").is_displayed(), "the message")
+    group.start([*web_command()])
+    text = wait_text(chrome, "engine up", "still there")
+    assert "What you see is from" not in text
+    chrome.get_log("browser")  # type: ignore[no-untyped-call]  # the failed connections
 
 
 def test_no_warnings_were_logged(service: tuple[Web, Processes]) -> None:
