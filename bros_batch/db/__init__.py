@@ -1,0 +1,1 @@
+"""The database: connections, tables, the statuses of jobs and items, and every query, one file per theme."""

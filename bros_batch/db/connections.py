@@ -13,6 +13,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from bros_batch.settings import get_settings
 
 BUSY_TIMEOUT_MS = 30_000
+# SQLite before 3.32 takes at most 999 parameters per statement.
+IDS_PER_QUERY = 500
 
 
 def open_database(url: str) -> Engine:

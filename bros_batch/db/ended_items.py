@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, func, literal_column, select
 
+from bros_batch.db.connections import IDS_PER_QUERY
 from bros_batch.db.states import ENDED_ITEM, WITHOUT_RESULT, ItemStatus
 from bros_batch.db.tables import items
 
 PAGE_ROWS = 500
-IDS_PER_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Queries that end queued items with their results and count them on their jobs.
 
-Statuses are literals in these statements: a planner that sees a parameter cannot know that a partial index covers it.
+Item statuses are literals here: a planner that sees a parameter cannot know that a partial index covers it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from typing import Any
 
 from sqlalchemy import Connection, case, select, text, update
 
-from bros_batch.db.connections import is_postgres
+from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
 from bros_batch.db.jobs import lock_jobs, set_status
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import items, jobs
-
-IDS_PER_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedItem:
     """How an item that was queued under `epoch` ended: with the text of a response body, or with an error."""
 
-    item_id: int
+    id: int
     epoch: int
     job_id: str
     status: ItemStatus
@@ -46,8 +44,10 @@ class FinishResult:
 
 @dataclass(frozen=True, slots=True)
 class ItemOrigin:
-    """What record needs to know about an item whose result has arrived. `body` is set only in jobs of batch lines,
-    where each line is a request of its own."""
+    """What record needs to know about an item whose result has arrived.
+
+    `body` is set only in jobs of batch lines, where each line is a request of its own.
+    """
 
     job_id: str
     endpoint: str
@@ -84,14 +84,14 @@ def finish_items(connection: Connection, finished: Sequence[FinishedItem], now_s
     """
     if not finished:
         return FinishResult(0, [])
-    by_id = {item.item_id: item for item in finished}
+    by_id = {item.id: item for item in finished}
     if len(by_id) < len(finished):  # two results of one item in a group: first one, then the other
         seen: set[int] = set()
         first: list[FinishedItem] = []
         rest: list[FinishedItem] = []
         for item in finished:
-            (rest if item.item_id in seen else first).append(item)
-            seen.add(item.item_id)
+            (rest if item.id in seen else first).append(item)
+            seen.add(item.id)
         one, two = finish_items(connection, first, now_s), finish_items(connection, rest, now_s)
         return FinishResult(one.changed + two.changed, one.finalizing + two.finalizing)
 
@@ -117,7 +117,7 @@ RETURNING items.id
 _FINISH_SQLITE = text("""
 UPDATE items SET status = :status, result = :result, error_code = :error_code, error_message = :error_message,
     prompt_tokens = :prompt_tokens, output_tokens = :output_tokens, finished_at = :now
-WHERE id = :item_id AND epoch = :epoch AND status = 'queued'
+WHERE id = :id AND epoch = :epoch AND status = 'queued'
 """)
 
 
@@ -126,7 +126,7 @@ def _finish_postgres(connection: Connection, finished: Sequence[FinishedItem], n
         _FINISH_POSTGRES,
         {
             "now": now_s,
-            "ids": [item.item_id for item in finished],
+            "ids": [item.id for item in finished],
             "epochs": [item.epoch for item in finished],
             "statuses": [item.status.value for item in finished],
             "results": [item.result for item in finished],
@@ -143,13 +143,13 @@ def _finish_sqlite(connection: Connection, finished: Sequence[FinishedItem], now
     # To read first and write afterwards is safe here: BEGIN IMMEDIATE made this the only writer.
     queued: set[tuple[int, int]] = set()
     for start in range(0, len(finished), IDS_PER_QUERY):
-        ids = [item.item_id for item in finished[start : start + IDS_PER_QUERY]]
+        ids = [item.id for item in finished[start : start + IDS_PER_QUERY]]
         query = select(items.c.id, items.c.epoch).where(items.c.id.in_(ids), items.c.status == "queued")
         queued.update((item_id, epoch) for item_id, epoch in connection.execute(query))
-    matching = [item for item in finished if (item.item_id, item.epoch) in queued]
+    matching = [item for item in finished if (item.id, item.epoch) in queued]
     rows = [
         {
-            "item_id": item.item_id,
+            "id": item.id,
             "epoch": item.epoch,
             "status": item.status.value,
             "result": item.result,
@@ -163,7 +163,7 @@ def _finish_sqlite(connection: Connection, finished: Sequence[FinishedItem], now
     ]
     if rows:
         connection.execute(_FINISH_SQLITE, rows)
-    return [item.item_id for item in matching]
+    return [item.id for item in matching]
 
 
 def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float) -> list[str]:

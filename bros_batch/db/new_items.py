@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
-from bros_batch.db.connections import is_postgres
+from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
 from bros_batch.db.tables import items
 from bros_batch.documents.new_item import NewItem
-
-IDS_PER_QUERY = 500
 
 
 class DuplicateCustomId(Exception):

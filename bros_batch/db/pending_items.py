@@ -1,6 +1,6 @@
 """Queries that take pending items and mark them as queued.
 
-Statuses are literals in these statements: a planner that sees a parameter cannot know that a partial index covers it.
+Item statuses are literals here: a planner that sees a parameter cannot know that a partial index covers it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The lines of an input file, and the requests that they become."""

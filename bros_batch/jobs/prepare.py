@@ -53,7 +53,7 @@ def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, li
     claimed = []
     with writing(worker.database) as connection:
         for job in pending_items.runnable_jobs(connection, model):
-            # A line may have megabytes. By the average of the file, what is claimed at once fits into CLAIM_BYTES.
+            # A line may have megabytes. By the average line of the file, one claim fits into CLAIM_BYTES.
             average_bytes = max(job.ingest_offset // max(job.ingest_line, 1), 1)
             fitting = max(min(limit, CLAIM_BYTES // average_bytes), 1)
             queued = pending_items.claim_items(connection, job.id, fitting, time.time())
@@ -110,7 +110,7 @@ class _Preparer:
                     if time_is_up:
                         break
         finally:
-            failed_ids = {failure.item_id for failure in failures}
+            failed_ids = {failure.id for failure in failures}
             unused = [item for item in queued[done:] if item.id not in failed_ids]
             if unused or failures:
                 with writing(self._worker.database) as connection:

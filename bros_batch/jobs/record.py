@@ -44,8 +44,10 @@ UNSTORABLE = (DataError, IntegrityError, InternalError, ProgrammingError, Overfl
 
 @dataclass(frozen=True, slots=True)
 class ResultEntry:
-    """An entry of the results stream, with the stream and the entry of the item that it answers. `result` is None if
-    it could not be read."""
+    """An entry of the results stream, with the stream and the entry of its item.
+
+    `result` is None if it could not be read.
+    """
 
     id: bytes
     items_stream: bytes
@@ -143,7 +145,7 @@ class _Recorder:
                 try:
                     self._commit([item])
                 except UNSTORABLE:
-                    log.exception("the result of item %d can't be stored and is dropped", item.item_id)
+                    log.exception("the result of item %d can't be stored and is dropped", item.id)
         redis = self._worker.redis
         acknowledge(redis, RESULTS_KEY, RECORD_GROUP, [entry.id for entry in entries])
         for stream in {

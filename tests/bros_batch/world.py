@@ -73,9 +73,9 @@ class Taken:
 class TinyEngine:
     """A minimal engine for the streams: it takes items and answers with the tokens of a text."""
 
-    def __init__(self, redis: Redis, model: str, text: ModelTokenizer) -> None:
+    def __init__(self, redis: Redis, model: str, tokenizer: ModelTokenizer) -> None:
         self._redis = redis
-        self._text = text
+        self._tokenizer = tokenizer
         self.key = items_key(model)
 
     def take(self, count: int = 10_000) -> list[Taken]:
@@ -93,7 +93,7 @@ class TinyEngine:
 
     def answer(self, taken: Iterable[Taken], text: str = "An answer.", **result: Any) -> None:
         """Add the results of these items; `result` overrides fields, such as error_code."""
-        token_ids = self._text.encode_prompt(text)
+        token_ids = self._tokenizer.encode_prompt(text)
         pipeline = self._redis.pipeline(transaction=False)
         for each in taken:
             values: dict[str, Any] = {
@@ -111,8 +111,8 @@ class World:
         self.database = database
         self.redis = redis
         self.settings = settings
-        self.text = load_tokenizer(settings.model)
-        self.engine = TinyEngine(redis, settings.model_name, self.text)
+        self.tokenizer = load_tokenizer(settings.model)
+        self.engine = TinyEngine(redis, settings.model_name, self.tokenizer)
 
     # What users do ---------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def test_documents_fill_the_prompt(world: World) -> None:
     assert [item.custom_id for item in world.items(job_id)] == ["7", "2", "c"]
     world.prepare()
     taken = world.engine.take()
-    prompts = [world.text.decode(each.item.token_ids) for each in taken]
+    prompts = [world.tokenizer.decode(each.item.token_ids) for each in taken]
     assert ["Be brief." in prompt for prompt in prompts] == [True] * 3
     assert [prompt.split("Read: ")[1].split("\n")[0] for prompt in prompts] == ["one", "two", '{"deep": [1]}']
     assert {each.item.sampling.max_tokens for each in taken} == {5}
@@ -159,7 +159,7 @@ def test_default_max_tokens_is_cut_to_the_room_left(world: World) -> None:
     job_id = world.running([batch_line("a", "word " * 60)])
     world.prepare()
     (taken,) = world.engine.take()
-    assert taken.item.sampling.max_tokens == world.text.max_model_len - len(taken.item.token_ids)
+    assert taken.item.sampling.max_tokens == world.tokenizer.max_model_len - len(taken.item.token_ids)
     assert job_id == taken.item.job_id
 
 
@@ -299,7 +299,7 @@ def test_a_result_that_the_database_rejects_blocks_nothing(
     def finish(
         connection: Any, finished: Sequence[item_results.FinishedItem], now_s: float
     ) -> item_results.FinishResult:
-        if poison in [item.item_id for item in finished]:
+        if poison in [item.id for item in finished]:
             raise DataError("UPDATE items", None, ValueError("no such number"))
         return real(connection, finished, now_s)
 
