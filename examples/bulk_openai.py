@@ -1,4 +1,4 @@
-"""Bulk with the unmodified openai client: upload a batch file, wait, print the answers.
+"""Run a batch file with the openai client: upload it, wait, and print the results.
 
 bros-batch up            # in another terminal
 python examples/bulk_openai.py requests.jsonl

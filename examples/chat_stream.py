@@ -1,4 +1,4 @@
-"""Chat with the unmodified openai client: the answer as it is written.
+"""Chat with the openai client and print the answer as it is generated.
 
 python examples/chat_stream.py "What can you do?"
 """

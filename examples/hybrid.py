@@ -1,4 +1,4 @@
-"""Both lanes at once: many documents in the background with service_tier="flex", and one person who does not wait.
+"""Use both lanes at once: 50 bulk requests with service_tier="flex", and chats that do not wait for them.
 
 python examples/hybrid.py
 """
@@ -16,7 +16,7 @@ client = AsyncOpenAI(
 
 
 async def ask(model: str, text: str, tier: str) -> float:
-    """Ask, and return the seconds to the first token."""
+    """Send a request, read its whole answer, and return the seconds to the first token."""
     started = time.perf_counter()
     messages = [{"role": "user", "content": text}]
     stream = await client.chat.completions.create(

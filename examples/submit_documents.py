@@ -1,6 +1,6 @@
-"""Plain documents, one prompt for all: no batch lines to build. Prints each document's id and answer.
+"""Submit plain documents with one prompt template, over HTTP, and print the id and answer of each.
 
-python examples/submit_documents.py docs.jsonl "Summarise: {text}"
+python examples/submit_documents.py docs.jsonl "Summarize: {text}"
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Services that tests of several parts share. They start when a test first asks for them."""
+"""Services shared by the tests of several packages. They start when a test first needs them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import pytest
 
 from tests import services
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; as the engine does
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # must be set before torch is imported, as the engine does
 if shutil.which("nvidia-smi") is None:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is: kernels run on the CPU, and are slow
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # must be set before triton is imported; kernels then run on the CPU, slowly
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +34,14 @@ def postgres_of_session() -> Iterator[services.PostgresServer]:
 
 @pytest.fixture
 def redis_server(redis_of_session: services.RedisServer) -> services.RedisServer:
-    """A running Redis, empty. A test may flush and restart it."""
+    """A running, empty Redis. A test may flush and restart it."""
     redis_of_session.flush()
     return redis_of_session
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database: each test that asks runs on SQLite and on PostgreSQL."""
+    """The URL of an empty database. Each test that uses it runs on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'bros.db'}"
         return

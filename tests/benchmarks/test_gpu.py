@@ -1,5 +1,7 @@
-"""The measurements for a GPU host run from end to end on a CPU, at a size that any machine carries: the same code, the
-Triton kernels in their interpreter. What is measured means nothing here; that all of it is there and sound does."""
+"""The GPU benchmark, end to end on a CPU at a tiny scale, with the Triton kernels in their interpreter.
+
+The measured times are meaningless here; the tests check that every measurement is made and correct.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,11 @@ from benchmarks.gpu.targets import MIN_CHATS, TARGETS
 from engine.core.terms import Lane
 from engine.sim.traces.synthetic import open_arrivals
 
-MINUTES = 4.0  # at most: it takes one on an idle machine
+MINUTES = 4.0  # a maximum; it takes one minute on an idle machine
 
 
 def numbers(value: Any) -> Iterator[float]:
-    """All of them, however deep."""
+    """Yield all numbers in a nested value."""
     if isinstance(value, dict):
         for inner in value.values():
             yield from numbers(inner)
@@ -87,7 +89,7 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
         assert figures["tokens_per_s"] > 0, name
         lanes_tokens_per_s = figures["be_tokens_per_s"] + figures["rt_tokens_per_s"]
         assert lanes_tokens_per_s == pytest.approx(figures["tokens_per_s"], rel=0.01), name
-    # All engines do the same documents to the same number of tokens.
+    # All engines process the same documents and generate the same numbers of tokens.
     theirs = parts["others"]["figures"]["transformers continuous batching"]
     ours = parts["alone"]["figures"]["as many documents as the others get"]
     drawn = [figures["output_tokens_per_s"] * figures["seconds"] for figures in (ours, theirs)]
@@ -99,7 +101,7 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -117,7 +119,7 @@ def written(run: Run) -> dict[str, Any]:
     return parts
 
 
-def test_a_part_finishes_what_it_began_and_names_what_it_had_no_time_for(tmp_path: Path) -> None:
+def test_a_part_finishes_what_it_began_and_lists_what_it_skipped(tmp_path: Path) -> None:
     clock = Clock()
     run = make_run(tmp_path, clock)
     part = run.part("first")
@@ -129,7 +131,7 @@ def test_a_part_finishes_what_it_began_and_names_what_it_had_no_time_for(tmp_pat
 
     assert part.measure("slow", slow) == 1.5
     assert part.measure("late", slow) is None
-    # A run that is cut short here keeps this.
+    # A run that is cut short at this point keeps this result.
     assert written(run)["first"]["figures"] == {"slow": 1.5}
     part = run.part("second")
     assert part.left_s == 28.0
@@ -147,7 +149,7 @@ def test_time_that_a_part_does_not_need_goes_to_the_next(tmp_path: Path) -> None
     assert run.part("second").left_s == 40.0
 
 
-def test_another_process_goes_on_with_the_file(tmp_path: Path) -> None:
+def test_another_process_continues_the_file(tmp_path: Path) -> None:
     run = make_run(tmp_path, Clock())
     run.part("first").measure("quick", lambda: 1)
     run.warnings.handle(logging.LogRecord("engine", logging.WARNING, "", 0, "slow kernels", None, None))
@@ -161,7 +163,7 @@ def test_another_process_goes_on_with_the_file(tmp_path: Path) -> None:
     assert other.result["warnings"] == ["slow kernels"]
 
 
-def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_failure_is_recorded_and_the_run_continues(tmp_path: Path) -> None:
     run = make_run(tmp_path, Clock())
     part = run.part("first")
 
@@ -185,7 +187,7 @@ def test_an_error_above_its_tolerance_makes_a_run_unsound(tmp_path: Path, error:
     assert "MISMATCH in first: attention" in run.summary()
 
 
-def test_one_wrong_token_is_an_error_among_many_right_ones() -> None:
+def test_one_wrong_token_among_many_is_detected() -> None:
     expected = torch.randn(1000, 4, 16)
     out = expected.clone()
     assert worst_error(out, expected) == 0
@@ -195,7 +197,7 @@ def test_one_wrong_token_is_an_error_among_many_right_ones() -> None:
     assert math.isnan(worst_error(out, expected))
 
 
-def test_parts_that_there_is_no_time_for_are_skipped_without_a_process(
+def test_parts_without_time_are_skipped_without_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
@@ -223,7 +225,7 @@ def test_parts_that_there_is_no_time_for_are_skipped_without_a_process(
 
 
 @pytest.mark.slow
-def test_a_process_that_breaks_is_noted_and_another_goes_on_with_the_rest(tmp_path: Path) -> None:
+def test_a_crashed_process_is_recorded_and_another_one_continues(tmp_path: Path) -> None:
     path, shares, end_s = tmp_path / "run.json", {"ceilings": 1.0, "more": 1.0}, time.monotonic() + 100
     arguments = argparse.Namespace(device="nonsense", models=["llama-8b"], tiny=True)
     run = measure_apart(path, shares, end_s, ["ceilings", "more"], arguments)
@@ -234,8 +236,8 @@ def test_a_process_that_breaks_is_noted_and_another_goes_on_with_the_rest(tmp_pa
     assert run.result["parts"]["ceilings"]["figures"]["copy"]["gb_per_s"] > 0
 
 
-def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.gpu.__main__.GRACE_S", 0.1)  # to import torch takes longer
+def test_a_hanging_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.__main__.GRACE_S", 0.1)  # importing torch takes longer
     arguments = argparse.Namespace(device="cpu", models=["llama-8b"], tiny=True)
     run = measure_apart(tmp_path / "run.json", {"ceilings": 1.0}, time.monotonic(), ["ceilings"], arguments)
     assert "more than its time" in run.result["parts"]["ceilings"]["failed"]["process"]
@@ -252,16 +254,16 @@ def test_short_gaps_are_bridged_and_long_ones_are_not() -> None:
 
 
 @pytest.mark.parametrize("measured_s", [0.5, 15.0, 31.0])
-def test_of_a_window_so_much_counts_as_was_asked_for(measured_s: float) -> None:
+def test_the_requested_part_of_a_run_counts(measured_s: float) -> None:
     seconds = window_s(measured_s)
     assert seconds - min(WARM_UP_SHARE * seconds, WARM_UP_MOST_S) == pytest.approx(measured_s)
 
 
-def test_enough_chats_come_to_judge_them() -> None:
+def test_enough_chats_arrive_to_judge_their_target() -> None:
     arrivals = islice(open_arrivals(FULL.chats, Lane.RT, FULL.chats_per_s, SEED), 1000)
     end_s = window_s(FULL.num_chats / FULL.chats_per_s)
     counted = [arrival for arrival in arrivals if WARM_UP_MOST_S <= arrival.arrival_s < end_s - 5]
-    assert len(counted) > 0.85 * MIN_CHATS  # those of the last 5 s may be under way
+    assert len(counted) > 0.85 * MIN_CHATS  # chats of the last 5 s may still be running
 
 
 def test_targets_are_in_the_file_from_the_start(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_targets_are_in_the_file_from_the_start(tmp_path: Path) -> None:
     assert "decode step, 1 row at 1000" in run.summary()
 
 
-def test_models_have_the_sizes_of_those_that_they_are_named_after(tmp_path: Path) -> None:
+def test_models_have_the_sizes_that_their_names_say(tmp_path: Path) -> None:
     published = {"llama-8b": 8_030_261_248, "qwen3-4b": 4_022_468_096, "llama-1b": 1_235_814_400}
     assert set(published) == set(MODELS) == set(SHAPES)
     for name in MODELS:
@@ -279,7 +281,7 @@ def test_models_have_the_sizes_of_those_that_they_are_named_after(tmp_path: Path
         with torch.device("meta"):
             parameters = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())
         assert sum(parameter.numel() for parameter in parameters.values()) == published[name]
-        # What floors are computed from: every matrix once, a tied embedding as the head.
+        # The basis of the floors: every matrix once, with a tied embedding as the output matrix.
         is_tied = model.config.tie_word_embeddings
         matrices = [
             weight
@@ -289,7 +291,7 @@ def test_models_have_the_sizes_of_those_that_they_are_named_after(tmp_path: Path
         assert model.layer_params + model.head_params == sum(weight.numel() for weight in matrices), name
 
 
-def test_figures_are_rounded_and_what_is_no_number_is_null() -> None:
+def test_figures_are_rounded_and_nan_becomes_null() -> None:
     assert rounded({"a": 1 / 3, "b": [float("nan"), 12345678.9], 3: (True, "x", None)}) == {
         "a": 0.33333,
         "b": [None, 12346000.0],

@@ -1,4 +1,4 @@
-"""What a run on a GPU host says of its targets, for results made up to be just good enough, or not."""
+"""The targets of the GPU benchmark, for invented results that just reach or just miss them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.gpu.targets import MIN_CHATS, TARGETS, lines, targets_of
 
 
 def measured() -> dict[str, Any]:
-    """A result in which all targets are just reached."""
+    """Make a result in which all targets are just reached."""
     served = {"rt_attainment": 0.95, "rt_counted": MIN_CHATS, "rt_tokens_per_s": 100.0}
     figures: dict[str, Any] = {
         "steps": {
@@ -61,9 +61,7 @@ def test_targets_that_are_just_reached_are_reached() -> None:
         ("hybrid", "bros, ample memory", "rt_tokens_per_s", 99.0, {8}),
     ],
 )
-def test_a_target_that_is_missed_is_told(
-    part: str, name: str, key: str, value: float, changed: set[int]
-) -> None:
+def test_a_missed_target_is_reported(part: str, name: str, key: str, value: float, changed: set[int]) -> None:
     result = measured()
     result["parts"][part]["figures"][name][key] = value
     rows = targets_of(result)
@@ -75,13 +73,13 @@ def test_a_target_that_is_missed_is_told(
 @pytest.mark.parametrize(
     ("part", "name", "key", "value", "unknown"),
     [
-        ("hybrid", "bros, ample memory", "rt_counted", MIN_CHATS - 1, {6}),  # too few to tell
+        ("hybrid", "bros, ample memory", "rt_counted", MIN_CHATS - 1, {6}),  # too few to judge
         ("others", "vllm", "documents", 255, {5}),  # cut short
         ("others", "vllm", "output_tokens_per_s", 0.0, {5}),
-        ("hybrid", "bros, ample memory", "rt_tokens_per_s", 1101.0, {8}),  # more than there was without them
+        ("hybrid", "bros, ample memory", "rt_tokens_per_s", 1101.0, {8}),  # more than documents alone
     ],
 )
-def test_what_was_not_measured_well_enough_is_not_judged(
+def test_insufficient_measurements_are_not_judged(
     part: str, name: str, key: str, value: float, unknown: set[int]
 ) -> None:
     result = measured()

@@ -1,4 +1,4 @@
-"""The load of the serving benchmarks is what it says, and what is measured of a server adds up. No time is asserted."""
+"""The load of the serving benchmark has the stated properties, and its measurements add up. No times are asserted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.serving.report import Limits, numbers, percentiles
 from tests.factories_text import make_text_model
 
 MODEL = "sim"
-# A document of these takes some steps and some chats come, in a phase of about a second.
+# In a phase of about a second, documents take several steps and several chats arrive.
 SMALL = Load(
     token_ids=(259, 380),
     be_in_flight=6,
@@ -40,14 +40,14 @@ def mean_and_cv(values: list[float]) -> tuple[float, float]:
     return mean, statistics.stdev(values) / mean
 
 
-def test_every_server_gets_the_same() -> None:
+def test_every_server_gets_the_same_load() -> None:
     assert chats(Load(), "both", 60) == chats(Load(), "both", 60)
     first, second = (list(itertools.islice(documents(Load(), "be"), 50)) for _ in range(2))
     assert first == second
     assert chats(Load(seed=Load().seed + 1), "both", 60) != chats(Load(), "both", 60)
 
 
-def test_a_seed_draws_the_same_in_another_process() -> None:
+def test_a_seed_gives_the_same_load_in_another_process() -> None:
     program = (
         "from benchmarks.serving.load import *; print(chats(Load(), 'rt', 5), next(documents(Load(), 'rt')))"
     )
@@ -55,7 +55,7 @@ def test_a_seed_draws_the_same_in_another_process() -> None:
     assert printed.strip() == f"{chats(Load(), 'rt', 5)} {next(documents(Load(), 'rt'))}"
 
 
-def test_phases_and_rounds_have_the_same_lengths_and_times_and_no_prompt_in_common() -> None:
+def test_phases_and_rounds_have_equal_lengths_and_times_but_different_prompts() -> None:
     alone, both = chats(Load(), "rt", 60), chats(Load(), "both", 60)
 
     def shape(ask: object) -> tuple[float, int, int]:
@@ -68,7 +68,7 @@ def test_phases_and_rounds_have_the_same_lengths_and_times_and_no_prompt_in_comm
     assert not {tuple(ask.token_ids) for ask in again} & {tuple(ask.token_ids) for ask in both}
 
 
-def test_a_longer_timetable_begins_like_a_shorter_one() -> None:
+def test_a_longer_schedule_begins_like_a_shorter_one() -> None:
     short, long = chats(Load(), "rt", 20), chats(Load(), "rt", 60)
     assert long[: len(short)] == short
     assert short[-1].due_s < 20 <= long[len(short)].due_s
@@ -84,7 +84,7 @@ def test_lengths_have_the_stated_means_and_variations() -> None:
     assert all(259 <= token_id < 8192 for ask in asks[:100] for token_id in ask.token_ids)
 
 
-def test_chats_come_at_the_stated_rate_in_bursts() -> None:
+def test_chats_arrive_at_the_stated_rate_in_bursts() -> None:
     due_s = [ask.due_s for ask in chats(Load(), "rt", 10_000)]
     gaps = [later - earlier for earlier, later in itertools.pairwise(due_s)]
     assert mean_and_cv(gaps) == pytest.approx((0.5, 2.0), rel=0.08)
@@ -112,7 +112,7 @@ def measured(
     return result["phases"]  # type: ignore[no-any-return]
 
 
-def test_what_is_counted_adds_up(server: Server) -> None:
+def test_counts_add_up(server: Server) -> None:
     phases = measured(server, ["rt", "be", "both"], SMALL, BRIEF, Limits(60_000, 60_000))
     assert list(phases) == ["rt", "be", "both"]
     assert "be" not in phases["rt"] and "rt" not in phases["be"]
@@ -130,7 +130,7 @@ def test_what_is_counted_adds_up(server: Server) -> None:
     for phase in ("be", "both"):
         be = phases[phase]["be"]
         assert be["errors"] == {} and be["documents"] > 0
-        # Tokens of bulk are sent together.
+        # The server sends several bulk tokens at once.
         assert 1 < be["tokens_per_piece"] <= SMALL.be_output.most
         assert be["output_tokens"] == pytest.approx(be["output_tokens_per_s"] * BRIEF.window_s, abs=1)
 
@@ -149,7 +149,7 @@ def test_rounds_are_pooled(server: Server) -> None:
     assert both["counters"]["bros_step_seconds_count"] > 0
 
 
-def test_a_request_that_the_server_refuses_is_an_error_and_misses_the_limits(server: Server) -> None:
+def test_a_rejected_request_is_an_error_and_misses_the_slo(server: Server) -> None:
     too_long = Load(
         token_ids=(259, 380), rt_rate=30.0, rt_prompt=Lengths(3000, 0.1, 2500, 4000), be_in_flight=1
     )

@@ -1,4 +1,4 @@
-"""The reference model's text side is one that the web process reads, and whose every token can be streamed at once."""
+"""The tokenizer of the reference model: the web server can load it, and every token can be streamed immediately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.serving.load import END_TEXT_ID, FIRST_TEXT_ID
 from bros_batch.text.tokenizer import ModelTokenizer
 
 
-def test_tokens_that_prompts_and_answers_are_made_of_are_ascii_text(tmp_path: Path) -> None:
+def test_prompt_and_output_tokens_are_ascii_text(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     text = ModelTokenizer(tmp_path)
     pieces = [text.bytes_of(token_id) for token_id in range(FIRST_TEXT_ID, END_TEXT_ID)]

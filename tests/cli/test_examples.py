@@ -1,4 +1,4 @@
-"""The programs in examples/ do what they say, on a real service."""
+"""The programs in examples/ work against a running server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_chat_as_it_is_written(run):
 def test_documents_and_one_prompt(run, tmp_path):
     path = tmp_path / "docs.jsonl"
     path.write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
-    out = run("submit_documents.py", str(path), "Summarise: {text}")
+    out = run("submit_documents.py", str(path), "Summarize: {text}")
     assert [part for part in ("a\t", "b\t") if part in out] == ["a\t", "b\t"]
 
 

@@ -1,4 +1,4 @@
-"""`bros-batch demo`: the whole product with a real model, and nothing left of it but the results."""
+"""`bros-batch demo`: all services with the demo model, leaving nothing but the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.up_process import MARK, Up
 
 
 def start_demo(directory: Path, *flags: str) -> Up:
-    """The demo as a process in `directory`, which is its temporary directory too."""
+    """Start the demo as a process in `directory`, with its temporary files there too."""
     if redis_binary() is None:
         unavailable("Redis")
     if not (DEMO_MODEL_DIR / "config.json").exists():
@@ -50,7 +50,7 @@ def assert_nothing_is_left(demo: Up) -> None:
 
 
 @pytest.mark.slow
-def test_it_reads_documents_chats_meanwhile_and_leaves_only_results(tmp_path):
+def test_the_demo_reads_documents_and_chats_and_leaves_only_results(tmp_path):
     demo = start_demo(tmp_path, "--documents", "40", "--json")
     out, _ = demo.process.communicate(timeout=180)
     assert demo.process.returncode == 0, demo.words()
@@ -71,7 +71,7 @@ def test_it_reads_documents_chats_meanwhile_and_leaves_only_results(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_on_the_way_it_leaves_nothing(tmp_path, signum):
+def test_an_interrupted_demo_leaves_nothing(tmp_path, signum):
     demo = start_demo(tmp_path, "--documents", "2000")
     wait_for(lambda: "Submitting" in demo.words(), timeout_s=90)
     demo.process.send_signal(signum)
@@ -83,7 +83,7 @@ def test_stopped_on_the_way_it_leaves_nothing(tmp_path, signum):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
-def test_killed_it_leaves_no_process(tmp_path):
+def test_a_killed_demo_leaves_no_process(tmp_path):
     demo = start_demo(tmp_path, "--documents", "2000")
     wait_for(lambda: len(demo.family()) > 4)
     demo.process.kill()
@@ -91,7 +91,7 @@ def test_killed_it_leaves_no_process(tmp_path):
     demo.wait_until_nothing_is_left()
 
 
-def test_services_that_do_not_start_are_reported_in_their_words(tmp_path):
+def test_services_that_do_not_start_are_reported_with_their_output(tmp_path):
     demo = start_demo(tmp_path, "--documents", "5", "--", "--no-such-flag")
     demo.process.communicate(timeout=90)
     assert demo.process.returncode == 1
@@ -100,7 +100,7 @@ def test_services_that_do_not_start_are_reported_in_their_words(tmp_path):
     assert_nothing_is_left(demo)
 
 
-def test_grading_counts_a_field_only_when_it_is_the_truth():
+def test_grading_counts_only_exact_fields():
     documents = list(generate_documents(4, HELD_OUT_SEED))
 
     def line(number: int, content: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Promise: greedy output equals transformers' `generate`, token for token, whatever else runs in the engine."""
+"""Guarantee: greedy output equals transformers' `generate` token for token, under any concurrent load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_LEN = 160
 
 
 async def answered(url: str, prompts: list[list[int]], max_tokens: list[int]) -> list[list[int]]:
-    """What the engine gives, all at once, the last third in the fast lane, which finds memory full."""
+    """Send all requests at once, the last third as chats, which find memory full, and return the outputs."""
     client = await EngineClient.connect(url)
 
     async def one(i: int) -> list[int]:
@@ -40,7 +40,7 @@ async def answered(url: str, prompts: list[list[int]], max_tokens: list[int]) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_thirty_concurrent_requests_equal_generate(tmp_path, family):
-    """Memory holds a sixth of the load and a step 48 tokens, so prompts come in chunks and BE is truncated."""
+    """Memory holds a sixth of the load and a step 48 tokens, so prompts are chunked and bulk is truncated."""
     model_path = make_model(family, tmp_path)
     rng = random.Random(family)
     prompts = [
@@ -67,6 +67,6 @@ async def test_thirty_concurrent_requests_equal_generate(tmp_path, family):
         engine.scheduler.check_integrity()
     model = own_model(model_path)
     expected = [generated(model, prompt, count) for prompt, count in zip(prompts, max_tokens, strict=True)]
-    assert len({tuple(o) for o in expected}) > NUM_REQUESTS // 2, "the model must not say the same to all"
+    assert len({tuple(o) for o in expected}) > NUM_REQUESTS // 2, "the model must give different answers"
     for i in range(NUM_REQUESTS):
         assert outputs[i] == expected[i], f"request {i}"

@@ -1,7 +1,7 @@
-"""Promise: greedy output equals transformers' `generate`, whatever is shared, preempted, saved and restored.
+"""Guarantee: greedy output equals transformers' `generate` when KV is shared, preempted, saved and restored.
 
-500 requests of both lanes in memory for a few of them, for every combination of the KV memory's switches; half of
-them decide on each step while the one before is under way.
+500 requests of both lanes run in memory for a few of them, with every combination of the KV memory options. Half of the
+combinations use asynchronous scheduling.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, generated, make_model, own_model
 
 NUM_REQUESTS = 500
-NUM_TOPICS = 8  # prompts of a topic begin alike
+NUM_TOPICS = 8  # prompts of a topic share a prefix
 
 COMBINATIONS = [
     KVOptions(
@@ -87,7 +87,7 @@ def runner(model_path) -> TorchRunner:
 def served(
     scheduler: Scheduler, runner: TorchRunner, cases: list[Case], seed: int, *, is_ahead: bool
 ) -> list[list[int]]:
-    """Bulk is there from the start, chats come at random; a step takes from 1 to 60 ms of the scheduler's time."""
+    """Serve bulk from the start and chats at random times; a step takes 1 to 60 ms on the scheduler's clock."""
     rng = random.Random(seed)
     outputs = Outputs()
     steps = Steps(scheduler, runner, outputs, ahead=is_ahead)

@@ -1,8 +1,8 @@
-"""Promise: every submitted line ends in exactly one visible result, whatever process dies, whenever.
+"""Guarantee: every submitted line ends in exactly one visible result, even if any process dies at any moment.
 
-Two thousand documents go through the whole product on the simulated engine while its processes are killed with
-SIGKILL at random moments. The simulated engine's answers are functions of their prompts, so that a result of the
-wrong document, or one cut short, shows.
+A job of 2,000 lines runs through all services on the simulated engine while they are killed with SIGKILL at random
+moments. The simulated engine's answers depend only on their prompts, so the test detects a result of the wrong line and
+a result that was cut short.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.up_process import Up, running_up
 NUM_LINES = 2000
 MAX_TOKENS = 24
 VICTIMS = ("worker", "engine", "redis", "web", "beat")
-ROUNDS = 3  # how often each of them is killed
+ROUNDS = 3  # how often each victim is killed
 ENGINE = (
     "--runner",
     "simulated",
@@ -55,7 +55,7 @@ IMPATIENT = {
 
 
 def write_documents(path: Path) -> dict[str, str]:
-    """A batch file; the user message of each custom id."""
+    """Write a batch file and return the user message of each custom id."""
     messages = {f"doc-{i}": f"Document number {i}: " + "total 12.50 " * (i % 7) for i in range(NUM_LINES)}
     with path.open("w") as file:
         for custom_id, content in messages.items():
@@ -70,7 +70,7 @@ def write_documents(path: Path) -> dict[str, str]:
 
 
 def expected_texts(messages: dict[str, str], model: Path) -> dict[str, str]:
-    """What the simulated engine must answer to each."""
+    """Return the answer of the simulated engine to each message."""
     text = load_tokenizer(str(model))
     runner = SimulatedRunner(
         replace(runner_info(), vocab_size=json.loads((model / "config.json").read_text())["vocab_size"])
@@ -85,7 +85,7 @@ def expected_texts(messages: dict[str, str], model: Path) -> dict[str, str]:
 
 
 class Api:
-    """The HTTP API, asked again while a killed web process comes back."""
+    """A client of the HTTP API that retries while a killed web process restarts."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, trust_env=False, timeout=30)
@@ -105,7 +105,7 @@ class Api:
                     return response.raise_for_status()
             except httpx.TransportError:
                 pass
-            assert time.monotonic() < deadline_s, f"{path} can't be had"
+            assert time.monotonic() < deadline_s, f"{path} did not answer in time"
             time.sleep(0.05)
 
     def submit(self, path: Path) -> str:
@@ -117,7 +117,7 @@ class Api:
 
 
 def kill_at_random(up: Up, api: Api, batch_id: str, rng: random.Random) -> int:
-    """Kill each victim ROUNDS times, as the job moves on; returns how many kills there were."""
+    """Kill each victim ROUNDS times while the job progresses. Returns the number of kills."""
     victims = list(VICTIMS) * ROUNDS
     rng.shuffle(victims)
     thresholds = sorted(rng.uniform(0, 0.9) * NUM_LINES for _ in victims)
@@ -140,7 +140,7 @@ def kill_at_random(up: Up, api: Api, batch_id: str, rng: random.Random) -> int:
 
 
 @pytest.mark.slow
-def test_every_line_has_exactly_one_result_whatever_dies(tmp_path, database_url):
+def test_every_line_has_exactly_one_result_after_any_crash(tmp_path, database_url):
     messages = write_documents(tmp_path / "in.jsonl")
     with (
         running_up(tmp_path / "data", engine=ENGINE, BROS_DATABASE_URL=database_url, **IMPATIENT) as up,
