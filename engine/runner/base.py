@@ -37,7 +37,7 @@ class UnsupportedModel(ValueError):
 class RunnerRestarted(Exception):
     """The runner was restarted and has lost its rows, K and V, host copies, and the steps under way.
 
-    Nobody gets the results of those steps. The runner's capacity is what it was, and it takes plans like a new one. The
+    The results of those steps are lost. The runner's capacity is unchanged, and it takes plans like a new one. The
     message says why it was restarted.
     """
 

@@ -1,5 +1,4 @@
-"""From a configuration to a runner: load the model, see what memory is left for KV, allocate it, capture CUDA
-graphs."""
+"""From a configuration to a runner: load the model, size and allocate KV memory, capture CUDA graphs."""
 
 from __future__ import annotations
 

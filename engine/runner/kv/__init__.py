@@ -1,0 +1,1 @@
+"""KV memory: the tensors on the device, and the copies to and from host memory."""

@@ -1,0 +1,1 @@
+"""Models: from a checkpoint to the logits of one packed forward pass."""

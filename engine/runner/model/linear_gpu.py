@@ -2,7 +2,7 @@
 
 torch's products are made for large batches. How fast they are for a few tokens depends on the GPU, the version of the
 library and the matrix. So both are measured for each kind of layer and each number of tokens up to `MAX_TOKENS`, in
-powers of two, and the faster one is kept. This takes about a second, and once more to compile.
+powers of two, and the faster one is kept. This takes about a second, plus one compilation.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def load_model(
                 return fused
             loaded = replace(loaded, model=read())
         _prepare(loaded, expected)
-    # The checks raise these with a reason, and unusual models raise them in places that nobody could foresee.
+    # The checks raise these errors with a reason, and unusual models raise them in unexpected places.
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise cannot_serve(name, config, first_line(error)) from error
     return loaded

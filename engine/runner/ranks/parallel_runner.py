@@ -1,5 +1,4 @@
-"""A model split over several processes, the ranks, one per GPU: a `ModelRunner` that passes every call on to all of
-them.
+"""A model split over several processes, the ranks, one per GPU: a `ModelRunner` that passes every call to all of them.
 
     engine   launch(plan 1)  launch(plan 2)  result()         closes, or dies
                 | | |           | | |          | | |             | | |          a socket to each rank

@@ -1,5 +1,4 @@
-"""The processes of all ranks, from their start to their end: what they are told, what they answer, and why they
-ended."""
+"""The processes of all ranks, which start and end together: commands to them, their answers, and why they ended."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ class RankHandle:
         return rank
 
     def tell(self, command: bytes) -> None:
-        """Sends a command. If the rank has ended this does nothing: whoever waits for its answer notices."""
+        """Sends a command. Does nothing if the rank has ended, which is noticed where its answer is awaited."""
         with contextlib.suppress(OSError):
             self.connection.send_bytes(command)
 
