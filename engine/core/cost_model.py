@@ -1,11 +1,10 @@
-"""How long a step takes, learned from the steps there were.
+"""The cost model predicts how long a step takes. It learns from every step.
 
     T = c0 + c1*tokens + c2*rows + c3*sum(context of single-token rows) + c4*sum(chunk*context of longer rows)
       + c5*tokens copied to or from host memory
 
-Two regimes have coefficients of their own: steps of single-token rows alone, and all others. They are fitted to
-relative errors by least squares with exponential forgetting, and are never negative. A wrong model costs throughput,
-never correctness.
+Steps of single-token rows only and all other steps have separate coefficients. These are fitted to relative errors by
+least squares with exponential forgetting, and are never negative. A wrong model costs throughput, never correctness.
 """
 
 from __future__ import annotations
@@ -17,25 +16,26 @@ from dataclasses import dataclass
 from operator import mul
 
 FORGETTING = 0.998  # a step's weight halves in 350 steps
-# Machines are shared: one that is slow now is slow a moment later. To multiply by how much slower the latest steps were
-# than the coefficients say halved the median error on two virtual cores (16% to 8%).
+# Machines are shared: one that is slow now is slow a moment later. Multiplying the prediction by how much slower the
+# latest steps were than the coefficients say halved the median error on two virtual cores (from 16% to 8%).
 DRIFT_MEMORY = 0.3
-DRIFT_LEAST, DRIFT_MOST = 0.5, 2.0  # of one step: the rest is something else
-SOLVE_EVERY = 32  # steps between solutions, once there were many: coefficients change slowly
+DRIFT_LEAST, DRIFT_MOST = 0.5, 2.0  # limits for one step: what goes beyond them has other causes
+SOLVE_EVERY = 32  # steps between solutions after the first few hundred: coefficients change slowly
 SWEEPS = 8
-RIDGE = 1e-6  # keeps features that never occurred at 0
-STORED_WEIGHT = 0.1  # of what was learned on another day, when it is taken up again
+RIDGE = 1e-6  # keeps the coefficients of features that never occurred at 0
+STORED_WEIGHT = 0.1  # weight of what an earlier process learned
 ERROR_MEMORY = 1 / 64  # share of the newest step in the running error
 RECENT_STEPS = 512
-# Feature values of a middling step: divided by them, coefficients are of one size, and one prior suits all.
+# Features of a typical step. Divided by these, all features have a similar size, and one ridge suits them all.
 SINGLE_SCALES = (1.0, 64.0, 16384.0, 1024.0)
 MIXED_SCALES = (1.0, 256.0, 64.0, 16384.0, 65536.0, 1024.0)
 
 
 @dataclass(slots=True)
 class StepShape:
-    """What a step's time depends on. `context`: tokens read by single-token rows; `chunk_context`: for each longer
-    row, its tokens times the mean context each of them reads; `copied`: tokens moved to or from the host."""
+    """The quantities that the time of a step depends on. `context`: number of tokens that single-token rows read;
+    `chunk_context`: for each longer row, its tokens times the mean context that each of them reads; `copied`: number of
+    tokens copied to or from the host."""
 
     tokens: int = 0
     rows: int = 0
@@ -44,7 +44,7 @@ class StepShape:
     copied: int = 0
 
     def add_chunk(self, start: int, count: int) -> None:
-        """One more row that computes positions [start, start + count)."""
+        """Add a row that computes positions [start, start + count)."""
         self.tokens += count
         self.rows += 1
         if count == 1:
@@ -54,11 +54,11 @@ class StepShape:
 
 
 class _Fit:
-    """Regression on steps, newest first in weight, for coefficients that are not negative.
+    """Regression on steps with coefficients that are not negative. Newer steps weigh more.
 
-    Keeps the normal equations A theta = b and solves them by coordinate descent from the last solution. A step weighs
-    1 / (predicted * actual time): errors count in proportion, and one step held up by something else pulls no harder
-    than one that was twice as long.
+    It keeps the normal equations A theta = b and solves them by coordinate descent from the last solution. A step has
+    the weight 1 / (predicted * actual time): errors count in proportion to the time, and a step that was held up by
+    something else has no more influence than one that was twice as long.
     """
 
     def __init__(self, scales: Sequence[float]) -> None:
@@ -68,12 +68,12 @@ class _Fit:
         self.a = [[RIDGE * (i == j) for j in range(n)] for i in range(n)]
         self.b = [0.0] * n
         self._num_learned = 0
-        # Not yet in a and b: features, seconds, weight.
+        # Steps not yet in a and b: features, seconds, weight.
         self._new: list[tuple[Sequence[float], float, float]] = []
 
     def learn(self, features: Sequence[float], expected_s: float, elapsed_s: float) -> bool:
-        """Take in a step that the coefficients expect to take `expected_s` (0: there are none yet). True if they
-        changed."""
+        """Learn from a step that the coefficients predict to take `expected_s`, 0 if there are none yet. True if the
+        coefficients changed."""
         self._new.append((features, elapsed_s, 1.0 / ((expected_s or elapsed_s) * elapsed_s)))
         if len(self._new) < min(SOLVE_EVERY, self._num_learned // 8):
             return False
@@ -82,7 +82,7 @@ class _Fit:
         return True
 
     def sum_up(self) -> None:
-        """Bring the equations up to date, a feature at a time, which is cheaper than a step at a time."""
+        """Bring the equations up to date, feature by feature, which is cheaper than step by step."""
         if not self._new:
             return
         steps, times, weights = zip(*self._new, strict=True)
@@ -104,7 +104,7 @@ class _Fit:
 
     def _solve(self) -> None:
         theta, a = self.theta, self.a
-        # Of the symmetric matrix, what stands left of the diagonal, on it, and right of it.
+        # Each row of the symmetric matrix: left of the diagonal, on it, and right of it.
         rows = [(row[:i], row[i] + RIDGE, [a[j][i] for j in range(i + 1, len(a))]) for i, row in enumerate(a)]
         for _ in range(SWEEPS):
             for i, (left, diagonal, right) in enumerate(rows):
@@ -113,13 +113,14 @@ class _Fit:
 
 
 class CostModel:
-    """Predicts step times in seconds; `observe` refines it. A new one predicts 0 until it has seen steps."""
+    """Predicts step times in seconds; `observe` refines the predictions. A new model predicts 0 until it has observed
+    steps."""
 
     def __init__(self) -> None:
         self._single = _Fit(SINGLE_SCALES)
         self._mixed = _Fit(MIXED_SCALES)
         self.error_ratio = 0.0  # running mean of |predicted - actual| / actual
-        self._errors: deque[float] = deque(maxlen=RECENT_STEPS)  # the same, of the latest steps
+        self._errors: deque[float] = deque(maxlen=RECENT_STEPS)  # the same for each of the latest steps
         self._drift = 1.0  # how much slower the latest steps were than the coefficients say
         self._read_coefficients()
 
@@ -130,7 +131,7 @@ class CostModel:
         self._step_n, self._token_n, self._row_n, self._context_n, self._chunk_n, self._copy_n = mixed
 
     def predict(self, shape: StepShape) -> float:
-        """Seconds a step of this shape takes."""
+        """Seconds that a step of this shape takes."""
         return self._drift * self._by_coefficients(shape)
 
     def _by_coefficients(self, shape: StepShape) -> float:
@@ -151,13 +152,14 @@ class CostModel:
         )
 
     def chunk_s(self, start: int, count: int) -> float:
-        """Seconds a step takes that computes one request's positions [start, start + count) and nothing else."""
+        """Seconds that a step takes if it computes positions [start, start + count) of one request and nothing else."""
         shape = StepShape()
         shape.add_chunk(start, count)
         return self.predict(shape)
 
     def chunk_tokens(self, shape: StepShape, limit_s: float, start: int, at_most: int) -> int:
-        """How many tokens from position `start` a step of this shape can compute besides, in `limit_s` altogether."""
+        """How many tokens from position `start` on, up to `at_most`, a step of this shape can also compute if it may
+        take `limit_s` in all."""
         base_s = (
             self._step_n
             + self._token_n * shape.tokens
@@ -179,7 +181,8 @@ class CostModel:
         return min(at_most, int((root - linear) / (2 * half_square)))
 
     def single_rows(self, shape: StepShape, limit_s: float, contexts: Sequence[int]) -> int:
-        """How many of these rows, one token each, a step of this shape can compute besides, in `limit_s`."""
+        """How many of these single-token rows, in their order, a step of this shape can also compute if it may take
+        `limit_s` in all."""
         is_single = shape.tokens == shape.rows
         row_s = self._row_1 if is_single else self._row_n + self._token_n
         context_s = self._context_1 if is_single else self._context_n
@@ -193,11 +196,11 @@ class CostModel:
         return len(contexts)
 
     def is_copy_cheaper(self, start: int, count: int) -> bool:
-        """Whether tokens come back sooner from host memory than by computing them again."""
+        """Whether copying `count` tokens from position `start` on back from the host is faster than computing them."""
         return self._copy_n <= self._token_n + self._chunk_n * (start + count / 2)
 
     def observe(self, shape: StepShape, elapsed_s: float) -> None:
-        """A step of this shape took so long."""
+        """Learn that a step of this shape took `elapsed_s`."""
         if elapsed_s <= 0 or not shape.rows:
             return
         expected_s = self._by_coefficients(shape)
@@ -217,12 +220,12 @@ class CostModel:
 
     @property
     def median_error(self) -> float:
-        """|predicted - actual| / actual, the median of the latest steps; 0 before there are any."""
+        """Median of |predicted - actual| / actual over the latest steps; 0 before there are any."""
         ordered = sorted(self._errors)
         return ordered[len(ordered) // 2] if ordered else 0.0
 
     def learned(self) -> dict[str, dict[str, list[float]]]:
-        """What was learned, as data that can be stored."""
+        """What the model has learned, as data that can be stored."""
         fits = {"single": self._single, "mixed": self._mixed}
         for fit in fits.values():
             fit.sum_up()
@@ -233,13 +236,14 @@ class CostModel:
 
     @staticmethod
     def from_learned(stored: dict[str, dict[str, list[float]]]) -> CostModel:
-        """A model that goes on where another stopped. Raises ValueError, KeyError or TypeError for other data."""
+        """A model that continues from the data of `learned`. Raises ValueError, KeyError or TypeError for other
+        data."""
         model = CostModel()
         for fit, values in ((model._single, stored["single"]), (model._mixed, stored["mixed"])):
             n = len(fit.scales)
             theta, a, b = values["theta"], values["a"], values["b"]
             if (len(theta), len(a), len(b)) != (n, n * n, n) or not all(map(math.isfinite, (*theta, *a, *b))):
-                raise ValueError(f"these are no {n} coefficients: {theta}")
+                raise ValueError(f"expected {n} finite coefficients with their equations, got {theta}")
             fit.theta = list(theta)
             fit.a = [[STORED_WEIGHT * x for x in a[i * n : (i + 1) * n]] for i in range(n)]
             fit.b = [STORED_WEIGHT * x for x in b]

@@ -1,4 +1,4 @@
-"""Blocks of KV slots, and the one rule that says which slot a token takes.
+"""Extents: runs of tokens in blocks of KV slots, and the one rule for which slot a token takes.
 
 block 7:  [ RT RT RT RT  .  .  .  .  .  .  . BE BE BE BE BE ]
             0  1  2  3                      11          15
@@ -11,19 +11,20 @@ from engine.core.terms import Side
 
 NO_NODE = 0
 
-Key = tuple[int, tuple[int, ...]]  # of a chunk: its parent's node, and its token ids
+Key = tuple[int, tuple[int, ...]]  # of a full block: its parent's node and its token ids
 
 
 class Extent:
     """A run of one request's tokens [start, start + length) on one side of one block.
 
-    Grows and shrinks only at its end, up to `limit` tokens: it ends where the next multiple of the block size begins,
-    so that an extent of a whole block is one chunk of the prefix cache. `node` is that chunk's place in the cache, once
-    it has one, and `key` what it is found by there, while it is in this block. Token number i lies at slot
-    `origin + i * stride`: nothing else says which slot a token takes. `block_slots` holds those of a whole block.
+    An extent grows and shrinks only at its end, up to `limit` tokens: it ends at the next multiple of the block size,
+    so that every full extent is one block of the prefix cache. `node` is its place in the cache, if it has one, and
+    `key` is what the cache finds it by, if it finds this very extent. Token number i lies at slot
+    `origin + i * stride`: this is the only rule for which slot a token takes. `block_slots` are the slots of the whole
+    block.
 
-    Each side of a block has one for good, which begins anew with each request that grows there. Requests that share a
-    full block hold the same extent.
+    There is one extent object per side of a block, reused by every request that grows there. Requests that share a full
+    block hold the same extent.
     """
 
     __slots__ = (
@@ -53,7 +54,7 @@ class Extent:
         self.begin(start, length, block_size)
 
     def begin(self, start: int, length: int, block_size: int) -> None:
-        """It holds these tokens from now on."""
+        """Hold these tokens from now on."""
         self.start = start
         self.length = length
         self.limit = block_size - start % block_size
@@ -64,7 +65,7 @@ class Extent:
         return self.start + self.length
 
     def slots(self, first: int, last: int) -> range:
-        """The slots of its tokens number [first, last), in token order."""
+        """The slots of tokens number [first, last) of the extent, in token order."""
         return self.block_slots[first:last]
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What the core asks of a runner, and what comes back. Plans are data: plain lists, one entry a scheduled row."""
+"""Plans and results: what the core tells a runner to do, and what the runner returns, as plain lists by row."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from engine.core.terms import SamplingParams, TokenLogprobs
 
 @dataclass(slots=True)
 class RowStart:
-    """A row of the slot table is given to a request, new or resumed, before the step computes anything.
+    """Gives a row of the slot table to a new or resumed request before the step computes anything.
 
-    `token_ids` is a snapshot of every token known now (prompt, then output), from which a runner rebuilds what it keeps
-    per row (penalty counts, random state). `slots` are those of the tokens already computed, positions
-    [0, len(slots)): a prefix found in the cache, or what a truncation left.
+    `token_ids` is a snapshot of all tokens known now (prompt, then output), from which a runner rebuilds what it keeps
+    per row (penalty counts, random state). `slots` hold the tokens that are already computed, positions
+    [0, len(slots)): a prefix found in the cache, or what a preemption left.
     """
 
     row: int
@@ -26,7 +26,7 @@ class RowStart:
 
 @dataclass(slots=True)
 class SlotCopy:
-    """K and V of device slot `device_slots[i]` are saved to host slot `host_slots[i]`, in every layer."""
+    """Saves K and V of device slot `device_slots[i]` to host slot `host_slots[i]`, in every layer."""
 
     device_slots: list[int]
     host_slots: list[int]
@@ -34,9 +34,10 @@ class SlotCopy:
 
 @dataclass(slots=True)
 class Restore:
-    """K and V of host slot `host_slots[i]` go to device slot `device_slots[i]`, in every layer. They are those of
-    positions [start, start + len(device_slots)) of the request in slot-table row `row`, whose entries they become.
-    Without host slots nothing is copied: a prefix was found in the cache, and only the table entries change.
+    """Copies K and V of host slot `host_slots[i]` to device slot `device_slots[i]`, in every layer.
+
+    The device slots become the entries of positions [start, start + len(device_slots)) in row `row` of the slot table.
+    If there are no host slots, nothing is copied: a prefix was found in the cache, and only the table entries change.
     """
 
     row: int
@@ -47,12 +48,14 @@ class Restore:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One iteration. Row i of the step computes tokens [starts[i], starts[i] + counts[i]) of the request that holds
-    slot-table row `rows[i]`; its token ids and slots are its run in the flat lists `token_ids` and `slots`
-    (both of length sum(counts)). Where `samples[i]`, the step also draws the token that follows. A token id of -1 is
-    the one that the row drew in the step before, which was not through when this one was planned.
+    """One step of the engine.
 
-    A runner carries it out in this order: copies out, row starts, restores, forward pass, sampling.
+    Row i of the step computes tokens [starts[i], starts[i] + counts[i]) of the request that holds row `rows[i]` of the
+    slot table. Its token ids and slots are its part of the flat lists `token_ids` and `slots`, both of length
+    sum(counts). If `samples[i]`, the step also draws the token that follows. A token id of -1 stands for the token that
+    the row drew in the previous step, which had not ended when this one was planned.
+
+    A runner carries a plan out in this order: copies out, row starts, restores, forward pass, sampling.
     """
 
     rows: list[int]
@@ -67,7 +70,7 @@ class StepPlan:
 
     @property
     def is_empty(self) -> bool:
-        """There is nothing to do; a plan without rows may still have copies to carry out."""
+        """Whether there is nothing to do; a plan without rows may still have copies to carry out."""
         return not (self.rows or self.restores or self.copies_out)
 
     @property
@@ -77,11 +80,12 @@ class StepPlan:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step drew. Lists are parallel to the plan's rows; rows that did not sample hold -1 and False.
+    """The tokens that a step drew. Lists are parallel to the rows of the plan; rows that did not sample hold -1 and
+    False.
 
-    `stopped[i]` says that `sampled[i]` ends the request (end of sequence, a stop token or a stop string); the limit
-    `max_tokens` is the scheduler's to apply. `logprobs` and `failed` are keyed by the row's index in the plan;
-    a failed row's request ends with that message and harms no other.
+    `stopped[i]` says that `sampled[i]` ends the request (end of sequence, a stop token or a stop string); the scheduler
+    applies the limit `max_tokens`. `logprobs` and `failed` are keyed by the index of a row in the plan. The request of
+    a failed row ends with that message; the others go on.
     """
 
     sampled: list[int]

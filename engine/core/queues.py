@@ -1,4 +1,4 @@
-"""Requests in order of urgency: those that wait for a row, those that hold one, and RT prompts by deadline."""
+"""Queues of requests in order of urgency: waiting for a row, holding a row, and RT prompts by deadline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _sort_key = attrgetter("sort_key")
 
 
 class WaitingQueue:
-    """Requests without a row, the most urgent first. One that got a row or ended stays in the heap and is dropped when
-    it comes up: no search through a backlog."""
+    """Requests without a row, the most urgent first. A request that gets a row or ends stays in the heap and is dropped
+    when it comes up, so that no backlog is searched."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[float, float, int], int, Request]] = []
-        self._pushes = count()  # a request may be in it twice, and requests don't compare
+        self._pushes = count()  # a request may be in the heap twice, and requests cannot be compared
 
     def push(self, request: Request) -> None:
         heapq.heappush(self._heap, (request.sort_key, next(self._pushes), request))
@@ -56,25 +56,25 @@ class SortedRequests:
 
 
 class PromptQueue:
-    """RT requests with a prompt (or lost tokens) to compute, in or out of a row, the first due first. An entry is good
-    as long as its request still has that due time and is behind."""
+    """RT requests with a prompt or lost tokens to compute, with a row or without, the earliest deadline first. An entry
+    is valid as long as its request still has that deadline and is behind."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, Request]] = []
-        self._pushes = count()  # no two entries compare equal
+        self._pushes = count()  # makes every entry different
 
     def push(self, request: Request) -> None:
         heapq.heappush(self._heap, (request.next_deadline_s, request.order, next(self._pushes), request))
 
     def peek(self) -> Request | None:
-        """The request that is due first, or None."""
+        """The request with the earliest deadline, or None."""
         while self._heap:
-            next_deadline_s, _, _, request = self._heap[0]
-            if next_deadline_s == request.next_deadline_s and request.state in (State.WAITING, State.BEHIND):
+            deadline_s, _, _, request = self._heap[0]
+            if deadline_s == request.next_deadline_s and request.state in (State.WAITING, State.BEHIND):
                 return request
             heapq.heappop(self._heap)
         return None
 
     def pop(self) -> Request:
-        """Take out what `peek` gave."""
+        """Remove and return the request that `peek` returned."""
         return heapq.heappop(self._heap)[3]

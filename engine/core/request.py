@@ -1,4 +1,4 @@
-"""A request inside the engine: some tokens, some of them computed. There is no phase."""
+"""A request inside the engine: tokens, some of them computed. There are no phases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.core.terms import SLO, Lane, SamplingParams
 NO_SLO = SLO(math.inf, math.inf)
 
 
-# In `token_ids`: a token that a step under way draws. It stands only after all known ones.
+# A token in `token_ids` that a step under way draws. Unknown tokens follow all known ones.
 UNKNOWN = -1
 
 
 class State(enum.Enum):
-    """WAITING: has no row. BEHIND: has more than one token to compute. DECODING: has one. ENDING: its last token is
-    being drawn, and it holds nothing any more. DONE: ended."""
+    """WAITING: has no row. BEHIND: has a row and more than one token to compute. DECODING: has one token to compute.
+    ENDING: its last token is being drawn, and it holds nothing any more. DONE: has ended."""
 
     WAITING = "waiting"
     BEHIND = "behind"
@@ -28,11 +28,10 @@ class State(enum.Enum):
 
 
 class Request:
-    """Mutable state of one request; owned by the scheduler.
+    """The mutable state of one request, owned by the scheduler.
 
-    `token_ids` is the prompt followed by the output so far. Tokens [0, num_computed_tokens) have their K and V
-    in `extents`, once the steps under way are through. A request is due for sampling when a step computes its last
-    token.
+    `token_ids` is the prompt followed by the output so far. The K and V of tokens [0, num_computed_tokens) are in
+    `extents`, once the steps under way have ended. A step that computes the last token draws the next one.
     """
 
     __slots__ = (
@@ -86,20 +85,20 @@ class Request:
         self.arrival_s = arrival_s
         self.slo = slo or NO_SLO
         self.priority = priority
-        self.deadline_s = deadline_s  # of a BE request's job
+        self.deadline_s = deadline_s  # of the job of a BE request
         self.first_token_s: float | None = None
         self.first_scheduled_s: float | None = None
         self.row: int | None = None
         self.state = State.WAITING
-        self.order = -1  # of arrival at the scheduler
+        self.order = -1  # in which it arrived at the scheduler
         self.sort_key = (0.0, math.inf, -1)
         self.last_step = -1  # number of the last step that computed tokens of this request
         self.num_preemptions = 0
-        self.num_lost_tokens = 0  # computed once, taken away, and not there again yet
-        self.is_sheltered = False  # nobody takes memory or its row from it
+        self.num_lost_tokens = 0  # were computed, then taken away, and are not back yet
+        self.is_sheltered = False  # loses neither memory nor its row to others
         self.extents: list[Extent] = []
         self.tail: Extent | None = None  # the last of them
-        self.num_chunks = 0  # how many of them, from the first, are chunks of the prefix cache
+        self.num_chunks = 0  # how many extents, from the first on, are blocks of the prefix cache
 
     @property
     def num_tokens(self) -> int:
@@ -111,19 +110,19 @@ class Request:
 
     @property
     def num_known_tokens(self) -> int:
-        """All but those that steps under way draw."""
+        """Number of tokens without those that steps under way draw."""
         token_ids, num_known = self.token_ids, len(self.token_ids)
         while num_known > self.num_prompt_tokens and token_ids[num_known - 1] == UNKNOWN:
             num_known -= 1
         return num_known
 
     def forget_unknown(self) -> None:
-        """What steps under way draw will not be heard of."""
+        """Remove the tokens that steps under way draw: their results will not come."""
         del self.token_ids[self.num_known_tokens :]
 
     @property
     def next_deadline_s(self) -> float:
-        """When the token after those it has is due."""
+        """Deadline of the request's next output token, by its SLO."""
         if self.first_token_s is None:
             return self.arrival_s + self.slo.ttft_s
         return self.first_token_s + self.slo.tpot_s * self.num_output_tokens
@@ -134,7 +133,7 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """More than one: it has a prompt to compute, or lost tokens to catch up with."""
+        """Number of tokens still to compute: one for a decoding request, more for a prompt or lost tokens."""
         return len(self.token_ids) - self.num_computed_tokens
 
     def __repr__(self) -> str:

@@ -1,11 +1,13 @@
-"""What to compute next: `schedule` packs a step, `update` takes in what it computed.
+"""The scheduler plans steps: `schedule` packs a step, and `update` takes in its result.
 
-A request has tokens, some of them computed; a step computes some more. New prompts, chunks of long ones, decoding and
-catching up after a truncation are all that same thing. How a step is packed is the policy's: `engine.core.policy.bros`.
+A request has tokens, some of them computed; a step computes some more. New prompts, chunks of long prompts, decoding
+and catching up after a preemption are all the same thing. A policy decides how a step is packed
+(`engine.core.policy.contract`).
 
-A step is taken for granted as soon as it is planned, so that the next can be planned while it is computed: only which
-tokens it draws is not known before `update`. What a request held is free for others at once when the last token it may
-have is planned, or when one turns out to end it. Devices work in order, so nothing is overwritten too soon.
+A step counts as computed as soon as it is planned, so that the next one can be planned while the device computes it:
+before `update`, only the drawn tokens are unknown. What a request holds becomes free for others when the last token it
+may have is planned, or when `update` finds that a token ends it. Devices work in order, so nothing is overwritten too
+soon.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from engine.core.request import UNKNOWN, Request, State
 from engine.core.rt_load import RtLoad
 from engine.core.terms import FinishReason, Lane
 
-# A TokenEvent of a tuple, without a Python frame for each.
+# Makes a TokenEvent from a tuple without a Python frame per token.
 _token_event = partial(tuple.__new__, TokenEvent)
 
 
 class Scheduler:
-    """Owns every request from `add` until its `FinishedEvent`. Reads no clock: time is an argument."""
+    """Owns every request from `add` to its `FinishedEvent`. It reads no clock: time is an argument."""
 
     def __init__(
         self, config: SchedulerConfig, kv: KVCacheManager, cost_model: CostModel | None = None
@@ -49,10 +51,11 @@ class Scheduler:
         self._order = count()
         self._num_steps = 0
         self._under_way: deque[Batch] = deque()
-        self._updated_s = 0.0  # when the last result came
-        self.step_s = 0.0  # of that step: from its plan, or from the end of the one before, to its result
-        self._gone: set[Request] = set()  # ended, and a step under way still computes a token of theirs
-        self._max_tokens = min(config.max_model_len, kv.num_slots)  # of one request
+        self._updated_s = 0.0  # time of the last result
+        # Duration of the step of the last result, from its plan or from the end of the step before, whichever is later.
+        self.step_s = 0.0
+        self._gone: set[Request] = set()  # have ended, but a step under way still computes a token for them
+        self._max_tokens = min(config.max_model_len, kv.num_slots)  # prompt and output of one request
 
     # Requests in and out --------------------------------------------------------------------------------
 
@@ -61,11 +64,11 @@ class Scheduler:
         return bool(self._requests)
 
     def num_requests(self, lane: Lane) -> tuple[int, int]:
-        """(running, waiting)."""
+        """Number of requests of the lane as (running, waiting)."""
         return self.backlog.num_rows_of(lane), self.backlog.num_waiting[lane]
 
     def rejection_reason(self, num_prompt_tokens: int) -> str | None:
-        """Why a prompt of this length can never be served here, or None."""
+        """Why a prompt of this length can never be served, or None if it can."""
         if num_prompt_tokens == 0:
             return "the prompt is empty; send at least one token"
         limit = self._max_tokens
@@ -84,7 +87,7 @@ class Scheduler:
         if reason:
             raise ValueError(reason)
         if (least := min(request.token_ids)) < 0:
-            raise ValueError(f"token id {least} is negative")
+            raise ValueError(f"token id {least} is negative; token ids start at 0")
         self._requests[request.request_id] = request
         request.end_tokens = min(request.end_tokens, self._max_tokens)
         request.order = next(self._order)
@@ -96,13 +99,13 @@ class Scheduler:
         self.rt_load.count(request)
 
     def abort(self, request_id: str, now_s: float) -> FinishedEvent | None:
-        """End a request now; None if it has ended already."""
+        """End a request now. None if it has already ended."""
         request = self._requests.get(request_id)
         return self._finish(request, FinishReason.ABORT, now_s) if request else None
 
     def take_back(self) -> None:
-        """The runner has lost all it held, and the steps under way: all requests wait again, with the tokens they have
-        heard of."""
+        """The runner has lost its memory and the steps under way. All requests wait again; they keep the tokens that
+        their owners have received."""
         self._under_way.clear()
         self._gone.clear()
         self.allocator.lose_all(self._requests.values())
@@ -117,14 +120,14 @@ class Scheduler:
 
     @property
     def busy_until_s(self) -> float:
-        """When the steps under way will be through, as predicted; in the past if there are none."""
+        """Predicted end of the steps under way; minus infinity if there are none."""
         if not self._under_way:
             return float("-inf")
         begins_s = max(self._under_way[0].scheduled_s, self._updated_s)
         return begins_s + sum(self.cost_model.predict(batch.shape) for batch in self._under_way)
 
     def schedule(self, now_s: float) -> StepPlan:
-        """Choose the next step's tokens and give them slots. An empty plan means there is nothing to compute."""
+        """Plan the next step. An empty plan means that there is nothing to compute."""
         self._num_steps += 1
         begins_s = max(now_s, self.busy_until_s)
         batch = Batch(self._num_steps, now_s, begins_s, self.config.max_num_batched_tokens)
@@ -132,12 +135,12 @@ class Scheduler:
         if self.kv.copies_out:
             batch.add_copies_out(self.kv.take_copies_out())
         if not batch.plan.is_empty:
-            self._take_for_granted(batch)
+            self._count_as_computed(batch)
             self._under_way.append(batch)
         return batch.plan
 
-    def _take_for_granted(self, batch: Batch) -> None:
-        """What the step computes counts as computed; what it draws is unknown."""
+    def _count_as_computed(self, batch: Batch) -> None:
+        """The tokens of the step count as computed; those that it draws are unknown."""
         ending = batch.ending
         for first, requests in batch.singles:
             for i, request in enumerate(requests, first):
@@ -159,10 +162,10 @@ class Scheduler:
             request.state = State.ENDING
 
     def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Event]:
-        """Take in what a step computed, the first of those under way; returns what its requests' owners should hear:
-        tokens first, then ends."""
+        """Take in the result of the first step under way. Returns the events for the owners of its requests: first the
+        tokens, then the requests that ended."""
         batch = self._under_way.popleft()
-        assert plan is batch.plan, "results come in the order of their plans"
+        assert plan is batch.plan, "results must come in the order of their plans"
         self.step_s = now_s - max(batch.scheduled_s, self._updated_s)
         self.cost_model.observe(batch.shape, self.step_s)
         self._updated_s = now_s
@@ -182,7 +185,7 @@ class Scheduler:
                 if request.first_token_s is None:
                     request.first_token_s = now_s
                     if request.lane is Lane.RT and request.state is State.BEHIND:
-                        # It lost tokens meanwhile, and is due at another time now.
+                        # It has lost tokens in the meantime, and its deadline is another one now.
                         self.backlog.prompts.push(request)
                 self._take_tokens(i, [request], batch, result, events, ends)
         for i, (request, reason) in ends.items():
@@ -201,7 +204,7 @@ class Scheduler:
         events: list[Event],
         ends: dict[int, tuple[Request, FinishReason]],
     ) -> None:
-        """Rows [first, first + len(requests)) of the step, which drew a token each."""
+        """Take in the tokens that rows [first, first + len(requests)) of the step drew, one each."""
         last = first + len(requests)
         starts, counts, sampled = batch.plan.starts, batch.plan.counts, result.sampled
         for i, request in enumerate(requests, first):
@@ -209,7 +212,7 @@ class Scheduler:
         sampled, stopped = sampled[first:last], result.stopped[first:last]
         logprobs = repeat(None) if not result.logprobs else map(result.logprobs.get, range(first, last))
         ids = [request.request_id for request in requests]
-        heard = list(map(_token_event, zip(ids, sampled, logprobs, strict=False)))
+        token_events = list(map(_token_event, zip(ids, sampled, logprobs, strict=False)))
         if True in stopped:
             ends.update(
                 {
@@ -221,15 +224,15 @@ class Scheduler:
         if result.failed or self._gone:
             failed = [i for i in range(first, last) if i in result.failed]
             ends.update({i: (requests[i - first], FinishReason.ERROR) for i in failed})
-            heard = [
+            token_events = [
                 event
-                for i, (event, request) in enumerate(zip(heard, requests, strict=True), first)
+                for i, (event, request) in enumerate(zip(token_events, requests, strict=True), first)
                 if i not in result.failed and request.state is not State.DONE
             ]
-        events += heard
+        events += token_events
 
     def _release(self, request: Request) -> None:
-        """Its slots and its row are free."""
+        """Free the request's slots and its row."""
         self.kv.free(request)
         self.backlog.remove(request)
 
@@ -240,7 +243,7 @@ class Scheduler:
             self._release(request)
         request.state = State.DONE
         del self._requests[request.request_id]
-        if any(request.last_step == batch.number for batch in self._under_way):
+        if self._under_way and any(request.last_step == batch.number for batch in self._under_way):
             self._gone.add(request)
         self.rt_load.count_finished(request, now_s)
         event = finished_event(request, reason, now_s, message)
@@ -249,7 +252,7 @@ class Scheduler:
         return event
 
     def check_integrity(self) -> None:
-        """Verify the KV memory's invariants and that rows and queues agree. Raises AssertionError."""
+        """Verify the invariants of KV memory, and that rows and queues agree. Raises AssertionError."""
         held = [request for request in self._requests.values() if request.state is not State.ENDING]
         check_kv(self.kv, held)
         self.backlog.check_integrity(len(held))

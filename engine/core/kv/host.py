@@ -1,7 +1,7 @@
-"""Which host slots hold copies of which tokens' KV: a bounded pool, the oldest copies dropped first.
+"""The host pool: which slots of host memory hold copies of which tokens' KV. The oldest copies are dropped first.
 
-A request's copies are one run of consecutive positions. KV of a position never changes while its request lives, so a
-copy stays good after it was restored, and the same tokens taken away again need no second copy:
+The copies of a request are one run of consecutive positions. The KV of a position never changes while its request
+lives, so a copy remains valid after it was restored, and tokens that are lost again need no second copy:
 
     computed        [0 ................ 37)
     copies                     [25 ............. 48)    truncated to 37 after restoring up to 41: nothing to copy
@@ -24,7 +24,7 @@ class HostRun:
     def __init__(self, start: int) -> None:
         self.start = start
         self.slots: deque[int] = deque()
-        self.last_step = -1  # that restored from it: its slots are being read until then
+        self.last_step = -1  # the last step that restores from the run and reads its slots
 
     @property
     def end(self) -> int:
@@ -32,7 +32,7 @@ class HostRun:
 
 
 class HostPool:
-    """`num_slots` host slots. O(1) a token moved."""
+    """Hands out `num_slots` host slots, in O(1) per token moved."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -44,8 +44,9 @@ class HostPool:
         return self.num_slots - len(self._free)
 
     def save(self, request: Request, start: int, device_slots: list[int], step: int) -> SlotCopy | None:
-        """Copies of positions [start, start + len(device_slots)), a suffix of the request's computed tokens, as far as
-        there are none yet and the pool has room; what lies lower is kept first, for that is restored first."""
+        """The copies to make of positions [start, start + len(device_slots)), a suffix of the request's computed
+        tokens, as far as they have none yet and the pool has room. Lower positions go first: they are restored first.
+        None if there is nothing to copy."""
         run = self._runs.get(request)
         end = start + len(device_slots)
         if run is not None and (end < run.start or start > run.end):
@@ -65,7 +66,7 @@ class HostPool:
             copies.device_slots.extend(device_slots[:before])
             copies.host_slots.extend(taken)
         elif run.slots:
-            return None  # they are being read in this step
+            return None  # its slots are being read in this step
         run.start = min(run.start, start)
         first = run.end - start
         after = max(0, min(len(self._free), len(device_slots) - first))
@@ -79,21 +80,22 @@ class HostPool:
         return copies if copies.host_slots else None
 
     def restorable(self, request: Request) -> int:
-        """How many tokens after the computed ones have copies."""
+        """How many tokens that follow the computed ones have copies. The last token of a request does not count: it has
+        to be computed."""
         run = self._runs.get(request)
         if run is None or not run.start <= request.num_computed_tokens < run.end:
             return 0
         return min(run.end, request.num_tokens - 1) - request.num_computed_tokens
 
     def read(self, request: Request, num_tokens: int, step: int) -> list[int]:
-        """The host slots of the next `num_tokens` tokens after the computed ones, read in this step."""
+        """The host slots of the `num_tokens` tokens that follow the computed ones, for this step to read."""
         run = self._runs[request]
         run.last_step = step
         first = request.num_computed_tokens - run.start
         return list(islice(run.slots, first, first + num_tokens))
 
     def free(self, request: Request) -> None:
-        """The request is over."""
+        """Free the copies of a request."""
         run = self._runs.pop(request, None)
         if run is not None:
             self._free.extend(run.slots)
@@ -111,7 +113,7 @@ class HostPool:
         return True
 
     def check_integrity(self) -> None:
-        """Every host slot is free or in exactly one run."""
+        """Verify that every host slot is free or in exactly one run. Raises AssertionError."""
         held = [slot for run in self._runs.values() for slot in run.slots]
         assert sorted(held + self._free) == list(range(self.num_slots)), "a host slot is lost or held twice"
         assert all(run.slots for run in self._runs.values())

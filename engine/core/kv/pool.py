@@ -116,7 +116,8 @@ class BlockPool:
 
     def _open(self, request: Request, block: int, length: int) -> Extent:
         """A new extent of `length` tokens. The other side of the block may be taken."""
-        side = Side.LEFT if request.lane is Lane.RT else Side.RIGHT
+        is_rt = request.lane is Lane.RT
+        side = Side.LEFT if is_rt else Side.RIGHT
         extent = self._extents[side][block] or self._new_extent(block, side)
         extent.begin(request.tail.end if request.tail is not None else 0, length, self.block_size)
         request.tail = extent
@@ -124,7 +125,7 @@ class BlockPool:
         self.room[block] -= length
         self.num_extents[block] += 1
         self.used_blocks[side] += 1
-        if side is Side.LEFT:
+        if is_rt:
             self.has_left[block] = True
         elif self.room[block]:
             self.sharing.open_right(request, block)
@@ -169,14 +170,18 @@ class BlockPool:
     def release(self, extents: Sequence[Extent]) -> None:
         """A request gives up these extents. The last one becomes free first."""
         size, room, num_extents, has_left = self.block_size, self.room, self.num_extents, self.has_left
-        num_left = num_right = 0
+        left, num_left, num_right = (
+            Side.LEFT,
+            0,
+            0,
+        )  # a local name: Python is slow to look up members of enums
         known: list[Extent] = []
         for extent in reversed(extents):
             block = extent.block
             others = num_extents[block] = num_extents[block] - 1
             if others and extent.length == size:
                 continue  # other requests share this prefix
-            if extent.side is Side.LEFT:
+            if extent.side is left:
                 num_left += 1
                 has_left[block] = False
             else:

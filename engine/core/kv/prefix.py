@@ -74,9 +74,9 @@ class PrefixCache:
 
     def keep(self, extents: Sequence[Extent]) -> None:
         """Known blocks became idle, one after the other."""
-        chats, bulk = self._chats, self._bulk
+        left, chats, bulk = Side.LEFT, self._chats, self._bulk
         for extent in extents:
-            if extent.side is Side.LEFT:
+            if extent.side is left:
                 chats[extent] = None
             else:
                 bulk[extent] = None

@@ -46,10 +46,10 @@ class BlockSharing:
 
     def release(self, extents: Sequence[Extent]) -> None:
         """A request has released these extents."""
-        growing = self._growing
+        right, growing = Side.RIGHT, self._growing
         for extent in reversed(extents):
             block = extent.block
-            if extent.side is Side.RIGHT:
+            if extent.side is right:
                 growing[block] = None
             elif growing[block] is not None:
                 self._candidates[block] = None

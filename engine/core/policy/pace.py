@@ -1,4 +1,4 @@
-"""How long the next step may take: what the chats' deadlines leave, and what bulk is owed in any case."""
+"""The time limit of the next step, which the deadlines of the chats set, and the tokens owed to bulk in any case."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from collections.abc import Iterable
 from engine.core.request import Request
 from engine.core.terms import SLO
 
-# Deadlines are aimed at a little early: the answer has a way to go after the step.
+# Steps aim to end a little before deadlines, because a token takes some time to reach its reader: at this share of the
+# time to first token.
 TTFT_SAFETY = 0.9
-# By a share of the time since the first token, and at most so much of the time per output token: the way of an answer's
-# hundredth token is no longer than that of its third.
+# For later tokens, at this share of the time since the first token, but earlier by at most this share of the TPOT: the
+# hundredth token of an answer needs no longer to reach its reader than the third.
 TPOT_SAFETY, TPOT_MOST_EARLY = 0.9, 0.6
-# Of the default TTFT: what an RT request may find itself waiting for when it arrives. At a half of it, one that came
-# with others was late: its own prompt and theirs need time as well.
+# Shares of the default TTFT: the start, the minimum and the growth of the cap, the longest step that an arriving RT
+# request may have to wait for. With a start of a half, requests that arrived together were late: their prompts need
+# time as well.
 CAP_START, CAP_FLOOR, CAP_GROWTH = 1 / 3, 0.02, 0.002
-# A step that computes a first token is to end before this share of the TTFT has passed, as it is the token that people
-# wait for most; where it is too late for that, it still takes so much of the time per output token.
+CAP_SHRINK = 0.7
+# A step that computes a first token aims to end before this share of the TTFT has passed: people wait for that token
+# most. If it is too late for that, the step still takes this share of the TPOT.
 TTFT_AIM = 0.5
 FIRST_TOKEN_PACE = 0.5
-CAP_SHRINK = 0.7
-# A miss may come from the same long step as the one before it: they count once.
+# Late first tokens within this time count once: the same long step may have delayed them.
 MISS_WINDOW_S = 2.0
-# Running error of the cost model beyond which steps are shortened no more, and below which no less.
+# Steps are shortened by the running error of the cost model, but by at least and at most these shares.
 MARGIN_LEAST, MARGIN_MOST = 0.02, 0.2
 
 
 def aimed_deadline_s(request: Request) -> float:
-    """When to have the request's next token ready, to be on time with a little to spare. While its first token is under
-    way, nothing says yet when the second is due."""
+    """When the request's next token has to be computed to meet its deadline with a little time to spare. Infinite while
+    its first token is under way: the deadline of the second one depends on it."""
     if request.first_token_s is None:
         if request.num_output_tokens:
             return float("inf")
@@ -40,10 +42,11 @@ def aimed_deadline_s(request: Request) -> float:
 
 
 class Pace:
-    """Limits of steps. Times in seconds.
+    """Computes the limits of steps. Times are in seconds.
 
-    `cap_s` bounds a step that no deadline bounds, because a request may arrive while it runs. It shrinks by a factor
-    when first tokens are late and grows by small steps while they are in time, as TCP's window does (RFC 5681).
+    `cap_s` limits every step, even without deadlines, because a request may arrive while the step runs. It shrinks by a
+    factor when first tokens are late and grows by small amounts while they are in time, as TCP's congestion window does
+    (RFC 5681).
     """
 
     def __init__(self, default_slo: SLO, be_share: float, max_owed_tokens: int) -> None:
@@ -63,8 +66,8 @@ class Pace:
         error_ratio: float,
         now_s: float,
     ) -> float:
-        """The time limit of the next step, which gives each of `decoding` a token and computes (some of) `prompt`, the
-        most urgent one, whose own work takes `prompt_s`. Never negative."""
+        """The time limit of the next step, never negative. The step gives each of `decoding` a token and computes at
+        least a part of `prompt`, the most urgent one, which takes `prompt_s` by itself."""
         limit_s = self.cap_s
         for request in decoding:
             limit_s = min(limit_s, aimed_deadline_s(request) - now_s)
@@ -77,7 +80,7 @@ class Pace:
         return self.limit_s
 
     def count_step(self, num_tokens: int, num_be_tokens: int, be_has_work: bool) -> None:
-        """BE is owed a share of all tokens as long as it has work."""
+        """Update the tokens owed to BE after a step: a share of all tokens, as long as BE has work."""
         if be_has_work:
             owed = self.be_owed_tokens + self._be_share * num_tokens - num_be_tokens
             self.be_owed_tokens = min(max(owed, 0.0), self._max_owed_tokens)
@@ -86,11 +89,12 @@ class Pace:
 
     @property
     def is_be_starving(self) -> bool:
-        """BE has got nothing for so long that it may take from RT."""
+        """Whether BE has got nothing for so long that it may take memory from RT."""
         return self.be_owed_tokens >= self._max_owed_tokens
 
     def count_finished(self, is_in_time: bool, now_s: float) -> None:
-        """An RT request ended, whose first token was in time or not: its further ones set limits of their own."""
+        """Adapt the cap after an RT request ended. Only its first token counts: later tokens limit the steps through
+        their deadlines."""
         if is_in_time:
             self.cap_s = min(CAP_START * self._ttft_s, self.cap_s + CAP_GROWTH * self._ttft_s)
             return
