@@ -132,9 +132,8 @@ class Sampler:
         if parameters is None:
             token_ids = logits.argmax(dim=-1)
         elif logits.is_cuda:
-            from engine.kernels.triton import (
-                sampling as triton_sampling,  # Triton is not installed everywhere
-            )
+            # Imported here because Triton is not installed everywhere.
+            from engine.kernels.triton import sampling as triton_sampling
 
             token_ids = triton_sampling.draw(logits, sent["parameters"])
         else:

@@ -122,14 +122,10 @@ class SamplingTable:
         self.num_logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
         drawn = int(self._random.integers(2**63)) if sampling.seed is None else sampling.seed
         self.seed[row] = drawn & 0xFFFF_FFFF_FFFF_FFFF
-        penalized = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (
-            1,
-            0,
-            0,
-        )
-        self.is_penalized[row] = penalized
+        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        self.is_penalized[row] = penalties != (1, 0, 0)
         self._counts.pop(row, None)
-        if penalized:
+        if self.is_penalized[row]:
             prompt = start.token_ids[: start.num_prompt_tokens]
             self._counts[row] = TokenCounts(prompt, start.token_ids[start.num_prompt_tokens :])
         self.is_biased[row] = bool(sampling.logit_bias)

@@ -38,7 +38,7 @@ def test_by_default_kv_memory_holds_all_rows(llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "asked", "expected"),
+    ("fields", "requested", "expected"),
     [
         ({}, None, 256),
         ({}, 100, 100),
@@ -59,9 +59,11 @@ def test_by_default_kv_memory_holds_all_rows(llama: Path) -> None:
         ),
     ],
 )
-def test_longest_context(fields: dict[str, object], asked: int | None, expected: int, tmp_path: Path) -> None:
+def test_longest_context(
+    fields: dict[str, object], requested: int | None, expected: int, tmp_path: Path
+) -> None:
     path = make_model("llama", tmp_path, **fields)
-    assert load_model(str(path), device="cpu", max_model_len=asked).max_model_len == expected
+    assert load_model(str(path), device="cpu", max_model_len=requested).max_model_len == expected
 
 
 def test_end_of_sequence_ids_come_from_the_generation_config(tmp_path: Path) -> None:

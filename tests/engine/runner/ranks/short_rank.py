@@ -49,13 +49,13 @@ def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
         own._largest.num_tokens, own._largest.num_draws, own._largest.num_tokens * BYTES_PER_TOKEN
     )
 
-    def take(num_bytes: int) -> None:
+    def allocate(num_bytes: int) -> None:
         if is_short and not shortage.is_hidden and num_bytes > shortage.most_tokens * BYTES_PER_TOKEN:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
     forward = runner._forward_tensors
 
-    def noted(step: Any) -> torch.Tensor:
+    def noting(step: Any) -> torch.Tensor:
         num_tokens = len(step.token_ids)
         with (Path(shortage.directory) / str(number)).open("a") as notes:
             print(num_tokens, file=notes)
@@ -63,16 +63,16 @@ def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
         return forward(step)
 
-    runner._memory_probe = MemoryProbe(own._ranks, largest, take)
-    runner._forward_tensors = noted  # type: ignore[method-assign]
+    runner._memory_probe = MemoryProbe(own._ranks, largest, allocate)
+    runner._forward_tensors = noting  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    load, told = rank.load_runner, Shortage(**json.loads(os.environ["SHORT_RANK"]))
+    load, shortage = rank.load_runner, Shortage(**json.loads(os.environ["SHORT_RANK"]))
 
     def load_short(*arguments: Any, **options: Any) -> TorchRunner:
         runner = load(*arguments, **options)
-        shorten(runner, told, options["ranks"].number)
+        shorten(runner, shortage, options["ranks"].number)
         return runner
 
     rank.load_runner = load_short

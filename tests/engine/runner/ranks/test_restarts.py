@@ -193,7 +193,7 @@ def test_ranks_that_cannot_be_restarted_end_the_engine(
     started: list[int] = []
     start = rank_group.RankHandle.start
     monkeypatch.setattr(
-        rank_group.RankHandle, "start", lambda told: (started.append(told.number), start(told))[1]
+        rank_group.RankHandle, "start", lambda one: (started.append(one.number), start(one))[1]
     )
     with pytest.raises(ChildProcessError, match=r"ended with status 1; .*that makes 3 failures in a row"):
         serve(stubs, [request([ANSWER] * 3)], ahead=True, after=break_them)

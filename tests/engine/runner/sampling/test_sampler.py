@@ -205,7 +205,7 @@ def test_a_row_forgets_its_previous_request() -> None:
 
 def test_a_draw_belongs_to_the_request_that_held_the_row_at_launch() -> None:
     """Another request holds the row before the draw is collected: the token counts for the first one, and its logprobs
-    are those that the first one asked for."""
+    are those that the first one requested."""
     frequency = {"frequency_penalty": 50.0, "temperature": 0.0}
     bench, alone = Bench(), Bench()
     logits = random_logits(1)
