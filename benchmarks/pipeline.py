@@ -190,7 +190,7 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
     with Meter(running.pids) as meter:
         started_s = time.time()
         job_id = submit(path)
-        job = wait_for(lambda: job_in(job_id, "in_progress", "failed"), 3600, "the end of ingest")
+        job = wait_for(lambda: job_in(job_id, "in_progress", "failed"), "the end of ingest", timeout_s=3600)
     assert job is not None and job.in_progress_at is not None
     assert (job.status, job.total, job.failed) == ("in_progress", count, 0), job
     took_s = job.in_progress_at - started_s
@@ -204,7 +204,7 @@ def measure_ingest(running: System, data_dir: Path, count: int) -> dict[str, Any
         job_control.cancel_job(connection, job_id)
     answered_s = time.time()
     dispatch("finalize", job_id)
-    job = wait_for(lambda: job_in(job_id, "cancelled"), 3600, "the cancellation")
+    job = wait_for(lambda: job_in(job_id, "cancelled"), "the cancellation", timeout_s=3600)
     assert job is not None and job.cancelled_at is not None and job.cancelled == count
     return {
         "lines": count,
@@ -231,12 +231,12 @@ def measure_pipeline(running: System, data_dir: Path, count: int) -> dict[str, A
     flags += ["--listen", f"unix://{data_dir / 'engine.sock'}", "--max-num-seqs", "256"]
     flags += ["--max-num-batched-tokens", "16384", "--be-prefetch", "256", "--max-model-len", "2048"]
     engine = running.group.start([sys.executable, "-m", "engine", *flags])
-    wait_for(lambda: (data_dir / "engine.sock").exists(), 60, "the engine")
+    wait_for(lambda: (data_dir / "engine.sock").exists(), "the engine", timeout_s=60)
     path = data_dir / "pipeline.jsonl"
     write_batch_file(path, count)
     with Meter({**running.pids, "engine": engine.pid}) as meter:
         job_id = submit(path)
-        job = wait_for(lambda: job_in(job_id, "completed", "failed"), 3600, "the end of the job")
+        job = wait_for(lambda: job_in(job_id, "completed", "failed"), "the end of the job", timeout_s=3600)
     engine.stop()
     assert job is not None and (job.status, job.succeeded) == ("completed", count), job
     assert job.in_progress_at and job.finalizing_at and job.completed_at
