@@ -1,6 +1,6 @@
 """Import circles: no module may import itself by way of others, not even in a function or for type checking.
 
-Which packages may import which others is checked by import-linter; see pyproject.toml.
+Import-linter checks the same for folders, and which packages may import which others; see pyproject.toml.
 """
 
 from __future__ import annotations
