@@ -38,11 +38,11 @@ class Up:
         """Wait until everything is ready and return what `up` printed."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, self.words()
+        assert line, self.output()
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def words(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     def state(self) -> dict[str, Any]:

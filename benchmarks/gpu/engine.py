@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.idle import idle_share
 from benchmarks.gpu.models import Model, free_memory, load_runner, make_model, running
-from benchmarks.gpu.others import measure_others, measure_own
+from benchmarks.gpu.other_engines import measure_others, measure_own
 from benchmarks.gpu.report import Part, Run
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.serving import Engine, figures, window_s
@@ -125,7 +125,7 @@ class EngineBench:
         for ahead in (True, False):  # first as served
             for num_rows in self._scale.idle_rows:
                 part.measure(
-                    f"idle at {num_rows} rows, {'ahead' if ahead else 'in turn'}",
+                    f"idle at {num_rows} rows, {'asynchronous' if ahead else 'synchronous'}",
                     lambda n=num_rows, a=ahead: idle_share(engine, n, ahead=a),  # type: ignore[misc]
                 )
         measure_profile(part, title, engine.runner, self._scale)

@@ -93,7 +93,7 @@ def _idle(figures: Figures, model: str) -> float | None:
     shares = [
         value["idle_share_of_steps"]
         for name, value in figures["steps"].items()
-        if name.startswith("idle at ") and name.endswith(", ahead")
+        if name.startswith("idle at ") and name.endswith(", asynchronous")
     ]
     return max(shares, default=None)
 

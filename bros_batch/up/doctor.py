@@ -125,9 +125,9 @@ def _gpu() -> Finding:
             "gpu", Health.BROKEN, f"nvidia-smi does not answer: {error}", "Check the NVIDIA driver."
         )
     if answer.returncode:
-        words = (answer.stdout + answer.stderr).strip().splitlines()
+        lines = (answer.stdout + answer.stderr).strip().splitlines()
         return Finding(
-            "gpu", Health.BROKEN, words[0] if words else "nvidia-smi fails", "Check the NVIDIA driver."
+            "gpu", Health.BROKEN, lines[0] if lines else "nvidia-smi fails", "Check the NVIDIA driver."
         )
     return Finding("gpu", Health.OK, "; ".join(answer.stdout.strip().splitlines()) or "none")
 

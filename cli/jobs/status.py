@@ -58,7 +58,7 @@ def summary(batch: dict[str, Any]) -> str:
         rows.append(("name", batch["name"]))
     rows += [("status", _status(batch)), ("model", batch.get("model") or "-")]
     done, failed = counts.get("completed", 0), counts.get("failed", 0)
-    rows.append(("items", f"{counts.get('total', 0)}: {done} done, {failed} failed"))
+    rows.append(("items", f"{counts.get('total', 0)} ({done} succeeded, {failed} failed)"))
     if usage.get("total_tokens"):
         rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))
     for error in ((batch.get("errors") or {}).get("data") or [])[:3]:

@@ -75,7 +75,7 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
     for model in ("llama-8b", "qwen3-4b"):
         assert steps[f"{model} as served, 4 rows at 60"]["step_ms"] > 0
         assert steps[f"{model} as served, prompt of 96"]["tokens_per_s"] > 0
-    for mode in ("in turn", "ahead"):
+    for mode in ("synchronous", "asynchronous"):
         idle = steps[f"idle at 4 rows, {mode}"]
         assert idle["steps"] > 5
         assert 0 <= idle["idle_share"] < 1 and 0 < idle["idle_share_between_kernels"] < 1
@@ -240,7 +240,7 @@ def test_a_hanging_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("benchmarks.gpu.__main__.GRACE_S", 0.1)  # importing torch takes longer
     arguments = argparse.Namespace(device="cpu", models=["llama-8b"], tiny=True)
     run = measure_apart(tmp_path / "run.json", {"ceilings": 1.0}, time.monotonic(), ["ceilings"], arguments)
-    assert "more than its time" in run.result["parts"]["ceilings"]["failed"]["process"]
+    assert "after its time was over" in run.result["parts"]["ceilings"]["failed"]["process"]
 
 
 def test_overlapping_intervals_are_covered_once() -> None:

@@ -203,11 +203,11 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(cli):
     first = process.stderr.readline()
     assert first.startswith("batch_") or "reading the file" in first
     process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "The job continues to run. To watch it again: bros-batch status batch_" in words
-    assert "Traceback" not in words
-    job = words.split("bros-batch status ")[1].split()[0]
+    assert "The job continues to run. To watch it again: bros-batch status batch_" in stderr
+    assert "Traceback" not in stderr
+    job = stderr.split("bros-batch status ")[1].split()[0]
     assert cli.json("status", job)["status"] in ("validating", "in_progress")
     cli.ok("cancel", job)
 
@@ -251,14 +251,14 @@ def test_an_interactive_chat_keeps_its_history_until_reset(cli):
         command, stdin=follower, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cli.env
     )
     os.write(leader, b"Hello\nHello\n/reset\nHello\n\x04")
-    out, words = process.communicate(timeout=60)
+    out, stderr = process.communicate(timeout=60)
     os.close(leader)
     os.close(follower)
     assert process.returncode == 0
     first, second, third = (line.replace(b"> ", b"") for line in out.split(b"\n") if line.strip(b"> "))
     assert first == third
     assert first != second, "the second question has the first in its history"
-    assert words.count(b"first token after") == 3
+    assert stderr.count(b"first token after") == 3
 
 
 def test_a_local_up_is_found_without_a_url(cli, service, tmp_path):

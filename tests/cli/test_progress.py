@@ -41,11 +41,11 @@ def test_no_rates_without_progress():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [(0, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (90_000, "1 d 1 h"), (-3, "0 s")],
 )
-def test_durations_in_words(seconds, words):
-    assert duration(seconds) == words
+def test_durations_as_text(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_an_output_file_appears_only_once_complete(tmp_path):

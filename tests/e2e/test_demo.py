@@ -31,11 +31,11 @@ def start_demo(directory: Path, *flags: str) -> Up:
     (directory / "tmp").mkdir()
     command = [sys.executable, "-P", "-m", "cli", "demo", *flags]
     log = directory / "demo.log"
-    with log.open("w") as words:
+    with log.open("w") as stderr:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
-            stderr=words,
+            stderr=stderr,
             text=True,
             env=env,
             cwd=directory,
@@ -53,7 +53,7 @@ def assert_nothing_is_left(demo: Up) -> None:
 def test_the_demo_reads_documents_and_chats_and_leaves_only_results(tmp_path):
     demo = start_demo(tmp_path, "--documents", "40", "--json")
     out, _ = demo.process.communicate(timeout=180)
-    assert demo.process.returncode == 0, demo.words()
+    assert demo.process.returncode == 0, demo.output()
     report = json.loads(out)
     assert (report["documents"], report["failed"]) == (40, 0)
     assert set(report["accuracy"]) == set(FIELDS)
@@ -73,12 +73,12 @@ def test_the_demo_reads_documents_and_chats_and_leaves_only_results(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(tmp_path, signum):
     demo = start_demo(tmp_path, "--documents", "2000")
-    wait_for(lambda: "Submitting" in demo.words(), timeout_s=90)
+    wait_for(lambda: "Submitting" in demo.output(), timeout_s=90)
     demo.process.send_signal(signum)
     out, _ = demo.process.communicate(timeout=90)
     assert demo.process.returncode == 130
     assert out == ""
-    assert "Traceback" not in demo.words()
+    assert "Traceback" not in demo.output()
     assert_nothing_is_left(demo)
 
 
@@ -95,8 +95,8 @@ def test_services_that_do_not_start_are_reported_with_their_output(tmp_path):
     demo = start_demo(tmp_path, "--documents", "5", "--", "--no-such-flag")
     demo.process.communicate(timeout=90)
     assert demo.process.returncode == 1
-    assert "bros-batch: The services did not start:" in demo.words()
-    assert "unrecognized arguments: --no-such-flag" in demo.words()
+    assert "bros-batch: The services did not start:" in demo.output()
+    assert "unrecognized arguments: --no-such-flag" in demo.output()
     assert_nothing_is_left(demo)
 
 

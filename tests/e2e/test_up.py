@@ -94,7 +94,7 @@ def test_a_killed_service_is_restarted(up, name):
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: up.state()["children"].get(name) not in (None, victim), f"a new {name}")
     wait_for(up.is_ready, "readiness")
-    assert f"{name} died (killed by SIGKILL) after" in up.words()
+    assert f"{name} died (killed by SIGKILL) after" in up.output()
     assert not psutil.pid_exists(victim)
     assert run_job(up.state()["url"])["request_counts"]["completed"] == 20
 
@@ -162,8 +162,8 @@ def test_a_service_that_cannot_start_ends_up_with_its_last_lines(tmp_path):
     up = start_up(tmp_path / "data", engine=("--runner", "simulated", "--no-such-flag"))
     assert up.process.wait(60) == 1
     stop(up)
-    assert "engine does not start; see " in up.words()
-    assert "unrecognized arguments: --no-such-flag" in up.words()
+    assert "engine does not start; see " in up.output()
+    assert "unrecognized arguments: --no-such-flag" in up.output()
     up.wait_until_nothing_is_left()
     assert not (tmp_path / "data" / "run" / "up.json").exists()
 
@@ -182,7 +182,7 @@ def test_a_signal_drains_and_leaves_nothing(tmp_path, signum):
     assert up.process.wait(60) == 0
     stop(up)
     assert_nothing_is_left(up)
-    assert "did not stop within" not in up.words()
+    assert "did not stop within" not in up.output()
 
 
 def test_a_signal_during_the_start_leaves_nothing(tmp_path):
@@ -241,10 +241,10 @@ def test_a_second_signal_kills_at_once(tmp_path):
     asker.start()
     wait_for(lambda: "bros_num_requests_running" in httpx.get(f"{url}/metrics", trust_env=False).text)
     up.process.send_signal(signal.SIGINT)
-    wait_for(lambda: "stopping; a second Ctrl-C kills" in up.words())
+    wait_for(lambda: "stopping; a second Ctrl-C kills" in up.output())
     # Two signals in quick succession count as one Ctrl-C, so send it until it counts as the second.
     wait_for(lambda: up.process.poll() is not None or up.process.send_signal(signal.SIGINT))
-    assert "killing the services that have not stopped" in up.words(), (
+    assert "killing the services that have not stopped" in up.output(), (
         "it did not wait for the answer, which takes minutes"
     )
     asker.join(30)
@@ -309,7 +309,7 @@ def test_a_key_is_required_of_every_client(tmp_path):
         assert (allowed.returncode, json.loads(allowed.stdout)) == (0, [])
         assert (
             "sesame"
-            not in "".join(path.read_text() for path in (up.data_dir / "logs").iterdir()) + up.words()
+            not in "".join(path.read_text() for path in (up.data_dir / "logs").iterdir()) + up.output()
         )
         for process in up.family():
             assert "sesame" not in " ".join(process.cmdline())

@@ -112,11 +112,13 @@ async def test_the_console_gets_warnings_and_the_file_gets_all_lines(tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def kept(tmp_path: Path, code: str, said: list[str], grace_s: float = 5.0, command=None, **env: str):
+async def kept(
+    tmp_path: Path, code: str, messages: list[str], grace_s: float = 5.0, command=None, **env: str
+):
     """Keep a child that runs `code`, or `command`, running until the block ends."""
     command = command or [sys.executable, "-u", "-c", code]
     spec = ChildSpec("child", command, {**os.environ, **env}, grace_s)
-    child = Child(spec, tmp_path, announce=said.append, show=lambda line: None, verbose=False)
+    child = Child(spec, tmp_path, announce=messages.append, show=lambda line: None, verbose=False)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGCHLD, child.reap)
     starts: list[int | None] = []
@@ -136,50 +138,50 @@ async def until(predicate) -> None:
 
 
 async def test_a_child_that_dies_is_restarted_with_growing_delays(tmp_path):
-    said: list[str] = []
-    async with kept(tmp_path, "raise SystemExit(7)", said) as (child, _):
+    messages: list[str] = []
+    async with kept(tmp_path, "raise SystemExit(7)", messages) as (child, _):
         await until(lambda: child.deaths == 3)
         assert child.last_code == 7
-    assert ["exit code 7" in line for line in said] == [True] * 3
-    assert [line.rpartition("restarting in ")[2] for line in said] == ["0.5 s", "1 s", "2 s"]
+    assert ["exit code 7" in line for line in messages] == [True] * 3
+    assert [line.rpartition("restarting in ")[2] for line in messages] == ["0.5 s", "1 s", "2 s"]
 
 
 async def test_a_killed_child_is_reported_and_its_children_are_killed(tmp_path):
-    said: list[str] = []
+    messages: list[str] = []
     code = "import subprocess; p = subprocess.Popen(['sleep', '300']); print(p.pid); p.wait()"
-    async with kept(tmp_path, code, said) as (child, _):
+    async with kept(tmp_path, code, messages) as (child, _):
         await until(lambda: child.tail)
         grandchild = psutil.Process(int(child.tail[-1]))
         os.kill(child.pid, signal.SIGKILL)
-        await until(lambda: said)
-        assert "child died (killed by SIGKILL)" in said[0]
+        await until(lambda: messages)
+        assert "child died (killed by SIGKILL)" in messages[0]
         await until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE)
 
 
 async def test_a_child_that_does_not_stop_is_killed_after_its_grace_period(tmp_path):
-    said: list[str] = []
+    messages: list[str] = []
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); signal.pause(); signal.pause()"
-    async with kept(tmp_path, code, said, grace_s=0.3) as (child, _):
+    async with kept(tmp_path, code, messages, grace_s=0.3) as (child, _):
         await until(lambda: child.tail)
-    assert said == ["child did not stop within 0.3 s; killing it"]
+    assert messages == ["child did not stop within 0.3 s; killing it"]
     assert child.pid is None
 
 
 async def test_a_missing_program_counts_as_a_death(tmp_path):
-    said: list[str] = []
-    async with kept(tmp_path, "", said, command=["/no/such/program"]) as (child, _):
+    messages: list[str] = []
+    async with kept(tmp_path, "", messages, command=["/no/such/program"]) as (child, _):
         await until(lambda: child.deaths)
         await until(lambda: child.tail)
     assert "No such file or directory" in child.tail[-1]
-    assert "child died (exit code 1)" in said[0]
+    assert "child died (exit code 1)" in messages[0]
 
 
 async def test_a_child_that_the_system_cannot_start_is_retried(tmp_path):
-    said: list[str] = []
+    messages: list[str] = []
     open_before = psutil.Process().num_fds()
-    async with kept(tmp_path, "", said, TOO_LONG="x" * 5_000_000) as (child, _):
+    async with kept(tmp_path, "", messages, TOO_LONG="x" * 5_000_000) as (child, _):
         await until(lambda: child.deaths == 2)
-    assert [line.partition(" after ")[0] for line in said] == [
+    assert [line.partition(" after ")[0] for line in messages] == [
         "child cannot be started (Argument list too long)"
     ] * 2
     assert psutil.Process().num_fds() <= open_before, "no pipe stays open"
