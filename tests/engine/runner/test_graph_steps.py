@@ -108,7 +108,7 @@ class Data:
         return DecodeGraphs(self.forward, self.slot_table, sizes, PLENTY, backend or FakeGraphs())
 
     def stored(self) -> list[torch.Tensor]:
-        """All that a step changes, but for what padding may write to."""
+        """Everything that a step changes, except what padding may write to."""
         caches = [part[:-1] for cache in self.caches.values() for part in (cache.k, cache.v)]
         return [self.slot_table[:-1], *caches]
 
@@ -122,7 +122,7 @@ def eager(data: Data, arrays: StepArrays) -> torch.Tensor:
 
 
 def steps(seed: int, num_steps: int) -> Iterator[StepArrays]:
-    """Random sets of up to MAX_ROWS sequences, each one token further; slots anywhere."""
+    """Yields steps of random sets of up to MAX_ROWS sequences, one token each, in random slots."""
     rng = random.Random(seed)
     free = rng.sample(range(NUM_SLOTS), NUM_SLOTS)
     sequences = [Sequence(row, []) for row in rng.sample(range(MAX_ROWS), MAX_ROWS)]

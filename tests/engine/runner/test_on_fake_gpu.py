@@ -257,7 +257,7 @@ class OnlyRank:
 def test_a_rank_tries_to_allocate_what_the_largest_step_took(
     models: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its number of KV blocks. A pass of a quarter of the tokens takes a quarter of that."""
+    """Its number of KV blocks does not matter. A pass of a quarter of the tokens takes a quarter of that memory."""
     allocated: list[int] = []
     empty = torch.empty
 

@@ -242,7 +242,7 @@ def test_main_continues_until_all_buffers_are_full() -> None:
 
 
 def test_runs_of_host_slots_are_copied_at_once() -> None:
-    """In two runs, backwards, as a pool hands them out that got them back in ascending order."""
+    """The slots are two descending runs: a pool hands them out so if they were freed in ascending order."""
     device = FakeDevice(0, pace=0.0, copy_share=0.0)
     caches = make_caches(20)
     host_kv = HostKV(caches, 10, CPU, device, copier=TorchCopier(caches))
