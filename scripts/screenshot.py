@@ -32,19 +32,14 @@ sys.path.insert(0, str(ROOT))
 
 from bros_batch.client.chat_stream import ask  # noqa: E402
 from bros_batch.client.http_client import Client  # noqa: E402
-from bros_batch.demo.documents import (  # noqa: E402
-    CHAT_PROMPT,
-    EXTRACTION_PROMPT,
-    Document,
-    generate_documents,
-    questions,
-)
+from bros_batch.demo.documents import Document, generate_documents  # noqa: E402
+from bros_batch.demo.prompts import CHAT_PROMPT, EXTRACTION_PROMPT, questions  # noqa: E402
 from tests.bros_batch.web.browser import browser  # noqa: E402
 
 PICTURE = ROOT / "docs" / "dashboard.png"
-WIDTH, JOBS_HEIGHT, ENGINE_HEIGHT, GAP = 1200, 440, 960, 24
+WIDTH, JOBS_HEIGHT, ENGINE_HEIGHT, GAP = 1200, 440, 890, 24
 MAX_PICTURE_BYTES = 150_000
-CHATTERS = 3
+CHATTERS = 2
 HISTORY_S = 125  # the charts show two minutes
 PAUSE_S = 1.5  # between two chats of one person
 SEED = 20_261
@@ -81,7 +76,8 @@ def services(directory: Path) -> Iterator[str]:
     """Run `bros-batch up` on a free port, and yield its URL."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
     flags = ["--data-dir", str(directory / "data"), "--port", "0", "--json"]
-    command = [sys.executable, "-m", "cli", "up", *flags]
+    # The engine is named after the host by default, which is of no interest to a reader.
+    command = [sys.executable, "-m", "cli", "up", *flags, "--", "--engine-id", "engine-0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
@@ -96,7 +92,7 @@ def services(directory: Path) -> Iterator[str]:
 
 def submit_jobs(client: Client, directory: Path) -> str:
     """Submit three jobs: one that ends with a few errors, one that is paused, and a long one, whose id is returned."""
-    documents = generate_documents(24 + 300 + 700, SEED)
+    documents = generate_documents(24 + 300 + 1500, SEED)
     path = directory / "small.jsonl"
     write(path, itertools.islice(documents, 24))
     with path.open("a", encoding="utf-8") as file:
@@ -104,15 +100,17 @@ def submit_jobs(client: Client, directory: Path) -> str:
     first = submit(client, path, "invoices, third quarter")
     while client.batch(first)["status"] != "completed":
         time.sleep(0.2)
-    path = directory / "receipts.jsonl"
-    write(path, itertools.islice(documents, 300))
-    later = submit(client, path, "receipts, backlog")
+    receipts, archive = directory / "receipts.jsonl", directory / "archive.jsonl"
+    write(receipts, itertools.islice(documents, 300))
+    write(archive, documents)
+    long = submit(client, archive, "purchase orders, archive")
+    while not client.batch(long)["request_counts"]["completed"]:
+        time.sleep(0.2)
+    later = submit(client, receipts, "receipts, backlog")
     while client.batch(later)["status"] == "validating":
         time.sleep(0.05)
     client.post(f"/v1/batches/{later}/pause")
-    path = directory / "archive.jsonl"
-    write(path, documents)
-    return submit(client, path, "purchase orders, archive")
+    return long
 
 
 def submit(client: Client, path: Path, name: str) -> str:
@@ -181,7 +179,7 @@ def save_picture(parts: Sequence[Image.Image]) -> None:
         picture.paste(part, (0, top))
         top += part.height + GAP
     PICTURE.parent.mkdir(exist_ok=True)
-    picture.quantize(128, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
     size = PICTURE.stat().st_size
     print(f"{PICTURE}: {picture.width} x {picture.height}, {size / 1000:.0f} KB")
     assert size < MAX_PICTURE_BYTES, "the picture is too large for a README"

@@ -28,13 +28,15 @@ class Conversation(msgspec.Struct):
 
 
 async def read_chat(_request: Request) -> Page:
-    """The page is the same for everyone: the conversation lives in the browser."""
+    """The page, which is the same for everyone: a conversation exists only in the browser."""
     return Page("chat.html", {})
 
 
 async def answer(request: Request) -> ASGIApp:
-    """The next answer as a stream of OpenAI's chunks. A route of its own, since the session cookie of a browser
-    does not open the API to anything but reading."""
+    """The next answer of a conversation, as a stream of OpenAI's chunks.
+
+    The page cannot use the API itself: with a browser's session, the API only allows reading.
+    """
     state = app_state(request)
     raw = await read_body(request, state.settings.max_body_bytes)
     try:

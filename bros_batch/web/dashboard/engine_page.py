@@ -22,7 +22,7 @@ Facts = list[tuple[str, str]]
 
 
 async def read_engine(request: Request, history: EngineHistory) -> Page:
-    """The engine as it is now. ApiError 503 when it is not reachable."""
+    """The engine as it is now. Raises ApiError 503 if it is not reachable."""
     try:
         client = await app_state(request).engine.client()
         stats = await client.stats(with_memory=True)

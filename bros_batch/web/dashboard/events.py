@@ -15,7 +15,7 @@ from bros_batch.web.dashboard.rendering import Page, engine_state, fragments
 from bros_batch.web.errors import ApiError
 
 REFRESH_S = 1.0
-ZLIB_LEVEL, GZIP_FORMAT = 1, 31  # the rows of a list are alike: more effort brings little
+ZLIB_LEVEL, GZIP_FORMAT = 1, 31  # a list's rows are so alike that higher levels gain little
 
 Read = Callable[[Request], Awaitable[Page]]
 
@@ -29,9 +29,9 @@ def event_stream(request: Request, read: Read) -> ASGIApp:
 async def changes(request: Request, read: Read) -> AsyncGenerator[bytes]:
     """Events `{"fragments": {id: html}, "problem": sentence or null}` until the server stops.
 
-    The first has every live part, later ones only what changed since; an event without changes still tells the browser
-    that the data are fresh. `problem` says why they cannot be read at the moment. Closing the generator is all that a
-    closed page leaves to do.
+    The first event has every live part, later ones only the parts that changed. An event without changes still tells
+    the browser that its data are fresh. `problem` says why they cannot be read at the moment. The generator holds all
+    that the server knows of an open page.
     """
     sent: dict[str, str] = {}
     while not request.app.state.is_stopping():
@@ -49,9 +49,9 @@ async def changes(request: Request, read: Read) -> AsyncGenerator[bytes]:
 
 
 class Gzipped:
-    """A response whose pieces are compressed as one stream, each flushed so that it arrives at once.
+    """A response that is compressed as one stream, of which each piece is flushed and arrives at once.
 
-    Starlette's middleware leaves event streams alone, since it would hold pieces back.
+    Starlette's middleware does not compress event streams, because it would hold pieces back.
     """
 
     def __init__(self, response: ASGIApp) -> None:

@@ -139,12 +139,12 @@ def as_text(value: object) -> str:
 
 
 def cut(message: str | None) -> str:
-    """The beginning of a message that may be long."""
+    """The first MAX_MESSAGE_CHARS characters of a message."""
     return (message or "")[:MAX_MESSAGE_CHARS]
 
 
 async def change(request: Request) -> Response:
-    """Pause, resume, retry or cancel a job: for a script without content, for a plain form with the way back."""
+    """Pause, resume, retry or cancel a job. The response is empty for a script, and a redirect for a plain form."""
     job_id, name = request.path_params["job_id"], request.path_params["change"]
     if name not in CHANGES:
         raise not_found("change", name, "change")

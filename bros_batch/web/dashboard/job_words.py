@@ -1,4 +1,4 @@
-"""The words in which the dashboard speaks of jobs."""
+"""Words and times that describe a job to readers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATUS_WORDS = {
 
 
 def status_word(status: str) -> str:
-    """A job's status for readers."""
+    """The word for a job's status."""
     return STATUS_WORDS.get(JobStatus(status), status)
 
 

@@ -1,4 +1,4 @@
-"""HTML of a page and of its live parts, from the templates; every value in it is escaped."""
+"""Rendering of pages and of their live parts from the templates, with every value escaped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bros_batch.web.dashboard import formats, job_words
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
-# The policy allows neither inline scripts nor inline styles, so markup that slipped in could not run.
+# The policy allows no inline scripts or styles, so injected markup could not run.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -30,8 +30,8 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page as it is now. `live` names the blocks of its template that the event stream keeps up to date; the
-    element around each has the block's name as its id."""
+    """A page at one time. The event stream keeps the blocks of its template that `live` names up to date; the element
+    around each of them has the name of the block as its id."""
 
     template: str
     values: Mapping[str, object]
@@ -41,7 +41,7 @@ class Page:
 
 @cache
 def asset(name: str) -> str:
-    """The URL of a static file, with a hash of its content: browsers keep it until it changes."""
+    """The URL of a static file, with a hash of its content so that browsers can keep it until it changes."""
     digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()
     return f"/static/{name}?v={digest[:12]}"
 
@@ -63,7 +63,7 @@ def _environment() -> Environment:
         took_s=job_words.took_s,
     )
     environment.globals["asset"] = asset
-    # Blocks are rendered alone too, where the imports of their template do not exist.
+    # A global, since blocks that are rendered on their own do not see the imports of their template.
     environment.globals["ui"] = environment.get_template("macros.html").module
     return environment
 

@@ -1,4 +1,4 @@
-"""The dashboard's routes: pages that are also their own event streams, static files, and what their scripts post."""
+"""The dashboard's routes: pages, each with its event stream under the same URL, static files, and form targets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STATIC_FILES = frozenset(path.name for path in STATIC.iterdir())
 
 
 def dashboard_routes() -> list[Route]:
-    """All routes of the dashboard, with the rates and the history that its pages share."""
+    """All routes of the dashboard. They share the rates of jobs and the history of the engine."""
     rates, history = JobRates(), EngineHistory()
     return [
         _page("/", partial(read_jobs, rates=rates)),
@@ -47,7 +47,7 @@ def dashboard_site(routes: list[Route]) -> ASGIApp:
 
 
 def _page(path: str, read: Read) -> Route:
-    """A route that answers with the page, or, to who accepts only events, with the stream of its changes."""
+    """A route that responds with the page, or with its event stream if the client accepts events."""
 
     async def respond(request: Request) -> Response | ASGIApp:
         if "text/event-stream" in request.headers.get("accept", ""):
@@ -55,7 +55,7 @@ def _page(path: str, read: Read) -> Route:
         try:
             page = await read(request)
         except ApiError as error:
-            # The script on this page loads the right one as soon as the stream has data.
+            # The script of this page reloads it as soon as the stream has data.
             page = Page("unavailable.html", {"problem": error.message}, status=error.status)
         return _answer(request, page)
 
@@ -67,7 +67,7 @@ def _answer(request: Request, page: Page) -> Response:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """A page in the site's style for people, the API's error for programs."""
+    """A page for browsers, and the API's JSON error for other clients."""
     request = Request(scope, receive)
     if "text/html" not in request.headers.get("accept", ""):
         raise HTTPException(404)
@@ -76,7 +76,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _static_file(request: Request) -> Response:
-    """A file that belongs to the pages. Its URL changes with its content, so browsers need not ask for it again."""
+    """A file of the pages. Its URL contains a hash of its content, so browsers may keep it forever."""
     name = request.path_params["name"]
     if name not in STATIC_FILES:
         raise HTTPException(404)

@@ -2,7 +2,7 @@
 // Each page's URL is also its event stream: HTML of the parts that changed, once per second. A hidden page has none.
 
 const RETRY_MS = 1000;
-const STALE_AFTER_MS = 5000;
+const STALE_AFTER_MS = 8000; // the server itself waits for the engine for up to 7 s
 const FILTER_DELAY_MS = 200;
 const TOAST_MS = 6000;
 
@@ -17,7 +17,11 @@ function connect() {
   if (document.hidden || !("live" in document.body.dataset)) return;
   lastEventAt = Date.now();
   stream = new EventSource(location.pathname + location.search);
-  stream.onmessage = ({ data }) => (data === "[DONE]" ? lost() : receive(JSON.parse(data)));
+  stream.onmessage = ({ data }) => {
+    const { fragments, problem } = data === "[DONE]" ? {} : JSON.parse(data);
+    if (fragments) receive(fragments, problem);
+    else lost(); // the server stops, or failed
+  };
   stream.onerror = lost;
 }
 
@@ -49,7 +53,7 @@ function setText(element, text) {
   element.hidden = !text;
 }
 
-function receive({ fragments, problem }) {
+function receive(fragments, problem) {
   if (problem) {
     showStale(problem);
   } else {

@@ -98,6 +98,7 @@ def pages(job: Job, text: str) -> list[Page]:
         "status": "",
         "statuses": STATUSES,
         "more": None,
+        "max_rows": None,
     }
     return [
         Page("jobs.html", listing, ("listing",)),

@@ -46,7 +46,7 @@ def chrome() -> Iterator[Chrome]:
 
 
 def shown(chrome: Chrome) -> str:
-    """The words on the page."""
+    """Return the visible text of the page."""
     return str(chrome.execute_script("return document.body.innerText"))  # type: ignore[no-untyped-call]
 
 
@@ -93,7 +93,7 @@ def submit(client: OpenAI, content: bytes, name: str) -> str:
     ).id
 
 
-def paint(web: Web, job_id: str, **values: Any) -> None:
+def update_job(web: Web, job_id: str, **values: Any) -> None:
     database = open_database(web.settings.resolved_database_url)
     with writing(database) as connection:
         connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(**values))
@@ -101,7 +101,7 @@ def paint(web: Web, job_id: str, **values: Any) -> None:
 
 
 def unattended_job(web: Web, name: str, **values: Any) -> str:
-    """A job that no worker will touch: what the page shows of it is what was painted."""
+    """Create a paused job, which no worker touches, so that the page shows exactly these values."""
     database = open_database(web.settings.resolved_database_url)
     with writing(database) as connection:
         job = jobs.create_job(
@@ -137,7 +137,7 @@ def test_counts_move_without_a_reload(site: Web, chrome: Chrome) -> None:
     job_id = unattended_job(site, "moving", total=1000, succeeded=10)
     chrome.get(f"{site.url}/jobs/{job_id}")
     wait_text(chrome, "moving", "10 of 1\u202f000")
-    paint(site, job_id, succeeded=700, failed=3)
+    update_job(site, job_id, succeeded=700, failed=3)
     wait_text(chrome, "700 of 1\u202f000")
     bar = chrome.find_element(By.CSS_SELECTOR, '[role="progressbar"]')
     assert bar.get_attribute("aria-valuenow") == "703"
@@ -166,7 +166,7 @@ def test_buttons_move_a_job(site: Web, chrome: Chrome) -> None:
 
 def test_pause_and_resume(site: Web, chrome: Chrome) -> None:
     job_id = unattended_job(site, "pausing", total=5)
-    paint(site, job_id, status="in_progress", total=10**6)
+    update_job(site, job_id, status="in_progress", total=10**6)
     chrome.get(f"{site.url}/jobs/{job_id}")
     press(chrome, "Pause")
     wait_text(chrome, "paused")
@@ -202,7 +202,7 @@ def test_focus_and_selection_survive_refreshes(site: Web, chrome: Chrome) -> Non
             break
     unattended_job(site, "focused, newer", total=10)
     wait_text(chrome, "focused, newer")
-    paint(site, job_id, succeeded=400)
+    update_job(site, job_id, succeeded=400)
     wait_text(chrome, "400 / 1\u202f000")
     assert chrome.switch_to.active_element.get_attribute("id") == job_id
     chrome.switch_to.active_element.send_keys(Keys.ENTER)
@@ -212,7 +212,7 @@ def test_focus_and_selection_survive_refreshes(site: Web, chrome: Chrome) -> Non
     chrome.execute_script(  # type: ignore[no-untyped-call]
         "document.getElementById('cancel').focus(); getSelection().selectAllChildren(document.querySelector('p.id'))"
     )
-    paint(site, job_id, succeeded=500, failed=1)
+    update_job(site, job_id, succeeded=500, failed=1)
     wait_text(chrome, "500 of 1\u202f000")
     assert chrome.execute_script("return getSelection().toString().trim()") == job_id  # type: ignore[no-untyped-call]
     assert chrome.switch_to.active_element.text == "Cancel"
@@ -360,7 +360,7 @@ def test_it_asks_for_the_key(redis_of_session: RedisServer, text_model: Path, ch
 
 
 def test_stale_data_say_so(service: tuple[Web, Processes], chrome: Chrome) -> None:
-    """Last: it takes the engine away."""
+    """Near the end of this file, because it stops the engine."""
     site, group = service
     chrome.get(f"{site.url}/engine")
     wait_text(chrome, "KV memory", "engine up")
@@ -393,7 +393,7 @@ def test_a_web_process_that_stops_is_noticed(service: tuple[Web, Processes], chr
 
 
 def test_no_warnings_were_logged(service: tuple[Web, Processes]) -> None:
-    """After all the pages above: nothing in the web process's log but that the engine went away."""
+    """After all the pages above, the log of the web process only says that the engine went away."""
     web = process_of(service[1], lambda process: process is service[1].started[3])
     words = [line for line in web.output().splitlines() if "engine" not in line.lower()]
     assert words == []
