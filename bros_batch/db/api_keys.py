@@ -1,4 +1,4 @@
-"""Queries about API keys."""
+"""Queries about API keys: create, find, list and revoke them."""
 
 from __future__ import annotations
 

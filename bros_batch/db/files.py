@@ -1,4 +1,4 @@
-"""Queries about files. Like all functions of this package, they take an open connection from `reading` or `writing`."""
+"""Queries about files: create, read, list and delete them, and find those that have expired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries about the Redis that this database was last used with."""
+"""Queries about the generation of the Redis that this database was last used with."""
 
 from __future__ import annotations
 
