@@ -49,7 +49,7 @@ class JobRequests:
         """The sampling of an item that was prepared before."""
         return sampling_of(self.request_of(body), default_max_tokens)
 
-    def prepare(
+    def encode(
         self, tokenizer: ModelTokenizer, body: str, line_no: int, max_model_len: int, default_max_tokens: int
     ) -> tuple[list[int], Request, Sampling]:
         """The tokens, request and sampling of an item. Raises RequestError, which says what is wrong with the line."""

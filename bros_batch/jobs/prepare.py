@@ -41,12 +41,12 @@ def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None
         if not claimed:
             break
         for job, queued in claimed:
-            preparer.prepare(job, queued)
+            preparer.prepare_items(job, queued)
         if time.monotonic() >= until_s:
-            return preparer.run(Progress.MORE)
+            return preparer.task_run(Progress.MORE)
         if lock is not None:
             lock.renew()
-    return preparer.run(Progress.DONE)
+    return preparer.task_run(Progress.DONE)
 
 
 def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, list[QueuedItem]]]:
@@ -79,10 +79,10 @@ class _Preparer:
         self._failed = 0
         self._finalizing: list[str] = []
 
-    def run(self, progress: Progress) -> TaskRun:
+    def task_run(self, progress: Progress) -> TaskRun:
         return TaskRun(progress, finalize=self._finalizing, queued=self._queued, failed=self._failed)
 
-    def prepare(self, job: RunnableJob, queued: list[QueuedItem]) -> None:
+    def prepare_items(self, job: RunnableJob, queued: list[QueuedItem]) -> None:
         """Enqueue items until the time is up. Items that cannot be prepared end, and the rest become pending again."""
         requests = try_job_requests(job.endpoint, job.model, job.ingest_form, job.defaults)
         payloads: list[tuple[int, int, bytes]] = []
@@ -120,7 +120,7 @@ class _Preparer:
                 self._finalizing += finished.finalizing
 
     def _payload(self, job: RunnableJob, requests: JobRequests, item: QueuedItem) -> bytes:
-        token_ids, request, sampling = requests.prepare(
+        token_ids, request, sampling = requests.encode(
             self._tokenizer,
             item.body,
             item.line_no,

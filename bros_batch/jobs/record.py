@@ -71,14 +71,14 @@ def record(
         entries = _read(worker.redis, start)
         if not entries:
             if start == b">":
-                return recorder.run(Progress.DONE)
+                return recorder.task_run(Progress.DONE)
             start = b">"
             continue
-        recorder.record(entries)
+        recorder.record_entries(entries)
         if after_group is not None:
             after_group()
         if time.monotonic() >= until_s:
-            return recorder.run(Progress.MORE)
+            return recorder.task_run(Progress.MORE)
         if lock is not None:
             lock.renew()
 
@@ -132,10 +132,10 @@ class _Recorder:
         self._changed = 0
         self._finalizing: list[str] = []
 
-    def run(self, progress: Progress) -> TaskRun:
+    def task_run(self, progress: Progress) -> TaskRun:
         return TaskRun(progress, finalize=self._finalizing, changed=self._changed)
 
-    def record(self, entries: Sequence[ResultEntry]) -> None:
+    def record_entries(self, entries: Sequence[ResultEntry]) -> None:
         finished = self._finished([entry.result for entry in entries if entry.result is not None])
         try:
             self._commit(finished)
