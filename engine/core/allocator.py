@@ -63,8 +63,8 @@ class Allocator:
         restore: bool = True,
         force: bool = False,
     ) -> bool:
-        """Compute the request's next tokens: as many as fit into memory and into a step of `limit_s`, but `at_least` so
-        many whatever the limit, and `at_most` so many. True if no token is left to compute.
+        """Compute the request's next tokens: as many as fit into memory and into a step of `limit_s`, but at least
+        `at_least` regardless of the limit, and at most `at_most`. True if no token is left to compute.
 
         A waiting request gets a row first. `restore`: tokens that the request has lost are restored, where that is
         possible and cheaper than computing them. `force`: see `VictimOrder.choose`.

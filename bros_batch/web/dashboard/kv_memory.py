@@ -34,7 +34,7 @@ class MemoryPicture:
 
 def memory_picture(memory: Mapping[str, Any], num_blocks: int) -> MemoryPicture:
     """The picture of what the engine reports as `memory` (`engine.core.kv.view.Occupancy`)."""
-    size, blocks_per_cell = int(memory["block_size"]), int(memory["blocks_a_cell"])
+    size, blocks_per_cell = int(memory["block_size"]), int(memory["blocks_per_cell"])
     columns: dict[str, Sequence[int]] = {kind: memory[kind] for kind, *_ in KINDS}
     cells = []
     for cell in range(len(columns["left"])):

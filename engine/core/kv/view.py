@@ -14,11 +14,11 @@ from engine.core.kv.cache import KVCacheManager
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """Tokens in each cell of `blocks_a_cell` blocks; the last cell may have fewer. `left` and `right` are held by
+    """Tokens in each cell of `blocks_per_cell` blocks; the last cell may have fewer. `left` and `right` are held by
     requests, those of RT on the left; `cached` are prefixes that no request holds, kept until their memory is
     needed."""
 
-    blocks_a_cell: int
+    blocks_per_cell: int
     left: list[int]
     right: list[int]
     cached: list[int]

@@ -22,7 +22,7 @@ from engine.core.request import Request, State
 from engine.core.terms import Lane
 
 # If the cost model overestimates the time of prompts, no step would ever compute one, and the model would never learn:
-# after so many steps without prompts, a short chunk is computed whatever the prediction.
+# after so many steps without prompts, a short chunk is computed in spite of the prediction.
 PROBE_STEPS = 64
 # Blocks kept free when BE is admitted, so that running requests can grow: a share of all blocks, and half a block for
 # each running BE request.
@@ -64,7 +64,7 @@ class BrosPolicy:
         first_s = cost.chunk_s(first.num_computed_tokens, first.num_uncomputed_tokens) if first else 0.0
         limit_s = pace.set_limit(backlog.decoding[Lane.RT], first, first_s, cost.error_ratio, now_s)
         be_has_work = backlog.has(Lane.BE)
-        # The tokens owed to BE are set aside from the budget before RT uses it up, whatever the deadlines.
+        # The tokens owed to BE are set aside from the budget before RT uses it up, even if RT then misses deadlines.
         owed = min(int(pace.be_owed_tokens), batch.tokens_left // 2) if be_has_work else 0
         if owed:
             batch.set_aside(owed)
@@ -160,7 +160,7 @@ class BrosPolicy:
                 return
 
     def _min_be_tokens(self, batch: Batch, owed: int) -> int:
-        """How many BE tokens the batch takes whatever its limit: those owed, and some if it would be empty without."""
+        """How many BE tokens the batch takes regardless of its limit: those owed, and some if it would be empty."""
         has_none = batch.shape.tokens == batch.shape.rows
         is_probe = has_none and batch.number - self._last_prompt_step >= PROBE_STEPS
         return max(owed - batch.num_be_tokens, MIN_CHUNK_TOKENS if is_probe or not batch.shape.rows else 0)

@@ -1,4 +1,4 @@
-"""The cost model learns what steps take from steps alone."""
+"""The cost model learns how long steps take from the steps it observes."""
 
 import json
 import random
@@ -106,7 +106,7 @@ def test_steps_of_constant_time_teach_no_cost_of_tokens():
     assert model.predict(shape) == pytest.approx(0.02, rel=0.2)
 
 
-def test_a_chunk_is_as_long_as_the_time_allows():
+def test_a_chunk_has_as_many_tokens_as_the_time_allows():
     model = learned(600, noise=0.0)
     shape = StepShape()
     for _ in range(10):
@@ -123,7 +123,7 @@ def test_a_chunk_is_as_long_as_the_time_allows():
     assert model.chunk_tokens(shape, 10.0, 0, 100) == 100
 
 
-def test_rows_are_as_many_as_the_time_allows():
+def test_there_are_as_many_rows_as_the_time_allows():
     model = learned(600, noise=0.0)
     contexts = [300] * 200
     count = model.single_rows(StepShape(), 0.03, contexts)
@@ -131,13 +131,13 @@ def test_rows_are_as_many_as_the_time_allows():
     assert model.predict(StepShape(count + 1, count + 1, 300 * (count + 1))) > 0.03
 
 
-def test_a_new_model_expects_nothing():
+def test_a_new_model_predicts_zero():
     model = CostModel()
     assert model.predict(StepShape(100, 3, 50)) == 0
     assert model.chunk_tokens(StepShape(), 0.0, 0, 64) == 64
 
 
-def test_what_was_learned_can_be_stored_and_taken_up():
+def test_a_model_can_be_stored_and_restored():
     model = learned(600, noise=0.0)
     again = CostModel.from_learned(json.loads(json.dumps(model.learned())))
     assert median_error(again) < 0.02
@@ -150,6 +150,6 @@ def test_what_was_learned_can_be_stored_and_taken_up():
 
 
 @pytest.mark.parametrize("stored", [{}, {"single": 1}, {"single": {"theta": [1], "a": [1], "b": [1]}}, []])
-def test_what_is_no_stored_model_is_refused(stored):
+def test_data_that_is_no_stored_model_is_rejected(stored):
     with pytest.raises((ValueError, KeyError, TypeError)):
         CostModel.from_learned(stored)

@@ -1,3 +1,5 @@
+"""Which slots the tokens of an extent take."""
+
 from engine.core.extent import Extent
 from engine.core.terms import Lane, Side
 

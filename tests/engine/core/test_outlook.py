@@ -1,4 +1,4 @@
-"""Overload: the prediction comes true, and who is told to come back later is let in then."""
+"""The outlook predicts the time to first token, and a rejected chat that comes back when told is admitted."""
 
 import random
 
@@ -13,12 +13,12 @@ from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from tests.factories import request, runner_info, scheduler_for
 
 COST = SimulatedCost(step_s=0.002, token_s=0.0005, row_s=0.0002)
-PATIENT = SLO(1000.0, 0.05)  # nobody is late, so the first come are first served
+PATIENT = SLO(1000.0, 0.05)  # no request is late, so they are served in order of arrival
 FACTOR = 4.0
 
 
 class World:
-    """A scheduler, a runner and a clock that only steps move."""
+    """A scheduler, a runner, and a clock that only steps advance."""
 
     def __init__(self, **info: int) -> None:
         info = {"num_blocks": 4000, "block_size": 16, "max_model_len": 4096, "max_num_seqs": 32, **info}
@@ -58,13 +58,13 @@ class World:
         return self.outlook().excess_s(num_tokens, slo, FACTOR, 0, 0)
 
     def learn(self, max_tokens: int = 4) -> None:
-        """What steps cost, and how long requests hold their rows."""
+        """Let the scheduler learn what steps cost and how long requests hold their rows."""
         for _ in range(40):
             self.send(self.random.randrange(20, 400), max_tokens=max_tokens)
             self.run()
 
 
-def test_the_backlog_is_what_is_still_to_compute():
+def test_the_rt_load_counts_the_tokens_still_to_compute():
     world = World()
     for _ in range(400):
         if world.random.random() < 0.4:
@@ -88,7 +88,7 @@ def test_the_backlog_is_what_is_still_to_compute():
 def test_the_prediction_comes_true(rows: int, blocks: int, max_tokens: int):
     world = World(max_num_seqs=rows, num_blocks=blocks, max_model_len=1024)
     world.learn(max_tokens)
-    for _ in range(60):  # those that run beside others hold their rows for longer
+    for _ in range(60):  # requests that run beside others hold their rows for longer
         world.send(200, max_tokens=max_tokens)
     world.run()
     predicted = {}
@@ -103,7 +103,7 @@ def test_the_prediction_comes_true(rows: int, blocks: int, max_tokens: int):
         assert world.ttft_s[name] == pytest.approx(predicted[name], rel=0.35), number
 
 
-def test_nobody_is_refused_for_what_is_not_rt():
+def test_no_chat_is_rejected_because_of_bulk_or_its_own_length():
     world = World()
     for num_tokens in (1, 4000, 10**6):
         assert world.excess_s(num_tokens, SLO(0.001, 0.001)) <= 0
@@ -116,13 +116,13 @@ def test_nobody_is_refused_for_what_is_not_rt():
         assert world.excess_s(num_tokens, SLO(0.001, 0.001)) <= 0
 
 
-def test_who_comes_back_when_told_is_let_in():
+def test_a_rejected_chat_is_admitted_after_the_predicted_excess():
     world, slo = World(), SLO(0.2, 0.05)
     world.learn()
     while (excess_s := world.excess_s(200, slo)) <= 1.0:
         world.send(200)
     assert len(world.sent) > 40 + 5, "some were let in"
-    assert world.excess_s(200, SLO(60.0, 0.05)) <= 0, "one that was promised less"
+    assert world.excess_s(200, SLO(60.0, 0.05)) <= 0, "an SLO that leaves more time"
     told_s = world.now_s
     world.run(until_s=told_s + 0.5 * excess_s)
     assert world.excess_s(200, slo) > 0
@@ -130,7 +130,7 @@ def test_who_comes_back_when_told_is_let_in():
     assert world.excess_s(200, slo) <= 0
 
 
-def test_nobody_is_let_in_while_one_that_was_waits_beyond_the_bound():
+def test_no_chat_is_admitted_while_an_admitted_one_waits_beyond_the_bound():
     slo = SLO(0.5, 0.1)
     now = Outlook(backlog_tokens=150, token_s=0.001, num_requests=3, room=8, waited_s=2.1, slo_s=0.5)
     assert now.excess_s(10, slo, FACTOR, 0, 0) == pytest.approx(0.15)
@@ -138,13 +138,13 @@ def test_nobody_is_let_in_while_one_that_was_waits_beyond_the_bound():
     assert now._replace(slo_s=1.0).excess_s(10, slo, FACTOR, 0, 0) <= 0
 
 
-def test_what_is_on_its_way_to_the_main_loop_counts():
+def test_requests_on_their_way_to_the_main_loop_count():
     now = Outlook(num_received=10, num_received_tokens=1000, token_s=0.01, room=8)
     assert now.excess_s(100, SLO(0.5, 0.1), FACTOR, 10, 1000) <= 0
     assert now.excess_s(100, SLO(0.5, 0.1), FACTOR, 20, 2000) == pytest.approx(1.0 + 10.0 - 4 * 1.0)
 
 
-def test_a_lost_request_leaves_nothing_behind():
+def test_an_aborted_request_leaves_nothing_in_the_rt_load():
     world = World()
     world.scheduler.add(request(range(100), lane=Lane.RT, request_id="gone"))
     assert world.scheduler.rt_load.num_tokens == 100

@@ -1,4 +1,4 @@
-"""The scheduler on the simulated runner, whose outputs are wrong if a slot, a token or an order is."""
+"""The scheduler on the simulated runner, whose outputs are wrong if a slot, a token or an order is wrong."""
 
 import pytest
 from hypothesis import given, settings
@@ -50,10 +50,10 @@ def test_outputs_are_those_of_each_request_alone():
     st.integers(1, 40),
     st.booleans(),
 )
-def test_scarce_memory_changes_no_output_and_starves_nobody(
+def test_scarce_memory_changes_no_output_and_every_request_ends(
     arrivals, num_blocks, block_size, budget, is_ahead
 ):
-    """Requests come at random steps, some are aborted, memory holds a few at a time."""
+    """Requests arrive at random steps, some are aborted, and memory holds a few at a time."""
     num_blocks = -(-num_blocks * 5 // block_size)
     runner = simulated_runner(
         num_blocks=num_blocks, block_size=block_size, max_num_seqs=5, max_model_len=64, mean_output_tokens=8
@@ -84,7 +84,7 @@ def test_scarce_memory_changes_no_output_and_starves_nobody(
     assert scheduler.kv.num_free_blocks == num_blocks
 
 
-def test_a_full_house_makes_no_rt_wait():
+def test_rt_does_not_wait_for_rows_when_be_uses_all_of_them():
     runner = simulated_runner(max_num_seqs=4, num_blocks=100)
     scheduler = scheduler_for(runner.info, reserved_rt_rows=1)
     for _ in range(10):
@@ -134,7 +134,7 @@ def test_be_is_admitted_by_priority_then_age():
     assert list(outputs.finished) == ["p1", "p3", "p2", "p0"]
 
 
-def test_what_can_never_be_served_is_refused_with_the_reason():
+def test_a_request_that_can_never_be_served_is_rejected_with_the_reason():
     scheduler = scheduler_for(runner_info(num_blocks=4, block_size=4, max_model_len=100))
     with pytest.raises(ValueError, match="has 16 tokens, but prompt and output together may have 16"):
         scheduler.add(request(range(3, 19)))
@@ -181,7 +181,7 @@ def test_an_id_may_be_used_again_after_an_abort():
     assert outputs.token_ids["again"] == runner.continuation([6, 7], successor.sampling)
 
 
-def test_times_are_those_of_the_steps():
+def test_the_times_of_events_are_those_of_the_steps():
     runner = simulated_runner()
     scheduler = scheduler_for(runner.info)
     scheduler.add(request(lane=Lane.RT, max_tokens=3, arrival_s=1.0, request_id="r"))
@@ -192,12 +192,12 @@ def test_times_are_those_of_the_steps():
     assert (finished.queue_s, finished.ttft_s, finished.tpot_s, finished.e2e_s) == (1.0, 1.0, 0.75, 2.5)
 
 
-def test_reserved_rows_must_leave_be_one():
+def test_reserved_rows_must_leave_be_at_least_one_row():
     with pytest.raises(ValueError, match="reserved_rt_rows"):
         SchedulerConfig(max_num_seqs=4, max_model_len=8, max_num_batched_tokens=8, reserved_rt_rows=4)
 
 
-def test_min_tokens_holds_back_the_end():
+def test_output_has_at_least_min_tokens():
     runner = simulated_runner(mean_output_tokens=2)
     scheduler = scheduler_for(runner.info)
     sampling = SamplingParams(max_tokens=30, min_tokens=12)

@@ -1,7 +1,7 @@
-"""The runner loses all it holds; whatever state a request was in then, nobody can tell by its output.
+"""After the runner has lost all it holds, outputs are the same as without the loss, in every state of a request.
 
-A simulated runner that was started anew has zeros in its memory: a slot, a copy or a prefix that the scheduler still
-counted on would make an output wrong.
+A simulated runner that restarts has zeros in its memory: if the scheduler still relied on a slot, a copy or a prefix,
+an output would be wrong.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishReason, Lane, Policy
 from tests.factories import Outputs, RestartingRunner, Steps, request, scheduler_for
 
-# (lane, every token of the prompt, their number, output tokens, steps until the next comes, is it aborted then). Three
-# have rows. Of the first there are more than that, and of the others memory holds one or two; some want all of it.
+# (lane, token id of the whole prompt, its length, output tokens, steps until the next request, whether it is aborted
+# then). There are three rows: the first requests need more than that, and of the others memory holds one or two at a
+# time. Some need all of it.
 RT, BE = Lane.RT, Lane.BE
 CROWD = (
     (BE, 8, 5, 12, 2, False), (BE, 9, 5, 12, 2, False), (RT, 10, 4, 6, 0, False), (RT, 11, 4, 6, 8, False),
@@ -40,7 +41,7 @@ MEMORY = {
 
 
 def kinds(scheduler: Scheduler) -> set[str]:
-    """What is there to be taken back."""
+    """The kinds of state that there are to take back."""
     found = {"gone"} if scheduler._gone else set()
     if scheduler.backlog.parked:
         found.add("parked")
@@ -62,7 +63,7 @@ def kinds(scheduler: Scheduler) -> set[str]:
 
 
 def watch(scheduler: Scheduler, seen: set[str]) -> None:
-    """Notes what is taken back, and holds it against what has to be left: nothing."""
+    """Note the kinds of state that are taken back, and check that nothing of them is left."""
     take_back = scheduler.take_back
 
     def watched() -> None:
@@ -76,7 +77,7 @@ def watch(scheduler: Scheduler, seen: set[str]) -> None:
         victims = scheduler.allocator._victims
         assert not isinstance(victims, BrosVictims) or victims.sheltered is None
         queued = len(scheduler.backlog.prompts._heap) + len(scheduler.backlog.waiting._heap)
-        assert queued == len(scheduler._requests), "each waits once"
+        assert queued == len(scheduler._requests), "each request waits exactly once"
         assert kinds(scheduler) <= {State.WAITING.value, "preempted"}
 
     scheduler.take_back = watched  # type: ignore[method-assign]
@@ -85,7 +86,7 @@ def watch(scheduler: Scheduler, seen: set[str]) -> None:
 def serve_crowd(
     lost: Collection[int], *, ahead: bool, policy: Policy = Policy.BROS
 ) -> tuple[RestartingRunner, set[str]]:
-    """All of `CROWD`, losing the results of these numbers. Returns what was taken back, too."""
+    """Serve all of `CROWD`, losing the results of these numbers. Returns the kinds of state that were taken back."""
     runner = RestartingRunner(lost, **MEMORY)
     scheduler = scheduler_for(runner.info, max_num_batched_tokens=40, policy=policy)
     arrivals = [(lane, [token_id] * num_prompt, *rest) for lane, token_id, num_prompt, *rest in CROWD]
@@ -95,8 +96,8 @@ def serve_crowd(
 def serve(
     arrivals: Iterable[Any], runner: RestartingRunner, scheduler: Scheduler, *, ahead: bool
 ) -> set[str]:
-    """(lane, prompt, output tokens, steps until the next comes, is it aborted then) one after the other, to the end.
-    Returns what was taken back."""
+    """Serve requests (lane, prompt, output tokens, steps until the next request, whether it is aborted then) to their
+    ends. Returns the kinds of state that were taken back."""
     outputs, seen = Outputs(), set[str]()
     watch(scheduler, seen)
     steps = Steps(scheduler, runner, outputs, ahead=ahead)
@@ -118,7 +119,7 @@ def serve(
 
 
 def check_output(runner: RestartingRunner, one: Request, outputs: Outputs, *, is_aborted: bool) -> None:
-    """Right, and as long as memory allows."""
+    """The output is right, and as long as memory allows."""
     expected = runner.runner.continuation(one.token_ids[: one.num_prompt_tokens], one.sampling)
     expected = expected[: one.end_tokens - one.num_prompt_tokens]
     got, reason = outputs.token_ids.get(one.request_id, []), outputs.finished[one.request_id].reason
@@ -153,7 +154,7 @@ def test_whichever_step_is_lost_outputs_are_right(ahead: bool) -> None:
 
 @pytest.mark.parametrize("policy", [Policy.PRIORITY, Policy.FCFS])
 @pytest.mark.parametrize("ahead", [False, True])
-def test_the_baselines_take_back_too(policy: Policy, ahead: bool) -> None:
+def test_the_baselines_take_back_requests_too(policy: Policy, ahead: bool) -> None:
     _, seen = serve_crowd(range(5, 100, 20), ahead=ahead, policy=policy)
     assert {"waiting", "decoding"} <= seen
 
@@ -188,8 +189,8 @@ def test_many_losses_at_any_time(arrivals, lost, num_blocks, block_size, budget,
     serve(prompts, runner, scheduler, ahead=is_ahead)
 
 
-def test_a_chat_keeps_its_times_and_what_it_has_heard():
-    """Its first token came before the loss: it is not promised another one, and hears no token twice."""
+def test_a_chat_keeps_its_times_and_its_tokens():
+    """Its first token came before the loss: the TTFT does not start again, and no token is sent twice."""
     runner = RestartingRunner({2})
     scheduler, outputs = scheduler_for(runner.info), Outputs()
     one = request(lane=Lane.RT, max_tokens=4, request_id="chat")

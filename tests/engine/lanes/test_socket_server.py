@@ -154,7 +154,7 @@ async def test_stats_include_memory_on_request(tmp_path):
             async for _ in stream:
                 break
             memory = (await client.stats(with_memory=True))["memory"]
-            assert memory["blocks_a_cell"] == 16
+            assert memory["blocks_per_cell"] == 16
             assert memory["block_size"] == 16
             assert len(memory["left"]) == len(memory["right"]) == len(memory["cached"]) == 250
             assert sum(memory["left"]) >= 100

@@ -101,7 +101,7 @@ def test_numbers_for_people(shown: str, words: str) -> None:
 def test_memory_is_drawn_from_both_sides() -> None:
     """Five blocks in cells of two; the last cell has one."""
     memory = {
-        "block_size": 16, "blocks_a_cell": 2, "left": [8, 0, 16], "right": [16, 0, 0], "cached": [0, 32, 0],
+        "block_size": 16, "blocks_per_cell": 2, "left": [8, 0, 16], "right": [16, 0, 0], "cached": [0, 32, 0],
     }  # fmt: skip
     page = engine_page("engine-0", "tiny", {"memory": memory, "kv_blocks": 5}, EngineHistory())
     drawn = fragments(page)["memory"]
@@ -110,9 +110,9 @@ def test_memory_is_drawn_from_both_sides() -> None:
     assert "prefix cache <b>40.0 %</b>" in drawn
     assert "free <b>10.0 %</b>" in drawn
     assert "Each cell is 2 blocks of 16 tokens; there are 5 blocks." in drawn
-    assert "Each cell is one block" in memory_picture({**memory, "blocks_a_cell": 1}, 3).scale
+    assert "Each cell is one block" in memory_picture({**memory, "blocks_per_cell": 1}, 3).scale
 
 
 def test_a_little_memory_is_shown_too() -> None:
-    memory = {"block_size": 16, "blocks_a_cell": 100, "left": [1], "right": [0], "cached": [1590]}
+    memory = {"block_size": 16, "blocks_per_cell": 100, "left": [1], "right": [0], "cached": [1590]}
     assert memory_picture(memory, 100).cells == ["l1 c20"]

@@ -1,5 +1,5 @@
-"""The KV manager under random use: every invariant holds after every operation, no slot is overwritten while somebody
-needs it, and what a request lost can be had back as it was."""
+"""The KV cache manager under random use: every invariant holds after every operation, no slot is overwritten while a
+request needs it, and lost tokens are restored as they were."""
 
 import pytest
 from hypothesis import settings
@@ -22,7 +22,7 @@ OPTIONS = [
 
 
 class KVCacheMachine(RuleBasedStateMachine):
-    """`content` is the device's memory, `host` the host's: a slot holds (all tokens up to and with its own)."""
+    """`content` is the memory of the device and `host` that of the host. A slot holds all tokens of a prefix."""
 
     @initialize(options=st.sampled_from(OPTIONS), block_size=st.sampled_from([1, 4, 16]))
     def start(self, options, block_size):
@@ -71,7 +71,7 @@ class KVCacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule()
     def decode(self):
-        """All at once, as a step of single-token rows does."""
+        """Extend all requests at once, as a step of single-token rows does."""
         for r in self.requests:
             r.token_ids += [9] * (1 - min(1, r.num_uncomputed_tokens))
         slots = self.kv.extend_each(self.requests)
@@ -142,7 +142,7 @@ def computed(kv: KVCacheManager, lane: Lane, num_tokens: int, first_token: int =
     return r
 
 
-def test_rt_takes_the_free_middle_of_a_bulk_block_and_nobody_loses_anything():
+def test_rt_takes_the_free_middle_of_a_bulk_block_and_bulk_loses_nothing():
     kv = KVCacheManager(num_blocks=2, block_size=16)
     bulk = computed(kv, Lane.BE, 26)
     chat = request(range(6), lane=Lane.RT)
@@ -156,13 +156,13 @@ def test_rt_takes_the_free_middle_of_a_bulk_block_and_nobody_loses_anything():
     assert kv.extend(bulk, 6) is not None
 
 
-def test_without_sharing_rt_finds_no_room_there():
+def test_without_sharing_rt_finds_no_room_in_bulk_blocks():
     kv = KVCacheManager(num_blocks=2, block_size=16, options=KVOptions(sharing=False))
     computed(kv, Lane.BE, 26)
     assert kv.extend(request(lane=Lane.RT), 1) is None
 
 
-def test_preemption_takes_the_newest_tokens_only_as_many_as_needed():
+def test_preemption_takes_only_the_newest_tokens_that_are_needed():
     kv = KVCacheManager(num_blocks=2, block_size=16, options=KVOptions(num_host_slots=64))
     bulk = computed(kv, Lane.BE, 32)
     chat = request(range(7), lane=Lane.RT)
@@ -198,7 +198,7 @@ def test_the_oldest_copies_make_way_for_new_ones():
     assert (kv.host.restorable(first), kv.host.restorable(second)) == (0, 3)
 
 
-def test_a_prefix_is_found_again_across_lanes_and_survives_its_writer():
+def test_a_prefix_is_found_across_lanes_after_its_writer_has_ended():
     kv = KVCacheManager(num_blocks=8, block_size=4)
     writer = computed(kv, Lane.BE, 10)
     kv.free(writer)
@@ -220,7 +220,7 @@ def test_a_sweep_of_documents_does_not_flush_the_chats_prefixes():
     assert kv.match_prefix(request(range(9), lane=Lane.RT)) == 8
 
 
-def test_check_finds_a_block_in_two_hands():
+def test_the_check_finds_a_block_with_two_holders():
     kv = KVCacheManager(num_blocks=4, block_size=4)
     first, second = request(), request()
     assert kv.extend(first, 3) and kv.extend(second, 3)

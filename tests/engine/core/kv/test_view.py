@@ -1,4 +1,4 @@
-"""The picture of KV memory shows what the memory holds, whatever was done to it."""
+"""The picture of KV memory shows what the memory holds after any sequence of operations."""
 
 from hypothesis import settings
 from hypothesis.stateful import invariant
@@ -16,14 +16,14 @@ class WatchedMachine(test_kv_cache.KVCacheMachine):
         size, num_blocks = self.kv.block_size, self.kv.num_blocks
         tokens = {side: [0] * num_blocks for side in Side}
         for r in self.requests:
-            for extent in r.extents:  # of a prefix that several hold, once
+            for extent in r.extents:  # a shared prefix counts once
                 tokens[extent.side][extent.block] = extent.length
         idle = self.kv.prefix.blocks()[1]
         cached = [size * (block in idle) for block in range(num_blocks)]
         for max_cells in (1, 5, num_blocks, 1000):
             step = -(-num_blocks // max_cells)
             seen = occupancy(self.kv, max_cells)
-            assert seen.blocks_a_cell == step
+            assert seen.blocks_per_cell == step
             for cells, blocks in (
                 (seen.left, tokens[Side.LEFT]), (seen.right, tokens[Side.RIGHT]), (seen.cached, cached),
             ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""How BROS packs steps: on a virtual clock, with a runner whose steps take a known time."""
+"""How BROS packs steps, on a virtual clock and with a runner whose steps take a known time."""
 
 import random
 
@@ -25,7 +25,7 @@ class Clocked:
         self.outputs = Outputs()
         self.now_s = 0.0
         rng = self.rng = random.Random(0)
-        for _ in range(200):  # it has served before
+        for _ in range(200):  # the cost model has seen steps before
             shape = StepShape()
             for _ in range(rng.randint(0, 20)):
                 shape.add_chunk(rng.randint(1, 300), 1)
@@ -66,7 +66,7 @@ def test_bulk_fills_the_time_that_chats_leave():
     finished = c.outputs.finished[chat.request_id]
     assert finished.slo_met
     assert finished.tpot_s == pytest.approx(0.035 * 0.95, rel=0.1), (
-        "no earlier than promised: bulk has the rest"
+        "as late as its SLO allows: bulk gets the rest of the time"
     )
     assert max(steps[1:]) < 0.045
 
@@ -87,7 +87,7 @@ def test_priority_with_a_fixed_budget_misses_where_bros_does_not():
     assert met[Policy.PRIORITY] < 0.5 and met[Policy.FCFS] < 0.5
 
 
-def test_the_first_due_goes_first_and_the_hopeless_last():
+def test_the_earliest_deadline_goes_first_and_late_prompts_last():
     c = Clocked(max_num_batched_tokens=64)
     c.add(Lane.RT, 60, 5, slo=SLO(5.0, 1.0), request_id="patient")
     c.add(Lane.RT, 60, 5, slo=SLO(0.001, 1.0), request_id="hopeless")
@@ -101,14 +101,14 @@ def test_the_first_due_goes_first_and_the_hopeless_last():
 
 def test_bulk_goes_by_priority_then_deadline_then_age():
     c = Clocked(max_num_seqs=2)
-    names = {"late": (0, None), "due": (0, 100.0), "soon": (0, 50.0), "first": (5, None)}
-    for name, (priority, due_s) in names.items():
+    names = {"late": (0, None), "later": (0, 100.0), "soon": (0, 50.0), "first": (5, None)}
+    for name, (priority, deadline_s) in names.items():
         r = request([5, 6, 7], max_tokens=2, priority=priority, request_id=name)
-        r.deadline_s = due_s
+        r.deadline_s = deadline_s
         c.scheduler.add(r)
     while c.scheduler.has_work:
         c.step()
-    assert list(c.outputs.finished) == ["first", "soon", "due", "late"]
+    assert list(c.outputs.finished) == ["first", "soon", "later", "late"]
 
 
 @pytest.mark.parametrize("num_blocks", [4000, 60])
@@ -141,4 +141,4 @@ def test_a_request_preempted_often_is_spared():
         c.add(Lane.RT, 80, 4)
     c.step()
     assert bulk[2].num_computed_tokens >= before
-    assert bulk[1].num_preemptions == 1, "the youngest of the others loses"
+    assert bulk[1].num_preemptions == 1, "the youngest of the others is the victim"

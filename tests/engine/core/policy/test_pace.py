@@ -1,4 +1,4 @@
-"""How long a step may be."""
+"""The time limits of steps."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_the_tightest_deadline_is_the_limit():
     assert limit_s == pytest.approx((1.27 - 1.25) * (1 - MARGIN_LEAST))
 
 
-def test_being_early_earns_time():
+def test_being_ahead_of_the_deadlines_leaves_time_for_a_longer_step():
     early = decoding(1.0, 4)
     assert aimed_deadline_s(early) == pytest.approx(1.36)
     assert pace().set_limit([early], None, 0.0, 0.0, now_s=1.05) == pytest.approx(0.31 * (1 - MARGIN_LEAST))
@@ -39,12 +39,14 @@ def test_a_late_chat_leaves_bulk_no_time():
 
 
 @pytest.mark.parametrize(("num_tokens", "early_s"), [(1, 0.01), (2, 0.02), (6, 0.06), (7, 0.06), (100, 0.06)])
-def test_a_token_is_aimed_at_early_by_a_share_of_its_time_at_first_and_then_by_the_same(num_tokens, early_s):
+def test_steps_aim_ahead_of_token_deadlines_by_a_share_of_the_time_and_then_by_a_constant(
+    num_tokens, early_s
+):
     chat = decoding(1.0, num_tokens)
     assert aimed_deadline_s(chat) == pytest.approx(chat.next_deadline_s - early_s)
 
 
-def test_a_first_token_in_good_time_is_worth_a_step_of_the_pace_and_a_later_one_of_half_of_it():
+def test_a_first_token_in_time_limits_the_step_to_the_tpot_and_a_late_one_to_half_of_it():
     waiting = request(lane=Lane.RT, arrival_s=2.0)
     assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.0) == pytest.approx(0.1 * (1 - MARGIN_LEAST))
     assert pace().set_limit([], waiting, 0.01, 0.0, now_s=2.42) == pytest.approx(0.08 * (1 - MARGIN_LEAST))
@@ -52,7 +54,7 @@ def test_a_first_token_in_good_time_is_worth_a_step_of_the_pace_and_a_later_one_
     assert pace().set_limit([], waiting, 0.3, 0.0, now_s=2.0) == pytest.approx(0.3 * (1 - MARGIN_LEAST))
 
 
-def test_a_model_that_errs_shortens_steps():
+def test_an_inaccurate_cost_model_shortens_steps():
     assert pace().set_limit([], None, 0.0, error_ratio=0.1, now_s=0.0) == pytest.approx(0.3)
     assert pace().set_limit([], None, 0.0, error_ratio=3.0, now_s=0.0) == pytest.approx(0.8 / 3)
 
