@@ -1,11 +1,11 @@
-"""Attention of rows with one new token each, compiled by numba: K and V are read in place, by slot, once.
+"""Attention of rows that compute one token each, compiled by numba: K and V are read in place, by slot, once.
 
-Grid: one unit of work a row, or a (row, key/value head) where there are few rows. A unit walks its context once for K
-and once for V; at each slot it takes all its heads, because they lie side by side and a slot's whole line
-is then read in order (twice as fast as a walk a head). The query heads that share a key/value head are done
-together: each K and V line is loaded, and widened from bfloat16, once for all of them.
+Grid: one unit of work per row, or per (row, key/value head) if there are few rows. A unit walks its context once for K
+and once for V. At each slot it reads all its heads: they lie side by side, so a slot's whole line is read in order,
+which is twice as fast as one walk per head. The query heads that share a key/value head are computed together: each
+line of K and V is loaded, and converted from bfloat16, once for all of them.
 
-Importing this module imports numba; the kernels compile at their first call and are cached on disk.
+Importing this module imports numba; the kernels compile on their first call and are cached on disk.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu.llvm.exponentials import exp_row, peak_of
-from engine.kernels.cpu.llvm.gather_tiles import (
+from engine.kernels.cpu.llvm.decode_tiles import (
     DOT_KEYS,
     DOT_ROWS,
-    GATHER_ROWS,
-    GATHER_VECTORS,
     LANES,
+    SUM_ROWS,
+    SUM_VECTORS,
     dots,
-    gather,
+    weighted_sum,
 )
-from engine.kernels.cpu.scalars import CACHE_LINE_BYTES, FAST, exp, narrow, prefetch, widen
+from engine.kernels.cpu.llvm.exponentials import exp_row, peak_of
+from engine.kernels.cpu.llvm.instructions import CACHE_LINE_BYTES, prefetch
+from engine.kernels.cpu.scalars import FAST, exp, round_to, to_float32
 
-# How many slots ahead of its use a K or V line is asked for. Slots that run down a block, or jump to another, defeat
-# the hardware's own guess: without this they take three times as long.
+# How many slots ahead of its use a line of K or V is prefetched. Slots that run down a block, or jump to another one,
+# defeat the hardware prefetcher: without this they take three times as long.
 _AHEAD = 8
-# V is taken this many slots at a time; the first ones are asked for while K is read.
+# V is read this many slots at a time; the first of them are prefetched while K is read.
 _V_SLOTS = 64
 
 
 @njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
-def attend_single(
+def attend_singles(
     q: Any,  # [T, Hq, D] float32
     k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16
     v_cache: Any,  # [num_slots, Hkv, Dv]
     slot_table: Any,  # [max_rows, max_model_len] int32
-    tokens: Any,  # [S] int32: which of the T each row computes
+    tokens: Any,  # [S] int32: the token, of T, that each row computes
     rows: Any,  # [S] int32
-    ends: Any,  # [S] int32: context length, the new token included
-    order: Any,  # [S] int32: a permutation of the rows; threads take contiguous runs of it
+    ends: Any,  # [S] int32: context length, including the new token
+    order: Any,  # [S] int32: a permutation of the rows, of which each thread takes a contiguous part
     scale: Any,
     window: Any,  # 0: none
     softcap: Any,  # 0: none
@@ -51,14 +52,14 @@ def attend_single(
     heads_per_unit: Any,  # divides Hkv
     out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at `tokens`
 ) -> None:
-    """`engine.kernels.reference.attention` for rows of one token whose K and V are stored already."""
+    """`engine.kernels.reference.attention` for rows of one token whose K and V are already stored."""
     num_rows = len(tokens)
     _, num_heads, size = q.shape
     num_kv_heads = k_cache.shape[1]
     size_v = v_cache.shape[2]
     group = num_heads // num_kv_heads
     units_per_row = num_kv_heads // heads_per_unit
-    lanes = heads_per_unit * group  # query heads a unit computes
+    num_queries = heads_per_unit * group  # query heads of a unit
     for unit in prange(num_rows * units_per_row):
         i = order[unit // units_per_row]
         kv_head = unit % units_per_row * heads_per_unit  # the unit's first
@@ -72,12 +73,12 @@ def attend_single(
         )  # address of slot 0's K of the unit's heads
         v_first = v_cache.ctypes.data + kv_head * v_cache.strides[1]
         width = (length + LANES - 1) // LANES * LANES
-        weights = np.empty((lanes, width), dtype=np.float32)
+        weights = np.empty((num_queries, width), dtype=np.float32)
         line = np.empty(max(size, size_v), dtype=np.float32)
-        totals = np.empty(lanes, dtype=np.float32)
-        acc = np.zeros((lanes, size_v), dtype=np.float32)
-        queries = np.empty((lanes, size), dtype=np.float32)
-        for g in range(lanes):
+        totals = np.empty(num_queries, dtype=np.float32)
+        acc = np.zeros((num_queries, size_v), dtype=np.float32)
+        queries = np.empty((num_queries, size), dtype=np.float32)
+        for g in range(num_queries):
             for d in range(size):
                 queries[g, d] = q[token, head + g, d] * scale
         for j in range(0, length, DOT_KEYS):
@@ -89,7 +90,7 @@ def attend_single(
                     for offset in range(0, heads_per_unit * v_cache.strides[1], CACHE_LINE_BYTES):
                         prefetch(v_first + after * v_cache.strides[0] + offset)
             if size % LANES == 0:
-                # Beyond the last key that key again: its score is written over below.
+                # Beyond the last key, the last key is read again; those scores are overwritten below.
                 line_0 = k_first + slot_table[row, first + j] * k_cache.strides[0]
                 line_1 = k_first + slot_table[row, first + min(j + 1, length - 1)] * k_cache.strides[0]
                 line_2 = k_first + slot_table[row, first + min(j + 2, length - 1)] * k_cache.strides[0]
@@ -115,13 +116,13 @@ def attend_single(
                 slot = slot_table[row, first + i]
                 for h in range(heads_per_unit):
                     for d in range(size):
-                        line[d] = widen(k_cache[slot, kv_head + h, d])
+                        line[d] = to_float32(k_cache[slot, kv_head + h, d])
                     for g in range(h * group, (h + 1) * group):
                         score = np.float32(0.0)
                         for d in range(size):
                             score += queries[g, d] * line[d]
                         weights[g, i] = score
-        for g in range(lanes):
+        for g in range(num_queries):
             if softcap > 0:
                 for j in range(length):
                     weights[g, j] = softcap * np.tanh(weights[g, j] / softcap)
@@ -134,15 +135,15 @@ def attend_single(
             if sinks.size > 0:
                 totals[g] += exp(sinks[head + g] - peak)
         if size_v % LANES == 0:
-            is_wide = size_v % (LANES * GATHER_VECTORS) == 0
-            # A few slots at a time, so that what one pass of them brings near is still there for the next.
+            is_wide = size_v % (LANES * SUM_VECTORS) == 0
+            # A few slots at a time, so that what one pass loads into the cache is still there for the next pass.
             for j in range(0, length, _V_SLOTS):
                 for h in range(heads_per_unit):
-                    for d in range(0, size_v, LANES * (GATHER_VECTORS if is_wide else 1)):
-                        for g in range(h * group, (h + 1) * group, GATHER_ROWS):
-                            gather(
+                    for d in range(0, size_v, LANES * (SUM_VECTORS if is_wide else 1)):
+                        for g in range(h * group, (h + 1) * group, SUM_ROWS):
+                            weighted_sum(
                                 is_wide,
-                                min(GATHER_ROWS, (h + 1) * group - g),
+                                min(SUM_ROWS, (h + 1) * group - g),
                                 weights.ctypes.data + (g * width + j) * 4,
                                 width * 4,
                                 v_first + h * v_cache.strides[1] + d * v_cache.itemsize,
@@ -160,12 +161,12 @@ def attend_single(
                 slot = slot_table[row, first + j]
                 for h in range(heads_per_unit):
                     for d in range(size_v):
-                        line[d] = widen(v_cache[slot, kv_head + h, d])
+                        line[d] = to_float32(v_cache[slot, kv_head + h, d])
                     for g in range(h * group, (h + 1) * group):
                         weight = weights[g, j]
                         for d in range(size_v):
                             acc[g, d] += weight * line[d]
-        for g in range(lanes):
+        for g in range(num_queries):
             inverse = np.float32(1.0) / totals[g]
             for d in range(size_v):
-                out[token, head + g, d] = narrow(acc[g, d] * inverse, out[0, 0, 0])
+                out[token, head + g, d] = round_to(acc[g, d] * inverse, out[0, 0, 0])

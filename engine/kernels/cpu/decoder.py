@@ -1,7 +1,7 @@
-"""A decoder layer on a CPU as two compiled calls, out of the kernels of its parts.
+"""A decoder layer as two compiled calls, attention and feed-forward, and the language model head as a third.
 
-Between kernels Python is slow: a layer's weights have driven its data out of the caches, and other threads of the
-process take turns with it.
+Fewer calls keep Python out of the way. It is slow between kernels: a layer's weights have evicted its data from the
+caches, and it competes with the process's other threads.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.extending import overload
 
-from engine.kernels.cpu import linear as cpu_linear
-from engine.kernels.cpu import linear_bf16 as cpu_narrow_linear
+from engine.kernels.cpu import linear, linear_bf16
 from engine.kernels.cpu.layer import rms_norm, rotate_and_store
 from engine.kernels.cpu.linear import ADD, GATED, STORE
 from engine.kernels.cpu.step_attention import attend
@@ -29,20 +27,20 @@ def attention(
     k_norm: Any,
     scale: Any,
     window: Any,  # 0: none
-    rotations: Any,  # cos and sin, each [positions there are, D / 2] float32
+    rotations: Any,  # cos and sin, each [max positions, D / 2] float32
     positions: Any,  # [T] int64
     slots: Any,  # [T] int64
     k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16; written at `slots`
     v_cache: Any,
-    multiplier: Any,  # `engine.kernels.cpu.attention.chunk_multiplier`
+    multiplier: Any,  # `engine.kernels.cpu.attention.prefill_multiplier`
     work: Any,  # `engine.kernels.cpu.attention.attention_work`
     num_threads: Any,
-    normed: Any,  # [T, H] what products take; overwritten
+    normed: Any,  # [T, H] of the dtype that products take; overwritten
     qkv: Any,  # [T, >= (Hq + 2 Hkv) D] float32, overwritten
     q: Any,  # [T, Hq, D] float32, overwritten
-    out: Any,  # [T, Hq, D] what products take; written
+    out: Any,  # [T, Hq, D] of the dtype that products take; written
 ) -> None:
-    """The layer's attention, short of its output product; K and V of the step are stored."""
+    """Computes the layer's attention up to its output projection, and stores the step's K and V."""
     rms_norm(residual, norm, epsilon, num_threads, normed)
     product(normed, qkv_weights, STORE, num_threads, qkv)
     rotate_and_store(
@@ -65,18 +63,18 @@ def attention(
 
 @njit(cache=True, nogil=True)
 def feed_forward(
-    attended: Any,  # [T, Hq D] what products take
-    residual: Any,  # [T, >= H] float32; both parts of the layer are added
+    attended: Any,  # [T, Hq D] of the dtype that products take
+    residual: Any,  # [T, >= H] float32; attention and feed-forward are added to it
     output_weights: Any,  # as `product` takes them
     norm: Any,  # [H] float32
     epsilon: Any,
     gate_up_weights: Any,
     down_weights: Any,
     num_threads: Any,
-    normed: Any,  # [T, H] what products take; overwritten
-    gated: Any,  # [T, F] what products take; overwritten
+    normed: Any,  # [T, H] of the dtype that products take; overwritten
+    gated: Any,  # [T, F] of the dtype that products take; overwritten
 ) -> None:
-    """The output product of the layer's attention, and all that follows."""
+    """Computes the output projection of the layer's attention and everything that follows it."""
     product(attended, output_weights, ADD, num_threads, residual)
     rms_norm(residual, norm, epsilon, num_threads, normed)
     product(normed, gate_up_weights, GATED, num_threads, gated)
@@ -90,30 +88,24 @@ def head(
     epsilon: Any,
     weights: Any,  # as `product` takes them
     num_threads: Any,
-    normed: Any,  # [n, H] what products take; overwritten
+    normed: Any,  # [n, H] of the dtype that products take; overwritten
     out: Any,  # [n, >= V] float32, written
 ) -> None:
-    """Logits."""
+    """Computes the final norm and the logits."""
     rms_norm(residual, norm, epsilon, num_threads, normed)
     product(normed, weights, STORE, num_threads, out)
 
 
+@njit(cache=True, nogil=True)
 def product(x: Any, weights: Any, mode: Any, num_threads: Any, out: Any) -> None:
-    """`linear` of `cpu_narrow_linear` where `weights` are (panels, bias, multiplier), of `cpu_linear` where they are
-    (panels, bias); compiled for either by `_product_for`."""
-    raise TypeError("runs compiled only")
+    """A linear layer with weights (panels, bias, multiplier), where the multiplier is None for `linear.linear`."""
+    panels, bias, multiplier = weights
+    _linear(x, panels, bias, multiplier, mode, num_threads, out)
 
 
-@overload(product)
-def _product_for(x, weights, mode, num_threads, out):  # type: ignore[no-untyped-def]  # numba compares the signatures
-    if len(weights) == 3:
-
-        def narrow(x, weights, mode, num_threads, out):  # type: ignore[no-untyped-def]
-            cpu_narrow_linear.linear(x, weights[0], weights[2], weights[1], mode, num_threads, out)
-
-        return narrow
-
-    def wide(x, weights, mode, num_threads, out):  # type: ignore[no-untyped-def]
-        cpu_linear.linear(x, weights[0], weights[1], mode, num_threads, out)
-
-    return wide
+@njit(cache=True, nogil=True)
+def _linear(x: Any, panels: Any, bias: Any, multiplier: Any, mode: Any, num_threads: Any, out: Any) -> None:
+    if multiplier is None:  # decided when numba compiles: only the branch for the argument's type remains
+        linear.linear(x, panels, bias, mode, num_threads, out)
+    else:
+        linear_bf16.linear(x, panels, multiplier, bias, mode, num_threads, out)

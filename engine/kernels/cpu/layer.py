@@ -1,6 +1,7 @@
-"""What a decoder layer does between its matrix products and its attention, compiled by numba: a pass over memory each.
+"""What a decoder layer computes between its matrix products and its attention, compiled by numba.
 
-A step of few tokens runs them on one thread, for the others take longer to wake up than to help.
+Each function is one pass over memory. A step of few tokens runs it on one thread: waking up more threads would take
+longer than they save.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu.scalars import FAST, narrow, widen
+from engine.kernels.cpu.scalars import FAST, round_to, to_float32
 
-_TOKENS_A_THREAD = 64  # at least: a norm of so many takes about 20 us
+_MIN_TOKENS_PER_THREAD = 64  # the norm of 64 tokens takes about 20 us
 
 
 @njit(cache=True, nogil=True)
@@ -21,20 +22,21 @@ def embed(
     token_ids: Any,  # [T] int64
     out: Any,  # [T, >= H] float32, written
 ) -> None:
+    """The embedding of each token."""
     for t in range(len(token_ids)):
         for c in range(table.shape[1]):
-            out[t, c] = widen(table[token_ids[t], c])
+            out[t, c] = to_float32(table[token_ids[t], c])
 
 
 @njit(cache=True, nogil=True)
 def _num_parts(num_tokens: Any, num_threads: Any) -> Any:
-    """For how many threads there is work; 1 needs no waking up."""
-    return max(1, min(num_tokens // _TOKENS_A_THREAD, num_threads))
+    """The number of threads for which there is enough work; with 1, none are woken up."""
+    return max(1, min(num_tokens // _MIN_TOKENS_PER_THREAD, num_threads))
 
 
 @njit(cache=True, nogil=True)
 def rms_norm(x: Any, weight: Any, epsilon: Any, num_threads: Any, out: Any) -> None:
-    """`engine.kernels.reference.layer.rms_norm`; shapes as `_rms_norm` has them."""
+    """`engine.kernels.reference.layer.rms_norm`, with the shapes of `_rms_norm`."""
     num_parts = _num_parts(len(out), num_threads)
     if num_parts > 1:
         _rms_norm_parts(num_parts, x, weight, epsilon, out)
@@ -63,7 +65,7 @@ def _rms_norm(
             total += x[t, c] * x[t, c]
         inverse = np.float32(1.0 / np.sqrt(total / size + epsilon))
         for c in range(size):
-            out[t, c] = narrow(x[t, c] * inverse * weight[c], out[0, 0])
+            out[t, c] = round_to(x[t, c] * inverse * weight[c], out[0, 0])
 
 
 @njit(cache=True, nogil=True)
@@ -71,7 +73,7 @@ def rotate_and_store(
     qkv: Any, positions: Any, cos: Any, sin: Any, q_norm: Any, k_norm: Any, epsilon: Any, slots: Any, k_cache: Any,
     v_cache: Any, num_threads: Any, q: Any,
 ) -> None:  # fmt: skip
-    """`engine.kernels.reference.layer.rotate_and_store`; shapes as `_rotate_and_store` has them."""
+    """`engine.kernels.reference.layer.rotate_and_store`, with the shapes of `_rotate_and_store`."""
     num_parts = _num_parts(len(q), num_threads)
     if num_parts > 1:
         _rotate_and_store_parts(
@@ -98,9 +100,9 @@ def _rotate_and_store_parts(
 def _rotate_and_store(
     qkv: Any,  # [T, >= (Hq + 2 Hkv) D] float32: heads of Q, then of K, then of V
     positions: Any,  # [T] int64
-    cos: Any,  # [positions there are, D / 2] float32
+    cos: Any,  # [max positions, D / 2] float32
     sin: Any,
-    q_norm: Any,  # [D] float32, or empty: an RMSNorm of each head before it is turned
+    q_norm: Any,  # [D] float32, or empty: weight of an RMSNorm of each head before its rotation
     k_norm: Any,
     epsilon: Any,
     slots: Any,  # [T] int64
@@ -134,10 +136,10 @@ def _rotate_and_store(
                 for d in range(half):
                     low = line[d] * cos[position, d] - line[half + d] * sin[position, d]
                     high = line[half + d] * cos[position, d] + line[d] * sin[position, d]
-                    k_cache[slot, kv_head, d] = narrow(low, k_cache[0, 0, 0])
-                    k_cache[slot, kv_head, half + d] = narrow(high, k_cache[0, 0, 0])
+                    k_cache[slot, kv_head, d] = round_to(low, k_cache[0, 0, 0])
+                    k_cache[slot, kv_head, half + d] = round_to(high, k_cache[0, 0, 0])
         first = (num_heads + num_kv_heads) * size
         for kv_head in range(num_kv_heads):
             for d in range(size):
                 value = qkv[t, first + kv_head * size + d]
-                v_cache[slot, kv_head, d] = narrow(value, v_cache[0, 0, 0])
+                v_cache[slot, kv_head, d] = round_to(value, v_cache[0, 0, 0])

@@ -1,8 +1,9 @@
-"""Linear layers on a CPU, compiled by numba: float32 activations, weights as they are stored (bfloat16 ones are widened
-in registers, so that a step reads half the memory that float32 weights would take), sums in float32.
+"""Linear layers on a CPU with float32 activations and sums, compiled by numba.
 
-Weights are packed in panels of `PANEL` output columns, [N / PANEL, K, PANEL]: a tile of a few rows of x and one panel
-is computed in registers from memory that is read in order. A panel stays in the caches while all rows pass by it:
+Weights keep the dtype that they are stored in. bfloat16 is converted in registers, so a step reads half the memory
+that float32 weights would take. Weights are packed in panels of `PANEL` output columns, [N / PANEL, K, PANEL]: a tile
+of a few rows of x and one panel is computed in registers from memory that is read in order. A panel stays in the caches
+while all rows are multiplied by it:
 
              PANEL
       K  +---------+            for each block of rows that fits the L2 cache
@@ -11,7 +12,7 @@ is computed in registers from memory that is read in order. A panel stays in the
     | x  | tile    | TILE_ROWS
     +----+---------+
 
-Importing this module imports numba; the kernels compile at their first call and are cached on disk.
+Importing this module imports numba; the kernels compile on their first call and are cached on disk.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from numba import njit, prange
 from engine.kernels.cpu.llvm.register_tiles import AHEAD_BITS, PANEL, TILE_ROWS, tile
 from engine.kernels.cpu.scalars import FAST, exp
 
-_ROW_BLOCK_BYTES = 256 * 1024  # of x, beside a panel, in an L2 cache of at least 512 KiB
-_SOON_BYTES = 4096  # far enough for a read from memory, a small part of a panel
+_ROW_BLOCK_BYTES = 256 * 1024  # of x, which shares an L2 cache of at least 512 KiB with a panel
+_SOON_BYTES = 4096  # prefetch distance: far enough for a read from memory, but only a small part of a panel
 
 STORE, ADD, GATED = 0, 1, 2  # what `linear` does with its products
 
@@ -35,13 +36,13 @@ STORE, ADD, GATED = 0, 1, 2  # what `linear` does with its products
 def linear(
     x: Any,  # [T, >= K] float32
     panels: Any,  # [N / PANEL, K, PANEL] float32, or bfloat16 as uint16
-    bias: Any,  # [N] float32, or empty; of no account unless mode is STORE
+    bias: Any,  # [N] float32, or empty; only read if mode is STORE
     mode: Any,
     num_threads: Any,
     out: Any,  # [T, N] float32, written; with GATED [T, N / 2]
 ) -> None:
-    """STORE: out = x @ weight.T + bias. ADD: out += x @ weight.T. GATED: panels alternate between a gate's and its
-    partner's, as `interleave` makes them, and out = silu(gate) * partner."""
+    """STORE: out = x @ weight.T + bias. ADD: out += x @ weight.T. GATED: out = silu(gate) * partner, with panels of the
+    gate and of its partner alternating, as `interleave` returns them."""
     num_rows = x.shape[0]
     num_panels, num_k, _ = panels.shape
     panel_bytes = panels.strides[0]
@@ -85,7 +86,7 @@ def linear(
                             to_stride,
                             start,
                             start_stride,
-                            # One tile asks for what comes soon; of several, each for its share of the next panel.
+                            # A lone tile prefetches what it needs soon; several prefetch shares of the next panel.
                             panel
                             + u * panel_bytes
                             + (soon if num_tiles == 1 else unit * panel_bytes + share * t),
@@ -103,12 +104,12 @@ def linear(
 
 
 def padded(columns: int) -> int:
-    """The least multiple of PANEL that holds them."""
+    """The number of columns, rounded up to a multiple of PANEL."""
     return -(-columns // PANEL) * PANEL
 
 
 def pack(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A weight [N, K] (float32, or bfloat16 as uint16) as panels, with zeros for the columns that pad N."""
+    """Packs a weight [N, K] (float32, or bfloat16 as uint16) into panels, with zeros in the columns that pad N."""
     num_columns, num_k = weight.shape
     panels = np.zeros((padded(num_columns) // PANEL, num_k, PANEL), dtype=weight.dtype)
     for p in range(len(panels)):
@@ -118,6 +119,6 @@ def pack(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def interleave(gate: npt.NDArray[Any], partner: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The panels of two weights of one shape [N, K] in turns, as `linear` takes them for GATED."""
+    """Packs two weights of one shape [N, K] into alternating panels, as `linear` takes them for GATED."""
     panels = np.stack([pack(gate), pack(partner)], axis=1)
     return panels.reshape(-1, *panels.shape[2:])

@@ -1,7 +1,8 @@
-"""Linear layers on a CPU that multiplies bfloat16: activations and weights in it, sums in float32 (see `cpu_narrow`).
+"""Linear layers on a CPU with bfloat16 activations and weights and float32 sums, by the products of `multiply_bf16`.
 
 Weights lie in panels of `PANEL` output columns, in the order in which they are read. A panel stays in the caches
-while all rows pass by it. What is added to starts out in the registers, so that nothing is left to do after them.
+while all rows are multiplied by it. Sums start from the bias or the output that they are added to, so no pass over the
+output follows.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from engine.kernels.cpu.multiply_bf16 import (
 def linear(
     x: Any,  # [T, >= K] bfloat16 as uint16, in memory of T rounded up to a multiple of ROWS
     panels: Any,  # [N / PANEL, K / STEP, STEP_BYTES / 2] bfloat16 as uint16
-    multiplier: Any,  # `cpu_narrow.multiplier()`
-    bias: Any,  # [N] float32, or empty; of no account unless mode is STORE
+    multiplier: Any,  # `multiply_bf16.multiplier()`
+    bias: Any,  # [N] float32, or empty; only read if mode is STORE
     mode: Any,
     num_threads: Any,
-    out: Any,  # [T, N] float32, in memory like x's, written; with GATED [T, N / 2] bfloat16 as uint16
+    out: Any,  # [T, N] float32, in memory padded like x's, written; with GATED [T, N / 2] bfloat16 as uint16
 ) -> None:
-    """STORE: out = x @ weight.T + bias. ADD: out += x @ weight.T. GATED: panels as `interleave` makes them, and
-    out = silu(gate) * partner. Rows beyond T come out as anything."""
+    """STORE: out = x @ weight.T + bias. ADD: out += x @ weight.T. GATED: out = silu(gate) * partner, with panels as
+    `interleave` returns them. The content of rows beyond T is undefined."""
     num_rows = x.shape[0]
     num_panels, num_steps = panels.shape[0], panels.shape[1]
     panel_bytes = panels.strides[0]
@@ -59,7 +60,7 @@ def linear(
                 if mode == ADD:
                     start, start_stride = to, to_stride
                 elif bias.size > 0:
-                    start = bias.ctypes.data + p * PANEL * 4  # for every row the same
+                    start = bias.ctypes.data + p * PANEL * 4  # the same for every row
                 multiply(
                     multiplier,
                     rows,
@@ -83,7 +84,7 @@ def linear(
 
 
 def pack(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A weight [N, K] of bfloat16 as uint16, K a multiple of STEP, as panels; zeros for the columns that pad N."""
+    """Packs a weight [N, K] of bfloat16 as uint16, K a multiple of STEP, with zeros in the columns that pad N."""
     num_columns, num_k = weight.shape
     num_panels = -(-num_columns // PANEL)
     whole = np.zeros((num_panels * PANEL, num_k), dtype=weight.dtype)
@@ -95,7 +96,7 @@ def pack(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def interleave(gate: npt.NDArray[Any], partner: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Two weights of one shape [N, K] as panels of TILE columns of each, as `linear` takes them for GATED."""
+    """Packs two weights of one shape [N, K] into panels with TILE columns of each, as `linear` takes for GATED."""
     num_columns, num_k = gate.shape
     whole = np.zeros((2, -(-num_columns // TILE) * TILE, num_k), dtype=gate.dtype)
     whole[:, :num_columns] = gate, partner

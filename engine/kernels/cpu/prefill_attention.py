@@ -1,9 +1,9 @@
-"""Attention of rows with several new tokens, compiled by numba out of the tiles of `cpu_tiles`.
+"""Attention of rows that compute several tokens, compiled by numba on top of `llvm.register_tiles`.
 
-Grid: one unit of work a (row, key/value head, part of the row's queries). A unit walks its context in blocks of
-`_KEYS` positions: it gathers their K and V by slot into panels, then passes its queries by, a tile at a time, with a
-running maximum and sum a query (online softmax, arXiv 1805.02867). The query heads that share a key/value head are rows
-of the same tiles. Blocks and panels that no query of a tile may see are skipped.
+Grid: one unit of work per (row, key/value head, part of the row's queries). A unit walks its context in blocks of
+`_KEYS` positions: it gathers their K and V by slot into panels and multiplies them with its queries, one tile of
+queries at a time, keeping a running maximum and sum per query (online softmax, arXiv 1805.02867). The query heads that
+share a key/value head are rows of the same tiles. Blocks and panels that no query of a tile may see are skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba import njit, prange
 
 from engine.kernels.cpu.llvm.exponentials import LANES, exp_row, peak_of
 from engine.kernels.cpu.llvm.register_tiles import PANEL, TILE_ROWS, tile
-from engine.kernels.cpu.scalars import FAST, exp, narrow, widen
+from engine.kernels.cpu.scalars import FAST, exp, round_to, to_float32
 
 _KEYS = 256  # a block's K and V panels, 64 values each in float32, take 128 KiB of an L2 cache
 
@@ -27,14 +27,14 @@ def attend_chunks(
     v_cache: Any,  # [num_slots, Hkv, Dv]
     slot_table: Any,  # [max_rows, max_model_len] int32
     chunks: Any,  # [4, C] int32: row, start, count and offset of each chunk
-    parts: Any,  # into how many units the queries of a (chunk, head) are split
+    parts: Any,  # number of units that the queries of a (chunk, head) are split into
     scale: Any,
     window: Any,  # 0: none
     softcap: Any,  # 0: none
     sinks: Any,  # [Hq] float32, or empty
     out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at the chunks' tokens
 ) -> None:
-    """`engine.kernels.reference.attention` for chunks whose K and V are stored already."""
+    """`engine.kernels.reference.attention` for chunks whose K and V are already stored."""
     _, num_heads, size = q.shape
     num_kv_heads = k_cache.shape[1]
     size_v = v_cache.shape[2]
@@ -67,9 +67,9 @@ def attend_chunks(
                 if j < num_keys:
                     slot = slot_table[row, block + j]
                     for d in range(size):
-                        k_panels[j // PANEL, d, j % PANEL] = widen(k_cache[slot, kv_head, d])
+                        k_panels[j // PANEL, d, j % PANEL] = to_float32(k_cache[slot, kv_head, d])
                     for d in range(size_v):
-                        v_panels[d // PANEL, j, d % PANEL] = widen(v_cache[slot, kv_head, d])
+                        v_panels[d // PANEL, j, d % PANEL] = to_float32(v_cache[slot, kv_head, d])
                 else:
                     for d in range(size):
                         k_panels[j // PANEL, d, j % PANEL] = np.float32(0.0)
@@ -79,9 +79,11 @@ def attend_chunks(
             for t in range(num_tiles):
                 r0 = first_row + (num_rows - first_row) * t // num_tiles
                 r1 = first_row + (num_rows - first_row) * (t + 1) // num_tiles
-                seen = min(num_keys, start + (r1 - 1) // group + 1 - block)  # by the tile's last query
+                seen = min(
+                    num_keys, start + (r1 - 1) // group + 1 - block
+                )  # keys that the tile's last query sees
                 if window > 0 and start + r0 // group - window >= block + num_keys - 1:
-                    continue  # all of the block is behind the window of the tile's first query, which sees furthest
+                    continue  # the whole block is behind the window of the tile's first query, which sees furthest back
                 for p in range((seen + PANEL - 1) // PANEL):
                     tile(
                         r1 - r0,
@@ -137,13 +139,28 @@ def attend_chunks(
                         0,
                         0,
                     )
-        for r in range(num_rows):
-            head = kv_head * group + r % group
-            factor = np.float32(1.0)
-            if sinks.size > 0:
-                peak = max(peaks[r], sinks[head])
-                factor = exp(peaks[r] - peak)
-                totals[r] = totals[r] * factor + exp(sinks[head] - peak)
-            factor /= totals[r]
-            for d in range(size_v):
-                out[offset + r // group, head, d] = narrow(sums[r, d] * factor, out[0, 0, 0])
+        store_means(sums, peaks, totals, sinks, kv_head * group, group, offset, out)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def store_means(
+    sums: Any,  # [R, >= Dv] float32: values weighted by powers below the row's peak
+    peaks: Any,  # [R] float32: the row's largest score
+    totals: Any,  # [R] float32: sum of the weights; overwritten
+    sinks: Any,  # [Hq] float32, or empty
+    first_head: Any,
+    group: Any,  # row r is head first_head + r % group of token first_token + r // group
+    first_token: Any,
+    out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at those heads of those tokens
+) -> None:
+    """The end of the online softmax: each row's weighted sum over its total, the sink's weight included."""
+    for r in range(len(peaks)):
+        head = first_head + r % group
+        factor = np.float32(1.0)
+        if sinks.size > 0:
+            peak = max(peaks[r], sinks[head])
+            factor = exp(peaks[r] - peak)
+            totals[r] = totals[r] * factor + exp(sinks[head] - peak)
+        factor /= totals[r]
+        for d in range(out.shape[2]):
+            out[first_token + r // group, head, d] = round_to(sums[r, d] * factor, out[0, 0, 0])

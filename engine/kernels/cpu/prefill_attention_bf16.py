@@ -1,8 +1,9 @@
-"""Attention of rows with several new tokens on a CPU that multiplies bfloat16: `cpu_chunk` by `cpu_narrow`'s products.
+"""Attention of rows that compute several tokens, by the products of `multiply_bf16`.
 
-Grid: one unit of work a (row, key/value head, part of the row's queries). A unit walks its context in blocks of
-`_KEYS` positions: it gathers their K and V by slot into panels, then passes its queries by, `ROWS` at a time, with a
-running maximum and sum a query (online softmax, arXiv 1805.02867). Weights are rounded to bfloat16, as K and V are.
+Grid: one unit of work per (row, key/value head, part of the row's queries). A unit walks its context in blocks of
+`_KEYS` positions: it gathers their K and V by slot into panels and multiplies them with its queries, `ROWS` of them at
+a time, keeping a running maximum and sum per query (online softmax, arXiv 1805.02867). Weights are rounded to bfloat16,
+as K and V are.
 
     K panel of 32 keys   [D / 32 steps, 2 x 16 keys, 16 pairs of D, 16 keys, 2]: a pair of D is 32 bits of the cache
     V panel of 32 of Dv  [_KEYS / 32 steps, 2 x 16 of Dv, 16 pairs of keys, 16 of Dv, 2]
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from engine.kernels.cpu.llvm.exponentials import exp_row_narrow, narrow_row, peak_of
+from engine.kernels.cpu.llvm.exponentials import exp_row_bf16, peak_of, scaled_row_bf16
 from engine.kernels.cpu.multiply_bf16 import (
     PANEL,
     ROWS,
@@ -27,7 +28,8 @@ from engine.kernels.cpu.multiply_bf16 import (
     multiply,
     release,
 )
-from engine.kernels.cpu.scalars import FAST, exp, narrow
+from engine.kernels.cpu.prefill_attention import store_means
+from engine.kernels.cpu.scalars import FAST, exp
 
 _KEYS = 256  # a block's K and V panels, 64 values each, take 64 KiB of an L2 cache
 
@@ -37,17 +39,17 @@ def attend_chunks(
     q: Any,  # [T, Hq, D] float32, D a multiple of STEP
     k_cache: Any,  # [num_slots, Hkv, D] bfloat16 as uint16
     v_cache: Any,  # [num_slots, Hkv, Dv], Dv a multiple of PANEL
-    multiplier: Any,  # `cpu_narrow.multiplier()`
+    multiplier: Any,  # `multiply_bf16.multiplier()`
     slot_table: Any,  # [max_rows, max_model_len] int32
     chunks: Any,  # [4, C] int32: row, start, count and offset of each chunk
-    parts: Any,  # into how many units the queries of a (chunk, head) are split
+    parts: Any,  # number of units that the queries of a (chunk, head) are split into
     scale: Any,
     window: Any,  # 0: none
     softcap: Any,  # 0: none
     sinks: Any,  # [Hq] float32, or empty
     out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at the chunks' tokens
 ) -> None:
-    """`engine.kernels.reference.attention` for chunks whose K and V are stored already."""
+    """`engine.kernels.reference.attention` for chunks whose K and V are already stored."""
     _, num_heads, size = q.shape
     num_kv_heads = k_cache.shape[1]
     size_v = v_cache.shape[2]
@@ -61,12 +63,12 @@ def attend_chunks(
         start += first_token
         offset = chunks[3, chunk] + first_token
         num_rows = num_tokens * group  # row r is query token r // group, head r % group of the kv head's
-        # Of padding, the products are of no account, but they are computed.
+        # The products of padding rows are computed too, and ignored.
         queries = aligned((num_rows + ROWS) * size * 2).view(np.uint16).reshape(num_rows + ROWS, size)
         for r in range(num_rows):
             query = q.ctypes.data + (offset + r // group) * q.strides[0]
             query += (kv_head * group + r % group) * q.strides[1]
-            narrow_row(query, size, scale, queries.ctypes.data + r * size * 2)
+            scaled_row_bf16(query, size, scale, queries.ctypes.data + r * size * 2)
         sums = aligned((num_rows + ROWS) * size_v * 4).view(np.float32).reshape(num_rows + ROWS, size_v)
         sums[:] = np.float32(0.0)
         peaks = np.full(num_rows, -np.inf, dtype=np.float32)
@@ -99,7 +101,7 @@ def attend_chunks(
                         v_panels[t // 2, j // STEP, t % 2, j % STEP // 2, d, j % 2] = v_cache[
                             slot, kv_head, t * TILE + d
                         ]
-            # Weights of keys that no query sees are 0; so must V be, for what an older block left may be infinite.
+            # Keys that no query sees have weight 0. Their V must be 0 too: an older block may have left infinities.
             for j in range(num_keys, (num_keys + STEP - 1) // STEP * STEP):
                 for t in range(size_v // TILE):
                     for d in range(TILE):
@@ -108,9 +110,11 @@ def attend_chunks(
             for r0 in range(max(0, block - start) * group, num_rows, ROWS):
                 rows = min(ROWS, num_rows - r0)
                 r1 = r0 + rows
-                seen = min(num_keys, start + (r1 - 1) // group + 1 - block)  # by the last query of the rows
+                seen = min(
+                    num_keys, start + (r1 - 1) // group + 1 - block
+                )  # keys that the last of these queries sees
                 if window > 0 and start + r0 // group - window >= block + num_keys - 1:
-                    continue  # all of the block is behind the window of the first query, which sees furthest
+                    continue  # the whole block is behind the window of the first query, which sees furthest back
                 num_panels = (seen + PANEL - 1) // PANEL
                 for p in range(num_panels):
                     multiply(
@@ -142,7 +146,7 @@ def attend_chunks(
                     total = np.float32(0.0)
                     target = weights.ctypes.data + (r - r0) * _KEYS * 2
                     if peak > -np.inf:
-                        total = exp_row_narrow(address, num_panels * PANEL, peak, target)
+                        total = exp_row_bf16(address, num_panels * PANEL, peak, target)
                     else:  # a query whose window starts after this block
                         weights[r - r0] = np.uint16(0)
                     if peak > peaks[r]:
@@ -169,13 +173,4 @@ def attend_chunks(
                         None,
                     )
         release(multiplier, before.ctypes.data)
-        for r in range(num_rows):
-            head = kv_head * group + r % group
-            factor = np.float32(1.0)
-            if sinks.size > 0:
-                peak = max(peaks[r], sinks[head])
-                factor = exp(peaks[r] - peak)
-                totals[r] = totals[r] * factor + exp(sinks[head] - peak)
-            factor /= totals[r]
-            for d in range(size_v):
-                out[offset + r // group, head, d] = narrow(sums[r, d] * factor, out[0, 0, 0])
+        store_means(sums, peaks, totals, sinks, kv_head * group, group, offset, out)

@@ -1,4 +1,4 @@
-"""Random draws in torch's own operations, for the CPU: the likeliest tokens of a row are sorted, the others are not."""
+"""Draws tokens by torch's own operations, for the CPU: only the likeliest tokens of a row are sorted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-# How many of the likeliest tokens are looked at first for top_p: enough for most rows, and far from a sort of them all.
+# How many of the likeliest tokens the search for top_p looks at first: enough for most rows, and much cheaper than
+# sorting all of them.
 _CANDIDATES = 256
 
 
@@ -17,11 +18,11 @@ def draw(
     logits: torch.Tensor,  # [n, V]
     numbers: FloatArray,  # [5, n] temperature (0: the likeliest), top_p, top_k (0: off), min_p, uniform in [0, 1)
 ) -> torch.Tensor:  # [n] int64
-    """Each row's next token. A row's depends on its own logits and numbers only.
+    """Draws each row's next token, which depends only on the row's own logits and numbers.
 
-    Order: temperature, top_k, top_p, min_p. top_k and top_p keep every token as likely as the last one kept, so that
-    ties do not depend on how a sort breaks them. What is drawn is the inverse of the distribution function at the
-    row's uniform number, over the tokens kept, in the order of the vocabulary.
+    Order: temperature, top_k, top_p, min_p. top_k and top_p keep every token that is as likely as the last one kept, so
+    that ties do not depend on how a sort breaks them. The token drawn is the inverse of the cumulative distribution
+    over the kept tokens, in the order of the vocabulary, at the row's uniform number.
     """
     is_random = numbers[0] > 0
     if is_random.all():
@@ -36,7 +37,7 @@ def draw(
 
 def _draw_random(logits: torch.Tensor, numbers: FloatArray) -> torch.Tensor:
     temperature, top_p, top_k, min_p, uniform = numbers
-    # The likeliest token at 0: nothing overflows, however low the temperature, and min_p is a threshold.
+    # With the likeliest token at 0 nothing overflows, however low the temperature is, and min_p becomes a threshold.
     logits = logits - logits.amax(dim=-1, keepdim=True)
     if (temperature != 1).any():
         logits = logits / torch.from_numpy(temperature.astype(np.float32))[:, None]
@@ -45,7 +46,7 @@ def _draw_random(logits: torch.Tensor, numbers: FloatArray) -> torch.Tensor:
         logits = logits.masked_fill(logits < threshold[:, None], -torch.inf)
     cumulative = logits.exp().cumsum(dim=-1, dtype=torch.float64)
     target = torch.from_numpy(uniform) * cumulative[:, -1]
-    # The first token whose cumulative weight exceeds the target; one of weight 0 never does so first.
+    # The first token whose cumulative weight exceeds the target; a token of weight 0 is never the first.
     tokens = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
     return tokens.clamp_(max=logits.shape[1] - 1)
 
@@ -53,7 +54,7 @@ def _draw_random(logits: torch.Tensor, numbers: FloatArray) -> torch.Tensor:
 def _threshold(
     logits: torch.Tensor, top_k: IntArray, top_p: FloatArray, min_p: FloatArray
 ) -> torch.Tensor | None:
-    """[n] the least scaled logit each row may draw, or None where no row limits them."""
+    """[n] the smallest scaled logit that each row may draw, or None if no row has a limit."""
     threshold = None
     if (min_p > 0).any():
         with np.errstate(divide="ignore"):
@@ -78,10 +79,10 @@ def top_k_top_p_threshold(
     top_p: FloatArray,  # [n], 1: off
     num_candidates: int = _CANDIDATES,
 ) -> torch.Tensor:  # [n]
-    """The least logit that top_k, and then top_p over what it leaves, keep in each row.
+    """The smallest logit in each row that top_k keeps and then top_p, applied to what top_k keeps.
 
-    Looks at a row's `num_candidates` likeliest tokens, and at more of them only for the rows where those do not
-    reach top_p. The threshold does not depend on how many that were, nor on the other rows.
+    Looks at a row's `num_candidates` likeliest tokens, and at more only in rows where those do not reach top_p. The
+    threshold depends neither on that number nor on the other rows.
     """
     vocab_size, device = logits.shape[1], logits.device
     limited_k = top_k[top_k < vocab_size]

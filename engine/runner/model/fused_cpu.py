@@ -18,10 +18,10 @@ from torch import nn
 
 from engine.kernels.cpu import decoder as kernels
 from engine.kernels.cpu import multiply_bf16
-from engine.kernels.cpu.attention import attention_work, chunk_multiplier, plain
+from engine.kernels.cpu.attention import attention_work, numpy_view, prefill_multiplier
 from engine.kernels.cpu.layer import embed
 from engine.kernels.cpu.linear import padded
-from engine.kernels.cpu.scalars import use_threads
+from engine.kernels.cpu.threads import use_threads
 from engine.kernels.layout import StepLayout
 from engine.runner.kv.memory import LayerCache, LayerShape
 from engine.runner.model.linear_cpu import Packed, PackedWeights, Workspace
@@ -53,7 +53,7 @@ class CpuDecoder:
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         fits = all(linear.in_features % multiply_bf16.STEP == 0 for linear in linears)
         self._is_bf16 = model.dtype is torch.bfloat16 and fits and multiply_bf16.multiplier() is not None
-        self._embedding = plain(decoder.embed_tokens.weight.detach())
+        self._embedding = numpy_view(decoder.embed_tokens.weight.detach())
         self._vocab_size = model.lm_head.weight.shape[0]
         self._num_kv_heads, self._head_size = config.num_key_value_heads, head_size
         self._hidden_size = self._embedding.shape[1]
@@ -88,9 +88,10 @@ class CpuDecoder:
         if caches is not self._caches:
             self._caches = caches
             self._planes = [
-                (plain(caches[layer.index].k), plain(caches[layer.index].v)) for layer in self._layers
+                (numpy_view(caches[layer.index].k), numpy_view(caches[layer.index].v))
+                for layer in self._layers
             ]
-            self._multiplier = chunk_multiplier(self._planes[0][0].dtype, size, size)
+            self._multiplier = prefill_multiplier(self._planes[0][0].dtype, size, size)
         work = attention_work(layout, self._num_kv_heads, num_threads)
         step = (positions.numpy(), layout.slot_mapping.numpy())
         buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from engine.kernels.cpu import linear, linear_bf16, multiply_bf16
-from engine.kernels.cpu.attention import plain
+from engine.kernels.cpu.attention import numpy_view
 
 Array = npt.NDArray[Any]
 Packed = tuple[Any, ...]  # weights in the form that `engine.kernels.cpu.decoder` takes
@@ -56,10 +56,10 @@ class PackedWeights:
         `is_bf16`: the weights and the input are bfloat16; K must be a multiple of `multiply_bf16.STEP`.
         """
         kernels = linear_bf16 if is_bf16 else linear
-        arrays = [plain(weight.detach().contiguous()) for weight in weights]
+        arrays = [numpy_view(weight.detach().contiguous()) for weight in weights]
         panels = kernels.interleave(*arrays) if is_gate else kernels.pack(np.concatenate(arrays))
         self.width = panels.shape[0] * kernels.PANEL // (2 if is_gate else 1)  # columns of the output
         bias_or_none = np.zeros(0 if bias is None else self.width, dtype=np.float32)
         if bias is not None:
             bias_or_none[: len(bias)] = bias.detach().float().numpy()
-        self.packed: Packed = (panels, bias_or_none, *([multiply_bf16.multiplier()] if is_bf16 else []))
+        self.packed: Packed = (panels, bias_or_none, multiply_bf16.multiplier() if is_bf16 else None)

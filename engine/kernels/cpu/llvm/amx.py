@@ -1,7 +1,7 @@
-"""Products by the matrix tiles of CPUs that have AMX, in LLVM's own language: what `cpu_narrow` emits for them.
+"""The code of `multiply_bf16.multiply` for CPUs with AMX, which multiply matrix tiles, in LLVM's own language.
 
-A tile register holds 16 rows of 64 bytes. Four of them are sums, 2 x 2; two of `a` and two of `b` pass by, 32 of what
-is summed at a time:
+A tile register holds 16 rows of 64 bytes. Four registers hold sums, 2 x 2; two of `a` and two of `b` are loaded and
+multiplied per step, which sums 32 values:
 
                     b: 32 columns
                 +-------+-------+
@@ -12,7 +12,7 @@ is summed at a time:
         |  t5  ||  t2   |  t3   | 16 rows
         +------++-------+-------+
 
-Rows are always 16 or 32: rows beyond those asked for are computed too.
+16 or 32 rows are computed, even if fewer are requested.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from typing import Any
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 import numpy as np
 
-from engine.kernels.cpu.llvm.register_tiles import I64, declared, prefetch_line, repeat
-from engine.kernels.cpu.scalars import CACHE_LINE_BYTES
+from engine.kernels.cpu.llvm.instructions import CACHE_LINE_BYTES, I64, declared, prefetch_line, repeat
 
 _TILE = 16  # rows, and columns of float32
 _BLOCK_BYTES = _TILE * CACHE_LINE_BYTES
@@ -32,11 +31,11 @@ _LINES_AHEAD, _SOON_BYTES = 8, 8192
 _I8, _VOID = ir.IntType(8), ir.VoidType()
 _POINTER = _I8.as_pointer()
 
-# Palette 1, eight tiles of 16 rows of 64 bytes: what the CPU's tile configuration looks like in memory.
-CONFIG = np.zeros(64, dtype=np.uint8)
-CONFIG[0] = 1
-CONFIG[16:32:2] = CACHE_LINE_BYTES
-CONFIG[48:56] = _TILE
+# The CPU's tile configuration in memory: palette 1, eight tiles of 16 rows of 64 bytes.
+TILE_CONFIG = np.zeros(64, dtype=np.uint8)
+TILE_CONFIG[0] = 1
+TILE_CONFIG[16:32:2] = CACHE_LINE_BYTES
+TILE_CONFIG[48:56] = _TILE
 
 
 def _call(builder: Any, name: str, kinds: list[Any], arguments: list[Any]) -> None:
@@ -45,12 +44,12 @@ def _call(builder: Any, name: str, kinds: list[Any], arguments: list[Any]) -> No
 
 
 def save_config(builder: Any, address: Any) -> None:
-    """Writes how this thread's tiles are configured to 64 bytes at `address`."""
+    """Writes the configuration of this thread's tiles to 64 bytes at `address`."""
     _call(builder, "sttilecfg", [_POINTER], [builder.inttoptr(address, _POINTER)])
 
 
 def load_config(builder: Any, address: Any) -> None:
-    """Configures this thread's tiles by 64 bytes at `address`."""
+    """Configures this thread's tiles from 64 bytes at `address`."""
     _call(builder, "ldtilecfg", [_POINTER], [builder.inttoptr(address, _POINTER)])
 
 
@@ -58,13 +57,13 @@ def emit_multiply(
     builder: Any, rows: Any, num_steps: Any, a: Any, a_stride: Any, b: Any, start: Any, start_stride: Any, out: Any,
     out_stride: Any, *, ahead: Sequence[Any],
 ) -> None:  # fmt: skip
-    """`cpu_narrow.multiply`, `ahead` its part and parts if it has them, by tiles that CONFIG configures."""
+    """Emits `multiply_bf16.multiply` with tiles that TILE_CONFIG configures; `ahead` is its (part, parts), or empty."""
     operands = (num_steps, a, a_stride, b, start, start_stride, out, out_stride)
     ahead_at = None
     if ahead:
         part, parts = ahead
-        # Four blocks of rows ask for all of the next panel; one alone asks for a quarter of what comes soon and leaves
-        # the rest to the CPU's own guess, which was no slower than all of it.
+        # Four blocks of rows together prefetch all of the next panel. A lone block prefetches a quarter of what it
+        # needs soon and leaves the rest to the hardware prefetcher, which was no slower than prefetching everything.
         offset = builder.mul(builder.and_(part, I64(3)), I64(_LINES_AHEAD * CACHE_LINE_BYTES))
         next_at = builder.add(builder.mul(num_steps, I64(2 * _BLOCK_BYTES)), offset)
         is_alone = builder.icmp_signed("==", parts, I64(1))

@@ -1,8 +1,8 @@
-"""Products by the vectors of CPUs that have AVX512_BF16, in LLVM's own language: what `cpu_narrow` emits for them.
+"""The code of `multiply_bf16.multiply` for CPUs with AVX512_BF16, which multiply vectors, in LLVM's own language.
 
-A vector register holds 16 float32 sums, or 16 pairs of bfloat16. An instruction multiplies the pairs of two vectors and
-adds both products of each to its sum. Rows are taken in groups whose sums fit the registers beside two vectors of `b`
-and a pair of `a` in all lanes:
+A vector register holds 16 float32 sums, or 16 pairs of bfloat16. One instruction multiplies the pairs of two vectors
+and adds both products of each pair to its sum. Rows are computed in groups whose sums fit into the registers beside two
+vectors of `b` and a pair of `a` in all lanes:
 
                     b: 2 vectors of pairs
                 +-------+-------+
@@ -19,7 +19,8 @@ from typing import Any
 
 import llvmlite.ir as ir  # type: ignore[import-untyped]
 
-from engine.kernels.cpu.llvm.register_tiles import (
+from engine.kernels.cpu.llvm.instructions import (
+    CACHE_LINE_BYTES,
     F32,
     I32,
     I64,
@@ -30,7 +31,6 @@ from engine.kernels.cpu.llvm.register_tiles import (
     start_sums,
     switch_rows,
 )
-from engine.kernels.cpu.scalars import CACHE_LINE_BYTES
 
 _GROUP = 12  # rows
 _LANES = 16
@@ -38,7 +38,7 @@ _PAIRS = 16  # of a step
 _BLOCK_BYTES = _PAIRS * CACHE_LINE_BYTES
 _STEP_BYTES = 2 * _BLOCK_BYTES
 _SOON_BYTES = 8192
-_UNROLL = 2  # pairs: of more, LLVM loads so far ahead that sums are driven out of their registers
+_UNROLL = 2  # pairs: with more, LLVM loads so far ahead that sums are spilled from their registers
 _SUMS, _VECTOR = ir.VectorType(F32, _LANES), ir.VectorType(I32, _LANES)
 
 
@@ -46,8 +46,7 @@ def emit_multiply(
     builder: Any, rows: Any, num_steps: Any, a: Any, a_stride: Any, b: Any, start: Any, start_stride: Any, out: Any,
     out_stride: Any, *, ahead: Sequence[Any],
 ) -> None:  # fmt: skip
-    """`cpu_narrow.multiply`, `ahead` its part and parts if it has them, by vectors: in groups of rows as equal as they
-    can be."""
+    """Emits `multiply_bf16.multiply`, in groups of about as many rows; `ahead` is its (part, parts), or empty."""
     num_groups = builder.sdiv(builder.add(rows, I64(_GROUP - 1)), I64(_GROUP))
     has_start = builder.icmp_unsigned("!=", start, I64(0))
 
@@ -59,19 +58,29 @@ def emit_multiply(
             for base, stride in ((a, a_stride), (start, start_stride), (out, out_stride))
         )
         start_rows = builder.select(has_start, start_rows, I64(0))
-        asked = _asked(builder, num_steps, b, group, num_groups, *ahead) if ahead else None
-        operands = (num_steps, a_rows, a_stride, b, start_rows, start_stride, out_rows, out_stride, asked)
+        prefetched = _prefetched(builder, num_steps, b, group, num_groups, *ahead) if ahead else None
+        operands = (
+            num_steps,
+            a_rows,
+            a_stride,
+            b,
+            start_rows,
+            start_stride,
+            out_rows,
+            out_stride,
+            prefetched,
+        )
         switch_rows(builder, builder.sub(end, first), lambda rows: _emit(builder, rows, *operands), _GROUP)
         return []
 
     repeat(builder, num_groups, [], add_group)
 
 
-def _asked(
+def _prefetched(
     builder: Any, num_steps: Any, b: Any, group: Any, num_groups: Any, part: Any, parts: Any
 ) -> tuple[Any, Any]:
-    """What a group asks for, at its first step, and how many lines at each. One group alone asks for what comes soon;
-    of several, each for its share of the lines of each step of the next b."""
+    """The address that a group prefetches at its first step, and the number of lines per step. A lone group prefetches
+    what it needs soon; several groups each prefetch a share of the lines of each step of the next b."""
     all_groups = builder.mul(parts, num_groups)
     lines = builder.sdiv(builder.add(all_groups, I64(2 * _PAIRS - 1)), all_groups)  # rounded up
     index = builder.add(builder.mul(part, num_groups), group)
@@ -116,9 +125,9 @@ def _emit(
         if ahead:
             _prefetch(builder, builder.add(ahead[0], builder.mul(step, I64(_STEP_BYTES))), ahead[1])
 
-        def add_pairs(turn: Any, sums: list[Any]) -> list[Any]:
+        def add_pairs(index: Any, sums: list[Any]) -> list[Any]:
             for u in range(_UNROLL):
-                pair = builder.add(builder.mul(turn, I64(_UNROLL)), I64(u))
+                pair = builder.add(builder.mul(index, I64(_UNROLL)), I64(u))
                 line_at = builder.add(b_at, builder.mul(pair, I64(CACHE_LINE_BYTES)))
                 sums = add_pair(line_at, builder.add(a_at, builder.mul(pair, I64(4))), sums)
             return sums
@@ -132,7 +141,7 @@ def _emit(
 
 
 def _prefetch(builder: Any, address: Any, num_lines: Any) -> None:
-    """Asks for at least `num_lines` cache lines, four at a time."""
+    """Prefetches four cache lines, or all of a step's if `num_lines` is more than four."""
     for part in range(0, 2 * _PAIRS, 4):
         for line in range(part, part + 4):
             prefetch_line(builder, builder.add(address, I64(CACHE_LINE_BYTES * line)), into_l2=True)

@@ -1,5 +1,6 @@
-"""Exponentials and roundings of whole rows, 16 lanes at a time, in LLVM's own language: numba does not vectorise such
-loops, and an exponential then takes 15 cycles in place of one.
+"""Exponentials and roundings of whole rows, 16 lanes at a time, in LLVM's own language.
+
+numba does not vectorize such loops, and an exponential then takes 15 cycles instead of one.
 
 The intrinsics take addresses; counts are multiples of LANES, above 0.
 """
@@ -13,15 +14,15 @@ import llvmlite.ir as ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from engine.kernels.cpu.llvm.register_tiles import F32, I32, I64, declared, fma_of, repeat, splat
+from engine.kernels.cpu.llvm.instructions import F32, I32, I64, declared, fma_of, repeat, splat
 
 LANES = 16
 _VECTOR, _INTEGERS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
-_NARROW = ir.VectorType(ir.IntType(16), LANES)
+_BF16 = ir.VectorType(ir.IntType(16), LANES)
 _MINUS_INFINITY = float("-inf")
 _UNDERFLOW = -87.0
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
-# Cephes' expf, as in `cpu_scalars.exp`.
+# Cephes' expf, as in `scalars.exp`.
 _POLYNOMIAL = (
     1.9875691500e-4,
     1.3981999507e-3,
@@ -59,21 +60,21 @@ def _load(builder: Any, base: Any, at: Any) -> Any:
     return builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
 
 
-def _store_narrow(builder: Any, value: Any, base: Any, at: Any) -> None:
-    """To the nearest bfloat16. What has tiles of bfloat16 has AVX512_BF16, too."""
-    kind = ir.FunctionType(_NARROW, [_VECTOR])
+def _store_bf16(builder: Any, value: Any, base: Any, at: Any) -> None:
+    """Rounds to the nearest bfloat16. CPUs with AMX have AVX512_BF16 too."""
+    kind = ir.FunctionType(_BF16, [_VECTOR])
     rounded = builder.call(declared(builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512"), [value])
     address = builder.add(base, builder.mul(at, I64(2)))
-    builder.store(rounded, builder.inttoptr(address, _NARROW.as_pointer()), align=2)
+    builder.store(rounded, builder.inttoptr(address, _BF16.as_pointer()), align=2)
 
 
 def _loop(builder: Any, count: Any, start: Any, body: Callable[[Any, Any], Any]) -> Any:
-    """`body(at, carried)` for at = 0, LANES, ... below count; what it returns is carried to the next, and returned."""
+    """`carried = body(at, carried)` for at = 0, LANES, ... below count, from `start` on; returns the last one."""
 
-    def turn(index: Any, carried: list[Any]) -> list[Any]:
+    def next_carried(index: Any, carried: list[Any]) -> list[Any]:
         return [body(builder.mul(index, I64(LANES)), carried[0])]
 
-    return repeat(builder, builder.sdiv(count, I64(LANES)), [start], turn)[0]
+    return repeat(builder, builder.sdiv(count, I64(LANES)), [start], next_carried)[0]
 
 
 def _reduce(builder: Any, name: str, *arguments: Any) -> Any:
@@ -98,7 +99,7 @@ def _peak_of(typing_context: Any, line: Any, count: Any) -> Any:
 
 
 def _exp_row_of(typing_context: Any, line: Any, count: Any, peak: Any) -> Any:
-    """exp(x - peak) of `count` float32 at `line`, in place; returns their sum."""
+    """Replaces `count` float32 at `line` by exp(x - peak) and returns their sum."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, count, peak = arguments
@@ -115,8 +116,8 @@ def _exp_row_of(typing_context: Any, line: Any, count: Any, peak: Any) -> Any:
     return types.float32(types.int64, types.int64, types.float32), generate
 
 
-def _exp_row_narrow_of(typing_context: Any, line: Any, count: Any, peak: Any, target: Any) -> Any:
-    """`exp_row`, but as bfloat16 at `target`; the sum is that of the float32."""
+def _exp_row_bf16_of(typing_context: Any, line: Any, count: Any, peak: Any, target: Any) -> Any:
+    """`exp_row` with results stored as bfloat16 at `target`; the sum is that of the float32 values."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, count, peak, target = arguments
@@ -124,7 +125,7 @@ def _exp_row_narrow_of(typing_context: Any, line: Any, count: Any, peak: Any, ta
 
         def body(at: Any, total: Any) -> Any:
             weight = _exp(builder, builder.fsub(_load(builder, line, at), peaks))
-            _store_narrow(builder, weight, target, at)
+            _store_bf16(builder, weight, target, at)
             return builder.fadd(total, weight)
 
         return _reduce(builder, "fadd", F32(0.0), _loop(builder, count, _constant(0.0), body))
@@ -132,15 +133,15 @@ def _exp_row_narrow_of(typing_context: Any, line: Any, count: Any, peak: Any, ta
     return types.float32(types.int64, types.int64, types.float32, types.int64), generate
 
 
-def _narrow_row_of(typing_context: Any, line: Any, count: Any, factor: Any, target: Any) -> Any:
-    """`count` float32 at `line`, times a factor, as bfloat16 at `target`."""
+def _scaled_row_bf16_of(typing_context: Any, line: Any, count: Any, factor: Any, target: Any) -> Any:
+    """Stores `count` float32 at `line`, times a factor, as bfloat16 at `target`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, count, factor, target = arguments
         factors = splat(builder, factor, LANES)
 
         def body(at: Any, nothing: Any) -> Any:
-            _store_narrow(builder, builder.fmul(_load(builder, line, at), factors), target, at)
+            _store_bf16(builder, builder.fmul(_load(builder, line, at), factors), target, at)
             return nothing
 
         _loop(builder, count, _constant(0.0), body)
@@ -150,18 +151,18 @@ def _narrow_row_of(typing_context: Any, line: Any, count: Any, factor: Any, targ
 
 
 def _silu_gated_of(typing_context: Any, gate: Any, partner: Any, target: Any) -> Any:
-    """silu(gate) * partner of LANES float32 each, as bfloat16 at `target`."""
+    """Stores silu(gate) * partner, of LANES float32 each, as bfloat16 at `target`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         gate, partner = (_load(builder, address, I64(0)) for address in arguments[:2])
         is_positive = builder.fcmp_ordered(">=", gate, _constant(0.0))
-        # Without overflow at either end: the exponential of what is negative, of x or of -x.
+        # The exponential is taken of -|x|, which overflows at neither end.
         small = _exp(builder, builder.select(is_positive, builder.fneg(gate), gate))
         sigmoid = builder.fdiv(
             builder.select(is_positive, _constant(1.0), small), builder.fadd(small, _constant(1.0))
         )
         value = builder.fmul(builder.fmul(gate, sigmoid), partner)
-        _store_narrow(builder, value, arguments[2], I64(0))
+        _store_bf16(builder, value, arguments[2], I64(0))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
@@ -169,6 +170,6 @@ def _silu_gated_of(typing_context: Any, gate: Any, partner: Any, target: Any) ->
 
 peak_of: Any = intrinsic(_peak_of)
 exp_row: Any = intrinsic(_exp_row_of)
-exp_row_narrow: Any = intrinsic(_exp_row_narrow_of)
-narrow_row: Any = intrinsic(_narrow_row_of)
+exp_row_bf16: Any = intrinsic(_exp_row_bf16_of)
+scaled_row_bf16: Any = intrinsic(_scaled_row_bf16_of)
 silu_gated: Any = intrinsic(_silu_gated_of)

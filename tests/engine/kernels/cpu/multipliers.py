@@ -1,4 +1,4 @@
-"""The units that a CPU may have for products of bfloat16, for tests of each that is here."""
+"""The instructions with which a CPU may multiply bfloat16, for tests that run once with each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-NAMES = ("tiles", "pairs")
+NAMES = ("amx", "avx512_bf16")
 
 
 def multiplier_or_skip(name: str) -> Any:
-    """What the kernels take for it; skips the test where this CPU has none."""
-    cpu_narrow = pytest.importorskip("engine.kernels.cpu.multiply_bf16")
-    best = cpu_narrow.multiplier()
-    if best is None or (name == "tiles" and best is cpu_narrow.PAIRS):
-        pytest.skip(f"this CPU multiplies no {name} of bfloat16")
-    return best if name == "tiles" else cpu_narrow.PAIRS
+    """The multiplier that kernels take for these instructions; skips the test where this CPU does not have them."""
+    multiply_bf16 = pytest.importorskip("engine.kernels.cpu.multiply_bf16")
+    best = multiply_bf16.multiplier()
+    if best is None or (name == "amx" and best is multiply_bf16.AVX512):
+        pytest.skip(f"this CPU has no {name}")
+    return best if name == "amx" else multiply_bf16.AVX512

@@ -17,15 +17,15 @@ from tests.engine.kernels.steps import Case, random_case, random_spans
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
-@pytest.fixture(params=[*NAMES, "wide", "padded"])
+@pytest.fixture(params=[*NAMES, "float32", "without numba"])
 def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The backend with numba, by each product of bfloat16 that a CPU may have and by float32, and as it is where numba
     is missing."""
-    if request.param != "padded":
-        cpu_narrow = pytest.importorskip("engine.kernels.cpu.multiply_bf16")
+    if request.param != "without numba":
+        multiply_bf16 = pytest.importorskip("engine.kernels.cpu.multiply_bf16")
         chosen = multiplier_or_skip(request.param) if request.param in NAMES else None
-        monkeypatch.setattr(cpu_narrow, "multiplier", lambda: chosen)
-    monkeypatch.setattr(cpu, "HAS_NUMBA", request.param != "padded")
+        monkeypatch.setattr(multiply_bf16, "multiplier", lambda: chosen)
+    monkeypatch.setattr(cpu, "HAS_NUMBA", request.param != "without numba")
     return cpu.attention
 
 

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels.cpu.attention import plain
+from engine.kernels.cpu.attention import numpy_view
 from engine.kernels.reference import layer as reference
 from tests.engine.kernels.cpu.multipliers import NAMES, multiplier_or_skip
 
 pytest.importorskip("numba")
 
-from engine.kernels.cpu import linear_bf16 as narrow
-from engine.kernels.cpu import multiply_bf16 as cpu_narrow
+from engine.kernels.cpu import linear_bf16, multiply_bf16
 from engine.kernels.cpu.linear import ADD, GATED, STORE
 
 NO_BIAS = np.empty(0, dtype=np.float32)
@@ -44,15 +43,17 @@ def random_shape(seed: int) -> tuple[int, int, int]:
 def padded(x: torch.Tensor) -> Any:
     """In memory of whole blocks of rows, those that are too many poisoned."""
     memory = torch.full(
-        (-(-len(x) // cpu_narrow.ROWS) * cpu_narrow.ROWS, x.shape[1]), torch.nan, dtype=x.dtype
+        (-(-len(x) // multiply_bf16.ROWS) * multiply_bf16.ROWS, x.shape[1]), torch.nan, dtype=x.dtype
     )
     memory[: len(x)] = x
-    return plain(memory)[: len(x)]
+    return numpy_view(memory)[: len(x)]
 
 
 def room(rows: int, width: int, start: float) -> Any:
     """[rows, width] of memory of whole blocks of rows."""
-    return np.full((-(-rows // cpu_narrow.ROWS) * cpu_narrow.ROWS, width), start, dtype=np.float32)[:rows]
+    return np.full((-(-rows // multiply_bf16.ROWS) * multiply_bf16.ROWS, width), start, dtype=np.float32)[
+        :rows
+    ]
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -60,15 +61,15 @@ def room(rows: int, width: int, start: float) -> Any:
 def test_linear(seed: int, num_threads: int, multiplier: Any) -> None:
     rows, inputs, outputs = random_shape(seed)
     x, weight = noise(seed, rows, inputs), noise(seed + 1, outputs, inputs)
-    panels = narrow.pack(plain(weight))
-    width = panels.shape[0] * cpu_narrow.PANEL
+    panels = linear_bf16.pack(numpy_view(weight))
+    width = panels.shape[0] * multiply_bf16.PANEL
     bias = np.zeros(width, dtype=np.float32)
     bias[:outputs] = np.arange(outputs)
     expected = x.float() @ weight.float().T
 
     def run(mode: int, start: float, bias: Any = NO_BIAS) -> torch.Tensor:
         out = room(rows, width, start)
-        narrow.linear(padded(x), panels, multiplier, bias, mode, num_threads, out)
+        linear_bf16.linear(padded(x), panels, multiplier, bias, mode, num_threads, out)
         return torch.from_numpy(out)[:, :outputs]
 
     def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
@@ -87,9 +88,9 @@ def test_gated_linear(seed: int, multiplier: Any) -> None:
         noise(seed + 1, outputs, inputs),
         noise(seed + 2, outputs, inputs),
     )
-    panels = narrow.interleave(plain(gate), plain(partner))
-    out = torch.full((rows, panels.shape[0] * cpu_narrow.PANEL // 2), torch.nan, dtype=torch.bfloat16)
-    narrow.linear(padded(x), panels, multiplier, NO_BIAS, GATED, 2, plain(out))
+    panels = linear_bf16.interleave(numpy_view(gate), numpy_view(partner))
+    out = torch.full((rows, panels.shape[0] * multiply_bf16.PANEL // 2), torch.nan, dtype=torch.bfloat16)
+    linear_bf16.linear(padded(x), panels, multiplier, NO_BIAS, GATED, 2, numpy_view(out))
     expected = reference.silu_gated(x.float() @ gate.float().T, x.float() @ partner.float().T)
     torch.testing.assert_close(out[:, :outputs].float(), expected, rtol=1e-2, atol=1e-4 * inputs)
 
@@ -100,8 +101,8 @@ def test_silu_far_from_zero(multiplier: Any) -> None:
     weight = torch.zeros(1, 32).bfloat16()
     weight[0, 0] = 1.0
     out = torch.full((5, 16), torch.nan, dtype=torch.bfloat16)
-    panels = narrow.interleave(plain(weight), plain(weight))
-    narrow.linear(padded(x), panels, multiplier, NO_BIAS, GATED, 1, plain(out))
+    panels = linear_bf16.interleave(numpy_view(weight), numpy_view(weight))
+    linear_bf16.linear(padded(x), panels, multiplier, NO_BIAS, GATED, 1, numpy_view(out))
     torch.testing.assert_close(out[:, :1], reference.silu_gated(x[:, :1], x[:, :1]).bfloat16())
 
 
@@ -109,8 +110,14 @@ def test_products_of_others_go_on_undisturbed(multiplier: Any) -> None:
     """torch's own products use the same tiles, configured in a way that they remember."""
     x, weight = noise(0, 64, 64), noise(1, 64, 64)
     before = x @ weight
-    narrow.linear(
-        padded(x), narrow.pack(plain(weight)), multiplier, NO_BIAS, STORE, 2, np.empty((64, 64), np.float32)
+    linear_bf16.linear(
+        padded(x),
+        linear_bf16.pack(numpy_view(weight)),
+        multiplier,
+        NO_BIAS,
+        STORE,
+        2,
+        np.empty((64, 64), np.float32),
     )
     assert torch.equal(x @ weight, before)
 
@@ -118,11 +125,11 @@ def test_products_of_others_go_on_undisturbed(multiplier: Any) -> None:
 COMPILE = """
 from numba import float32, int64, typeof, uint16
 from engine.kernels.cpu import linear_bf16, multiply_bf16, prefill_attention_bf16
-floats, narrow, numbers = float32[::1], uint16[:, :, ::1], int64[:, ::1]
-tiles = typeof(multiply_bf16.CONFIG)
-linear_bf16.linear.compile((uint16[:, ::1], narrow, tiles, floats, int64, int64, float32[:, ::1]))
-prefill_attention_bf16.attend_chunks.compile((float32[:, :, ::1], narrow, narrow, tiles, numbers, numbers, int64,
-    float32, int64, float32, floats, narrow))
+floats, bf16, numbers = float32[::1], uint16[:, :, ::1], int64[:, ::1]
+tiles = typeof(multiply_bf16.AMX)
+linear_bf16.linear.compile((uint16[:, ::1], bf16, tiles, floats, int64, int64, float32[:, ::1]))
+prefill_attention_bf16.attend_chunks.compile((float32[:, :, ::1], bf16, bf16, tiles, numbers, numbers, int64,
+    float32, int64, float32, floats, bf16))
 """
 
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels.cpu.attention import plain
+from engine.kernels.cpu.attention import numpy_view
 from engine.kernels.reference import layer as reference
 
 pytest.importorskip("numba")
 
-from engine.kernels.cpu import layer as cpu_layer
-from engine.kernels.cpu import linear as cpu_linear
-from engine.kernels.cpu.llvm import register_tiles as cpu_tiles
+from engine.kernels.cpu import layer, linear
+from engine.kernels.cpu.llvm.register_tiles import PANEL
 
 NO_BIAS = np.empty(0, dtype=np.float32)
 DTYPES = [torch.float32, torch.bfloat16]
@@ -38,22 +37,22 @@ def random_shape(seed: int) -> tuple[int, int, int]:
 def test_linear(seed: int, dtype: torch.dtype, num_threads: int) -> None:
     rows, inputs, outputs = random_shape(seed)
     x, weight = noise(seed, rows, inputs), noise(seed + 1, outputs, inputs, dtype=dtype)
-    panels = cpu_linear.pack(plain(weight))
+    panels = linear.pack(numpy_view(weight))
     expected = x @ weight.float().T
-    width = cpu_linear.padded(outputs)
+    width = linear.padded(outputs)
     bias = np.zeros(width, dtype=np.float32)
     bias[:outputs] = noise(seed + 2, outputs).numpy()
 
     def run(bias: Any, mode: int, out: Any) -> torch.Tensor:
-        cpu_linear.linear(x.numpy(), panels, bias, mode, num_threads, out)
+        linear.linear(x.numpy(), panels, bias, mode, num_threads, out)
         return torch.from_numpy(out)[:, :outputs]
 
     tolerance = {"rtol": 1e-4, "atol": 1e-5 * inputs}
-    plainly = run(NO_BIAS, cpu_linear.STORE, np.full((rows, width), np.nan, dtype=np.float32))
+    plainly = run(NO_BIAS, linear.STORE, np.full((rows, width), np.nan, dtype=np.float32))
     torch.testing.assert_close(plainly, expected, **tolerance)
-    biased = run(bias, cpu_linear.STORE, np.full((rows, width), np.nan, dtype=np.float32))
+    biased = run(bias, linear.STORE, np.full((rows, width), np.nan, dtype=np.float32))
     torch.testing.assert_close(biased, expected + torch.from_numpy(bias)[:outputs], **tolerance)
-    added = run(NO_BIAS, cpu_linear.ADD, np.full((rows, width), 2.0, dtype=np.float32))
+    added = run(NO_BIAS, linear.ADD, np.full((rows, width), 2.0, dtype=np.float32))
     torch.testing.assert_close(added, expected + 2.0, **tolerance)
 
 
@@ -63,9 +62,9 @@ def test_gated_linear(seed: int, dtype: torch.dtype) -> None:
     rows, inputs, outputs = random_shape(seed)
     x = noise(seed, rows, inputs)
     gate, partner = (noise(seed + i, outputs, inputs, dtype=dtype) for i in (1, 2))
-    out = np.full((rows, cpu_linear.padded(outputs)), np.nan, dtype=np.float32)
-    panels = cpu_linear.interleave(plain(gate), plain(partner))
-    cpu_linear.linear(x.numpy(), panels, NO_BIAS, cpu_linear.GATED, 2, out)
+    out = np.full((rows, linear.padded(outputs)), np.nan, dtype=np.float32)
+    panels = linear.interleave(numpy_view(gate), numpy_view(partner))
+    linear.linear(x.numpy(), panels, NO_BIAS, linear.GATED, 2, out)
     expected = reference.silu_gated(x @ gate.float().T, x @ partner.float().T)
     torch.testing.assert_close(torch.from_numpy(out)[:, :outputs], expected, rtol=1e-3, atol=1e-4 * inputs)
 
@@ -73,8 +72,8 @@ def test_gated_linear(seed: int, dtype: torch.dtype) -> None:
 def test_silu_far_from_zero() -> None:
     x = torch.tensor([[-200.0], [-30.0], [0.0], [30.0], [200.0]])
     weight = np.ones((1, 1), dtype=np.float32)
-    out = np.empty((5, cpu_tiles.PANEL), dtype=np.float32)
-    cpu_linear.linear(x.numpy(), cpu_linear.interleave(weight, weight), NO_BIAS, cpu_linear.GATED, 1, out)
+    out = np.empty((5, PANEL), dtype=np.float32)
+    linear.linear(x.numpy(), linear.interleave(weight, weight), NO_BIAS, linear.GATED, 1, out)
     torch.testing.assert_close(torch.from_numpy(out)[:, :1], reference.silu_gated(x, x))
 
 
@@ -83,7 +82,7 @@ def test_silu_far_from_zero() -> None:
 def test_rms_norm(size: int, out_dtype: torch.dtype) -> None:
     x, weight = noise(0, 7, size + 3), noise(1, size)
     out = torch.empty(7, size, dtype=out_dtype)
-    cpu_layer.rms_norm(x.numpy(), weight.numpy(), 1e-5, 1, plain(out))
+    layer.rms_norm(x.numpy(), weight.numpy(), 1e-5, 1, numpy_view(out))
     expected = reference.rms_norm(x[:, :size], weight, 1e-5).to(out_dtype)
     tolerance = 1e-5 if out_dtype is torch.float32 else 1e-2  # a rounding may fall to either side
     torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
@@ -93,7 +92,7 @@ def test_rms_norm(size: int, out_dtype: torch.dtype) -> None:
 def test_embed(dtype: torch.dtype) -> None:
     table, out = noise(0, 11, 20, dtype=dtype), np.empty((4, 32), dtype=np.float32)
     token_ids = torch.tensor([10, 0, 3, 3])
-    cpu_layer.embed(plain(table), token_ids.numpy(), out)
+    layer.embed(numpy_view(table), token_ids.numpy(), out)
     assert torch.equal(torch.from_numpy(out)[:, :20], table[token_ids].float())
 
 
@@ -108,10 +107,10 @@ def test_rotate_and_store(dtype: torch.dtype, has_norms: bool) -> None:
     expected_caches = [cache.clone() for cache in caches]
     norms = [noise(4, size), noise(5, size)] if has_norms else [None, None]
     q = torch.empty(total, num_heads, size)
-    cpu_layer.rotate_and_store(
+    layer.rotate_and_store(
         qkv.numpy(), positions.numpy(), angles.cos().numpy(), angles.sin().numpy(),
         *(NO_BIAS if norm is None else norm.numpy() for norm in norms), 1e-5,
-        slots.numpy(), *(plain(cache) for cache in caches), 1, q.numpy(),
+        slots.numpy(), *(numpy_view(cache) for cache in caches), 1, q.numpy(),
     )  # fmt: skip
     expected = reference.rotate_and_store(
         qkv, positions, angles.cos(), angles.sin(), *norms, 1e-5, slots, *expected_caches

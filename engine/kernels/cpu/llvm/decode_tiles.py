@@ -1,4 +1,7 @@
-"""Register tiles over K and V that lie in slots (see `cpu_tiles`): the two inner loops of `cpu_single`."""
+"""The two inner loops of `decode_attention`: scores from keys, and weighted sums of values, that lie in slots.
+
+Written in LLVM's own language, so that sums stay in vector registers (see `register_tiles`).
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,35 @@ import llvmlite.ir as ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from engine.kernels.cpu.llvm.register_tiles import (
+from engine.kernels.cpu.llvm.instructions import (
+    CACHE_LINE_BYTES,
     F32,
     HAS_512_BITS,
     I32,
     I64,
     fma_of,
+    load_float32,
     load_splat,
-    load_widened,
     prefetch_line,
     repeat,
     switch_rows,
 )
-from engine.kernels.cpu.scalars import CACHE_LINE_BYTES
 
-# A cache line of bfloat16 is two of these; head sizes are multiples of it (others take the plain loops).
+# Elements of a vector; a cache line of bfloat16 is two vectors. Head sizes must be multiples of it (others take the
+# plain loops).
 LANES = 16
 _VECTOR = ir.VectorType(F32, LANES)
-# `gather` sums this many vectors of up to GATHER_ROWS rows side by side: 24 of the 32 registers of AVX-512, which find
-# a slot and a weight once for all of them. Of AVX2's 16 half as wide ones, 12 hold the sums of one vector.
-GATHER_VECTORS, GATHER_ROWS = 4 if HAS_512_BITS else 1, 6
-# `dots` takes this many keys, and queries whose sums fit the registers beside them.
+# `weighted_sum` keeps the sums of this many vectors of up to SUM_ROWS rows: 24 of the 32 registers of AVX-512, so that
+# each slot and weight is loaded once for all of them. With AVX2, whose 16 registers are half as wide, 12 hold the sums
+# of one vector.
+SUM_VECTORS, SUM_ROWS = 4 if HAS_512_BITS else 1, 6
+# `dots` takes this many keys, and as many queries as have room for their sums in the registers beside the keys.
 DOT_KEYS, DOT_ROWS = 4, 6 if HAS_512_BITS else 1
 
 
 def _sums_of_lanes(builder: Any, values: Sequence[Any]) -> Any:
-    """[DOT_KEYS] the sum of each value's lanes. Halves are added, two values at a time, until each has LANES / DOT_KEYS
-    lanes of one vector left; then neighbours are."""
+    """[DOT_KEYS] the sum of each value's lanes. Halves are added, two values at a time, until each value has only
+    LANES / DOT_KEYS lanes of one vector left; then neighboring lanes are added."""
 
     def shuffled(first: Any, second: Any, lanes: list[int]) -> Any:
         return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
@@ -72,7 +77,7 @@ def _emit_dots(builder: Any, arguments: Any, rows: int, element_bytes: int) -> N
     def add_lanes(part: Any, sums: list[Any]) -> list[Any]:
         d = builder.mul(part, I64(LANES))
         offset = builder.mul(d, I64(element_bytes))
-        keys = [load_widened(builder, builder.add(line, offset), element_bytes, LANES) for line in lines]
+        keys = [load_float32(builder, builder.add(line, offset), element_bytes, LANES) for line in lines]
         added = []
         for i in range(rows):
             at = builder.add(builder.add(q, builder.mul(q_stride, I64(i))), builder.mul(d, I64(4)))
@@ -104,7 +109,8 @@ def _dots_of(
     line_3: Any,
 ) -> Any:
     """out[i, k] = q[i, :size] . line_k[:size] for i < rows (at most DOT_ROWS), k < DOT_KEYS; size a multiple of LANES,
-    above 0. Sums over lanes cost a third of what they do one at a time."""
+    above 0. `element` is any element of a line, for its type. Summing the lanes of four keys together costs a third of
+    summing them one by one."""
     element_bytes = element.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -121,7 +127,7 @@ def _dots_of(
 dots: Any = intrinsic(_dots_of)
 
 
-def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int, vectors: int) -> None:
+def _emit_weighted_sum(builder: Any, arguments: Any, rows: int, element_bytes: int, vectors: int) -> None:
     weights, weights_stride, cache, slots, slot_stride, count, remaining, out, out_stride, distance = (
         arguments
     )
@@ -149,7 +155,7 @@ def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int, ve
         for offset in range(0, vectors * vector_bytes, CACHE_LINE_BYTES):
             prefetch_line(builder, builder.add(ahead_line, I64(offset)))
         values = [
-            load_widened(builder, builder.add(line, I64(v * vector_bytes)), element_bytes, LANES)
+            load_float32(builder, builder.add(line, I64(v * vector_bytes)), element_bytes, LANES)
             for v in range(vectors)
         ]
         added = []
@@ -169,7 +175,7 @@ def _emit_gather(builder: Any, arguments: Any, rows: int, element_bytes: int, ve
         builder.store(total, target, align=4)
 
 
-def _gather_of(
+def _weighted_sum_of(
     typing_context: Any,
     is_wide: Any,
     rows: Any,
@@ -185,22 +191,22 @@ def _gather_of(
     out_stride: Any,
     distance: Any,
 ) -> Any:
-    """out[i, :n] += sum over j < count of weights[i, j] * cache[slots[j], :n] for i < rows (at most GATHER_ROWS), where
-    n is LANES, and with `is_wide` GATHER_VECTORS times that; count above 0, slots int32. The line `distance` slots on
-    is asked for meanwhile, up to the last of `remaining`."""
+    """out[i, :n] += sum over j < count of weights[i, j] * cache[slots[j], :n] for i < rows (at most SUM_ROWS), where n
+    is LANES, or with `is_wide` SUM_VECTORS times LANES; count above 0, slots int32. `element` is any element of the
+    cache, for its type. The line `distance` slots ahead is prefetched, up to the last of `remaining` slots."""
     element_bytes = element.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         numbers = [*arguments[2:5], *arguments[6:]]
-        one, wide, done = (builder.append_basic_block(name) for name in ("one", "wide", "gathered"))
+        one, wide, done = (builder.append_basic_block(name) for name in ("one", "wide", "summed"))
         builder.cbranch(arguments[0], wide, one)
-        for block, vectors in ((one, 1), (wide, GATHER_VECTORS)):
+        for block, vectors in ((one, 1), (wide, SUM_VECTORS)):
             builder.position_at_end(block)
 
             def emit(rows: int, vectors: int = vectors) -> None:
-                _emit_gather(builder, numbers, rows, element_bytes, vectors)
+                _emit_weighted_sum(builder, numbers, rows, element_bytes, vectors)
 
-            switch_rows(builder, arguments[1], emit, GATHER_ROWS)
+            switch_rows(builder, arguments[1], emit, SUM_ROWS)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
@@ -209,4 +215,4 @@ def _gather_of(
     return types.void(types.boolean, i64, i64, i64, i64, element, i64, i64, i64, i64, i64, i64, i64), generate
 
 
-gather: Any = intrinsic(_gather_of)
+weighted_sum: Any = intrinsic(_weighted_sum_of)
