@@ -1,4 +1,4 @@
-"""The attention op in Triton: what a GPU runs, and what Triton's interpreter runs on a CPU in tests."""
+"""Attention in Triton: for GPUs, and in tests on a CPU in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
-from engine.kernels.triton.cached_rows import attention_inputs
+from engine.kernels.triton.attention_inputs import attention_inputs
 from engine.kernels.triton.decode_attention import attend_singles
 from engine.kernels.triton.prefill_attention import attend_chunks
 from engine.kernels.triton.slots import store_kv
@@ -21,7 +21,7 @@ def attention(
     layout: StepLayout,
     options: AttentionOptions,
 ) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
-    """`engine.kernels.reference.attention`, fast on a GPU. Raises ValueError for shapes that do not fit together."""
+    """`engine.kernels.reference.attention`, fast on a GPU. Raises ValueError for shapes that do not match."""
     store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
     out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
     attend_stored(q, k_cache, v_cache, layout, options, out)
@@ -36,11 +36,11 @@ def attend_stored(
     options: AttentionOptions,
     out: torch.Tensor,  # [T, Hq, Dv] of q's dtype, written
 ) -> None:
-    """The same without its stores: a launch for the rows with one new token (two, where there are few of them), one for
-    the others. The caches are of q's dtype or float8 e4m3.
+    """`attention` without its stores. One launch computes the rows with one new token (two launches, if there are few
+    such rows), another one the other rows. The caches have q's dtype or float8 e4m3.
 
-    Launches depend on the layout's sizes and `max_single_context` alone, so a captured graph is right for any numbers
-    that its layout's tensors are given later; the layout must live as long as the graph.
+    Launches depend only on the layout's sizes and `max_single_context`. So a captured graph stays correct whatever is
+    written to its layout's tensors later; the layout must live as long as the graph.
     """
     inputs = attention_inputs(q, k_cache, v_cache, options, out)
     if len(layout.singles):

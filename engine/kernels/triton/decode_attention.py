@@ -1,10 +1,10 @@
-"""Attention of rows with one new token: contexts split over many programs ("split-K"), then merged.
+"""Attention of rows that compute one token: contexts are split over many programs ("split-K"), then merged.
 
-A step of such rows reads every token's K and V once and computes next to nothing with them: what counts is that enough
-reads are under way at any time on all processors, however few rows there are. So a row's context is cut into shares, a
-program each. Each leaves the softmax-weighted mean of its share's values and the logarithm of its weights' sum, and
-`_merge` makes the mean of all of those. How many programs there are never depends on the contexts' lengths, only each
-one's share does: so a captured graph is right for whatever lengths it is replayed with.
+A step of such rows reads every token's K and V once and computes very little with them. For speed, enough reads must be
+under way at any time on all multiprocessors, however few rows there are. So a row's context is split into shares, one
+per program. Each program stores the softmax-weighted mean of its share's values and the logarithm of the sum of its
+weights, and `_merge` computes the mean over all shares. The number of programs does not depend on the lengths of the
+contexts; only the size of each share does. So a captured graph is correct for any lengths that it is replayed with.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import triton
 import triton.language as tl
 
 from engine.kernels.layout import StepLayout
-from engine.kernels.triton.cached_rows import LOG2_E, AttentionInputs, base2_scores, num_processors, widen
-from engine.kernels.triton.tile_shapes import single_shape
+from engine.kernels.triton.attention_inputs import AttentionInputs
+from engine.kernels.triton.attention_tiling import decode_tiling
+from engine.kernels.triton.fp8 import to_dot_dtype
+from engine.kernels.triton.gpu import num_processors
+from engine.kernels.triton.scores import LOG2_E, base2_scores
 
-# A share shorter than this is not worth its part of the merge.
+# A shorter share is not worth its cost in the merge.
 MIN_SHARE_TOKENS = 128
-# One processor holds two or three programs at a time; a few more even out contexts of unequal lengths.
+# A multiprocessor runs two or three programs at a time; a few more balance contexts of unequal lengths.
 PROGRAMS_PER_PROCESSOR = 4
-# No program should read more than this, however many others there are: it would be the last to end by far.
+# No program should read more than this, however many programs there are: it would end long after all others.
 MAX_SHARE_TOKENS = 32768
-# Shares that `_merge` reads at once.
+# The number of shares that `_merge` reads at once.
 _MERGE_BLOCK = 16
 
 _METADATA = ["slot_table", "rows", "singles", "row_stride", "num_tokens", "window", "num_splits"]
@@ -31,7 +34,7 @@ _METADATA = ["slot_table", "rows", "singles", "row_stride", "num_tokens", "windo
 
 @triton.jit
 def _share_tokens(length, num_splits, BLOCK_N: tl.constexpr, MIN_SHARE: tl.constexpr):
-    """How many tokens each split of a context reads; the last ones may have fewer, or none."""
+    """The number of tokens per share of a context; the last shares may have fewer, or none."""
     blocks = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_N)
     return tl.maximum(blocks * BLOCK_N, MIN_SHARE)
 
@@ -69,7 +72,7 @@ def _attend_single(
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
-    BLOCK_G: tl.constexpr,  # query heads of a program; a matrix product has 16 rows at least
+    BLOCK_G: tl.constexpr,  # query heads of a program; a matrix product has at least 16 rows
     BLOCK_N: tl.constexpr,
     MIN_SHARE: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -79,7 +82,7 @@ def _attend_single(
     DOT: tl.constexpr,
     AS_BITS: tl.constexpr,
 ):
-    """Grid: (Hkv * blocks of query heads, S, num_splits). Heads come first: those of one slot lie side by side, and are
+    """Grid: (Hkv * blocks of query heads, S, num_splits). Heads come first: those of one slot lie side by side and are
     read at the same time."""
     HEAD_BLOCKS: tl.constexpr = (GROUP + BLOCK_G - 1) // BLOCK_G
     kv_head = tl.program_id(0) // HEAD_BLOCKS
@@ -128,7 +131,7 @@ def _attend_single(
     peak = tl.full([BLOCK_G], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     mean = tl.zeros([BLOCK_G, BLOCK_DV], tl.float32)
-    # A block's slots are read while the block before it is: reads of K and V then wait for nothing.
+    # The slots of a block are read together with the block before it, so that reads of K and V never wait for slots.
     slots = tl.load(table + begin + n, mask=begin + n < end, other=0).to(tl.int64)
     for block in range(begin, end, BLOCK_N):
         seen = block + n < end  # [BLOCK_N]
@@ -140,7 +143,7 @@ def _attend_single(
         )  # [BLOCK_N, BLOCK_DV]
         ahead = block + BLOCK_N + n
         slots = tl.load(table + ahead, mask=ahead < end, other=0).to(tl.int64)
-        scores = tl.dot(q_block, tl.trans(widen(k, DOT, AS_BITS)), input_precision="tf32x3")
+        scores = tl.dot(q_block, tl.trans(to_dot_dtype(k, DOT, AS_BITS)), input_precision="tf32x3")
         scores = base2_scores(scores, scale, softcap, HAS_SOFTCAP)
         scores = tl.where(seen[None, :], scores, -float("inf"))  # [BLOCK_G, BLOCK_N]
         new_peak = tl.maximum(peak, tl.max(scores, 1))
@@ -148,7 +151,7 @@ def _attend_single(
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.sum(weights, 1)
         mean = mean * shrink[:, None]
-        mean = tl.dot(weights.to(DOT), widen(v, DOT, AS_BITS), mean, input_precision="tf32x3")
+        mean = tl.dot(weights.to(DOT), to_dot_dtype(v, DOT, AS_BITS), mean, input_precision="tf32x3")
         peak = new_peak
 
     if SPLIT:
@@ -191,7 +194,7 @@ def _merge(
     head = tl.program_id(0)
     single = tl.program_id(1)
     index = tl.load(singles + single)
-    if tl.load(rows + index) < 0:  # padding, whose output is zero already
+    if tl.load(rows + index) < 0:  # padding, whose output is already zero
         return
     token = tl.load(rows + 3 * row_stride + index)
     length = tl.load(rows + row_stride + index).to(tl.int32) + 1
@@ -230,17 +233,17 @@ def _merge(
 
 
 def attend_singles(inputs: AttentionInputs, layout: StepLayout) -> None:
-    """Writes `inputs.out` at the tokens of the layout's single-token rows."""
+    """Writes `inputs.out` at the tokens of the layout's rows of one token."""
     num_singles = len(layout.singles)
     num_heads, num_kv_heads = inputs.q.shape[1], inputs.k_cache.shape[1]
     size_v = inputs.v_cache.shape[2]
-    shape = single_shape(
+    tiling = decode_tiling(
         inputs.constants["BLOCK_D"] + inputs.constants["BLOCK_DV"],
         inputs.k_cache.element_size(),
         inputs.q.element_size(),
         inputs.group,
     )
-    head_blocks = num_kv_heads * -(-inputs.group // shape.block_g)
+    head_blocks = num_kv_heads * -(-inputs.group // tiling.block_g)
     longest = layout.max_single_context
     if inputs.window:
         longest = min(longest, inputs.window)
@@ -252,8 +255,8 @@ def attend_singles(inputs: AttentionInputs, layout: StepLayout) -> None:
     constants = inputs.constants
     share = {
         "NUM_HEADS": num_heads,
-        "BLOCK_N": shape.block_n,
-        "MIN_SHARE": max(shape.block_n, MIN_SHARE_TOKENS),
+        "BLOCK_N": tiling.block_n,
+        "MIN_SHARE": max(tiling.block_n, MIN_SHARE_TOKENS),
     }
     _attend_single[(head_blocks, num_singles, num_splits)](
         inputs.q, inputs.k_cache, inputs.v_cache, inputs.out, part, part_log,
@@ -261,7 +264,7 @@ def attend_singles(inputs: AttentionInputs, layout: StepLayout) -> None:
         inputs.scale, inputs.softcap, inputs.window, rows.stride(0), len(inputs.q), num_splits,
         *inputs.q.stride()[:2], *inputs.k_cache.stride()[:2], *inputs.v_cache.stride()[:2],
         *inputs.out.stride()[:2], layout.slot_table.stride(0),
-        BLOCK_G=shape.block_g, SPLIT=num_splits > 1, num_warps=shape.num_warps, num_stages=shape.num_stages,
+        BLOCK_G=tiling.block_g, SPLIT=num_splits > 1, num_warps=tiling.num_warps, num_stages=tiling.num_stages,
         **constants, **share,
     )  # fmt: skip
     if num_splits > 1:
@@ -276,7 +279,7 @@ def attend_singles(inputs: AttentionInputs, layout: StepLayout) -> None:
 def _parts(
     layout: StepLayout, num_heads: int, num_splits: int, size_v: int
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [S, Hq, num_splits, Dv], [S, Hq, num_splits]
-    """What `_merge` merges. Made once for all layers of the step; a captured graph's layout lives as long as it."""
+    """The buffers for shares, allocated once for all layers of a step. They live as long as the layout."""
     key = ("splits", num_heads, num_splits, size_v)
     if key not in layout.scratch:
         shape, device = (len(layout.singles), num_heads, num_splits), layout.device.device
@@ -289,7 +292,7 @@ def _parts(
 
 
 def choose_splits(num_programs: int, longest: int, processors: int) -> int:
-    """Into how many shares contexts of up to `longest` tokens are cut, where one share each makes `num_programs`."""
+    """The number of shares per context, for contexts of up to `longest` tokens that take `num_programs` unsplit."""
     to_fill = PROGRAMS_PER_PROCESSOR * processors // num_programs
     useful = -(-longest // MIN_SHARE_TOKENS)
     return max(1, min(to_fill, useful), -(-longest // MAX_SHARE_TOKENS))

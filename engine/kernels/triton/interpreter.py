@@ -1,12 +1,12 @@
-"""Triton's interpreter, which runs kernels on a CPU where TRITON_INTERPRET is set, made to round as a GPU does.
+"""Fixes of Triton's interpreter, which runs kernels on a CPU if TRITON_INTERPRET is set.
 
-What Triton 3.6 leaves to mend, so that a kernel's results mean something without a GPU:
-- numpy 2.4 makes no number of an array of one, which is what the interpreter's scalars are, so that no loop over a
-  device's number runs (https://github.com/triton-lang/triton/issues/9171);
-- float32 becomes bfloat16 by cutting bits off, and float8 e4m3 with a carry lost; a GPU rounds both to even;
+Without them, Triton 3.6 would not compute there what a GPU does:
+- numpy 2.4 does not convert an array of one element to a number. The interpreter's scalars are such arrays, so loops
+  over a number read on the device do not run (https://github.com/triton-lang/triton/issues/9171);
+- float32 is truncated to bfloat16, and a carry is lost in the conversion to float8 e4m3; a GPU rounds both to even;
 - products of bfloat16 multiply its bits as if they were integers;
-- a call of one kernel function by another, `tl.sum` and `tl.zeros` among them, looks through all of triton.language for
-  what to replace, though that is replaced already: most of the time that a kernel took.
+- when one kernel function calls another, such as `tl.sum` or `tl.zeros`, the interpreter searches triton.language for
+  functions to replace, although they are already replaced. This took most of a kernel's time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 import triton
 import triton.language as tl
 
-# Decided by TRITON_INTERPRET when kernels are defined.
+# TRITON_INTERPRET decides this when kernels are defined.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 _FP8_MAX = 448.0  # a GPU's conversion saturates there
 
 
-def _mend() -> None:
+def _fix() -> None:
     from triton.runtime import interpreter
 
     patch_tensor = interpreter._patch_lang_tensor
@@ -52,7 +52,7 @@ def _mend() -> None:
         return create_dot(self, wide(a), wide(b), *others)
 
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        # The kernel around this call has replaced `triton.language`; what a module besides sees is replaced for good.
+        # The calling kernel has already replaced `triton.language`. Other names that a module sees are replaced once.
         if self.fn.__module__ not in known_modules:
             interpreter._patch_lang(self.fn)
             known_modules.add(self.fn.__module__)
@@ -65,4 +65,4 @@ def _mend() -> None:
 
 
 if INTERPRETED:
-    _mend()
+    _fix()

@@ -1,8 +1,8 @@
-"""What a decoder layer does between its matrix products and its attention, in Triton: one pass over memory each.
+"""What a decoder layer computes between its matrix products and its attention, in Triton: one launch per function.
 
-Shapes: T packed tokens, H the model's width, I that of its gated layer, D the head size. Numbers are rounded to the
-model's dtype exactly where transformers' modules round them, so that 16-bit models compute what they were trained with.
-A product [T, N] may come as parts [S, T, N] in float32, which whoever reads it adds up: see `triton_linear`.
+Shapes: T packed tokens, H the model's width, I the width of its gated layer, D the head size. Numbers are rounded to
+the model's dtype exactly where transformers' modules round them, so that 16-bit models compute what they were trained
+to compute. A product [T, N] may be given as parts [S, T, N] in float32, which the reader adds up (see `linear`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.triton.cached_rows import FP8, FP8_MAX, converts_fp8, narrow
+from engine.kernels.triton.fp8 import FP8, FP8_MAX, converts_fp8, to_fp8_bits
 
-# Elements of 16 bits that a thread loads at once: 16 bytes, the widest load there is.
+# Elements of 16 bits that a thread loads at once: 16 bytes, the widest load.
 _LOADED_AT_ONCE = 8
-# Outputs of the gated layer a program: so few that even one token's 14336 spread over a dozen multiprocessors.
+# Outputs of the gated layer per program: few enough that one token's 14336 use more than a dozen multiprocessors.
 _GATED_BLOCK = 1024
-# Heads a program turns, at most: eight of size 128 are one load of 16 bytes for either half by each of 64 threads.
+# The most heads per program of the rotation: of eight heads of size 128, each of 64 threads loads 16 bytes per half.
 _ROTATED_HEADS = 8
 _MAX_WARPS = 16
-# Parts of a step's one vector: they begin at multiples of 16 bytes or do not, as the number of tokens has it. To Triton
-# those would be two kernels, one of them compiled amid serving.
+# These arguments are parts of a step's one vector, so the number of tokens decides whether they begin at a multiple of
+# 16 bytes. Triton would compile a kernel for either case, one of them in the middle of serving.
 _FROM_VECTOR = ["positions_ptr", "slots_ptr", "picked_ptr"]
 
 
@@ -32,7 +32,7 @@ def _rounded(values, dtype: tl.constexpr):
 
 @triton.jit
 def _summed(base, offsets, mask, part_stride, PARTS: tl.constexpr, dtype: tl.constexpr):
-    """The values of a product, whose parts lie `part_stride` apart: rounded to `dtype`, as float32."""
+    """The sum of a product's parts, which lie `part_stride` apart: rounded to `dtype`, as float32."""
     total = tl.load(base + offsets, mask=mask, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         total += tl.load(base + part * part_stride + offsets, mask=mask, other=0.0)
@@ -41,9 +41,9 @@ def _summed(base, offsets, mask, part_stride, PARTS: tl.constexpr, dtype: tl.con
 
 @triton.jit
 def _stored(values, dtype: tl.constexpr):
-    """float32 `values` as a cache of `dtype` keeps them; uint8 stands for float8 e4m3 where the GPU lacks it."""
+    """Converts float32 `values` to a cache's `dtype`. uint8 means float8 e4m3 on a GPU that does not convert it."""
     if dtype == tl.uint8:
-        return narrow(values)
+        return to_fp8_bits(values)
     if dtype == tl.float8e4nv:
         values = tl.minimum(tl.maximum(values, -FP8_MAX), FP8_MAX)
     return values.to(dtype)
@@ -52,16 +52,16 @@ def _stored(values, dtype: tl.constexpr):
 @triton.jit(do_not_specialize=_FROM_VECTOR)
 def _add_rms_norm_kernel(
     x_ptr,  # [PARTS, T, SIZE]
-    residual_ptr,  # [T, SIZE], written where there is an x and nothing is picked
+    residual_ptr,  # [T, SIZE], written if PARTS > 0 and not IS_PICKED
     weight_ptr,  # [SIZE]
-    picked_ptr,  # [rows of out] int64, where IS_PICKED
+    picked_ptr,  # [rows of out] int64, if IS_PICKED
     out_ptr,  # [rows of out, SIZE], written
     part_stride,
     epsilon,
     PARTS: tl.constexpr,
     IS_PICKED: tl.constexpr,
     SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,  # SIZE or the next power of two
+    BLOCK: tl.constexpr,  # SIZE, rounded up to a power of two
 ):
     # Grid: (rows of out,)
     dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -74,7 +74,7 @@ def _add_rms_norm_kernel(
     if PARTS > 0:
         values += _summed(x_ptr, offsets, mask, part_stride, PARTS, dtype)
         values = _rounded(values, dtype)
-        if not IS_PICKED:  # a token may be picked twice, and nobody reads the sum of those
+        if not IS_PICKED:  # a token may be picked twice, and the sum is not read again
             tl.store(residual_ptr + offsets, values.to(dtype), mask=mask)
     inverse = tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + epsilon)
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
@@ -108,11 +108,11 @@ def _silu_gated_kernel(
 def _rotate_and_store_kernel(
     qkv_ptr,  # [PARTS, T, (HEADS + 2 KV_HEADS) D]: heads of Q, then of K, then of V
     positions_ptr,  # [T] int64
-    cos_ptr,  # [positions there are, D / 2]
-    sin_ptr,  # [positions there are, D / 2]
-    q_norm_ptr,  # [D], where HAS_NORMS
-    k_norm_ptr,  # [D], where HAS_NORMS
-    slots_ptr,  # [T] int64, -1: nothing is stored
+    cos_ptr,  # [max positions, D / 2]
+    sin_ptr,  # [max positions, D / 2]
+    q_norm_ptr,  # [D], if HAS_NORMS
+    k_norm_ptr,  # [D], if HAS_NORMS
+    slots_ptr,  # [T] int64, -1: not stored
     k_cache_ptr,  # [num_slots, KV_HEADS, D], written
     v_cache_ptr,  # [num_slots, KV_HEADS, D], written
     q_ptr,  # [T, HEADS, D], written
@@ -124,9 +124,9 @@ def _rotate_and_store_kernel(
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,  # D / 2
     BLOCK_HEADS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,  # HALF or the next power of two
+    BLOCK_HALF: tl.constexpr,  # HALF, rounded up to a power of two
 ):
-    # Grid: (T, blocks of Q's heads, then of K's, then of V's): no block has heads of two of them
+    # Grid: (T, blocks of Q's heads, then of K's, then of V's); no block has heads of two of these
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     D: tl.constexpr = 2 * HALF
     Q_BLOCKS: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
@@ -141,7 +141,7 @@ def _rotate_and_store_kernel(
     column = tl.arange(0, BLOCK_HALF)
     in_half = column < HALF
     mask = (head < tl.where(is_q, HEADS, KV_HEADS))[:, None] & in_half[None, :]
-    within = head[:, None] * D + column[None, :]  # the low halves; the high ones are HALF further
+    within = head[:, None] * D + column[None, :]  # the low halves; the high halves are HALF further on
     start = token * (HEADS + 2 * KV_HEADS) * D + first_head * D
     low = _summed(qkv_ptr, start + within, mask, part_stride, PARTS, dtype)
     high = _summed(qkv_ptr, start + HALF + within, mask, part_stride, PARTS, dtype)
@@ -153,8 +153,8 @@ def _rotate_and_store_kernel(
         tl.store(v_cache_ptr + destination, _stored(low, kind), mask=stored)
         tl.store(v_cache_ptr + destination + HALF, _stored(high, kind), mask=stored)
     else:
-        # Read once a head, though all heads' are the same: that costs the nearest cache a little, but no exchange
-        # between threads.
+        # Read once per head, although they are the same for all heads: that costs some L1 cache bandwidth, but no
+        # exchange between threads.
         columns = column[None, :] + tl.zeros([BLOCK_HEADS, 1], tl.int32)
         if HAS_NORMS:
             if is_q:
@@ -169,33 +169,35 @@ def _rotate_and_store_kernel(
         angle = tl.load(positions_ptr + token) * HALF + columns
         cos = tl.load(cos_ptr + angle, mask=mask, other=0.0).to(tl.float32)
         sin = tl.load(sin_ptr + angle, mask=mask, other=0.0).to(tl.float32)
-        # Both products are rounded before they are added: no fused multiply-add may take one in unrounded.
-        turned_low = (_rounded(low * cos, dtype) - _rounded(high * sin, dtype)).to(dtype)
-        turned_high = (_rounded(high * cos, dtype) + _rounded(low * sin, dtype)).to(dtype)
+        # Both products are rounded before they are added, so that no fused multiply-add takes an unrounded one.
+        rotated_low = (_rounded(low * cos, dtype) - _rounded(high * sin, dtype)).to(dtype)
+        rotated_high = (_rounded(high * cos, dtype) + _rounded(low * sin, dtype)).to(dtype)
         if is_q:
             q = q_ptr + token * HEADS * D + within
-            tl.store(q, turned_low, mask=mask)
-            tl.store(q + HALF, turned_high, mask=mask)
+            tl.store(q, rotated_low, mask=mask)
+            tl.store(q + HALF, rotated_high, mask=mask)
         else:
-            tl.store(k_cache_ptr + destination, _stored(turned_low.to(tl.float32), kind), mask=stored)
-            tl.store(k_cache_ptr + destination + HALF, _stored(turned_high.to(tl.float32), kind), mask=stored)
+            tl.store(k_cache_ptr + destination, _stored(rotated_low.to(tl.float32), kind), mask=stored)
+            tl.store(
+                k_cache_ptr + destination + HALF, _stored(rotated_high.to(tl.float32), kind), mask=stored
+            )
 
 
 def add_rms_norm(
     x: torch.Tensor | None,  # [T, H], or [S, T, H] float32
-    residual: torch.Tensor,  # [T, H], written where there is an x and nothing is picked
+    residual: torch.Tensor,  # [T, H], written if there is an x and no `picked`
     weight: torch.Tensor,  # [H]
     epsilon: float,
-    out: torch.Tensor,  # [T, H], or [n, H] where some are picked; written
+    out: torch.Tensor,  # [T, H], or [n, H] with `picked`; written
     *,
     picked: torch.Tensor | None = None,  # [n] int64, indices into T
 ) -> None:
-    """residual += x; out = rms_norm(residual) * weight (arXiv 1910.07467), of the picked tokens if any are."""
+    """residual += x; out = rms_norm(residual) * weight (arXiv 1910.07467), of the picked tokens only if given."""
     size = residual.shape[-1]
     num_parts, part_stride = (0, 0) if x is None else _parts(x, residual.shape)
     if weight.shape != (size,) or out.shape != (len(residual if picked is None else picked), size):
         raise ValueError(
-            f"a norm of {tuple(weight.shape)} takes residuals {tuple(residual.shape)} to {tuple(out.shape)}: "
+            f"a norm of {tuple(weight.shape)} cannot take residuals {tuple(residual.shape)} to {tuple(out.shape)}: "
             "widths or numbers of tokens differ"
         )
     _check_contiguous(residual, weight, out, *(() if picked is None else (picked,)))
@@ -237,9 +239,9 @@ def silu_gated(
 def rotate_and_store(
     qkv: torch.Tensor,  # [T, (Hq + 2 Hkv) D], or [S, T, (Hq + 2 Hkv) D] float32: heads of Q, then of K, then of V
     positions: torch.Tensor,  # [T] int64
-    cos: torch.Tensor,  # [positions there are, D / 2]
-    sin: torch.Tensor,  # [positions there are, D / 2]
-    q_norm: torch.Tensor | None,  # [D] weight of an RMSNorm of each head, before it is turned
+    cos: torch.Tensor,  # [max positions, D / 2]
+    sin: torch.Tensor,  # [max positions, D / 2]
+    q_norm: torch.Tensor | None,  # [D] weight of an RMSNorm of each head before its rotation
     k_norm: torch.Tensor | None,  # [D]
     epsilon: float,
     slots: torch.Tensor,  # [T] int64, no slot twice; -1: nothing is stored
@@ -247,19 +249,22 @@ def rotate_and_store(
     v_cache: torch.Tensor,  # [num_slots, Hkv, D], written at `slots`
     q_out: torch.Tensor,  # [T, Hq, D], written
 ) -> None:
-    """Rotary position embedding of Q and K (arXiv 2104.09864; a head's halves are the pairs), K and V stored."""
+    """Applies the rotary position embedding to Q and K (arXiv 2104.09864, in the variant that pairs a head's halves) and
+    stores K and V."""
     num_tokens, num_heads, size = q_out.shape
     num_kv_heads = k_cache.shape[1]
     num_parts, part_stride = _parts(qkv, (num_tokens, (num_heads + 2 * num_kv_heads) * size))
     if size % 2 or k_cache.shape != v_cache.shape or k_cache.shape[2] != size or cos.shape[1] != size // 2:
         raise ValueError(
-            f"heads of size {size} cannot be turned by {tuple(cos.shape)} cosines into caches "
+            f"heads of size {size} cannot be rotated by {tuple(cos.shape)} cosines into caches "
             f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
         )
     if k_cache.dtype != v_cache.dtype:
-        raise ValueError(f"K is kept as {k_cache.dtype} and V as {v_cache.dtype}: one dtype holds both")
+        raise ValueError(
+            f"the K cache is {k_cache.dtype} and the V cache {v_cache.dtype}; they must have one dtype"
+        )
     if (q_norm is None) != (k_norm is None):
-        raise ValueError("heads of Q and of K are normalised both or neither")
+        raise ValueError("either both Q and K have a head norm, or neither")
     _check_contiguous(positions, cos, sin, slots, k_cache, v_cache, q_out)
     if not num_tokens:
         return
@@ -277,13 +282,17 @@ def rotate_and_store(
 
 
 def _parts(product: torch.Tensor, shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many parts a product of `shape` has, and how far apart they lie."""
+    """The number of parts of a product of `shape`, and the distance between them in elements."""
     if product.shape[-2:] != shape or not product.is_contiguous():
-        raise ValueError(f"a product {tuple(product.shape)} was given where {tuple(shape)} or its parts go")
+        raise ValueError(
+            f"a product {tuple(product.shape)} was given instead of a contiguous {tuple(shape)} or its parts"
+        )
     if product.dim() == 2:
         return 1, 0
     if product.dtype is not torch.float32:
-        raise ValueError(f"parts of a product are float32, not {product.dtype}: rounded ones do not add up")
+        raise ValueError(
+            f"parts of a product must be float32, not {product.dtype}, so that they add up exactly enough"
+        )
     return len(product), product.stride(0)
 
 
@@ -291,10 +300,10 @@ def _check_contiguous(*tensors: torch.Tensor) -> None:
     for tensor in tensors:
         if not tensor.is_contiguous():
             raise ValueError(
-                f"a tensor {tuple(tensor.shape)} is not contiguous; these kernels read rows end to end"
+                f"a tensor {tuple(tensor.shape)} is not contiguous; these kernels take contiguous tensors"
             )
 
 
 def _num_warps(block: int) -> int:
-    """Warps for which a block is one load of 16 bytes a thread."""
+    """The number of warps with which a block is one load of 16 bytes per thread."""
     return max(1, min(_MAX_WARPS, block // (32 * _LOADED_AT_ONCE)))

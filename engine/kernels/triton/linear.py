@@ -1,9 +1,9 @@
-"""Products of few tokens with a weight matrix, in Triton: as fast as the weight can be read, which is all that counts.
+"""Products of few tokens with a weight matrix, in Triton, at the speed at which the weight can be read.
 
-A batch of one to some dozens of tokens reads each weight once and does next to nothing with it. So a program takes
-a band of a weight's rows and a range of their columns, and keeps loads of the next blocks under way while the matrix
-unit multiplies one. Bands alone are too few to draw all of a GPU's bandwidth where a weight is small; then the
-columns are split among programs too, and their sums stay apart, in float32, for the next kernel to add up:
+A batch of up to a few dozen tokens reads each weight once and computes very little with it. So each program takes a
+band of the weight's rows and a range of their columns, and keeps loads of the next blocks under way while the matrix
+unit multiplies one. If a weight is small, it has too few bands to use all of a GPU's bandwidth. Then the columns are
+split among programs too, and their sums are stored as separate parts, in float32, which the next kernel adds up:
 
                       K, split in two                      parts [S, T, N]
                  +------------+------------+
@@ -21,31 +21,29 @@ import torch
 import triton
 import triton.language as tl
 
-import engine.kernels.triton.interpreter  # noqa: F401  (mends it, where kernels run in it)
-
-# More tokens than this are for a product that reads the tokens in blocks too.
+# With more tokens, a product must read the tokens in blocks too.
 MAX_TOKENS = 64
-# The parts of a product are written and read once more: eight are under 2% of what a weight's rows of 4096 take.
+# The parts of a product are written and read once more: eight are less than 2% of a weight with rows of 4096.
 _MAX_SPLITS = 8
-# Blocks of columns a program reads at least: fewer, and it ends before its pipeline is full.
+# The least number of column blocks per program: with fewer, it ends before its pipeline is full.
 _MIN_BLOCKS = 4
-# The matrix unit's least number of columns that all of its instructions have.
+# The smallest number of columns that all of the matrix unit's instructions support.
 _MIN_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a product is cut up. `programs_a_processor` is how many fit on a multiprocessor side by side."""
+    """How a product is divided among programs."""
 
-    rows: int  # of the weight, a program
-    columns: int  # of the weight, a block
-    num_stages: int  # blocks in shared memory: one multiplied, the others under way
-    programs_a_processor: int
+    rows: int  # of the weight, per program
+    columns: int  # of the weight, per block
+    num_stages: int  # blocks in shared memory: one being multiplied, the others being loaded
+    programs_per_processor: int  # that fit on a multiprocessor at the same time
 
 
-# 64 rows are the matrix unit's height; 128 columns are 256 bytes of a row, two of a memory's sectors of 128. With three
-# stages 64 rows have 32 KiB under way, three such programs 96 KiB: bandwidth times latency on an H200 (4.8 TB/s, about
-# 0.8 us, 132 processors) is 29 KiB a processor, so that all are sure to draw what the memory gives.
+# 64 rows are the matrix unit's height; 128 columns are 256 bytes of a row, two cache lines of 128. With three stages,
+# 64 rows keep 32 KiB under way and three such programs 96 KiB. Bandwidth times latency on an H200 (4.8 TB/s, about
+# 0.8 us, 132 multiprocessors) is 29 KiB per multiprocessor, so that they use all of the memory's bandwidth.
 TILINGS = (
     Tiling(64, 128, 3, 3),
     Tiling(128, 128, 3, 2),
@@ -64,7 +62,7 @@ def _linear_few_kernel(
     num_inputs,
     HAS_BIAS: tl.constexpr,
     IS_EVEN: tl.constexpr,  # K is a multiple of COLUMNS
-    TOKENS: tl.constexpr,  # T or the next power of two
+    TOKENS: tl.constexpr,  # T, rounded up to a power of two
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -78,7 +76,7 @@ def _linear_few_kernel(
     num_blocks = tl.cdiv(num_inputs, COLUMNS)
     first = split * num_blocks // num_splits
     last = (split + 1) * num_blocks // num_splits
-    # Past the end the last row is read once more, which needs no mask; nothing of it is stored.
+    # Beyond the end, the last row is read again, which needs no mask; the result is not stored.
     weights = (
         weight_ptr + tl.minimum(rows, num_outputs - 1).to(tl.int64)[:, None] * num_inputs + columns[None, :]
     )
@@ -109,17 +107,17 @@ def linear_few(
     tiling: Tiling,
     num_processors: int,
 ) -> torch.Tensor:  # [T, N], x's dtype, or [S, T, N] float32
-    """x @ weight.T + bias, or the parts that add up to it. `num_processors` are the GPU's multiprocessors."""
+    """x @ weight.T + bias, or S parts that add up to it. `num_processors`: the GPU's number of multiprocessors."""
     num_tokens, num_inputs = x.shape
     num_outputs = len(weight)
     if not 0 < num_tokens <= MAX_TOKENS:
-        raise ValueError(f"{num_tokens} tokens: this product is for 1 to {MAX_TOKENS}")
+        raise ValueError(f"got {num_tokens} tokens; this product takes 1 to {MAX_TOKENS}")
     if weight.shape[1] != num_inputs or x.dtype != weight.dtype:
         raise ValueError(
-            f"tokens {tuple(x.shape)} of {x.dtype} do not go with a weight {tuple(weight.shape)} of {weight.dtype}"
+            f"tokens {tuple(x.shape)} of {x.dtype} do not match a weight {tuple(weight.shape)} of {weight.dtype}"
         )
     if not (x.is_contiguous() and weight.is_contiguous()):
-        raise ValueError("tokens and weight must be contiguous: their rows are read end to end")
+        raise ValueError("tokens and weight must be contiguous")
     splits = num_splits(num_outputs, num_inputs, tiling, num_processors)
     if splits == 1:
         out = torch.empty((num_tokens, num_outputs), dtype=x.dtype, device=x.device)
@@ -139,16 +137,16 @@ def linear_few(
         ROWS=tiling.rows,
         COLUMNS=tiling.columns,
         STAGES=tiling.num_stages,
-        num_warps=tiling.rows // 16,  # 16 rows a warp, 64 a group of four, are what the matrix unit takes
+        num_warps=tiling.rows // 16,  # the matrix unit takes 16 rows per warp, 64 per group of four warps
     )
     return out
 
 
 def num_splits(num_outputs: int, num_inputs: int, tiling: Tiling, num_processors: int) -> int:
-    """The most parts, a power of two, for which all programs run side by side and each has a few blocks."""
+    """The largest number of parts, a power of two, with which all programs run at once and have a few blocks each."""
     num_bands = triton.cdiv(num_outputs, tiling.rows)
     num_blocks = triton.cdiv(num_inputs, tiling.columns)
     limit = min(
-        _MAX_SPLITS, num_blocks // _MIN_BLOCKS, num_processors * tiling.programs_a_processor // num_bands
+        _MAX_SPLITS, num_blocks // _MIN_BLOCKS, num_processors * tiling.programs_per_processor // num_bands
     )
     return 1 << max(0, limit.bit_length() - 1) if limit > 0 else 1

@@ -1,6 +1,6 @@
-"""Attention of rows with several new tokens: a tile of their queries a program, online softmax over the context.
+"""Attention of rows that compute several tokens: one tile of queries per program, online softmax over the context.
 
-A program computes `CHUNK_TILE_TOKENS` queries of one row, of one or two query heads that share a key/value head:
+A program computes `CHUNK_TILE_TOKENS` queries of one row, for one or two query heads that share a key/value head:
 
     queries (r = head in program, token)        keys, a block at a time
       head 0, tokens 0..63     |         0 ............... start+first | start+first ... |
@@ -13,11 +13,13 @@ import triton
 import triton.language as tl
 
 from engine.kernels.layout import CHUNK_TILE_TOKENS, StepLayout
-from engine.kernels.triton.cached_rows import LOG2_E, AttentionInputs, base2_scores, widen
-from engine.kernels.triton.tile_shapes import chunk_shape
+from engine.kernels.triton.attention_inputs import AttentionInputs
+from engine.kernels.triton.attention_tiling import prefill_tiling
+from engine.kernels.triton.fp8 import to_dot_dtype
+from engine.kernels.triton.scores import LOG2_E, base2_scores
 
-# The score of a key that a query does not see: not -inf, of which two have no difference. Under a window a query may
-# see none of the first keys; what it sums up then is multiplied by 0 as soon as it sees one, and it does see itself.
+# The score of a key that a query does not see. It is not -inf, since -inf - -inf is NaN. Under a window, a query may see
+# none of the first keys; what it sums then is multiplied by 0 as soon as it sees a key, and it always sees its own.
 UNSEEN = tl.constexpr(-1e30)
 
 _METADATA = ["slot_table", "rows", "tiles", "row_stride", "window"]
@@ -27,7 +29,7 @@ _METADATA = ["slot_table", "rows", "tiles", "row_stride", "window"]
 def _attend_blocks(
     q_block,  # [BLOCK_M, BLOCK_D]
     peak,  # [BLOCK_M] float32: the highest score so far
-    total,  # [BLOCK_M] float32: the sum of weights so far, as powers of 2 below the peak
+    total,  # [BLOCK_M] float32: the sum of weights so far, relative to the peak
     mean,  # [BLOCK_M, BLOCK_DV] float32: the sum of weighted values so far
     begin,
     end,
@@ -45,13 +47,13 @@ def _attend_blocks(
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    IS_LAST: tl.constexpr,  # some queries do not see some of these keys, and there may be none beyond `end`
+    IS_LAST: tl.constexpr,  # some queries may not see some of these keys, and the last block may be partial
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     DOT: tl.constexpr,
     AS_BITS: tl.constexpr,
 ):
-    """Passes keys [begin, end) by the queries; returns the new peak, total and mean."""
+    """Attends the queries to keys [begin, end); returns the new peak, total and mean."""
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
@@ -65,11 +67,11 @@ def _attend_blocks(
             v = tl.load(
                 v_head + slots[:, None] * v_stride, mask=is_key[:, None] & (dv[None, :] < DV), other=0.0
             )  # [BLOCK_N, BLOCK_DV]
-        else:  # whole blocks: a mask of what does not depend on the block costs nothing, and none if D is a power of 2
+        else:  # whole blocks; a mask that does not depend on the block is free, and vanishes if D is a power of 2
             slots = tl.load(table + block + n).to(tl.int64)
             k = tl.load(k_head + slots[:, None] * k_stride, mask=d[None, :] < D, other=0.0)
             v = tl.load(v_head + slots[:, None] * v_stride, mask=dv[None, :] < DV, other=0.0)
-        scores = tl.dot(q_block, tl.trans(widen(k, DOT, AS_BITS)), input_precision="tf32x3")
+        scores = tl.dot(q_block, tl.trans(to_dot_dtype(k, DOT, AS_BITS)), input_precision="tf32x3")
         scores = base2_scores(scores, scale, softcap, HAS_SOFTCAP)  # [BLOCK_M, BLOCK_N]
         if IS_LAST:
             seen = (block + n)[None, :] <= position[:, None]
@@ -81,7 +83,7 @@ def _attend_blocks(
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.sum(weights, 1)
         mean = mean * shrink[:, None]
-        mean = tl.dot(weights.to(DOT), widen(v, DOT, AS_BITS), mean, input_precision="tf32x3")
+        mean = tl.dot(weights.to(DOT), to_dot_dtype(v, DOT, AS_BITS), mean, input_precision="tf32x3")
         peak = new_peak
     return peak, total, mean
 
@@ -115,7 +117,7 @@ def _attend_chunk(
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     TILE: tl.constexpr,  # tokens of a tile
-    TOKENS: tl.constexpr,  # of those, a program's
+    TOKENS: tl.constexpr,  # tokens of a program, which computes a part of a tile
     HEADS: tl.constexpr,  # query heads of a program, of one key/value head
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -124,7 +126,7 @@ def _attend_chunk(
     DOT: tl.constexpr,
     AS_BITS: tl.constexpr,
 ):
-    """Grid: (Hq / HEADS * TILE / TOKENS, N). A tile's programs come first: they read the same K and V, at the same
+    """Grid: (Hq / HEADS * TILE / TOKENS, N). A tile's programs come first: they read the same K and V at the same
     time."""
     PARTS: tl.constexpr = TILE // TOKENS
     first_head = tl.program_id(0) // PARTS * HEADS
@@ -162,12 +164,12 @@ def _attend_chunk(
     mean = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
     begin = 0
-    if HAS_WINDOW:  # blocks that not even the first query sees are left out
+    if HAS_WINDOW:  # blocks that not even the first query sees are skipped
         begin = tl.maximum(start + first + 1 - window, 0) // BLOCK_N * BLOCK_N
     middle = tl.maximum((start + first + 1) // BLOCK_N * BLOCK_N, begin)
     end = start + tl.minimum(first + TOKENS, count)
-    # Of two loops under a window, or of a `middle` without its maximum, ptxas 12.8 makes code for 9.0 in which each
-    # product waits for the one before it (its warning C7515). A window's keys are few: one loop will do.
+    # For two loops under a window, or for a `middle` without the maximum, ptxas 12.8 generates code for 9.0 in which each
+    # product waits for the previous one (its warning C7515). A window has few keys, so one loop is enough.
     if HAS_WINDOW:
         middle = begin
     else:
@@ -197,20 +199,20 @@ def attend_chunks(inputs: AttentionInputs, layout: StepLayout) -> None:
     """Writes `inputs.out` at the tokens of the layout's rows with several tokens."""
     rows, tiles = layout.device, layout.tiles
     constants = inputs.constants
-    shape = chunk_shape(
+    tiling = prefill_tiling(
         inputs.q.dtype,
         constants["AS_BITS"],
         max(constants["BLOCK_D"], constants["BLOCK_DV"]),
         inputs.group,
         inputs.capability,
     )
-    programs = inputs.q.shape[1] // shape.heads * (CHUNK_TILE_TOKENS // shape.tokens)
+    programs = inputs.q.shape[1] // tiling.heads * (CHUNK_TILE_TOKENS // tiling.tokens)
     _attend_chunk[(programs, len(tiles))](
         inputs.q, inputs.k_cache, inputs.v_cache, inputs.out,
         layout.slot_table, rows, tiles, inputs.sinks,
         inputs.scale, inputs.softcap, inputs.window, rows.stride(0),
         *inputs.q.stride()[:2], *inputs.k_cache.stride()[:2], *inputs.v_cache.stride()[:2],
         *inputs.out.stride()[:2], layout.slot_table.stride(0),
-        TILE=CHUNK_TILE_TOKENS, TOKENS=shape.tokens, HEADS=shape.heads, BLOCK_N=shape.block_n,
-        num_warps=shape.num_warps, num_stages=shape.num_stages, **constants,
+        TILE=CHUNK_TILE_TOKENS, TOKENS=tiling.tokens, HEADS=tiling.heads, BLOCK_N=tiling.block_n,
+        num_warps=tiling.num_warps, num_stages=tiling.num_stages, **constants,
     )  # fmt: skip

@@ -1,17 +1,18 @@
-"""Random draws on a GPU in one launch: finds what top_k, top_p and min_p keep of each row, and draws from it.
+"""Draws tokens on a GPU in one launch: finds the tokens of each row that top_k, top_p and min_p keep, and draws one.
 
 A token's weight is exp((its logit - the largest) / temperature) as an integer, in units of 2**-44 for the vocabularies
-there are. Sums of integers do not depend on their order, so that every pass over a row sees exactly the same masses,
-and what is drawn lies where it says however the row is cut up.
+of today's models. Sums of integers do not depend on their order, so every pass over a row sees exactly the same masses,
+and the token drawn does not depend on how the row is divided.
 
-A token's key is the bits of (the largest logit - its own), a float of at least 0, whose bits have its order: the
-likeliest tokens have the least keys. What a row keeps is then "keys up to `high`", and `high` is found thus:
+A token's key is the bits of (the largest logit - its own), a float of at least 0, whose bits have the same order as its
+values: the likeliest tokens have the smallest keys. A row then keeps the tokens with keys up to `high`, which is found
+in passes over the row:
 
-    a pass over the row counts and weighs the tokens up to four pivots; those narrow (low, high], where "up to low" is
-    not enough for top_k or top_p and "up to high" is; two or three passes later no more than `num_candidates` tokens
-    are left up to `high`, which one more pass collects. The rest happens in registers.
+    each pass counts and weighs the tokens up to four pivots, which narrow (low, high]: the tokens up to `low` are not
+    enough for top_k or top_p, the tokens up to `high` are. After two or three passes, no more than `num_candidates`
+    tokens are left up to `high`. One more pass collects them, and the search continues in registers.
 
-Where that many tokens do not do (a flat row), the passes go on until `high` is the one.
+If a row is so flat that it keeps more tokens than that, passes continue until `high` is found.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.triton import interpreter  # noqa: F401  # mends what the kernel needs where there is no GPU
-from engine.kernels.triton.sampling_search import (
+from engine.kernels.triton.sampling_threshold import (
     COLDEST,
     HOTTEST,
     LARGEST_KEY,
@@ -37,27 +37,27 @@ from engine.kernels.triton.sampling_search import (
     weights_of,
 )
 
-# Elements a pass takes at a time: four a thread, which leaves registers for the eight sums of each.
+# Elements that a pass reads at a time: four per thread, which leaves registers for eight sums of each.
 _BLOCK = 2048
-# Where a pass must end each tile with a sum over all threads, a tile is longer, so that there are few of them.
+# A longer block for passes that end each block with a sum over all threads, so that there are few such sums.
 _TILE = 8192
-# Tokens that are searched in registers, four a thread. Top_p 0.95 of a language model mostly keeps tens of tokens.
+# Tokens that are searched in registers, four per thread. A top_p of 0.95 usually keeps tens of tokens.
 _CANDIDATES = 2048
-# One program a row, and rows are long: as many threads as have registers for all that on one multiprocessor.
+# One program computes a row, and rows are long: as many threads as one multiprocessor has registers for.
 _NUM_WARPS = 16
-# Weights are below 2**62 altogether: a bit is the sign's, and one is kept off.
+# The sum of weights is less than 2**62: one bit is the sign, and one is a margin.
 _MASS_BITS = 62
 
 
 @triton.jit
 def _share(mass, part):
-    """The least mass that reaches `part` (float64, 0 to 1) of `mass`."""
+    """The smallest mass that is at least `part` (float64, 0 to 1) of `mass`."""
     return tl.minimum(tl.maximum((part * mass.to(tl.float64)).to(tl.int64), 1), mass)
 
 
 @triton.jit
 def _target(total, uniform):
-    """The mass before the token to draw is at most this; in float64 the product may round up to the total."""
+    """The largest mass that may lie before the token to draw. In float64 the product may round up to the total."""
     return tl.minimum((uniform * total.to(tl.float64)).to(tl.int64), total - 1)
 
 
@@ -73,7 +73,7 @@ def _draw_from_row(
     TILE: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """The token at `uniform` of the mass of all with keys up to `high`."""
+    """The token at the share `uniform` of the mass of all tokens with keys up to `high`."""
     numbers, inside = tl.arange(0, TILES), tl.arange(0, TILE)
     masses = tl.zeros([TILES], tl.int64)
     for tile in tl.range(0, tl.cdiv(SIZE, TILE)):
@@ -90,7 +90,7 @@ def _draw_from_row(
 
 @triton.jit
 def _collect(logits, top, high, candidates, SIZE: tl.constexpr, TILE: tl.constexpr):
-    """Writes the tokens with keys up to `high` to `candidates`, in their order."""
+    """Writes the tokens with keys up to `high` to `candidates`, in the order of the vocabulary."""
     found = 0
     for start in tl.range(0, SIZE, TILE):
         columns = start + tl.arange(0, TILE)
@@ -109,15 +109,15 @@ def _draw_from_candidates(
     high,
     n_high,
     m_high,
-    count,  # still to be kept by top_k, or 0
-    mass,  # to be kept by top_p, or 0 where that is a share of what top_k keeps
+    count,  # of tokens that top_k has yet to keep, or 0
+    mass,  # that top_p has to keep, or 0 if it is a share of what top_k keeps
     top_p,
     limit,
     uniform,
     ONE: tl.constexpr,
     CANDIDATES: tl.constexpr,
 ):
-    """The token at `uniform` of the mass of those that are kept."""
+    """The token at the share `uniform` of the mass of the tokens that are kept."""
     places = tl.arange(0, CANDIDATES)
     tokens = tl.load(candidates + places, mask=places < n_high, other=0)
     distances = tl.where(places < n_high, top - load_finite(logits, tokens, tokens + 1), float("inf"))
@@ -144,7 +144,7 @@ def _draw_kernel(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-    TILES: tl.constexpr,  # of a row, or the next power of two
+    TILES: tl.constexpr,  # of a row, rounded up to a power of two
     CANDIDATES: tl.constexpr,
 ):
     # Grid: (n,)
@@ -170,13 +170,13 @@ def _draw_kernel(
             n_high, m_high = counts[3], masses[3]
             count = tl.where(has_top_k & (top_k < n_high), top_k, 0)
             mass = m_high * 0
-            if count > 0:  # what top_k keeps, or few candidates with all of that among them
+            if count > 0:  # finds the tokens that top_k keeps, or a few candidates that include them
                 bracket = (high * 0 - 1, n_high * 0, high, n_high, m_high)
                 bracket = cut_by_four(bracket, pivots, counts, masses, count, mass)
                 high, n_high, m_high = search_row(
                     logits, top, rate, bracket, count, mass, ONE, SIZE, BLOCK, CANDIDATES
                 )
-            if (n_high > CANDIDATES) & (top_p < 1):  # what top_p keeps of that, or few candidates again
+            if (n_high > CANDIDATES) & (top_p < 1):  # the same for what top_p keeps of those
                 count, mass = count * 0, _share(m_high, top_p)
                 bracket = (high * 0 - 1, n_high * 0, high, n_high, m_high)
                 bracket = cut_by_four(bracket, pivots, counts, masses, count, mass)
@@ -186,7 +186,7 @@ def _draw_kernel(
             if n_high <= CANDIDATES:
                 candidates = candidates_ptr + row * CANDIDATES
                 _collect(logits, top, high, candidates, SIZE, TILE)
-                tl.debug_barrier()  # threads read what others wrote
+                tl.debug_barrier()  # threads read what other threads wrote
                 token = _draw_from_candidates(
                     logits,
                     candidates,
@@ -213,14 +213,14 @@ def _draw_kernel(
 
 def draw(
     logits: torch.Tensor,  # [n, V] on a GPU
-    numbers: torch.Tensor,  # [5, n] float64, there: temperature, top_p, top_k, min_p, uniform
+    numbers: torch.Tensor,  # [5, n] float64, on the same device: temperature, top_p, top_k, min_p, uniform
     *,
     block: int = _BLOCK,
     tile: int = _TILE,
     num_candidates: int = _CANDIDATES,
-) -> torch.Tensor:  # [n] int64, there
-    """Each row's next token: see `engine.kernels.reference.sampling.draw`. A row's depends on its own logits and
-    numbers only. Waits for nothing. The sizes (powers of two) say how a row is cut up, and change no token."""
+) -> torch.Tensor:  # [n] int64, on the same device
+    """`engine.kernels.reference.sampling.draw`. A row's token depends only on the row's own logits and numbers. The host
+    does not wait. The sizes (powers of two) decide how a row is divided; they do not change any token."""
     (num_rows, vocab_size), device = logits.shape, logits.device
     if numbers.shape != (5, num_rows) or numbers.dtype != torch.float64 or not numbers.is_contiguous():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""K and V to and from slots: storing a step's tokens, and copying slots of all layers at once."""
+"""Reads and writes of cache slots: storing a step's K and V, and copying slots of all layers in one launch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import triton
 import triton.language as tl
 
 from engine.kernels.reference.slots import check_staging
-from engine.kernels.triton.cached_rows import FLOATS, FP8, narrow
+from engine.kernels.triton.attention_inputs import FLOATS
+from engine.kernels.triton.fp8 import FP8, to_fp8_bits
 
-# Numbers of K, and as many of V, that a program of `_store_kv` writes: 8 (16 bytes) each of its 128 threads twice.
+# Elements of K, and as many of V, that a program of `_store_kv` writes: each of its 128 threads writes 8 (16 bytes)
+# twice.
 _STORE_NUMBERS = 2048
-# Slots, and bytes of one layer's K or V, that a program of `_copy_slots` moves: 128 threads, 16 bytes each, four times.
+# Slots, and bytes of one layer's K or V per slot, that a program of `_copy_slots` moves: each of its 128 threads moves
+# 16 bytes four times.
 _COPY_SLOTS = 4
 _COPY_BYTES = 2048
 
@@ -46,7 +49,7 @@ def _store_rows(
     mask = (head[:, None] < NUM_KV_HEADS) & (d[None, :] < D)
     numbers = tl.load(x + token * x_stride + head[:, None] * x_head_stride + d[None, :], mask=mask)
     if AS_BITS:
-        numbers = narrow(numbers.to(tl.float32))
+        numbers = to_fp8_bits(numbers.to(tl.float32))
     tl.store(
         cache + slot * cache_stride + head[:, None] * cache_head_stride + d[None, :],
         numbers.to(cache.dtype.element_ty),
@@ -100,18 +103,23 @@ def store_kv(
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv], written
     slot_mapping: torch.Tensor,  # [T] int64, no slot twice; -1: not stored
 ) -> None:
-    """`engine.kernels.reference.slots.store_kv` in one launch. Raises ValueError for shapes that do not fit."""
+    """`engine.kernels.reference.slots.store_kv` in one launch. Raises ValueError for shapes that do not match."""
     if k.shape[1:] != k_cache.shape[1:] or v.shape[1:] != v_cache.shape[1:]:
         raise ValueError(
-            f"K and V of {list(k.shape)} and {list(v.shape)} do not go into caches of "
+            f"K and V of {list(k.shape)} and {list(v.shape)} do not fit caches of "
             f"{list(k_cache.shape)} and {list(v_cache.shape)}"
         )
     if not len(k) == len(v) == len(slot_mapping) or k.shape[1] != v.shape[1]:
-        raise ValueError(f"{len(k)} tokens' K, {len(v)} tokens' V, {len(slot_mapping)} slots")
+        raise ValueError(
+            f"K has {len(k)} tokens of {k.shape[1]} heads and V {len(v)} of {v.shape[1]}, for {len(slot_mapping)} slots; "
+            "these numbers must agree"
+        )
     if k_cache.dtype not in (*FLOATS, FP8) or v_cache.dtype is not k_cache.dtype:
-        raise ValueError(f"caches of {k_cache.dtype} and {v_cache.dtype} cannot be written")
+        raise ValueError(
+            f"caches of {k_cache.dtype} and {v_cache.dtype} cannot be written; both must be the same float dtype or {FP8}"
+        )
     if k_cache.stride(2) != 1 or v_cache.stride(2) != 1:
-        raise ValueError("a head's numbers must lie side by side in the caches")
+        raise ValueError("the elements of a head must be contiguous in the caches")
     if not len(k):
         return
     k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k, v))
@@ -132,16 +140,16 @@ def store_kv(
 
 @triton.jit(do_not_specialize=["parts", "slots", "num_slots", "num_parts"])
 def _copy_slots(
-    parts,  # [3, P] int64: address of a cache's slot 0, bytes of a slot there, where those begin in `staging`'s rows
+    parts,  # [3, P] int64: address of a cache's slot 0, bytes per slot, offset of those bytes in rows of `staging`
     slots,  # [n] int64
-    staging,  # [n, bytes_per_slot / word's bytes]
+    staging,  # [n, bytes_per_slot / WORD_BYTES]
     num_slots,
     num_parts,
     staging_stride,
     TO_STAGING: tl.constexpr,
-    WORD: tl.constexpr,  # the integer type that `staging` is seen as
+    WORD: tl.constexpr,  # the integer type in which memory is copied
     WORD_BYTES: tl.constexpr,
-    ALIGNED_WORDS: tl.constexpr,  # all that is moved begins and ends at multiples of as many words
+    ALIGNED_WORDS: tl.constexpr,  # everything that is moved begins and ends at a multiple of this many words
     SLOTS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
@@ -150,7 +158,7 @@ def _copy_slots(
     cache = tl.load(parts + part).to(tl.pointer_type(WORD))
     num_words = tl.load(parts + num_parts + part) // WORD_BYTES
     begin = tl.load(parts + 2 * num_parts + part) // WORD_BYTES
-    # What is known of the table's numbers where it was made, so that loads and stores are of 16 bytes.
+    # Tells the compiler what the table's creator knows about its numbers, so that loads and stores take 16 bytes.
     cache = tl.multiple_of(cache, ALIGNED_WORDS * WORD_BYTES)
     num_words = tl.multiple_of(num_words, ALIGNED_WORDS)
     begin = tl.multiple_of(begin, ALIGNED_WORDS)
@@ -178,7 +186,9 @@ class TritonSlotCopier:
         self._caches = [cache for pair in caches for cache in pair]  # keeps the addresses valid
         for cache in self._caches:
             if not cache.is_contiguous() or cache.device != self._caches[0].device:
-                raise ValueError("caches whose slots are copied together must be contiguous, on one device")
+                raise ValueError(
+                    "caches whose slots are copied together must be contiguous and on one device"
+                )
         sizes = [cache[0].numel() * cache.element_size() for cache in self._caches]
         self.bytes_per_slot = sum(sizes)
         if not sizes:
@@ -204,7 +214,7 @@ class TritonSlotCopier:
         slots: torch.Tensor,  # [n] int64, on the caches' device; -1: skipped
         out: torch.Tensor | None = None,  # [n, bytes_per_slot] uint8
     ) -> torch.Tensor:  # [n, bytes_per_slot] uint8
-        """What lies in `slots`; a row for -1 is left as it was."""
+        """Copies `slots` to rows of bytes; a row for slot -1 is not written."""
         if out is None:
             out = torch.empty(len(slots), self.bytes_per_slot, dtype=torch.uint8, device=slots.device)
         self._copy(slots, out, to_staging=True)
@@ -215,7 +225,7 @@ class TritonSlotCopier:
         slots: torch.Tensor,  # [n] int64, no slot twice; -1: skipped
         staging: torch.Tensor,  # [n, bytes_per_slot] uint8, on the caches' device
     ) -> None:
-        """Writes what `gather` gave to `slots`."""
+        """Writes rows that `gather` returned to `slots`."""
         self._copy(slots, staging, to_staging=False)
 
     def _copy(self, slots: torch.Tensor, staging: torch.Tensor, *, to_staging: bool) -> None:

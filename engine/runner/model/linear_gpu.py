@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
-from engine.kernels.triton.cached_rows import num_processors
+from engine.kernels.triton.gpu import num_processors
 from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Tiling, linear_few
 
 log = logging.getLogger("engine.model")

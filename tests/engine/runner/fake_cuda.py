@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.interpreter import GridExecutor
 
-from engine.kernels.triton import cached_rows as triton_context
+from engine.kernels.triton.gpu import capability, num_processors
 from tests.engine.runner.fake_gpu import GPU, FakeGpu, GpuTensor, _current, gpu
 
 
@@ -100,7 +100,7 @@ def cuda(memory_bytes: int = 8 << 30) -> Iterator[FakeGpu]:
     fake_gpu = FakeGpu()
     _current.append(fake_gpu)
     own_call = GridExecutor.__call__
-    caches = (triton_context.capability, triton_context.num_processors)
+    caches = (capability, num_processors)
     fakes: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,

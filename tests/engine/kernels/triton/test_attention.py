@@ -17,8 +17,7 @@ from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
 from engine.kernels.reference.slots import store_kv
 from engine.kernels.triton import attention as triton_attention
-from engine.kernels.triton import cached_rows as triton_context
-from engine.kernels.triton import decode_attention as triton_single
+from engine.kernels.triton import attention_inputs, decode_attention
 from tests.engine.kernels.steps import Case, as_bits, random_case, random_spans
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,7 +59,7 @@ def assert_twins(case: Case, op: Any = attention) -> None:
 @pytest.fixture
 def split_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares of one block, so that short contexts are split as long ones are."""
-    monkeypatch.setattr(triton_single, "MIN_SHARE_TOKENS", 16)
+    monkeypatch.setattr(decode_attention, "MIN_SHARE_TOKENS", 16)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -120,7 +119,7 @@ def test_float8_caches(
 ) -> None:
     if by_instruction and DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("this GPU cannot convert float8")
-    monkeypatch.setattr(triton_context, "converts_fp8", lambda _device: by_instruction)
+    monkeypatch.setattr(attention_inputs, "converts_fp8", lambda _device: by_instruction)
     assert_twins(case_of(4, [(70, 1), (0, 1), (5, 20)], dtype=dtype, cache_dtype=FP8, slots="shuffled"))
 
 
@@ -136,12 +135,12 @@ def test_more_shares_than_tokens_or_fewer(
 ) -> None:
     """A graph is captured with the shares of its longest contexts, and replayed with any. More than 16 of them take a
     second turn to merge."""
-    monkeypatch.setattr(triton_single, "choose_splits", lambda *_: num_splits)
+    monkeypatch.setattr(decode_attention, "choose_splits", lambda *_: num_splits)
     assert_twins(case_of(6, [(0, 1), (3, 1), (1100, 1), (64, 1)], heads=(2, 1), **settings))
 
 
 def test_without_changed_limits_contexts_are_split_too() -> None:
-    assert triton_single.choose_splits(2, 601, triton_single.num_processors(torch.device(DEVICE))) > 1
+    assert decode_attention.choose_splits(2, 601, decode_attention.num_processors(torch.device(DEVICE))) > 1
     assert_twins(case_of(7, [(600, 1), (20, 1)], heads=(2, 1)))
 
 
@@ -193,7 +192,7 @@ def padded_like_a_graph(case: Case, num_rows: int, longest: int) -> Case:
 def test_padding_rows_read_and_store_nothing(
     num_splits: int, monkeypatch: pytest.MonkeyPatch, split_often: None
 ) -> None:
-    monkeypatch.setattr(triton_single, "choose_splits", lambda *_: num_splits)
+    monkeypatch.setattr(decode_attention, "choose_splits", lambda *_: num_splits)
     case = padded_like_a_graph(case_of(10, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 6, 4096)
     assert_twins(case)
     assert_twins(case, triton_attention.attention)
@@ -229,12 +228,12 @@ def test_padding_rows_of_a_longer_step() -> None:
 
 
 def test_splits_fill_the_processors_and_are_no_finer_than_useful() -> None:
-    choose = triton_single.choose_splits
+    choose = decode_attention.choose_splits
     assert choose(1, 1, 132) == 1
-    assert choose(8, 8192, 132) == 8192 // triton_single.MIN_SHARE_TOKENS
+    assert choose(8, 8192, 132) == 8192 // decode_attention.MIN_SHARE_TOKENS
     assert choose(8, 10**6, 132) == 4 * 132 // 8
     assert choose(2048, 4096, 132) == 1
-    assert choose(2048, 131072, 132) == 131072 // triton_single.MAX_SHARE_TOKENS
+    assert choose(2048, 131072, 132) == 131072 // decode_attention.MAX_SHARE_TOKENS
 
 
 def test_bad_input_is_refused() -> None:
@@ -249,10 +248,10 @@ def test_bad_input_is_refused() -> None:
             triton_attention.attend_stored(q, k_cache, case.v_cache, case.layout, options, out)
 
     refused("cannot share 2 key/value heads", q=case.q[:, :3])
-    refused("do not go with Q", q=case.q[..., :8])
+    refused("do not match Q", q=case.q[..., :8])
     refused("attention computes", q=case.q.double())
     refused("caches are", k_cache=case.k_cache.half())
-    refused("side by side", k_cache=case.k_cache.transpose(1, 2).contiguous().transpose(1, 2))
+    refused("must be contiguous", k_cache=case.k_cache.transpose(1, 2).contiguous().transpose(1, 2))
     refused("the output is", out=case.q[:, :2])
     refused("sees nothing", window=0)
     refused("not positive", softcap=-1.0)

@@ -94,4 +94,4 @@ def test_kernels_are_told_from_what_they_call() -> None:
     found = kernels_in(KERNELS)
     assert "layer._rotate_and_store_kernel" in found
     assert "layer._summed" not in found
-    assert "cached_rows.narrow" not in found  # called from other modules
+    assert "fp8.to_fp8_bits" not in found  # called from other modules

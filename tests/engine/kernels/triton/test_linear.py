@@ -62,7 +62,7 @@ def test_parts_add_up(tiling: Tiling) -> None:
 
 
 def test_splits_fill_a_gpu_and_no_more() -> None:
-    tiling = Tiling(rows=64, columns=128, num_stages=3, programs_a_processor=3)
+    tiling = Tiling(rows=64, columns=128, num_stages=3, programs_per_processor=3)
     assert num_splits(4096, 4096, tiling, 132) == 4  # 256 programs of the 396 that fit; 8 parts would be 512
     assert num_splits(28672, 4096, tiling, 132) == 1  # 448 programs are enough
     assert num_splits(64, 1 << 20, tiling, 132) == 8
@@ -72,11 +72,11 @@ def test_splits_fill_a_gpu_and_no_more() -> None:
 
 def test_bad_input_is_refused() -> None:
     x, weight = noise(0, 3, 8), noise(1, 4, 8)
-    with pytest.raises(ValueError, match="this product is for 1 to 64"):
+    with pytest.raises(ValueError, match="this product takes 1 to 64"):
         linear_few(noise(0, 65, 8), weight, None, TILINGS[0], PROCESSORS)
-    with pytest.raises(ValueError, match="do not go with a weight"):
+    with pytest.raises(ValueError, match="do not match a weight"):
         linear_few(x[:, :7].contiguous(), weight, None, TILINGS[0], PROCESSORS)
-    with pytest.raises(ValueError, match="do not go with a weight"):
+    with pytest.raises(ValueError, match="do not match a weight"):
         linear_few(x, weight.bfloat16(), None, TILINGS[0], PROCESSORS)
     with pytest.raises(ValueError, match="contiguous"):
         linear_few(x, noise(1, 8, 4).T, None, TILINGS[0], PROCESSORS)

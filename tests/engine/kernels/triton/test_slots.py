@@ -177,9 +177,9 @@ def test_caches_that_are_views_are_refused() -> None:
 
 def test_bad_stores_are_refused() -> None:
     k, cache, slots = noise(0, 3, 2, 8), noise(1, NUM_SLOTS, 2, 8), some_slots(6, 3)
-    with pytest.raises(ValueError, match="do not go into caches"):
+    with pytest.raises(ValueError, match="do not fit caches"):
         triton_slots.store_kv(k[..., :4], k, cache, cache, slots)
-    with pytest.raises(ValueError, match="2 slots"):
+    with pytest.raises(ValueError, match="for 2 slots"):
         triton_slots.store_kv(k, k, cache, cache, slots[:2])
     with pytest.raises(ValueError, match="cannot be written"):
         triton_slots.store_kv(k, k, cache.int(), cache.int(), slots)

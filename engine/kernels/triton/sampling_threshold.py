@@ -1,7 +1,7 @@
-"""What a draw on a GPU finds out about a row of logits: its largest, and which keys are enough for top_k and top_p.
+"""Searches of a row of logits on a GPU: for its largest, and for the largest key that top_k and top_p keep.
 
-Keys and weights are described in `triton_sampling`. A bracket is (low, n_low, high, n_high, m_high): up to key `low`
-lie `n_low` tokens, too few; up to key `high` lie `n_high`, of mass `m_high`, which are enough.
+Keys and weights are described in `sampling`. A bracket is (low, n_low, high, n_high, m_high): `n_low` tokens have keys
+up to `low`, which are too few; `n_high` tokens, of mass `m_high`, have keys up to `high`, which are enough.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Logits and temperatures outside of these draw as the bounds do; so all that is computed from them is a float.
+# Logits and temperatures beyond these bounds count as the bounds, so that everything computed from them is finite.
 _EXTREME = tl.constexpr(1e30)
 COLDEST, HOTTEST = tl.constexpr(1e-7), tl.constexpr(1e20)
-# Bits of the largest float: every token of the row has a lesser key, and what lies beyond the row's end, inf's.
+# The bits of the largest float. Every token of the row has a smaller key; elements beyond the row's end have inf's.
 LARGEST_KEY = tl.constexpr(0x7F7FFFFF)
 
 
 @triton.jit
 def load_finite(logits, columns, size):
-    """The row's logits there as finite float32. NaN, and what lies beyond its end, count as the least."""
+    """The row's logits at `columns` as finite float32. NaN, and elements beyond its end, count as the smallest."""
     x = tl.load(logits + columns, mask=columns < size, other=-float("inf")).to(tl.float32)
     return tl.minimum(tl.where(x > -_EXTREME, x, -_EXTREME), _EXTREME)
 
 
 @triton.jit
 def distances_of(logits, columns, top, size):
-    """How far below the largest logit, `top`; inf beyond the row's end."""
+    """The logits' distances below the largest one, `top`; inf beyond the row's end."""
     return tl.where(columns < size, top - load_finite(logits, columns, size), float("inf"))
 
 
 @triton.jit
 def keys_of(distances):
+    """The bits of distances, as integers, which have the same order."""
     return distances.to(tl.int32, bitcast=True)
 
 
@@ -43,7 +44,7 @@ def weights_of(distances, rate, ONE: tl.constexpr):
 
 @triton.jit
 def find_largest(logits, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """The row's largest logit and the first token that has it."""
+    """The row's largest logit, and the first token that has it."""
     best = tl.full([BLOCK], -float("inf"), tl.float32)
     owner = tl.arange(0, BLOCK)
     for start in tl.range(0, SIZE, BLOCK, loop_unroll_factor=4):
@@ -57,7 +58,7 @@ def find_largest(logits, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def count_up_to(logits, top, rate, pivots, ONE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """How many tokens have keys up to each of four pivots, and their masses."""
+    """The number of tokens with keys up to each of four pivots, and their masses."""
     p0, p1, p2, p3 = pivots
     n0, m0 = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int64)
     n1, m1 = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int64)
@@ -81,7 +82,7 @@ def count_up_to(logits, top, rate, pivots, ONE: tl.constexpr, SIZE: tl.constexpr
 
 @triton.jit
 def _cut(bracket, pivot, n, m, count, mass):
-    """(low, high] cut at a pivot, up to which lie `n` tokens of mass `m`: enough are `count` of them of mass `mass`."""
+    """Cuts a bracket at a pivot up to which lie `n` tokens of mass `m`, where `count` tokens of mass `mass` are enough."""
     low, n_low, high, n_high, m_high = bracket
     is_enough = (n >= count) & (m >= mass)
     is_high, is_low = is_enough & (pivot < high), (n < count) | (m < mass)
@@ -93,6 +94,7 @@ def _cut(bracket, pivot, n, m, count, mass):
 
 @triton.jit
 def cut_by_four(bracket, pivots, counts, masses, count, mass):
+    """Cuts a bracket at each of four pivots."""
     bracket = _cut(bracket, pivots[0], counts[0], masses[0], count, mass)
     bracket = _cut(bracket, pivots[1], counts[1], masses[1], count, mass)
     bracket = _cut(bracket, pivots[2], counts[2], masses[2], count, mass)
@@ -112,8 +114,8 @@ def search_row(
     BLOCK: tl.constexpr,
     CANDIDATES: tl.constexpr,
 ):
-    """Narrows the bracket by passes over the row until few tokens are left up to `high`, or just those that do.
-    Pivots at the quarters close in fast on what a row is like; the middle key bounds the passes: at most 31."""
+    """Narrows the bracket by passes over the row until at most CANDIDATES tokens are left up to `high`, or only those
+    that are needed. Pivots at the quarters converge fast for usual rows; the middle key limits the passes to 31."""
     low, n_low, high, n_high, m_high = bracket
     while (n_high > CANDIDATES) & (n_high - n_low > 1) & (high - low > 1):
         bottom = tl.maximum(low, 0).to(tl.float32, bitcast=True)
@@ -130,7 +132,7 @@ def search_row(
 
 @triton.jit
 def search_candidates(keys, weights, high, n_high, m_high, count, mass):
-    """The same among candidates in registers, to the end. `count` and `mass` are at most what lies up to `high`."""
+    """Narrows a bracket of candidates in registers to the end. `count` and `mass` are at most those up to `high`."""
     low, n_low = high * 0 - 1, n_high * 0
     while (n_high - n_low > 1) & (high - low > 1):
         pivot = low + (high - low) // 2
