@@ -1,4 +1,4 @@
-"""What a model's layer asks of attention, beside its Q, K and V."""
+"""The options of attention that a model's layer sets besides its Q, K and V."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionOptions:
-    """One layer's way of attending, the same in every step: built once per layer where the layer is known at load."""
+    """One layer's options, the same in every step. Decoders build them once per layer, at load."""
 
-    scale: float  # of a score: the product of a query and a key
+    scale: float  # factor of a score, the product of a query and a key
     window: int | None = None  # w: position p sees only (p - w, p], as in transformers' sliding masks
     softcap: float | None = None  # c: a score s becomes c * tanh(s / c)
     sinks: torch.Tensor | None = (
-        None  # [Hq]: one more score per head, which takes probability and has no value
+        None  # [Hq]: one extra score per head, which takes probability but has no value
     )

@@ -1,4 +1,4 @@
-"""Which backend of attention and of copies of slots a device gets: the one place that knows."""
+"""Chooses the backend of attention and of copies of slots for a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.kernels.reference.slots import TorchSlotCopier
 
 
 class AttentionOp(Protocol):
-    """See `engine.kernels.reference.attention` for the shapes and what it means."""
+    """Attention of one layer in one step. `engine.kernels.reference.attention` defines shapes and results."""
 
     def __call__(
         self,
@@ -31,7 +31,7 @@ class AttentionOp(Protocol):
 
 
 class SlotCopier(Protocol):
-    """Copies K and V of all layers between slots and rows of bytes; see `engine.kernels.reference.slots`."""
+    """Copies K and V of all layers between slots and rows of bytes. `engine.kernels.reference.slots` defines how."""
 
     bytes_per_slot: int
 
@@ -44,15 +44,15 @@ Backend = Literal["cpu", "triton", "reference"]
 
 
 def backend_of(device: torch.device) -> Backend:
-    """The fastest that runs on `device`. Triton is imported only where it is the one: it is not there on every system
-    (torch brings it where torch finds a GPU)."""
+    """The fastest backend that runs on `device`. Triton is imported only where it is used, since not every system has
+    it (torch's CUDA builds bring it)."""
     if device.type == "cpu":
         return "cpu"
     return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") else "reference"
 
 
 def attention_op(device: torch.device, backend: Backend | None = None) -> AttentionOp:
-    """`backend` None is `backend_of(device)`; Triton runs on a CPU too, where TRITON_INTERPRET=1 is set."""
+    """The attention op of `backend`, by default `backend_of(device)`. Triton runs on a CPU too with TRITON_INTERPRET=1."""
     match backend or backend_of(device):
         case "cpu":
             return cpu.attention
@@ -77,7 +77,7 @@ class LayerKV(Protocol):
 
 
 def slot_copier(caches: Mapping[int, LayerKV], backend: Backend | None = None) -> SlotCopier:
-    """What copies slots of all layers' `caches`, in that order."""
+    """A copier for the slots of all layers' `caches`, in their order."""
     pairs = [(cache.k, cache.v) for cache in caches.values()]
     if pairs and (backend or backend_of(pairs[0][0].device)) == "triton":
         from engine.kernels.triton.slots import TritonSlotCopier

@@ -1,4 +1,4 @@
-"""Where the tokens of one step lie: what every attention backend is told besides Q, K and V."""
+"""Where the tokens of one step lie in the batch and in the caches: the layout that every attention backend reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 IntArray = npt.NDArray[np.int32]
 
-# Queries of one row that a device kernel computes together: what fills a matrix unit's tile.
+# The number of queries of one row that a device kernel computes together, which fills a matrix unit's tile.
 CHUNK_TILE_TOKENS = 64
 
 
@@ -24,25 +24,23 @@ class StepLayout:
         packed   | row 0: counts[0] tokens | row 1 | row 2: counts[2] tokens        |
                  0                offsets[1]       offsets[2]                       T
 
-    The step's own slots are in `slot_table` already, so a query at position p reads positions [0, p] there.
-    `host` and `device` hold the same numbers: one to decide with, the other for kernels to read.
+    `slot_table` already contains the step's own slots, so a query at position p reads positions [0, p] there. `host`
+    and `device` hold the same numbers: launches are decided with the former, kernels read the latter.
 
-    A batch may be padded to a fixed size: padding has row -1 and count 0 in `device`, and slot -1 in `slot_mapping`;
-    nothing is stored for it, and its output means nothing.
+    A batch may be padded to a fixed size. Padding has row -1 and count 0 in `device`, and slot -1 in `slot_mapping`.
+    Nothing is stored for it, and its output is undefined.
     """
 
     slot_table: torch.Tensor  # [max_rows, max_model_len] int32, on the device
-    slot_mapping: torch.Tensor  # [T] int64, on the device: where each token's K and V go
+    slot_mapping: torch.Tensor  # [T] int64, on the device: the slot of each token's K and V
     host: IntArray  # [4, R] rows, starts, counts, offsets
     device: torch.Tensor  # [4, R] int64, on the device
-    singles: torch.Tensor  # [S] int64, on the device: which of the R have one token
-    tiles: (
-        torch.Tensor
-    )  # [N, 2] int64, on the device: which of the R, and a tile's first token within that row
-    max_single_context: int  # no single row reads more tokens
+    singles: torch.Tensor  # [S] int64, on the device: which of the R rows compute one token
+    tiles: torch.Tensor  # [N, 2] int64, on the device: which of the R rows, and a tile's first token in it
+    max_single_context: int  # the largest number of tokens that a row of `singles` reads
     scratch: dict[Any, Any] = field(
         default_factory=dict
-    )  # what a backend computes once for all layers of the step
+    )  # values that a backend shares among layers of the step
 
     @staticmethod
     def build(
@@ -52,7 +50,7 @@ class StepLayout:
         starts: npt.ArrayLike,
         counts: npt.ArrayLike,
     ) -> StepLayout:
-        """The layout of rows packed one after another in the order given."""
+        """The layout of rows that are packed one after another, in the given order."""
         host = host_rows(rows, starts, counts)
         parts: list[npt.NDArray[Any]] = [host.ravel(), single_indices(host), tile_indices(host).ravel()]
         packed = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(slot_table.device)
@@ -69,7 +67,7 @@ class StepLayout:
 
     @cached_property
     def single_token_rows(self) -> IntArray:
-        """[5, S] row, start, count, offset and end of the rows that compute one token (end = start + 1)."""
+        """[5, S] row, start, count, offset and end (start + 1) of the rows that compute one token."""
         picked = self.host[:, self.host[2] == 1]
         return np.ascontiguousarray(np.concatenate([picked, picked[1:2] + 1]))
 
@@ -80,7 +78,7 @@ class StepLayout:
 
 
 def host_rows(rows: npt.ArrayLike, starts: npt.ArrayLike, counts: npt.ArrayLike) -> IntArray:
-    """`StepLayout.host` of rows packed one after another."""
+    """`StepLayout.host` of rows that are packed one after another."""
     host = np.empty((4, len(np.asarray(rows))), dtype=np.int32)
     host[0], host[1], host[2] = rows, starts, counts
     host[3] = np.cumsum(host[2]) - host[2]
@@ -93,7 +91,7 @@ def single_indices(host: IntArray) -> npt.NDArray[np.intp]:
 
 
 def tile_indices(host: IntArray) -> npt.NDArray[np.intp]:
-    """`StepLayout.tiles`, those with the most to read first, so that no processor is left with one at the end."""
+    """`StepLayout.tiles`, with the longest contexts first, so that no long tile is left to run alone at the end."""
     longer = np.flatnonzero(host[2] > 1)
     num_tiles = -(-host[2][longer] // CHUNK_TILE_TOKENS)
     index = np.repeat(longer, num_tiles)

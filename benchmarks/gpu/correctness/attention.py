@@ -1,4 +1,4 @@
-"""Every Triton kernel against its slow twin, on the device that they run on, on random data at sizes of real models.
+"""Every Triton kernel against its reference on the given device, with random data at the sizes of real models.
 
 An error is that of the worst token: the norm of the difference over that of the twin's output, in float32. Outputs are
 NaN before a kernel runs, and so are cache slots that nothing was stored to.

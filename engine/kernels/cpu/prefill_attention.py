@@ -142,7 +142,7 @@ def attend_chunks(
         store_means(sums, peaks, totals, sinks, kv_head * group, group, offset, out)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@njit(inline="always", fastmath=FAST)
 def store_means(
     sums: Any,  # [R, >= Dv] float32: values weighted by powers below the row's peak
     peaks: Any,  # [R] float32: the row's largest score

@@ -1,4 +1,4 @@
-"""Attention in slow, obvious PyTorch: what every other backend is compared with, on any device.
+"""Attention in simple PyTorch, for any device: the definition that tests compare the other backends with.
 
 Shapes: T packed tokens, Hq query heads, Hkv key/value heads (Hq a multiple of Hkv), D the head size of Q and K, Dv
 that of V. A cache holds one row per slot; the tokens of a sequence may lie in any slots, in any order.
@@ -22,7 +22,7 @@ def attention(
     layout: StepLayout,
     options: AttentionOptions,
 ) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
-    """Stores the step's K and V, then attends each query to its own sequence up to and including itself.
+    """Stores the step's K and V, then attends each query to its own sequence, up to and including itself.
 
     Scores, softmax and the weighted sum are in float32.
     """
@@ -50,7 +50,7 @@ def attend_sequence(
     start: int,
     options: AttentionOptions,
 ) -> torch.Tensor:  # [n, Hq, Dv]
-    """One sequence's causal attention with its context gathered in token order."""
+    """Causal attention of one sequence whose context is gathered in the order of its tokens."""
     count, num_heads, _ = q.shape
     group = num_heads // keys.shape[1]
     keys = keys.float().repeat_interleave(group, dim=1)  # [context, Hq, D]
@@ -68,7 +68,7 @@ def attend_sequence(
 
 
 def visible(start: int, count: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """[count, start + count] bool: which positions the queries at start, start + 1, ... may read."""
+    """[count, start + count] bool: the positions that the queries at start, start + 1, ... may read."""
     query = torch.arange(start, start + count, device=device)[:, None]
     key = torch.arange(start + count, device=device)[None, :]
     mask = key <= query

@@ -1,4 +1,4 @@
-"""What a decoder layer computes between its matrix products and its attention, in slow, obvious PyTorch.
+"""What a decoder layer computes between its matrix products and its attention, in simple PyTorch.
 
 Shapes as in `engine.kernels.reference.attention`.
 """
@@ -11,7 +11,7 @@ from engine.kernels.reference.slots import store_kv
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """x over the root of its mean square, times `weight`, along the last dimension (arXiv 1910.07467); float32."""
+    """x divided by its root mean square along the last dimension, times `weight` (arXiv 1910.07467), in float32."""
     x = x.float()
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight.float()
 
@@ -24,24 +24,24 @@ def silu_gated(gate: torch.Tensor, partner: torch.Tensor) -> torch.Tensor:
 def rotate_and_store(
     qkv: torch.Tensor,  # [T, (Hq + 2 Hkv) D]: heads of Q, then of K, then of V
     positions: torch.Tensor,  # [T] int64
-    cos: torch.Tensor,  # [positions there are, D / 2] float32
+    cos: torch.Tensor,  # [max positions, D / 2] float32
     sin: torch.Tensor,
-    q_norm: torch.Tensor | None,  # [D] weight of an RMSNorm of each head, before it is turned
+    q_norm: torch.Tensor | None,  # [D] weight of an RMSNorm of each head before its rotation
     k_norm: torch.Tensor | None,
     epsilon: float,
     slots: torch.Tensor,  # [T] int64
     k_cache: torch.Tensor,  # [num_slots, Hkv, D], written at `slots`
     v_cache: torch.Tensor,  # [num_slots, Hkv, D], written at `slots`
 ) -> torch.Tensor:  # [T, Hq, D] float32
-    """Rotary position embedding of Q and K (arXiv 2104.09864; a head's halves are the pairs), K and V stored."""
+    """Applies the rotary position embedding to Q and K (arXiv 2104.09864; it pairs a head's halves), stores K and V."""
     _, num_kv_heads, size = k_cache.shape
     heads = qkv.float().view(len(qkv), -1, size)
     num_heads = heads.shape[1] - 2 * num_kv_heads
     q, k, v = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
-    turned = []
+    rotated = []
     for x, norm in ((q, q_norm), (k, k_norm)):
         low, high = (x if norm is None else rms_norm(x, norm, epsilon)).chunk(2, dim=-1)
         c, s = cos[positions][:, None], sin[positions][:, None]
-        turned.append(torch.cat([low * c - high * s, high * c + low * s], dim=-1))
-    store_kv(turned[1], v, k_cache, v_cache, slots)
-    return turned[0]
+        rotated.append(torch.cat([low * c - high * s, high * c + low * s], dim=-1))
+    store_kv(rotated[1], v, k_cache, v_cache, slots)
+    return rotated[0]

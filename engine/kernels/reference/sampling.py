@@ -1,4 +1,4 @@
-"""Random draws, slow and obvious, a row at a time: what the fast ones must agree with."""
+"""Draws of tokens in simple PyTorch, row by row: the definition that tests compare the fast ones with."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ def kept(
     top_k: int,  # 0: off
     min_p: float,
 ) -> torch.Tensor:  # [V] float64
-    """The weights of the tokens that may be drawn, the likeliest's 1; 0 for the others.
+    """The weights of the tokens that may be drawn, relative to the likeliest token's; 0 for all others.
 
-    top_k keeps the k likeliest tokens, top_p the fewest likeliest of these that have together p of their probability,
-    and both every token as likely as the last one kept; min_p keeps of these what has min_p of the likeliest's.
+    top_k keeps the k likeliest tokens. Of these, top_p keeps the smallest number of likeliest tokens that together have
+    a share p of their probability. Both also keep every token that is as likely as the last one kept. Of these, min_p
+    keeps the tokens with at least min_p times the weight of the likeliest.
     """
     weights = ((logits.double() - logits.double().max()) / temperature).exp()
     if 0 < top_k < len(weights):
@@ -32,8 +33,8 @@ def draw(
     logits: torch.Tensor,  # [n, V]
     numbers: torch.Tensor,  # [5, n] float64 temperature (0: the likeliest), top_p, top_k (0: off), min_p, uniform
 ) -> torch.Tensor:  # [n] int64
-    """Each row's next token: the first in the vocabulary at which the kept weights so far exceed `uniform` (0 to 1, 1
-    excluded) of them all. At temperature 0 the likeliest, the first among equals."""
+    """Draws each row's next token: the first in the vocabulary at which the cumulative kept weight exceeds `uniform`
+    (0 to 1, 1 excluded) times their sum. At temperature 0 it is the likeliest token, the first one in a tie."""
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for i, row in enumerate(logits):
         temperature, top_p, top_k, min_p, uniform = numbers[:, i].tolist()

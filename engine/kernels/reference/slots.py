@@ -1,4 +1,4 @@
-"""Reads and writes of cache slots in slow, obvious PyTorch: storing a step's K and V, copying slots of all layers.
+"""Reads and writes of cache slots in simple PyTorch: storing a step's K and V, and copying slots of all layers.
 
 Shapes as in `engine.kernels.reference.attention`.
 """
@@ -17,12 +17,12 @@ def store_kv(
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv]
     slot_mapping: torch.Tensor,  # [T] int64, no slot twice; -1: not stored
 ) -> None:
-    """Writes each token's K and V to its slot, as the cache's dtype: float8 e4m3 without a scale, up to +-448."""
+    """Writes each token's K and V to its slot in the cache's dtype. float8 e4m3 has no scale and saturates at +-448."""
     stored = slot_mapping >= 0
     slots = slot_mapping[stored]
     for x, cache in ((k, k_cache), (v, v_cache)):
         if cache.dtype is torch.float8_e4m3fn:
-            # Copied as bytes: torch has no indexed copies of float8.
+            # Copied as bytes, since torch has no indexed copies of float8.
             x = x.float().clamp(-448.0, 448.0).to(cache.dtype).view(torch.uint8)
             cache = cache.view(torch.uint8)
         cache.index_copy_(0, slots, x[stored].to(cache.dtype))
@@ -36,7 +36,7 @@ def gather_slots(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 
 
 class TorchSlotCopier:
-    """Moves K and V of all layers between slots and rows of bytes, so that a token's lie side by side:
+    """Copies K and V of all layers between slots and rows of bytes, in which those of a token lie side by side:
 
         staging[i]   | layer 0 K of slots[i] | layer 0 V | layer 1 K | ...
                      0                                                   bytes_per_slot
@@ -56,7 +56,7 @@ class TorchSlotCopier:
         out: torch.Tensor
         | None = None,  # [n, bytes_per_slot] uint8, written; a row for slot -1 is left as it was
     ) -> torch.Tensor:  # [n, bytes_per_slot] uint8
-        """What lies in `slots`."""
+        """Copies `slots` to rows of bytes."""
         if out is None:
             out = torch.empty(len(slots), self.bytes_per_slot, dtype=torch.uint8, device=slots.device)
         check_staging(slots, out, self.bytes_per_slot)
@@ -70,7 +70,7 @@ class TorchSlotCopier:
         slots: torch.Tensor,  # [n] int64, on the caches' device, none twice
         staging: torch.Tensor,  # [n, bytes_per_slot] uint8
     ) -> None:
-        """Writes what `gather` gave to `slots`."""
+        """Writes rows that `gather` returned to `slots`."""
         check_staging(slots, staging, self.bytes_per_slot)
         kept = slots >= 0
         begin = 0
@@ -82,7 +82,7 @@ class TorchSlotCopier:
 def check_staging(slots: torch.Tensor, staging: torch.Tensor, bytes_per_slot: int) -> None:
     """Raises ValueError unless `staging` is [n, bytes_per_slot] uint8 for n slots, contiguous, on their device."""
     if slots.dtype is not torch.int64 or slots.dim() != 1:
-        raise ValueError(f"slots are {slots.dtype} {list(slots.shape)}; a vector of int64 is needed")
+        raise ValueError(f"slots are {slots.dtype} {list(slots.shape)}, but must be a vector of int64")
     if (
         staging.dtype is not torch.uint8
         or staging.shape != (len(slots), bytes_per_slot)

@@ -249,8 +249,7 @@ def rotate_and_store(
     v_cache: torch.Tensor,  # [num_slots, Hkv, D], written at `slots`
     q_out: torch.Tensor,  # [T, Hq, D], written
 ) -> None:
-    """Applies the rotary position embedding to Q and K (arXiv 2104.09864, in the variant that pairs a head's halves) and
-    stores K and V."""
+    """Applies the rotary position embedding to Q and K (arXiv 2104.09864; it pairs a head's halves), stores K and V."""
     num_tokens, num_heads, size = q_out.shape
     num_kv_heads = k_cache.shape[1]
     num_parts, part_stride = _parts(qkv, (num_tokens, (num_heads + 2 * num_kv_heads) * size))
@@ -284,14 +283,12 @@ def rotate_and_store(
 def _parts(product: torch.Tensor, shape: tuple[int, ...]) -> tuple[int, int]:
     """The number of parts of a product of `shape`, and the distance between them in elements."""
     if product.shape[-2:] != shape or not product.is_contiguous():
-        raise ValueError(
-            f"a product {tuple(product.shape)} was given instead of a contiguous {tuple(shape)} or its parts"
-        )
+        raise ValueError(f"a product {tuple(product.shape)} is not a contiguous {tuple(shape)} nor its parts")
     if product.dim() == 2:
         return 1, 0
     if product.dtype is not torch.float32:
         raise ValueError(
-            f"parts of a product must be float32, not {product.dtype}, so that they add up exactly enough"
+            f"parts of a product must be float32, not {product.dtype}, since rounded parts do not add up"
         )
     return len(product), product.stride(0)
 

@@ -18,8 +18,8 @@ from engine.kernels.triton.attention_tiling import prefill_tiling
 from engine.kernels.triton.fp8 import to_dot_dtype
 from engine.kernels.triton.scores import LOG2_E, base2_scores
 
-# The score of a key that a query does not see. It is not -inf, since -inf - -inf is NaN. Under a window, a query may see
-# none of the first keys; what it sums then is multiplied by 0 as soon as it sees a key, and it always sees its own.
+# The score of a key that a query does not see. It is not -inf, since -inf - -inf is NaN. Under a window, a query may
+# see none of the first keys; what it sums then is multiplied by 0 as soon as it sees a key, and it always sees its own.
 UNSEEN = tl.constexpr(-1e30)
 
 _METADATA = ["slot_table", "rows", "tiles", "row_stride", "window"]
@@ -168,8 +168,8 @@ def _attend_chunk(
         begin = tl.maximum(start + first + 1 - window, 0) // BLOCK_N * BLOCK_N
     middle = tl.maximum((start + first + 1) // BLOCK_N * BLOCK_N, begin)
     end = start + tl.minimum(first + TOKENS, count)
-    # For two loops under a window, or for a `middle` without the maximum, ptxas 12.8 generates code for 9.0 in which each
-    # product waits for the previous one (its warning C7515). A window has few keys, so one loop is enough.
+    # For two loops under a window, or for a `middle` without the maximum, ptxas 12.8 generates code for 9.0 in which
+    # each product waits for the previous one (its warning C7515). A window has few keys, so one loop is enough.
     if HAS_WINDOW:
         middle = begin
     else:

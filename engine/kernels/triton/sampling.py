@@ -219,8 +219,8 @@ def draw(
     tile: int = _TILE,
     num_candidates: int = _CANDIDATES,
 ) -> torch.Tensor:  # [n] int64, on the same device
-    """`engine.kernels.reference.sampling.draw`. A row's token depends only on the row's own logits and numbers. The host
-    does not wait. The sizes (powers of two) decide how a row is divided; they do not change any token."""
+    """`engine.kernels.reference.sampling.draw`, without waiting for the GPU. A row's token depends only on the row's
+    own logits and numbers. The sizes (powers of two) decide how a row is divided; they do not change any token."""
     (num_rows, vocab_size), device = logits.shape, logits.device
     if numbers.shape != (5, num_rows) or numbers.dtype != torch.float64 or not numbers.is_contiguous():
         raise ValueError(

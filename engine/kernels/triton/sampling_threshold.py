@@ -82,7 +82,7 @@ def count_up_to(logits, top, rate, pivots, ONE: tl.constexpr, SIZE: tl.constexpr
 
 @triton.jit
 def _cut(bracket, pivot, n, m, count, mass):
-    """Cuts a bracket at a pivot up to which lie `n` tokens of mass `m`, where `count` tokens of mass `mass` are enough."""
+    """Cuts a bracket at a pivot, up to which lie `n` tokens of mass `m`; `count` tokens of mass `mass` are enough."""
     low, n_low, high, n_high, m_high = bracket
     is_enough = (n >= count) & (m >= mass)
     is_high, is_low = is_enough & (pivot < high), (n < count) | (m < mass)

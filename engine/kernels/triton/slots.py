@@ -111,12 +111,11 @@ def store_kv(
         )
     if not len(k) == len(v) == len(slot_mapping) or k.shape[1] != v.shape[1]:
         raise ValueError(
-            f"K has {len(k)} tokens of {k.shape[1]} heads and V {len(v)} of {v.shape[1]}, for {len(slot_mapping)} slots; "
-            "these numbers must agree"
+            f"K has {len(k)} tokens of {k.shape[1]} heads and V {len(v)} of {v.shape[1]}, for {len(slot_mapping)} slots"
         )
     if k_cache.dtype not in (*FLOATS, FP8) or v_cache.dtype is not k_cache.dtype:
         raise ValueError(
-            f"caches of {k_cache.dtype} and {v_cache.dtype} cannot be written; both must be the same float dtype or {FP8}"
+            f"caches of {k_cache.dtype} and {v_cache.dtype} cannot be written; they need one floating point dtype"
         )
     if k_cache.stride(2) != 1 or v_cache.stride(2) != 1:
         raise ValueError("the elements of a head must be contiguous in the caches")

@@ -1,4 +1,4 @@
-"""The CPU backend against its slow twin, on random steps."""
+"""The CPU backend of attention against the reference, on random steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 @pytest.fixture(params=[*NAMES, "float32", "without numba"])
 def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The backend with numba, by each product of bfloat16 that a CPU may have and by float32, and as it is where numba
-    is missing."""
+    """The backend with each multiplier of bfloat16 that a CPU may have, with products in float32, and without numba."""
     if request.param != "without numba":
         multiply_bf16 = pytest.importorskip("engine.kernels.cpu.multiply_bf16")
         chosen = multiplier_or_skip(request.param) if request.param in NAMES else None
@@ -29,7 +28,7 @@ def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return cpu.attention
 
 
-def assert_twins(case: Case, attention: Any) -> None:
+def assert_like_reference(case: Case, attention: Any) -> None:
     out, k_cache, v_cache = case.run(attention)
     expected, k_expected, v_expected = case.run(reference.attention)
     assert out.dtype is expected.dtype
@@ -55,7 +54,7 @@ def test_random_steps(seed: int, dtype: torch.dtype, attention: Any) -> None:
         with_sinks=rng.random() < 0.3,
         block_size=int(rng.choice([16, 32, 64])),
     )
-    assert_twins(case, attention)
+    assert_like_reference(case, attention)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,36 +63,36 @@ def test_more_queries_share_a_key_than_fit_the_registers(
     heads: tuple[int, int], dtype: torch.dtype, attention: Any
 ) -> None:
     spans = [(70, 1), (3, 40), (0, 1), (129, 1)]
-    assert_twins(random_case(6, spans, heads=heads, size=64, dtype=dtype), attention)
+    assert_like_reference(random_case(6, spans, heads=heads, size=64, dtype=dtype), attention)
 
 
 @pytest.mark.parametrize("window", [None, 40])
 def test_many_single_rows_share_threads_evenly_or_not(window: int | None, attention: Any) -> None:
-    """Enough rows that a unit of work is a whole row, of very unequal lengths."""
+    """Enough rows that a unit of work is a whole row, with very unequal lengths."""
     rng = np.random.default_rng(5)
-    assert_twins(
+    assert_like_reference(
         random_case(5, [(int(n), 1) for n in rng.integers(0, 120, size=40)], window=window), attention
     )
 
 
 @pytest.mark.parametrize("spans", [[(0, 1)], [(0, 2)], [(63, 1)], [(64, 1)], [(16, 16)], [(0, 16), (15, 1)]])
 def test_boundaries(spans: list[tuple[int, int]], attention: Any) -> None:
-    assert_twins(random_case(0, spans), attention)
-    assert_twins(random_case(0, spans, window=16), attention)
+    assert_like_reference(random_case(0, spans), attention)
+    assert_like_reference(random_case(0, spans, window=16), attention)
 
 
 def test_values_may_be_of_another_size_than_keys(attention: Any) -> None:
-    assert_twins(random_case(4, [(20, 1), (3, 9), (0, 1)], size=24, size_v=16), attention)
+    assert_like_reference(random_case(4, [(20, 1), (3, 9), (0, 1)], size=24, size_v=16), attention)
 
 
 def test_float16(attention: Any) -> None:
-    assert_twins(random_case(4, [(20, 1), (3, 9), (0, 1)], dtype=torch.float16), attention)
+    assert_like_reference(random_case(4, [(20, 1), (3, 9), (0, 1)], dtype=torch.float16), attention)
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish(attention: Any) -> None:
     case = random_case(6, [(50, 1), (0, 1)])
     case.q.mul_(300.0)
-    assert_twins(case, attention)
+    assert_like_reference(case, attention)
 
 
 def test_memory_that_was_never_written_is_never_read(attention: Any) -> None:

@@ -1,4 +1,4 @@
-"""Products of bfloat16 against their slow twins, on random shapes. (Attention by them: `test_cpu`.)"""
+"""Products of bfloat16 against torch and the reference, on random shapes. `test_attention` tests attention by them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_shape(seed: int) -> tuple[int, int, int]:
 
 
 def padded(x: torch.Tensor) -> Any:
-    """In memory of whole blocks of rows, those that are too many poisoned."""
+    """x in memory for whole blocks of rows, with NaN in the rows beyond it."""
     memory = torch.full(
         (-(-len(x) // multiply_bf16.ROWS) * multiply_bf16.ROWS, x.shape[1]), torch.nan, dtype=x.dtype
     )
@@ -50,7 +50,7 @@ def padded(x: torch.Tensor) -> Any:
 
 
 def room(rows: int, width: int, start: float) -> Any:
-    """[rows, width] of memory of whole blocks of rows."""
+    """[rows, width] in memory for whole blocks of rows."""
     return np.full((-(-rows // multiply_bf16.ROWS) * multiply_bf16.ROWS, width), start, dtype=np.float32)[
         :rows
     ]
@@ -106,8 +106,8 @@ def test_silu_far_from_zero(multiplier: Any) -> None:
     torch.testing.assert_close(out[:, :1], reference.silu_gated(x[:, :1], x[:, :1]).bfloat16())
 
 
-def test_products_of_others_go_on_undisturbed(multiplier: Any) -> None:
-    """torch's own products use the same tiles, configured in a way that they remember."""
+def test_products_of_torch_are_not_disturbed(multiplier: Any) -> None:
+    """torch's own products use the same tiles and remember how they configured them."""
     x, weight = noise(0, 64, 64), noise(1, 64, 64)
     before = x @ weight
     linear_bf16.linear(
@@ -134,6 +134,6 @@ prefill_attention_bf16.attend_chunks.compile((float32[:, :, ::1], bf16, bf16, ti
 
 
 def test_compiles_for_tiles_wherever_it_runs(tmp_path: Path) -> None:
-    """LLVM ends the process if a unit that the kernels use is not one of the CPU that they are compiled for."""
+    """LLVM ends the process if the kernels use instructions that the CPU they are compiled for does not have."""
     host = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", COMPILE], env=os.environ | host, check=True)

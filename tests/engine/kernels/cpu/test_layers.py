@@ -1,4 +1,4 @@
-"""The compiled matrix products and what lies between them, against their slow twins, on random shapes."""
+"""Compiled linear layers, and what lies between them, against the reference, on random shapes."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_linear(seed: int, dtype: torch.dtype, num_threads: int) -> None:
         return torch.from_numpy(out)[:, :outputs]
 
     tolerance = {"rtol": 1e-4, "atol": 1e-5 * inputs}
-    plainly = run(NO_BIAS, linear.STORE, np.full((rows, width), np.nan, dtype=np.float32))
-    torch.testing.assert_close(plainly, expected, **tolerance)
+    without_bias = run(NO_BIAS, linear.STORE, np.full((rows, width), np.nan, dtype=np.float32))
+    torch.testing.assert_close(without_bias, expected, **tolerance)
     biased = run(bias, linear.STORE, np.full((rows, width), np.nan, dtype=np.float32))
     torch.testing.assert_close(biased, expected + torch.from_numpy(bias)[:outputs], **tolerance)
     added = run(NO_BIAS, linear.ADD, np.full((rows, width), 2.0, dtype=np.float32))

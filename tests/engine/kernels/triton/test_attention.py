@@ -1,4 +1,4 @@
-"""Paged attention in Triton against its slow twin, on random steps: on a GPU, or in Triton's interpreter."""
+"""Attention in Triton against the reference, on random steps, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attention(
     layout: StepLayout,
     options: AttentionOptions,
 ) -> torch.Tensor:
-    """`triton_attention.attention` with an output that is NaN wherever it is not written."""
+    """`triton_attention.attention` with an output that is NaN where it is not written."""
     store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
     out = torch.full((*q.shape[:2], v.shape[2]), torch.nan, dtype=q.dtype, device=q.device)
     triton_attention.attend_stored(q, k_cache, v_cache, layout, options, out)
@@ -46,7 +46,7 @@ def case_of(seed: int, spans: list[tuple[int, int]], **settings: Any) -> Case:
     return random_case(seed, spans, poisoned=True, device=DEVICE, **settings)
 
 
-def assert_twins(case: Case, op: Any = attention) -> None:
+def assert_like_reference(case: Case, op: Any = attention) -> None:
     out, k_cache, v_cache = case.run(op)
     expected, k_expected, v_expected = case.run(reference.attention)
     assert out.dtype is expected.dtype
@@ -58,7 +58,7 @@ def assert_twins(case: Case, op: Any = attention) -> None:
 
 @pytest.fixture
 def split_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shares of one block, so that short contexts are split as long ones are."""
+    """Makes shares one block long, so that short contexts are split as long ones are."""
     monkeypatch.setattr(decode_attention, "MIN_SHARE_TOKENS", 16)
 
 
@@ -66,7 +66,7 @@ def split_often(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_random_steps(seed: int, split_often: None) -> None:
     rng = np.random.default_rng(seed)
     num_kv_heads = int(rng.choice([1, 2]))
-    assert_twins(
+    assert_like_reference(
         case_of(
             seed,
             random_spans(rng)[:4],
@@ -82,13 +82,15 @@ def test_random_steps(seed: int, split_often: None) -> None:
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 192, 256])
 def test_head_sizes(size: int) -> None:
-    assert_twins(case_of(size, [(40, 1), (3, 9)], heads=(2, 1), size=size))
+    assert_like_reference(case_of(size, [(40, 1), (3, 9)], heads=(2, 1), size=size))
 
 
 @pytest.mark.parametrize("group", [1, 3, 8, 40])
 def test_query_heads_that_share_a_key_head(group: int) -> None:
-    """40 are more than a program of single rows takes, and no power of two."""
-    assert_twins(case_of(group, [(17, 1), (2, 3)], heads=(group, 1) if group > 8 else (2 * group, 2)))
+    """40 heads are more than one program takes for rows of one token, and not a power of two."""
+    assert_like_reference(
+        case_of(group, [(17, 1), (2, 3)], heads=(group, 1) if group > 8 else (2 * group, 2))
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, {"window": 63, "softcap": 2.0, "with_sinks": True}], ids=str)
@@ -96,12 +98,12 @@ def test_both_sides_of_a_block_and_a_tile(settings: dict[str, Any], split_often:
     """Blocks of keys are 64 and 32 tokens, tiles 64, and 16 in float32."""
     singles = [(length - 1, 1) for length in (1, 31, 32, 33, 63, 64, 65, 127, 129)]
     chunks = [(0, 15), (31, 17), (32, 16), (63, 2), (64, 17), (0, 65)]
-    assert_twins(case_of(1, singles + chunks, heads=(1, 1), slots="shuffled", **settings))
+    assert_like_reference(case_of(1, singles + chunks, heads=(1, 1), slots="shuffled", **settings))
 
 
 @pytest.mark.parametrize("spans", [[(63, 1)], [(0, 1), (5, 1)], [(0, 2)], [(70, 66), (0, 3)]])
 def test_steps_of_one_kind_of_row(spans: list[tuple[int, int]], split_often: None) -> None:
-    assert_twins(case_of(2, spans, heads=(2, 1)))
+    assert_like_reference(case_of(2, spans, heads=(2, 1)))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_steps_of_one_kind_of_row(spans: list[tuple[int, int]], split_often: Non
 )
 def test_half_precision(dtype: torch.dtype, heads: tuple[int, int], split_often: None) -> None:
     case = case_of(3, [(140, 1), (30, 66), (0, 1)], heads=heads, dtype=dtype, window=100, with_sinks=True)
-    assert_twins(case)
+    assert_like_reference(case)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -120,11 +122,13 @@ def test_float8_caches(
     if by_instruction and DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("this GPU cannot convert float8")
     monkeypatch.setattr(attention_inputs, "converts_fp8", lambda _device: by_instruction)
-    assert_twins(case_of(4, [(70, 1), (0, 1), (5, 20)], dtype=dtype, cache_dtype=FP8, slots="shuffled"))
+    assert_like_reference(
+        case_of(4, [(70, 1), (0, 1), (5, 20)], dtype=dtype, cache_dtype=FP8, slots="shuffled")
+    )
 
 
 def test_values_may_be_of_another_size_than_keys(split_often: None) -> None:
-    assert_twins(case_of(5, [(90, 1), (3, 9), (0, 1)], size=24, size_v=40))
+    assert_like_reference(case_of(5, [(90, 1), (3, 9), (0, 1)], size=24, size_v=40))
 
 
 @pytest.mark.parametrize(
@@ -133,15 +137,15 @@ def test_values_may_be_of_another_size_than_keys(split_often: None) -> None:
 def test_more_shares_than_tokens_or_fewer(
     num_splits: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, split_often: None
 ) -> None:
-    """A graph is captured with the shares of its longest contexts, and replayed with any. More than 16 of them take a
-    second turn to merge."""
+    """A graph is captured with the shares for its longest contexts, and replayed with any contexts. More than 16 shares
+    take a second iteration to merge."""
     monkeypatch.setattr(decode_attention, "choose_splits", lambda *_: num_splits)
-    assert_twins(case_of(6, [(0, 1), (3, 1), (1100, 1), (64, 1)], heads=(2, 1), **settings))
+    assert_like_reference(case_of(6, [(0, 1), (3, 1), (1100, 1), (64, 1)], heads=(2, 1), **settings))
 
 
 def test_without_changed_limits_contexts_are_split_too() -> None:
     assert decode_attention.choose_splits(2, 601, decode_attention.num_processors(torch.device(DEVICE))) > 1
-    assert_twins(case_of(7, [(600, 1), (20, 1)], heads=(2, 1)))
+    assert_like_reference(case_of(7, [(600, 1), (20, 1)], heads=(2, 1)))
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish(split_often: None) -> None:
@@ -154,14 +158,14 @@ def test_scores_far_apart_neither_overflow_nor_vanish(split_often: None) -> None
 
 
 def test_heads_that_lie_apart() -> None:
-    """As a model's own projection and rotation leave them: [Hq, T, D] seen as [T, Hq, D], or part of a wider tensor."""
+    """As a model's projection and rotation return them: views of [Hq, T, D] as [T, Hq, D], or parts of a wider tensor."""
     case = case_of(9, [(40, 1), (3, 9)])
     apart = {
         "q": case.q.transpose(0, 1).contiguous().transpose(0, 1),
         "k": torch.cat([case.k, case.k], dim=1)[:, :2],
         "v": case.v.transpose(1, 2).contiguous().transpose(1, 2),
     }
-    assert_twins(dataclasses.replace(case, **apart), triton_attention.attention)
+    assert_like_reference(dataclasses.replace(case, **apart), triton_attention.attention)
 
 
 def padded_like_a_graph(case: Case, num_rows: int, longest: int) -> Case:
@@ -194,14 +198,14 @@ def test_padding_rows_read_and_store_nothing(
 ) -> None:
     monkeypatch.setattr(decode_attention, "choose_splits", lambda *_: num_splits)
     case = padded_like_a_graph(case_of(10, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 6, 4096)
-    assert_twins(case)
-    assert_twins(case, triton_attention.attention)
+    assert_like_reference(case)
+    assert_like_reference(case, triton_attention.attention)
     out, _, _ = case.run(attention)
     assert not out[3:].any()
 
 
-def test_a_layout_may_be_filled_anew(split_often: None) -> None:
-    """What a captured graph does: the same launches, other numbers in the same tensors."""
+def test_a_layout_may_be_filled_again(split_often: None) -> None:
+    """As a captured graph does: the same launches with other numbers in the same tensors."""
     first = padded_like_a_graph(case_of(11, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 4, 300)
     second = padded_like_a_graph(case_of(12, [(250, 1), (64, 1)], heads=(2, 1)), 4, 300)
     attention(first.q, first.k, first.v, first.k_cache, first.v_cache, first.layout, first.options)
@@ -224,7 +228,9 @@ def test_padding_rows_of_a_longer_step() -> None:
     )  # past a row's end; padding
     padding = torch.tensor([[-1], [0], [9], [0]], device=DEVICE)
     rows = torch.cat([layout.device, padding], dim=1)
-    assert_twins(dataclasses.replace(case, layout=dataclasses.replace(layout, device=rows, tiles=tiles)))
+    assert_like_reference(
+        dataclasses.replace(case, layout=dataclasses.replace(layout, device=rows, tiles=tiles))
+    )
 
 
 def test_splits_fill_the_processors_and_are_no_finer_than_useful() -> None:

@@ -1,6 +1,6 @@
-"""Every Triton kernel compiles for the GPUs we promise, spills no registers and fits into shared memory.
+"""Every Triton kernel compiles for the supported GPUs, spills no registers and fits into shared memory.
 
-Compiled in processes of their own, in which TRITON_INTERPRET is not set; Triton keeps what it compiled on disk.
+Kernels are compiled in separate processes, where TRITON_INTERPRET is not set. Triton caches them on disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KERNELS = REPOSITORY / "engine" / "kernels" / "triton"
 
 
 def kernels_in(folder: Path) -> set[str]:
-    """ "module.function" of all that is compiled by Triton and not merely called by what is."""
+    """ "module.function" of each function that Triton compiles, except those that only other kernels call."""
     compiled: dict[str, str] = {}
     called: set[str] = set()
     for path in sorted(folder.glob("*.py")):

@@ -1,4 +1,4 @@
-"""What lies between a layer's products, in Triton, against its slow twins and transformers' own modules."""
+"""What lies between a layer's products, in Triton, against the reference and transformers' own modules."""
 
 from __future__ import annotations
 

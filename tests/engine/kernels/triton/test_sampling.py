@@ -1,4 +1,4 @@
-"""Draws on a GPU against their slow twin: what is kept, what is drawn of it, and that only its own row matters."""
+"""Draws on a GPU against the reference: the tokens kept, the token drawn, and that only its own row matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Storing K and V and copying slots in Triton against their slow twins: on a GPU, or in Triton's interpreter."""
+"""Storing K and V and copying slots in Triton against the reference, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_store_of_nothing() -> None:
 
 
 def test_float8_rounds_to_even_and_saturates() -> None:
-    """Every float8 e4m3, the middles between neighbours, a little beside each, and what lies beyond."""
+    """All numbers of float8 e4m3, the middles between neighbors, numbers beside those, and numbers out of range."""
     finite = torch.arange(256, dtype=torch.uint8).view(FP8).float()
     finite = finite[finite.isfinite()].sort().values
     middles = (finite[1:] + finite[:-1]) / 2
@@ -105,7 +105,7 @@ def layers(shapes: list[tuple[int, int, int]], dtype: torch.dtype, seed: int = 0
     ]
 
 
-# Slots of whole 16 bytes, of 8, of 4, of single ones; layers alike and not; more bytes than one program copies.
+# Slots of multiples of 16, 8, 4 and 1 bytes; equal and unequal layers; more bytes than one program copies.
 SHAPES = [
     ([(2, 16, 16)] * 3, torch.float32),
     ([(1, 8, 8), (2, 16, 24)], torch.bfloat16),
