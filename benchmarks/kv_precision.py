@@ -1,9 +1,10 @@
-"""What does a narrower KV cache cost in accuracy? Next-token predictions with K and V kept in bfloat16 and in float8.
+"""The accuracy that a smaller KV cache costs: next-token predictions with K and V stored as bfloat16 and as float8.
 
     python -m benchmarks.kv_precision [--model bros_batch/demo/model] [--documents 40] [--out benchmarks/results]
 
-Documents that the demo model has never seen are read in one chunk each, weights in float32, every position's prediction
-compared with the one by a float32 cache. The attention is the reference, which reads and writes what the kernels do.
+Each of some documents that the demo model has never seen is computed as one chunk with float32 weights, and every
+position's prediction is compared with that of a float32 cache. Attention is the reference, whose cache reads and writes
+are those of the kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
 
 
 def logits_of(model: torch.nn.Module, token_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[T, V] float32 of the sequence [T], its K and V kept as `dtype`."""
+    """[T, V] float32 logits of the sequence [T], with K and V stored as `dtype`."""
     length = len(token_ids)
     caches = allocate_kv(discover_layers(model), length, dtype, torch.device("cpu"))
     slots = torch.arange(length)
@@ -39,7 +40,7 @@ def logits_of(model: torch.nn.Module, token_ids: torch.Tensor, dtype: torch.dtyp
 
 
 def measure(model_path: str, num_documents: int) -> dict[str, dict[str, float]]:
-    """By dtype: how far its predictions are from those with a float32 cache."""
+    """For each dtype, how far its predictions are from those with a float32 cache."""
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float32, attn_implementation=IMPLEMENTATION

@@ -1,6 +1,8 @@
-"""Every Triton kernel against its floor: the bytes that it must move, or the operations that it must do, at the rates
-measured on the same device. Where torch can do the same, its time is beside it; for attention it is given contiguous K
-and V, which no serving engine has. Operands come from memory, not from the cache.
+"""Times of every Triton kernel, compared with the least time that the device could take.
+
+That floor is the time to move the kernel's bytes, or to execute its operations, at the rates measured on the same
+device. If torch can compute the same, its time is measured too; for attention it gets contiguous K and V, which no
+serving engine has. Operands come from memory, not from a cache.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from benchmarks.gpu.timing import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A kernel on its data, the bytes it must move and the operations it must do, and the same by torch."""
+    """A kernel call on its data, the bytes that it moves, the operations that it executes, and the same by torch."""
 
     work: Callable[[], object]
     num_bytes: float
@@ -35,7 +37,7 @@ Make = Callable[[], Timed]
 
 
 def measure_kernels(part: Part, watch: Stopwatch, ceilings: Ceilings, scale: Scale) -> None:
-    """At sizes of an 8B model's layer."""
+    """Times all kernels at the sizes of an 8B model's layer."""
     for name, make in KernelBench(watch, bool(scale.shape)).all():
         part.measure(name, lambda m=make: time_against_floor(watch, ceilings, m()))  # type: ignore[misc]
 
@@ -51,13 +53,13 @@ def time_against_floor(watch: Stopwatch, ceilings: Ceilings, timed: Timed) -> di
     if timed.by_torch is not None:
         try:
             figures["torch_us"] = watch.seconds(timed.by_torch) * 1e6
-        except Exception as error:  # this torch cannot do it, which is no fault of ours
+        except Exception as error:  # this version of torch may not support it
             figures["torch"] = str(error).partition("\n")[0][:200]
     return figures
 
 
 class KernelBench:
-    """Makes what is timed; data are drawn when it is asked for, so that one case's are in memory at a time."""
+    """Creates the timed calls. Each call's data is created on demand, so that memory holds one case at a time."""
 
     def __init__(self, watch: Stopwatch, is_tiny: bool) -> None:
         device = self._device = watch.device
@@ -69,7 +71,7 @@ class KernelBench:
         self._maker = Maker(device, self._dtype, self._sizes)
 
     def all(self) -> Iterator[tuple[str, Make]]:
-        """By name, what a step spends most on first."""
+        """All calls by name, starting with those on which a step spends most time."""
         rows = [(3, 20)] if self._is_tiny else [(1, 8000), (32, 1000), (256, 1000), (32, 8000)]
         for num_rows, context in rows:
             name = f"attention, {num_rows} rows at {context}"
@@ -91,7 +93,7 @@ class KernelBench:
             yield f"draw for {count} rows, top_p", lambda n=count: self.draw(n)  # type: ignore[misc]
 
     def singles(self, num_rows: int, context: int, cache_dtype: torch.dtype) -> Timed:
-        """`context` tokens lie in the cache, the row's own among them."""
+        """Rows of one token, each with `context` tokens in the cache, including the row's own."""
         heads = self._heads
         case = AttentionCase("", [(context - 1, 1)] * num_rows, heads, self._dtype, cache_dtype)
         work = self._attention(case)
@@ -104,7 +106,7 @@ class KernelBench:
         return Timed(work, num_bytes, 0.0, by_torch)
 
     def chunk(self, start: int, count: int) -> Timed:
-        """One row's prompt, `start` tokens of which are computed already."""
+        """A chunk of one row's prompt, of which `start` tokens are already computed."""
         heads, end = self._heads, start + count
         work = self._attention(AttentionCase("", [(start, count)], heads, self._dtype))
         q = self._maker.noise(1, heads.query, count, heads.size)
@@ -130,7 +132,7 @@ class KernelBench:
         )
 
     def product(self, count: int) -> Timed:
-        """The gate and up projection, the largest of a layer; the fastest tiling."""
+        """The gate and up projection, a layer's largest product, with the fastest tiling."""
         from engine.kernels.triton.linear import TILINGS, Tiling, linear_few
 
         sizes = self._sizes
@@ -174,7 +176,7 @@ class KernelBench:
         )
 
     def rotation(self, count: int) -> Timed:
-        """With the store of K and V."""
+        """The rotation, including the store of K and V."""
         from engine.kernels.triton.layer import rotate_and_store
 
         sizes, device = self._sizes, self._device
@@ -205,7 +207,7 @@ class KernelBench:
         return Timed(lambda: store_kv(k, v, k_cache, v_cache, slots), 4 * k.nbytes, 0.0, by_torch)
 
     def copies(self, count: int, *, to_staging: bool) -> Timed:
-        """To or from the buffer that goes to host memory in one copy."""
+        """Copies to or from the buffer that crosses to host memory in one piece."""
         from engine.kernels.triton.slots import TritonSlotCopier
 
         num_layers, num_slots = (2, 20) if self._is_tiny else (32, 4 * count)
@@ -218,7 +220,7 @@ class KernelBench:
         return Timed(lambda: copier.scatter(slots, staging), 2 * staging.nbytes)
 
     def draw(self, count: int) -> Timed:
-        """At temperature 0.7 and top_p 0.95; the floor reads the logits once."""
+        """Draws at temperature 0.7 and top_p 0.95; the floor is the time to read the logits once."""
         from engine.kernels.triton import sampling as triton_sampling
 
         logits = self._maker.noise(count, self._sizes.vocab) * 3
@@ -226,7 +228,7 @@ class KernelBench:
         numbers = numbers.to(self._device)
 
         def by_torch() -> torch.Tensor:
-            """What is written most often: a sort, a sum and a draw."""
+            """The most common implementation: a sort, a cumulative sum and a draw."""
             ordered, index = (logits.float() / 0.7).sort(descending=True)
             shares = ordered.softmax(dim=-1)
             shares[shares.cumsum(dim=-1) - shares > 0.95] = 0

@@ -1,4 +1,4 @@
-"""What each Triton kernel takes of a multiprocessor, found by compiling it ahead of time: no GPU is needed.
+"""Prints the resources that each Triton kernel takes of a multiprocessor, by compiling it without a GPU.
 
     python -m benchmarks.kernel_resources [--capability 80 90] [--case TEXT] [--json]
 
@@ -19,7 +19,7 @@ from benchmarks.kernel_resources.resources import CAPABILITIES, Resources, measu
 
 
 def table(found: Sequence[Resources]) -> str:
-    """Markdown, a row a kernel and case."""
+    """A Markdown table with one row per kernel and case."""
     lines = [
         "| case | kernel | sm | grid | warps | registers | spills, bytes | shared, KiB |",
         "| --- | --- | --: | --- | --: | --: | --: | --: |",
@@ -42,7 +42,7 @@ def main() -> None:
     found = measure(cases, arguments.capability)
     print(json.dumps([asdict(resources) for resources in found]) if arguments.json else table(found))
     if not all(resources.fits for resources in found):
-        sys.exit("a kernel spills, or asks for more shared memory than there is")
+        sys.exit("a kernel spills registers or needs more shared memory than a multiprocessor has")
 
 
 if __name__ == "__main__":

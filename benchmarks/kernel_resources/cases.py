@@ -1,6 +1,6 @@
 """Launches to compile ahead of time: the engine's own launchers, called with a real model's shapes.
 
-Tensors are on the CPU, uninitialised and never read: launches are caught. See `benchmarks.kernel_resources`.
+Tensors are on the CPU, uninitialized and never read, since launches are intercepted. See `resources`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ModelShape:
 
 
 LLAMA_3_8B = ModelShape(4096, 14336, 32, 8, 128)
-LLAMA_3_3B = ModelShape(3072, 8192, 24, 8, 128)  # an odd number of query heads a key/value head
+LLAMA_3_3B = ModelShape(3072, 8192, 24, 8, 128)  # an odd number of query heads per key/value head
 LLAMA_3_1B = ModelShape(2048, 8192, 32, 8, 64)
 QWEN3_4B = ModelShape(2560, 9728, 32, 8, 128, has_head_norms=True)
 WIDE_HEADS = ModelShape(2560, 10240, 8, 4, 256)  # Gemma's
@@ -51,7 +51,7 @@ SHAPES = {"8b": LLAMA_3_8B, "4b": QWEN3_4B, "3b": LLAMA_3_3B, "1b": LLAMA_3_1B, 
 
 
 def product(num_tokens: int, width: int, parts: int) -> torch.Tensor:
-    """What `linear_few` gives, of that many parts."""
+    """A result of `linear_few` with the given number of parts."""
     return torch.empty(num_tokens, width, dtype=BF16) if parts == 1 else torch.empty(parts, num_tokens, width)
 
 
@@ -149,7 +149,7 @@ def _layer_cases() -> Iterator[Case]:
 
 def _linear_cases() -> Iterator[Case]:
     for tiling in triton_linear.TILINGS:
-        # In parts with few tokens, whole with many: the least and the most that a program holds.
+        # Split with few tokens, whole with many: the smallest and the largest tiles of a program.
         for num_tokens, num_outputs in ((16, 4096), (64, 28672)):
             label = f"linear {num_outputs} x 4096, {num_tokens} tokens, tile {tiling.rows} x {tiling.columns}"
             yield Case(label, partial(linear, num_outputs, 4096, num_tokens, tiling))
@@ -157,7 +157,7 @@ def _linear_cases() -> Iterator[Case]:
     yield Case(label, partial(linear, 6144, 2064, 1, triton_linear.TILINGS[0], has_bias=True))
 
 
-# Rows enough that none is split, few rows, and a chunk of some tiles.
+# Enough rows that none is split, few rows, and a chunk of several tiles.
 _MANY, _FEW, _CHUNK = [1] * 128, [1, 1], [100]
 
 
@@ -165,7 +165,7 @@ def _attention_cases() -> Iterator[Case]:
     for label, counts in (("many rows", _MANY), ("few rows", _FEW), ("chunk", _CHUNK)):
         for name, cache_dtype in (("8b", BF16), ("8b", FP8), ("3b", BF16), ("1b", BF16), ("d256", FP8)):
             if counts is _MANY and name != "8b":
-                continue  # but for the last store the same as a few rows'
+                continue  # differs from few rows only in its last store
             kind = "bf16" if cache_dtype is BF16 else "fp8"
             yield Case(f"attend {name}, {label}, {kind}", partial(attend, SHAPES[name], counts, cache_dtype))
     for label, counts in (("few rows", _FEW), ("chunk", _CHUNK)):

@@ -1,7 +1,7 @@
-"""Compiles the launches of a case ahead of time and reads what each kernel takes of a multiprocessor.
+"""Compiles the launches of a case ahead of time and reads the resources that each kernel takes of a multiprocessor.
 
-A case runs one of the engine's own launchers on tensors of a real model's shapes; its launches are caught and compiled
-instead of run. So what is compiled is what a GPU would get: the same constants, the same number of warps.
+A case calls one of the engine's own launchers with tensors of a real model's shapes. Its launches are intercepted and
+compiled instead of run, so they are compiled as for a GPU: with the same constants and the same number of warps.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from benchmarks.kernel_resources.cases import CASES, Case
 
 CAPABILITIES = (80, 90)
-# A block's most, of the 164 and 228 KiB that a multiprocessor has (CUDA C++ programming guide, table of technical
-# specifications per compute capability).
+# The most that a block may use of the 164 and 228 KiB of a multiprocessor (CUDA C++ programming guide, table of
+# technical specifications per compute capability).
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-# Of the GPUs that the figures are for: A100, and H100 or H200. Launchers cut work up by it.
+# Multiprocessors of an A100, and of an H100 or H200. Launchers divide their work by this number.
 _PROCESSORS = {80: 108, 90: 132}
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch of a kernel as its launcher asked for it."""
+    """One launch of a kernel, as its launcher requested it."""
 
     kernel: JITFunction
     grid: tuple[int, ...]
@@ -50,7 +50,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """`spill_bytes` a thread: registers that went to local memory."""
+    """What a kernel takes of a multiprocessor. `spill_bytes`: bytes per thread that did not fit into registers."""
 
     case: str
     kernel: str
@@ -67,7 +67,7 @@ class Resources:
 
 
 def record(case: Case, capability: int) -> list[Launch]:
-    """The launches of a case, none of which is carried out."""
+    """The launches of a case, none of which is executed."""
     launches: list[Launch] = []
 
     def caught(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> None:
@@ -76,13 +76,13 @@ def record(case: Case, capability: int) -> list[Launch]:
     with _launchers_see(capability), mock.patch.object(JITFunction, "run", caught):
         case.launch()
     if not launches:
-        raise RuntimeError(f"{case.name} launches nothing: it compiles no kernel")
+        raise RuntimeError(f"case {case.name!r} launches no kernel")
     return launches
 
 
 @contextmanager
 def _launchers_see(capability: int) -> Iterator[None]:
-    """Where launchers ask about the GPU, they are told of the one that is compiled for."""
+    """Makes launchers see the properties of the GPU that is compiled for."""
     answers = {
         "num_processors": lambda device: _PROCESSORS[capability],
         "capability": lambda device: divmod(capability, 10),
@@ -104,7 +104,7 @@ def _launchers_see(capability: int) -> Iterator[None]:
 
 
 def compile_case(case: Case, capability: int) -> list[Resources]:
-    """Each kernel that the case launches, compiled for a compute capability such as 90. Raises what Triton raises."""
+    """Compiles each kernel that the case launches for a compute capability such as 90. Raises what Triton raises."""
     found = {}
     for launch in record(case, capability):
         compiled = compile_launch(launch, capability)
@@ -114,7 +114,7 @@ def compile_case(case: Case, capability: int) -> list[Resources]:
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
-    """The compiled kernel, by the steps that a launch on a GPU takes."""
+    """Compiles a kernel by the same steps as a launch on a GPU."""
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
     kernel = launch.kernel
@@ -137,14 +137,14 @@ def resources_of(case: Case, launch: Launch, compiled: Any, capability: int) -> 
         grid=launch.grid,
         num_warps=compiled.metadata.num_warps,
         registers=used["REG"],
-        # What a kernel of Triton's keeps on a stack is what did not fit into registers.
+        # Triton's kernels only use the stack for values that do not fit into registers.
         spill_bytes=max(used["STACK"], used["LOCAL"]),
         shared_bytes=compiled.metadata.shared,
     )
 
 
 def _ptxas_report(cubin: bytes) -> dict[str, int]:
-    """REG, STACK and LOCAL of a cubin, as the assembler left them in it."""
+    """REG, STACK and LOCAL of a cubin, as the assembler recorded them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -155,7 +155,7 @@ def _ptxas_report(cubin: bytes) -> dict[str, int]:
 
 
 def measure(cases: Sequence[Case], capabilities: Sequence[int], num_processes: int = 2) -> list[Resources]:
-    """All cases for all capabilities, compiled side by side in processes of their own."""
+    """Compiles all cases for all capabilities in parallel processes."""
     names = [(case.name, capability) for case in cases for capability in capabilities]
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
         return [resources for found in pool.map(_compile_named, names) for resources in found]

@@ -52,7 +52,7 @@ def backend_of(device: torch.device) -> Backend:
 
 
 def attention_op(device: torch.device, backend: Backend | None = None) -> AttentionOp:
-    """The attention op of `backend`, by default `backend_of(device)`. Triton runs on a CPU too with TRITON_INTERPRET=1."""
+    """The attention op of `backend`, by default that of `device`. TRITON_INTERPRET=1 lets Triton run on a CPU too."""
     match backend or backend_of(device):
         case "cpu":
             return cpu.attention

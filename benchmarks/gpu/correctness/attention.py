@@ -1,7 +1,7 @@
 """Every Triton kernel against its reference on the given device, with random data at the sizes of real models.
 
-An error is that of the worst token: the norm of the difference over that of the twin's output, in float32. Outputs are
-NaN before a kernel runs, and so are cache slots that nothing was stored to.
+The error is the worst token's: the norm of the difference divided by that of the reference's output, in float32.
+Outputs are NaN before a kernel runs, and so are cache slots that nothing was stored to.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from benchmarks.gpu.correctness.cases import AttentionCase, Heads, make_inputs
 from benchmarks.gpu.correctness.layers import FP8, TOLERANCE, layer_checks, worst_error
 from engine.kernels.reference import attention as reference
 
-NUM_RANDOM = 6  # steps of random rows
+NUM_RANDOM = 6  # number of steps with random rows
 
 Check = Callable[[], dict[str, float]]
 
 
 def all_checks(device: torch.device, is_tiny: bool) -> dict[str, Check]:
-    """By name; each draws its own data."""
+    """All checks by name; each creates its own data."""
     attention: dict[str, Check] = {
         f"attention: {case.name}": lambda c=case: check_attention(c, device)  # type: ignore[misc]
         for case in attention_cases(is_tiny)
@@ -30,7 +30,7 @@ def all_checks(device: torch.device, is_tiny: bool) -> dict[str, Check]:
 
 
 def attention_cases(is_tiny: bool) -> list[AttentionCase]:
-    """All that a model may ask of attention, by rows of one token, by longer ones, and by both."""
+    """All options of attention, with rows of one token, with longer rows, and with both."""
     bfloat16, float16, float32 = torch.bfloat16, torch.float16, torch.float32
     if is_tiny:
         heads = Heads.of(4, 2, 16)
@@ -67,7 +67,7 @@ def attention_cases(is_tiny: bool) -> list[AttentionCase]:
 
 
 def random_case(seed: int, longest: int, heads: Heads, dtype: torch.dtype) -> AttentionCase:
-    """Rows of any lengths, half of them of one token."""
+    """Rows of random lengths, half of them of one token."""
     rng = np.random.default_rng(seed)
     spans = [
         (
@@ -80,14 +80,20 @@ def random_case(seed: int, longest: int, heads: Heads, dtype: torch.dtype) -> At
 
 
 def check_attention(case: AttentionCase, device: torch.device) -> dict[str, float]:
-    """Both kernels, and what they stored."""
+    """Compares the outputs of both attention kernels, and the caches after the stores."""
     from engine.kernels.triton.attention import attend_stored
     from engine.kernels.triton.slots import store_kv
 
     inputs = make_inputs(case, device)
-    ours, twin = inputs.fresh(), inputs.fresh()
+    ours, theirs = inputs.fresh(), inputs.fresh()
     expected = reference.attention(
-        twin.q, twin.k, twin.v, twin.k_cache, twin.v_cache, twin.layout, twin.options
+        theirs.q,
+        theirs.k,
+        theirs.v,
+        theirs.k_cache,
+        theirs.v_cache,
+        theirs.layout,
+        theirs.options,
     )
     store_kv(ours.k, ours.v, ours.k_cache, ours.v_cache, ours.layout.slot_mapping)
     out = torch.full_like(expected, torch.nan)
@@ -96,11 +102,11 @@ def check_attention(case: AttentionCase, device: torch.device) -> dict[str, floa
     error = worst_error(out[:num_tokens], expected[:num_tokens])
     if not out[num_tokens:].isfinite().all():
         error = float("nan")
-    if not (same_bytes(ours.k_cache, twin.k_cache) and same_bytes(ours.v_cache, twin.v_cache)):
+    if not (same_bytes(ours.k_cache, theirs.k_cache) and same_bytes(ours.v_cache, theirs.v_cache)):
         error = float("inf")
     return {"error": error, "tolerance": TOLERANCE[case.dtype]}
 
 
 def same_bytes(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """NaN equals itself here."""
+    """Compares bytes, so that NaN equals itself."""
     return torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))

@@ -1,4 +1,4 @@
-"""Steps to try attention on: rows of given lengths, random Q, K and V, slots scattered as an engine scatters them."""
+"""Steps that attention is checked with: rows of given lengths, random Q, K and V, slots scattered as in an engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FP8_MOST = 448.0
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Query heads, heads of K and V, and the sizes of K's and V's."""
+    """Numbers of query heads and of key/value heads, and the head sizes of K and V."""
 
     query: int
     kv: int
@@ -31,8 +31,8 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class AttentionCase:
-    """What to try. Rows compute `count` tokens from `start` for (start, count) in `spans`, and `padding` rows more are
-    there as a batch of fixed size has them."""
+    """A step to check. Its rows compute `count` tokens from `start` for (start, count) in `spans`; `padding` more rows
+    are padding, as in a batch of fixed size."""
 
     name: str
     spans: Sequence[tuple[int, int]]
@@ -47,7 +47,7 @@ class AttentionCase:
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """A case on a device. `k` and `v` are the step's own; the caches hold those of the tokens before it."""
+    """The data of a case. `k` and `v` are the step's own; the caches hold K and V of the tokens before it."""
 
     q: torch.Tensor  # [T, Hq, D]
     k: torch.Tensor  # [T, Hkv, D]
@@ -58,26 +58,26 @@ class AttentionInputs:
     options: AttentionOptions
 
     def fresh(self) -> AttentionInputs:
-        """The same with caches and a layout of its own."""
+        """A copy with its own caches and layout."""
         layout = replace(self.layout, scratch={})
         return replace(self, k_cache=self.k_cache.clone(), v_cache=self.v_cache.clone(), layout=layout)
 
 
 def make_inputs(case: AttentionCase, device: torch.device, seed: int = 0) -> AttentionInputs:
-    """Random ones; the same for a seed on one kind of device."""
+    """Random inputs, which are the same for the same seed on the same kind of device."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator(device).manual_seed(seed)
     longest = max(start + count for start, count in case.spans)
     per_row = -(-longest // BLOCK_SIZE)
     num_rows = len(case.spans)
-    # A few blocks more than there are rows for, so that not all slots are used.
+    # A few more blocks than the rows need, so that some slots are unused.
     blocks = rng.permutation(num_rows * per_row + 3)[: num_rows * per_row].reshape(num_rows, per_row, 1)
     inside = np.arange(BLOCK_SIZE)
     up = (blocks * BLOCK_SIZE + inside).reshape(num_rows, -1)
     down = (blocks * BLOCK_SIZE + inside[::-1]).reshape(num_rows, -1)
     table = np.where(
         np.arange(num_rows)[:, None] % 2 == 0, up, down
-    )  # rows of chat go up, those of bulk down
+    )  # chat rows take slots upward, bulk rows downward
     rows = rng.permutation(num_rows)
     own = np.concatenate([table[row, s : s + c] for row, (s, c) in zip(rows, case.spans, strict=True)])
     before = np.concatenate([table[row, :start] for row, (start, _) in zip(rows, case.spans, strict=True)])
@@ -121,7 +121,7 @@ def make_inputs(case: AttentionCase, device: torch.device, seed: int = 0) -> Att
 
 
 def _padded(layout: StepLayout, padding: int) -> StepLayout:
-    """With so many rows of padding, a token each, behind the others; they are among the single rows."""
+    """Appends `padding` rows of one token each, which count as rows of one token."""
     if not padding:
         return layout
     num_rows, device = layout.device.shape[1], layout.device.device

@@ -1,4 +1,4 @@
-"""Checks of the kernels around attention: norm, activation, rotation, products of few tokens, slots, draws."""
+"""Checks of all kernels but attention: norm, activation, rotation, products of few tokens, slots, draws."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.kernels.reference.slots import TorchSlotCopier
 
 EPSILON = 1e-6
 FP8 = torch.float8_e4m3fn
-# Largest error of a token that rounding explains, by dtype of the output: in bfloat16, whose spacing is 1/256, that of
-# operands and output; in float32 that of a GPU's tf32, with 10 bits of mantissa; float8 e4m3 has three, and a number
-# that lies between two may go either way.
+# The largest error of a token that rounding explains, by the output's dtype. In bfloat16, with a spacing of 1/256, it
+# is the rounding of operands and output; in float32 it is that of a GPU's tf32, with 10 bits of mantissa. float8 e4m3
+# has 3 bits of mantissa, and a value between two numbers may be rounded to either.
 TOLERANCE = {torch.float32: 3e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2, FP8: 0.1}
 
 Check = Callable[[], dict[str, float]]
@@ -23,7 +23,7 @@ Check = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class LayerSizes:
-    """Of a model's layer: tokens of the step, width, inner width, heads of Q, of K and V, and their size."""
+    """The sizes of a model's layer, and the number of tokens of the step."""
 
     num_tokens: int
     hidden: int
@@ -39,7 +39,7 @@ TINY_SIZES = LayerSizes(3, 48, 80, 4, 2, 16, 700)
 
 
 def layer_checks(device: torch.device, is_tiny: bool) -> dict[str, Check]:
-    """By name. Each draws its own data."""
+    """All checks by name; each creates its own data."""
     sizes = TINY_SIZES if is_tiny else SIZES
     checks: dict[str, Check] = {}
     for dtype in [torch.float32] if is_tiny else [torch.bfloat16, torch.float16, torch.float32]:
@@ -53,7 +53,7 @@ def layer_checks(device: torch.device, is_tiny: bool) -> dict[str, Check]:
             f"rotation: {word}, fp8": lambda m=make: m.rotation(FP8, has_norms=False),  # type: ignore[misc]
             f"copies of slots: {word}": make.copies,
         }
-        # The engine multiplies no float32 by it, and 64 tokens of that fit into no GPU's shared memory.
+        # The engine does not use it for float32, of which 64 tokens do not fit into any GPU's shared memory.
         counts = (1, 5) if dtype is torch.float32 else (1, 5, 64)
         for count in (3,) if is_tiny else counts:
             checks[f"product of {count} tokens: {word}"] = lambda m=make, n=count: m.product(n)  # type: ignore[misc]
@@ -62,7 +62,7 @@ def layer_checks(device: torch.device, is_tiny: bool) -> dict[str, Check]:
 
 
 class Maker:
-    """Random data of one dtype, and what the kernels make of them."""
+    """Creates random data of one dtype and checks the kernels with it."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, sizes: LayerSizes) -> None:
         self._device = device
@@ -74,7 +74,7 @@ class Maker:
         return torch.randn(*shape, generator=self._generator, device=self._device).to(self._dtype)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """NaN, so that what is not written shows."""
+        """A tensor of NaN, which shows elements that are not written."""
         return torch.full(shape, torch.nan, device=self._device).to(dtype or self._dtype)
 
     def norm(self) -> dict[str, float]:
@@ -91,7 +91,7 @@ class Maker:
         return self._error(out, expected)
 
     def norm_of_parts(self) -> dict[str, float]:
-        """The sum of a product's parts, then the norm of every second token's: what a model's end computes."""
+        """Adds up a product's parts, then computes the norm of every second token, as at the end of a model."""
         from engine.kernels.triton.layer import add_rms_norm
 
         n, hidden = self._sizes.num_tokens, self._sizes.hidden
@@ -159,7 +159,7 @@ class Maker:
         return worst
 
     def copies(self) -> dict[str, float]:
-        """Layers of different sizes, out and back to other slots."""
+        """Copies slots of layers of different sizes out, and back to other slots."""
         from engine.kernels.triton.slots import TritonSlotCopier
 
         num_slots, count = 4 * self._sizes.num_tokens, self._sizes.num_tokens
@@ -192,8 +192,8 @@ class Maker:
 
 
 def check_draws(device: torch.device, vocab_size: int, num_rows: int) -> dict[str, float]:
-    """Random parameters: the share of rows that draw another token than the twin does. Rounding moves a boundary of
-    the distribution function now and then past a number that lies at it: 1 row in 100 may differ."""
+    """The share of rows, with random parameters, that draw another token than the reference. Rounding may move a
+    boundary of the cumulative distribution past a uniform number close to it: 1 row in 100 may differ."""
     from engine.kernels.reference import sampling as reference_sampling
     from engine.kernels.triton import sampling as triton_sampling
 
@@ -215,7 +215,7 @@ def check_draws(device: torch.device, vocab_size: int, num_rows: int) -> dict[st
 
 
 def worst_error(out: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the worst token: the norm of the difference over that of what is expected; NaN if there is one in the output.
-    Both [T, ...]."""
+    """The worst token's error: the norm of the difference divided by that of `expected`; NaN if the output has one.
+    Both are [T, ...]."""
     ours, theirs = out.float().flatten(1), expected.float().flatten(1)
     return float(((ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-6)).max())

@@ -1,7 +1,7 @@
-"""All checks of kernels, by several processes: compiling takes longer than running, and a host has processors to spare.
+"""Runs all checks of kernels in several processes, since compiling takes longer than running.
 
-What they compile is found again, in Triton's cache, by all that comes after. A check that takes its process with it is
-found out, and another process goes on with the rest.
+The compiled kernels stay in Triton's cache for the parts that follow. If a check ends its process, it is reported as
+failed, and another process continues with the remaining checks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from benchmarks.gpu.correctness.attention import all_checks
 from benchmarks.gpu.report import Part
 
-MAX_PROCESSES = 8  # each has a context of its own on the device, of half a gigabyte
+MAX_PROCESSES = 8  # each needs half a gigabyte of the device's memory for its context
 
 
 def measure_correctness(part: Part, device: str, is_tiny: bool) -> None:
-    """Notes all errors; checks whose error is too large are the part's mismatches."""
+    """Records all errors; checks with too large an error become the part's mismatches."""
     names = list(all_checks(torch.device(device), is_tiny))
     cores = os.cpu_count() or 1
     num_processes = max(1, min(MAX_PROCESSES, cores // 2, len(names)))
@@ -44,7 +44,7 @@ def measure_correctness(part: Part, device: str, is_tiny: bool) -> None:
 
 
 def note(part: Part, name: str, outcome: dict[str, float] | str) -> None:
-    """The errors of a check, or why there are none."""
+    """Records the error of a check, or the reason why it failed."""
     if isinstance(outcome, str):
         part.fail(name, RuntimeError(outcome))
         return
@@ -58,7 +58,7 @@ def note(part: Part, name: str, outcome: dict[str, float] | str) -> None:
 def outcomes(
     part: Part, device: str, is_tiny: bool, names: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, float] | str]]:
-    """Of each check, its figures, or what went wrong; until the part's time is over."""
+    """Runs the checks until the part's time is over; yields the figures of each, or what went wrong."""
     left = list(names)
     while left and part.left_s > 0:
         command = [
@@ -70,7 +70,7 @@ def outcomes(
             *left,
         ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        # One that hangs would never come to its end by itself.
+        # Ends a process that hangs.
         timer = threading.Timer(max(1.0, part.left_s), process.kill)
         timer.start()
         assert process.stdout is not None
@@ -86,8 +86,8 @@ def outcomes(
 
 
 def main() -> None:
-    """Run the checks named on the command line, a line of JSON each. After an error of the device nothing more can be
-    computed in this process: it ends."""
+    """Runs the checks named on the command line and prints one line of JSON for each. The process ends after an error
+    of the device, since it cannot compute anything more."""
     device, size, *names = sys.argv[1:]
     torch.set_num_threads(1)
     checks = all_checks(torch.device(device), size == "tiny")
@@ -95,7 +95,7 @@ def main() -> None:
         outcome: dict[str, float] | str
         try:
             figures = checks[name]()
-            # Not as NaN, which is no JSON: an error that no tolerance allows.
+            # JSON has no NaN; this is larger than any tolerance.
             outcome = {key: value if value == value else 1e9 for key, value in figures.items()}
             if device == "cuda":
                 torch.cuda.synchronize()

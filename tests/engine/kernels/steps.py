@@ -1,4 +1,4 @@
-"""Random steps for attention backends: ragged rows, single tokens among chunks, slots anywhere."""
+"""Random steps for attention backends: rows of unequal lengths, of one token and of several, with scattered slots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.kernels.layout import StepLayout
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one call; `caches()` gives fresh copies of the caches that it starts from."""
+    """The inputs of one call of an attention op."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -26,9 +26,9 @@ class Case:
     options: AttentionOptions
 
     def run(self, op: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The op's output, and the caches as it left them."""
+        """The op's output, and copies of the caches after the call."""
         k_cache, v_cache = self.k_cache.clone(), self.v_cache.clone()
-        # A layout of its own, so that nothing a backend remembers about the step passes to another.
+        # A layout with its own scratch, so that backends do not see each other's values.
         layout = self.layout
         fresh = dataclasses.replace(layout, scratch={})
         return op(self.q, self.k, self.v, k_cache, v_cache, fresh, self.options), k_cache, v_cache
@@ -67,7 +67,7 @@ def random_case(
     table = np.zeros((num_rows, longest + 5), dtype=np.int32)
     order = rng.permutation(num_blocks)
     for row in range(num_rows):
-        # Rows 2i and 2i + 1 share their blocks, half of each from either side.
+        # Rows 2i and 2i + 1 share their blocks; each takes half of every block, from one side.
         own = order[row // 2 * blocks_per_row : (row // 2 + 1) * blocks_per_row]
         inside = np.arange(block_size // 2) if row % 2 == 0 else block_size - 1 - np.arange(block_size // 2)
         row_slots = (own[:, None] * block_size + inside).reshape(-1)
@@ -105,12 +105,12 @@ def random_case(
 
 
 def as_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Integers of the same width: NaN is itself there, and float8 can be indexed."""
+    """The tensor as integers of the same width, in which NaN equals itself and float8 can be indexed."""
     return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def random_spans(rng: np.random.Generator) -> list[tuple[int, int]]:
-    """One to nine rows; lengths around the block size's multiples come up often."""
+    """Spans of one to nine rows; lengths close to multiples of the block size are frequent."""
     edges = [0, 1, 15, 16, 17, 31, 32, 33, 48, 90]
     spans = []
     for _ in range(int(rng.integers(1, 10))):

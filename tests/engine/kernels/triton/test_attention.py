@@ -158,7 +158,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish(split_often: None) -> None
 
 
 def test_heads_that_lie_apart() -> None:
-    """As a model's projection and rotation return them: views of [Hq, T, D] as [T, Hq, D], or parts of a wider tensor."""
+    """As a model's projection and rotation return them: [Hq, T, D] viewed as [T, Hq, D], or parts of a wider tensor."""
     case = case_of(9, [(40, 1), (3, 9)])
     apart = {
         "q": case.q.transpose(0, 1).contiguous().transpose(0, 1),

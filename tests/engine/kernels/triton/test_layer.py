@@ -18,7 +18,7 @@ from engine.kernels.triton import layer as triton_layer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
-# Of a result rounded once; a sum in another order may round to the other side.
+# For a result that is rounded once; a sum in another order may be rounded to the other side.
 TOLERANCE = {FP32: 2e-6, FP16: 2e-3, BF16: 1.6e-2, FP8: 0.13}
 EPSILON = 1e-5
 
@@ -32,7 +32,7 @@ def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def split(x: torch.Tensor, parts: int, seed: int) -> torch.Tensor:
-    """What a product split into `parts` leaves in place of `x`."""
+    """`x` as a product split into `parts` returns it."""
     if parts == 1:
         return x
     shares = noise(seed, parts - 1, *x.shape)
@@ -45,7 +45,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def assert_rounded_alike(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal but for a few that a sum in another order rounds to the other side."""
+    """Equal except for a few numbers that a sum in another order rounds to the other side."""
     assert actual.dtype is expected.dtype
     assert_near(actual, expected)
     assert (actual == expected).float().mean() > 0.97
@@ -81,7 +81,7 @@ def test_norm_of_picked_tokens() -> None:
     before, out = residual.clone(), poisoned(4, 64, dtype=FP32)
     picked = torch.tensor([5, 0, 0, 2], device=DEVICE)
     triton_layer.add_rms_norm(x, residual, weight, EPSILON, out, picked=picked)
-    assert torch.equal(residual, before)  # one token twice: it must not be added to twice
+    assert torch.equal(residual, before)  # a token that is picked twice must not be added to twice
     assert_near(out, reference.rms_norm((residual + x)[picked], weight, EPSILON))
 
 
@@ -119,7 +119,7 @@ def test_silu_far_from_zero() -> None:
 
 
 class Turn:
-    """Inputs of one `rotate_and_store`, and its outputs beside those of its twin."""
+    """The inputs of one `rotate_and_store`, and its outputs and those of the reference."""
 
     def __init__(
         self,
@@ -176,12 +176,12 @@ class Turn:
 )
 def test_rotate_and_store(options: dict[str, Any], has_norms: bool) -> None:
     turn = Turn(7, has_norms=has_norms, **options)
-    scale = 4  # values of that size are rounded on their way
+    scale = 4  # values of this size are rounded in between
     tolerance = scale * TOLERANCE[turn.q.dtype]
     torch.testing.assert_close(turn.q.float(), turn.expected_q, rtol=tolerance, atol=tolerance)
     tolerance = max(tolerance, TOLERANCE[turn.caches[0].dtype])
     for cache, expected in zip(turn.caches, turn.expected_caches, strict=True):
-        # Poison where no token went, in both.
+        # NaN where nothing was stored, in both.
         torch.testing.assert_close(cache.float(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 

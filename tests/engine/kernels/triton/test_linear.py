@@ -21,7 +21,7 @@ def noise(seed: int, *shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
 
 
 def assert_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tiling: Tiling) -> int:
-    """Compares, and says how many parts there were."""
+    """Compares with torch and returns the number of parts."""
     expected = torch.nn.functional.linear(
         x.double(), weight.double(), None if bias is None else bias.double()
     ).float()
@@ -33,7 +33,7 @@ def assert_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
         torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance * scale)
         return 1
     assert out.dtype is FP32
-    # Parts are never rounded: only the order of sums differs.
+    # Parts are not rounded, so only the order of sums differs.
     torch.testing.assert_close(out.sum(0), expected, rtol=1e-4, atol=1e-5 * scale)
     return len(out)
 
@@ -51,7 +51,7 @@ def test_linear_few(seed: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("tiling", TILINGS)
 def test_parts_add_up(tiling: Tiling) -> None:
-    """Blocks that do not go evenly into the parts, and a bias, which only one of them has."""
+    """Blocks that cannot be divided evenly among the parts, and a bias, which only one part adds."""
     inputs = 11 * tiling.columns + 8
     x, weight, bias = (
         noise(0, 3, inputs, dtype=FP16),

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 from engine.kernels.triton.sampling import draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# A row of two hundred tokens in several blocks and tiles, and with more tokens than candidates.
+# A row of two hundred tokens takes several blocks and tiles, and has more tokens than candidates.
 SMALL = {"block": 128, "tile": 64, "num_candidates": 16}
 OFF = (1.0, 1.0, 0, 0.0)  # temperature, top_p, top_k, min_p
 
@@ -35,7 +35,7 @@ def run(logits: torch.Tensor, numbers: torch.Tensor, **sizes: int) -> torch.Tens
 def random_logits(
     seed: int, num_rows: int, vocab_size: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Peaked and flat rows; in 16 bits, many ties."""
+    """Peaked and flat rows; 16-bit rows have many ties."""
     generator = torch.Generator().manual_seed(seed)
     spread = torch.tensor([4.0, 1.0, 0.1, 8.0]).repeat(num_rows)[:num_rows, None]
     return (spread * torch.randn(num_rows, vocab_size, generator=generator)).to(dtype)
@@ -69,7 +69,7 @@ def random_parameters(seed: int, num_rows: int, vocab_size: int) -> list[tuple[f
     ],
 )
 def test_what_is_kept(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
-    """The likeliest tokens come last, so that the first one kept, which 0 draws, is the one at the threshold."""
+    """The likeliest tokens come last, so that a uniform number of 0 draws the token at the threshold."""
     rows = [
         *random_logits(1, 2, 200),
         *random_logits(2, 2, 200, torch.bfloat16)[1:].float(),
@@ -79,7 +79,7 @@ def test_what_is_kept(temperature: float, top_p: float, top_k: int, min_p: float
     logits[0, :40] = -torch.inf
     numbers = numbers_of([(temperature, top_p, top_k, min_p)] * len(rows), np.zeros(len(rows)))
     expected = [int(kept(row, temperature, top_p, top_k, min_p).nonzero()[0]) for row in logits]
-    # Ones so unlikely that the integers leave them out are nobody's to draw, but none of these are.
+    # Tokens so unlikely that their integer weight is 0 are never drawn, but none of these are.
     assert run(logits, numbers, **SMALL).tolist() == expected
     assert cpu_sampling.draw(logits, numbers.numpy()).tolist() == expected
 
@@ -112,7 +112,7 @@ def test_mixed_rows_against_the_twin(vocab_size: int, dtype: torch.dtype) -> Non
     uniform = np.random.default_rng(vocab_size).random(num_rows)
     parameters = random_parameters(vocab_size, num_rows, vocab_size)
     tokens = run(logits, numbers_of(parameters, uniform), **SMALL)
-    # Where a boundary between two tokens lies is a matter of rounding.
+    # Rounding decides where the boundary between two tokens lies.
     before = draw_slowly(logits, numbers_of(parameters, (uniform - 1e-5).clip(0)))
     after = draw_slowly(logits, numbers_of(parameters, (uniform + 1e-5).clip(max=1 - 1e-12)))
     assert ((before <= tokens) & (tokens <= after)).all()
@@ -157,10 +157,10 @@ def test_greedy_rows_take_the_first_of_the_likeliest() -> None:
 
 @pytest.mark.parametrize("limits", [(1.0, 0, 0.0), (0.9, 0, 0.0), (1.0, 5, 0.0), (0.9, 20, 0.1)])
 def test_extreme_rows(limits: tuple[float, int, float]) -> None:
-    """Tokens that may never be drawn are not, at any temperature; nothing overflows into another token."""
+    """Tokens with a logit of -inf are never drawn, at any temperature, and nothing overflows."""
     top_p, top_k, min_p = limits
     logits = random_logits(10, 6, 100)
-    logits[0, 10:] = -torch.inf  # so few that every limit leaves some
+    logits[0, 10:] = -torch.inf  # few enough that every limit leaves some
     logits[1, 33] = torch.inf
     logits[2] = -torch.inf
     logits[3] = torch.nan
@@ -181,7 +181,7 @@ def test_extreme_rows(limits: tuple[float, int, float]) -> None:
 
 @pytest.mark.parametrize(("vocab_size", "spread", "is_flat"), [(40_000, 5.0, False), (9_000, 0.02, True)])
 def test_a_vocabulary_cut_up_as_for_a_gpu(vocab_size: int, spread: float, is_flat: bool) -> None:
-    """The flat row keeps far more tokens than there are candidates."""
+    """A flat row keeps many more tokens than there are candidates."""
     logits = spread * torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(1))
     for parameters, uniform in (((0.8, 0.95, 0, 0.0), 0.4), ((0.6, 0.9, 5_000, 0.0), 0.7)):
         token = int(run(logits, numbers_of([parameters], [uniform]))[0])
