@@ -87,13 +87,7 @@ def check_attention(case: AttentionCase, device: torch.device) -> dict[str, floa
     inputs = make_inputs(case, device)
     ours, theirs = inputs.fresh(), inputs.fresh()
     expected = reference.attention(
-        theirs.q,
-        theirs.k,
-        theirs.v,
-        theirs.k_cache,
-        theirs.v_cache,
-        theirs.layout,
-        theirs.options,
+        theirs.q, theirs.k, theirs.v, theirs.k_cache, theirs.v_cache, theirs.layout, theirs.options
     )
     store_kv(ours.k, ours.v, ours.k_cache, ours.v_cache, ours.layout.slot_mapping)
     out = torch.full_like(expected, torch.nan)
