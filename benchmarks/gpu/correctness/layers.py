@@ -124,19 +124,19 @@ class Maker:
         q_norm, k_norm = (self.noise(s.size), self.noise(s.size)) if has_norms else (None, None)
         shape = (num_slots, s.num_kv_heads, s.size)
         ours = self.empty(*shape, dtype=cache_dtype), self.empty(*shape, dtype=cache_dtype)
-        twins = ours[0].clone(), ours[1].clone()
-        turning = qkv, positions, cos, sin, q_norm, k_norm, EPSILON, slots
-        expected = reference.rotate_and_store(*turning, *twins)
+        expected_caches = ours[0].clone(), ours[1].clone()
+        arguments = qkv, positions, cos, sin, q_norm, k_norm, EPSILON, slots
+        expected = reference.rotate_and_store(*arguments, *expected_caches)
         q = self.empty(n, s.num_heads, s.size)
-        rotate_and_store(*turning, *ours, q)
+        rotate_and_store(*arguments, *ours, q)
         figures = self._error(q, expected)
         unwritten = torch.ones(num_slots, dtype=torch.bool, device=self._device)
         unwritten[slots] = False
-        for cache, twin in zip(ours, twins, strict=True):
-            stored = worst_error(cache.float()[slots], twin.float()[slots])
+        for cache, expected_cache in zip(ours, expected_caches, strict=True):
+            stored = worst_error(cache.float()[slots], expected_cache.float()[slots])
             figures["error"] = max(figures["error"], stored) if stored == stored else stored
             if not cache.float()[unwritten].isnan().all():
-                raise AssertionError("a slot was written that is none of the step's")
+                raise AssertionError("a slot was written that does not belong to the step")
         figures["tolerance"] = max(figures["tolerance"], TOLERANCE[cache_dtype])
         return figures
 
@@ -166,14 +166,14 @@ class Maker:
         shapes = [(2, self._sizes.size), (self._sizes.num_kv_heads, self._sizes.size), (1, 24)]
         caches = [(self.noise(num_slots, *shape), self.noise(num_slots, *shape)) for shape in shapes]
         source, target = self._permutation(num_slots)[:count], self._permutation(num_slots)[:count]
-        twins = [(k.clone(), v.clone()) for k, v in caches]
-        copier, twin = TritonSlotCopier(caches), TorchSlotCopier(twins)
-        staging, expected = copier.gather(source), twin.gather(source)
+        expected_caches = [(k.clone(), v.clone()) for k, v in caches]
+        copier, expected_copier = TritonSlotCopier(caches), TorchSlotCopier(expected_caches)
+        staging, expected = copier.gather(source), expected_copier.gather(source)
         copier.scatter(target, staging)
-        twin.scatter(target, expected)
+        expected_copier.scatter(target, expected)
         is_same = torch.equal(staging, expected) and all(
             torch.equal(ours, theirs)
-            for pair, other in zip(caches, twins, strict=True)
+            for pair, other in zip(caches, expected_caches, strict=True)
             for ours, theirs in zip(pair, other, strict=True)
         )
         return {"error": 0.0 if is_same else float("inf"), "tolerance": 0.0}

@@ -81,7 +81,7 @@ def test_boundaries(spans: list[tuple[int, int]], attention: Any) -> None:
     assert_like_reference(random_case(0, spans, window=16), attention)
 
 
-def test_values_may_be_of_another_size_than_keys(attention: Any) -> None:
+def test_values_may_have_another_size_than_keys(attention: Any) -> None:
     assert_like_reference(random_case(4, [(20, 1), (3, 9), (0, 1)], size=24, size_v=16), attention)
 
 

@@ -133,7 +133,7 @@ prefill_attention_bf16.attend_chunks.compile((float32[:, :, ::1], bf16, bf16, ti
 """
 
 
-def test_compiles_for_tiles_wherever_it_runs(tmp_path: Path) -> None:
+def test_compiles_for_amx_on_any_cpu(tmp_path: Path) -> None:
     """LLVM ends the process if the kernels use instructions that the CPU they are compiled for does not have."""
     host = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", COMPILE], env=os.environ | host, check=True)

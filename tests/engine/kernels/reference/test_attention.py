@@ -52,7 +52,7 @@ def by_hand(case: Case) -> torch.Tensor:
         {"window": 6, "softcap": 2.0, "with_sinks": True, "heads": (4, 4)},
     ],
 )
-def test_is_what_the_formula_says(options: dict[str, object]) -> None:
+def test_follows_the_formula(options: dict[str, object]) -> None:
     case = random_case(3, [(0, 4), (9, 1), (5, 3), (0, 1)], size=8, **options)  # type: ignore[arg-type]
     out, _, _ = case.run(reference.attention)
     torch.testing.assert_close(out, by_hand(case), rtol=1e-5, atol=1e-5)

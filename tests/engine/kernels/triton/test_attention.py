@@ -127,7 +127,7 @@ def test_float8_caches(
     )
 
 
-def test_values_may_be_of_another_size_than_keys(split_often: None) -> None:
+def test_values_may_have_another_size_than_keys(split_often: None) -> None:
     assert_like_reference(case_of(5, [(90, 1), (3, 9), (0, 1)], size=24, size_v=40))
 
 
@@ -143,7 +143,7 @@ def test_more_shares_than_tokens_or_fewer(
     assert_like_reference(case_of(6, [(0, 1), (3, 1), (1100, 1), (64, 1)], heads=(2, 1), **settings))
 
 
-def test_without_changed_limits_contexts_are_split_too() -> None:
+def test_contexts_are_split_with_the_default_limits_too() -> None:
     assert decode_attention.choose_splits(2, 601, decode_attention.num_processors(torch.device(DEVICE))) > 1
     assert_like_reference(case_of(7, [(600, 1), (20, 1)], heads=(2, 1)))
 
@@ -157,7 +157,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish(split_often: None) -> None
     torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_heads_that_lie_apart() -> None:
+def test_heads_that_are_not_contiguous() -> None:
     """As a model's projection and rotation return them: [Hq, T, D] viewed as [T, Hq, D], or parts of a wider tensor."""
     case = case_of(9, [(40, 1), (3, 9)])
     apart = {
@@ -242,10 +242,10 @@ def test_splits_fill_the_processors_and_are_no_finer_than_useful() -> None:
     assert choose(2048, 131072, 132) == 131072 // decode_attention.MAX_SHARE_TOKENS
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_is_rejected() -> None:
     case = case_of(14, [(3, 1)], heads=(4, 2))
 
-    def refused(match: str, **changes: Any) -> None:
+    def rejected(match: str, **changes: Any) -> None:
         q, k_cache = changes.pop("q", case.q), changes.pop("k_cache", case.k_cache)
         empty = torch.empty(*q.shape[:2], case.v.shape[2], dtype=q.dtype, device=DEVICE)
         out = changes.pop("out", empty)
@@ -253,15 +253,15 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(ValueError, match=match):
             triton_attention.attend_stored(q, k_cache, case.v_cache, case.layout, options, out)
 
-    refused("cannot share 2 key/value heads", q=case.q[:, :3])
-    refused("do not match Q", q=case.q[..., :8])
-    refused("attention computes", q=case.q.double())
-    refused("caches are", k_cache=case.k_cache.half())
-    refused("must be contiguous", k_cache=case.k_cache.transpose(1, 2).contiguous().transpose(1, 2))
-    refused("the output is", out=case.q[:, :2])
-    refused("sees nothing", window=0)
-    refused("not positive", softcap=-1.0)
-    refused("sinks of shape", sinks=torch.zeros(3, device=DEVICE))
+    rejected("cannot share 2 key/value heads", q=case.q[:, :3])
+    rejected("do not match Q", q=case.q[..., :8])
+    rejected("attention computes", q=case.q.double())
+    rejected("caches are", k_cache=case.k_cache.half())
+    rejected("must be contiguous", k_cache=case.k_cache.transpose(1, 2).contiguous().transpose(1, 2))
+    rejected("the output is", out=case.q[:, :2])
+    rejected("sees nothing", window=0)
+    rejected("not positive", softcap=-1.0)
+    rejected("sinks of shape", sinks=torch.zeros(3, device=DEVICE))
 
 
 def test_the_op_of_a_gpu_is_this_one() -> None:

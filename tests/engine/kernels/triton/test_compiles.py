@@ -63,7 +63,7 @@ def test_every_kernel_is_compiled_for_every_gpu(resources: list[dict[str, Any]])
 
 
 @pytest.mark.slow
-def test_none_spills_or_takes_more_than_there_is(resources: list[dict[str, Any]]) -> None:
+def test_no_kernel_spills_or_exceeds_shared_memory(resources: list[dict[str, Any]]) -> None:
     limits = {80: 163 * 1024, 90: 227 * 1024}
     too_much = [r for r in resources if r["spill_bytes"] or r["shared_bytes"] > limits[r["capability"]]]
     assert not too_much
@@ -82,7 +82,7 @@ print(found.spill_bytes, found.fits)
 
 
 @pytest.mark.slow
-def test_a_kernel_with_too_few_registers_is_found_out() -> None:
+def test_a_spilling_kernel_is_reported() -> None:
     ended = run_python("-c", SPILLING)
     assert ended.returncode == 0, ended.stderr
     spill_bytes, fits = ended.stdout.split()
@@ -90,7 +90,7 @@ def test_a_kernel_with_too_few_registers_is_found_out() -> None:
     assert fits == "False"
 
 
-def test_kernels_are_told_from_what_they_call() -> None:
+def test_functions_that_only_kernels_call_are_not_listed() -> None:
     found = kernels_in(KERNELS)
     assert "layer._rotate_and_store_kernel" in found
     assert "layer._summed" not in found

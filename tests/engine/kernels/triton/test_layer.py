@@ -118,7 +118,7 @@ def test_silu_far_from_zero() -> None:
     torch.testing.assert_close(out, reference.silu_gated(gate, gate))
 
 
-class Turn:
+class Rotation:
     """The inputs of one `rotate_and_store`, and its outputs and those of the reference."""
 
     def __init__(
@@ -175,19 +175,19 @@ class Turn:
     ids=lambda options: "-".join(str(value) for value in options.values()),
 )
 def test_rotate_and_store(options: dict[str, Any], has_norms: bool) -> None:
-    turn = Turn(7, has_norms=has_norms, **options)
+    rotation = Rotation(7, has_norms=has_norms, **options)
     scale = 4  # values of this size are rounded in between
-    tolerance = scale * TOLERANCE[turn.q.dtype]
-    torch.testing.assert_close(turn.q.float(), turn.expected_q, rtol=tolerance, atol=tolerance)
-    tolerance = max(tolerance, TOLERANCE[turn.caches[0].dtype])
-    for cache, expected in zip(turn.caches, turn.expected_caches, strict=True):
+    tolerance = scale * TOLERANCE[rotation.q.dtype]
+    torch.testing.assert_close(rotation.q.float(), rotation.expected_q, rtol=tolerance, atol=tolerance)
+    tolerance = max(tolerance, TOLERANCE[rotation.caches[0].dtype])
+    for cache, expected in zip(rotation.caches, rotation.expected_caches, strict=True):
         # NaN where nothing was stored, in both.
         torch.testing.assert_close(cache.float(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def test_a_cache_of_8_bits_saturates() -> None:
-    turn = Turn(1, heads=(2, 1), size=16, total=8, cache_dtype=FP8, scale=300.0)
-    for cache, expected in zip(turn.caches, turn.expected_caches, strict=True):
+def test_a_float8_cache_saturates() -> None:
+    rotation = Rotation(1, heads=(2, 1), size=16, total=8, cache_dtype=FP8, scale=300.0)
+    for cache, expected in zip(rotation.caches, rotation.expected_caches, strict=True):
         written = ~expected.isnan()
         assert (expected[written].abs() > 448).any()
         clamped = expected[written].clamp(-448, 448)
@@ -196,30 +196,30 @@ def test_a_cache_of_8_bits_saturates() -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])
 def test_rotation_rounds_as_transformers_do(dtype: torch.dtype) -> None:
-    turn = Turn(3, heads=(4, 2), size=32, total=20, dtype=dtype, has_norms=True)
-    heads = turn.qkv.view(20, 8, 32)
+    rotation = Rotation(3, heads=(4, 2), size=32, total=20, dtype=dtype, has_norms=True)
+    heads = rotation.qkv.view(20, 8, 32)
     normed = []
-    for part, weight in zip((heads[:, :4], heads[:, 4:6]), turn.norms, strict=True):
+    for part, weight in zip((heads[:, :4], heads[:, 4:6]), rotation.norms, strict=True):
         module = LlamaRMSNorm(32, EPSILON).to(DEVICE, dtype)
         module.weight.data = weight
         with torch.no_grad():
             normed.append(module(part)[None].transpose(1, 2))  # [1, heads, T, D]
-    cos, sin = (table[turn.positions].repeat(1, 2)[None] for table in (turn.cos, turn.sin))
+    cos, sin = (table[rotation.positions].repeat(1, 2)[None] for table in (rotation.cos, rotation.sin))
     q, k = (x[0].transpose(0, 1) for x in apply_rotary_pos_emb(*normed, cos, sin))
-    assert_rounded_alike(turn.q, q)
-    stored = turn.slots >= 0
-    assert_rounded_alike(turn.caches[0][turn.slots[stored]], k[stored])
-    assert torch.equal(turn.caches[1][turn.slots[stored]], heads[stored, 6:])
+    assert_rounded_alike(rotation.q, q)
+    stored = rotation.slots >= 0
+    assert_rounded_alike(rotation.caches[0][rotation.slots[stored]], k[stored])
+    assert torch.equal(rotation.caches[1][rotation.slots[stored]], heads[stored, 6:])
 
 
-def test_nothing_to_do_is_done() -> None:
+def test_empty_inputs() -> None:
     triton_layer.add_rms_norm(
         None, noise(0, 3, 8), noise(0, 8), EPSILON, noise(0, 0, 8), picked=torch.empty(0, dtype=torch.int64)
     )
     triton_layer.silu_gated(noise(0, 0, 8), noise(0, 0, 4))
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_is_rejected() -> None:
     residual, weight = noise(0, 3, 8), noise(0, 8)
     with pytest.raises(ValueError, match="widths or numbers of tokens differ"):
         triton_layer.add_rms_norm(None, residual, weight, EPSILON, noise(0, 2, 8))

@@ -70,7 +70,7 @@ def test_splits_fill_a_gpu_and_no_more() -> None:
     assert num_splits(64, 100, tiling, 132) == 1
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_is_rejected() -> None:
     x, weight = noise(0, 3, 8), noise(1, 4, 8)
     with pytest.raises(ValueError, match="this product takes 1 to 64"):
         linear_few(noise(0, 65, 8), weight, None, TILINGS[0], PROCESSORS)

@@ -68,7 +68,7 @@ def random_parameters(seed: int, num_rows: int, vocab_size: int) -> list[tuple[f
         (1.0, 0.98, 150, 0.001),
     ],
 )
-def test_what_is_kept(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
+def test_kept_tokens(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
     """The likeliest tokens come last, so that a uniform number of 0 draws the token at the threshold."""
     rows = [
         *random_logits(1, 2, 200),
@@ -85,7 +85,9 @@ def test_what_is_kept(temperature: float, top_p: float, top_k: int, min_p: float
 
 
 @pytest.mark.parametrize("parameters", [OFF, (0.7, 0.9, 0, 0.0), (2.0, 0.99, 60, 0.0), (1.0, 1.0, 0, 0.01)])
-def test_each_token_is_drawn_where_it_lies(parameters: tuple[float, float, int, float]) -> None:
+def test_each_token_is_drawn_in_its_range_of_uniform_numbers(
+    parameters: tuple[float, float, int, float],
+) -> None:
     row = random_logits(3, 1, 140)[0] / 2
     weights = kept(row, *parameters)
     cumulative = weights.cumsum(0)
@@ -106,7 +108,7 @@ def test_each_token_is_drawn_where_it_lies(parameters: tuple[float, float, int, 
         (201, torch.bfloat16),
     ],
 )
-def test_mixed_rows_against_the_twin(vocab_size: int, dtype: torch.dtype) -> None:
+def test_mixed_rows_against_the_reference(vocab_size: int, dtype: torch.dtype) -> None:
     num_rows = 7
     logits = random_logits(vocab_size, num_rows, vocab_size, dtype)
     uniform = np.random.default_rng(vocab_size).random(num_rows)
@@ -118,7 +120,7 @@ def test_mixed_rows_against_the_twin(vocab_size: int, dtype: torch.dtype) -> Non
     assert ((before <= tokens) & (tokens <= after)).all()
 
 
-def test_a_row_draws_the_same_alone_and_however_it_is_cut_up() -> None:
+def test_a_row_draws_the_same_alone_and_however_it_is_divided() -> None:
     num_rows, vocab_size = 5, 201
     logits = random_logits(7, num_rows, vocab_size, torch.bfloat16)
     numbers = numbers_of(
@@ -180,7 +182,7 @@ def test_extreme_rows(limits: tuple[float, int, float]) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "spread", "is_flat"), [(40_000, 5.0, False), (9_000, 0.02, True)])
-def test_a_vocabulary_cut_up_as_for_a_gpu(vocab_size: int, spread: float, is_flat: bool) -> None:
+def test_a_vocabulary_divided_as_on_a_gpu(vocab_size: int, spread: float, is_flat: bool) -> None:
     """A flat row keeps many more tokens than there are candidates."""
     logits = spread * torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(1))
     for parameters, uniform in (((0.8, 0.95, 0, 0.0), 0.4), ((0.6, 0.9, 5_000, 0.0), 0.7)):

@@ -55,7 +55,7 @@ def test_store(dtype: torch.dtype, cache_dtype: torch.dtype, heads: int, size: i
     assert torch.isfinite(caches[0][slots[0]].float()).all()
 
 
-def test_store_of_heads_that_lie_apart() -> None:
+def test_store_of_heads_that_are_not_contiguous() -> None:
     """K and V as they lie in one product's output, and as a transposed view."""
     qkv = noise(0, 7, 6, 16)
     k, v = qkv[:, 2:4], qkv[:, 4:].transpose(1, 2).contiguous().transpose(1, 2)
@@ -120,20 +120,20 @@ SHAPES = [
 @pytest.mark.parametrize("count", [1, 4, 11])
 def test_gather_and_scatter(shapes: list[tuple[int, int, int]], dtype: torch.dtype, count: int) -> None:
     caches = layers(shapes, dtype)
-    twin_caches = [(k.clone(), v.clone()) for k, v in caches]
-    copier, twin = TritonSlotCopier(caches), TorchSlotCopier(twin_caches)
-    assert copier.bytes_per_slot == twin.bytes_per_slot
+    expected_caches = [(k.clone(), v.clone()) for k, v in caches]
+    copier, reference_copier = TritonSlotCopier(caches), TorchSlotCopier(expected_caches)
+    assert copier.bytes_per_slot == reference_copier.bytes_per_slot
     source, target = some_slots(1, count), some_slots(2, count)
     if count > 4:
         source[3] = target[5] = -1
     poison = torch.full((count, copier.bytes_per_slot), 0xEE, dtype=torch.uint8, device=DEVICE)
-    staging, expected = copier.gather(source, poison.clone()), twin.gather(source, poison.clone())
+    staging, expected = copier.gather(source, poison.clone()), reference_copier.gather(source, poison.clone())
     assert torch.equal(staging, expected)
     copier.scatter(target, staging)
-    twin.scatter(target, staging)
-    for pair, twin_pair in zip(caches, twin_caches, strict=True):
-        for cache, twin_cache in zip(pair, twin_pair, strict=True):
-            assert torch.equal(as_bits(cache), as_bits(twin_cache))
+    reference_copier.scatter(target, staging)
+    for pair, expected_pair in zip(caches, expected_caches, strict=True):
+        for cache, expected_cache in zip(pair, expected_pair, strict=True):
+            assert torch.equal(as_bits(cache), as_bits(expected_cache))
 
 
 def test_a_staged_slot_is_layer_after_layer_k_then_v() -> None:
@@ -144,7 +144,7 @@ def test_a_staged_slot_is_layer_after_layer_k_then_v() -> None:
         assert torch.equal(copier.gather(slots).view(torch.float32), row)
 
 
-def test_a_part_of_a_larger_buffer_serves_as_staging() -> None:
+def test_staging_may_be_part_of_a_larger_buffer() -> None:
     caches = layers([(1, 3, 5)], torch.bfloat16)
     copier, slots = TritonSlotCopier(caches), some_slots(4, 3)
     buffer = torch.zeros(9, copier.bytes_per_slot, dtype=torch.uint8, device=DEVICE)
@@ -155,7 +155,7 @@ def test_a_part_of_a_larger_buffer_serves_as_staging() -> None:
 
 
 @pytest.mark.parametrize("kind", [TritonSlotCopier, TorchSlotCopier])
-def test_a_buffer_that_does_not_fit_is_refused(kind: type[TorchSlotCopier | TritonSlotCopier]) -> None:
+def test_a_wrong_staging_buffer_is_rejected(kind: type[TorchSlotCopier | TritonSlotCopier]) -> None:
     copier = kind(layers([(1, 8, 8)], torch.float32))
     slots = some_slots(5, 2)
     for wrong in (
@@ -169,13 +169,13 @@ def test_a_buffer_that_does_not_fit_is_refused(kind: type[TorchSlotCopier | Trit
         copier.scatter(slots.int(), torch.empty(2, copier.bytes_per_slot, dtype=torch.uint8, device=DEVICE))
 
 
-def test_caches_that_are_views_are_refused() -> None:
+def test_caches_that_are_views_are_rejected() -> None:
     k = noise(0, NUM_SLOTS, 2, 8)
     with pytest.raises(ValueError, match="contiguous"):
         TritonSlotCopier([(k[:, :1], k)])
 
 
-def test_bad_stores_are_refused() -> None:
+def test_bad_stores_are_rejected() -> None:
     k, cache, slots = noise(0, 3, 2, 8), noise(1, NUM_SLOTS, 2, 8), some_slots(6, 3)
     with pytest.raises(ValueError, match="do not fit caches"):
         triton_slots.store_kv(k[..., :4], k, cache, cache, slots)
