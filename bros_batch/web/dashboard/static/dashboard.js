@@ -11,6 +11,7 @@ let stream = null;
 let retry = 0;
 let freshAt = Date.now(); // when the data on the page were read
 let lastEventAt = Date.now();
+let sessionEnded = false;
 
 function connect() {
   disconnect();
@@ -31,15 +32,20 @@ function disconnect() {
   stream = null;
 }
 
-function lost() {
+async function lost() {
   disconnect();
   retry = setTimeout(connect, RETRY_MS);
-  showServerAway();
+  showNoConnection();
+  // An event stream does not tell why it failed.
+  const headers = { Accept: "application/json" };
+  const answer = await fetch(location.href, { method: "HEAD", headers }).catch(() => null);
+  sessionEnded = answer?.status === 401;
+  if (!stream) showNoConnection();
 }
 
-function showServerAway() {
+function showNoConnection() {
   byId("engine_state").innerHTML = '<i class="dot away"></i>no connection';
-  showStale("The server is not reachable.");
+  showStale(sessionEnded ? "Your session has ended. Reload the page to log in." : "The server is not reachable.");
 }
 
 function showStale(problem) {
@@ -74,7 +80,7 @@ function receive(fragments, problem) {
 }
 
 setInterval(() => {
-  if (stream && Date.now() - lastEventAt > STALE_AFTER_MS) showServerAway();
+  if (stream && Date.now() - lastEventAt > STALE_AFTER_MS) lost();
 }, RETRY_MS);
 
 // Makes the children of `old` equal to those of `fresh`, keeping each element that stays what it is: with it stay the

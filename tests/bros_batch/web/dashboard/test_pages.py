@@ -357,6 +357,10 @@ def test_it_asks_for_the_key(redis_of_session: RedisServer, text_model: Path, ch
         wait_text(chrome, "KV memory")
         assert chrome.current_url == f"{web.url}/engine"
         chrome.delete_all_cookies()
+        # The open stream goes on; the next one needs a session.
+        chrome.execute_script("lost()")  # type: ignore[no-untyped-call]
+        wait_text(chrome, "Your session has ended", "What you see is from", "KV memory")
+        chrome.get_log("browser")  # type: ignore[no-untyped-call]  # the rejected requests
 
 
 def test_stale_data_say_so(service: tuple[Web, Processes], chrome: Chrome) -> None:
