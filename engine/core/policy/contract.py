@@ -38,6 +38,7 @@ class SchedulingPolicy(Protocol):
 
 
 def policy_for(config: SchedulerConfig, kv: KVCacheManager, cost: CostModel, pace: Pace) -> SchedulingPolicy:
+    """The policy that the configuration names."""
     if config.policy is Policy.BROS:
         return BrosPolicy(config, kv, cost, pace)
     return FixedBudgetPolicy(config, kv, cost)
