@@ -19,9 +19,8 @@ from multiprocessing import get_context
 from typing import Any
 from unittest import mock
 
-os.environ.pop(
-    "TRITON_INTERPRET", None
-)  # before triton is imported: an interpreted kernel cannot be compiled
+# Before triton is imported: an interpreted kernel cannot be compiled.
+os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
 from triton.backends.compiler import GPUTarget

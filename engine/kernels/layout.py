@@ -38,9 +38,8 @@ class StepLayout:
     singles: torch.Tensor  # [S] int64, on the device: which of the R rows compute one token
     tiles: torch.Tensor  # [N, 2] int64, on the device: which of the R rows, and a tile's first token in it
     max_single_context: int  # the largest number of tokens that a row of `singles` reads
-    scratch: dict[Any, Any] = field(
-        default_factory=dict
-    )  # values that a backend shares among layers of the step
+    # values that a backend shares among all layers of the step
+    scratch: dict[Any, Any] = field(default_factory=dict)
 
     @staticmethod
     def build(

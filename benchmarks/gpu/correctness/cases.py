@@ -75,9 +75,8 @@ def make_inputs(case: AttentionCase, device: torch.device, seed: int = 0) -> Att
     inside = np.arange(BLOCK_SIZE)
     up = (blocks * BLOCK_SIZE + inside).reshape(num_rows, -1)
     down = (blocks * BLOCK_SIZE + inside[::-1]).reshape(num_rows, -1)
-    table = np.where(
-        np.arange(num_rows)[:, None] % 2 == 0, up, down
-    )  # chat rows take slots upward, bulk rows downward
+    # Chat rows take slots upward, bulk rows downward.
+    table = np.where(np.arange(num_rows)[:, None] % 2 == 0, up, down)
     rows = rng.permutation(num_rows)
     own = np.concatenate([table[row, s : s + c] for row, (s, c) in zip(rows, case.spans, strict=True)])
     before = np.concatenate([table[row, :start] for row, (start, _) in zip(rows, case.spans, strict=True)])

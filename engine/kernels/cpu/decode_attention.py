@@ -68,9 +68,8 @@ def attend_singles(
         end = ends[i]
         first = max(0, end - window) if window > 0 else 0
         length = end - first
-        k_first = (
-            k_cache.ctypes.data + kv_head * k_cache.strides[1]
-        )  # address of slot 0's K of the unit's heads
+        # The addresses of slot 0's K and V of the unit's heads.
+        k_first = k_cache.ctypes.data + kv_head * k_cache.strides[1]
         v_first = v_cache.ctypes.data + kv_head * v_cache.strides[1]
         width = (length + LANES - 1) // LANES * LANES
         weights = np.empty((num_queries, width), dtype=np.float32)

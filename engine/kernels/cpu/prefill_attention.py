@@ -79,9 +79,8 @@ def attend_chunks(
             for t in range(num_tiles):
                 r0 = first_row + (num_rows - first_row) * t // num_tiles
                 r1 = first_row + (num_rows - first_row) * (t + 1) // num_tiles
-                seen = min(
-                    num_keys, start + (r1 - 1) // group + 1 - block
-                )  # keys that the tile's last query sees
+                # Keys that the tile's last query sees.
+                seen = min(num_keys, start + (r1 - 1) // group + 1 - block)
                 if window > 0 and start + r0 // group - window >= block + num_keys - 1:
                     continue  # the whole block is behind the window of the tile's first query, which sees furthest back
                 for p in range((seen + PANEL - 1) // PANEL):

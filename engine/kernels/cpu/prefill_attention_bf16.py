@@ -110,9 +110,8 @@ def attend_chunks(
             for r0 in range(max(0, block - start) * group, num_rows, ROWS):
                 rows = min(ROWS, num_rows - r0)
                 r1 = r0 + rows
-                seen = min(
-                    num_keys, start + (r1 - 1) // group + 1 - block
-                )  # keys that the last of these queries sees
+                # Keys that the last of these queries sees.
+                seen = min(num_keys, start + (r1 - 1) // group + 1 - block)
                 if window > 0 and start + r0 // group - window >= block + num_keys - 1:
                     continue  # the whole block is behind the window of the first query, which sees furthest back
                 num_panels = (seen + PANEL - 1) // PANEL
