@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import pytest
 
 from tests import services
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # must be set before torch is imported, as the engine does
+# As in the engine; must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if shutil.which("nvidia-smi") is None:
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # must be set before triton is imported; kernels then run on the CPU, slowly
+    # Must be set before triton is imported. Kernels then run on the CPU, slowly.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# A shell starts its background jobs with SIGINT ignored, and the processes of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,7 @@ def test_jobs_are_found_by_prefix_and_by_last(cli, finished):
     )
     full = cli.run("status", "batch_" + "0" * 24)
     assert full.returncode == 1
+    cli.ok("submit", "-", "--prompt", "{text}", "--wait", stdin=documents(1))  # a second job
     ambiguous = cli.run("status", "batch_")
     assert "jobs start with 'batch_'. Enter more of the id." in ambiguous.stderr
 
