@@ -1,0 +1,1 @@
+"""All services on one machine: their supervisor, the checks before they start, and `doctor`."""

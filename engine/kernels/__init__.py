@@ -1,0 +1,1 @@
+"""Kernels: one operation, several backends, chosen by `dispatch`."""
