@@ -2,9 +2,12 @@
 
     python -m benchmarks.core [--running 256] [--steps 2000] [--out benchmarks/results]
 
-No model runs: `update` receives invented results. The loads are bulk that only decodes; the same with chats; documents
-that arrive and finish (prompts of 309 tokens in chunks, outputs of 48); and the same documents with chats and KV memory
-for a quarter of them, so that chats preempt bulk.
+No model runs: `update` receives invented results. The loads:
+
+    decode                      bulk that only decodes
+    decode_and_chat             the same, with chats
+    documents                   documents that arrive and finish: prompts of 309 tokens in chunks, outputs of 48
+    documents_and_chat_scarce   the same, with chats, and KV memory for a quarter of them: chats preempt bulk
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ def invented_result(plan: StepPlan) -> StepResult:
 def measure(load: Load, num_running: int, num_steps: int) -> dict[str, float]:
     """Run the steps and return medians per row, and the 10th percentile of the sum.
 
-    The first tenth of the steps, in which the load builds up, does not count. The 10th percentile is close to the time
+    The first tenth of the steps, is warm-up and is excluded. The 10th percentile is close to the time
     on a machine that is otherwise idle.
     """
     config = SchedulerConfig(

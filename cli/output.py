@@ -1,4 +1,4 @@
-"""Output of commands: results, and nothing else, go to stdout; notes go to stderr."""
+"""Output of commands: only results go to stdout; notes go to stderr."""
 
 from __future__ import annotations
 

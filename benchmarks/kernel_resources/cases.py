@@ -149,7 +149,7 @@ def _layer_cases() -> Iterator[Case]:
 
 def _linear_cases() -> Iterator[Case]:
     for tiling in triton_linear.TILINGS:
-        # Split with few tokens, whole with many: the smallest and the largest tiles of a program.
+        # Few tokens (the product is split) and many (it is not): the smallest and the largest tiles of a program.
         for num_tokens, num_outputs in ((16, 4096), (64, 28672)):
             label = f"linear {num_outputs} x 4096, {num_tokens} tokens, tile {tiling.rows} x {tiling.columns}"
             yield Case(label, partial(linear, num_outputs, 4096, num_tokens, tiling))
@@ -157,7 +157,7 @@ def _linear_cases() -> Iterator[Case]:
     yield Case(label, partial(linear, 6144, 2064, 1, triton_linear.TILINGS[0], has_bias=True))
 
 
-# Enough rows that none is split, few rows, and a chunk of several tiles.
+# Many rows (no context is split), few rows (contexts are split), and a chunk of several tiles.
 _MANY, _FEW, _CHUNK = [1] * 128, [1, 1], [100]
 
 

@@ -19,7 +19,8 @@ STOP_TIMEOUT_S = 40  # longer than the engine's own grace period for open chats
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server to measure. `pids` are its processes, for their CPU time; `started` are those that were started here."""
+    """A server to measure. `pids` are its processes, for their CPU time; `started` lists the processes
+    that this benchmark started, with their log files."""
 
     url: str
     pids: Sequence[int] = ()
@@ -37,7 +38,7 @@ class Server:
 def own_server(model_dir: Path, model: str, engine_flags: str) -> Iterator[Server]:
     """Start an engine and a web process, and stop them at the end of the block. They may not be ready yet.
 
-    `engine_flags` is written as on a command line, and may select another runner than torch.
+    `engine_flags` is written as on a command line, and may select a runner other than torch.
     """
     with tempfile.TemporaryDirectory(prefix="bros-serving-") as directory, contextlib.ExitStack() as stack:
         engine_url = f"unix://{directory}/engine.sock"

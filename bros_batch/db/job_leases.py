@@ -1,4 +1,4 @@
-"""Queries about the leases by which one run at a time ingests or finalizes a job."""
+"""Queries about the leases that let only one run at a time ingest or finalize a job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LeaseLost(RuntimeError):
 def take_lease(
     connection: Connection, job_id: str, statuses: Sequence[JobStatus], lease_s: float, now_s: float
 ) -> tuple[Job, Lease] | None:
-    """Take the lease of a job, unless the job has none of these statuses or a run holds it already."""
+    """Take the lease of a job if it has one of these statuses and no run holds it; None otherwise."""
     lease = Lease(job_id, secrets.token_hex(12), statuses)
     query = (
         update(jobs)
@@ -71,7 +71,7 @@ def drop_lease(connection: Connection, lease: Lease) -> None:
 
 
 def unattended_jobs(connection: Connection, statuses: Sequence[JobStatus], now_s: float) -> list[str]:
-    """Jobs with these statuses that no run holds: none has started, or its lease has run out."""
+    """Jobs with these statuses that no run holds: no run has started, or its lease has expired."""
     query = select(jobs.c.id).where(
         jobs.c.status.in_([status.value for status in statuses]),
         or_(jobs.c.lease_token.is_(None), jobs.c.lease_until < now_s),

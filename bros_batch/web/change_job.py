@@ -25,7 +25,7 @@ CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
 
 
 async def change_job(state: AppState, job_id: str, change: Change) -> Job:
-    """Change the status of a job, and start the task that continues with it.
+    """Change the status of a job, and dispatch its follow-up task, if it has one.
 
     Raises ApiError 404 for an unknown job, and 409 if its status does not allow the change.
     """

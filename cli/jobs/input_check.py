@@ -18,7 +18,7 @@ class BadInput(ValueError):
 
 
 class HeadedStream(io.RawIOBase):
-    """A stream that returns an already read head again, then the rest, and passes the size of each read to `on_read`.
+    """Replays a head that was already read, then the rest of the stream, and passes the size of each read to `on_read`.
 
     With `size`, the length of the file, it returns exactly that many bytes, even if the file grows meanwhile, and has a
     `fileno`, from which the HTTP client learns the length of its request.
@@ -77,7 +77,7 @@ def check_head(head: bytes, prompt: str | None, other_flags: Sequence[str] = ())
     if prompt is not None and not prompt.strip():
         raise BadInput("The --prompt is empty.")
     if len(head) >= HEAD_BYTES:
-        head = head[: head.rfind(b"\n") + 1]  # the server decides about a line this long
+        head = head[: head.rfind(b"\n") + 1]  # leave a line this long for the server to judge
         if not head:
             return []
     problems: list[str] = []

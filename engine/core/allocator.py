@@ -11,7 +11,7 @@ from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
 from engine.core.request import Request, State
 
-# A chunk shorter than this is left for the next step: it costs a row, and hardly less time than a longer one.
+# A chunk shorter than this is left for the next step: it occupies a row and takes almost as long as a longer one.
 MIN_CHUNK_TOKENS = 16
 MAX_CHUNK_TOKENS = 1 << 30
 
@@ -97,7 +97,7 @@ class Allocator:
         return is_known and self._backlog.give_row(request, batch.number)
 
     def _bring_back(self, request: Request, batch: Batch, *, is_new: bool, restore: bool) -> None:
-        """Find what need not be computed: first tokens in the prefix cache, then lost tokens copied to the host."""
+        """Restore tokens without computing them: first from the prefix cache, then from copies on the host."""
         kv, start = self._kv, request.num_computed_tokens
         found = kv.match_prefix(request)
         known = kv.slots(request, 0 if is_new else start) if is_new or found else []
@@ -123,8 +123,7 @@ class Allocator:
         self.num_restored_tokens[how] += num_tokens
 
     def _reserve(self, request: Request, num_tokens: int, batch: Batch, *, force: bool = False) -> list[int]:
-        """Slots for the request's next `num_tokens` tokens, or for as many as there is room for after all victims have
-        made room."""
+        """Slots for the request's next `num_tokens` tokens, preempting victims; fewer slots when no victim is left."""
         while (slots := self._kv.extend(request, num_tokens)) is None:
             room = self._kv.room_tokens(request, num_tokens)
             chosen = self._victims.choose(request, num_tokens - room, batch, has_room=room > 0, force=force)
@@ -134,7 +133,7 @@ class Allocator:
         return slots
 
     def _preempt(self, victim: Request, num_tokens: int, batch: Batch) -> None:
-        if not victim.num_lost_tokens:  # otherwise it is the same preemption
+        if not victim.num_lost_tokens:  # a victim that has not caught up is still in its last preemption
             self.num_preemptions += 1
             victim.num_preemptions += 1
         lost = self._kv.reclaim(victim, num_tokens, batch.number)

@@ -15,7 +15,7 @@ _sort_key = attrgetter("sort_key")
 
 class WaitingQueue:
     """Requests without a row, the most urgent first. A request that gets a row or ends stays in the heap and is dropped
-    when it comes up, so that no backlog is searched."""
+    when it reaches the top, so removal never scans the queue."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[float, float, int], int, Request]] = []
@@ -57,7 +57,7 @@ class SortedRequests:
 
 class PromptQueue:
     """RT requests with a prompt or lost tokens to compute, with a row or without, the earliest deadline first. An entry
-    is valid as long as its request still has that deadline and is behind."""
+    is valid as long as its request still has that deadline and waits or is behind."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, Request]] = []

@@ -44,8 +44,8 @@ class Request:
         "is_sheltered",
         "lane",
         "last_step",
+        "num_cached_extents",
         "num_cached_tokens",
-        "num_chunks",
         "num_computed_tokens",
         "num_lost_tokens",
         "num_preemptions",
@@ -98,7 +98,7 @@ class Request:
         self.is_sheltered = False  # loses neither memory nor its row to others
         self.extents: list[Extent] = []
         self.tail: Extent | None = None  # the last of them
-        self.num_chunks = 0  # how many extents, from the first on, are blocks of the prefix cache
+        self.num_cached_extents = 0  # how many extents, from the first on, are blocks of the prefix cache
 
     @property
     def num_tokens(self) -> int:

@@ -14,5 +14,5 @@ class AttentionOptions:
     scale: float  # factor of a score, the product of a query and a key
     window: int | None = None  # w: position p sees only (p - w, p], as in transformers' sliding masks
     softcap: float | None = None  # c: a score s becomes c * tanh(s / c)
-    # [Hq]: one extra score per head, which takes probability but has no value
+    # [Hq]: one extra score per head (an attention sink): part of the softmax, but without a value
     sinks: torch.Tensor | None = None

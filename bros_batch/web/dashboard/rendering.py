@@ -30,8 +30,8 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page at one time. The event stream keeps the blocks of its template that `live` names up to date; the element
-    around each of them has the name of the block as its id."""
+    """A snapshot of a page. `live` names the template blocks that the event stream refreshes; each is in an element
+    whose id is the name of the block."""
 
     template: str
     values: Mapping[str, object]

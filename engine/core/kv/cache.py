@@ -155,9 +155,9 @@ class KVCacheManager:
         tail = request.tail = extents[-1] if extents else None
         if tail is not None and tail.end > num_tokens:
             self.pool.shorten(request, tail, num_tokens - tail.start)
-        request.num_chunks = min(request.num_chunks, len(extents))
-        if tail is not None and request.num_chunks == len(extents) and tail.node == NO_NODE:
-            request.num_chunks = max(0, request.num_chunks - 1)
+        request.num_cached_extents = min(request.num_cached_extents, len(extents))
+        if tail is not None and request.num_cached_extents == len(extents) and tail.node == NO_NODE:
+            request.num_cached_extents = max(0, request.num_cached_extents - 1)
         kept = tail.end if tail is not None else 0
         lost = max(0, request.num_computed_tokens - kept)
         request.num_computed_tokens -= lost
@@ -230,20 +230,20 @@ class KVCacheManager:
             return
         extents, size, ids = request.extents, self.block_size, request.token_ids
         num_known = min(request.num_computed_tokens, request.num_known_tokens)
-        first = last = request.num_chunks
+        first = last = request.num_cached_extents
         while last < len(extents) and extents[last].length == size and extents[last].end <= num_known:
             last += 1
         if first < last:
             parent = extents[first - 1].node if first else NO_NODE
             chunks = extents[first:last]
             self.prefix.insert(parent, ids[chunks[0].start : chunks[-1].end], chunks)
-            request.num_chunks = last
+            request.num_cached_extents = last
 
     def match_prefix(self, request: Request) -> int:
         """Take over cached blocks that continue what the request has computed, except its last token. Returns how many
         tokens they hold."""
         extents, size, start = request.extents, self.block_size, request.num_computed_tokens
-        if not self.options.prefix_cache or request.num_chunks < len(extents) or start % size:
+        if not self.options.prefix_cache or request.num_cached_extents < len(extents) or start % size:
             return 0
         parent = extents[-1].node if extents else NO_NODE
         found = self.prefix.find(parent, request.token_ids, start, size)
@@ -252,7 +252,7 @@ class KVCacheManager:
                 self.pool.join(extent)
             extents += found
             request.tail = found[-1]
-            request.num_chunks = len(extents)
+            request.num_cached_extents = len(extents)
             request.num_computed_tokens = start + len(found) * size
         return len(found) * size
 

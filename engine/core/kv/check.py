@@ -20,7 +20,9 @@ def check_kv(kv: KVCacheManager, requests: Iterable[Request]) -> None:
         for i, extent in enumerate(request.extents):
             assert extent.start == position, f"{request}: gap before {extent}"
             assert 0 < extent.length <= extent.limit, f"{request}: {extent} crosses a multiple of {size}"
-            assert (extent.node != NO_NODE) == (i < request.num_chunks), f"{request}: {extent} and its chunk"
+            assert (extent.node != NO_NODE) == (i < request.num_cached_extents), (
+                f"{request}: {extent} and its place in the prefix cache"
+            )
             assert extent.node == NO_NODE or extent.length == size
             assert extent.length == size or extent.side is Side.of(request.lane), f"{request}: {extent} side"
             holders[extent.block].append((request, extent))

@@ -14,8 +14,11 @@ from engine.core.terms import Side
 
 
 class PrefixCache:
-    """As many as `protected_blocks` idle blocks of a lane are evicted only if the other lane has no more than that: a
-    sweep of documents cannot flush the prefixes of the chats."""
+    """Known blocks by their tokens and all tokens before them, and the order in which idle ones are evicted.
+
+    The last `protected_blocks` idle blocks of a lane are evicted only if the other lane has no more than that either.
+    A sweep of documents therefore cannot flush the prefixes of the chats.
+    """
 
     def __init__(self, protected_blocks: int) -> None:
         self._protected_blocks = protected_blocks
@@ -29,12 +32,12 @@ class PrefixCache:
 
     @property
     def num_idle_blocks(self) -> int:
-        """Number of known blocks that no request holds: their memory can be had at once."""
+        """Number of known blocks that no request holds: their memory is available immediately."""
         return len(self._chats) + len(self._bulk)
 
     def find(self, parent: int, token_ids: Sequence[int], start: int, block_size: int) -> list[Extent]:
-        """The chain of full blocks after `parent` that holds the tokens from `start` on. It leaves out the last token
-        at least, which has to be computed."""
+        """The chain of full blocks after `parent` that holds the tokens from `start` on. At least the last token
+        is left out, because it must be computed."""
         found: list[Extent] = []
         position = start
         while position + block_size < len(token_ids):
@@ -67,13 +70,13 @@ class PrefixCache:
             first = last
 
     def forget(self, extent: Extent) -> None:
-        """The content of the block is about to change."""
+        """Drop a block whose content is about to change."""
         if extent.key is not None:
             del self._found[extent.key]
             extent.key = None
 
     def keep(self, extents: Sequence[Extent]) -> None:
-        """Known blocks became idle, one after the other."""
+        """Mark known blocks as idle, in this order."""
         left, chats, bulk = Side.LEFT, self._chats, self._bulk
         for extent in extents:
             if extent.side is left:
@@ -82,7 +85,7 @@ class PrefixCache:
                 bulk[extent] = None
 
     def take(self, extent: Extent) -> None:
-        """An idle block is held again."""
+        """Mark an idle block as in use."""
         idle = self._chats if extent.side is Side.LEFT else self._bulk
         del idle[extent]
 

@@ -1,7 +1,7 @@
 """Learns the shape of every attention layer from the model itself, in one short forward pass.
 
-The pass runs with an attention implementation of its own, `DISCOVERY`. Its mask function builds no mask. It returns a
-marker tensor instead, which tells the layer that receives it how far back that layer sees.
+The pass uses an attention implementation of its own, `DISCOVERY`. Its mask function builds no mask but returns a marker
+tensor, which tells each layer how far back it sees.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _UNSUPPORTED_OPTIONS = {
     "indices": "it selects the tokens to attend to (sparse attention)",
     "head_mask": "it masks attention heads",
 }
-# A marker is a window, or 0 for all of the past, or one of these. Nothing is rejected before a layer receives it, since
-# a model may build a mask that none of its layers uses.
+# A marker is a window, or 0 for all of the past, or one of these. A mask is rejected only when a layer receives
+# it, because a model may build masks that none of its layers uses.
 _UNSUPPORTED_MASKS = {
     -1: "its tokens attend to later tokens (it is not a causal model)",
-    -2: "it attends within chunks rather than a sliding window",
+    -2: "its attention is neither full nor a sliding window (chunked, for example)",
 }
 
 
@@ -40,7 +40,8 @@ class UnsupportedAttention(Exception):
 
 
 def discover_layers(model: PreTrainedModel) -> dict[int, LayerShape]:
-    """Returns the shape of every attention layer, by layer index. Raises ValueError with the reason why it cannot."""
+    """Returns the shape of every attention layer, by layer index. Raises ValueError that says why the model is
+    not supported."""
     token_ids = (
         torch.arange(_NUM_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
     )

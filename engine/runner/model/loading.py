@@ -33,7 +33,7 @@ from engine.runner.ranks.tensor_parallel import Ranks, split_among, why_not_spli
 
 log = logging.getLogger("engine.model")
 
-DEFAULT_MAX_MODEL_LEN = 2048  # where neither the user nor the model says
+DEFAULT_MAX_MODEL_LEN = 2048  # if neither the user nor the model sets one
 
 
 def load_model(
@@ -48,7 +48,7 @@ def load_model(
     """Loads a model by path or hub name and verifies that it computes the same through our attention.
 
     `load_format` "dummy" draws random weights instead, the same ones every time. `dtype` "auto" is the checkpoint's own
-    on a GPU, and float32 on a CPU, where exactness costs least. `max_model_len` is capped by the positions that the
+    on a GPU, and float32 on a CPU. `max_model_len` is capped by the positions that the
     model supports. With `ranks`, all ranks call this together and each gets its part of the model. Raises
     UnsupportedModel.
     """
@@ -87,7 +87,9 @@ def load_model(
 
 def _check_split(name: str, config: PretrainedConfig, ranks: Ranks, load_format: str) -> None:
     if load_format == "dummy":
-        raise UnsupportedModel("--load-format dummy draws whole models; leave --tensor-parallel-size out")
+        raise UnsupportedModel(
+            "--load-format dummy cannot be combined with --tensor-parallel-size; remove one of them"
+        )
     if reason := why_not_splittable(config, ranks.size):
         raise UnsupportedModel(
             f"{name} ({config.model_type}) cannot be split among {ranks.size} devices: {reason}; change "
@@ -114,7 +116,7 @@ def _describe(
 
 
 def _fused(name: str, loaded: CausalLM, expected: list[torch.Tensor]) -> CausalLM | None:
-    """The model on fused kernels, or None where these fail or compute something else. Its weights are then gone."""
+    """The model on fused kernels, or None if they fail or give different results. The weights are then gone."""
     try:
         fused = replace(loaded, fused=fuse(loaded.model, loaded.layers, loaded.max_model_len))
         check_packed(fused, expected)

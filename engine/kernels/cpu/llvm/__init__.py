@@ -1,0 +1,1 @@
+"""Inner loops that numba cannot express, emitted as LLVM instructions."""
