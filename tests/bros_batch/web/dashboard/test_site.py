@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import gzip
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import AsyncGeneratorType
@@ -152,19 +151,17 @@ def test_a_page_streams_what_changes(site: Web) -> None:
 
 
 def test_each_event_arrives_at_once_although_it_is_compressed(site: Web) -> None:
-    begun_s = time.monotonic()
     with site.http(headers=EVENTS) as http, http.stream("GET", "/chat") as response:
         raw = next(response.iter_raw())
         decompressor = gzip.zlib.decompressobj(31)  # type: ignore[attr-defined]
         assert decompressor.decompress(raw).endswith(b"\n\n")
-    assert time.monotonic() - begun_s < 10
 
 
 def test_a_closed_page_leaves_nothing_behind(site: Web) -> None:
     def open_streams() -> int:
         gc.collect()
         return sum(
-            isinstance(each, AsyncGeneratorType) and each.ag_code.co_name == "changes"
+            type(each) is AsyncGeneratorType and each.ag_code.co_name == "changes"
             for each in gc.get_objects()
         )
 
@@ -180,9 +177,10 @@ def test_open_pages_do_not_hold_up_a_stop(tmp_path: Path, text_model: Path) -> N
         stream = httpx.stream("GET", f"{web.url}/", headers=EVENTS, timeout=30)
         lines = stream.__enter__().iter_lines()
         assert next(lines)
-        begun_s = time.monotonic()
+    list(
+        lines
+    )  # ends without an error: the server ended the stream, rather than cutting it off after its grace period
     stream.__exit__(None, None, None)
-    assert time.monotonic() - begun_s < 10
 
 
 def test_without_an_engine_its_page_says_so(tmp_path: Path, text_model: Path) -> None:
