@@ -35,8 +35,11 @@ class Authentication:
         self._keys = KeyCache()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":  # there are none
+            await send({"type": "websocket.close", "code": 1008})
             return
         rejection = await self._rejection(HTTPConnection(scope))
         if rejection is None:
@@ -86,16 +89,18 @@ def _bearer_token(headers: Headers) -> str | None:
 def _is_cross_site(scope: Scope, headers: Headers) -> bool:
     """Return whether a page of another site sent the request.
 
-    In a browser on this machine, such a page can reach a server on localhost, but it must not start work there.
-    The dashboard's own requests need no key, so for them the whole origin must match, including the port.
+    In a browser on this machine, such a page can reach a server on localhost, but it must neither start work there nor
+    hold event streams open. The dashboard's own requests need no key, so for them the whole origin must match,
+    including the port.
     """
-    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+    is_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
+    if is_read and "text/event-stream" not in headers.get("accept", ""):
         return False
     if headers.get("sec-fetch-site") == "cross-site":
         return True
     origin = headers.get("origin")
     is_dashboard = not scope["path"].startswith(API_PREFIX) and scope["path"] not in OPEN_PATHS
-    return is_dashboard and origin is not None and urlsplit(origin).netloc != headers.get("host")
+    return is_dashboard and origin is not None and _netloc(origin) != headers.get("host")
 
 
 def _is_own_host(settings: Settings, headers: Headers) -> bool:
@@ -106,5 +111,16 @@ def _is_own_host(settings: Settings, headers: Headers) -> bool:
     """
     if settings.api_key or settings.insecure:
         return True
-    name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    try:
+        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return False
     return is_loopback(name) or name == settings.host.lower()
+
+
+def _netloc(url: str) -> str | None:
+    """The host and port of a URL; None if it is not a URL."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return None

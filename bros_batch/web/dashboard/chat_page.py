@@ -41,7 +41,7 @@ async def answer(request: Request) -> ASGIApp:
     raw = await read_body(request, state.settings.max_body_bytes)
     try:
         conversation = msgspec.json.decode(raw, type=Conversation)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"Not a conversation: {error}.", code="invalid_request") from None
     body = {
         "model": state.settings.model_name,

@@ -200,6 +200,7 @@ def test_changes_need_a_page_of_this_site(site: Web) -> None:
             {"Origin": "http://localhost:9999"},
             {"Origin": "https://evil.example"},
             {"Origin": "null"},
+            {"Origin": "http://["},
             {"Sec-Fetch-Site": "cross-site"},
         ):
             for path in (f"/jobs/{job_id}/resume", "/chat"):
@@ -224,7 +225,9 @@ def test_a_form_without_a_script_comes_back_to_the_job(site: Web) -> None:
 
 def test_chat_takes_a_conversation_only(site: Web) -> None:
     with site.http() as http:
-        for body in (b"", b"[]", b'{"messages": 1}', b'{"messages": []}', b'{"messages": [{"role": "x"}]}'):
+        bodies = [b"", b"[]", b'{"messages": 1}', b'{"messages": []}', b'{"messages": [{"role": "x"}]}']
+        bodies += [b'{"messages": [{"role": "us\xff"}]}', b'{"other": ' + b"[" * 100_000]
+        for body in bodies:
             answer = http.post("/chat", content=body)
             assert answer.status_code == 400, body
             assert answer.json()["error"]["message"]
