@@ -206,6 +206,8 @@ def test_changes_need_a_page_of_this_site(site: Web) -> None:
             for path in (f"/jobs/{job_id}/resume", "/chat"):
                 answer = http.post(path, json={}, headers=headers)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site_request")
+        stream = http.get("/", headers={**EVENTS, "Sec-Fetch-Site": "cross-site"})
+        assert stream.json()["error"]["code"] == "cross_site_request"
         assert http.post(f"/jobs/{job_id}/explode").status_code == 404
         wrong = http.post(f"/jobs/{job_id}/retry", headers={"Origin": site.url})
         assert wrong.json()["error"]["code"] == "illegal_transition"
