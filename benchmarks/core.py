@@ -61,7 +61,7 @@ def invented_result(plan: StepPlan) -> StepResult:
 def measure(load: Load, num_running: int, num_steps: int) -> dict[str, float]:
     """Run the steps and return medians per row, and the 10th percentile of the sum.
 
-    The first tenth of the steps, is warm-up and is excluded. The 10th percentile is close to the time
+    The first tenth of the steps is warm-up and is excluded. The 10th percentile is close to the time
     on a machine that is otherwise idle.
     """
     config = SchedulerConfig(
