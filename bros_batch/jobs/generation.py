@@ -26,6 +26,7 @@ def ensure_generation(worker: Worker) -> int:
         returned = lost_items.return_all_queued(connection)
         generation = secrets.token_hex(12)
         redis_generation.set_generation(connection, generation)
-    # Last: to die before this line looks like another empty Redis, and to return the items twice loses nothing.
-    worker.redis.set(GENERATION_KEY, generation)
+        # Within the transaction, so that a worker that waits for its lock finds both generations equal. A worker that
+        # dies before the commit leaves them different, and the next one returns the items.
+        worker.redis.set(GENERATION_KEY, generation)
     return returned

@@ -53,6 +53,26 @@ def test_prepare_notices_a_restarted_redis(world: World, redis_server: RedisServ
     assert world.run_through(job_id).succeeded == 3
 
 
+def test_a_worker_that_waits_finds_the_new_generation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would make another one, and items that the first worker enqueues would return to pending."""
+    set_key = world.redis.set
+    others: list[threading.Thread] = []
+
+    def set_after_another_worker_asked(*arguments: str) -> object:
+        monkeypatch.setattr(world.redis, "set", set_key)
+        others.append(threading.Thread(target=ensure_generation, args=(world.worker,)))
+        others[0].start()
+        others[0].join(0.5)  # it either waits for the transaction of the first, or has ended
+        return set_key(*arguments)
+
+    world.running(batch_lines(3))
+    monkeypatch.setattr(world.redis, "set", set_after_another_worker_asked)
+    ensure_generation(world.worker)
+    others[0].join(60)
+    with reading(world.database) as connection:
+        assert world.redis.get(GENERATION_KEY) == (get_generation(connection) or "").encode()
+
+
 def test_the_redis_of_another_database_is_recognized(world: World) -> None:
     job_id = world.running(batch_lines(3))
     world.prepare()

@@ -64,7 +64,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
             "num_local_experts": 2,
             "pad_token_id": 0,
         },
-        "within chunks",
+        "neither full nor a sliding window",
     ),
 }
 
