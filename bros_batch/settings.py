@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from bros_batch.model_names import ModelNames
 
 DEMO_MODEL_DIR = Path(__file__).parent / "demo" / "model"
 
@@ -38,6 +42,9 @@ class Settings(BaseSettings):
 
     model: str = str(DEMO_MODEL_DIR)
     served_model_name: str = ""
+    model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="ALIAS=NAME pairs: other names under which clients may ask for the served model"
+    )
     max_model_len: int | None = Field(None, ge=1)
 
     max_upload_bytes: int = 16 * 1024**3
@@ -72,6 +79,27 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_serializer("model_aliases")
+    def _joined(self, value: tuple[str, ...]) -> str:
+        return ",".join(value)
+
+    @model_validator(mode="after")
+    def _aliases_name_the_served_model(self) -> Settings:
+        for pair in self.model_aliases:
+            alias, separator, name = pair.partition("=")
+            if not alias or not separator:
+                raise ValueError(f"the model alias {pair!r} must have the form ALIAS=NAME")
+            if name != self.model_name:
+                raise ValueError(
+                    f"the model alias {pair!r} must name the served model, which is {self.model_name!r}"
+                )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -91,6 +119,11 @@ class Settings(BaseSettings):
         if self.served_model_name:
             return self.served_model_name
         return "bros-demo" if Path(self.model) == DEMO_MODEL_DIR else self.model
+
+    @property
+    def model_names(self) -> ModelNames:
+        """The served model's name and its aliases."""
+        return ModelNames(self.model_name, tuple(pair.partition("=")[0] for pair in self.model_aliases))
 
     @property
     def files_dir(self) -> Path:

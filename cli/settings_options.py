@@ -21,6 +21,14 @@ _OPTIONS: dict[str, Callable[[F], F]] = {
     "served_model_name": click.option(
         "--served-model-name", show_default="the model's own name", help="Name of the model in API requests."
     ),
+    "model_aliases": click.option(
+        "--model-alias",
+        "model_aliases",
+        multiple=True,
+        metavar="ALIAS=NAME",
+        help="Also accept requests for the model ALIAS, such as gpt-4o-mini, and serve them with NAME, the served "
+        "model; can be repeated.",
+    ),
     "max_model_len": click.option(
         "--max-model-len",
         type=click.IntRange(1),
@@ -68,4 +76,4 @@ def load_settings(**options: Any) -> Settings:
     """Load the settings, overridden by those options that were given on the command line."""
     from bros_batch.settings import Settings
 
-    return Settings(**{name: value for name, value in options.items() if value is not None})
+    return Settings(**{name: value for name, value in options.items() if value not in (None, ())})

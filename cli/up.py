@@ -30,7 +30,15 @@ COLORS = {
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @settings_options(
-    "model", "served_model_name", "data_dir", "host", "port", "api_key", "insecure", "max_model_len"
+    "model",
+    "served_model_name",
+    "model_aliases",
+    "data_dir",
+    "host",
+    "port",
+    "api_key",
+    "insecure",
+    "max_model_len",
 )
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Number of worker processes."

@@ -9,6 +9,7 @@ import msgspec
 from bros_batch.documents.error_messages import storable
 from bros_batch.documents.item_requests import BATCH, DOCUMENT, without_stream
 from bros_batch.documents.new_item import NewItem
+from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.request_error import RequestError
 
@@ -31,10 +32,10 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 class LineReader:
     """Reads the lines of one file. The first good line decides the form of all of them."""
 
-    def __init__(self, endpoint: str, model: str, form: str | None) -> None:
+    def __init__(self, endpoint: str, models: ModelNames, form: str | None) -> None:
         self.form = form
         self._endpoint = endpoint
-        self._model = model
+        self._models = models
 
     def read(self, line: bytes, line_no: int) -> NewItem:
         """The item that a line becomes: pending, or failed with a message that names the line."""
@@ -71,10 +72,7 @@ class LineReader:
             )
         body = _text(bytes(batch_line.body))
         request = without_stream(parse_body(self._endpoint, body))
-        if request.model != self._model:
-            raise RequestError(
-                f"'model' must be the batch's {self._model!r}, not {request.model[:80]!r}.", "model"
-            )
+        self._models.resolve(request.model)
         return body
 
     def _read_document(self, line: bytes, line_no: int) -> NewItem:

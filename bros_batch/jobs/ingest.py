@@ -110,7 +110,7 @@ class _Ingester:
     def _groups(self, source: BufferedReader) -> Iterator[LineGroup]:
         limit = self._settings.max_line_bytes
         offset, line_no = self._job.ingest_offset, self._job.ingest_line
-        reader = LineReader(self._job.endpoint, self._job.model, self._form)
+        reader = LineReader(self._job.endpoint, self._settings.model_names, self._form)
         items: list[NewItem] = []
         size, reached = 0, offset
         while raw := source.readline(limit + 2):  # room for CR LF after a line of just `limit` bytes

@@ -31,7 +31,7 @@ RETRY_AFTER_S = 1.0
 class ApiError(Exception):
     """An error response with any status, raised by a route; `message` is for the client to read.
 
-    A 400 for an invalid request is raised as RequestError.
+    A 400 for an invalid request, and the 404 for its model, are raised as RequestError.
     """
 
     def __init__(
@@ -75,11 +75,6 @@ def not_found(what: str, name: str, param: str = "id") -> ApiError:
     return ApiError(404, f"No such {what}: '{name}'.", param=param, code="not_found")
 
 
-def model_not_found(model: str, served: str, param: str = "model") -> ApiError:
-    message = f"The model '{model}' is not served here. The served model is '{served}'."
-    return ApiError(404, message, param=param, code="model_not_found")
-
-
 def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -> ApiError:
     """Return the response for an engine that is unreachable or has rejected a request."""
     if isinstance(error, EngineGone):
@@ -111,7 +106,8 @@ async def _answer_api_error(_request: Request, error: Exception) -> Response:
 
 async def _answer_request_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return ApiError(400, error.message, param=error.param, code=error.code).response()
+    status = 404 if error.code == "model_not_found" else 400
+    return ApiError(status, error.message, param=error.param, code=error.code).response()
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from bros_batch.request_error import RequestError
 from bros_batch.text.output_decoder import FinishedChoice, FinishReason, OutputDecoder, Piece, TokenLogprob
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.web.app_state import AppState
-from bros_batch.web.errors import ApiError, engine_error, model_not_found
+from bros_batch.web.errors import ApiError, engine_error
 from engine.wire.client import EngineClient, EngineGone, EngineRejected
 from engine.wire.protocol import Finished, Sampling
 
@@ -179,9 +179,8 @@ async def plan_generation(state: AppState, request: Request) -> Generation:
         client = await state.engine.client()
     except EngineGone as error:
         raise engine_error(error) from error
-    served = state.settings.model_name
-    if request.model not in (served, client.welcome.model):
-        raise model_not_found(request.model, served)
+    if request.model != client.welcome.model:
+        state.settings.model_names.resolve(request.model)
     tokenizer = await state.tokenizer()
     if request.num_prompt_chars < INLINE_CHARS:
         prompts = encode_prompts(tokenizer, request)

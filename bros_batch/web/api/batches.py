@@ -13,11 +13,12 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from bros_batch.db import ended_items, engines, files, jobs
+from bros_batch.db import ended_items, files, jobs
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
 from bros_batch.jobs.tasks import dispatch
+from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.batch_output import error_line, output_line
 from bros_batch.openai_api.endpoints import Endpoint
 from bros_batch.openai_api.validation import RequestPart, validate
@@ -27,10 +28,8 @@ from bros_batch.web.api.durations import deadline_of, seconds_of
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.change_job import change_job
-from bros_batch.web.errors import JSONResponse, model_not_found, not_found
+from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.request_body import read_body
-
-ENGINE_SEEN_WITHIN_S = 60.0
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -64,10 +63,9 @@ async def create_batch(request: Request) -> Response:
     deadline_at = None
     if body.deadline is not None:
         deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
-    model = _checked_defaults(body, state.settings.model_name)
+    model = _checked_defaults(body, state.settings.model_names)
 
     def query(connection: Connection) -> Job:
-        _check_model(connection, state, model, now_s)
         file = files.get_file(connection, body.input_file_id)
         if file is None:
             raise not_found("file", body.input_file_id, "input_file_id")
@@ -101,27 +99,19 @@ def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> fl
         raise RequestError(f"Invalid '{param}': it {error}.", param) from None
 
 
-def _checked_defaults(body: BatchRequest, served: str) -> str:
+def _checked_defaults(body: BatchRequest, models: ModelNames) -> str:
     """Return the job's model. Raises RequestError if a document with the job's defaults is not a valid request."""
     defaults = body.defaults or {}
-    model = defaults.get("model") or served
+    model = defaults.get("model") or models.served
     if not isinstance(model, str):
         raise RequestError("Invalid 'defaults.model': it must be a string.", "defaults.model")
+    model = models.resolve(model, "defaults.model")
     try:
         job_requests(body.endpoint, model, DOCUMENT, defaults)
     except RequestError as error:
         message = error.message.replace(f"'{error.param}'", f"'defaults.{error.param}'")
         raise RequestError(message, f"defaults.{error.param}", error.code) from None
     return model
-
-
-def _check_model(connection: Connection, state: AppState, model: str, now_s: float) -> None:
-    """Raise ApiError 404 for a model that no engine serves: its job would wait until it expires."""
-    if model == state.settings.model_name:
-        return
-    serving = engines.list_engines(connection, seen_after=now_s - ENGINE_SEEN_WITHIN_S)
-    if model not in {engine.model for engine in serving}:
-        raise model_not_found(model, state.settings.model_name, "defaults.model")
 
 
 @router.get("")

@@ -1,4 +1,4 @@
-"""`/v1/models`: the model that is served."""
+"""`/v1/models`: the model that is served, under its name and its aliases."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bros_batch.web.app_state import AppState, app_state
-from bros_batch.web.errors import JSONResponse, model_not_found
+from bros_batch.web.errors import JSONResponse
 
 router = APIRouter(prefix="/v1/models")
 
 
 @router.get("")
 async def list_models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [model_object(app_state(request))]})
+    state = app_state(request)
+    names = state.settings.model_names
+    models = [model_object(state, name) for name in (names.served, *names.aliases)]
+    return JSONResponse({"object": "list", "data": models})
 
 
 @router.get("/{model:path}")
 async def get_model(request: Request, model: str) -> Response:
     state = app_state(request)
-    if model != state.settings.model_name:
-        raise model_not_found(model, state.settings.model_name)
-    return JSONResponse(model_object(state))
+    state.settings.model_names.resolve(model)
+    return JSONResponse(model_object(state, model))
 
 
-def model_object(state: AppState) -> dict[str, Any]:
-    """Return OpenAI's `model` object, and vLLM's `max_model_len`; null while the engine is not connected."""
+def model_object(state: AppState, name: str) -> dict[str, Any]:
+    """Return OpenAI's `model` object, with vLLM's `root`, the model that serves `name`, and `max_model_len`, which is
+    null while the engine is not connected."""
     client = state.engine.connected
     return {
-        "id": state.settings.model_name,
+        "id": name,
         "object": "model",
         "created": state.started_at,
         "owned_by": "bros-batch",
+        "root": state.settings.model_name,
         "max_model_len": None if client is None else client.welcome.max_model_len,
     }

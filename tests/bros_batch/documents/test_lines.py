@@ -7,6 +7,7 @@ import json
 from bros_batch.documents.error_messages import MAX_MESSAGE_CHARS, storable
 from bros_batch.documents.item_requests import BATCH, DOCUMENT
 from bros_batch.documents.lines import LineReader
+from bros_batch.model_names import ModelNames
 from tests.bros_batch.world import CHAT, batch_line
 
 
@@ -15,7 +16,7 @@ def line(**changes: object) -> bytes:
 
 
 def test_the_first_good_line_decides_the_form() -> None:
-    reader = LineReader(CHAT, "sim", None)
+    reader = LineReader(CHAT, ModelNames("sim"), None)
     assert reader.read(line(method="GET"), 1).error_param == "method"
     assert reader.read(b"nonsense", 2).error_code == "invalid_request"
     assert reader.form == BATCH
@@ -26,9 +27,9 @@ def test_the_first_good_line_decides_the_form() -> None:
 def test_a_body_is_not_changed() -> None:
     raw = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":%s}'
     body = b'{"messages":[{"role":"user",  "content":"\\u00e4"}], "model":"sim"}'
-    assert LineReader(CHAT, "sim", BATCH).read(raw % body, 1).body == body.decode()
+    assert LineReader(CHAT, ModelNames("sim"), BATCH).read(raw % body, 1).body == body.decode()
     document = b'{"id": 7,  "text": "\\u00e4"}'
-    item = LineReader(CHAT, "sim", DOCUMENT).read(document, 1)
+    item = LineReader(CHAT, ModelNames("sim"), DOCUMENT).read(document, 1)
     assert (item.custom_id, item.body) == ("7", document.decode())
 
 

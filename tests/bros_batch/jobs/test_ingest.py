@@ -64,7 +64,7 @@ BAD_LINES = {
     "unknown parameter": (line(body={**BODY, "fooo": 1}), "'fooo'", "fooo"),
     "no messages": (line(body={"model": "sim"}), "'messages'", "messages"),
     "no model": (line(body={"messages": BODY["messages"]}), "'model'", "model"),
-    "another model": (line(body={**BODY, "model": "other"}), "'model' must be", "model"),
+    "another model": (line(body={**BODY, "model": "other"}), "not served here", "model"),
     "bad temperature": (line(body={**BODY, "temperature": 9}), "'temperature'", "temperature"),
     "streamed": (line(body={**BODY, "stream": True}), "'stream'", "stream"),
     "an empty object": (b"{}", "'custom_id' is missing", "custom_id"),
