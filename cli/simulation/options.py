@@ -84,6 +84,11 @@ def engine_options(command: F) -> F:
                 help="Variation of equal steps: standard deviation divided by mean.",
             ),
             click.option(
+                "--slowdown",
+                metavar="FACTOR@FROM[-UNTIL]",
+                help="Steps take FACTOR times as long from virtual second FROM on, for example 3@60 or 3@60-120.",
+            ),
+            click.option(
                 "--seed",
                 type=int,
                 default=0,
@@ -98,7 +103,16 @@ def engine_options(command: F) -> F:
 
 def setup_options(options: dict[str, Any]) -> dict[str, Any]:
     """Move the values of `engine_options` out of `options`, as arguments of `engine.sim.scenario.make_setup`."""
-    names = ("device", "kv_tokens", "max_num_seqs", "max_num_batched_tokens", "be_share", "noise", "seed")
+    names = (
+        "device",
+        "kv_tokens",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "be_share",
+        "noise",
+        "slowdown",
+        "seed",
+    )
     taken = {name: options.pop(name) for name in names}
     return taken | {name: options.pop(f"{name[:-2]}_ms") / 1000 for name in ("ttft_s", "tpot_s")}
 

@@ -19,7 +19,11 @@ FORGETTING = 0.998  # a step's weight halves in 350 steps
 # Machines are shared: one that is slow now is slow a moment later. Multiplying the prediction by how much slower the
 # latest steps were than the coefficients say halved the median error on two virtual cores (from 16% to 8%).
 DRIFT_MEMORY = 0.3
-DRIFT_LEAST, DRIFT_MOST = 0.5, 2.0  # limits for one step: what goes beyond them has other causes
+# The factor of one step counts as at most this much larger or smaller than the running one: what goes beyond has other
+# causes. A machine that stays nine times slower is followed within ten steps.
+DRIFT_STEP = 2.0
+DRIFT_LEAST, DRIFT_MOST = 1 / 32, 32.0
+SMALL_STEP_TOKENS = 16  # a step of at most so many tokens consists mostly of its fixed cost
 SOLVE_EVERY = 32  # steps between solutions after the first few hundred: coefficients change slowly
 SWEEPS = 8
 RIDGE = 1e-6  # keeps the coefficients of features that never occurred at 0
@@ -121,6 +125,7 @@ class CostModel:
         self._mixed = _Fit(MIXED_SCALES)
         self.error_ratio = 0.0  # running mean of |predicted - actual| / actual
         self._errors: deque[float] = deque(maxlen=RECENT_STEPS)  # the same for each of the latest steps
+        self._small_step_s = 0.0  # running mean of the time of steps with few tokens
         self._drift = 1.0  # how much slower the latest steps were than the coefficients say
         self._read_coefficients()
 
@@ -150,6 +155,13 @@ class CostModel:
             + self._chunk_n * shape.chunk_context
             + self._copy_n * shape.copied
         )
+
+    @property
+    def fixed_s(self) -> float:
+        """Seconds that every step takes, however little it computes; never more than small steps have taken lately. The
+        coefficients alone do not tell: where all steps are alike, the time of their rows may count as fixed. 0 before
+        there was a small step."""
+        return min(self._drift * max(self._step_1, self._step_n), self._small_step_s)
 
     def chunk_s(self, start: int, count: int) -> float:
         """Seconds that a step takes if it computes positions [start, start + count) of one request and nothing else."""
@@ -208,8 +220,13 @@ class CostModel:
         self.error_ratio += ERROR_MEMORY * (min(ratio, 1.0) - self.error_ratio)
         self._errors.append(ratio)
         if expected_s > 0:
-            drift = min(DRIFT_MOST, max(DRIFT_LEAST, elapsed_s / expected_s))
-            self._drift += DRIFT_MEMORY * (drift - self._drift)
+            drift = self._drift
+            factor = min(DRIFT_STEP * drift, max(drift / DRIFT_STEP, elapsed_s / expected_s))
+            drift += DRIFT_MEMORY * (factor - drift)
+            self._drift = min(DRIFT_MOST, max(DRIFT_LEAST, drift))
+        if shape.tokens <= SMALL_STEP_TOKENS:
+            share = DRIFT_MEMORY if self._small_step_s else 1.0
+            self._small_step_s += share * (elapsed_s - self._small_step_s)
         if shape.tokens == shape.rows:
             changed = self._single.learn((1, shape.rows, shape.context, shape.copied), expected_s, elapsed_s)
         else:

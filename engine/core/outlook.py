@@ -79,7 +79,7 @@ def outlook(scheduler: Scheduler, now_s: float, num_received: int, num_received_
     return Outlook(
         num_received,
         num_received_tokens,
-        scheduler.pace.cap_s if scheduler.has_work else 0.0,
+        max(scheduler.pace.cap_s, scheduler.pace.limit_s) if scheduler.has_work else 0.0,
         token_s,
         load.num_tokens,
         decoding + len(backlog.behind[Lane.RT]) + backlog.num_waiting[Lane.RT],

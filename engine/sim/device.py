@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,23 @@ class StepCost:
             + max(self.context_s * read, self.pair_s * pairs)
             + self.copied_s * copied
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """A time in which something else uses the machine as well: from `from_s` to `until_s`, steps take `factor` times as
+    long."""
+
+    factor: float
+    from_s: float = 0.0
+    until_s: float = inf
+
+    def factor_at(self, now_s: float) -> float:
+        """How many times as long a step takes that begins at `now_s`."""
+        return self.factor if self.from_s <= now_s < self.until_s else 1.0
+
+
+NEVER = Slowdown(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,3 +224,18 @@ def parse_device(text: str) -> Device:
     if not any(dataclasses.astuple(cost)):
         raise ValueError("the steps of this device take no time; give at least step_s")
     return dataclasses.replace(device, name=text, cost=cost)
+
+
+def parse_slowdown(text: str) -> Slowdown:
+    """Parse `FACTOR@FROM` or `FACTOR@FROM-UNTIL`, with times in seconds. Raises ValueError if it is invalid."""
+    factor, _, times = text.partition("@")
+    begin, _, end = times.partition("-")
+    try:
+        found = Slowdown(float(factor), float(begin), float(end) if end else inf)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a slowdown; write one like 3@60 or 3@60-120") from None
+    if not (0 < found.factor < inf and 0 <= found.from_s < found.until_s):
+        raise ValueError(
+            f"{text!r} is not a slowdown; the factor must be positive and the end after the beginning"
+        )
+    return found

@@ -14,7 +14,7 @@ from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.loop import EngineLoop
 from engine.runner.base import RunnerInfo
 from engine.sim.clock import VirtualClock
-from engine.sim.device import Device
+from engine.sim.device import NEVER, Device, Slowdown
 from engine.sim.feed import Feed, Limits
 from engine.sim.report import Report, report_of
 from engine.sim.trace_runner import TraceRunner
@@ -37,6 +37,7 @@ class Setup:
     prefix_cache: bool = False
     noise: float = 0.05
     seed: int = 0
+    slowdown: Slowdown = NEVER
 
     def scheduler(self) -> Scheduler:
         """Make the scheduler. The baselines do not share blocks, and recompute whatever was preempted."""
@@ -97,7 +98,13 @@ class Replay:
             num_host_slots=self.scheduler.kv.host.num_slots,
         )
         self.runner = TraceRunner(
-            info, device.cost, self.clock, self.feed.output_tokens, noise=setup.noise, seed=setup.seed
+            info,
+            device.cost,
+            self.clock,
+            self.feed.output_tokens,
+            noise=setup.noise,
+            seed=setup.seed,
+            slowdown=setup.slowdown,
         )
         self.loop = EngineLoop(self.scheduler, self.runner, self.feed.receive, self.feed.send, self.clock)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config import BE_PREFETCH
 from engine.core.terms import SLO, Lane, Policy
-from engine.sim.device import parse_device
+from engine.sim.device import NEVER, parse_device, parse_slowdown
 from engine.sim.feed import Limits
 from engine.sim.replay import BLOCK_SIZE, NOTHING, Load, Setup
 from engine.sim.traces import trace_file
@@ -31,8 +31,10 @@ def make_setup(
     be_share: float = 0.05,
     noise: float = 0.05,
     seed: int = 0,
+    slowdown: str | None = None,
 ) -> Setup:
-    """Make the setup of an engine on `device`, which `parse_device` reads. Missing limits are those of the device."""
+    """Make the setup of an engine. `parse_device` reads `device`, and `parse_slowdown` reads `slowdown`. Missing limits
+    are those of the device."""
     found = parse_device(device)
     given = {
         "kv_tokens": kv_tokens,
@@ -48,7 +50,15 @@ def make_setup(
         raise ValueError(
             "one sequence at a time is too few; there must be a row reserved for chat and at least one more"
         )
-    return Setup(found, Policy(policy), SLO(ttft_s, tpot_s), be_share, noise=noise, seed=seed)
+    return Setup(
+        found,
+        Policy(policy),
+        SLO(ttft_s, tpot_s),
+        be_share,
+        noise=noise,
+        seed=seed,
+        slowdown=parse_slowdown(slowdown) if slowdown else NEVER,
+    )
 
 
 def find_workload(name: str) -> Workload:

@@ -7,7 +7,7 @@ import random
 from engine.core.plan import StepPlan, StepResult
 from engine.runner.base import DoneStep, RunnerInfo
 from engine.sim.clock import VirtualClock
-from engine.sim.device import StepCost
+from engine.sim.device import NEVER, Slowdown, StepCost
 
 TOKEN_ID = 7  # every output token
 
@@ -16,7 +16,7 @@ class TraceRunner:
     """Advances `clock` by the time of each step, and ends each request after its true number of output tokens.
 
     `output_tokens` maps the id of each open request to that number; the scheduler does not see it. The time of a step
-    is that of `cost`, times lognormal noise with the coefficient of variation `noise`.
+    is that of `cost`, times lognormal noise with the coefficient of variation `noise`, times the factor of `slowdown`.
     """
 
     def __init__(
@@ -28,9 +28,11 @@ class TraceRunner:
         *,
         noise: float = 0.05,
         seed: int = 0,
+        slowdown: Slowdown = NEVER,
     ) -> None:
         self._info = info
         self._cost = cost
+        self._slowdown = slowdown
         self._clock = clock
         self._output_tokens = output_tokens
         self._noise = noise
@@ -49,7 +51,7 @@ class TraceRunner:
         ends = self._ends
         for start in plan.row_starts:
             ends[start.row] = start.num_prompt_tokens + self._output_tokens[start.request_id] - 1
-        elapsed_s = self._step_s(plan)
+        elapsed_s = self._step_s(plan) * self._slowdown.factor_at(self._clock.now_s)
         if self._noise:
             elapsed_s *= self._rng.lognormvariate(0.0, self._noise)
         self._clock.advance(elapsed_s)

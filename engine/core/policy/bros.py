@@ -62,7 +62,9 @@ class BrosPolicy:
         backlog, pace, cost = self.backlog, self._pace, self._cost
         first = backlog.prompts.peek()
         first_s = cost.chunk_s(first.num_computed_tokens, first.num_uncomputed_tokens) if first else 0.0
-        limit_s = pace.set_limit(backlog.decoding[Lane.RT], first, first_s, cost.error_ratio, now_s)
+        limit_s = pace.set_limit(
+            backlog.decoding[Lane.RT].requests, first, first_s, cost.fixed_s, cost.error_ratio, now_s
+        )
         be_has_work = backlog.has(Lane.BE)
         # The tokens owed to BE are set aside from the budget before RT uses it up, even if RT then misses deadlines.
         owed = min(int(pace.be_owed_tokens), batch.tokens_left // 2) if be_has_work else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from engine.core.request import Request
 from engine.core.terms import SLO
@@ -22,6 +22,17 @@ CAP_SHRINK = 0.7
 # most. If it is too late for that, the step still takes this share of the TPOT.
 TTFT_AIM = 0.5
 FIRST_TOKEN_PACE = 0.5
+# Every step has a fixed cost (reading the weights, launching), which is wasted if the step computes little. It is at
+# most this share of a step, unless a chat needs shorter steps.
+FIXED_SHARE = 0.25
+# Steps of this share of its TPOT serve a chat in time.
+STEADY_PACE = 0.8
+# If the fixed cost alone is more than this share of its TPOT, steps of no size serve a chat in time, and it does not
+# make them small. While there is such a chat, one step in RECHECK_STEPS has no bulk, to measure the fixed cost again.
+TOO_FAST, RECHECK_STEPS = 0.9, 32
+# When there has been no chat for QUIET_S, one is unlikely to arrive during the next step, which may then take this
+# share of the default TTFT.
+QUIET_S, QUIET_CAP = 10.0, 0.8
 # Late first tokens within this time count once: the same long step may have delayed them.
 MISS_WINDOW_S = 2.0
 # Steps are shortened by the running error of the cost model, but by at least and at most these shares.
@@ -41,6 +52,17 @@ def aimed_deadline_s(request: Request) -> float:
     )
 
 
+def is_too_fast(tpot_s: float, fixed_s: float) -> bool:
+    """Whether steps of no size serve a chat with this TPOT in time."""
+    return fixed_s > TOO_FAST * tpot_s
+
+
+def shortest_limit_s(fixed_s: float, tpot_s: float) -> float:
+    """The limit of steps below which a chat with this TPOT does not push it, however late the chat is."""
+    limit_s = fixed_s / FIXED_SHARE
+    return limit_s if is_too_fast(tpot_s, fixed_s) else min(limit_s, STEADY_PACE * tpot_s)
+
+
 class Pace:
     """Computes the limits of steps. Times are in seconds.
 
@@ -56,28 +78,47 @@ class Pace:
         self.cap_s = CAP_START * default_slo.ttft_s
         self.limit_s = self.cap_s  # of the last step
         self.be_owed_tokens = 0.0
-        self._last_miss_s = float("-inf")
+        self._last_miss_s = self._last_rt_s = float("-inf")
+        self._num_too_fast = 0  # steps with a chat whose TPOT is too short for this machine
 
     def set_limit(
         self,
-        decoding: Iterable[Request],
+        decoding: Sequence[Request],
         prompt: Request | None,
         prompt_s: float,
+        fixed_s: float,
         error_ratio: float,
         now_s: float,
     ) -> float:
         """The time limit of the next step, never negative. The step gives each of `decoding` a token and computes at
-        least a part of `prompt`, the most urgent one, which takes `prompt_s` by itself."""
-        limit_s = self.cap_s
+        least a part of `prompt`, the most urgent one, which takes `prompt_s` by itself. Every step takes `fixed_s`."""
+        share = 1 - min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
+        limit_s = max(
+            share * self._cap_s_at(now_s, has_rt=bool(decoding) or prompt is not None), fixed_s / FIXED_SHARE
+        )
         for request in decoding:
-            limit_s = min(limit_s, aimed_deadline_s(request) - now_s)
+            left_s = share * (aimed_deadline_s(request) - now_s)
+            if left_s < limit_s:
+                limit_s = min(limit_s, max(left_s, shortest_limit_s(fixed_s, request.slo.tpot_s)))
         if prompt is not None:
+            tpot_s = prompt.slo.tpot_s
             aim_s = prompt.arrival_s + TTFT_AIM * prompt.slo.ttft_s - now_s
-            pace_s = min(max(aim_s, FIRST_TOKEN_PACE * prompt.slo.tpot_s), prompt.slo.tpot_s)
-            limit_s = min(limit_s, max(prompt_s, min(pace_s, aimed_deadline_s(prompt) - now_s)))
-        margin = min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
-        self.limit_s = max(0.0, limit_s * (1 - margin))
-        return self.limit_s
+            pace_s = min(max(aim_s, FIRST_TOKEN_PACE * tpot_s), tpot_s)
+            left_s = share * max(prompt_s, min(pace_s, aimed_deadline_s(prompt) - now_s))
+            limit_s = min(limit_s, max(left_s, shortest_limit_s(fixed_s, tpot_s)))
+        if decoding and is_too_fast(decoding[0].slo.tpot_s, fixed_s):
+            self._num_too_fast += 1
+            if self._num_too_fast % RECHECK_STEPS == 0:
+                limit_s = 0.0
+        self.limit_s = limit_s
+        return limit_s
+
+    def _cap_s_at(self, now_s: float, *, has_rt: bool) -> float:
+        """The cap, which is higher when no RT request has been there for a while."""
+        if has_rt:
+            self._last_rt_s = now_s
+        is_quiet = now_s - self._last_rt_s >= QUIET_S
+        return max(self.cap_s, QUIET_CAP * self._ttft_s) if is_quiet else self.cap_s
 
     def count_step(self, num_tokens: int, num_be_tokens: int, be_has_work: bool) -> None:
         """Update the tokens owed to BE after a step: a share of all tokens, as long as BE has work."""

@@ -96,6 +96,30 @@ def test_it_follows_a_machine_that_is_slow_for_a_moment():
     assert median_error(model) < 0.05, "and fast again the next"
 
 
+def test_it_follows_a_machine_that_becomes_much_slower_or_faster_within_a_few_steps():
+    model = learned(600, noise=0.0)
+    rng = random.Random(8)
+    for factor, num_steps in ((9.0, 16), (1.0, 24)):
+        for _ in range(num_steps):
+            shape = a_step(rng)
+            model.observe(shape, factor * true_s(shape))
+        shape = a_step(rng)
+        assert model.predict(shape) == pytest.approx(factor * true_s(shape), rel=0.15)
+
+
+def test_the_fixed_cost_is_never_above_that_of_small_steps():
+    model = CostModel()
+    for _ in range(300):
+        model.observe(StepShape(512, 64, 10_000, 20_000.0), 0.14)
+    assert model.fixed_s == 0.0, "steps that are all alike do not tell which part of them is fixed"
+    for _ in range(20):
+        model.observe(StepShape(1, 1, 100), 0.01)
+    assert model.fixed_s == pytest.approx(0.01, rel=0.2)
+    for _ in range(20):
+        model.observe(StepShape(1, 1, 100), 0.25)
+    assert model.fixed_s == pytest.approx(0.25, rel=0.2)
+
+
 def test_steps_of_constant_time_teach_no_cost_of_tokens():
     rng = random.Random(5)
     model = CostModel()
