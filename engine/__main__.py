@@ -19,7 +19,7 @@ from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Checkpoint, Policy, Preemption
-from engine.lanes.admission import PromptCheck, SocketAdmission
+from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import Endpoints, IoThread
 from engine.lanes.socket_connection import ServerContext
@@ -100,18 +100,18 @@ def make_endpoints(
     config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange
 ) -> Endpoints:
     """The socket server and, if there is a Redis to pull from, the item puller."""
-    prompt_check = PromptCheck(scheduler.rejection_reason, info.vocab_size)
+    welcome = Welcome(
+        version=PROTOCOL_VERSION,
+        engine_id=config.engine_id,
+        model=config.served_model_name,
+        max_model_len=scheduler.max_request_tokens,
+        vocab_size=info.vocab_size,
+    )
     context = ServerContext(
-        welcome=Welcome(
-            version=PROTOCOL_VERSION,
-            engine_id=config.engine_id,
-            model=config.served_model_name,
-            max_model_len=info.max_model_len,
-            vocab_size=info.vocab_size,
-        ),
+        welcome=welcome,
         token=config.token,
         default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
-        admission=SocketAdmission(prompt_check, exchange, config.max_waiting_rt, config.max_ttft_factor),
+        admission=SocketAdmission(welcome, exchange, config.max_waiting_rt, config.max_ttft_factor),
         exchange=exchange,
     )
     server = SocketServer(context)
@@ -127,10 +127,10 @@ def make_endpoints(
         max_in_flight=info.max_num_seqs + config.be_prefetch,
         claim_timeout_s=config.claim_timeout_s,
         max_attempts=config.max_attempts,
-        prompt_check=prompt_check,
+        limits=welcome,
         about={
             "model": config.served_model_name,
-            "max_model_len": info.max_model_len,
+            "max_model_len": welcome.max_model_len,
             "device": info.device,
             "dtype": info.dtype,
             "url": config.listen,

@@ -14,11 +14,13 @@ import msgspec
 
 from bros_batch.openai_api.completion_request import Request, parse_body
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.openai_api.engine_limits import check_limits
 from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import render_template
 from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.limits import ModelLimits
 from engine.wire.protocol import Sampling
 
 BATCH = "batch"
@@ -64,6 +66,7 @@ class JobRequests:
         sampling = fitted_sampling(
             request, len(token_ids), max_model_len=max_model_len, default_max_tokens=default_max_tokens
         )
+        check_limits(request, token_ids, sampling, ModelLimits(max_model_len, tokenizer.vocab_size))
         return token_ids, request, sampling
 
     def _encode_document(self, tokenizer: ModelTokenizer, body: str, line_no: int) -> list[int]:

@@ -43,6 +43,7 @@ class ModelTokenizer:
         source = _chat_template_source(directory, names)
         self._chat_template = None if source is None else compile_chat_template(source)
         self.max_model_len = _max_model_len(config)
+        self.vocab_size = _vocab_size(config)
         self.eos_token_ids = self._end_tokens(config, generation)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -174,6 +175,12 @@ def _chat_template_source(directory: Path, tokenizer_config: Mapping[str, Any]) 
         named: Iterable[Mapping[str, str]] = source
         return next((each["template"] for each in named if each["name"] == "default"), None)
     return source if isinstance(source, str) else None
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int:
+    """Return the number of logits of the model. Without one in its config, only the engine sets a limit."""
+    value = (config.get("text_config") or config).get("vocab_size", config.get("vocab_size"))
+    return value if isinstance(value, int) else 2**31 - 1
 
 
 def _max_model_len(config: Mapping[str, Any]) -> int:

@@ -86,7 +86,8 @@ def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -
         return ApiError(429, message, code="overloaded", retry_after_s=retry_after_s)
     if error.code == "draining":
         return ApiError(503, message, code="draining", retry_after_s=retry_after_s)
-    return ApiError(400, message, param=param, code=error.code)
+    named = error.param if error.param not in (None, "token_ids") else param
+    return ApiError(400, message, param=named, code=error.code)
 
 
 def database_unavailable() -> ApiError:

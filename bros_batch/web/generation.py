@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from bros_batch.openai_api.completion_request import Request
+from bros_batch.openai_api.engine_limits import check_limits
 from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.sampling import fitted_sampling, lane_of, slo_of
 from bros_batch.request_error import RequestError
@@ -201,6 +202,7 @@ async def plan_generation(state: AppState, request: Request) -> Generation:
             max_model_len=client.welcome.max_model_len,
             default_max_tokens=state.settings.default_max_tokens,
         )
+        check_limits(request, token_ids, sampling, client.welcome, slo_of(request))
         for choice in range(request.num_choices):
             outputs.append(Output(len(outputs), token_ids, sampling.for_choice(choice), choice == 0))
     return Generation(request, tokenizer, client, outputs)

@@ -55,7 +55,7 @@ class Scheduler:
         # Duration of the step of the last result, from its plan or from the end of the step before, whichever is later.
         self.step_s = 0.0
         self._gone: set[Request] = set()  # have ended, but a step under way still computes a token for them
-        self._max_tokens = min(config.max_model_len, kv.num_slots)  # prompt and output of one request
+        self.max_request_tokens = min(config.max_model_len, kv.num_slots)  # prompt and output of one request
 
     # Requests in and out --------------------------------------------------------------------------------
 
@@ -67,11 +67,11 @@ class Scheduler:
         """Number of requests of the lane as (running, waiting)."""
         return self.backlog.num_rows_of(lane), self.backlog.num_waiting[lane]
 
-    def rejection_reason(self, num_prompt_tokens: int) -> str | None:
+    def _rejection_reason(self, num_prompt_tokens: int) -> str | None:
         """Why a prompt of this length can never be served, or None if it can."""
         if num_prompt_tokens == 0:
             return "the prompt is empty; send at least one token"
-        limit = self._max_tokens
+        limit = self.max_request_tokens
         if num_prompt_tokens >= limit:
             return (
                 f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have {limit}; "
@@ -83,13 +83,13 @@ class Scheduler:
         """Queue a request. Raises ValueError if its id is taken or its prompt can never be served."""
         if request.request_id in self._requests:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        reason = self.rejection_reason(request.num_prompt_tokens)
+        reason = self._rejection_reason(request.num_prompt_tokens)
         if reason:
             raise ValueError(reason)
         if (least := min(request.token_ids)) < 0:
             raise ValueError(f"token id {least} is negative; token ids start at 0")
         self._requests[request.request_id] = request
-        request.end_tokens = min(request.end_tokens, self._max_tokens)
+        request.end_tokens = min(request.end_tokens, self.max_request_tokens)
         request.order = next(self._order)
         request.sort_key = self._policy.sort_key(request)
         self._enqueue(request)

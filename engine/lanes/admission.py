@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from engine.core.terms import SLO, Lane
 from engine.lanes.exchange import Exchange
+from engine.wire.limits import EngineLimits, problem_with_submit
 from engine.wire.protocol import Rejected, Submit
-
-
-@dataclass(frozen=True, slots=True)
-class PromptCheck:
-    """Checks that apply to every prompt, whichever way it arrives.
-
-    `length_rejection` returns the reason why a prompt of that many tokens can never be served, or None.
-    """
-
-    length_rejection: Callable[[int], str | None]
-    vocab_size: int
-
-    def rejection(self, token_ids: Sequence[int]) -> tuple[str, str] | None:
-        """Return the code and message of a rejection, or None if the prompt can be served."""
-        reason = self.length_rejection(len(token_ids))
-        if reason:
-            return ("context_length_exceeded" if token_ids else "invalid_request"), reason
-        beyond = next((t for t in token_ids if t >= self.vocab_size), None)
-        if beyond is not None:
-            return "invalid_request", f"token id {beyond} is outside the vocabulary of {self.vocab_size}"
-        return None
 
 
 class SocketAdmission:
     """Admits or rejects the requests that arrive over the socket, and counts the open and the rejected ones.
 
-    An RT request is also rejected while `max_waiting_rt` of them are open, and if its predicted time to first token
-    exceeds `max_ttft_factor` times the TTFT of its SLO.
+    A request that `limits` do not allow is rejected. An RT request is also rejected while `max_waiting_rt` of them are
+    open, and if its predicted time to first token exceeds `max_ttft_factor` times the TTFT of its SLO.
     """
 
     def __init__(
-        self, prompt_check: PromptCheck, exchange: Exchange, max_waiting_rt: int, max_ttft_factor: float = 4.0
+        self, limits: EngineLimits, exchange: Exchange, max_waiting_rt: int, max_ttft_factor: float = 4.0
     ) -> None:
-        self._prompt_check = prompt_check
+        self._limits = limits
         self._exchange = exchange
         self._max_waiting_rt = max_waiting_rt
         self._max_ttft_factor = max_ttft_factor
@@ -63,9 +41,9 @@ class SocketAdmission:
     def _rejection(self, request: Submit, slo: SLO) -> Rejected | None:
         if self._draining:
             return Rejected(request.id, "draining", "the engine is shutting down", retry_after_s=5.0)
-        invalid = self._prompt_check.rejection(request.token_ids)
-        if invalid:
-            return Rejected(request.id, *invalid)
+        problem = problem_with_submit(request, self._limits)
+        if problem is not None:
+            return Rejected(request.id, problem.code, problem.message, param=problem.param)
         if request.lane != "rt":
             return None
         if self.num_open_rt >= self._max_waiting_rt:

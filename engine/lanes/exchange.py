@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +11,14 @@ from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.outlook import Outlook
 from engine.core.request import Request
 from engine.core.terms import SLO, Lane
+from engine.lanes.snapshots import Snapshots
 from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
+
+# What the main loop takes in before one step. The rest waits for the next step, so that thousands of messages do not
+# delay the tokens of the requests that run.
+MESSAGES_PER_STEP = 256
+# Above this number, connections are not read until the main loop has caught up.
+MANY_MESSAGES = 2 * MESSAGES_PER_STEP
 
 RequestSink = Callable[[TokenEvent | FinishedEvent], None]
 
@@ -30,14 +36,19 @@ class Mailbox:
             self._arrived.notify()
 
     def receive(self, timeout_s: float | None) -> list[Message]:
-        """Return all messages so far. If there are none, wait for one for up to `timeout_s` (None: without a limit)."""
+        """Return the oldest messages, as many as one step takes in. If there are none, wait for one for up to
+        `timeout_s` (None: without a limit)."""
         if timeout_s == 0 and not self._messages:
             return []
         with self._arrived:
             self._arrived.wait_for(lambda: self._messages, timeout_s)
-            messages = list(self._messages)
-            self._messages.clear()
-        return messages
+            number = min(len(self._messages), MESSAGES_PER_STEP)
+            return [self._messages.popleft() for _ in range(number)]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether those who can wait should put no further messages into it for now."""
+        return len(self._messages) > MANY_MESSAGES
 
 
 class Exchange:
@@ -46,7 +57,7 @@ class Exchange:
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._sinks: dict[str, RequestSink] = {}
-        self._stats: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._snapshots = Snapshots(self._request_snapshot)
         self._after_step: list[Callable[[], None]] = []
         self._num_sent = self._num_sent_tokens = 0  # RT
         self.outlook = Outlook()  # the latest of the main loop, assigned by its thread
@@ -71,12 +82,16 @@ class Exchange:
             self._mailbox.put(Abort(request_id))
 
     async def stats(self, *, with_memory: bool = False) -> dict[str, Any]:
-        """Request a new snapshot from the main loop and return it."""
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        tag = str(id(future))
-        self._stats[tag] = future
-        self._mailbox.put(QueryStats(tag, with_memory))
-        return await future
+        """Return a snapshot that the main loop makes from now on; it may serve others as well."""
+        return await self._snapshots.get(with_memory=with_memory)
+
+    def _request_snapshot(self, with_memory: bool) -> None:
+        self._mailbox.put(QueryStats("snapshot", with_memory))
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the main loop has more messages to take in than the next steps will."""
+        return self._mailbox.is_full
 
     def after_step(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever the sinks have received all events of a step, which is the time to flush."""
@@ -86,9 +101,7 @@ class Exchange:
         """Pass the events of a step to their sinks. Runs on the I/O thread."""
         for event in events:
             if isinstance(event, StatsEvent):
-                future = self._stats.pop(event.tag)
-                if not future.done():
-                    future.set_result(event.values)
+                self._snapshots.arrive(event.values)
                 continue
             sink = self._sinks.get(event.request_id)
             if sink is not None:

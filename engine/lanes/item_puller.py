@@ -22,11 +22,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from engine.core.events import FinishedEvent, TokenEvent
-from engine.lanes.admission import PromptCheck
 from engine.lanes.exchange import Exchange
-from engine.lanes.pulled_item import PulledItem
+from engine.lanes.pulled_item import PulledItem, failed_item
 from engine.lanes.result_queue import ResultQueue
 from engine.wire import protocol
+from engine.wire.limits import EngineLimits, problem_with_item
 from engine.wire.protocol import ItemResult
 
 log = logging.getLogger("engine.pull")
@@ -53,7 +53,7 @@ class ItemPullerConfig:
     max_in_flight: int
     claim_timeout_s: float
     max_attempts: int
-    prompt_check: PromptCheck
+    limits: EngineLimits
     about: dict[str, Any]
 
 
@@ -198,11 +198,13 @@ class ItemPuller:
             message = f"the item cannot be decoded: {error}"
             self._fail_unread(entry_id, fields, "invalid_request", message)
             return
-        pulled = PulledItem(entry_id, item)
-        rejection = self._config.prompt_check.rejection(item.token_ids)
-        if rejection:
-            self._results.put(entry_id, pulled.failure(self._config.engine_id, *rejection))
+        problem = problem_with_item(item, self._config.limits)
+        if problem is not None:
+            self._results.put(
+                entry_id, failed_item(item, self._config.engine_id, problem.code, problem.message)
+            )
             return
+        pulled = PulledItem(entry_id, item)
         self._items[entry_id] = pulled
         for i, request in enumerate(pulled.requests()):
 

@@ -84,7 +84,11 @@ class PulledItem:
 
     def failure(self, engine_id: str, code: str, message: str) -> ItemResult:
         """A result that reports an error."""
-        item = self.item
-        return ItemResult(
-            item.item_id, item.epoch, item.job_id, engine_id, error_code=code, error_message=message
-        )
+        return failed_item(self.item, engine_id, code, message)
+
+
+def failed_item(item: ItemRequest, engine_id: str, code: str, message: str) -> ItemResult:
+    """The result of an item that the engine has not computed."""
+    return ItemResult(
+        item.item_id, item.epoch, item.job_id, engine_id, error_code=code, error_message=message
+    )

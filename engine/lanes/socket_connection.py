@@ -18,8 +18,10 @@ from engine.core.terms import SLO, Lane
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange
 from engine.lanes.translation import core_slo, monotonic_deadline_s, position_logprobs, sampling_params
+from engine.wire.decoding import DECODE_ERRORS, rejection_of
 from engine.wire.framing import FrameError, FrameReader
 from engine.wire.protocol import (
+    MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Cancel,
     ClientMessage,
@@ -38,6 +40,13 @@ from engine.wire.protocol import (
 
 # A client that falls this far behind, which is thousands of token frames, is disconnected.
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
+# A client that has not said hello may send no more than this, and has this long to say it.
+MAX_HELLO_BYTES = 4096
+HELLO_TIMEOUT_S = 10.0
+# After this many messages of one connection, the others get their turn.
+MESSAGES_PER_TURN = 128
+# A connection is not read while the main loop is behind; this often it is tried again.
+CONGESTED_PAUSE_S = 0.01
 # BE tokens are sent together at this interval. No client waits for each of them, and reading them one by one takes as
 # much processor time as serving some of the chats that run at the same time.
 BE_SEND_INTERVAL_S = 0.2
@@ -67,24 +76,32 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: ServerContext) -> None:
         self._server = server
         self._exchange = server.exchange
-        self._reader = FrameReader()
+        self._reader = FrameReader(MAX_HELLO_BYTES)
+        self._is_paused = False  # no bytes are read until those that have arrived are handled
         self._transport: asyncio.Transport
         self._greeted = False
         self._open: dict[str, Request] = {}  # by the client's id, which the client may reuse after a cancel
         self._unsent = bytearray()
         self._held: dict[str, Tokens] = {}  # BE tokens that wait to be sent together, by the client's id
         self._released_s = float("-inf")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._num_queries = 0  # stats queries without an answer
+        self._with_memory = False  # whether one of them asks for the memory
+        self._stats_task: asyncio.Task[None] | None = None
+        self._hello_timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
+        loop = asyncio.get_running_loop()
+        text = f"no hello came within {HELLO_TIMEOUT_S:g} s"
+        self._hello_timer = loop.call_later(HELLO_TIMEOUT_S, self._fail, "hello_expected", text)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         self._server.unflushed.discard(self)
-        for task in self._tasks:
-            task.cancel()
+        self._hello_timer.cancel()
+        if self._stats_task is not None:
+            self._stats_task.cancel()
         for client_id in list(self._open):
             self._abort(client_id)
 
@@ -94,19 +111,57 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
+        self._reader.add(data)
+        if not self._is_paused:
+            self._read()
+
+    def _read(self) -> None:
+        """Handle the frames that have arrived. After many of them, or while the main loop is behind, the connection
+        pauses: a client that floods the engine waits, and others do not wait for it."""
+        for _ in range(MESSAGES_PER_TURN):
+            if self._transport.is_closing():
+                return
+            if self._exchange.is_congested:
+                self._pause(CONGESTED_PAUSE_S)
+                return
+            try:
+                body = self._reader.take()
+            except FrameError as error:
+                self._fail("malformed_frame", str(error))
+                return
+            if body is None:
+                if self._is_paused:
+                    self._is_paused = False
+                    self._transport.resume_reading()
+                return
+            self._take(body)
+        self._pause(0.0)
+
+    def _pause(self, pause_s: float) -> None:
+        if not self._is_paused and not self._transport.is_closing():
+            self._is_paused = True
+            self._transport.pause_reading()
+        asyncio.get_running_loop().call_later(pause_s, self._read)
+
+    def _take(self, body: bytes) -> None:
+        """Handle one frame. What is wrong with a request concerns only that request."""
         try:
-            for body in self._reader.feed(data):
-                self._handle(decode_client_message(body))
-        except (FrameError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._fail("malformed_frame", str(error))
+            message = decode_client_message(body)
+        except DECODE_ERRORS as error:
+            rejected = rejection_of(body, error) if self._greeted else None
+            if rejected is None:
+                self._fail("malformed_frame", str(error))
+                return
+            self._server.admission.count_rejected(rejected.code)
+            self._send(rejected)
+            return
+        self._handle(message)
 
     def _fail(self, code: str, message: str) -> None:
         self._send(Error(code, message))
         self.close()
 
     def _handle(self, message: ClientMessage) -> None:
-        if self._transport.is_closing():
-            return
         if not self._greeted:
             self._greet(message)
             return
@@ -117,9 +172,10 @@ class Connection(asyncio.Protocol):
                 if client_id in self._open:
                     self._abort(client_id)
             case StatsQuery(with_memory=with_memory):
-                task = asyncio.get_running_loop().create_task(self._answer_stats(with_memory))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._num_queries += 1
+                self._with_memory |= with_memory
+                if self._stats_task is None:
+                    self._stats_task = asyncio.get_running_loop().create_task(self._answer_stats())
             case Hello():
                 self._fail("unexpected_hello", "this connection has already sent hello")
             case _:
@@ -135,12 +191,14 @@ class Connection(asyncio.Protocol):
                 f"this engine speaks protocol version {PROTOCOL_VERSION}, the client {message.version}; "
                 "run the same release on both sides",
             )
-        elif token and not hmac.compare_digest(token.encode(), (message.token or "").encode()):
+        elif token and not hmac.compare_digest(_bytes_of(token), _bytes_of(message.token or "")):
             self._fail(
                 "bad_token", "the engine token is missing or wrong; set BROS_ENGINE_TOKEN on both sides"
             )
         else:
             self._greeted = True
+            self._hello_timer.cancel()
+            self._reader.max_frame_bytes = MAX_FRAME_BYTES
             self._send(self._server.welcome)
 
     def _submit(self, message: Submit) -> None:
@@ -216,9 +274,17 @@ class Connection(asyncio.Protocol):
         self._held.pop(client_id, None)
         self._server.admission.count_ended(self._open.pop(client_id).lane)
 
-    async def _answer_stats(self, with_memory: bool) -> None:
-        values = await self._exchange.stats(with_memory=with_memory)
-        self._send(Stats({**values, "rejected": self._server.admission.num_rejected}))
+    async def _answer_stats(self) -> None:
+        """Answer the stats queries, all that have arrived with one message."""
+        try:
+            while self._num_queries:
+                answered, with_memory = self._num_queries, self._with_memory
+                self._num_queries, self._with_memory = 0, False
+                values = await self._exchange.stats(with_memory=with_memory)
+                rejected = self._server.admission.num_rejected
+                self._send(Stats({**values, "rejected": rejected}, num_queries=answered))
+        finally:
+            self._stats_task = None
 
     def _queue(self, message: msgspec.Struct) -> None:
         """Send a message after all events of the step have arrived: one write per connection, not one per token."""
@@ -253,3 +319,8 @@ class Connection(asyncio.Protocol):
         if self._unsent:
             self._transport.write(bytes(self._unsent))
             self._unsent.clear()
+
+
+def _bytes_of(token: str) -> bytes:
+    """The token as bytes; one that came from the environment need not be valid UTF-8."""
+    return token.encode(errors="surrogateescape")

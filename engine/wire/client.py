@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
-import msgspec
-
+from engine.wire.decoding import DECODE_ERRORS, ENCODE_ERRORS, envelope_of
 from engine.wire.framing import Address, FrameError, FrameReader
 from engine.wire.protocol import (
     PROTOCOL_VERSION,
@@ -37,13 +36,16 @@ class EngineGone(ConnectionError):
 
 
 class EngineRejected(Exception):
-    """The engine did not start the request. `code` is one of those in `protocol.Rejected`."""
+    """The engine did not start the request. `code` and `param` are those of `protocol.Rejected`."""
 
-    def __init__(self, code: str, message: str, retry_after_s: float | None) -> None:
+    def __init__(
+        self, code: str, message: str, retry_after_s: float | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+        self.param = param
 
 
 class EngineStream:
@@ -83,9 +85,9 @@ class EngineStream:
                 case Finished():
                     self._over = True
                     yield message
-                case Rejected(code=code, message=text, retry_after_s=retry_after_s):
+                case Rejected(code=code, message=text, retry_after_s=retry_after_s, param=param):
                     self._over = True
-                    raise EngineRejected(code, text, retry_after_s)
+                    raise EngineRejected(code, text, retry_after_s, param)
                 case None:
                     self._over = True
                     raise EngineGone("the connection to the engine was lost")
@@ -100,7 +102,10 @@ class EngineClient(asyncio.Protocol):
     """One connection, opened with `connect`. All calls must come from the event loop that opened it."""
 
     def __init__(self, token: str | None) -> None:
-        self._token = token
+        try:
+            self._hello = frame(Hello(version=PROTOCOL_VERSION, token=token))
+        except ENCODE_ERRORS as error:
+            raise ValueError(f"the engine token is not valid text: {error}") from error
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count()
@@ -112,16 +117,18 @@ class EngineClient(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, url: str, token: str | None = None, timeout_s: float = 5.0) -> EngineClient:
-        """Connect and exchange greetings. Raises EngineGone with the reason, or ValueError for an invalid address."""
+        """Connect and exchange greetings. Raises EngineGone with the reason, or ValueError for an invalid address
+        or token."""
         address = Address.parse(url)
         loop = asyncio.get_running_loop()
+        client = cls(token)
         try:
             async with asyncio.timeout(timeout_s):
                 if address.path is not None:
-                    _, client = await loop.create_unix_connection(lambda: cls(token), address.path)
+                    await loop.create_unix_connection(lambda: client, address.path)
                 else:
                     assert address.host is not None and address.port is not None
-                    _, client = await loop.create_connection(lambda: cls(token), address.host, address.port)
+                    await loop.create_connection(lambda: client, address.host, address.port)
                 client.welcome = await client._welcome
         except (OSError, TimeoutError) as error:
             reason = str(error) or f"no answer within {timeout_s:g} s"
@@ -138,25 +145,30 @@ class EngineClient(asyncio.Protocol):
         priority: int = 0,
         deadline_unix_s: float | None = None,
     ) -> EngineStream:
-        """Start a request. Raises EngineGone if the connection is closed."""
+        """Start a request. Raises EngineGone if the connection is closed, and EngineRejected if the request cannot be
+        sent as one frame; then nothing is sent, and the connection serves all other requests."""
         request_id = str(next(self._ids))
-        self._send(
-            Submit(
-                id=request_id,
-                token_ids=token_ids,
-                sampling=sampling,
-                lane=lane,
-                slo=slo,
-                priority=priority,
-                deadline_unix_s=deadline_unix_s,
-            )
+        request = Submit(
+            id=request_id,
+            token_ids=token_ids,
+            sampling=sampling,
+            lane=lane,
+            slo=slo,
+            priority=priority,
+            deadline_unix_s=deadline_unix_s,
         )
+        try:
+            encoded = frame(request)
+        except ENCODE_ERRORS as error:
+            message = f"The request cannot be sent to the engine: {error}."
+            raise EngineRejected("invalid_request", message) from error
+        self._write(encoded)
         stream = self._streams[request_id] = EngineStream(self, request_id)
         return stream
 
     async def stats(self, timeout_s: float = 5.0, *, with_memory: bool = False) -> dict[str, Any]:
         """Return a snapshot of the engine's counters, optionally with a map of its KV memory. Raises EngineGone."""
-        self._send(StatsQuery(with_memory))
+        self._write(frame(StatsQuery(with_memory)))
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
         try:
@@ -168,7 +180,7 @@ class EngineClient(asyncio.Protocol):
     def forget(self, request_id: str, *, cancel: bool) -> None:
         """Drop the stream of a request and, with `cancel`, tell the engine to stop it."""
         if self._streams.pop(request_id, None) is not None and cancel and not self.closed.is_set():
-            self._send(Cancel(id=request_id))
+            self._write(frame(Cancel(id=request_id)))
 
     async def close(self) -> None:
         """Close the connection. The engine aborts the requests that are still running on it."""
@@ -176,24 +188,42 @@ class EngineClient(asyncio.Protocol):
             self._transport.close()
             await self.closed.wait()
 
-    def _send(self, message: msgspec.Struct) -> None:
+    def _write(self, encoded: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             raise EngineGone("the connection to the engine is closed")
-        self._transport.write(frame(message))
+        self._transport.write(encoded)
 
     # asyncio.Protocol -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._send(Hello(version=PROTOCOL_VERSION, token=self._token))
+        self._write(self._hello)
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
+        self._reader.add(data)
         try:
-            for body in self._reader.feed(data):
-                self._handle(decode_engine_message(body))
-        except (FrameError, msgspec.DecodeError):
+            while (body := self._reader.take()) is not None:
+                self._take(body)
+        except FrameError:
             self._transport.abort()
+
+    def _take(self, body: bytes) -> None:
+        """Handle one frame. One that does not decode ends the request that it concerns, if that can be told."""
+        try:
+            message = decode_engine_message(body)
+        except DECODE_ERRORS as error:
+            envelope = envelope_of(body)
+            if envelope is None or envelope.id is None:
+                assert self._transport is not None
+                self._transport.abort()
+                return
+            if stream := self._streams.get(envelope.id):
+                text = f"the engine sent a message that cannot be read: {error}"
+                stream.put(Finished(envelope.id, "error", prompt_tokens=0, output_tokens=0, message=text))
+                self.forget(envelope.id, cancel=True)
+            return
+        self._handle(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set()
@@ -219,10 +249,11 @@ class EngineClient(asyncio.Protocol):
             case Finished(id=request_id) | Rejected(id=request_id):
                 if stream := self._streams.pop(request_id, None):
                     stream.put(message)
-            case Stats(values=values):
-                answer = self._stats.popleft() if self._stats else None
-                if answer is not None and not answer.done():
-                    answer.set_result(values)
+            case Stats(values=values, num_queries=num_queries):
+                for _ in range(min(num_queries, len(self._stats))):
+                    answer = self._stats.popleft()
+                    if not answer.done():
+                        answer.set_result(values)
             case Error(message=text):
                 if not self._welcome.done():
                     self._welcome.set_exception(EngineGone(text))

@@ -13,29 +13,30 @@ class FrameError(Exception):
 
 
 class FrameReader:
-    """Collects bytes and returns complete frames without their length prefixes."""
+    """Collects bytes and returns complete frames, one at a time, without their length prefixes."""
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._max_frame_bytes = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the frames that `data` completes. Raises FrameError if a frame exceeds the size limit."""
+    def add(self, data: bytes) -> None:
+        """Take in the next bytes of the stream."""
         self._buffer += data
-        frames: list[bytes] = []
-        start = 0
+
+    def take(self) -> bytes | None:
+        """Return the next frame, or None if it is not complete. Raises FrameError if it exceeds the size limit."""
         prefix = LENGTH_PREFIX.size
-        while len(self._buffer) - start >= prefix:
-            (length,) = LENGTH_PREFIX.unpack_from(self._buffer, start)
-            if length > self._max_frame_bytes:
-                raise FrameError(f"a frame of {length} bytes exceeds the limit of {self._max_frame_bytes}")
-            end = start + prefix + length
-            if len(self._buffer) < end:
-                break
-            frames.append(bytes(self._buffer[start + prefix : end]))
-            start = end
-        del self._buffer[:start]
-        return frames
+        if len(self._buffer) < prefix:
+            return None
+        (length,) = LENGTH_PREFIX.unpack_from(self._buffer)
+        if length > self.max_frame_bytes:
+            raise FrameError(f"a frame of {length} bytes exceeds the limit of {self.max_frame_bytes}")
+        end = prefix + length
+        if len(self._buffer) < end:
+            return None
+        body = bytes(memoryview(self._buffer)[prefix:end])
+        del self._buffer[:end]  # takes constant time: a bytearray can begin later in its memory
+        return body
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,14 @@ class Address:
     @staticmethod
     def parse(url: str) -> Address:
         """Parse `unix:///path` or `tcp://host:port`. Raises ValueError if `url` is neither."""
-        parts = urlsplit(url)
-        if parts.scheme == "unix" and parts.path and not parts.netloc:
-            return Address(path=parts.path)
-        if parts.scheme == "tcp" and parts.hostname and parts.port is not None and not parts.path.strip("/"):
-            return Address(host=parts.hostname, port=parts.port)
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:  # a bracket without its partner, or a port that is not a number
+            parts = None
+        if parts is not None and "\0" not in url:
+            if parts.scheme == "unix" and parts.path and not parts.netloc:
+                return Address(path=parts.path)
+            if parts.scheme == "tcp" and host and port is not None and not parts.path.strip("/"):
+                return Address(host=host, port=port)
         raise ValueError(f"{url!r} is not an engine address; write unix:///path/to.sock or tcp://host:port")

