@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from bros_batch.db.connections import reading, writing
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable
+from bros_batch.web.request_body import LargeBodies, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The server's settings, database and engine. `started_at` is in Unix seconds."""
+    """The server's settings, database, engine and memory for bodies. `started_at` is in Unix seconds."""
 
     settings: Settings
     database: Engine
     engine: EngineLink
     started_at: int
+    bodies: LargeBodies = field(default_factory=LargeBodies)
+
+    async def parsed(self, request: Request, parse: Callable[[bytes], T]) -> T:
+        """Read the JSON body of `request` and return what `parse` makes of it (see `read_json`)."""
+        return await read_json(request, self.settings.max_body_bytes, self.bodies, parse)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` in a read transaction on a thread. Raises ApiError 503 if the database is unavailable."""

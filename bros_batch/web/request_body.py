@@ -1,10 +1,90 @@
-"""Reads request bodies up to a size limit."""
+"""Reads request bodies: within limits of size and time, and without letting large ones use up the memory.
+
+A body of up to SMALL_BYTES is read at once. A larger one first waits for its share of LARGE_BODIES_BYTES, which it
+returns once it has been parsed. Large bodies and those with many values are parsed on a thread, one at a time.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import math
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
 from starlette.requests import Request
 
+from bros_batch.request_error import RequestError
 from bros_batch.web.errors import ApiError
+from bros_batch.web.json_shape import JsonShape, TooManyValues
+
+SMALL_BYTES = 64 * 1024
+LARGE_BODIES_BYTES = 64 * 1024**2
+# Parsing fewer values than this takes less time than handing them to a thread.
+INLINE_NODES = 500
+# Without a byte for this long, a client counts as gone. A slow client that makes progress may go on.
+IDLE_S = 30.0
+# The time for a whole body, except for uploads of files.
+BODY_S = 60.0
+# How long a large body waits for others before it is rejected.
+WAIT_S = 20.0
+
+JSON_TYPE = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
+
+T = TypeVar("T")
+
+
+class LargeBodies:
+    """The memory for large bodies, first come, first served, and the one thread that parses them."""
+
+    def __init__(self) -> None:
+        self._free_bytes = LARGE_BODIES_BYTES
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.parsing = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def reserve(self, num_bytes: int) -> AsyncIterator[None]:
+        """Hold `num_bytes` of the memory. Raises ApiError 503 if others keep it for longer than WAIT_S."""
+        num_bytes = min(num_bytes, LARGE_BODIES_BYTES)
+        if self._waiting or num_bytes > self._free_bytes:
+            await self._wait(num_bytes)
+        else:
+            self._free_bytes -= num_bytes
+        try:
+            yield
+        finally:
+            self._free_bytes += num_bytes
+            self._admit()
+
+    async def _wait(self, num_bytes: int) -> None:
+        admitted = asyncio.get_running_loop().create_future()
+        entry = (num_bytes, admitted)
+        self._waiting.append(entry)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await admitted
+        except BaseException as error:
+            if admitted.done() and not admitted.cancelled():  # admitted and cancelled at the same moment
+                self._free_bytes += num_bytes
+            else:
+                self._waiting.remove(entry)
+            self._admit()
+            if isinstance(error, TimeoutError):
+                message = "The server is busy with other large requests. Try again in a moment."
+                raise ApiError(503, message, code="overloaded", retry_after_s=1.0) from None
+            raise
+
+    def _admit(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free_bytes:
+            num_bytes, admitted = self._waiting[0]
+            if admitted.done():  # cancelled; its task removes it
+                return
+            self._waiting.popleft()
+            self._free_bytes -= num_bytes
+            admitted.set_result(None)
 
 
 def too_large(limit_bytes: int, what: str = "body") -> ApiError:
@@ -12,21 +92,79 @@ def too_large(limit_bytes: int, what: str = "body") -> ApiError:
     return ApiError(413, message, code="too_large")
 
 
-def check_declared_size(request: Request, limit_bytes: int, what: str = "body") -> None:
-    """Reject a body whose Content-Length exceeds the limit, before any of it is read."""
+def check_declared_size(request: Request, limit_bytes: int, what: str = "body") -> int | None:
+    """Return the declared size of a body, if any. Rejects one over the limit before any of it is read."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
+    if not declared.isdecimal():
+        return None
+    if len(declared) > 18 or int(declared) > limit_bytes:
         raise too_large(limit_bytes, what)
+    return int(declared)
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """Read the whole body. Raises ApiError 413 as soon as it exceeds the limit."""
+async def body_pieces(request: Request, within_s: float | None = None) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives. Raises ApiError 408 if nothing comes for IDLE_S, or if all takes over `within_s`."""
+    pieces = aiter(request.stream())
+    end_s = math.inf if within_s is None else time.monotonic() + within_s
+    while True:
+        try:
+            async with asyncio.timeout(min(IDLE_S, end_s - time.monotonic())):
+                piece = await anext(pieces, None)
+        except TimeoutError:
+            message = "The body arrives too slowly, or only a part of it was sent."
+            raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
+        if piece is None:
+            return
+        yield piece
+
+
+async def read_body(request: Request, limit_bytes: int, within_s: float = BODY_S) -> bytes:
+    """Return a whole body. Raises ApiError 413 as soon as it exceeds the limit, and 408 if it takes too long."""
     check_declared_size(request, limit_bytes)
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limit_bytes:
+    body = bytearray()
+    async for piece in body_pieces(request, within_s):
+        body += piece
+        if len(body) > limit_bytes:
             raise too_large(limit_bytes)
-        pieces.append(piece)
-    return b"".join(pieces)
+    return bytes(body)
+
+
+async def read_json(
+    request: Request, limit_bytes: int, bodies: LargeBodies, parse: Callable[[bytes], T]
+) -> T:
+    """Read a JSON body and return what `parse` makes of it.
+
+    Raises ApiError 415 for a body of another type, 413 for one that is too large, 408 for one that takes too long to
+    arrive, and 503 if there is no memory for it; and RequestError for one with too many values.
+    """
+    _check_type(request)
+    declared = check_declared_size(request, limit_bytes)
+    body, shape = bytearray(), JsonShape()
+    async with contextlib.AsyncExitStack() as memory:
+        is_large = declared is not None and declared > SMALL_BYTES
+        if is_large:
+            await memory.enter_async_context(bodies.reserve(declared or 0))
+        async for piece in body_pieces(request, BODY_S):
+            if not is_large and len(body) + len(piece) > SMALL_BYTES:
+                # Its size was not declared, and may reach the limit.
+                is_large = True
+                await memory.enter_async_context(bodies.reserve(limit_bytes))
+            body += piece
+            if len(body) > limit_bytes:
+                raise too_large(limit_bytes)
+            try:
+                shape.feed(piece)
+            except TooManyValues as error:
+                raise RequestError(f"The body has {error}.") from None
+        if not is_large and shape.num_nodes <= INLINE_NODES:
+            return parse(bytes(body))
+        async with bodies.parsing:
+            return await asyncio.to_thread(lambda: parse(bytes(body)))
+
+
+def _check_type(request: Request) -> None:
+    """Reject a body that says it is not JSON. One that says nothing passes."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind and not JSON_TYPE.fullmatch(kind):
+        message = f"Send the body as application/json, not as {kind[:100]}."
+        raise ApiError(415, message, code="unsupported_media_type")

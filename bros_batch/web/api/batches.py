@@ -29,7 +29,6 @@ from bros_batch.web.api.pagination import list_page
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import JSONResponse, not_found
-from bros_batch.web.request_body import read_body
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -57,7 +56,7 @@ class BatchRequest(RequestPart):
 @router.post("")
 async def create_batch(request: Request) -> Response:
     state = app_state(request)
-    body = validate(BatchRequest, await read_body(request, state.settings.max_body_bytes))
+    body = await state.parsed(request, partial(validate, BatchRequest))
     now_s = time.time()
     window_s = _parsed("completion_window", seconds_of, body.completion_window)
     deadline_at = None

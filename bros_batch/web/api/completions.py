@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -29,14 +30,12 @@ from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import JSONResponse
 from bros_batch.web.generation import Generation, plan_generation
-from bros_batch.web.request_body import read_body
 
 
 async def complete(http: HttpRequest) -> Response | ASGIApp:
     """Serve both endpoints, which differ only in the bodies that they read and write."""
     state = app_state(http)
-    raw = await read_body(http, state.settings.max_body_bytes)
-    request = parse_body(http.url.path, raw)
+    request = await state.parsed(http, partial(parse_body, http.url.path))
     generation = await plan_generation(state, request)
     head = ResponseHead(request.endpoint, http.state.request_id, state.settings.model_name, int(time.time()))
     response = CompletionResponse(generation, head)

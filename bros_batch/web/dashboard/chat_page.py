@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from bros_batch.openai_api.completion_request import Request as ChatRequest
 from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
@@ -18,7 +20,6 @@ from bros_batch.web.app_state import app_state
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import ApiError
 from bros_batch.web.generation import plan_generation
-from bros_batch.web.request_body import read_body
 
 
 class Conversation(msgspec.Struct):
@@ -38,19 +39,25 @@ async def answer(request: Request) -> ASGIApp:
     The page cannot use the API itself: with a browser's session, the API only allows reading.
     """
     state = app_state(request)
-    raw = await read_body(request, state.settings.max_body_bytes)
+    generation = await plan_generation(
+        state, await state.parsed(request, partial(_chat_request, state.settings.model_name))
+    )
+    head = ResponseHead(
+        CHAT_COMPLETIONS, request.state.request_id, state.settings.model_name, int(time.time())
+    )
+    return EventStream(request, CompletionResponse(generation, head).events())
+
+
+def _chat_request(model: str, raw: bytes) -> ChatRequest:
+    """The API's request for the next answer of the conversation in `raw`."""
     try:
         conversation = msgspec.json.decode(raw, type=Conversation)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"Not a conversation: {error}.", code="invalid_request") from None
     body = {
-        "model": state.settings.model_name,
+        "model": model,
         "messages": conversation.messages,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    generation = await plan_generation(state, parse_body(CHAT_COMPLETIONS, json.dumps(body)))
-    head = ResponseHead(
-        CHAT_COMPLETIONS, request.state.request_id, state.settings.model_name, int(time.time())
-    )
-    return EventStream(request, CompletionResponse(generation, head).events())
+    return parse_body(CHAT_COMPLETIONS, json.dumps(body))
