@@ -22,10 +22,12 @@ from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import Endpoints, IoThread
+from engine.lanes.loop_watch import LoopWatch
 from engine.lanes.socket_connection import ServerContext
 from engine.lanes.socket_server import SocketServer
 from engine.loop import EngineLoop
 from engine.profiling import first_cost_model, store_cost_model
+from engine.pulse import Pulse
 from engine.runner.base import ModelRunner, RunnerInfo
 from engine.wire.protocol import PROTOCOL_VERSION, Welcome
 
@@ -145,8 +147,13 @@ def assemble(
     """The main loop around a runner, and the I/O thread that feeds it. Neither is started."""
     scheduler = make_scheduler(config, runner.info, cost_model)
     mailbox = Mailbox()
+    pulse = Pulse()
+    # Ranks are watched by their own runner, which may have to load them again within a step.
+    is_patient = config.tensor_parallel_size > 1
+    watch = LoopWatch(pulse, lambda: mailbox.has_messages, config.stuck_after_s, is_patient=is_patient)
     io_thread = IoThread(
         mailbox,
+        watch,
         make_endpoints=lambda exchange: make_endpoints(config, runner.info, scheduler, exchange),
         listen=config.listen,
         drain_grace_s=config.drain_grace_s,
@@ -160,6 +167,7 @@ def assemble(
         clock=time.monotonic,
         publish=io_thread.publish,
         ahead=runner.info.computes_beside_host if ahead is None else ahead,
+        pulse=pulse,
     )
     return loop, io_thread
 

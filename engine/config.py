@@ -128,6 +128,11 @@ class EngineConfig:
     max_attempts: int = _flag(
         3, "number of times an engine may go away while it works on an item before the item fails"
     )
+    stuck_after_s: float = _flag(
+        30.0,
+        "seconds beyond its prediction after which a step counts as stuck: the engine takes no new work, and ends "
+        "after twice as long; the first steps, which compile kernels, get 20 times as long",
+    )
     drain_grace_s: float = _flag(30.0, "seconds that open chat requests get to finish at shutdown")
     simulated_step_s: float = _flag(0.0, "seconds that each step takes with --runner simulated")
     simulated_token_s: float = _flag(0.0, "seconds that each token adds to a step with --runner simulated")

@@ -14,6 +14,7 @@ from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishReason, Lane
 from engine.metrics import EngineMetrics
+from engine.pulse import Pulse
 from engine.runner.base import ModelRunner, PendingStep, RunnerRestarted
 
 
@@ -70,6 +71,7 @@ class EngineLoop:
     `receive(timeout_s)` returns the messages that have arrived. If there are none, it waits for one for up to
     `timeout_s`, or without a limit if that is None. `send` gets the events of a step, TokenEvents before all others.
     `clock` returns monotonic time in seconds. `publish`, if given, gets the RT lane's outlook after every step.
+    `pulse` shows other threads that the loop is alive.
 
     With `ahead`, the loop schedules and launches each step while the device computes the previous one. It does so as
     late as possible without making the device wait, so that requests that arrive in the meantime are included.
@@ -88,6 +90,7 @@ class EngineLoop:
         publish: Callable[[Outlook], None] | None = None,
         *,
         ahead: bool = False,
+        pulse: Pulse | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -96,6 +99,7 @@ class EngineLoop:
         self._send = send
         self._clock = clock
         self.publish = publish
+        self.pulse = pulse or Pulse()
         self._num_received = self._num_received_tokens = 0  # RT
         self._running = True
         self._ahead = ahead
@@ -106,7 +110,9 @@ class EngineLoop:
         """Run until a `Stop` message arrives."""
         idle = not self.scheduler.has_work
         while self._running:
-            answers = self._handle(self._receive(None if idle else 0.0))
+            messages = self._receive(None if idle else 0.0)
+            self.pulse.is_busy = True
+            answers = self._handle(messages)
             while self._launched and (spare_s := self._spare_s()) > 0:
                 answers += self._handle(self._receive(spare_s))
             has_plan = self._launch()
@@ -120,6 +126,7 @@ class EngineLoop:
             if self.publish is not None:
                 self.publish(self._outlook())
             idle = not (has_plan or has_result)  # a result may allow a plan that was not possible before
+            self.pulse.is_busy = self.scheduler.has_work or bool(self._launched)
 
     def _launch(self) -> bool:
         """Schedule a step and launch it. Returns False if there is nothing to compute."""
@@ -127,6 +134,7 @@ class EngineLoop:
         plan = self.scheduler.schedule(started_s)
         if plan.is_empty:
             return False
+        self.pulse.due_s = self.scheduler.busy_until_s
         self._launched.append((plan, self.runner.launch(plan)))
         if self._ahead:
             self._lead_s += LEAD_MEMORY * (self._clock() - started_s - self._lead_s)
@@ -145,6 +153,7 @@ class EngineLoop:
             self.scheduler.take_back()
             return []
         events = self.scheduler.update(plan, result, self._clock())
+        self.pulse.num_steps += 1
         self.metrics.observe_step(plan, self.scheduler.step_s)
         return events
 

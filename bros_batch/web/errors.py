@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from bros_batch.request_error import RequestError
-from engine.wire.client import EngineGone, EngineRejected
+from engine.wire.client import EngineGone, EngineRejected, EngineSilent
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -77,6 +77,9 @@ def not_found(what: str, name: str, param: str = "id") -> ApiError:
 
 def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -> ApiError:
     """Return the response for an engine that is unreachable or has rejected a request."""
+    if isinstance(error, EngineSilent):
+        message = "The engine does not respond. Try again in a moment."
+        return ApiError(503, message, code="engine_unavailable", retry_after_s=RETRY_AFTER_S)
     if isinstance(error, EngineGone):
         message = "The engine is not reachable; it may be starting. Try again in a moment."
         return ApiError(503, message, code="engine_unavailable", retry_after_s=RETRY_AFTER_S)

@@ -11,6 +11,7 @@ from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.outlook import Outlook
 from engine.core.request import Request
 from engine.core.terms import SLO, Lane
+from engine.lanes.loop_watch import LoopWatch
 from engine.lanes.snapshots import Snapshots
 from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
 
@@ -35,6 +36,10 @@ class Mailbox:
             self._messages.append(message)
             self._arrived.notify()
 
+    @property
+    def has_messages(self) -> bool:
+        return bool(self._messages)
+
     def receive(self, timeout_s: float | None) -> list[Message]:
         """Return the oldest messages, as many as one step takes in. If there are none, wait for one for up to
         `timeout_s` (None: without a limit)."""
@@ -54,8 +59,9 @@ class Mailbox:
 class Exchange:
     """The I/O thread's end: knows which requests are in flight, and which sink gets the events of each."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: Mailbox, watch: LoopWatch) -> None:
         self._mailbox = mailbox
+        self.watch = watch
         self._sinks: dict[str, RequestSink] = {}
         self._snapshots = Snapshots(self._request_snapshot)
         self._after_step: list[Callable[[], None]] = []

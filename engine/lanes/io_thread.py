@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.core.outlook import Outlook
 from engine.lanes.exchange import Exchange, Mailbox
+from engine.lanes.loop_watch import TICK_S, LoopWatch
 from engine.lanes.socket_server import SocketServer
 from engine.loop import LoopEvent, Stop
 
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     )
 
 log = logging.getLogger("engine.io")
+
+EXIT_STUCK = 1
 
 
 class Endpoints(NamedTuple):
@@ -38,15 +45,17 @@ class IoThread:
     def __init__(
         self,
         mailbox: Mailbox,
+        watch: LoopWatch,
         make_endpoints: Callable[[Exchange], Endpoints],
         listen: str,
         drain_grace_s: float,
     ) -> None:
         self._mailbox = mailbox
+        self._watch = watch
         self._make_endpoints = make_endpoints
         self._listen = listen
         self._drain_grace_s = drain_grace_s
-        self._exchange = Exchange(mailbox)
+        self._exchange = Exchange(mailbox, watch)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Event | None = None
         self._ready = threading.Event()
@@ -99,11 +108,31 @@ class IoThread:
         if puller is not None:
             puller.start()
         self._ready.set()
+        watching = asyncio.create_task(self._watch_loop(), name="watch-loop")
         await self._drain.wait()
         log.info("draining: %d chat requests open", server.num_open_rt)
         if puller is not None:
             await puller.drain()
         await server.drain(self._drain_grace_s)
+        watching.cancel()
+
+    async def _watch_loop(self) -> None:
+        """Look after the main loop. If it is stuck for good, end the process: no other thread can free it, and whoever
+        runs the engine starts it again."""
+        watch = self._watch
+        was_stuck = False
+        while not watch.is_hopeless:
+            await asyncio.sleep(TICK_S)
+            watch.tick(time.monotonic())
+            if watch.is_stuck != was_stuck:
+                was_stuck = watch.is_stuck
+                if was_stuck:
+                    log.error("the main loop is stuck: %.0f s without progress", watch.late_s)
+                else:
+                    log.warning("the main loop continues")
+        log.critical("the main loop is stuck for good; the engine ends. Its threads were here:")
+        faulthandler.dump_traceback(sys.stderr)
+        os._exit(EXIT_STUCK)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

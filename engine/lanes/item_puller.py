@@ -8,6 +8,7 @@ the entry over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.lanes.exchange import Exchange
+from engine.lanes.loop_watch import TICK_S
 from engine.lanes.pulled_item import PulledItem, failed_item
 from engine.lanes.result_queue import ResultQueue
 from engine.wire import protocol
@@ -136,6 +138,11 @@ class ItemPuller:
         next_takeover_s = 0.0
         while True:
             await self._has_room.wait()
+            if (
+                self._exchange.watch.is_stuck
+            ):  # what it took would wait here, and another engine can compute it
+                await asyncio.sleep(TICK_S)
+                continue
             if time.monotonic() >= next_takeover_s:
                 await self._take_over(own=False)
                 next_takeover_s = time.monotonic() + self._config.claim_timeout_s / 2
@@ -241,19 +248,27 @@ class ItemPuller:
     async def _renew_claims(self) -> None:
         while True:
             await asyncio.sleep(self._config.claim_timeout_s / 3)
-            if self._items:
+            # The claims of a stuck engine lapse, so that another one takes its items over.
+            if self._items and not self._exchange.watch.is_stuck:
                 await self._claim(self._config.engine_id, 0, list(self._items), justid=True)
 
     async def _send_heartbeats(self) -> None:
         key = protocol.engine_key(self._config.engine_id)
+        watch = self._exchange.watch
+        stats: dict[str, Any] = {}
         while True:
+            with contextlib.suppress(TimeoutError):  # a main loop that is stuck does not answer
+                async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
+                    stats = await self._exchange.stats()
             about = {
                 "engine_id": self._config.engine_id,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "started_at": self._started_unix_s,
                 **self._config.about,
-                "stats": await self._exchange.stats(),
+                "late_s": watch.late_s,
+                "is_stuck": watch.is_stuck,
+                "stats": stats,
             }
             await self._redis.set(key, msgspec.msgpack.encode(about), ex=HEARTBEAT_EXPIRES_S)
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)

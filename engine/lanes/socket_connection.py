@@ -28,6 +28,8 @@ from engine.wire.protocol import (
     Error,
     Finished,
     Hello,
+    Pulse,
+    PulseQuery,
     Rejected,
     Stats,
     StatsQuery,
@@ -176,6 +178,9 @@ class Connection(asyncio.Protocol):
                 self._with_memory |= with_memory
                 if self._stats_task is None:
                     self._stats_task = asyncio.get_running_loop().create_task(self._answer_stats())
+            case PulseQuery():
+                watch = self._exchange.watch
+                self._send(Pulse(watch.num_steps, watch.late_s, watch.is_stuck))
             case Hello():
                 self._fail("unexpected_hello", "this connection has already sent hello")
             case _:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from engine.wire.decoding import DECODE_ERRORS, ENCODE_ERRORS, envelope_of
 from engine.wire.framing import Address, FrameError, FrameReader
@@ -18,6 +18,8 @@ from engine.wire.protocol import (
     Finished,
     Hello,
     LaneName,
+    Pulse,
+    PulseQuery,
     Rejected,
     Sampling,
     Slo,
@@ -30,9 +32,15 @@ from engine.wire.protocol import (
     frame,
 )
 
+T = TypeVar("T")
+
 
 class EngineGone(ConnectionError):
     """The engine cannot be reached, or the connection to it was lost."""
+
+
+class EngineSilent(EngineGone):
+    """The engine is connected, but does not answer, or its main loop makes no progress."""
 
 
 class EngineRejected(Exception):
@@ -58,12 +66,12 @@ class EngineStream:
     def __init__(self, client: EngineClient, request_id: str) -> None:
         self._client = client
         self._id = request_id
-        self._messages: deque[Tokens | Finished | Rejected | None] = deque()
+        self._messages: deque[Tokens | Finished | Rejected | EngineGone] = deque()
         self._arrived = asyncio.Event()
         self._over = False
 
-    def put(self, message: Tokens | Finished | Rejected | None) -> None:
-        """Add a message that the connection received; None means that the connection was lost."""
+    def put(self, message: Tokens | Finished | Rejected | EngineGone) -> None:
+        """Add a message that the connection received, or the reason why no more will come."""
         self._messages.append(message)
         self._arrived.set()
 
@@ -88,9 +96,9 @@ class EngineStream:
                 case Rejected(code=code, message=text, retry_after_s=retry_after_s, param=param):
                     self._over = True
                     raise EngineRejected(code, text, retry_after_s, param)
-                case None:
+                case EngineGone():
                     self._over = True
-                    raise EngineGone("the connection to the engine was lost")
+                    raise type(message)(str(message))
 
     def cancel(self) -> None:
         """Stop the request if it is still running. No further messages arrive."""
@@ -111,6 +119,9 @@ class EngineClient(asyncio.Protocol):
         self._ids = itertools.count()
         self._streams: dict[str, EngineStream] = {}
         self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
+        self._pulses: deque[asyncio.Future[Pulse]] = deque()
+        self._reason = EngineGone("the connection to the engine was lost")
+        self.num_received = 0  # pieces of data so far: a sign of life
         self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
         self.welcome: Welcome
@@ -166,16 +177,24 @@ class EngineClient(asyncio.Protocol):
         stream = self._streams[request_id] = EngineStream(self, request_id)
         return stream
 
-    async def stats(self, timeout_s: float = 5.0, *, with_memory: bool = False) -> dict[str, Any]:
+    def ask_pulse(self) -> asyncio.Future[Pulse]:
+        """Ask whether the engine makes progress. Raises EngineGone; so does the answer if the connection is lost."""
+        self._write(frame(PulseQuery()))
+        answer: asyncio.Future[Pulse] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may not be awaited
+        self._pulses.append(answer)
+        return answer
+
+    async def pulse(self, timeout_s: float) -> Pulse:
+        """Return whether the engine makes progress. Raises EngineSilent if it does not answer in time."""
+        return await _in_time(self.ask_pulse(), timeout_s)
+
+    async def stats(self, timeout_s: float = 3.0, *, with_memory: bool = False) -> dict[str, Any]:
         """Return a snapshot of the engine's counters, optionally with a map of its KV memory. Raises EngineGone."""
         self._write(frame(StatsQuery(with_memory)))
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await answer
-        except TimeoutError as error:
-            raise EngineGone(f"the engine did not answer within {timeout_s:g} s") from error
+        return await _in_time(answer, timeout_s)
 
     def forget(self, request_id: str, *, cancel: bool) -> None:
         """Drop the stream of a request and, with `cancel`, tell the engine to stop it."""
@@ -187,6 +206,12 @@ class EngineClient(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
             await self.closed.wait()
+
+    def abort(self, reason: EngineGone) -> None:
+        """Close the connection at once. All its requests end with `reason`."""
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()
 
     def _write(self, encoded: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -201,6 +226,7 @@ class EngineClient(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
+        self.num_received += 1
         self._reader.add(data)
         try:
             while (body := self._reader.take()) is not None:
@@ -227,16 +253,20 @@ class EngineClient(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set()
-        gone = EngineGone("the connection to the engine was lost")
+        gone = self._reason
         if not self._welcome.done():
             self._welcome.set_exception(gone)
         for stream in self._streams.values():
-            stream.put(None)
+            stream.put(gone)
         self._streams.clear()
-        for answer in self._stats:
-            if not answer.done():
-                answer.set_exception(gone)
+        for stats in self._stats:
+            if not stats.done():
+                stats.set_exception(gone)
         self._stats.clear()
+        for pulse in self._pulses:
+            if not pulse.done():
+                pulse.set_exception(gone)
+        self._pulses.clear()
 
     def _handle(self, message: EngineMessage) -> None:
         match message:
@@ -254,6 +284,19 @@ class EngineClient(asyncio.Protocol):
                     answer = self._stats.popleft()
                     if not answer.done():
                         answer.set_result(values)
+            case Pulse():
+                asked = self._pulses.popleft() if self._pulses else None
+                if asked is not None and not asked.done():
+                    asked.set_result(message)
             case Error(message=text):
                 if not self._welcome.done():
                     self._welcome.set_exception(EngineGone(text))
+
+
+async def _in_time(answer: asyncio.Future[T], timeout_s: float) -> T:
+    """Wait for an answer of the engine. Raises EngineSilent if it does not come in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await answer
+    except TimeoutError:
+        raise EngineSilent(f"the engine has not answered for {timeout_s:g} s") from None

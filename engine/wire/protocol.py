@@ -116,7 +116,11 @@ class StatsQuery(Struct, frozen=True, tag="stats?", omit_defaults=True):
     with_memory: bool = False
 
 
-ClientMessage = Hello | Submit | Cancel | StatsQuery
+class PulseQuery(Struct, frozen=True, tag="pulse?"):
+    """Ask for one `Pulse` message, which the engine sends even if its main loop is stuck."""
+
+
+ClientMessage = Hello | Submit | Cancel | StatsQuery | PulseQuery
 
 # Engine to client -------------------------------------------------------------------------------------------
 
@@ -175,6 +179,14 @@ class Stats(Struct, frozen=True, tag="stats"):
     num_queries: int = 1
 
 
+class Pulse(Struct, frozen=True, tag="pulse"):
+    """Whether the engine's main loop makes progress. `late_s`: time without any, beyond what was predicted."""
+
+    num_steps: int
+    late_s: float
+    is_stuck: bool
+
+
 class Error(Struct, frozen=True, tag="error"):
     """The engine cannot go on with this connection and closes it after this frame."""
 
@@ -182,7 +194,7 @@ class Error(Struct, frozen=True, tag="error"):
     message: str
 
 
-EngineMessage = Welcome | Tokens | Finished | Rejected | Stats | Error
+EngineMessage = Welcome | Tokens | Finished | Rejected | Stats | Pulse | Error
 
 # Items and their results: entries of Redis streams -----------------------------------------------------------
 
