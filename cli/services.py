@@ -56,9 +56,7 @@ def beat(arguments: tuple[str, ...]) -> None:
     """
     from bros_batch.up.service_commands import beat_command, environment
 
-    settings = load_settings()
-    (settings.data_dir / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
-    _become(beat_command(settings, arguments), environment(settings))
+    _become(beat_command(arguments), environment(load_settings()))
 
 
 @click.command()

@@ -136,7 +136,7 @@ class Processes:
 
     def beat(self) -> Process:
         """Start Celery beat."""
-        flags = ["--loglevel", "INFO", "--pidfile", "", "--schedule", str(self.directory / "beat-schedule")]
+        flags = ["--loglevel", "INFO", "--pidfile", ""]
         return self.start(
             [sys.executable, "-m", "celery", "-A", "bros_batch.jobs.celery_app", "beat", *flags]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from bros_batch.settings import get_settings
 
 BUSY_TIMEOUT_MS = 30_000
+POSTGRES_DISK_FULL = "53100"
 # SQLite before 3.32 takes at most 999 parameters per statement.
 IDS_PER_QUERY = 500
 
@@ -40,9 +43,6 @@ def _open_sqlite(url: str) -> Engine:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode = WAL")
-        # NORMAL survives the death of any process; a power cut may undo the last commits. What they recorded is then
-        # done again: the rows are still queued, their stream entries are gone, and the sweep notices that.
-        cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA cache_size = -32768")
         cursor.close()
 
@@ -50,8 +50,13 @@ def _open_sqlite(url: str) -> Engine:
     def _on_begin(connection: Connection) -> None:
         # A transaction that reads first and writes later fails with "database is locked" if another one wrote in
         # between, and no timeout helps. So writers take the write lock when they begin.
-        writes = connection.get_execution_options().get("bros_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if options.get("bros_writes", False):
+            durable = options.get("bros_durable", False)
+            connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return database
 
@@ -64,9 +69,14 @@ def reading(database: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def writing(database: Engine) -> Iterator[Connection]:
-    """A transaction that writes. It commits at the end and rolls back on an exception."""
-    with database.execution_options(bros_writes=True).begin() as connection:
+def writing(database: Engine, *, durable: bool = False) -> Iterator[Connection]:
+    """A transaction that writes. It commits at the end and rolls back on an exception.
+
+    Any commit survives the death of any process. On SQLite, a power cut may undo the last commits, except those that
+    are `durable` and all before them. Commits that somebody hears of are durable: a client that gets an answer, or an
+    engine that gets an item. Others save the time: what they record is done again.
+    """
+    with database.execution_options(bros_writes=True, bros_durable=durable).begin() as connection:
         yield connection
 
 
@@ -78,6 +88,14 @@ def get_database() -> Engine:
 
 def is_postgres(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql"
+
+
+def is_disk_full(error: DBAPIError) -> bool:
+    """Whether a statement failed because the disk of the database is full."""
+    return (
+        getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or getattr(error.orig, "sqlstate", None) == POSTGRES_DISK_FULL
+    )
 
 
 def probe(connection: Connection) -> None:

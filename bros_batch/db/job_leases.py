@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from bros_batch.db.jobs import lock_job
 from bros_batch.db.states import JobStatus
@@ -40,7 +40,7 @@ def take_lease(
         .where(
             jobs.c.id == job_id,
             jobs.c.status.in_([status.value for status in statuses]),
-            or_(jobs.c.lease_token.is_(None), jobs.c.lease_until < now_s),
+            _is_free(lease_s, now_s),
         )
         .values(lease_token=lease.token, lease_until=now_s + lease_s)
     )
@@ -70,10 +70,19 @@ def drop_lease(connection: Connection, lease: Lease) -> None:
     connection.execute(query.values(NO_LEASE))
 
 
-def unattended_jobs(connection: Connection, statuses: Sequence[JobStatus], now_s: float) -> list[str]:
+def unattended_jobs(
+    connection: Connection, statuses: Sequence[JobStatus], lease_s: float, now_s: float
+) -> list[str]:
     """Jobs with these statuses that no run holds: no run has started, or its lease has expired."""
     query = select(jobs.c.id).where(
         jobs.c.status.in_([status.value for status in statuses]),
-        or_(jobs.c.lease_token.is_(None), jobs.c.lease_until < now_s),
+        _is_free(lease_s, now_s),
     )
     return list(connection.scalars(query))
+
+
+def _is_free(lease_s: float, now_s: float) -> ColumnElement[bool]:
+    """Whether no run holds a job. A lease that ends much later than one taken now is from before the clock was set
+    back; the clocks of two hosts may differ by as much as a lease lasts."""
+    expired = or_(jobs.c.lease_until < now_s, jobs.c.lease_until > now_s + 2 * lease_s)
+    return or_(jobs.c.lease_token.is_(None), expired)

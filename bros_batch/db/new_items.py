@@ -20,14 +20,15 @@ def insert_items(connection: Connection, job_id: str, rows: Sequence[NewItem], n
     """Insert items into a job, all of them or none. Raises `DuplicateCustomId`."""
     if not rows:
         return
+    insert = _copy if is_postgres(connection) else _insert_many
+    savepoint = connection.begin_nested()
     try:
-        with connection.begin_nested():
-            if is_postgres(connection):
-                _copy(connection, job_id, rows, now_s)
-            else:
-                _insert_many(connection, job_id, rows, now_s)
+        insert(connection, job_id, rows, now_s)
     except IntegrityError as error:
+        savepoint.rollback()
         raise DuplicateCustomId from error
+    # After any other error the savepoint ends with the transaction. SQLite has undone all of it when the disk is full.
+    savepoint.commit()
 
 
 def existing_custom_ids(connection: Connection, job_id: str, custom_ids: Iterable[str]) -> set[str]:

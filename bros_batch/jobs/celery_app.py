@@ -14,6 +14,9 @@ from celery import Celery
 from bros_batch.settings import Settings, get_settings
 
 QUEUE = "bros"
+# A worker that was away must not find an hour of ticks in the queue. The worker compares this with its own clock, so it
+# is much longer than the clocks of two hosts differ.
+TICK_EXPIRES_S = 60.0
 
 # A pool process that ends waits up to 30 s for the main process to read its last message, and at a shutdown the main
 # process has sometimes stopped reading already. An unread message only means that a task runs again.
@@ -58,15 +61,15 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "pump": {
                 "task": "bros.pump",
                 "schedule": settings.pump_interval_s,
-                # A worker that was away must not find an hour of ticks in the queue.
-                "options": {"expires": max(settings.pump_interval_s, 1.0)},
+                "options": {"expires": TICK_EXPIRES_S},
             },
             "sweep": {
                 "task": "bros.sweep",
                 "schedule": settings.sweep_interval_s,
-                "options": {"expires": max(settings.sweep_interval_s, 1.0)},
+                "options": {"expires": TICK_EXPIRES_S},
             },
         },
+        "beat_scheduler": "bros_batch.jobs.ticker:Ticker",
     }
 
 

@@ -14,8 +14,8 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 from bros_batch.db import ended_items, files, job_endings, job_leases, jobs
 from bros_batch.db.connections import reading, writing
@@ -33,7 +33,7 @@ STATUSES = (JobStatus.FINALIZING, JobStatus.CANCELLING)
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A complete file under its final name."""
+    """A complete file and its final name."""
 
     file_id: str
     path: Path
@@ -51,7 +51,7 @@ def finalize(worker: Worker, job_id: str, until_s: float) -> TaskRun:
     try:
         with finalizer.files() as (output, error):
             if finalizer.end_items(until_s) and finalizer.write(output, error, until_s):
-                finalizer.finish()
+                finalizer.finish(output, error)
                 return TaskRun(Progress.DONE)
             finalizer.pause()
             return TaskRun(Progress.MORE)
@@ -90,7 +90,7 @@ class _Finalizer:
         return True
 
     @contextlib.contextmanager
-    def files(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    def files(self) -> Iterator[tuple[BufferedRandom, BufferedRandom]]:
         """The temporary files, open and locked.
 
         Raises BlockingIOError while a run that has outlived its lease still has them open, since it could write into
@@ -102,9 +102,15 @@ class _Finalizer:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._line = self._resume(output, error)
             self._sizes = {"output": output.tell(), "error": error.tell()}
-            yield output, error
+            try:
+                yield output, error
+            except OSError:
+                # The disk is probably full. What this run has written goes, because the database needs room as well.
+                for file, size in zip((output, error), self._sizes.values(), strict=True):
+                    os.ftruncate(file.fileno(), size)
+                raise
 
-    def write(self, output: BinaryIO, error: BinaryIO, until_s: float) -> bool:
+    def write(self, output: BufferedRandom, error: BufferedRandom, until_s: float) -> bool:
         """Append lines to the temporary files. True if all of them are on disk."""
         complete = False
         while not complete and time.monotonic() < until_s:
@@ -139,13 +145,22 @@ class _Finalizer:
             )
             job_leases.drop_lease(connection, self._lease)
 
-    def finish(self) -> None:
+    def finish(self, output: BufferedRandom, error: BufferedRandom) -> None:
         """Give the files their final names, and record them and the end of the job in one transaction."""
-        written = {kind: self._name_file(kind) for kind in self._temporary}
-        _sync_directory(self._dir)
+        written = {
+            "output": self._written_file("output", output),
+            "error": self._written_file("error", error),
+        }
         now_s = time.time()
         with writing(self._database) as connection:
+            # Only who holds the lease may rename: the temporary files of a run that has lost it are another run's now.
             job = job_leases.hold_lease(connection, self._lease)
+            for kind, file in written.items():
+                if file is None:
+                    self._temporary[kind].unlink()
+                else:
+                    self._temporary[kind].replace(file.path)
+            _sync_directory(self._dir)
             for kind, file in written.items():
                 if file is not None:
                     files.delete_file(connection, file.file_id)
@@ -170,7 +185,7 @@ class _Finalizer:
                 **NO_LEASE,
             )
 
-    def _resume(self, output: BinaryIO, error: BinaryIO) -> int:
+    def _resume(self, output: BufferedRandom, error: BufferedRandom) -> int:
         """Truncate the files to what the last run recorded, or to nothing if one of them is shorter than that.
 
         Returns the line after which to continue.
@@ -185,20 +200,16 @@ class _Finalizer:
             file.seek(size)
         return line
 
-    def _name_file(self, kind: str) -> WrittenFile | None:
-        temporary = self._temporary[kind]
-        size = temporary.stat().st_size
+    def _written_file(self, kind: str, file: BufferedRandom) -> WrittenFile | None:
+        size = self._sizes[kind]
         if size == 0:
-            temporary.unlink()
             return None
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         # The name is the same at each attempt, so that a death after the rename leaves no orphan.
         since = self._job.cancelling_at or self._job.finalizing_at
         file_id = "file-" + hashlib.sha256(f"{self._job.id}:{kind}:{since}".encode()).hexdigest()[:24]
-        path = self._dir / file_id
-        temporary.replace(path)
-        return WrittenFile(file_id, path, size, sha256)
+        return WrittenFile(file_id, self._dir / file_id, size, sha256)
 
 
 def _final_status(job: Job) -> JobStatus:
@@ -207,7 +218,7 @@ def _final_status(job: Job) -> JobStatus:
     return JobStatus.EXPIRED if job.expired else JobStatus.COMPLETED
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedRandom:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
 
 

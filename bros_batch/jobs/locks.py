@@ -14,6 +14,12 @@ from redis import Redis
 # A lock that has not been renewed for this long belongs to a dead worker.
 LOCK_TTL_MS = 5_000
 
+# A lock that lasts longer than its TTL was taken before the clock was set back; it gets its TTL again.
+_ACQUIRE = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
 _RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0"
 _RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
 
@@ -27,7 +33,7 @@ class Lock:
         self._token = secrets.token_hex(8)
 
     def acquire(self) -> bool:
-        return bool(self._redis.set(self._key, self._token, nx=True, px=LOCK_TTL_MS))
+        return bool(self._redis.eval(_ACQUIRE, 1, self._key, self._token, LOCK_TTL_MS))
 
     def renew(self) -> None:
         self._redis.eval(_RENEW, 1, self._key, self._token, LOCK_TTL_MS)

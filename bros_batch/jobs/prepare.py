@@ -51,7 +51,9 @@ def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None
 
 def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, list[QueuedItem]]]:
     claimed = []
-    with writing(worker.database) as connection:
+    # Durable: if Redis held an item of which the database knows nothing after a power cut, another line could get its
+    # id, and with it its result.
+    with writing(worker.database, durable=True) as connection:
         for job in pending_items.runnable_jobs(connection, model):
             # A line may have megabytes. By the average line of the file, one claim fits into CLAIM_BYTES.
             average_bytes = max(job.ingest_offset // max(job.ingest_line, 1), 1)

@@ -83,9 +83,10 @@ def _move_jobs(worker: Worker, now_s: float) -> tuple[list[str], list[str]]:
             job_endings.finish_counted_jobs(connection, now_s)
             job_endings.expire_jobs(connection, now_s)
     with reading(worker.database) as connection:
-        ingest = job_leases.unattended_jobs(connection, (JobStatus.VALIDATING,), now_s)
+        lease_s = worker.settings.lease_s
+        ingest = job_leases.unattended_jobs(connection, (JobStatus.VALIDATING,), lease_s, now_s)
         ending = (JobStatus.FINALIZING, JobStatus.CANCELLING)
-        return ingest, job_leases.unattended_jobs(connection, ending, now_s)
+        return ingest, job_leases.unattended_jobs(connection, ending, lease_s, now_s)
 
 
 def _remove_old_files(worker: Worker, now_s: float) -> int:

@@ -13,10 +13,7 @@ from functools import wraps
 from typing import Literal, ParamSpec
 
 from kombu.exceptions import OperationalError as BrokerError
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from sqlalchemy.exc import OperationalError as DatabaseError
 
 from bros_batch.db import engines, jobs, pending_items
 from bros_batch.db.connections import reading, writing
@@ -26,6 +23,7 @@ from bros_batch.jobs.finalize import finalize as run_finalize
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.ingest import ingest as run_ingest
 from bros_batch.jobs.locks import try_lock
+from bros_batch.jobs.outage import is_outage
 from bros_batch.jobs.prepare import prepare as run_prepare
 from bros_batch.jobs.record import record as run_record
 from bros_batch.jobs.streams import heartbeats, queue_length, withdraw_job
@@ -66,14 +64,16 @@ def follow_up(run: TaskRun, name: TaskName, *ids: str) -> None:
 
 
 def tolerate_outage(function: Callable[P, None]) -> Callable[P, None]:
-    """Log one line instead of a traceback while Redis or the database is away. The next tick tries again."""
+    """Log one line instead of a traceback while a service is away or the disk is full. The next tick tries again."""
 
     @wraps(function)
     def attempt(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except (RedisConnectionError, RedisTimeoutError, DatabaseError) as error:
-            log.warning("%s gave up for now: %s", function.__name__, str(error).splitlines()[0])
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            log.warning("%s gave up for now: %s", function.__name__, str(error).partition("\n")[0])
 
     return attempt
 

@@ -58,14 +58,9 @@ def worker_command(concurrency: int, extra: Sequence[str] = ()) -> list[str]:
     ]  # fmt: skip
 
 
-def beat_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
-    """Build the command line of Celery beat, which keeps its schedule in the data directory."""
-    schedule = settings.data_dir / "run" / "beat-schedule"
-    return [
-        *CELERY, "beat",
-        "--loglevel", "INFO", "--schedule", str(schedule), "--pidfile", "",
-        *extra,
-    ]  # fmt: skip
+def beat_command(extra: Sequence[str] = ()) -> list[str]:
+    """Build the command line of Celery beat."""
+    return [*CELERY, "beat", "--loglevel", "INFO", "--pidfile", "", *extra]
 
 
 def web_command() -> list[str]:

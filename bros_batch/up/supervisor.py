@@ -209,7 +209,7 @@ class Supervisor:
         level = "INFO" if self._options.verbose else "WARNING"  # INFO writes three lines per second
         worker = service_commands.worker_command(self._options.workers, ("--loglevel", level))
         specs.append(ChildSpec("worker", worker, env, 30.0))
-        beat = service_commands.beat_command(settings, ("--loglevel", level))
+        beat = service_commands.beat_command(("--loglevel", level))
         specs.append(ChildSpec("beat", beat, env, 10.0))
         specs.append(ChildSpec("web", service_commands.web_command(), env, 30.0))
         return specs

@@ -12,11 +12,11 @@ from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection, Request
 
-from bros_batch.db.connections import reading, writing
+from bros_batch.db.connections import is_disk_full, reading, writing
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from bros_batch.web.engine_link import EngineLink
-from bros_batch.web.errors import ApiError, database_unavailable
+from bros_batch.web.errors import ApiError, database_unavailable, disk_full
 from bros_batch.web.request_body import LargeBodies, read_json
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,12 @@ class AppState:
 
     def _run(self, query: Callable[[Connection], T], writes: bool) -> T:
         try:
-            with (writing if writes else reading)(self.database) as connection:
+            with writing(self.database, durable=True) if writes else reading(self.database) as connection:
                 return query(connection)
         except DBAPIError as error:
+            if is_disk_full(error):
+                logger.error("the disk of the database is full: %s", error.orig)
+                raise disk_full() from error
             if _is_unavailable(error):
                 logger.error("the database does not respond: %s", error.orig)
                 raise database_unavailable() from error

@@ -98,6 +98,13 @@ def database_unavailable() -> ApiError:
     return ApiError(503, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S)
 
 
+def disk_full() -> ApiError:
+    message = (
+        "The server's disk is full, so nothing was stored. Try again when its operator has freed some space."
+    )
+    return ApiError(507, message, code="disk_full")
+
+
 def internal_error() -> ApiError:
     message = "The server failed to process the request. Its log has the details."
     return ApiError(500, message, code="internal_error")

@@ -16,7 +16,7 @@ from bros_batch.db import files
 from bros_batch.db.tables import File
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.pagination import list_page
-from bros_batch.web.api.uploads import Upload, receive_upload
+from bros_batch.web.api.uploads import Upload, guarded, receive_upload
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 
@@ -36,7 +36,7 @@ async def create_file(request: Request) -> Response:
     try:
         purpose = _purpose(upload.fields)
         expires_at = _expires_at(upload.fields, state.settings.file_retention_s)
-        await run_in_threadpool(_rename, upload.path, kept)
+        await guarded(lambda: _rename(upload.path, kept))
         file = await state.write(lambda connection: _record(connection, upload, kept, purpose, expires_at))
     except BaseException:
         upload.path.unlink(missing_ok=True)

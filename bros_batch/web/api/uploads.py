@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.multipart_form import FormReader
-from bros_batch.web.errors import ApiError
+from bros_batch.web.errors import disk_full
 from bros_batch.web.request_body import check_declared_size, too_large
 
 WRITE_BYTES = 1024 * 1024
@@ -68,17 +68,17 @@ async def receive_upload(request: Request, directory: Path, limit_bytes: int) ->
         if size_bytes > limit_bytes:
             raise too_large(limit_bytes, "file")
         pieces = reader.take_file_data()
-        await _guarded(lambda: write(file, pieces))
+        await guarded(lambda: write(file, pieces))
 
     try:
-        file = await _guarded(lambda: _create(path))
+        file = await guarded(lambda: _create(path))
         try:
             async for data in request.stream():
                 reader.feed(data)
                 if reader.num_pending_bytes >= WRITE_BYTES:
                     await flush(file)
             await flush(file)
-            await _guarded(lambda: _sync(file))
+            await guarded(lambda: _sync(file))
         finally:
             await asyncio.to_thread(_close, file)
         if not reader.complete:
@@ -91,14 +91,13 @@ async def receive_upload(request: Request, directory: Path, limit_bytes: int) ->
     return Upload(path, reader.filename, size_bytes, digest.hexdigest(), reader.fields)
 
 
-async def _guarded(work: Callable[[], T]) -> T:
+async def guarded(work: Callable[[], T]) -> T:
     """Run `work` on a thread. A full disk becomes ApiError 507."""
     try:
         return await asyncio.to_thread(work)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = "The server's disk is full; the file was not stored."
-            raise ApiError(507, message, code="disk_full") from None
+            raise disk_full() from None
         raise
 
 
