@@ -54,12 +54,13 @@ class Settings(BaseSettings):
     file_retention_s: float = 30 * 24 * 3600.0
 
     ingest_group_lines: int = Field(2000, ge=1, description="Lines that ingest commits at a time")
-    queue_high_water: int = Field(
-        4000, ge=1, description="Number of items in a model's stream at which prepare stops"
+    queue_s: float = Field(
+        4.0,
+        gt=0,
+        le=3600,
+        description="Seconds of work that wait in a model's stream, by the rate of its engines",
     )
-    queue_low_water: int = Field(
-        2000, ge=0, description="Number of items in a model's stream below which prepare runs"
-    )
+    queue_max_items: int = Field(4000, ge=1, description="Number of items that may wait in a model's stream")
     max_attempts: int = Field(
         3, ge=1, description="Number of times that an item may be lost before it fails with engine_lost"
     )

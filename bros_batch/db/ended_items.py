@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, func, literal_column, select
 
-from bros_batch.db.connections import IDS_PER_QUERY
-from bros_batch.db.states import ENDED_ITEM, WITHOUT_RESULT, ItemStatus
+from bros_batch.db.states import WITHOUT_RESULT, ItemStatus
 from bros_batch.db.tables import items
 
 PAGE_ROWS = 500
@@ -52,19 +50,6 @@ def count_error_codes(connection: Connection, job_id: str) -> dict[str, int]:
         .order_by(func.count().desc())
     )
     return {code or "": count for code, count in connection.execute(query)}
-
-
-def ended_among(connection: Connection, job_id: str, item_ids: Sequence[int]) -> set[int]:
-    """Those of these item ids that belong to the job and have ended."""
-    found: set[int] = set()
-    for start in range(0, len(item_ids), IDS_PER_QUERY):
-        query = select(items.c.id).where(
-            items.c.id.in_(item_ids[start : start + IDS_PER_QUERY]),
-            items.c.job_id == job_id,
-            items.c.status.in_(sorted(ENDED_ITEM)),
-        )
-        found.update(connection.scalars(query))
-    return found
 
 
 def _status_in(*statuses: ItemStatus) -> ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""Queries that end queued items with their results and count them on their jobs.
+"""Queries that end items with their results and count them on their jobs.
 
 Item statuses are literals here: a planner that sees a parameter cannot know that a partial index covers it.
 """
@@ -77,9 +77,10 @@ def defaults_of(connection: Connection, job_ids: Iterable[str]) -> dict[str, dic
 
 
 def finish_items(connection: Connection, finished: Sequence[FinishedItem], now_s: float) -> FinishResult:
-    """End queued items, and add what changed to the counters of their jobs in this same transaction.
+    """End items, and add what changed to the counters of their jobs in this same transaction.
 
-    A result whose epoch is not the item's, or whose item is not queued, came late or twice and changes nothing. Jobs
+    A result whose epoch is not the item's, or whose item has ended, came late or twice and changes nothing. An item
+    that was taken back from the stream after an engine had read it is pending, and its result counts. Jobs
     whose last item ended move to finalizing; the caller dispatches `finalize` for them after the commit.
     """
     if not finished:
@@ -110,14 +111,14 @@ FROM unnest(
     %(ids)b::bigint[], %(epochs)b::int[], %(statuses)b::text[], %(results)b::text[],
     %(codes)b::text[], %(messages)b::text[], %(prompts)b::int[], %(outputs)b::int[]
 ) AS v(id, epoch, status, result, error_code, error_message, prompt_tokens, output_tokens)
-WHERE items.id = v.id AND items.epoch = v.epoch AND items.status = 'queued'
+WHERE items.id = v.id AND items.epoch = v.epoch AND items.status IN ('queued', 'pending')
 RETURNING items.id
 """
 
 _FINISH_SQLITE = text("""
 UPDATE items SET status = :status, result = :result, error_code = :error_code, error_message = :error_message,
     prompt_tokens = :prompt_tokens, output_tokens = :output_tokens, finished_at = :now
-WHERE id = :id AND epoch = :epoch AND status = 'queued'
+WHERE id = :id AND epoch = :epoch AND status IN ('queued', 'pending')
 """)
 
 
@@ -141,12 +142,13 @@ def _finish_postgres(connection: Connection, finished: Sequence[FinishedItem], n
 
 def _finish_sqlite(connection: Connection, finished: Sequence[FinishedItem], now_s: float) -> list[int]:
     # To read first and write afterwards is safe here: BEGIN IMMEDIATE made this the only writer.
-    queued: set[tuple[int, int]] = set()
+    unfinished: set[tuple[int, int]] = set()
     for start in range(0, len(finished), IDS_PER_QUERY):
         ids = [item.id for item in finished[start : start + IDS_PER_QUERY]]
-        query = select(items.c.id, items.c.epoch).where(items.c.id.in_(ids), items.c.status == "queued")
-        queued.update((item_id, epoch) for item_id, epoch in connection.execute(query))
-    matching = [item for item in finished if (item.id, item.epoch) in queued]
+        is_unfinished = items.c.status.in_(("queued", "pending"))
+        query = select(items.c.id, items.c.epoch).where(items.c.id.in_(ids), is_unfinished)
+        unfinished.update((item_id, epoch) for item_id, epoch in connection.execute(query))
+    matching = [item for item in finished if (item.id, item.epoch) in unfinished]
     rows = [
         {
             "id": item.id,

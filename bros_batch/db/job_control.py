@@ -37,7 +37,7 @@ def cancel_job(connection: Connection, job_id: str, now_s: float | None = None) 
 
 
 def pause_job(connection: Connection, job_id: str, now_s: float | None = None) -> Job:
-    """Stop preparing items of a job. Those that are queued still finish."""
+    """Stop a job until it is resumed. The caller then takes its items back from the stream."""
     job = lock_job(connection, job_id)
     return job if job.status == JobStatus.PAUSED else set_status(connection, job, JobStatus.PAUSED, now_s)
 
@@ -69,7 +69,9 @@ def retry_job(
         ensure_item(source, ItemStatus.PENDING)
     rows = connection.execute(
         text(
-            "UPDATE items SET status = 'pending', attempts = 0, error_code = NULL, error_message = NULL, "
+            # The next epoch: a result from before the retry changes nothing.
+            "UPDATE items SET status = 'pending', epoch = epoch + 1, attempts = 0, "
+            "error_code = NULL, error_message = NULL, "
             "finished_at = NULL, queued_at = NULL WHERE job_id = :job_id AND body IS NOT NULL "
             "AND status IN ('failed', 'cancelled', 'expired')"
         ),

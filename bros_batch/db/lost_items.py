@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
+from bros_batch.db.connections import IDS_PER_QUERY
 from bros_batch.db.item_results import FinishedItem, FinishResult, finish_items
 from bros_batch.db.jobs import lock_jobs
 from bros_batch.db.states import ItemStatus
+from bros_batch.db.tables import items
 
 _RETURN = text(
     "UPDATE items SET status = 'pending', attempts = attempts + 1, queued_at = NULL "
@@ -52,15 +54,16 @@ def return_lost(
 ) -> FinishResult:
     """Return lost items to pending with one more attempt, or end them with `engine_lost` at the limit.
 
-    As in all such updates, an item changes only while it is queued under the same epoch.
+    An item whose result was recorded after the caller had read it was not lost, and does not count in what is returned.
     """
     lock_jobs(connection, [item.job_id for item in lost])
+    lost = _still_queued(connection, lost)
     again = [item for item in lost if item.attempts + 1 < max_attempts]
     given_up = [item for item in lost if item.attempts + 1 >= max_attempts]
     if again:
         connection.execute(_RETURN, [{"id": item.id, "epoch": item.epoch} for item in again])
     if not given_up:
-        return FinishResult(0, [])
+        return FinishResult(len(lost), [])
     connection.execute(_COUNT_ATTEMPT, [{"id": item.id, "epoch": item.epoch} for item in given_up])
     message = f"The engine was lost {max_attempts} times while it had this line."
     results = [
@@ -74,7 +77,16 @@ def return_lost(
         )
         for item in given_up
     ]
-    return finish_items(connection, results, now_s)
+    return FinishResult(len(lost), finish_items(connection, results, now_s).finalizing)
+
+
+def _still_queued(connection: Connection, candidates: Sequence[LongQueuedItem]) -> list[LongQueuedItem]:
+    queued: set[tuple[int, int]] = set()
+    for start in range(0, len(candidates), IDS_PER_QUERY):
+        ids = [item.id for item in candidates[start : start + IDS_PER_QUERY]]
+        query = select(items.c.id, items.c.epoch).where(items.c.id.in_(ids), items.c.status == "queued")
+        queued.update((item_id, epoch) for item_id, epoch in connection.execute(query.with_for_update()))
+    return [item for item in candidates if (item.id, item.epoch) in queued]
 
 
 def return_all_queued(connection: Connection) -> int:

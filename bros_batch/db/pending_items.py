@@ -5,7 +5,8 @@ Item statuses are literals here: a planner that sees a parameter cannot know tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from bros_batch.db.tables import jobs
 RUNNABLE_JOBS = 16
 
 _HAS_PENDING = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'pending')"
+_HAS_QUEUED = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'queued')"
 
 _CLAIM = """
 UPDATE items SET status = 'queued', epoch = epoch + 1, queued_at = :now
@@ -30,6 +32,10 @@ RETURNING id, epoch, line_no, body
 _RELEASE = text(
     "UPDATE items SET status = 'pending', queued_at = NULL WHERE id = :id AND epoch = :epoch AND status = 'queued'"
 )
+_RELEASE_JOB = text(
+    "UPDATE items SET status = 'pending', queued_at = NULL WHERE job_id = :job_id AND status = 'queued'"
+)
+_RENEW = text("UPDATE items SET queued_at = :now WHERE id = :id AND epoch = :epoch AND status = 'queued'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,10 @@ class RunnableJob:
     ingest_line: int
     defaults: dict[str, Any]
 
+    @property
+    def urgency(self) -> tuple[float, float]:
+        return urgency(self.priority, self.deadline_at)
+
 
 @dataclass(frozen=True, slots=True)
 class QueuedItem:
@@ -55,6 +65,11 @@ class QueuedItem:
     epoch: int
     line_no: int
     body: str
+
+
+def urgency(priority: int, deadline_at: float | None) -> tuple[float, float]:
+    """How urgent a job is: by priority, then by deadline. The most urgent has the smallest value."""
+    return -priority, math.inf if deadline_at is None else deadline_at
 
 
 def models_with_work(connection: Connection) -> list[str]:
@@ -74,6 +89,30 @@ def runnable_jobs(connection: Connection, model: str) -> list[RunnableJob]:
     return [RunnableJob(*row) for row in connection.execute(query)]
 
 
+def outranked_jobs(connection: Connection, model: str) -> list[str]:
+    """Running jobs with queued items that are less urgent than the most urgent job, if that has none in the queue."""
+    first = runnable_jobs(connection, model)[:1]
+    if not first:
+        return []
+    query = select(jobs.c.id, jobs.c.priority, jobs.c.deadline_at).where(
+        jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model, text(_HAS_QUEUED)
+    )
+    queued = {row.id: urgency(row.priority, row.deadline_at) for row in connection.execute(query)}
+    if first[0].id in queued:
+        return []
+    return [job_id for job_id, other in queued.items() if other > first[0].urgency]
+
+
+def stopped_jobs(connection: Connection, job_ids: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """(id, model) of paused jobs that have queued items, among these jobs or all."""
+    query = select(jobs.c.id, jobs.c.model).where(jobs.c.status == JobStatus.PAUSED)
+    if job_ids is None:
+        query = query.where(text(_HAS_QUEUED))
+    else:
+        query = query.where(jobs.c.id.in_(job_ids))
+    return [(row.id, row.model) for row in connection.execute(query)]
+
+
 def claim_items(connection: Connection, job_id: str, limit: int, now_s: float) -> list[QueuedItem]:
     """Mark up to `limit` pending items of a job as queued, first lines first, and return them.
 
@@ -86,8 +125,27 @@ def claim_items(connection: Connection, job_id: str, limit: int, now_s: float) -
     return sorted((QueuedItem(*row) for row in rows), key=lambda item: item.line_no)
 
 
-def release_items(connection: Connection, claimed: Iterable[QueuedItem]) -> None:
-    """Return items that were never put into the stream to pending. This uses up their epoch, but no attempt."""
-    rows = [{"id": item.id, "epoch": item.epoch} for item in claimed]
+def renew_claims(
+    connection: Connection, claimed: Iterable[tuple[int, int]], now_s: float
+) -> set[tuple[int, int]]:
+    """Those of these items, given as (id, epoch), that are still queued under their epoch; they count as queued now."""
+    return {
+        (item_id, epoch)
+        for item_id, epoch in claimed
+        if connection.execute(_RENEW, {"id": item_id, "epoch": epoch, "now": now_s}).rowcount
+    }
+
+
+def release_items(connection: Connection, claimed: Iterable[tuple[int, int]]) -> None:
+    """Return items, given as (id, epoch), that are not in the stream to pending. This counts as no attempt.
+
+    Until an item is claimed again, which starts the next epoch, a result of this epoch is still recorded.
+    """
+    rows = [{"id": item_id, "epoch": epoch} for item_id, epoch in claimed]
     if rows:
         connection.execute(_RELEASE, rows)
+
+
+def release_job(connection: Connection, job_id: str) -> int:
+    """As `release_items`, for all queued items of a job, whose row is locked. Returns how many there were."""
+    return connection.execute(_RELEASE_JOB, {"job_id": job_id}).rowcount

@@ -17,7 +17,7 @@ class ItemStatus(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """Status of a job: OpenAI's eight, and PAUSED, in which no further item is queued but those that are finish."""
+    """Status of a job: OpenAI's eight, and PAUSED, in which no item is computed."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -39,11 +39,22 @@ class IllegalTransition(ValueError):
         self.target = target
 
 
-#   pending <-> queued -> succeeded
+#   pending <-> queued
 #      |          |
+#      +----------+--> succeeded
 #      +----------+--> failed | cancelled | expired --(retry)--> pending
+#
+# An item that was taken back is pending while an engine may still have it, and ends with that result if it comes.
 ITEM_TRANSITIONS: dict[ItemStatus, frozenset[ItemStatus]] = {
-    ItemStatus.PENDING: frozenset({ItemStatus.QUEUED, ItemStatus.CANCELLED, ItemStatus.EXPIRED}),
+    ItemStatus.PENDING: frozenset(
+        {
+            ItemStatus.QUEUED,
+            ItemStatus.SUCCEEDED,
+            ItemStatus.FAILED,
+            ItemStatus.CANCELLED,
+            ItemStatus.EXPIRED,
+        }
+    ),
     ItemStatus.QUEUED: frozenset(
         {
             ItemStatus.PENDING,

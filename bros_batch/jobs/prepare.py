@@ -2,7 +2,9 @@
 
     claim (one short transaction: queued, epoch + 1)  ->  template, tokenize  ->  XADD
 
-If a worker dies in between, items are queued in the database but in no stream; the sweep finds those.
+If a worker dies in between, items are queued in the database but in no stream; the sweep finds those. A worker that is
+only slow, or was stopped, must not add items that the sweep has returned in the meantime: a claim is good for half of
+`lost_after_s`, by the clock of Redis, and has to be renewed in the database after that.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import time
 import msgspec
 
 from bros_batch.db import item_results, pending_items
-from bros_batch.db.connections import writing
+from bros_batch.db.connections import reading, writing
 from bros_batch.db.item_results import FinishedItem
 from bros_batch.db.pending_items import QueuedItem, RunnableJob
 from bros_batch.db.states import ItemStatus
@@ -20,8 +22,10 @@ from bros_batch.documents.error_messages import storable
 from bros_batch.documents.item_requests import JobRequests, try_job_requests
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.locks import Lock
-from bros_batch.jobs.streams import enqueue, queue_length
+from bros_batch.jobs.queue_room import queue_room
+from bros_batch.jobs.streams import StreamEntry, enqueue, redis_time_ms
 from bros_batch.jobs.task_run import Progress, TaskRun
+from bros_batch.jobs.withdraw import make_way, withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
 from engine.wire.protocol import ItemRequest, encode
@@ -32,21 +36,40 @@ ENQUEUE_BYTES = 1024**2
 
 
 def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None) -> TaskRun:
-    """Fill the stream of a model up to its high-water mark, or until `time.monotonic()` reaches `until_s`."""
+    """Fill the stream of a model with a few seconds of work, or until `time.monotonic()` reaches `until_s`."""
     ensure_generation(worker)
     preparer = _Preparer(worker, until_s)
-    high_water = worker.settings.queue_high_water
-    while (room := high_water - queue_length(worker.redis, model)) > 0:
-        claimed = _claim(worker, model, min(room, CLAIM_ITEMS))
+    while True:
+        make_way(worker, model)
+        room = queue_room(worker, model).free
+        preparer.claims_end_ms = _claims_end_ms(worker)
+        claimed = _claim(worker, model, min(room, CLAIM_ITEMS)) if room else []
         if not claimed:
-            break
+            return preparer.task_run(Progress.DONE)
         for job, queued in claimed:
             preparer.prepare_items(job, queued)
+        _withdraw_stopped(worker, [job.id for job, _ in claimed])
         if time.monotonic() >= until_s:
             return preparer.task_run(Progress.MORE)
         if lock is not None:
             lock.renew()
-    return preparer.task_run(Progress.DONE)
+
+
+def _claims_end_ms(worker: Worker) -> float:
+    """Until when claims that are made now can be relied on, by the clock of Redis."""
+    return redis_time_ms(worker.redis) + worker.settings.lost_after_s * 1000 / 2
+
+
+def _withdraw_stopped(worker: Worker, job_ids: list[str]) -> None:
+    """Take back the items of jobs that were paused while their items were prepared.
+
+    Whoever pauses a job first commits that and then removes its items, and prepare first adds items and then looks at
+    the job. So one of the two finds them.
+    """
+    with reading(worker.database) as connection:
+        stopped = pending_items.stopped_jobs(connection, job_ids)
+    for job_id, model in stopped:
+        withdraw_job(worker, job_id, model)
 
 
 def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, list[QueuedItem]]]:
@@ -73,6 +96,7 @@ class _Preparer:
     def __init__(self, worker: Worker, until_s: float) -> None:
         self._worker = worker
         self._until_s = until_s
+        self.claims_end_ms = 0.0
         self._tokenizer = worker.tokenizer
         self._max_model_len = min(
             self._tokenizer.max_model_len, worker.settings.max_model_len or self._tokenizer.max_model_len
@@ -87,7 +111,7 @@ class _Preparer:
     def prepare_items(self, job: RunnableJob, queued: list[QueuedItem]) -> None:
         """Enqueue items until the time is up. Items that cannot be prepared end, and the rest become pending again."""
         requests = try_job_requests(job.endpoint, job.model, job.ingest_form, job.defaults)
-        payloads: list[tuple[int, int, bytes]] = []
+        entries: list[StreamEntry] = []
         failures: list[FinishedItem] = []
         size = done = 0
         try:
@@ -102,13 +126,12 @@ class _Preparer:
                     message = f"The line can't be prepared: {error}"
                     failures.append(_failure(job, item, "invalid_request", message))
                 else:
-                    payloads.append((item.id, item.epoch, payload))
+                    entries.append(StreamEntry(item.id, item.epoch, job.id, job.priority, payload))
                     size += len(payload)
                 time_is_up = time.monotonic() >= self._until_s
                 if size >= ENQUEUE_BYTES or time_is_up or position + 1 == len(queued):
-                    enqueue(self._worker.redis, job.model, payloads)
-                    self._queued += len(payloads)
-                    payloads, size, done = [], 0, position + 1
+                    self._enqueue(job.model, entries)
+                    entries, size, done = [], 0, position + 1
                     if time_is_up:
                         break
         finally:
@@ -117,9 +140,20 @@ class _Preparer:
             if unused or failures:
                 with writing(self._worker.database) as connection:
                     finished = item_results.finish_items(connection, failures, time.time())
-                    pending_items.release_items(connection, unused)
+                    pending_items.release_items(connection, [(item.id, item.epoch) for item in unused])
                 self._failed += finished.changed
                 self._finalizing += finished.finalizing
+
+    def _enqueue(self, model: str, entries: list[StreamEntry]) -> None:
+        """Add items to the stream, except those whose claims ended meanwhile and that others have claimed since."""
+        redis = self._worker.redis
+        while not enqueue(redis, model, entries, self.claims_end_ms):
+            self.claims_end_ms = _claims_end_ms(self._worker)
+            with writing(self._worker.database) as connection:
+                claims = ((entry.item_id, entry.epoch) for entry in entries)
+                ours = pending_items.renew_claims(connection, claims, time.time())
+            entries = [entry for entry in entries if (entry.item_id, entry.epoch) in ours]
+        self._queued += len(entries)
 
     def _payload(self, job: RunnableJob, requests: JobRequests, item: QueuedItem) -> bytes:
         token_ids, request, sampling = requests.encode(

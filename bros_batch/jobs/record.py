@@ -173,8 +173,7 @@ class _Recorder:
         finished = []
         for result in results:
             item_origin = origins.get(result.item_id)
-            # `finalize` ends the items of a cancelled job, so what an engine says about them is not needed.
-            if item_origin is not None and result.error_code != "batch_cancelled":
+            if item_origin is not None:
                 finished.append(self._finished_item(result, item_origin))
         return finished
 

@@ -5,16 +5,16 @@ All of it may be gone at any moment; the database knows what has to be done agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from redis import Redis
+from redis.exceptions import ResponseError
 
-from bros_batch.db import ended_items
-from bros_batch.db.connections import reading
-from bros_batch.jobs.worker import Worker
-from engine.wire.protocol import CANCEL_CHANNEL, ENGINE_GROUP, engine_key, items_key
+from engine.wire.protocol import ENGINE_GROUP, RESULTS_KEY, engine_key, items_key
+from engine.wire.stream_entries import MAX_EPOCH, MAX_ITEM_ID, read_number
 
 LIST_PAGE = 1_000
 
@@ -31,31 +31,135 @@ end
 return names
 """
 
+# The time is that of Redis, so a preparer that was stopped between its decision and this call adds nothing.
+_ENQUEUE = """
+local time = redis.call('TIME')
+if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[1]) then return 0 end
+for n = 2, #ARGV, 5 do
+    redis.call('XADD', KEYS[1], '*',
+        'p', ARGV[n], 'i', ARGV[n + 1], 'e', ARGV[n + 2], 'j', ARGV[n + 3], 'r', ARGV[n + 4])
+end
+return 1
+"""
 
-def queue_length(redis: Redis, model: str) -> int:
-    """Number of items in the stream of a model, those that an engine is working on included."""
-    return int(redis.xlen(items_key(model)))
+# In one step, so that no engine reads an entry in between: an entry that no engine had read is never computed.
+_REMOVE = """
+local wanted, removed, start = {}, {}, '-'
+for n = 3, #ARGV do wanted[ARGV[n]] = true end
+if redis.call('EXISTS', KEYS[1]) == 0 then return removed end
+if ARGV[2] == '1' then
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+        local about = {}
+        for n = 1, #group, 2 do about[group[n]] = group[n + 1] end
+        if about['name'] == ARGV[1] then start = '(' .. about['last-delivered-id'] end
+    end
+end
+while true do
+    local page = redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', 500)
+    for _, entry in ipairs(page) do
+        local about = {}
+        for n = 1, #entry[2], 2 do about[entry[2][n]] = entry[2][n + 1] end
+        if wanted[about['j']] then
+            redis.call('XACK', KEYS[1], ARGV[1], entry[1])
+            redis.call('XDEL', KEYS[1], entry[1])
+            removed[#removed + 1] = {about['i'] or '', about['e'] or ''}
+        end
+    end
+    if #page < 500 then return removed end
+    start = '(' .. page[#page][1]
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    """An entry to add to a stream of items. `payload` is the ItemRequest in msgpack."""
+
+    item_id: int
+    epoch: int
+    job_id: str
+    priority: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCounts:
+    """Number of entries in a stream of items. Some `wait`; the others are being computed, or wait to be recorded."""
+
+    length: int
+    waiting: int
+
+
+def stream_counts(redis: Redis, model: str) -> StreamCounts:
+    """Count the entries of the stream of a model.
+
+    The results on their way count as results of this model; with several models, `waiting` may be too low for a moment.
+    """
+    key = items_key(model)
+    pipeline = redis.pipeline(transaction=True)
+    pipeline.xlen(key)
+    pipeline.xpending(key, ENGINE_GROUP)
+    pipeline.xlen(RESULTS_KEY)
+    length, pending, results = pipeline.execute(raise_on_error=False)
+    for answer in (length, results):
+        if isinstance(answer, Exception):
+            raise answer
+    in_flight = 0
+    if isinstance(pending, ResponseError):
+        if "NOGROUP" not in str(pending):  # NOGROUP: no engine has ever read from this stream
+            raise pending
+    else:
+        in_flight = int(pending["pending"])
+    return StreamCounts(length, max(length - in_flight - results, 0))
 
 
 def queued_entries(redis: Redis, model: str) -> Iterator[tuple[bytes, int, int]]:
-    """(entry id, item id, epoch) of every item in the stream of a model, waiting or in flight."""
+    """(entry id, item id, epoch) of every item in the stream of a model, waiting or in flight. Entries that identify no
+    item are left out."""
     start = b"-"
     while True:
         page: Any = redis.eval(_LIST, 1, items_key(model), start, LIST_PAGE)
         for entry_id, item_id, epoch in page:
-            yield entry_id, _int(item_id), _int(epoch)
+            item, item_epoch = read_number(item_id, 0, MAX_ITEM_ID), read_number(epoch, 0, MAX_EPOCH)
+            if item is not None and item_epoch is not None:
+                yield entry_id, item, item_epoch
         if len(page) < LIST_PAGE:
             return
         start = b"(" + page[-1][0]
 
 
-def enqueue(redis: Redis, model: str, payloads: Iterable[tuple[int, int, bytes]]) -> None:
-    """Add items, given as (item id, epoch, ItemRequest in msgpack), to the stream of a model."""
-    pipeline = redis.pipeline(transaction=False)
-    key = items_key(model)
-    for item_id, epoch, payload in payloads:
-        pipeline.xadd(key, {"p": payload, "i": item_id, "e": epoch})
-    pipeline.execute()
+def redis_time_ms(redis: Redis) -> float:
+    """The time by the clock of Redis, in milliseconds."""
+    seconds, microseconds = redis.time()
+    return float(seconds * 1000 + microseconds / 1000)
+
+
+def enqueue(redis: Redis, model: str, entries: Sequence[StreamEntry], until_ms: float) -> bool:
+    """Add items to the stream of a model: all of them, or, when the clock of Redis is past `until_ms`, none.
+
+    Returns whether they were added.
+    """
+    if not entries:
+        return True
+    fields: list[Any] = []
+    for entry in entries:
+        fields += (entry.payload, entry.item_id, entry.epoch, entry.job_id, entry.priority)
+    return bool(redis.eval(_ENQUEUE, 1, items_key(model), until_ms, *fields))
+
+
+def remove_jobs(
+    redis: Redis, model: str, job_ids: Sequence[str], *, only_waiting: bool = False
+) -> list[tuple[int, int]]:
+    """Remove the items of jobs from the stream of a model, with `only_waiting` only those that no engine has read.
+
+    Engines notice within a second that entries which they had read are gone, and stop computing them. Returns the
+    (item id, epoch) of what was removed.
+    """
+    if not job_ids:
+        return []
+    removed: Any = redis.eval(_REMOVE, 1, items_key(model), ENGINE_GROUP, int(only_waiting), *job_ids)
+    numbers = [(read_number(i, 0, MAX_ITEM_ID), read_number(e, 0, MAX_EPOCH)) for i, e in removed]
+    return [(item_id, epoch) for item_id, epoch in numbers if item_id is not None and epoch is not None]
 
 
 def acknowledge(redis: Redis, key: str | bytes, group: str, entry_ids: Iterable[bytes]) -> None:
@@ -66,22 +170,6 @@ def acknowledge(redis: Redis, key: str | bytes, group: str, entry_ids: Iterable[
         pipeline.xack(key, group, *ids)
         pipeline.xdel(key, *ids)
         pipeline.execute()
-
-
-def withdraw_job(worker: Worker, job_id: str, model: str) -> int:
-    """Tell engines that a job is cancelled, and remove its ended items from the stream. Returns how many there were.
-
-    This only saves work: a result that arrives all the same changes nothing.
-    """
-    redis = worker.redis
-    redis.publish(CANCEL_CHANNEL, job_id)
-    entries = list(queued_entries(redis, model))
-    with reading(worker.database) as connection:
-        ended = ended_items.ended_among(connection, job_id, [item_id for _, item_id, _ in entries])
-    stale = [entry_id for entry_id, item_id, _ in entries if item_id in ended]
-    acknowledge(redis, items_key(model), ENGINE_GROUP, stale)
-    redis.publish(CANCEL_CHANNEL, job_id)  # again, for an engine that was reading some of them the first time
-    return len(stale)
 
 
 def heartbeats(redis: Redis) -> list[Mapping[str, Any]]:
@@ -96,10 +184,3 @@ def heartbeats(redis: Redis) -> list[Mapping[str, Any]]:
         if isinstance(heartbeat, dict) and "engine_id" in heartbeat:
             found.append(heartbeat)
     return found
-
-
-def _int(value: bytes) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        return 0

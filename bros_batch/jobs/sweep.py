@@ -48,8 +48,8 @@ def _return_lost(worker: Worker, now_s: float) -> tuple[int, list[str]]:
     """Return items to pending that have been queued for long but are in no stream. Returns how many they are, and the
     jobs that finalize because an item failed for good.
 
-    The database is read before the stream: an item whose result is recorded in between is missing from the stream, but
-    then it is no longer queued when it is to be returned.
+    The database is read before the stream. An item whose result is recorded in between is missing from the stream, but
+    it is no longer queued when the lost ones are to be returned, so it is not among those.
     """
     queued_before = now_s - worker.settings.lost_after_s
     in_stream: dict[str, set[tuple[int, int]]] = {}
@@ -66,10 +66,11 @@ def _return_lost(worker: Worker, now_s: float) -> tuple[int, list[str]]:
             in_stream[model] = {(item_id, epoch) for _, item_id, epoch in entries}
         lost = [item for item in old if (item.id, item.epoch) not in in_stream[item.model]]
         if lost:
-            log.warning("%d queued items were lost", len(lost))
             with writing(worker.database) as connection:
                 finished = lost_items.return_lost(connection, lost, worker.settings.max_attempts, now_s)
-            num_lost += len(lost)
+            if finished.changed:
+                log.warning("%d queued items were lost", finished.changed)
+            num_lost += finished.changed
             finalizing += finished.finalizing
         after_id = old[-1].id
 

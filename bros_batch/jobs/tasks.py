@@ -25,10 +25,12 @@ from bros_batch.jobs.ingest import ingest as run_ingest
 from bros_batch.jobs.locks import try_lock
 from bros_batch.jobs.outage import is_outage
 from bros_batch.jobs.prepare import prepare as run_prepare
+from bros_batch.jobs.queue_room import queue_room
 from bros_batch.jobs.record import record as run_record
-from bros_batch.jobs.streams import heartbeats, queue_length, withdraw_job
+from bros_batch.jobs.streams import heartbeats
 from bros_batch.jobs.sweep import sweep as run_sweep
 from bros_batch.jobs.task_run import Progress, TaskRun
+from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.jobs.worker import Worker, get_worker
 from engine.wire.protocol import RESULTS_KEY
 
@@ -113,15 +115,15 @@ def record() -> None:
 
 
 class _Refill:
-    """Dispatches prepare as soon as recording takes the model's stream below its low-water mark, once per fall, so
-    that the engine does not run out of items before the next tick."""
+    """Dispatches prepare as soon as the model's stream runs low, once each time, so that the engine does not run out of
+    items before the next tick."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._dispatched = False
 
     def __call__(self) -> None:
-        is_low = _is_low(self._worker)
+        is_low = queue_room(self._worker, self._worker.settings.model_name).is_low
         if is_low and not self._dispatched:
             dispatch("prepare", self._worker.settings.model_name)
         self._dispatched = is_low
@@ -136,7 +138,7 @@ def finalize(job_id: str) -> None:
         job = jobs.get_job(connection, job_id)
     if job is None:
         return
-    if job.status == JobStatus.CANCELLING:
+    if job.ended < job.total or job.status == JobStatus.CANCELLING:  # it was cancelled, or it has expired
         try:
             withdraw_job(worker, job_id, job.model)
         except RedisError as error:
@@ -157,10 +159,17 @@ def pump() -> None:
     """Dispatch the tasks that have work to do. This is cheap: a few keys and one indexed query."""
     worker = get_worker()
     ensure_generation(worker)
-    with reading(worker.database) as connection:
-        models = pending_items.models_with_work(connection)
     model = worker.settings.model_name
-    if model in models and _is_low(worker):
+    with reading(worker.database) as connection:
+        has_work = model in pending_items.models_with_work(connection)
+        has_urgent = has_work and bool(pending_items.outranked_jobs(connection, model))
+        stopped = pending_items.stopped_jobs(connection)
+    for (
+        job_id,
+        job_model,
+    ) in stopped:  # whoever paused them could not do it, or prepare added items after that
+        withdraw_job(worker, job_id, job_model)
+    if has_work and (has_urgent or queue_room(worker, model).is_low):
         dispatch("prepare", model)
     if worker.redis.xlen(RESULTS_KEY):
         dispatch("record")
@@ -168,8 +177,3 @@ def pump() -> None:
     if alive:
         with writing(worker.database) as connection:
             engines.upsert_engines(connection, alive, time.time())
-
-
-def _is_low(worker: Worker) -> bool:
-    """Whether the stream of the served model is below its low-water mark."""
-    return queue_length(worker.redis, worker.settings.model_name) < worker.settings.queue_low_water

@@ -23,8 +23,7 @@ from bros_batch.openai_api.request_fields import (
 )
 from bros_batch.openai_api.validation import RequestPart, validate
 from bros_batch.request_error import RequestError
-
-MAX_CHOICES = 128
+from engine.wire.limits import MAX_CHOICES
 
 
 class RequestedSlo(RequestPart):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
+from redis import Redis
+from redis.exceptions import RedisError
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
 from bros_batch.db import job_control
 from bros_batch.db.states import IllegalTransition
 from bros_batch.db.tables import Job
 from bros_batch.jobs.tasks import dispatch
+from bros_batch.jobs.withdraw import withdraw_job
+from bros_batch.jobs.worker import Worker
 from bros_batch.web.app_state import AppState
 from bros_batch.web.errors import ApiError, not_found
+
+logger = logging.getLogger(__name__)
+
+REDIS_PATIENCE_S = 2.0
 
 Change = Literal["cancel", "pause", "resume", "retry"]
 CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
@@ -40,8 +50,22 @@ async def change_job(state: AppState, job_id: str, change: Change) -> Job:
             raise not_found("batch", job_id, "batch_id") from None
 
     job = await state.write(query)
+    if change in ("cancel", "pause"):
+        await run_in_threadpool(_take_back, state, job)
     if change == "cancel":
         await run_in_threadpool(dispatch, "finalize", job_id)
     elif change in ("resume", "retry"):
         await run_in_threadpool(dispatch, "prepare", job.model)
     return job
+
+
+def _take_back(state: AppState, job: Job) -> None:
+    """Take the job's items back from the stream, here and now: a task could wait for seconds behind others."""
+    url = state.settings.resolved_redis_url
+    with Redis.from_url(
+        url, socket_connect_timeout=REDIS_PATIENCE_S, socket_timeout=REDIS_PATIENCE_S
+    ) as redis:
+        try:
+            withdraw_job(Worker(state.settings, state.database, redis), job.id, job.model)
+        except (RedisError, DBAPIError) as error:
+            logger.warning("the queued items of %s will be taken back later: %s", job.id, error)

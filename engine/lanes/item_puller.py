@@ -3,6 +3,9 @@
 An entry stays in the stream until its result is recorded in the database. An engine renews its claim on an entry while
 it works on the item. If the engine dies, it stops renewing, and another engine, or the same one after a restart, takes
 the entry over.
+
+The job system takes an item back (its job was paused or cancelled, or has expired) by removing its entry. The engine
+looks several times per second which entries are still its own, so no message to it can be lost.
 """
 
 from __future__ import annotations
@@ -19,25 +22,34 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.lanes.exchange import Exchange
+from engine.lanes.item_rate import ItemRate
 from engine.lanes.loop_watch import TICK_S
+from engine.lanes.persistent_task import keep_running
 from engine.lanes.pulled_item import PulledItem, failed_item
 from engine.lanes.result_queue import ResultQueue
+from engine.lanes.stream_claims import StreamClaims
 from engine.wire import protocol
 from engine.wire.limits import EngineLimits, problem_with_item
 from engine.wire.protocol import ItemResult
+from engine.wire.stream_entries import describe, identity
 
 log = logging.getLogger("engine.pull")
 
 HEARTBEAT_INTERVAL_S = 2.0
 HEARTBEAT_EXPIRES_S = 15
+RATE_INTERVAL_S = 0.25
 READ_BLOCK_MS = 1000
-RECONNECT_FIRST_S = 0.1
-RECONNECT_LAST_S = 5.0
+# A full engine looks this often whether items wait that are more urgent than those it holds, and for so many.
+URGENT_INTERVAL_S = 0.25
+URGENT_READ = 32
+# An engine looks this often which entries are still its own. Of those that are not, items of which nothing has been
+# computed end at once. The others have a moment to finish, because most of their work is done.
+CHECK_INTERVAL_S = 0.25
+FINISH_S = 0.75
 RELEASE_TIMEOUT_S = 5.0
 LONG_IDLE_MS = 10**9  # longer than any engine's claim timeout, so that any engine may take the entry
 
@@ -46,8 +58,9 @@ LONG_IDLE_MS = 10**9  # longer than any engine's claim timeout, so that any engi
 class ItemPullerConfig:
     """Settings of an item puller.
 
-    `max_in_flight` limits the entries that it holds: those of running requests and a few that wait. After
-    `max_attempts` engines went away while they worked on an item, the item fails. `about` is added to each heartbeat.
+    `max_in_flight` limits the entries that it holds: those of running requests and a few that wait. It takes in as many
+    again if they have a higher priority than others it holds. After `max_attempts` engines went away while they worked
+    on an item, the item fails. `about` is added to each heartbeat.
     """
 
     model: str
@@ -68,29 +81,32 @@ class ItemPuller:
         self._redis: Any = redis  # its annotations type every reply as a union of all shapes
         self._key = protocol.items_key(config.model)
         self._items: dict[bytes, PulledItem] = {}
+        self._lost_at_s: dict[
+            bytes, float
+        ] = {}  # entries that are not the engine's own any more, and since when
+        self._claims = StreamClaims(redis, self._key, config.engine_id)
         self._results = ResultQueue(redis, self._key)
+        self._rate = ItemRate(time.monotonic())
+        self._rate_is_news = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
+        self._next_urgent_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._started_unix_s = time.time()
-        self._draining = False
 
     def start(self) -> None:
         """Begin to pull items."""
         workers: list[Callable[[], Awaitable[None]]] = [
             self._pull,
             self._results.push_forever,
-            self._renew_claims,
+            self._check_claims,
             self._send_heartbeats,
-            self._listen_for_cancellations,
+            self._measure_rate,
         ]
-        self._tasks = [
-            asyncio.create_task(self._keep_running(worker), name=worker.__name__) for worker in workers
-        ]
+        self._tasks = [asyncio.create_task(keep_running(worker), name=worker.__name__) for worker in workers]
 
     async def drain(self) -> None:
         """Stop pulling, push the remaining results, and release unfinished entries to other engines."""
-        self._draining = True
         running = set(self._tasks)
         while running:  # a client library may swallow a cancellation, so repeat it until the task ends
             for task in running:
@@ -109,27 +125,6 @@ class ItemPuller:
             log.warning("could not release %d items (%s); they are taken over later", len(unfinished), error)
         await self._redis.aclose()
 
-    async def _keep_running(self, worker: Callable[[], Awaitable[None]]) -> None:
-        """Run `worker` until the engine drains. When an error of Redis ends it, restart it after a growing pause."""
-        pause_s = RECONNECT_FIRST_S
-        while not self._draining:
-            started_s = time.monotonic()
-            try:
-                await worker()
-            except ResponseError as error:
-                if "NOGROUP" in str(error):
-                    log.info("the consumer group is gone (Redis has lost its data); creating it again")
-                else:
-                    log.error("%s failed: %s; trying again in %.1f s", worker.__name__, error, pause_s)
-            except (RedisConnectionError, OSError) as error:
-                log.warning("Redis cannot be reached (%s); trying again in %.1f s", error, pause_s)
-            except RedisError as error:
-                log.error("%s failed: %s; trying again in %.1f s", worker.__name__, error, pause_s)
-            if time.monotonic() - started_s > RECONNECT_LAST_S:
-                pause_s = RECONNECT_FIRST_S
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, RECONNECT_LAST_S)
-
     # Items in, results out --------------------------------------------------------------------------------------
 
     async def _pull(self) -> None:
@@ -137,18 +132,18 @@ class ItemPuller:
         await self._take_over(own=True)
         next_takeover_s = 0.0
         while True:
-            await self._has_room.wait()
-            if (
-                self._exchange.watch.is_stuck
-            ):  # what it took would wait here, and another engine can compute it
+            if self._exchange.watch.is_stuck:  # what it took would wait here; another engine can compute it
                 await asyncio.sleep(TICK_S)
                 continue
             if time.monotonic() >= next_takeover_s:
                 await self._take_over(own=False)
                 next_takeover_s = time.monotonic() + self._config.claim_timeout_s / 2
             room = self._config.max_in_flight - len(self._items)
-            if room <= 0:
+            if room <= 0 and not (room := await self._room_for_urgent()):
                 self._has_room.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(URGENT_INTERVAL_S):
+                        await self._has_room.wait()
                 continue
             me = self._config.engine_id
             answer = await self._redis.xreadgroup(
@@ -156,6 +151,21 @@ class ItemPuller:
             )
             for entry_id, fields in _entries(answer):
                 self._start(entry_id, fields)
+
+    async def _room_for_urgent(self) -> int:
+        """How many of the next entries a full engine may read, because they are more urgent than items it holds."""
+        now_s = time.monotonic()
+        if now_s < self._next_urgent_s:
+            return 0
+        self._next_urgent_s = now_s + URGENT_INTERVAL_S
+        priorities = [pulled.item.priority for pulled in self._items.values()]
+        least = min(priorities)
+        num_urgent = len(priorities) - priorities.count(least)
+        room = min(self._config.max_in_flight - num_urgent, URGENT_READ)
+        waiting = await self._claims.more_urgent(least, room) if room > 0 else 0
+        if waiting:
+            self._next_urgent_s = now_s  # there may be more
+        return waiting
 
     async def _make_group(self) -> None:
         try:
@@ -183,7 +193,8 @@ class ItemPuller:
             idle=min_idle_ms,
         )
         times = {p["message_id"]: p["times_delivered"] for p in pending}
-        wanted = [entry_id for entry_id in times if entry_id not in self._items]
+        ended = self._results.waiting()
+        wanted = [entry_id for entry_id in times if entry_id not in self._items and entry_id not in ended]
         if not wanted:
             return
         claimed = await self._claim(me, min_idle_ms, wanted)
@@ -199,11 +210,11 @@ class ItemPuller:
                 self._start(entry_id, fields)
 
     def _start(self, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
+        """Start the item of an entry. Whatever the entry holds, nothing but its own item can fail."""
         try:
             item = protocol.decode_item_request(fields[b"p"])
-        except (msgspec.DecodeError, KeyError, UnicodeDecodeError) as error:
-            message = f"the item cannot be decoded: {error}"
-            self._fail_unread(entry_id, fields, "invalid_request", message)
+        except Exception as error:
+            self._fail_unread(entry_id, fields, "invalid_request", f"the item cannot be read: {error!r}")
             return
         problem = problem_with_item(item, self._config.limits)
         if problem is not None:
@@ -216,41 +227,89 @@ class ItemPuller:
         for i, request in enumerate(pulled.requests()):
 
             def sink(event: TokenEvent | FinishedEvent, index: int = i) -> None:
-                pulled.record(index, event)
-                if pulled.is_finished and entry_id in self._items:
-                    self._end(pulled, pulled.result(self._config.engine_id))
+                self._take_event(pulled, index, event)
 
             self._exchange.submit(request, sink)
 
-    def _fail_unread(self, entry_id: bytes, fields: dict[bytes, bytes], code: str, message: str) -> None:
-        """Push an error for an entry whose payload is not used; its plain fields identify the item."""
-        log.error("stream entry %s: %s", entry_id.decode(), message)
+    def _take_event(self, pulled: PulledItem, index: int, event: TokenEvent | FinishedEvent) -> None:
+        """Take in an event of one output of an item. If that fails, so does the item, and no other."""
         try:
-            item_id, epoch = int(fields[b"i"]), int(fields[b"e"])
-        except (KeyError, ValueError):
-            return  # it identifies no item; the sweep finds the item lost
-        result = ItemResult(
-            item_id, epoch, "", self._config.engine_id, error_code=code, error_message=message
-        )
+            pulled.record(index, event)
+            if pulled.is_finished and pulled.entry_id in self._items:
+                result = pulled.result(self._config.engine_id)
+                self._rate.count(pulled.num_tokens)
+                self._end(pulled, result)
+        except Exception as error:
+            log.exception("the output of stream entry %s cannot be taken in", pulled.entry_id.decode())
+            self._abort(pulled)
+            message = f"the engine could not report its output: {type(error).__name__}"
+            self._end(pulled, pulled.failure(self._config.engine_id, "engine_error", message))
+
+    def _fail_unread(self, entry_id: bytes, fields: dict[bytes, bytes], code: str, message: str) -> None:
+        """Push an error for an entry whose payload is not used; its plain fields identify the item.
+
+        An entry that identifies no item is removed. If there is such an item, the sweep finds that it was lost.
+        """
+        item = identity(fields)
+        if item is None:
+            log.error(
+                "stream entry %s cannot be read and is removed (%s): %s",
+                entry_id.decode(),
+                describe(fields),
+                message,
+            )
+            self._results.remove(entry_id)
+            return
+        log.error("stream entry %s: %s", entry_id.decode(), message)
+        result = ItemResult(*item, "", self._config.engine_id, error_code=code, error_message=message)
         self._results.put(entry_id, result)
 
     def _end(self, pulled: PulledItem, result: ItemResult) -> None:
-        del self._items[pulled.entry_id]
-        self._has_room.set()
         self._results.put(pulled.entry_id, result)
+        self._forget(pulled)
+
+    def _forget(self, pulled: PulledItem) -> None:
+        del self._items[pulled.entry_id]
+        self._lost_at_s.pop(pulled.entry_id, None)
+        self._has_room.set()
 
     def _abort(self, pulled: PulledItem) -> None:
         for request_id in pulled.unfinished():
             self._exchange.abort(request_id)
 
-    # Claims, heartbeats and cancellations -----------------------------------------------------------------------
+    # Claims and heartbeats --------------------------------------------------------------------------------------
 
-    async def _renew_claims(self) -> None:
+    async def _check_claims(self) -> None:
+        """Renew the claims on the items that the engine works on, and end those that were taken from it."""
+        renew_interval_s = self._config.claim_timeout_s / 3
+        next_renewal_s = time.monotonic() + renew_interval_s
         while True:
-            await asyncio.sleep(self._config.claim_timeout_s / 3)
+            await asyncio.sleep(min(CHECK_INTERVAL_S, renew_interval_s))
             # The claims of a stuck engine lapse, so that another one takes its items over.
-            if self._items and not self._exchange.watch.is_stuck:
-                await self._claim(self._config.engine_id, 0, list(self._items), justid=True)
+            renew = time.monotonic() >= next_renewal_s and not self._exchange.watch.is_stuck
+            lost = await self._claims.lost(list(self._items), renew=renew)
+            if renew:
+                next_renewal_s = time.monotonic() + renew_interval_s
+            self._drop(lost, time.monotonic())
+
+    def _drop(self, entry_ids: list[bytes], now_s: float) -> None:
+        """End the items of entries that are not the engine's own any more, without a result."""
+        for entry_id in entry_ids:
+            pulled = self._items.get(entry_id)
+            if pulled is None:
+                continue  # it has ended in the meantime
+            lost_at_s = self._lost_at_s.setdefault(entry_id, now_s)
+            if not pulled.has_begun or now_s - lost_at_s >= FINISH_S:
+                self._abort(pulled)
+                self._forget(pulled)
+
+    async def _measure_rate(self) -> None:
+        while True:
+            await asyncio.sleep(RATE_INTERVAL_S)
+            is_busy = bool(self._items) and not self._exchange.watch.is_stuck
+            self._rate.advance(time.monotonic(), is_busy=is_busy)
+            if self._rate.is_news:
+                self._rate_is_news.set()
 
     async def _send_heartbeats(self) -> None:
         key = protocol.engine_key(self._config.engine_id)
@@ -266,25 +325,17 @@ class ItemPuller:
                 "pid": os.getpid(),
                 "started_at": self._started_unix_s,
                 **self._config.about,
+                "max_in_flight": self._config.max_in_flight,
+                **self._rate.announce(),
                 "late_s": watch.late_s,
                 "is_stuck": watch.is_stuck,
                 "stats": stats,
             }
             await self._redis.set(key, msgspec.msgpack.encode(about), ex=HEARTBEAT_EXPIRES_S)
-            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
-
-    async def _listen_for_cancellations(self) -> None:
-        async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(protocol.CANCEL_CHANNEL)
-            async for message in pubsub.listen():
-                if message["type"] == "message":
-                    self._cancel_job(message["data"].decode(errors="replace"))
-
-    def _cancel_job(self, job_id: str) -> None:
-        for pulled in [p for p in self._items.values() if p.item.job_id == job_id]:
-            self._abort(pulled)
-            cancelled = ("batch_cancelled", "the batch was cancelled")
-            self._end(pulled, pulled.failure(self._config.engine_id, *cancelled))
+            self._rate_is_news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
+                    await self._rate_is_news.wait()
 
 
 def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

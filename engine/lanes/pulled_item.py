@@ -57,8 +57,18 @@ class PulledItem:
             self._error = event.message or "the engine could not compute this item"
 
     @property
+    def has_begun(self) -> bool:
+        """Whether any output has a token."""
+        return any(self._token_ids)
+
+    @property
     def is_finished(self) -> bool:
         return None not in self._reasons
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the prompt and all outputs."""
+        return self._prompt_tokens + sum(map(len, self._token_ids))
 
     def unfinished(self) -> list[str]:
         """Ids of the requests that are still running."""

@@ -10,34 +10,54 @@ from engine.wire.protocol import ItemResult
 
 
 class ResultQueue:
-    """Pushes results, in groups and in order, to the stream from which the job system records them."""
+    """Pushes results, in groups and in order, to the stream from which the job system records them.
+
+    The engine's claim on an entry ends in the transaction that pushes its result. No engine takes the entry over after
+    that, however long it takes to record the result.
+    """
 
     def __init__(self, redis: Any, items_key: str) -> None:
         self._redis = redis
         self._items_key = items_key.encode()
-        self._entries: list[dict[str, bytes]] = []
+        self._results: list[tuple[bytes, dict[str, bytes]]] = []
+        self._removed: list[bytes] = []
         self._arrived = asyncio.Event()
 
     def put(self, entry_id: bytes, result: ItemResult) -> None:
         """Queue the result of the entry `entry_id` of the items stream."""
-        self._entries.append({"p": protocol.encode(result), "s": self._items_key, "x": entry_id})
+        fields = {"p": protocol.encode(result), "s": self._items_key, "x": entry_id}
+        self._results.append((entry_id, fields))
         self._arrived.set()
+
+    def remove(self, entry_id: bytes) -> None:
+        """Remove an entry that can have no result from the items stream."""
+        self._removed.append(entry_id)
+        self._arrived.set()
+
+    def waiting(self) -> set[bytes]:
+        """The entries whose results Redis does not have so far. They look as if they were still being computed."""
+        return {entry_id for entry_id, _ in self._results}.union(self._removed)
 
     async def push_forever(self) -> None:
         """Push results as they come. Raises errors of Redis, and then keeps unpushed results for the next call."""
         while True:
-            if not self._entries:
+            if not self._results and not self._removed:
                 self._arrived.clear()
                 await self._arrived.wait()
             await self.flush()
 
     async def flush(self) -> None:
         """Push all queued results. After an error some may be pushed twice, which is harmless."""
-        entries = self._entries[:]
-        if not entries:
+        results, removed = self._results[:], self._removed[:]
+        ended = [entry_id for entry_id, _ in results] + removed
+        if not ended:
             return
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for entry in entries:
-                pipe.xadd(protocol.RESULTS_KEY, entry)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for _, fields in results:
+                pipe.xadd(protocol.RESULTS_KEY, fields)
+            pipe.xack(self._items_key, protocol.ENGINE_GROUP, *ended)
+            if removed:
+                pipe.xdel(self._items_key, *removed)
             await pipe.execute()
-        del self._entries[: len(entries)]
+        del self._results[: len(results)]
+        del self._removed[: len(removed)]

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from engine.wire.stream_entries import MAX_EPOCH
+
 PROTOCOL_VERSION = 3
 # A prompt of three million tokens fits, and nobody waits long while one frame is decoded.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
@@ -203,7 +205,7 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
     """An item, ready to compute. The result repeats `item_id` and `epoch`, which identify the attempt."""
 
     item_id: RowNumber
-    epoch: RowNumber
+    epoch: Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
     job_id: ShortText
     token_ids: list[int]
     sampling: Sampling
@@ -224,7 +226,7 @@ class ItemResult(Struct, frozen=True, omit_defaults=True):
     """The outcome of one `ItemRequest`: its choices, or an error (then `error_code` is set)."""
 
     item_id: RowNumber
-    epoch: RowNumber
+    epoch: Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
     job_id: str
     engine_id: str
     choices: list[Choice] = []
@@ -235,15 +237,12 @@ class ItemResult(Struct, frozen=True, omit_defaults=True):
 
 
 # Redis keys that both sides use.
-# Items: one stream per model. Fields of an entry: `p` (ItemRequest), `i` (item id), `e` (epoch).
-# Results: one stream. Fields of an entry: `p` (ItemResult), `s` (key of the items stream), `x` (id of the entry there
-# that the recorder acknowledges).
+# Items: one stream per model. Results: one stream. `engine.wire.stream_entries` lists the fields of an entry.
 
 ENGINE_GROUP = "engines"
 RECORD_GROUP = "recorders"
 RESULTS_KEY = "bros:results"
 GENERATION_KEY = "bros:generation"
-CANCEL_CHANNEL = "bros:cancel"
 
 
 def items_key(model: str) -> str:
@@ -252,7 +251,11 @@ def items_key(model: str) -> str:
 
 
 def engine_key(engine_id: str) -> str:
-    """Key of an engine's heartbeat: a msgpack map that expires unless the engine renews it."""
+    """Key of an engine's heartbeat: a msgpack map that expires unless the engine renews it.
+
+    Among its fields are the `model`, and what decides how many items are queued for the engine: `max_in_flight`, the
+    number of items that it holds at the same time, and `items_per_s`, the number that it has lately ended per second.
+    """
     return f"bros:engine:{engine_id}"
 
 

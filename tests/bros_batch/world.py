@@ -36,6 +36,7 @@ from engine.wire.protocol import (
     ItemResult,
     decode_item_request,
     encode,
+    engine_key,
     items_key,
 )
 
@@ -71,12 +72,27 @@ class Taken:
 
 
 class TinyEngine:
-    """A minimal engine for the streams: it takes items and answers with the tokens of a text."""
+    """A minimal engine for the streams: it takes items and answers with the tokens of a text.
+
+    It is so fast that any number of items may be queued for it, up to the limit of the settings.
+    """
 
     def __init__(self, redis: Redis, model: str, tokenizer: ModelTokenizer) -> None:
         self._redis = redis
         self._tokenizer = tokenizer
+        self._model = model
         self.key = items_key(model)
+
+    def announce(self, **about: Any) -> None:
+        """Send a heartbeat; `about` overrides fields."""
+        heartbeat = {
+            "engine_id": "tiny",
+            "model": self._model,
+            "max_in_flight": 0,
+            "items_per_s": 1e6,
+            **about,
+        }
+        self._redis.set(engine_key("tiny"), encode(heartbeat))
 
     def take(self, count: int = 10_000) -> list[Taken]:
         if not self._redis.exists(self.key):
@@ -103,6 +119,7 @@ class TinyEngine:
             }
             answer = ItemResult(each.item.item_id, each.item.epoch, each.item.job_id, "tiny", **values)
             pipeline.xadd(RESULTS_KEY, {"p": encode(answer), "s": self.key, "x": each.entry_id})
+            pipeline.xack(self.key, ENGINE_GROUP, each.entry_id)
         pipeline.execute()
 
 
@@ -158,6 +175,8 @@ class World:
         return ingest(self.worker, job_id, until_s)
 
     def prepare(self, until_s: float = FOREVER) -> TaskRun:
+        """Prepare items as for an engine that takes as many as the settings allow."""
+        self.engine.announce()
         return prepare(self.worker, self.settings.model_name, until_s)
 
     def record(self) -> TaskRun:

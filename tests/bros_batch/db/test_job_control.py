@@ -11,9 +11,9 @@ from bros_batch.db.connections import writing
 from bros_batch.db.states import IllegalTransition
 from bros_batch.db.tables import Job
 from bros_batch.jobs import finalize as finalize_module
-from bros_batch.jobs.streams import withdraw_job
 from bros_batch.jobs.task_run import Progress
-from engine.wire.protocol import CANCEL_CHANNEL
+from bros_batch.jobs.withdraw import withdraw_job
+from engine.wire.protocol import ENGINE_GROUP
 from tests.bros_batch.world import World, batch_lines
 
 
@@ -28,7 +28,7 @@ def step(world: World, name: str, job_id: str) -> Job:
 
 def test_cancel_keeps_finished_items_and_ends_the_rest_at_once(world: World) -> None:
     job_id = world.running(batch_lines(8))
-    world.settings = world.settings.model_copy(update={"queue_high_water": 6})
+    world.settings = world.settings.model_copy(update={"queue_max_items": 6})
     world.prepare()
     taken = world.engine.take()
     world.engine.answer(taken[:2])
@@ -38,7 +38,7 @@ def test_cancel_keeps_finished_items_and_ends_the_rest_at_once(world: World) -> 
     assert world.statuses(job_id) == ["succeeded"] * 2 + ["cancelled"] * 6
     world.check_counts(job_id)
     world.engine.answer(taken[2:4], "too late")
-    world.engine.answer(taken[4:], error_code="batch_cancelled", choices=[])
+    world.engine.answer(taken[4:], error_code="invalid_request", choices=[])
     assert world.record().changed == 0
     assert world.finalize(job_id).progress is Progress.DONE
     job = world.check_counts(job_id)
@@ -49,20 +49,14 @@ def test_cancel_keeps_finished_items_and_ends_the_rest_at_once(world: World) -> 
     assert step(world, "cancel", job_id).status == "cancelled", "cancelling twice is not an error"
 
 
-def test_cancel_removes_queued_items_and_notifies_engines(world: World) -> None:
+def test_cancel_removes_the_items_of_the_job_from_the_stream(world: World) -> None:
     cancelled = world.running(batch_lines(5))
     other = world.running(batch_lines(3))
     world.prepare()
     world.engine.take(2)
-    with world.redis.pubsub() as pubsub:
-        pubsub.subscribe(CANCEL_CHANNEL)
-        assert pubsub.get_message(timeout=5)["type"] == "subscribe"
-        step(world, "cancel", cancelled)
-        assert withdraw_job(world.worker, cancelled, "sim") == 5
-        messages = [pubsub.get_message(timeout=5) for _ in range(2)]
-    assert [message["data"] for message in messages] == [cancelled.encode()] * 2, (
-        "before the removal and after it"
-    )
+    step(world, "cancel", cancelled)
+    assert withdraw_job(world.worker, cancelled, "sim") == 5
+    assert world.redis.xpending(world.engine.key, ENGINE_GROUP)["pending"] == 0, "engines hold none of them"
     assert world.queue_length() == 3
     assert [each.item.job_id for each in world.engine.take()] == [other] * 3
 
@@ -102,7 +96,7 @@ def test_an_unknown_job_is_a_lookup_error(world: World) -> None:
 
 def test_a_paused_job_prepares_nothing_and_finishes_queued_items(world: World) -> None:
     job_id = world.running(batch_lines(4))
-    world.settings = world.settings.model_copy(update={"queue_high_water": 2})
+    world.settings = world.settings.model_copy(update={"queue_max_items": 2})
     world.prepare()
     assert step(world, "pause", job_id).status == "paused"
     assert step(world, "pause", job_id).status == "paused"

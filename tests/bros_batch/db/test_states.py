@@ -70,8 +70,8 @@ def test_there_are_no_other_transitions_of_a_job() -> None:
 
 def test_transitions_of_an_item() -> None:
     assert ITEM_TRANSITIONS[ItemStatus.SUCCEEDED] == frozenset(), "a result is final"
-    assert item_sources(ItemStatus.SUCCEEDED) == (ItemStatus.QUEUED,)
-    assert set(item_sources(ItemStatus.CANCELLED)) == {ItemStatus.PENDING, ItemStatus.QUEUED}
+    for ended in (ItemStatus.SUCCEEDED, ItemStatus.CANCELLED):
+        assert set(item_sources(ended)) == {ItemStatus.PENDING, ItemStatus.QUEUED}
     for source, target in itertools.product(ItemStatus, ItemStatus):
         if target in ITEM_TRANSITIONS[source]:
             ensure_item(source, target)

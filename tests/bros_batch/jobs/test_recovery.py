@@ -37,6 +37,7 @@ def test_a_flushed_redis_is_recognized_by_its_generation(world: World, redis_ser
     assert [item.status for item in items] == ["succeeded"] * 2 + ["pending"] * 18
     assert {item.attempts for item in items} == {0}, "this counts as no attempt"
     assert world.sweep().returned == 0
+    world.prepare()
     world.engine.answer(early[2:], "from before the flush")
     assert world.record().changed == 0
     job = world.run_through(job_id)

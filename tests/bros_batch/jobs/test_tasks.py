@@ -171,10 +171,11 @@ def test_a_cancelled_job_ends_by_itself(world: World, group: Processes) -> None:
     wait_for(lambda: world.queue_length() == 0, "an empty stream")
 
 
-@pytest.mark.parametrize("options", [{"queue_high_water": 40, "queue_low_water": 20}], ids=["short queue"])
+@pytest.mark.parametrize("options", [{"queue_max_items": 40}], ids=["short queue"])
 def test_recording_dispatches_prepare_when_the_stream_runs_low(world: World, group: Processes) -> None:
     """There is no beat, and prepare is dispatched only once from outside."""
     group.worker()
+    world.engine.announce()
     job_id = world.running(batch_lines(200))
     with Celery(broker=broker_url(world.settings)) as sender:
         sender.conf.update(configuration(world.settings))

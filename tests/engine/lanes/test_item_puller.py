@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
+from bros_batch.jobs.streams import remove_jobs
 from engine.core.terms import Lane
 from engine.lanes.translation import sampling_params
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
@@ -39,7 +40,8 @@ def add(redis, item_id: int, prompt: list[int] | None = None, **fields) -> bytes
     item = ItemRequest(
         item_id, 1, "job", prompt or [5, 6, 7 + item_id % 100], fields.pop("sampling", SAMPLING), **fields
     )
-    return redis.xadd(KEY, {"p": protocol.encode(item), "i": item_id, "e": 1})
+    about = {"i": item_id, "e": 1, "j": item.job_id, "r": item.priority}
+    return redis.xadd(KEY, {"p": protocol.encode(item), **about})
 
 
 def results(redis, count: int) -> dict[int, ItemResult]:
@@ -173,15 +175,15 @@ def test_pulling_continues_after_redis_restarts_empty(tmp_path, server, redis):
             assert set(results(fresh, 1)) == {2}
 
 
-def test_items_of_a_cancelled_job_end_and_make_room(tmp_path, server, redis):
+def test_items_that_are_taken_back_end_without_a_result_and_make_room(tmp_path, server, redis):
     for i in range(4):
         add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
     with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url) as engine:
         wait_for(lambda: sum(engine.scheduler.num_requests(Lane.BE)) == 4)
-        wait_for(lambda: redis.publish(protocol.CANCEL_CHANNEL, "job"))
-        answers = results(redis, 4)
-        assert {a.error_code for a in answers.values()} == {"batch_cancelled"}
+        assert len(remove_jobs(redis, "sim", ["job"])) == 4
         wait_for(lambda: not engine.scheduler.has_work)
+        add(redis, 5)
+        assert set(results(redis, 1)) == {5}, "what was taken back has no result"
 
 
 def test_the_heartbeat_describes_the_engine(tmp_path, server, redis):

@@ -1,0 +1,160 @@
+"""Stream entries that nobody can read: each is set aside, once, and nothing else stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis import Redis
+
+from engine.lanes.item_puller import ItemPuller
+from engine.wire import protocol
+from engine.wire.protocol import ItemRequest, ItemResult, Sampling
+from tests.engines import running_engine
+from tests.services import RedisServer, redis_server, wait_for
+
+KEY = protocol.items_key("sim")
+ITEM: dict[str, Any] = {
+    "item_id": 3,
+    "epoch": 1,
+    "job_id": "job",
+    "token_ids": [5, 6, 7],
+    "sampling": {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True},
+}
+
+
+def payload(**changes: Any) -> bytes:
+    return msgspec.msgpack.encode({**ITEM, **changes})
+
+
+NOT_IDENTIFIED: list[dict[bytes, bytes]] = [
+    {b"p": b"<garbage>", b"i": b"1" + b"0" * 30, b"e": b"1"},
+    {b"p": b"<garbage>", b"i": b"9" * 6000, b"e": b"1"},
+    {b"p": b"", b"i": b"9223372036854775808", b"e": b"1"},
+    {b"p": b"\xff\xfe", b"i": b"-1", b"e": b"1"},
+    {b"p": b"\xff\xfe", b"i": b"3", b"e": b"2147483648"},
+    {b"p": b"\xc1", b"i": b"three", b"e": b"1"},
+    {b"p": payload()[:-1]},
+    {b"nothing": b"at all"},
+    {b"\xff\xfe\x00": b"\x00" * 100_000},
+    {b"i": b"3", b"p": b"\xc1"},
+]
+FAILING = [
+    b"",
+    b"\x00",
+    b"\xc1 not msgpack",
+    b"\x91" * 100_000,  # nested lists
+    payload()[:20],
+    payload(item_id=-1),
+    payload(item_id=2**63),
+    payload(epoch=2**31),
+    payload(n=0),
+    payload(n=10**9),
+    payload(n="two"),
+    payload(priority=2**40),
+    payload(token_ids=[]),
+    payload(token_ids=[-1]),
+    payload(token_ids="text"),
+    payload(job_id=b"\xff\xfe"),
+    payload(deadline_unix_s=float("nan")),
+    payload(deadline_unix_s=float("inf")),
+    payload(sampling={}),
+    payload(sampling={"max_tokens": 4, "temperature": "hot"}),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: RedisServer) -> Iterator[Redis]:
+    server.flush()
+    with server.cli() as client:
+        yield client
+
+
+def add_good(redis: Redis, item_id: int) -> None:
+    item = ItemRequest(item_id, 1, "job", [5, 6, item_id % 100], Sampling(max_tokens=4, ignore_eos=True))
+    redis.xadd(KEY, {"p": protocol.encode(item), "i": item_id, "e": 1, "j": "job", "r": 0})
+
+
+def results(redis: Redis) -> list[ItemResult]:
+    return [
+        protocol.decode_item_result(fields[b"p"]) for _, fields in redis.xrange(protocol.RESULTS_KEY) or ()
+    ]
+
+
+def unreadable(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if "cannot be read and is removed" in r.getMessage()]
+
+
+def test_entries_that_identify_no_item_are_removed_and_logged_once(
+    tmp_path: Path, server: RedisServer, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fields in NOT_IDENTIFIED:
+        redis.xadd(KEY, fields)
+    add_good(redis, 1)
+    with caplog.at_level(logging.INFO), running_engine(tmp_path, redis_url=server.url):
+        wait_for(lambda: len(results(redis)) == 1, "the item behind the unreadable entries")
+        wait_for(lambda: redis.xlen(KEY) == 1, "the removal of the unreadable entries")
+    assert len(unreadable(caplog)) == len(NOT_IDENTIFIED)
+    assert all(len(line) < 2000 for line in unreadable(caplog)), "however large the entry is"
+    caplog.clear()
+    with caplog.at_level(logging.INFO), running_engine(tmp_path, redis_url=server.url):
+        add_good(redis, 2)
+        wait_for(lambda: len(results(redis)) == 2, "an item after a restart")
+    assert not unreadable(caplog)
+
+
+@pytest.mark.parametrize("engine_restarts", [False, True])
+def test_entries_that_identify_an_item_fail_it_and_no_other(
+    tmp_path: Path, server: RedisServer, redis: Redis, engine_restarts: bool
+) -> None:
+    for number, data in enumerate(FAILING):
+        redis.xadd(KEY, {"p": data, "i": 1000 + number, "e": 7})
+        add_good(redis, number)
+    if engine_restarts:  # the engine that had read them died
+        redis.xgroup_create(KEY, protocol.ENGINE_GROUP, id="0")
+        redis.xreadgroup(protocol.ENGINE_GROUP, "engine-0", {KEY: ">"})
+    with running_engine(tmp_path, redis_url=server.url):
+        wait_for(lambda: len(results(redis)) >= 2 * len(FAILING), "all results")
+        wait_for(lambda: redis.xpending(KEY, protocol.ENGINE_GROUP)["pending"] == 0, "the end of all claims")
+    found = results(redis)
+    assert len(found) == 2 * len(FAILING)
+    good = [result for result in found if result.error_code is None]
+    assert sorted(result.item_id for result in good) == list(range(len(FAILING)))
+
+
+def test_a_task_that_an_unknown_error_ends_goes_on_and_the_traceback_is_logged_once(
+    tmp_path: Path,
+    server: RedisServer,
+    redis: Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = ItemPuller._start
+    failures = 3
+
+    def start(self: ItemPuller, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise ZeroDivisionError("a bug")
+        real(self, entry_id, fields)
+
+    monkeypatch.setattr(ItemPuller, "_start", start)
+    for item_id in range(20):
+        add_good(redis, item_id)
+    with caplog.at_level(logging.INFO), running_engine(tmp_path, redis_url=server.url):
+        wait_for(lambda: len(results(redis)) == 20, "all results")
+    assert sorted(result.item_id for result in results(redis)) == list(range(20)), "each once"
+    reports = [record for record in caplog.records if "_pull failed" in record.getMessage()]
+    assert len(reports) == 3
+    assert [bool(record.exc_info) for record in reports] == [True, False, False]
