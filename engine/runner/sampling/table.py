@@ -13,6 +13,10 @@ from engine.core.plan import RowStart
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
+# A temperature below this counts as 0, which takes the likeliest token: at 1e-5 any other token would need a logit
+# within a ten-thousandth of the largest, and much below that float32 cannot hold the quotients.
+GREEDY_TEMPERATURE = 1e-5
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -111,7 +115,8 @@ class SamplingTable:
     def start(self, start: RowStart) -> None:
         """Assigns row `start.row` to this request, and forgets the one that held the row before."""
         row, sampling = start.row, start.sampling
-        self.temperature[row] = sampling.temperature
+        is_greedy = sampling.temperature < GREEDY_TEMPERATURE
+        self.temperature[row] = 0.0 if is_greedy else sampling.temperature
         self.top_p[row] = sampling.top_p
         self.top_k[row] = sampling.top_k
         self.min_p[row] = sampling.min_p
