@@ -107,7 +107,9 @@ class EngineConfig:
     prefix_cache: bool = _flag(True, "reuse the KV of prompt prefixes that were computed before")
     be_share: float = _flag(0.05, "share of all tokens that bulk gets even if chat needs them")
     gpu_memory_utilization: float = _flag(0.9, "fraction of the GPU's memory to use")
-    max_waiting_rt: int = _flag(512, "number of open chat requests above which new ones are rejected")
+    max_waiting_rt: int = _flag(
+        512, "number of open chat requests, running or waiting, above which new ones are rejected"
+    )
     be_prefetch: int = _flag(BE_PREFETCH, "number of items to hold in addition to those that are running")
     profile_s: float = _flag(
         3.0, "seconds to measure steps at the first start with a model; with 0 the engine learns as it serves"
@@ -118,9 +120,10 @@ class EngineConfig:
     default_tpot_s: float = _flag(
         0.1, "target for the time per output token, in seconds, of requests without an SLO"
     )
-    max_ttft_factor: float = _flag(
-        4.0,
-        "reject a chat request if its predicted time to first token is more than this many times the target of its SLO",
+    max_ttft_factor: float | None = _flag(
+        None,
+        "reject every chat request whose predicted time to first token is more than this many times its target "
+        "(default: 4 for requests that name an SLO; all others wait)",
     )
     claim_timeout_s: float = _flag(
         60.0, "seconds of silence after which another engine takes over the items of this one"

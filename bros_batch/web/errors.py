@@ -86,6 +86,7 @@ def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -
     message = _sentence(error.message)
     retry_after_s = error.retry_after_s or RETRY_AFTER_S
     if error.code == "overloaded":
+        message += ' A request with "service_tier": "flex" waits for its turn instead.'
         return ApiError(429, message, code="overloaded", retry_after_s=retry_after_s)
     if error.code == "draining":
         return ApiError(503, message, code="draining", retry_after_s=retry_after_s)

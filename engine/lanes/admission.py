@@ -5,21 +5,35 @@ from __future__ import annotations
 import asyncio
 import math
 
+from engine.core.request import Request
 from engine.core.terms import SLO, Lane
 from engine.lanes.exchange import Exchange
 from engine.wire.limits import EngineLimits, problem_with_submit
 from engine.wire.protocol import Rejected, Submit
 
+# Whoever names an SLO would rather be told early that it cannot be kept than wait.
+NAMED_SLO_TTFT_FACTOR = 4.0
+# Clients take a longer time for an error instead of waiting that long.
+LONGEST_RETRY_S = 60
+# Prompt tokens of the open requests together, about 300 MB. A prompt that is alone may have more.
+MAX_OPEN_TOKENS = 8_000_000
+
 
 class SocketAdmission:
     """Admits or rejects the requests that arrive over the socket, and counts the open and the rejected ones.
 
-    A request that `limits` do not allow is rejected. An RT request is also rejected while `max_waiting_rt` of them are
-    open, and if its predicted time to first token exceeds `max_ttft_factor` times the TTFT of its SLO.
+    A request that `limits` do not allow is rejected. Others are rejected while the open requests hold too many tokens,
+    and an RT request also while `max_waiting_rt` of them are open, or if its predicted time to first token exceeds
+    `max_ttft_factor` times its TTFT. If that factor is None, only requests that name an SLO are rejected for the
+    prediction.
     """
 
     def __init__(
-        self, limits: EngineLimits, exchange: Exchange, max_waiting_rt: int, max_ttft_factor: float = 4.0
+        self,
+        limits: EngineLimits,
+        exchange: Exchange,
+        max_waiting_rt: int,
+        max_ttft_factor: float | None = None,
     ) -> None:
         self._limits = limits
         self._exchange = exchange
@@ -28,11 +42,13 @@ class SocketAdmission:
         self._draining = False
         self._no_open_rt = asyncio.Event()
         self._no_open_rt.set()
+        self._num_open_tokens = 0
         self.num_open_rt = 0
         self.num_rejected = dict.fromkeys(("overloaded", "draining"), 0)  # by code
 
     def check(self, request: Submit, slo: SLO) -> Rejected | None:
-        """Return None if the request is admitted. Otherwise count the rejection and return it."""
+        """Return None if the request is admitted. Otherwise count the rejection and return it. `slo` is the one that
+        the request names, or the default."""
         rejected = self._rejection(request, slo)
         if rejected is not None:
             self.count_rejected(rejected.code)
@@ -44,34 +60,45 @@ class SocketAdmission:
         problem = problem_with_submit(request, self._limits)
         if problem is not None:
             return Rejected(request.id, problem.code, problem.message, param=problem.param)
+        num_tokens = len(request.token_ids)
+        if self._num_open_tokens and self._num_open_tokens + num_tokens > MAX_OPEN_TOKENS:
+            text = f"the prompts of the open requests have {self._num_open_tokens} tokens, and more would be too many"
+            return self._overloaded(request, text, self._exchange.wait_s())
         if request.lane != "rt":
             return None
         if self.num_open_rt >= self._max_waiting_rt:
-            text = f"{self.num_open_rt} chat requests are open, which is the limit; try again soon"
-            return Rejected(request.id, "overloaded", text, retry_after_s=1.0)
-        excess_s = self._exchange.excess_s(len(request.token_ids), slo, self._max_ttft_factor)
-        if excess_s > 0:
-            retry_after_s = float(max(1, math.ceil(excess_s)))
-            text = (
-                "the engine has more chat requests than it can answer in time; "
-                f"try again in {retry_after_s:.0f} s"
-            )
-            return Rejected(request.id, "overloaded", text, retry_after_s)
+            text = f"{self.num_open_rt} chat requests are open, which is the limit"
+            return self._overloaded(request, text, self._exchange.wait_s())
+        factor = self._max_ttft_factor
+        if factor is None and request.slo is not None:
+            factor = NAMED_SLO_TTFT_FACTOR
+        if factor is not None and (excess_s := self._exchange.excess_s(num_tokens, slo, factor)) > 0:
+            text = "the engine has more chat requests than it can answer in time"
+            return self._overloaded(request, text, excess_s)
         return None
+
+    @staticmethod
+    def _overloaded(request: Submit, text: str, wait_s: float) -> Rejected:
+        retry_after_s = min(max(1, math.ceil(wait_s)), LONGEST_RETRY_S)
+        return Rejected(
+            request.id, "overloaded", f"{text}; try again in {retry_after_s} s", float(retry_after_s)
+        )
 
     def count_rejected(self, code: str) -> None:
         """Count a rejection."""
         self.num_rejected[code] = self.num_rejected.get(code, 0) + 1
 
-    def count_started(self, lane: Lane) -> None:
+    def count_started(self, request: Request) -> None:
         """Count a request as open."""
-        if lane is Lane.RT:
+        self._num_open_tokens += request.num_prompt_tokens
+        if request.lane is Lane.RT:
             self.num_open_rt += 1
             self._no_open_rt.clear()
 
-    def count_ended(self, lane: Lane) -> None:
+    def count_ended(self, request: Request) -> None:
         """Count a request as no longer open."""
-        if lane is Lane.RT:
+        self._num_open_tokens -= request.num_prompt_tokens
+        if request.lane is Lane.RT:
             self.num_open_rt -= 1
             if not self.num_open_rt:
                 self._no_open_rt.set()

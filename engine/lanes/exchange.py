@@ -82,6 +82,11 @@ class Exchange:
             prompt_tokens, slo, max_ttft_factor, self._num_sent, self._num_sent_tokens
         )
 
+    def wait_s(self) -> float:
+        """How long a new RT request waits for those ahead of it, given what is known now."""
+        sent = self._num_sent - self.outlook.num_received
+        return self.outlook.wait_s(sent, self._num_sent_tokens - self.outlook.num_received_tokens)
+
     def abort(self, request_id: str) -> None:
         """End a request. Its sink is not called again."""
         if self._sinks.pop(request_id, None) is not None:

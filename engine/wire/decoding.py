@@ -19,7 +19,8 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (
 # What encoding raises: an integer of more than 64 bits, text that has no UTF-8 form, or a frame that is too long.
 ENCODE_ERRORS: tuple[type[Exception], ...] = (msgspec.MsgspecError, ValueError, OverflowError, TypeError)
 
-_FIELD = re.compile(r"`\$\.(?:sampling\.)?(\w+)")
+# In the message of a ValidationError: where it happened, or what is missing.
+_FIELD = re.compile(r"`\$\.(?:sampling\.)?((?!sampling`)\w+)|required field `(\w+)`")
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -45,6 +46,6 @@ def rejection_of(body: bytes, error: Exception) -> Rejected | None:
     envelope = envelope_of(body)
     if envelope is None or envelope.type != "submit" or envelope.id is None:
         return None
-    field = _FIELD.search(str(error))
+    fields = [found[1] or found[2] for found in _FIELD.finditer(str(error))]
     message = f"The request cannot be read: {error}."
-    return Rejected(envelope.id, "invalid_request", message, param=field[1] if field else None)
+    return Rejected(envelope.id, "invalid_request", message, param=fields[-1] if fields else None)

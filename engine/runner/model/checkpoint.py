@@ -70,7 +70,9 @@ def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
         ids = getattr(model.config.get_text_config(), "eos_token_id", None)
     if ids is None:
         return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)
+    vocab_size = model.config.get_text_config().vocab_size
+    # Some configurations name ids that have no logit: such a token is never drawn, and has nothing to suppress.
+    return frozenset(each for each in ([ids] if isinstance(ids, int) else ids) if 0 <= each < vocab_size)
 
 
 def load_config(name: str) -> PretrainedConfig:
