@@ -15,6 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from bros_batch.settings import get_settings
 
 BUSY_TIMEOUT_MS = 30_000
+# A server that does not answer, or whose host is gone, is an error after these times, and not a wait without end. The
+# parameters of libpq; a URL may have its own.
+POSTGRES_LIMITS = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
 POSTGRES_DISK_FULL = "53100"
 # SQLite before 3.32 takes at most 999 parameters per statement.
 IDS_PER_QUERY = 500
@@ -27,7 +30,8 @@ def open_database(url: str) -> Engine:
         return _open_sqlite(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=10)
+    limits = {name: value for name, value in POSTGRES_LIMITS.items() if name not in parsed.query}
+    return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=10, connect_args=limits)
 
 
 def _open_sqlite(url: str) -> Engine:

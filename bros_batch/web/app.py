@@ -37,6 +37,8 @@ def create_app(settings: Settings) -> FastAPI:
                 loading = asyncio.create_task(state.tokenizer())
                 yield
                 await asyncio.gather(loading, return_exceptions=True)
+                await asyncio.to_thread(state.dispatcher.close)
+                state.threads.close()
         finally:
             database.dispose()
 

@@ -15,6 +15,8 @@ from starlette.requests import HTTPConnection, Request
 from bros_batch.db.connections import is_disk_full, reading, writing
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
+from bros_batch.web.bounded_threads import BoundedThreads
+from bros_batch.web.dispatcher import Dispatcher
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable, disk_full
 from bros_batch.web.request_body import LargeBodies, read_json
@@ -23,28 +25,49 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# SQLAlchemy's pool has 15 connections.
+DATABASE_THREADS = 15
+READ_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 30.0  # as long as a write waits for the lock of SQLite
+
+
+def _database_threads() -> BoundedThreads:
+    return BoundedThreads(DATABASE_THREADS, "database")
+
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The server's settings, database, engine and memory for bodies. `started_at` is in Unix seconds."""
+    """The server's settings, database, engine, dispatcher of tasks, and memory for bodies. `started_at` is in Unix
+    seconds."""
 
     settings: Settings
     database: Engine
     engine: EngineLink
     started_at: int
     bodies: LargeBodies = field(default_factory=LargeBodies)
+    dispatcher: Dispatcher = field(default_factory=Dispatcher)
+    threads: BoundedThreads = field(default_factory=_database_threads)
 
     async def parsed(self, request: Request, parse: Callable[[bytes], T]) -> T:
         """Read the JSON body of `request` and return what `parse` makes of it (see `read_json`)."""
         return await read_json(request, self.settings.max_body_bytes, self.bodies, parse)
 
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run `query` in a read transaction on a thread. Raises ApiError 503 if the database is unavailable."""
-        return await run_in_threadpool(self._run, query, False)
+    async def read(self, query: Callable[[Connection], T], timeout_s: float | None = None) -> T:
+        """Run `query` in a read transaction on a thread. Raises ApiError 503 if the database is unavailable or does not
+        answer in time."""
+        return await self._in_time(lambda: self._run(query, False), timeout_s or READ_TIMEOUT_S)
 
     async def write(self, query: Callable[[Connection], T]) -> T:
-        """Run `query` in a write transaction on a thread, and commit it."""
-        return await run_in_threadpool(self._run, query, True)
+        """Run `query` in a write transaction on a thread, and commit it. Raises ApiError 503 like `read`; a write that
+        took too long may still be committed."""
+        return await self._in_time(lambda: self._run(query, True), WRITE_TIMEOUT_S)
+
+    async def _in_time(self, call: Callable[[], T], timeout_s: float) -> T:
+        try:
+            return await self.threads.run(call, timeout_s)
+        except TimeoutError:
+            logger.error("the database has not answered for %g s", timeout_s)
+            raise database_unavailable(f"The database has not answered for {timeout_s:g} s") from None
 
     def _run(self, query: Callable[[Connection], T], writes: bool) -> T:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Literal
@@ -10,12 +11,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from starlette.concurrency import run_in_threadpool
 
 from bros_batch.db import job_control
 from bros_batch.db.states import IllegalTransition
 from bros_batch.db.tables import Job
-from bros_batch.jobs.tasks import dispatch
 from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.web.app_state import AppState
@@ -24,6 +23,7 @@ from bros_batch.web.errors import ApiError, not_found
 logger = logging.getLogger(__name__)
 
 REDIS_PATIENCE_S = 2.0
+TAKE_BACK_S = 5.0  # in all, for Redis and the database
 
 Change = Literal["cancel", "pause", "resume", "retry"]
 CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
@@ -51,11 +51,12 @@ async def change_job(state: AppState, job_id: str, change: Change) -> Job:
 
     job = await state.write(query)
     if change in ("cancel", "pause"):
-        await run_in_threadpool(_take_back, state, job)
+        with contextlib.suppress(TimeoutError):  # it goes on, but nobody waits for it
+            await state.threads.run(lambda: _take_back(state, job), TAKE_BACK_S)
     if change == "cancel":
-        await run_in_threadpool(dispatch, "finalize", job_id)
+        state.dispatcher.send("finalize", job_id)
     elif change in ("resume", "retry"):
-        await run_in_threadpool(dispatch, "prepare", job.model)
+        state.dispatcher.send("prepare", job.model)
     return job
 
 

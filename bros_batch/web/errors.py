@@ -94,9 +94,10 @@ def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -
     return ApiError(400, message, param=named, code=error.code)
 
 
-def database_unavailable() -> ApiError:
-    message = "The database is not reachable. Try again in a moment."
-    return ApiError(503, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S)
+def database_unavailable(reason: str = "The database is not reachable") -> ApiError:
+    return ApiError(
+        503, f"{reason}. Try again in a moment.", code="database_unavailable", retry_after_s=RETRY_AFTER_S
+    )
 
 
 def disk_full() -> ApiError:

@@ -10,14 +10,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints
 from sqlalchemy import Connection
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from bros_batch.db import ended_items, files, jobs
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.documents.item_requests import DOCUMENT, job_requests
-from bros_batch.jobs.tasks import dispatch
 from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.batch_output import error_line, output_line
 from bros_batch.openai_api.endpoints import Endpoint
@@ -87,7 +85,7 @@ async def create_batch(request: Request) -> Response:
         )
 
     job = await state.write(query)
-    await run_in_threadpool(dispatch, "ingest", job.id)
+    state.dispatcher.send("ingest", job.id)
     return JSONResponse(batch_object(job))
 
 
