@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from engine.core.queues import PromptQueue, SortedRequests, WaitingQueue
 from engine.core.request import Request, State
 from engine.core.terms import Lane
+
+_sort_key = attrgetter("sort_key")
 
 
 class Backlog:
@@ -83,13 +87,39 @@ class Backlog:
         for requests in (self.behind[Lane.BE].requests, self.decoding[Lane.BE].requests):
             for victim in reversed(requests):
                 if victim.last_step != step and not victim.is_sheltered:
-                    victim.num_preemptions += 1
-                    self._leave_row(victim)
-                    victim.state = State.WAITING
-                    self.add(victim)
-                    if victim.tail is not None:
-                        self.parked[victim] = None
+                    self._displace(victim)
                     return
+
+    def displace_outranked(self, request: Request, step: int) -> None:
+        """Take the row of the least urgent BE request, if its priority is lower than this one's. It then waits, but it
+        keeps its tokens and its memory."""
+        last = [
+            requests.requests[-1]
+            for requests in (self.behind[Lane.BE], self.decoding[Lane.BE])
+            if requests.requests
+        ]
+        victim = max(last, key=_sort_key, default=None)
+        if victim is None or victim.priority >= request.priority:
+            return
+        if victim.last_step != step and not victim.is_sheltered:
+            self._displace(victim)
+
+    def _displace(self, victim: Request) -> None:
+        victim.num_preemptions += 1
+        self._leave_row(victim)
+        victim.state = State.WAITING
+        self.add(victim)
+        if victim.tail is not None:
+            self.parked[victim] = None
+
+    def has_row_for_be(self) -> bool:
+        """Whether a BE request that waits would get a row."""
+        kept = 0 if self.num_rows_of(Lane.BE) < self.min_be_rows else self._reserved_rt_rows
+        return len(self._free_rows) > kept
+
+    def parked_below(self, priority: int) -> list[Request]:
+        """The parked requests of lower priority, those first that lost their row last."""
+        return [request for request in reversed(self.parked) if request.priority < priority]
 
     def catch_up(self, request: Request) -> None:
         """A request that was behind has one token left to compute."""

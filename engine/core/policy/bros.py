@@ -141,6 +141,7 @@ class BrosPolicy:
     # BE -------------------------------------------------------------------------------------------------
 
     def _pack_be(self, batch: Batch, limit_s: float, owed: int) -> None:
+        self._make_way(batch)
         self._decode(Lane.BE, batch, limit_s, at_least=owed)
         if self._pace.is_be_starving and not batch.num_be_tokens:
             self._force(Lane.BE, batch)
@@ -160,6 +161,15 @@ class BrosPolicy:
             # A request that comes back after it lost its row restores its copies in the next step.
             if not self.allocator.compute(candidate, batch, limit_s, at_least=at_least, restore=False):
                 return
+
+    def _make_way(self, batch: Batch) -> None:
+        """If there is no row or memory for the first request that waits, take the row of one with a lower priority.
+        That one then gives up memory too, as far as needed. One per step is enough: steps are short."""
+        candidate = self.backlog.waiting.peek()
+        if candidate is None or candidate.lane is not Lane.BE:
+            return
+        if not (self.backlog.has_row_for_be() and self._has_memory_for(candidate)):
+            self.backlog.displace_outranked(candidate, batch.number)
 
     def _min_be_tokens(self, batch: Batch, owed: int) -> int:
         """How many BE tokens the batch takes regardless of its limit: those owed, and some if it would be empty."""
@@ -181,7 +191,8 @@ class BrosPolicy:
 
     def _has_memory_for(self, request: Request) -> bool:
         """BE is admitted if all its known tokens fit beside those that other BE requests have still to compute, above a
-        watermark that lets running requests grow. Without any running requests there is no watermark."""
+        watermark that lets running requests grow. Without any running requests there is no watermark. It may take what
+        requests of lower priority hold that lost their row."""
         backlog = self.backlog
         num_tokens = request.num_uncomputed_tokens
         num_tokens += sum(r.num_uncomputed_tokens for r in backlog.behind[Lane.BE])
@@ -189,7 +200,11 @@ class BrosPolicy:
         watermark = 0.0
         if num_rows or backlog.num_rows_of(Lane.RT):
             watermark = self._kv.num_blocks * WATERMARK_SHARE + num_rows * GROWTH_BLOCKS_PER_ROW
-        return (self._kv.num_free_blocks - watermark) * self._kv.block_size >= num_tokens
+        free_tokens = (self._kv.num_free_blocks - watermark) * self._kv.block_size
+        if free_tokens >= num_tokens:
+            return True
+        outranked = backlog.parked_below(request.priority) if backlog.parked else []
+        return free_tokens + sum(r.num_computed_tokens for r in outranked) >= num_tokens
 
     # Both -----------------------------------------------------------------------------------------------
 

@@ -123,7 +123,8 @@ class RtFirst(Victims):
 
 
 class BrosVictims(RtFirst):
-    """As RT first, but BE only takes memory for its decode tokens: prompts of BE wait until there is room.
+    """As RT first, but BE only takes memory for its decode tokens: prompts of BE wait until there is room, or take it
+    from requests of lower priority that lost their row.
 
     A request may be forced on the others where no request can move otherwise. It is then sheltered: until it ends, it
     loses nothing, and no other request is forced. Otherwise two requests could take the same memory from each other
@@ -149,6 +150,10 @@ class BrosVictims(RtFirst):
             chosen = super().choose(request, missing, batch, has_room=has_room, force=force)
             if chosen is not None:
                 return chosen
+        else:
+            for outranked in self._backlog.parked_below(request.priority):
+                if self._can_lose(outranked, batch.number):
+                    return self._take_from(outranked, request, missing)
         if not force or self.sheltered not in (None, request):
             return None
         victim = self._any_victim(request, batch.number)
