@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 from pydantic_settings import (
@@ -50,7 +50,15 @@ class Settings(BaseSettings):
     max_upload_bytes: int = 16 * 1024**3
     max_body_bytes: int = 32 * 1024**2
     max_line_bytes: int = 16 * 1024**2
-    default_max_tokens: int = Field(256, ge=1)
+    default_max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Output limit of requests that set none, in place of the model's and the endpoint's",
+    )
+    generation_config: Literal["auto", "off"] = Field(
+        "auto",
+        description="Whether the sampling parameters in the model's generation_config.json are the defaults",
+    )
     file_retention_s: float = 30 * 24 * 3600.0
 
     ingest_group_lines: int = Field(2000, ge=1, description="Lines that ingest commits at a time")

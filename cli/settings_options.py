@@ -35,6 +35,18 @@ _OPTIONS: dict[str, Callable[[F], F]] = {
         show_default="the model's limit",
         help="Maximum length of a request, prompt and answer together, in tokens.",
     ),
+    "default_max_tokens": click.option(
+        "--default-max-tokens",
+        type=click.IntRange(1),
+        show_default="the context that is left for chats, 16 for completions",
+        help="Maximum length of an answer, in tokens, if a request sets none.",
+    ),
+    "generation_config": click.option(
+        "--generation-config",
+        type=click.Choice(["auto", "off"]),
+        show_default="auto",
+        help="Take default sampling parameters from the model's generation_config.json, or not.",
+    ),
     "data_dir": click.option(
         "--data-dir",
         type=click.Path(file_okay=False),

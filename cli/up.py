@@ -39,6 +39,8 @@ COLORS = {
     "api_key",
     "insecure",
     "max_model_len",
+    "default_max_tokens",
+    "generation_config",
 )
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Number of worker processes."

@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.openai_api.completion_request import Request, parse_body
+from bros_batch.openai_api.completion_request import ChatCompletionRequest, Request, parse_body
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.engine_limits import check_limits
 from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import render_template
 from bros_batch.text.tokenizer import ModelTokenizer
@@ -47,12 +48,17 @@ class JobRequests:
     def request_of(self, body: str) -> Request:
         return parse_body(self.endpoint, body) if self.shared is None else self.shared
 
-    def sampling_of(self, body: str, default_max_tokens: int) -> Sampling:
+    def sampling_of(self, body: str, defaults: SamplingDefaults) -> Sampling:
         """The sampling of an item that was prepared before."""
-        return sampling_of(self.request_of(body), default_max_tokens)
+        return sampling_of(self.request_of(body), defaults)
 
     def encode(
-        self, tokenizer: ModelTokenizer, body: str, line_no: int, max_model_len: int, default_max_tokens: int
+        self,
+        tokenizer: ModelTokenizer,
+        body: str,
+        line_no: int,
+        max_model_len: int,
+        defaults: SamplingDefaults,
     ) -> tuple[list[int], Request, Sampling]:
         """The tokens, request and sampling of an item. Raises RequestError, which says what is wrong with the line."""
         request = self.request_of(body)
@@ -63,9 +69,7 @@ class JobRequests:
             token_ids = prompts[0]
         else:
             token_ids = self._encode_document(tokenizer, body, line_no)
-        sampling = fitted_sampling(
-            request, len(token_ids), max_model_len=max_model_len, default_max_tokens=default_max_tokens
-        )
+        sampling = fitted_sampling(request, len(token_ids), max_model_len=max_model_len, defaults=defaults)
         check_limits(request, token_ids, sampling, ModelLimits(max_model_len, tokenizer.vocab_size))
         return token_ids, request, sampling
 
@@ -76,7 +80,8 @@ class JobRequests:
         if self.endpoint != CHAT_COMPLETIONS:
             return tokenizer.encode_prompt(prompt if system is None else f"{system}\n\n{prompt}")
         messages = [] if system is None else [{"role": "system", "content": system}]
-        return tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
+        kwargs = self.shared.template_kwargs if isinstance(self.shared, ChatCompletionRequest) else None
+        return tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}], kwargs)
 
 
 def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[str, Any]) -> JobRequests:

@@ -98,6 +98,7 @@ class _Preparer:
         self._until_s = until_s
         self.claims_end_ms = 0.0
         self._tokenizer = worker.tokenizer
+        self._defaults = worker.sampling_defaults
         self._max_model_len = min(
             self._tokenizer.max_model_len, worker.settings.max_model_len or self._tokenizer.max_model_len
         )
@@ -161,7 +162,7 @@ class _Preparer:
             item.body,
             item.line_no,
             self._max_model_len,
-            self._worker.settings.default_max_tokens,
+            self._defaults,
         )
         try:
             return encode(

@@ -128,6 +128,7 @@ class _Recorder:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._tokenizer = worker.tokenizer
+        self._defaults = worker.sampling_defaults
         self._requests: dict[str, JobRequests | RequestError] = {}
         self._changed = 0
         self._finalizing: list[str] = []
@@ -208,7 +209,7 @@ class _Recorder:
         requests = self._requests[origin.job_id]
         if isinstance(requests, RequestError):
             raise requests
-        sampling = requests.sampling_of(origin.body or "", self._worker.settings.default_max_tokens)
+        sampling = requests.sampling_of(origin.body or "", self._defaults)
         head = ResponseHead(
             origin.endpoint, request_id(result.item_id, result.epoch), origin.model, int(time.time())
         )

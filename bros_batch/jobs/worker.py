@@ -9,6 +9,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from bros_batch.db.connections import get_database
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults, sampling_defaults
 from bros_batch.settings import Settings, get_settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 
@@ -25,6 +26,11 @@ class Worker:
     def tokenizer(self) -> ModelTokenizer:
         """The tokenizer of the served model, loaded on first use and kept for the life of the process."""
         return load_tokenizer(self.settings.model)
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """The sampling parameters of requests that do not set their own."""
+        return sampling_defaults(self.settings, self.tokenizer.recommended_sampling)
 
 
 @cache

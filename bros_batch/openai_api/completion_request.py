@@ -5,7 +5,7 @@ Both lanes use these models: a chat over HTTP and a line of an OpenAI batch file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -13,15 +13,24 @@ from pydantic import Field
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, ENDPOINTS, Endpoint
 from bros_batch.openai_api.request_fields import (
     MAX_TOKEN_ID,
+    NOTHING,
+    ChatLogprobs,
+    Ignored,
     LogitBias,
     MessageContent,
+    OutputLimit,
     Prompt,
+    Seed,
     StopStrings,
+    TextLogprobs,
     TokenId,
     Unsupported,
+    UnsupportedUnless1,
+    UnsupportedUnlessTrue,
+    WholeNumber,
     only,
 )
-from bros_batch.openai_api.validation import RequestPart, validate
+from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
 from bros_batch.request_error import RequestError
 from engine.wire.limits import MAX_CHOICES
 
@@ -33,47 +42,56 @@ class RequestedSlo(RequestPart):
     tpot_ms: float = Field(gt=0, le=3_600_000)
 
 
-class StreamOptions(RequestPart):
+class StreamOptions(LenientPart):
     """Options of a streamed response."""
 
-    include_usage: bool = False
-    include_obfuscation: Any = None
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: usage so far in every chunk
+    include_obfuscation: Ignored = None
 
 
-class Message(RequestPart):
+class Message(LenientPart):
     """One message of a chat.
 
-    Clients send earlier answers back as they received them; the additional fields of those are accepted and ignored.
+    Clients send earlier answers back as they received them, with additional fields.
     """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: MessageContent
     name: str | None = None
-    refusal: Any = None
-    annotations: Any = None
-    reasoning_content: Any = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    id: Ignored = None
+    refusal: Ignored = None
+    annotations: Ignored = None
+    provider_specific_fields: Ignored = None
+    reasoning_details: Ignored = None
+    thinking_blocks: Ignored = None
+
     audio: Unsupported = None
     function_call: Unsupported = None
-    tool_calls: Annotated[Any, only([])] = None
+    tool_calls: Unsupported = None
 
     def as_template_input(self) -> dict[str, str]:
         """Return the message as chat templates read it: they know `system`, not its newer name `developer`."""
-        role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": self.content}
-        return message if self.name is None else {**message, "name": self.name}
+        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        for name in ("name", "reasoning", "reasoning_content"):
+            if (value := getattr(self, name)) is not None:
+                message[name] = value
+        return message
 
 
-class BaseRequest(RequestPart):
+class BaseRequest(LenientPart):
     """Fields that chat and plain completions share."""
 
     model: str = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: OutputLimit = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    top_p: float | None = Field(None, ge=0, le=1)
+    n: WholeNumber | None = Field(None, ge=1, le=MAX_CHOICES)
     stop: StopStrings = ()
-    # Further choices use the seeds that follow, and all of them must fit into 64 bits.
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
+    seed: Seed = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: LogitBias = Field(default_factory=dict)
@@ -81,33 +99,47 @@ class BaseRequest(RequestPart):
     stream_options: StreamOptions | None = None
 
     # vLLM's additions.
-    top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_ID)
+    top_k: WholeNumber | None = Field(None, ge=-1, le=MAX_TOKEN_ID)
     min_p: float | None = Field(None, ge=0, le=1)
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: WholeNumber | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     stop_token_ids: list[TokenId] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
-    priority: int | None = Field(None, ge=-1_000_000, le=1_000_000)
+    priority: WholeNumber | None = Field(None, ge=-1_000_000, le=1_000_000)
 
     # SLO and lane.
     slo: RequestedSlo | None = None
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
 
-    # Accepted, without effect.
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
+    user: Ignored = None
+    metadata: Ignored = None
+    store: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    request_id: Ignored = None
 
-    # Not supported yet.
-    response_format: Annotated[Any, only({"type": "text"})] = None
+    response_format: Annotated[Any, only({"type": "text"}, *NOTHING)] = None
     guided_json: Unsupported = None
     guided_regex: Unsupported = None
     guided_choice: Unsupported = None
     guided_grammar: Unsupported = None
     structured_outputs: Unsupported = None
+    best_of: UnsupportedUnless1 = None
+    use_beam_search: Unsupported = None
+    early_stopping: Unsupported = None
+    length_penalty: UnsupportedUnless1 = None
+    echo: Unsupported = None
+    prompt_logprobs: Annotated[Any, only(False)] = None
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
+    logits_processors: Unsupported = None
+    include_stop_str_in_output: Unsupported = None
+    skip_special_tokens: UnsupportedUnlessTrue = None
+    spaces_between_special_tokens: UnsupportedUnlessTrue = None
+    truncate_prompt_tokens: Unsupported = None
+    return_token_ids: Unsupported = None
+    return_tokens_as_token_ids: Unsupported = None
 
     @property
     def num_choices(self) -> int:
@@ -125,23 +157,31 @@ class ChatCompletionRequest(BaseRequest):
     prompt_param: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    max_completion_tokens: OutputLimit = Field(None, ge=1)
+    logprobs: ChatLogprobs = None
+    top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = Field(None, max_length=64)
+    verbosity: str | None = Field(None, max_length=64)
 
-    parallel_tool_calls: Any = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    modalities: Annotated[Any, only(["text"])] = None
-    tools: Annotated[Any, only([])] = None
-    functions: Annotated[Any, only([])] = None
-    function_call: Annotated[Any, only("none", "auto")] = None
+    parallel_tool_calls: Ignored = None
+    include_reasoning: Ignored = None
+
+    tool_choice: Annotated[Any, only("none", "auto", *NOTHING)] = None
+    modalities: Annotated[Any, only(["text"], *NOTHING)] = None
+    tools: Unsupported = None
+    functions: Unsupported = None
+    function_call: Annotated[Any, only("none", "auto", *NOTHING)] = None
     audio: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Unsupported = None
-    verbosity: Unsupported = None
     moderation: Unsupported = None
     web_search_options: Unsupported = None
+    add_generation_prompt: UnsupportedUnlessTrue = None
+    continue_final_message: Unsupported = None
+    add_special_tokens: Unsupported = None
+    documents: Unsupported = None
+    chat_template: Unsupported = None
+    mm_processor_kwargs: Unsupported = None
 
     @property
     def requested_max_tokens(self) -> int | None:
@@ -150,7 +190,20 @@ class ChatCompletionRequest(BaseRequest):
     @property
     def num_logprobs(self) -> int | None:
         """Number of most likely tokens to report per position, besides the sampled one; None for no logprobs."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+        return None if self.logprobs is None else max(self.logprobs, self.top_logprobs or 0)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What the request sets in the chat template."""
+        named = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
+        given = {name: value for name, value in named.items() if value is not None}
+        return {**given, **(self.chat_template_kwargs or {})}
+
+    def ignored_names(self) -> Iterator[str]:
+        yield from super().ignored_names()
+        for index, message in enumerate(self.messages):
+            for name in message.ignored_names():
+                yield f"messages[{index}].{name}"
 
     @property
     def num_prompt_chars(self) -> int:
@@ -164,10 +217,9 @@ class CompletionRequest(BaseRequest):
     prompt_param: ClassVar[str] = "prompt"
 
     prompt: Prompt
-    logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: Annotated[Any, only(1)] = None
-    echo: Annotated[Any, only(False)] = None
-    suffix: Annotated[Any, only("")] = None
+    logprobs: TextLogprobs = None
+    suffix: Unsupported = None
+    add_special_tokens: UnsupportedUnlessTrue = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -200,9 +252,14 @@ def parse_body(endpoint: str, raw: bytes | str) -> Request:
     else:
         raise RequestError(f"The endpoint {endpoint!r} is not one of {', '.join(ENDPOINTS)}.", "endpoint")
     request = validate(model, raw)
-    if isinstance(request, ChatCompletionRequest) and request.top_logprobs and not request.logprobs:
+    if isinstance(request, ChatCompletionRequest) and request.top_logprobs and request.logprobs is None:
         raise RequestError("'top_logprobs' requires 'logprobs' to be true.", "top_logprobs")
-    if request.stream_options is not None and not request.stream:
+    options = request.stream_options
+    if (
+        options is not None
+        and not request.stream
+        and (options.include_usage or options.continuous_usage_stats)
+    ):
         raise RequestError("'stream_options' is only allowed with 'stream' set to true.", "stream_options")
     if (request.min_tokens or 0) > (request.requested_max_tokens or MAX_TOKEN_ID):
         raise RequestError("'min_tokens' is greater than the maximum number of tokens.", "min_tokens")

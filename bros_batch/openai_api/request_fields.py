@@ -6,14 +6,19 @@ A check raises `problem(predicate)`, where the predicate completes a sentence th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARS = 1000
+from engine.wire.limits import MAX_CHOICES, MAX_LOGPROBS
+from engine.wire.protocol import MAX_STOP_CHARS, MAX_STOP_STRINGS
+
 MAX_TOKEN_ID = 2**31 - 1
+# Further choices use the seeds that follow, and all of them must fit into 64 bits.
+SEEDS = range(-(2**63), 2**63 - MAX_CHOICES)
+NOTHING: tuple[object, ...] = (None, False, "", [], {})
 
 
 def problem(message: str) -> PydanticCustomError:
@@ -21,28 +26,71 @@ def problem(message: str) -> PydanticCustomError:
     return PydanticCustomError("request", "{message}", {"message": message})
 
 
+class IgnoredField:
+    """Marks a field that is accepted with any value and has no effect."""
+
+
+def is_one_of(value: object, values: Iterable[object]) -> bool:
+    """Return whether `values` holds the same value of the same type, so that 0 is not false."""
+    return any(type(value) is type(each) and value == each for each in values)
+
+
 def only(*harmless: object) -> AfterValidator:
     """Accept only null and `harmless` values in a field that is known but not supported."""
 
     def check(value: object) -> object:
-        if value is None or value in harmless:
+        if value is None or is_one_of(value, harmless):
             return value
         raise problem("is not supported yet")
 
     return AfterValidator(check)
 
 
+def _whole(value: Any) -> Any:
+    """Accept 5.0 for 5: tables with empty cells write whole numbers as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _output_limit(value: Any) -> Any:
+    """Accept -1 for no limit, as llama.cpp and its clients write it."""
+    return None if value == -1 else _whole(value)
+
+
+def _seed(value: Any) -> Any:
+    """Accept every whole number: a seed only has to give the same output each time."""
+    seed = _whole(value)
+    if type(seed) is int and seed not in SEEDS:
+        return seed % 2**62
+    return seed
+
+
+def _text_logprobs(value: Any) -> Any:
+    """Accept true for 1 and false for none."""
+    return (1 if value else None) if isinstance(value, bool) else _whole(value)
+
+
+def _chat_logprobs(value: Any) -> Any:
+    """Return the number of likeliest tokens that `logprobs` itself asks for; null for no log-probabilities.
+
+    OpenAI has a boolean here; the number that plain completions have is understood too.
+    """
+    if isinstance(value, bool):
+        return 0 if value else None
+    return _whole(value) or None
+
+
 def _stop_strings(value: Any) -> Any:
     if value is None:
         return ()
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, list | tuple) or not all(isinstance(string, str) for string in strings):
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
         raise problem("must be a string or a list of strings")
+    strings = tuple(dict.fromkeys(filter(None, strings)))  # an empty string stops nothing
     if len(strings) > MAX_STOP_STRINGS:
         raise problem(f"must have at most {MAX_STOP_STRINGS} strings, not {len(strings)}")
-    if any(not string or len(string) > MAX_STOP_CHARS for string in strings):
-        raise problem(f"must consist of strings of 1 to {MAX_STOP_CHARS} characters")
-    return tuple(strings)
+    if any(len(string) > MAX_STOP_CHARS for string in strings):
+        raise problem(f"must consist of strings of at most {MAX_STOP_CHARS} characters")
+    return strings
 
 
 def _is_token_list(value: object) -> bool:
@@ -66,11 +114,13 @@ def _prompt(value: Any) -> Any:
     raise problem("must consist of strings only, of token ids only, or of lists of token ids only")
 
 
-def _message_content(value: Any) -> Any:
-    """Accept text, or a list of text parts, which are joined."""
+def _message_content(value: Any, info: ValidationInfo) -> Any:
+    """Accept text, or a list of text parts, which are joined. An earlier answer may be null, which is no text."""
     if isinstance(value, str):
         return value
     if value is None:
+        if info.data.get("role") == "assistant":
+            return ""
         raise problem("must be a string or a list of text parts, not null")
     if not isinstance(value, list):
         raise problem("must be a string or a list of text parts")
@@ -105,9 +155,17 @@ def _logit_bias(value: Any) -> Any:
     return biases
 
 
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
+OutputLimit = Annotated[int | None, BeforeValidator(_output_limit)]
+Seed = Annotated[int | None, BeforeValidator(_seed)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_whole)]
+TextLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_text_logprobs)]
+ChatLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_chat_logprobs)]
 StopStrings = Annotated[tuple[str, ...], BeforeValidator(_stop_strings)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_logit_bias)]
 Prompt = Annotated[Any, AfterValidator(_prompt)]
 MessageContent = Annotated[str, BeforeValidator(_message_content)]
-Unsupported = Annotated[Any, only()]
+Ignored = Annotated[Any, IgnoredField()]
+Unsupported = Annotated[Any, only(*NOTHING)]
+UnsupportedUnless1 = Annotated[Any, only(1, 1.0)]
+UnsupportedUnlessTrue = Annotated[Any, only(True)]

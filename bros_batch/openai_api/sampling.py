@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from bros_batch.openai_api.completion_request import Request
+from bros_batch.openai_api.request_fields import MAX_TOKEN_ID
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
 from engine.wire.protocol import LaneName, Sampling, Slo
 
 
-def sampling_of(request: Request, default_max_tokens: int) -> Sampling:
-    """Return the engine's sampling parameters for `request`."""
+def sampling_of(request: Request, defaults: SamplingDefaults, room: int = MAX_TOKEN_ID) -> Sampling:
+    """Return the engine's sampling parameters for `request`, whose output has room for `room` tokens.
+
+    A `top_p` of 0 leaves only the likeliest token, which is what a temperature of 0 means to the engine.
+    """
+    top_p = _or(request.top_p, defaults.top_p)
     return Sampling(
-        max_tokens=request.requested_max_tokens or default_max_tokens,
+        max_tokens=request.requested_max_tokens or min(defaults.max_tokens(request.endpoint), room),
         min_tokens=request.min_tokens or 0,
-        temperature=_or(request.temperature, 1.0),
-        top_p=_or(request.top_p, 1.0),
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
+        temperature=_or(request.temperature, defaults.temperature) if top_p else 0.0,
+        top_p=top_p or 1.0,
+        top_k=max(defaults.top_k if request.top_k is None else request.top_k, 0),
+        min_p=_or(request.min_p, defaults.min_p),
         seed=request.seed,
         stop=request.stop,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=tuple(request.logit_bias.items()),
@@ -29,36 +35,38 @@ def sampling_of(request: Request, default_max_tokens: int) -> Sampling:
 
 
 def _or(value: float | None, default: float) -> float:
-    return default if value is None else float(value)
+    return float(default if value is None else value)
 
 
 def fitted_sampling(
-    request: Request, num_prompt_tokens: int, *, max_model_len: int, default_max_tokens: int
+    request: Request, num_prompt_tokens: int, *, max_model_len: int, defaults: SamplingDefaults
 ) -> Sampling:
     """Return `sampling_of(request)` with the default output length limited to the room that the prompt leaves.
 
-    Raises RequestError `context_length_exceeded` if the prompt alone, or the prompt and the requested output length
-    together, exceed the context length of the model.
+    The engine reserves nothing for the output, so a long limit costs nothing. Raises RequestError
+    `context_length_exceeded` if the prompt alone, or the prompt and the requested output length together, exceed the
+    context length of the model.
     """
     room = max_model_len - num_prompt_tokens
     if num_prompt_tokens == 0:
         raise RequestError("The prompt has no tokens.", request.prompt_param)
     requested = request.requested_max_tokens
+    # Clients recognize this error by its code or by the beginning of its message.
+    limit = f"This model's maximum context length is {max_model_len} tokens"
     if room < 1:
         raise RequestError(
-            f"This model's context length is {max_model_len} tokens, but the prompt has {num_prompt_tokens} "
-            "tokens. Leave room for at least one output token.",
+            f"{limit}, but the prompt has {num_prompt_tokens} tokens. Leave room for at least one output token.",
             request.prompt_param,
             "context_length_exceeded",
         )
     if requested is not None and requested > room:
         raise RequestError(
-            f"This model's context length is {max_model_len} tokens, but the request needs "
-            f"{num_prompt_tokens + requested}: {num_prompt_tokens} for the prompt and {requested} for the output.",
+            f"{limit}, but the request needs {num_prompt_tokens + requested}: {num_prompt_tokens} for the prompt and "
+            f"{requested} for the output.",
             request.prompt_param,
             "context_length_exceeded",
         )
-    sampling = sampling_of(request, min(default_max_tokens, room))
+    sampling = sampling_of(request, defaults, room)
     if sampling.min_tokens > sampling.max_tokens:
         raise RequestError("'min_tokens' is greater than the maximum number of tokens.", "min_tokens")
     return sampling

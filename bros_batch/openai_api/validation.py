@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from bros_batch.openai_api.request_fields import NOTHING, IgnoredField, is_one_of
 from bros_batch.request_error import RequestError
+
+MAX_SHOWN_CHARS = 80
 
 
 def _fail_fast(schema: Any) -> None:
@@ -39,6 +43,38 @@ class RequestPart(BaseModel):
         return schema
 
 
+class LenientPart(RequestPart):
+    """Part of a request in which clients also send fields that we do not know.
+
+    An unknown field is accepted if its value asks for nothing, and is an error otherwise.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    _ignored_fields: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls._ignored_fields = tuple(
+            name
+            for name, field in cls.model_fields.items()
+            if any(isinstance(each, IgnoredField) for each in field.metadata)
+        )
+
+    @model_validator(mode="after")
+    def _unknown_fields_ask_for_nothing(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if not is_one_of(value, NOTHING):
+                raise PydanticCustomError("unknown_field", "{name}", {"name": name[:MAX_SHOWN_CHARS]})
+        return self
+
+    def ignored_names(self) -> Iterator[str]:
+        """Yield the names of the fields that were given a value and have no effect."""
+        for name in (*self._ignored_fields, *(self.model_extra or ())):
+            if getattr(self, name) is not None:
+                yield name
+
+
 PartT = TypeVar("PartT", bound=RequestPart)
 
 
@@ -57,6 +93,9 @@ def _request_error(error: ValidationError) -> RequestError:
         return RequestError(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.")
     steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     param = "".join(steps).removeprefix(".")
+    if kind == "unknown_field":
+        param = f"{param}.{message}".removeprefix(".")
+        return RequestError(f"Unknown parameter: '{param}'.", param)
     if not param:
         return RequestError("The body must be a JSON object.")
     if kind == "extra_forbidden":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,7 +25,15 @@ class GenerationBlock(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def compile_chat_template(source: str) -> jinja2.Template:
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A compiled template, and the names of the variables that it reads."""
+
+    template: jinja2.Template
+    variables: frozenset[str]
+
+
+def compile_chat_template(source: str) -> ChatTemplate:
     """Compile Jinja source. The sandbox gives a template access to its arguments, never to Python."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
@@ -31,7 +41,8 @@ def compile_chat_template(source: str) -> jinja2.Template:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(source)
+    variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    return ChatTemplate(environment.from_string(source), frozenset(variables))
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from bros_batch.request_error import RequestError
 from bros_batch.text.chat_template import compile_chat_template
 from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
+from bros_batch.text.generation_config import recommended_sampling
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -42,6 +43,8 @@ class ModelTokenizer:
         }
         source = _chat_template_source(directory, names)
         self._chat_template = None if source is None else compile_chat_template(source)
+        self.template_variables = self._chat_template.variables if self._chat_template else frozenset[str]()
+        self.recommended_sampling = recommended_sampling(generation)
         self.max_model_len = _max_model_len(config)
         self.vocab_size = _vocab_size(config)
         self.eos_token_ids = self._end_tokens(config, generation)
@@ -63,7 +66,7 @@ class ModelTokenizer:
         names = {**self._special_tokens, **(template_kwargs or {})}
         names |= {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
         try:
-            text = self._chat_template.render(names)
+            text = self._chat_template.template.render(names)
         except (
             jinja2.TemplateError,
             TypeError,

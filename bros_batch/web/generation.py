@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bros_batch.openai_api.completion_request import Request
 from bros_batch.openai_api.engine_limits import check_limits
 from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.sampling import fitted_sampling, lane_of, slo_of
+from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.request_error import RequestError
 from bros_batch.text.output_decoder import FinishedChoice, FinishReason, OutputDecoder, Piece, TokenLogprob
 from bros_batch.text.tokenizer import ModelTokenizer
@@ -35,10 +36,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The next piece of output `index`. The last one has the finish reason."""
+    """The next piece of output `index`, which has `num_tokens` tokens so far. The last one has the finish reason."""
 
     index: int
     piece: Piece
+    num_tokens: int
     finish_reason: FinishReason | None = None
 
 
@@ -60,7 +62,7 @@ class Generation:
     tokenizer: ModelTokenizer
     client: EngineClient
     outputs: Sequence[Output]
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage
 
     async def updates(self) -> AsyncGenerator[Update]:
         """Yield the updates of all outputs as they arrive; closing the generator early cancels the request.
@@ -110,20 +112,21 @@ class Generation:
         async with stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
             async for message in messages:
                 if isinstance(message, Finished):
-                    self._count(output, message.prompt_tokens, message.output_tokens, message.cached_tokens)
-                    reason = _reason(message)
-                    last = decoder.finish(reason)
-                    yield Update(output.index, last, "stop" if decoder.stopped else reason)
+                    if output.counts_prompt:
+                        self.usage.cached_tokens += message.cached_tokens
+                    reason = "stop" if decoder.stopped else _reason(message)
+                    yield Update(output.index, decoder.finish(reason), num_tokens, reason)
+                    return
+                if decoder.stopped:
+                    # The engine ends at the same token and says so in the same write. Should it have found another
+                    # text, what it computes beyond the stop string is of no use.
+                    yield Update(output.index, decoder.finish("stop"), num_tokens, "stop")
                     return
                 num_tokens += len(message.ids)
+                self.usage.completion_tokens += len(message.ids)
                 piece = decoder.push(message.ids, message.logprobs)
-                if decoder.stopped:
-                    # The engine also finds stop strings, but may report the end a step later: do not wait for it.
-                    self._count(output, len(output.token_ids), num_tokens, 0)
-                    yield Update(output.index, piece, "stop")
-                    return
                 if piece.text or piece.logprobs:
-                    yield Update(output.index, piece)
+                    yield Update(output.index, piece, num_tokens)
 
     async def _merged(self) -> AsyncGenerator[Update]:
         queue: asyncio.Queue[Update | None] = asyncio.Queue()
@@ -151,12 +154,6 @@ class Generation:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-    def _count(self, output: Output, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> None:
-        self.usage.completion_tokens += completion_tokens
-        if output.counts_prompt:
-            self.usage.prompt_tokens += prompt_tokens
-            self.usage.cached_tokens += cached_tokens
 
 
 def _reason(finished: Finished) -> FinishReason:
@@ -194,15 +191,17 @@ async def plan_generation(state: AppState, request: Request) -> Generation:
             f"at most {MAX_OUTPUTS} are allowed."
         )
         raise RequestError(message, "n")
+    defaults = sampling_defaults(state.settings, tokenizer.recommended_sampling)
     outputs: list[Output] = []
     for token_ids in prompts:
         sampling = fitted_sampling(
             request,
             len(token_ids),
             max_model_len=client.welcome.max_model_len,
-            default_max_tokens=state.settings.default_max_tokens,
+            defaults=defaults,
         )
         check_limits(request, token_ids, sampling, client.welcome, slo_of(request))
         for choice in range(request.num_choices):
             outputs.append(Output(len(outputs), token_ids, sampling.for_choice(choice), choice == 0))
-    return Generation(request, tokenizer, client, outputs)
+    usage = Usage(prompt_tokens=sum(map(len, prompts)))
+    return Generation(request, tokenizer, client, outputs, usage)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,11 +26,16 @@ from bros_batch.openai_api.completion_response import (
     usage_object,
 )
 from bros_batch.openai_api.endpoints import ENDPOINTS
+from bros_batch.openai_api.prompts import ignored_parameters
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import JSONResponse
 from bros_batch.web.generation import Generation, plan_generation
+
+IGNORED_PARAMETERS = "x-bros-ignored-parameters"
+HEADER_SAFE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+MAX_NAMES = 32
 
 
 async def complete(http: HttpRequest) -> Response | ASGIApp:
@@ -39,9 +45,18 @@ async def complete(http: HttpRequest) -> Response | ASGIApp:
     generation = await plan_generation(state, request)
     head = ResponseHead(request.endpoint, http.state.request_id, state.settings.model_name, int(time.time()))
     response = CompletionResponse(generation, head)
+    headers = ignored_parameters_header(ignored_parameters(generation.tokenizer, request))
     if request.stream:
-        return EventStream(http, response.events())
-    return JSONResponse(await while_connected(http, response.body()))
+        return EventStream(http, response.events(), headers)
+    return JSONResponse(await while_connected(http, response.body()), headers=headers)
+
+
+def ignored_parameters_header(names: Sequence[str]) -> dict[str, str]:
+    """Return the header that names the parameters without effect; none if there are none."""
+    shown = [name if HEADER_SAFE.fullmatch(name) else "?" for name in names[:MAX_NAMES]]
+    if len(names) > MAX_NAMES:
+        shown.append("...")
+    return {IGNORED_PARAMETERS: ", ".join(shown)} if shown else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +74,18 @@ class CompletionResponse:
         """Yield the server-sent events of a streamed response, except the final `[DONE]`."""
         options = self.generation.request.stream_options
         with_usage = options is not None and options.include_usage
+        in_every_chunk = options is not None and options.continuous_usage_stats
         is_chat = self.head.is_chat
         head = chunk_head(self.head)
-        # If usage is asked for, every chunk has the field, and a final chunk without choices has its value.
+        # If usage is asked for, every chunk has the field, and a final chunk without choices has its value. If the
+        # request asks for that, the other chunks have the usage so far of their output, as in vLLM.
         rest: dict[str, Any] = {"usage": None} if with_usage else {}
         opened: set[int] = set()
         async with contextlib.aclosing(self.generation.updates()) as updates:
             async for update in updates:
+                if in_every_chunk:
+                    prompt_tokens = self.generation.usage.prompt_tokens
+                    rest["usage"] = usage_object(prompt_tokens, update.num_tokens)
                 if is_chat:
                     choices = chat_chunk_choices(update.index, update.piece, update.finish_reason)
                     if update.index not in opened:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.errors import JSONResponse
 
@@ -17,7 +18,7 @@ router = APIRouter(prefix="/v1/models")
 async def list_models(request: Request) -> Response:
     state = app_state(request)
     names = state.settings.model_names
-    models = [model_object(state, name) for name in (names.served, *names.aliases)]
+    models = [await model_object(state, name) for name in (names.served, *names.aliases)]
     return JSONResponse({"object": "list", "data": models})
 
 
@@ -25,13 +26,14 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, model: str) -> Response:
     state = app_state(request)
     state.settings.model_names.resolve(model)
-    return JSONResponse(model_object(state, model))
+    return JSONResponse(await model_object(state, model))
 
 
-def model_object(state: AppState, name: str) -> dict[str, Any]:
+async def model_object(state: AppState, name: str) -> dict[str, Any]:
     """Return OpenAI's `model` object, with vLLM's `root`, the model that serves `name`, and `max_model_len`, which is
-    null while the engine is not connected."""
+    null while the engine is not connected; and our `sampling_defaults`, for requests that do not set their own."""
     client = state.engine.connected
+    tokenizer = await state.tokenizer()
     return {
         "id": name,
         "object": "model",
@@ -39,4 +41,5 @@ def model_object(state: AppState, name: str) -> dict[str, Any]:
         "owned_by": "bros-batch",
         "root": state.settings.model_name,
         "max_model_len": None if client is None else client.welcome.max_model_len,
+        "sampling_defaults": sampling_defaults(state.settings, tokenizer.recommended_sampling).as_json(),
     }

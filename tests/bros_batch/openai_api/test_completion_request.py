@@ -6,6 +6,7 @@ import pytest
 
 from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.openai_api.sampling import sampling_of
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
 from tests.bros_batch.openai_api.factories import CHAT, chat, completion
 
@@ -17,13 +18,13 @@ from tests.bros_batch.openai_api.factories import CHAT, chat, completion
         ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
         ({"temperature": "hot"}, "temperature", "valid number"),
         ({"temperature": float("nan")}, "temperature", "finite"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"n": True}, "n", "valid integer"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens", "greater than or equal to 1"),
-        ({"stop": [""]}, "stop", "1 to 1000 characters"),
-        ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"max_completion_tokens": -2}, "max_completion_tokens", "greater than or equal to 1"),
+        ({"stop": ["x" * 1001]}, "stop", "at most 1000 characters"),
+        ({"stop": list(map(str, range(65)))}, "stop", "at most 64"),
         ({"stop": [1]}, "stop", "list of strings"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported yet"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
@@ -35,7 +36,7 @@ from tests.bros_batch.openai_api.factories import CHAT, chat, completion
         ({"slo": {"ttft_ms": 100}}, "slo.tpot_ms", "Missing"),
         ({"slo": {"ttft_ms": 0, "tpot_ms": 1}}, "slo.ttft_ms", "greater than 0"),
         ({"service_tier": "gold"}, "service_tier", "'flex'"),
-        ({"seed": 2**63}, "seed", "less than"),
+        ({"seed": 0.5}, "seed", "valid integer"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "greater than the maximum"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "'stream' set to true"),
         ({"messages": []}, "messages", "at least 1 item"),
@@ -82,7 +83,7 @@ def test_fields_without_effect_are_accepted() -> None:
         "response_format": {"type": "text"}, "parallel_tool_calls": True, "modalities": ["text"],
         "safety_identifier": "x", "prompt_cache_key": "k",
     }  # fmt: skip
-    assert sampling_of(chat(**harmless), 7) == sampling_of(chat(), 7)
+    assert sampling_of(chat(**harmless), SamplingDefaults()) == sampling_of(chat(), SamplingDefaults())
 
 
 def test_an_earlier_answer_can_be_sent_back() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.engines import RunningEngine
 
@@ -36,3 +37,10 @@ def test_an_alias_is_served_and_listed(tmp_path: Path, text_model: Path, engine:
         with pytest.raises(openai.NotFoundError, match="--model-alias 'gpt-4o=tiny'") as caught:
             client.chat.completions.create(model="gpt-4o", messages=messages)
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_the_defaults_of_sampling_are_reported(web: Web) -> None:
+    with web.http() as http:
+        defaults = http.get(f"/v1/models/{MODEL_NAME}").json()["sampling_defaults"]
+    assert defaults == SamplingDefaults().as_json()
+    assert (defaults["chat_tokens"], defaults["completion_tokens"]) == (None, 16)
