@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     )
     max_model_len: int | None = Field(None, ge=1)
 
+    max_connections: int = Field(1000, ge=1, description="Connections that the web server holds at once")
     max_upload_bytes: int = 16 * 1024**3
     max_body_bytes: int = 32 * 1024**2
     max_line_bytes: int = 16 * 1024**2

@@ -19,11 +19,15 @@ from bros_batch.web.bounded_threads import BoundedThreads
 from bros_batch.web.dispatcher import Dispatcher
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable, disk_full
-from bros_batch.web.request_body import LargeBodies, read_json
+from bros_batch.web.request_body import JsonReader
+from bros_batch.web.shared_capacity import SharedCapacity
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Each holds an open file and up to half a megabyte.
+MAX_UPLOADS = 64
 
 # SQLAlchemy's pool has 15 connections.
 DATABASE_THREADS = 15
@@ -37,20 +41,26 @@ def _database_threads() -> BoundedThreads:
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The server's settings, database, engine, dispatcher of tasks, and memory for bodies. `started_at` is in Unix
-    seconds."""
+    """The server's settings, database, engine and dispatcher of tasks. `started_at` is in Unix seconds.
+
+    `uploads` is the number of files that may be received at once.
+    """
 
     settings: Settings
     database: Engine
     engine: EngineLink
     started_at: int
-    bodies: LargeBodies = field(default_factory=LargeBodies)
     dispatcher: Dispatcher = field(default_factory=Dispatcher)
     threads: BoundedThreads = field(default_factory=_database_threads)
+    uploads: SharedCapacity = field(default_factory=lambda: SharedCapacity(MAX_UPLOADS))
+    _json: JsonReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_json", JsonReader(self.settings.max_body_bytes))
 
     async def parsed(self, request: Request, parse: Callable[[bytes], T]) -> T:
-        """Read the JSON body of `request` and return what `parse` makes of it (see `read_json`)."""
-        return await read_json(request, self.settings.max_body_bytes, self.bodies, parse)
+        """Read the JSON body of `request` and return what `parse` makes of it (see `JsonReader`)."""
+        return await self._json.read(request, parse)
 
     async def read(self, query: Callable[[Connection], T], timeout_s: float | None = None) -> T:
         """Run `query` in a read transaction on a thread. Raises ApiError 503 if the database is unavailable or does not

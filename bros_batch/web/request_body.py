@@ -11,7 +11,6 @@ import contextlib
 import math
 import re
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -20,6 +19,7 @@ from starlette.requests import Request
 from bros_batch.request_error import RequestError
 from bros_batch.web.errors import ApiError
 from bros_batch.web.json_shape import JsonShape, TooManyValues
+from bros_batch.web.shared_capacity import SharedCapacity
 
 SMALL_BYTES = 64 * 1024
 LARGE_BODIES_BYTES = 64 * 1024**2
@@ -29,62 +29,10 @@ INLINE_NODES = 500
 IDLE_S = 30.0
 # The time for a whole body, except for uploads of files.
 BODY_S = 60.0
-# How long a large body waits for others before it is rejected.
-WAIT_S = 20.0
 
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
 
 T = TypeVar("T")
-
-
-class LargeBodies:
-    """The memory for large bodies, first come, first served, and the one thread that parses them."""
-
-    def __init__(self) -> None:
-        self._free_bytes = LARGE_BODIES_BYTES
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self.parsing = asyncio.Lock()
-
-    @contextlib.asynccontextmanager
-    async def reserve(self, num_bytes: int) -> AsyncIterator[None]:
-        """Hold `num_bytes` of the memory. Raises ApiError 503 if others keep it for longer than WAIT_S."""
-        num_bytes = min(num_bytes, LARGE_BODIES_BYTES)
-        if self._waiting or num_bytes > self._free_bytes:
-            await self._wait(num_bytes)
-        else:
-            self._free_bytes -= num_bytes
-        try:
-            yield
-        finally:
-            self._free_bytes += num_bytes
-            self._admit()
-
-    async def _wait(self, num_bytes: int) -> None:
-        admitted = asyncio.get_running_loop().create_future()
-        entry = (num_bytes, admitted)
-        self._waiting.append(entry)
-        try:
-            async with asyncio.timeout(WAIT_S):
-                await admitted
-        except BaseException as error:
-            if admitted.done() and not admitted.cancelled():  # admitted and cancelled at the same moment
-                self._free_bytes += num_bytes
-            else:
-                self._waiting.remove(entry)
-            self._admit()
-            if isinstance(error, TimeoutError):
-                message = "The server is busy with other large requests. Try again in a moment."
-                raise ApiError(503, message, code="overloaded", retry_after_s=1.0) from None
-            raise
-
-    def _admit(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free_bytes:
-            num_bytes, admitted = self._waiting[0]
-            if admitted.done():  # cancelled; its task removes it
-                return
-            self._waiting.popleft()
-            self._free_bytes -= num_bytes
-            admitted.set_result(None)
 
 
 def too_large(limit_bytes: int, what: str = "body") -> ApiError:
@@ -129,37 +77,44 @@ async def read_body(request: Request, limit_bytes: int, within_s: float = BODY_S
     return bytes(body)
 
 
-async def read_json(
-    request: Request, limit_bytes: int, bodies: LargeBodies, parse: Callable[[bytes], T]
-) -> T:
-    """Read a JSON body and return what `parse` makes of it.
+class JsonReader:
+    """Reads JSON bodies of at most `limit_bytes`."""
 
-    Raises ApiError 415 for a body of another type, 413 for one that is too large, 408 for one that takes too long to
-    arrive, and 503 if there is no memory for it; and RequestError for one with too many values.
-    """
-    _check_type(request)
-    declared = check_declared_size(request, limit_bytes)
-    body, shape = bytearray(), JsonShape()
-    async with contextlib.AsyncExitStack() as memory:
-        is_large = declared is not None and declared > SMALL_BYTES
-        if is_large:
-            await memory.enter_async_context(bodies.reserve(declared or 0))
-        async for piece in body_pieces(request, BODY_S):
-            if not is_large and len(body) + len(piece) > SMALL_BYTES:
-                # Its size was not declared, and may reach the limit.
-                is_large = True
-                await memory.enter_async_context(bodies.reserve(limit_bytes))
-            body += piece
-            if len(body) > limit_bytes:
-                raise too_large(limit_bytes)
-            try:
-                shape.feed(piece)
-            except TooManyValues as error:
-                raise RequestError(f"The body has {error}.") from None
-        if not is_large and shape.num_nodes <= INLINE_NODES:
-            return parse(bytes(body))
-        async with bodies.parsing:
-            return await asyncio.to_thread(lambda: parse(bytes(body)))
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._memory = SharedCapacity(LARGE_BODIES_BYTES)
+        self._parsing = asyncio.Lock()
+
+    async def read(self, request: Request, parse: Callable[[bytes], T]) -> T:
+        """Read a JSON body and return what `parse` makes of it.
+
+        Raises ApiError 415 for a body of another type, 413 for one that is too large, 408 for one that takes too long
+        to arrive, and 503 if there is no memory for it; and RequestError for one with too many values.
+        """
+        _check_type(request)
+        limit_bytes = self._limit_bytes
+        declared = check_declared_size(request, limit_bytes)
+        body, shape = bytearray(), JsonShape()
+        async with contextlib.AsyncExitStack() as held:
+            is_large = declared is not None and declared > SMALL_BYTES
+            if is_large:
+                await held.enter_async_context(self._memory.reserve(declared or 0))
+            async for piece in body_pieces(request, BODY_S):
+                if not is_large and len(body) + len(piece) > SMALL_BYTES:
+                    # Its size was not declared, and may reach the limit.
+                    is_large = True
+                    await held.enter_async_context(self._memory.reserve(limit_bytes))
+                body += piece
+                if len(body) > limit_bytes:
+                    raise too_large(limit_bytes)
+                try:
+                    shape.feed(piece)
+                except TooManyValues as error:
+                    raise RequestError(f"The body has {error}.") from None
+            if not is_large and shape.num_nodes <= INLINE_NODES:
+                return parse(bytes(body))
+            async with self._parsing:
+                return await asyncio.to_thread(lambda: parse(bytes(body)))
 
 
 def _check_type(request: Request) -> None:

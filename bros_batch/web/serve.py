@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import resource
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import DBAPIError
 
 from bros_batch.db.connections import open_database
@@ -15,9 +17,15 @@ from bros_batch.db.schema import SchemaError, check_schema
 from bros_batch.settings import Settings, get_settings
 from bros_batch.up.preflight import StartupError, check_exposure
 from bros_batch.web.app import create_app
+from bros_batch.web.http_protocol import with_limits
 from engine.wire.framing import Address
 
+logger = logging.getLogger(__name__)
+
 GRACE_S = 10
+KEEP_ALIVE_S = 30
+FILES_PER_CONNECTION = 2  # its socket, and a file that is sent or received over it
+OTHER_FILES = 200  # the database, the engine, Redis, modules that are being imported
 STARTUP_FAILED = 3  # the exit status of uvicorn's own command
 
 
@@ -29,26 +37,47 @@ def serve(settings: Settings) -> None:
     check_exposure(settings)
     _check_engine_url(settings)
     _check_database(settings)
-    app = create_app(settings)
+    server = make_server(create_app(settings), settings, allowed_connections(settings.max_connections))
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
+
+
+def make_server(app: FastAPI, settings: Settings, max_connections: int) -> uvicorn.Server:
+    """Return the server of `app` at the host and port of the settings, with at most `max_connections`."""
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
-        http="httptools",
+        http=with_limits(max_connections),
         ws="none",
+        lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     server = uvicorn.Server(config)
     app.state.is_stopping = lambda: server.should_exit
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run()
-    if not server.started:
-        sys.exit(STARTUP_FAILED)
+    return server
+
+
+def allowed_connections(wanted: int) -> int:
+    """Allow this process the files that `wanted` connections need. Returns how many connections the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = OTHER_FILES + FILES_PER_CONNECTION * wanted
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        allowed = max(1, (hard - OTHER_FILES) // FILES_PER_CONNECTION)
+        logger.warning(
+            "serving at most %d connections: this system allows %d open files (ulimit -n)", allowed, hard
+        )
+        needed, wanted = hard, allowed
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return wanted
 
 
 def _check_engine_url(settings: Settings) -> None:
@@ -74,7 +103,8 @@ def _check_database(settings: Settings) -> None:
 def main() -> None:
     """Serve; exit with status 1 and one sentence if the server cannot start."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("bros_batch").setLevel(logging.INFO)
+    for name in ("bros_batch", "bros.audit"):
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         serve(get_settings())
     except StartupError as error:

@@ -31,7 +31,8 @@ async def create_file(request: Request) -> Response:
     """Store the file of a form with `file` and `purpose`, as OpenAI's clients send it."""
     state = app_state(request)
     directory = state.settings.files_dir
-    upload = await receive_upload(request, directory, state.settings.max_upload_bytes)
+    async with state.uploads.reserve(1):
+        upload = await receive_upload(request, directory, state.settings.max_upload_bytes)
     kept = directory / files.new_file_id()
     try:
         purpose = _purpose(upload.fields)

@@ -9,9 +9,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from bros_batch.request_error import RequestError
 
-MAX_FIELD_BYTES = 64 * 1024
+MAX_FIELD_BYTES = 64 * 1024  # all fields together
 MAX_FIELDS = 32
-MAX_HEADER_BYTES = 16 * 1024
+MAX_HEADER_BYTES = 16 * 1024  # all headers of a part together
 
 
 @dataclass(slots=True)
@@ -38,6 +38,8 @@ class FormReader:
         self._part = Part()
         self._header = bytearray()
         self._value = bytearray()
+        self._num_header_bytes = 0
+        self._num_field_bytes = 0
         self._parser = MultipartParser(
             boundary,
             {
@@ -67,18 +69,20 @@ class FormReader:
 
     def _begin(self) -> None:
         self._part = Part()
+        self._num_header_bytes = 0
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
-        self._check_header()
+        self._count_header(end - start)
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
-        self._check_header()
+        self._count_header(end - start)
 
-    def _check_header(self) -> None:
-        if len(self._header) + len(self._value) > MAX_HEADER_BYTES:
-            raise RequestError("A header of the form is too long.")
+    def _count_header(self, num_bytes: int) -> None:
+        self._num_header_bytes += num_bytes
+        if self._num_header_bytes > MAX_HEADER_BYTES:
+            raise RequestError("The headers of a part of the form are too long.")
 
     def _on_header_end(self) -> None:
         self._part.headers[self._header.decode("latin-1").lower()] = self._value.decode("latin-1")
@@ -101,7 +105,8 @@ class FormReader:
             self.num_pending_bytes += end - start
             return
         self._part.value += data[start:end]
-        if len(self._part.value) > MAX_FIELD_BYTES:
+        self._num_field_bytes += end - start
+        if self._num_field_bytes > MAX_FIELD_BYTES:
             name = self._part.name
             raise RequestError(f"The form field '{name}' is too long.", name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
 
@@ -21,6 +19,7 @@ from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from bros_batch.up.preflight import choose_port
 from bros_batch.up.service_commands import environment, web_command
 from bros_batch.web.app import create_app
+from bros_batch.web.serve import make_server
 from tests.services import Processes, processes, wait_for
 
 MODEL_NAME = "tiny"
@@ -65,12 +64,8 @@ def serving(settings: Settings) -> Iterator[Web]:
 
 @contextlib.contextmanager
 def serving_app(app: FastAPI, settings: Settings) -> Iterator[Web]:
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", access_log=False, lifespan="on", ws="none"
-    )
-    server = uvicorn.Server(config)
-    app.state.is_stopping = lambda: server.should_exit
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    server = make_server(app, settings, settings.max_connections)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         wait_for(lambda: server.started, "the server")

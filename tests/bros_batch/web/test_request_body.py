@@ -9,8 +9,7 @@ import resource
 import httpx
 import pytest
 
-from bros_batch.web.errors import ApiError
-from bros_batch.web.request_body import LARGE_BODIES_BYTES, LargeBodies
+from bros_batch.web.request_body import LARGE_BODIES_BYTES
 from tests.bros_batch.web.serving import MODEL_NAME, Web
 
 JSON_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/batches", "/chat")
@@ -88,33 +87,3 @@ def test_large_requests_at_once_are_all_served(web: Web) -> None:
         return [answer.status_code for answer in answers]
 
     assert asyncio.run(post_all()) == [404] * 8  # there is no such model
-
-
-async def test_large_bodies_take_turns() -> None:
-    bodies = LargeBodies()
-    first, second = bodies.reserve(LARGE_BODIES_BYTES), bodies.reserve(LARGE_BODIES_BYTES * 2)
-    await first.__aenter__()
-    waiting = asyncio.create_task(second.__aenter__())
-    small = asyncio.create_task(bodies.reserve(1).__aenter__())
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    assert not small.done()  # nobody overtakes
-    await first.__aexit__(None, None, None)
-    await waiting
-    await second.__aexit__(None, None, None)
-    await small
-
-
-async def test_a_body_that_no_longer_waits_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bros_batch.web.request_body.WAIT_S", 0.01)
-    bodies = LargeBodies()
-    async with bodies.reserve(LARGE_BODIES_BYTES):
-        with pytest.raises(ApiError) as caught:
-            await bodies.reserve(1).__aenter__()
-        assert (caught.value.status, caught.value.code) == (503, "overloaded")
-        cancelled = asyncio.create_task(bodies.reserve(1).__aenter__())
-        await asyncio.sleep(0)
-        cancelled.cancel()
-        await asyncio.gather(cancelled, return_exceptions=True)
-    async with bodies.reserve(LARGE_BODIES_BYTES):
-        pass

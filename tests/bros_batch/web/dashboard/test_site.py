@@ -157,14 +157,15 @@ def test_each_event_arrives_at_once_although_it_is_compressed(site: Web) -> None
         assert decompressor.decompress(raw).endswith(b"\n\n")
 
 
-def test_a_closed_page_leaves_nothing_behind(site: Web) -> None:
-    def open_streams() -> int:
-        gc.collect()
-        return sum(
-            type(each) is AsyncGeneratorType and each.ag_code.co_name == "changes"
-            for each in gc.get_objects()
-        )
+def open_streams() -> int:
+    """The number of pages' event streams in this process."""
+    gc.collect()
+    return sum(
+        type(each) is AsyncGeneratorType and each.ag_code.co_name == "changes" for each in gc.get_objects()
+    )
 
+
+def test_a_closed_page_leaves_nothing_behind(site: Web) -> None:
     with site.http(headers=EVENTS) as http, http.stream("GET", "/") as response:
         lines = response.iter_lines()  # the response closes with it
         assert next(lines)
