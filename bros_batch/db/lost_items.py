@@ -65,7 +65,7 @@ def return_lost(
     if not given_up:
         return FinishResult(len(lost), [])
     connection.execute(_COUNT_ATTEMPT, [{"id": item.id, "epoch": item.epoch} for item in given_up])
-    message = f"The engine was lost {max_attempts} times while it had this line."
+    message = f"This line was lost {max_attempts} times: the engine or a worker ended while it had it."
     results = [
         FinishedItem(
             item.id,

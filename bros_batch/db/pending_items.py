@@ -24,7 +24,8 @@ _HAS_QUEUED = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND item
 _CLAIM = """
 UPDATE items SET status = 'queued', epoch = epoch + 1, queued_at = :now
 WHERE id IN (
-    SELECT id FROM items WHERE job_id = :job_id AND status = 'pending' ORDER BY line_no LIMIT :limit {skip_locked}
+    SELECT id FROM items WHERE job_id = :job_id AND status = 'pending' AND {attempts}
+    ORDER BY line_no LIMIT :limit {skip_locked}
 )
 RETURNING id, epoch, line_no, body
 """
@@ -113,15 +114,19 @@ def stopped_jobs(connection: Connection, job_ids: Sequence[str] | None = None) -
     return [(row.id, row.model) for row in connection.execute(query)]
 
 
-def claim_items(connection: Connection, job_id: str, limit: int, now_s: float) -> list[QueuedItem]:
-    """Mark up to `limit` pending items of a job as queued, first lines first, and return them.
+def claim_items(
+    connection: Connection, job_id: str, limit: int, now_s: float, *, lost_before: bool = False
+) -> list[QueuedItem]:
+    """Mark up to `limit` pending items of a job as queued, first lines first, and return them. These are items that
+    were never lost, or with `lost_before` only others.
 
     Two callers never get the same item: each skips what the other has locked (and SQLite has one writer at a time).
     """
-    skip_locked = "FOR UPDATE SKIP LOCKED" if is_postgres(connection) else ""
-    rows = connection.execute(
-        text(_CLAIM.format(skip_locked=skip_locked)), {"job_id": job_id, "limit": limit, "now": now_s}
+    claim = _CLAIM.format(
+        attempts="attempts > 0" if lost_before else "attempts = 0",
+        skip_locked="FOR UPDATE SKIP LOCKED" if is_postgres(connection) else "",
     )
+    rows = connection.execute(text(claim), {"job_id": job_id, "limit": limit, "now": now_s})
     return sorted((QueuedItem(*row) for row in rows), key=lambda item: item.line_no)
 
 

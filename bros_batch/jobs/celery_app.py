@@ -14,6 +14,7 @@ from celery import Celery
 from bros_batch.settings import Settings, get_settings
 
 QUEUE = "bros"
+SOFT_TIME_LIMIT_S = 180
 # A worker that was away must not find an hour of ticks in the queue. The worker compares this with its own clock, so it
 # is much longer than the clocks of two hosts differ.
 TICK_EXPIRES_S = 60.0
@@ -53,6 +54,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "worker_prefetch_multiplier": 1,
+        # A run takes seconds. These end one that code holds which cannot be interrupted otherwise (`cpu_limit`); the
+        # sweep then finds what it had begun. Far more than a busy machine needs.
+        "task_soft_time_limit": SOFT_TIME_LIMIT_S,
+        "task_time_limit": SOFT_TIME_LIMIT_S + 60,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_send_task_events": False,
         "enable_utc": True,

@@ -19,9 +19,10 @@ from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
 from bros_batch.db.new_items import DuplicateCustomId
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
-from bros_batch.documents.item_requests import DOCUMENT, job_requests
+from bros_batch.documents.item_requests import DOCUMENT
 from bros_batch.documents.lines import LineReader
 from bros_batch.documents.new_item import NewItem
+from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
@@ -90,7 +91,9 @@ class _Ingester:
     def read(self, source: BufferedReader, until_s: float) -> TaskRun:
         # An error in the job itself is reported once, here, and not for each of a million lines.
         if self._job.defaults:
-            job_requests(self._job.endpoint, self._job.model, DOCUMENT, self._job.defaults)
+            requests = limited_job_requests(self._job.endpoint, self._job.model, DOCUMENT, self._job.defaults)
+            if isinstance(requests, RequestError):
+                raise requests
         source.seek(self._job.ingest_offset)
         for group in self._groups(source):
             self._commit(group)

@@ -1,7 +1,9 @@
-"""Which errors mean that a service or the disk cannot be used for now, so that the same work may succeed later."""
+"""Which errors mean that a service or the disk cannot be used for now, so that the same work may succeed later. A task
+that ran into its time limit may succeed later too: whatever took so long has been counted against it."""
 
 from __future__ import annotations
 
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
@@ -18,4 +20,4 @@ def is_outage(error: Exception) -> bool:
     if isinstance(error, RedisError):
         # MISCONF: Redis accepts no writes, because it cannot write its own file; usually the disk is full.
         return isinstance(error, _REDIS_OUTAGES) or str(error).startswith("MISCONF")
-    return isinstance(error, BrokerError | OSError)
+    return isinstance(error, BrokerError | OSError | SoftTimeLimitExceeded)

@@ -19,8 +19,10 @@ from bros_batch.db.item_results import FinishedItem
 from bros_batch.db.pending_items import QueuedItem, RunnableJob
 from bros_batch.db.states import ItemStatus
 from bros_batch.documents.error_messages import storable
-from bros_batch.documents.item_requests import JobRequests, try_job_requests
+from bros_batch.documents.item_requests import JobRequests
+from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit
 from bros_batch.jobs.generation import ensure_generation
+from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
 from bros_batch.jobs.queue_room import queue_room
 from bros_batch.jobs.streams import StreamEntry, enqueue, redis_time_ms
@@ -77,7 +79,8 @@ def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, li
     # Durable: if Redis held an item of which the database knows nothing after a power cut, another line could get its
     # id, and with it its result.
     with writing(worker.database, durable=True) as connection:
-        for job in pending_items.runnable_jobs(connection, model):
+        runnable = pending_items.runnable_jobs(connection, model)
+        for job in runnable:
             # A line may have megabytes. By the average line of the file, one claim fits into CLAIM_BYTES.
             average_bytes = max(job.ingest_offset // max(job.ingest_line, 1), 1)
             fitting = max(min(limit, CLAIM_BYTES // average_bytes), 1)
@@ -86,6 +89,12 @@ def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, li
                 claimed.append((job, queued))
                 limit -= len(queued)
             if limit <= 0 or fitting < limit:
+                break
+        # An item that was lost may be what ended the worker that had it, with others that it had claimed. It comes last
+        # and alone, when the stream has all others, so that it can take nothing with it.
+        for job in runnable:
+            if queued := pending_items.claim_items(connection, job.id, 1, time.time(), lost_before=True):
+                claimed.append((job, queued))
                 break
     return claimed
 
@@ -111,7 +120,7 @@ class _Preparer:
 
     def prepare_items(self, job: RunnableJob, queued: list[QueuedItem]) -> None:
         """Enqueue items until the time is up. Items that cannot be prepared end, and the rest become pending again."""
-        requests = try_job_requests(job.endpoint, job.model, job.ingest_form, job.defaults)
+        requests = limited_job_requests(job.endpoint, job.model, job.ingest_form, job.defaults)
         entries: list[StreamEntry] = []
         failures: list[FinishedItem] = []
         size = done = 0
@@ -120,9 +129,13 @@ class _Preparer:
                 try:
                     if isinstance(requests, RequestError):
                         raise requests
-                    payload = self._payload(job, requests, item)
+                    with cpu_limit(LINE_CPU_LIMIT_S):
+                        payload = self._payload(job, requests, item)
                 except RequestError as error:
                     failures.append(_failure(job, item, error.code, error.message))
+                except CpuLimitExceeded:
+                    message = f"The line takes more than {LINE_CPU_LIMIT_S:g} s of CPU time to prepare."
+                    failures.append(_failure(job, item, "invalid_request", message))
                 except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
                     message = f"The line can't be prepared: {error}"
                     failures.append(_failure(job, item, "invalid_request", message))

@@ -22,7 +22,9 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.item_results import FinishedItem, ItemOrigin
 from bros_batch.db.states import ItemStatus
 from bros_batch.documents.error_messages import storable
-from bros_batch.documents.item_requests import JobRequests, try_job_requests
+from bros_batch.documents.item_requests import JobRequests
+from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit
+from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
 from bros_batch.jobs.streams import acknowledge
 from bros_batch.jobs.task_run import Progress, TaskRun
@@ -168,7 +170,7 @@ class _Recorder:
             defaults = item_results.defaults_of(connection, new_jobs) if new_jobs else {}
         for origin in origins.values():
             if origin.job_id not in self._requests:
-                self._requests[origin.job_id] = try_job_requests(
+                self._requests[origin.job_id] = limited_job_requests(
                     origin.endpoint, origin.model, origin.ingest_form, defaults.get(origin.job_id, {})
                 )
         finished = []
@@ -184,8 +186,10 @@ class _Recorder:
             message = storable(result.error_message or result.error_code)
             return replace(failed, error_code=storable(result.error_code)[:64], error_message=message)
         try:
-            body = self._body(result, origin)
+            with cpu_limit(LINE_CPU_LIMIT_S):
+                body = self._body(result, origin)
         except (
+            CpuLimitExceeded,
             RequestError,
             ValueError,
             TypeError,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from inspect import Signature, signature
 from typing import Literal, ParamSpec
 
 from kombu.exceptions import OperationalError as BrokerError
@@ -37,6 +38,7 @@ from engine.wire.protocol import RESULTS_KEY
 log = logging.getLogger("bros.tasks")
 
 TIME_BUDGET_S = 2.0
+MAX_ID_CHARS = 4096  # the name of a model may be a path
 
 TaskName = Literal["ingest", "prepare", "record", "finalize", "sweep", "pump"]
 P = ParamSpec("P")
@@ -66,10 +68,17 @@ def follow_up(run: TaskRun, name: TaskName, *ids: str) -> None:
 
 
 def tolerate_outage(function: Callable[P, None]) -> Callable[P, None]:
-    """Log one line instead of a traceback while a service is away or the disk is full. The next tick tries again."""
+    """Log one line instead of a traceback while a service is away or the disk is full. The next tick tries again.
+
+    A message whose arguments are not ids is dropped: whatever there is to do is in the database.
+    """
+    arguments = signature(function)
 
     @wraps(function)
     def attempt(*args: P.args, **kwargs: P.kwargs) -> None:
+        if not _are_ids(arguments, args, kwargs):
+            log.warning("%s was sent with unusable arguments and does nothing", function.__name__)
+            return
         try:
             function(*args, **kwargs)
         except Exception as error:
@@ -78,6 +87,17 @@ def tolerate_outage(function: Callable[P, None]) -> Callable[P, None]:
             log.warning("%s gave up for now: %s", function.__name__, str(error).partition("\n")[0])
 
     return attempt
+
+
+def _are_ids(arguments: Signature, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    try:
+        bound = arguments.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return all(
+        isinstance(value, str) and len(value) <= MAX_ID_CHARS and value.isprintable()
+        for value in bound.arguments.values()
+    )
 
 
 @app.task(name="bros.ingest")

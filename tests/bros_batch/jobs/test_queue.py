@@ -141,8 +141,8 @@ def test_items_that_are_prepared_while_their_job_is_paused_are_taken_back(
     job_id = world.running(batch_lines(10))
     claim = pending_items.claim_items
 
-    def claim_then_pause(*arguments: Any) -> list[QueuedItem]:
-        claimed = claim(*arguments)
+    def claim_then_pause(*arguments: Any, **options: Any) -> list[QueuedItem]:
+        claimed = claim(*arguments, **options)
         monkeypatch.setattr(prepare_module, "enqueue", pause_then_enqueue)
         return claimed
 
