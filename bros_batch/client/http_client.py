@@ -43,13 +43,19 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        host = urlsplit(self.url).hostname or ""
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            trust_env=not is_loopback(host),  # a proxy cannot reach the loopback of this machine
-        )
+        if api_key and not api_key.isascii():
+            raise ServiceError("The API key has characters that are not ASCII, which no key has.", 401)
+        try:
+            parts = urlsplit(self.url)
+            host, _ = parts.hostname or "", parts.port  # raises ValueError if the port is none
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                trust_env=not is_loopback(host),  # a proxy cannot reach the loopback of this machine
+            )
+        except (ValueError, httpx.InvalidURL):
+            raise _invalid_url(self.url) from None
 
     def __enter__(self) -> Self:
         return self
@@ -170,9 +176,7 @@ class Client:
         except httpx.TimeoutException as error:
             raise ServiceUnreachable(f"bros-batch at {self.url} did not respond in time.") from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise ServiceUnreachable(
-                f"{self.url!r} is not a valid URL. Use the form http://host:8000."
-            ) from error
+            raise _invalid_url(self.url) from error
         except httpx.TransportError as error:
             raise ServiceUnreachable(f"The connection to {self.url} broke: {_reason(error)}.") from error
 
@@ -192,6 +196,10 @@ class Client:
             f"{response.request.method} {response.request.url.path} returned HTTP {response.status_code}.",
             response.status_code,
         )
+
+
+def _invalid_url(url: str) -> ServiceUnreachable:
+    return ServiceUnreachable(f"{url!r} is not a valid URL. Use the form http://host:8000.")
 
 
 def _reason(error: Exception) -> str:

@@ -32,6 +32,7 @@ from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.batch_output import request_id
 from bros_batch.openai_api.completion_response import ResponseHead, result_body
 from bros_batch.request_error import RequestError
+from engine.wire.decoding import DECODE_ERRORS
 from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
 
 log = logging.getLogger("bros.record")
@@ -110,7 +111,7 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> ResultEntry:
         result = decode_item_result(fields.get(b"p", b""))
         if not _plausible(result):
             raise msgspec.DecodeError("its numbers are out of range")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         log.error(
             "result %s can't be read and is dropped; its item will run again: %s", entry_id.decode(), error
         )

@@ -13,6 +13,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from engine.wire.decoding import DECODE_ERRORS
 from engine.wire.protocol import ENGINE_GROUP, RESULTS_KEY, engine_key, items_key
 from engine.wire.stream_entries import MAX_EPOCH, MAX_ITEM_ID, read_number
 
@@ -179,7 +180,7 @@ def heartbeats(redis: Redis) -> list[Mapping[str, Any]]:
         payload: Any = redis.get(key)
         try:
             heartbeat = msgspec.msgpack.decode(payload or b"")
-        except (msgspec.DecodeError, ValueError):
+        except DECODE_ERRORS:
             continue
         if isinstance(heartbeat, dict) and "engine_id" in heartbeat:
             found.append(heartbeat)

@@ -125,3 +125,14 @@ def test_a_wrong_address_is_reported(url: str, message: str) -> None:
     with Client(url) as client, pytest.raises(ServiceUnreachable) as caught:
         client.batch("x")
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://[::1", "http://host:99999999", "http://host:port"])
+def test_a_url_that_cannot_be_read_is_named(url: str) -> None:
+    with pytest.raises(ServiceUnreachable, match="is not a valid URL"):
+        Client(url)
+
+
+def test_a_key_that_is_not_ascii_is_named() -> None:
+    with pytest.raises(ServiceError, match="not ASCII"):
+        Client("http://127.0.0.1:8000", "clé")
