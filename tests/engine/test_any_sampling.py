@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 from engine.core.terms import FinishReason, SamplingParams, TokenLogprobs
 from engine.lanes.translation import sampling_params
+from engine.runner.model.loading import load_model
 from engine.runner.torch_runner import TorchRunner
 from engine.wire.limits import SAMPLING_RANGES, ModelLimits, problem_with, sampling_problem
 from engine.wire.protocol import Sampling
@@ -135,3 +136,10 @@ def test_every_number_of_sampling_has_a_range() -> None:
         if field.type in (int, float, int | None, float | None)
     }
     assert numbers == set(SAMPLING_RANGES)
+
+
+def test_an_end_token_without_a_logit_is_left_out(tmp_path: Path) -> None:
+    """Some configurations name one; min_tokens would otherwise suppress a logit of another row."""
+    path = make_model("llama", tmp_path, eos_token_id=[2, VOCAB_SIZE + 9, -1])
+    model = load_model(str(path), device="cpu")
+    assert model.eos_token_ids == {2}

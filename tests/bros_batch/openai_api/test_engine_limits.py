@@ -1,0 +1,41 @@
+"""A line of a job that no engine can compute is told so when it is prepared, by the name of the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bros_batch.documents.item_requests import BATCH, job_requests
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults
+from bros_batch.request_error import RequestError
+from bros_batch.text.tokenizer import ModelTokenizer
+from tests.factories_text import make_text_model
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ModelTokenizer:
+    return ModelTokenizer(make_text_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("stop_token_ids", {"min_tokens": 1, "stop_token_ids": [151_645]}),
+        ("logit_bias", {"logit_bias": {"191222": -100}}),
+        ("repetition_penalty", {"repetition_penalty": 1e-300}),
+    ],
+)
+def test_a_line_that_no_engine_can_compute(
+    tokenizer: ModelTokenizer, param: str, fields: dict[str, Any]
+) -> None:
+    requests = job_requests(CHAT_COMPLETIONS, "m", BATCH, {})
+    with pytest.raises(RequestError) as caught:
+        requests.encode(tokenizer, json.dumps({**CHAT, **fields}), 1, 512, SamplingDefaults())
+    assert (caught.value.param, caught.value.code) == (param, "invalid_request")
+    assert caught.value.message.startswith(f"'{param}' ")
+    assert requests.encode(tokenizer, json.dumps(CHAT), 1, 512, SamplingDefaults())[0]
