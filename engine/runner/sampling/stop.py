@@ -28,26 +28,32 @@ class StopStrings:
     The context is needed because a token's text may depend on the token before it (for example, a leading space).
     """
 
-    __slots__ = ("_decode", "_ids", "_longest", "_read", "_start", "_stops", "_tail")
+    __slots__ = ("_decode", "_ids", "_longest", "_num_searched", "_read", "_start", "_stops", "_tail")
 
     def __init__(self, stops: Sequence[str], decode: Decode) -> None:
-        self._stops = [stop for stop in stops if stop]
+        self._stops = tuple(stop for stop in stops if stop)
         self._longest = max(map(len, self._stops), default=0)
         self._decode = decode
         self._ids: list[int] = []
         self._start = 0
         self._read = 0
         self._tail = ""  # the end of the text so far, in which a stop string may have begun
+        self._num_searched = 0  # characters after the tail that earlier tokens had completed
 
     def push(self, token_id: int) -> bool:
-        """Takes the next output token. Returns whether one of the strings occurs in the text that it completes."""
+        """Takes the next output token. Returns whether one of the strings ends in the text that it completes."""
         self._ids.append(token_id)
         context = self._decode(self._ids[self._start : self._read])
         text = self._decode(self._ids[self._start :])
-        window = self._tail + text[len(context) :]
-        found = any(stop in window for stop in self._stops)
+        new = text[len(context) :]
+        window = self._tail + new
+        num_old = len(self._tail) + self._num_searched
+        # Only ends within the few new characters are compared, so a token is cheap however long the strings are.
+        found = any(window.endswith(self._stops, 0, end) for end in range(num_old + 1, len(window) + 1))
         if text.endswith(_REPLACEMENT) and len(self._ids) - self._read < _TRIM_TOKENS:
+            self._num_searched = len(new.rstrip(_REPLACEMENT))
             return found  # perhaps the middle of a character: it is decoded again with the next token
+        self._num_searched = 0
         self._start, self._read = self._read, len(self._ids)
         if self._start > _TRIM_TOKENS:
             del self._ids[: self._start]
@@ -65,14 +71,13 @@ class StopRule:
     strings: StopStrings | None
 
     def ends(self, token_id: int, num_outputs: int) -> bool:
-        """Whether `token_id`, the request's output token number `num_outputs` (from 1), ends it.
+        """Whether `token_id`, the request's output token number `num_outputs` (from 1), ends it: none of the first
+        `min_tokens` does.
 
         If there are stop strings, this must be called once for every output token, since they follow the text.
         """
         has_string = self.strings is not None and self.strings.push(token_id)
-        if token_id in self.token_ids:
-            return num_outputs > self.min_tokens
-        return has_string and num_outputs >= self.min_tokens
+        return (has_string or token_id in self.token_ids) and num_outputs > self.min_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,23 @@ def test_stop_strings_wait_for_min_tokens(tokenizer_dir: Path) -> None:
     sampling = SamplingParams(max_tokens=99, stop=("xy",), min_tokens=len(encode(tokenizer_dir, "xy xy")))
     ended = end_of(rules_with(tokenizer_dir, sampling), token_ids)
     assert ended is not None
-    assert ended >= sampling.min_tokens
+    assert ended > sampling.min_tokens
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_only_a_stop_string_that_ends_after_min_tokens_counts(tokenizer_dir: Path, seed: int) -> None:
+    """As in "The total is 12.50 EUR." with the stop string "." and min_tokens between the two."""
+    from tokenizers import Tokenizer
+
+    decode = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).decode
+    rng = random.Random(seed)
+    token_ids = encode(tokenizer_dir, "".join(rng.choice("ab√🎈 .") for _ in range(60)))
+    stop = rng.choice([".", "a", "🎈", "ab"])
+    min_tokens = rng.randint(1, len(token_ids) // 2)
+    ends = [decode(token_ids[:n]).rstrip("�").count(stop) for n in range(len(token_ids) + 1)]
+    expected = next((n for n in range(min_tokens + 1, len(ends)) if ends[n] > ends[n - 1]), None)
+    sampling = SamplingParams(max_tokens=99, stop=(stop,), min_tokens=min_tokens)
+    assert end_of(rules_with(tokenizer_dir, sampling), token_ids) == expected
 
 
 def test_rules_are_those_of_the_requests_at_launch(tokenizer_dir: Path) -> None:
