@@ -173,8 +173,13 @@ class Steps:
         except RunnerRestarted:
             self._under_way.clear()
             self.scheduler.take_back()
-        else:
-            self.outputs.hear(self.scheduler.update(plan, result, now_s))
+            return
+        self.outputs.hear(self.scheduler.update(plan, result, now_s))
+        if result.lost_kv:
+            for _, later in self._under_way:
+                later.result()
+            self._under_way.clear()
+            self.scheduler.take_back()
 
     def run_to_end(self, max_steps: int = 20_000) -> None:
         """Steps until no request is left, and checks every invariant after each step."""

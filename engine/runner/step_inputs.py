@@ -72,6 +72,12 @@ class StepArrays:
             second.counts[0] -= kept
         return first, second
 
+    def halves_by_row(self) -> tuple[StepArrays, StepArrays]:
+        """The first half of the rows, and the others; R is at least 2."""
+        cut = len(self.rows) // 2
+        token = int(self.counts[:cut].sum())
+        return self._part(np.s_[:cut], np.s_[:token]), self._part(np.s_[cut:], np.s_[token:])
+
     def _part(self, rows: slice, tokens: slice) -> StepArrays:
         """Copies some rows and their tokens."""
         return StepArrays(

@@ -1,5 +1,8 @@
 """Carries out step plans with a transformers model: one packed forward pass and one draw per step.
 
+An error in either is put down to a row: the rows are computed again, in halves and then one by one, and only those that
+raise an error by themselves fail. That is exact, because a pass only writes what a repetition writes again.
+
     launch   copies out, row starts, restores -> one vector to the device -> forward pass -> draw -> ids on their way
     result   the ids have arrived -> which of them end their requests
 
@@ -25,6 +28,7 @@ from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.ranks.memory_probe import MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
+from engine.runner.row_failure import row_failure
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.sampling.stop import StopTable
 from engine.runner.sampling.table import SamplingTable
@@ -64,9 +68,10 @@ class TorchRunner:
         )
         # By row: the token that it drew last.
         self._drawn = torch.zeros(info.max_num_seqs + 1, dtype=torch.int64, device=device)
-        self._sampling = SamplingTable(info.max_num_seqs, model.eos_token_ids)
+        self._sampling = SamplingTable(info.max_num_seqs + 1, model.eos_token_ids)
         self._sampler = Sampler(self._sampling, None if ranks is None else ranks.broadcast)
         self._stop = StopTable(info.max_num_seqs, model.eos_token_ids, tokenizer)
+        self._ranks = ranks
         self._has_peers = ranks is not None
         self._memory_probe = memory_probe
         self._num_prompt_tokens = np.zeros(info.max_num_seqs, dtype=np.int64)
@@ -74,6 +79,7 @@ class TorchRunner:
         self._last: TorchStep | None = None
         self._graphs: DecodeGraphs | None = None
         self._max_pass_tokens = 1 << 62  # lowered once a forward pass ran out of memory
+        self._num_passes = 0  # the same on all ranks
 
     def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
         """Captures CUDA graphs for steps of rows with one token each, which are replayed from now on.
@@ -117,7 +123,10 @@ class TorchRunner:
             arrays.samples[list(step.failed)] = False
             if self._last is not None and self._sampler.needs_host_tokens(arrays.rows[arrays.samples]):
                 self._last.result()
+            num_failed = len(step.failed)
             self._compute(arrays, step)
+            if len(step.failed) == len(arrays.rows) > num_failed:
+                self._check_device(step, arrays)
             self._last = step
         return step
 
@@ -151,6 +160,8 @@ class TorchRunner:
                 self._stop.start(start)
             except ValueError as invalid:
                 error = str(invalid)
+            except BaseException as raised:
+                error = row_failure(raised)
         if error is not None:
             self._errors[row] = error
 
@@ -181,7 +192,8 @@ class TorchRunner:
         return {i: self._errors[row] for i, row in enumerate(step.rows.tolist()) if row in self._errors}
 
     def _compute(self, arrays: StepArrays, step: TorchStep) -> None:
-        """Launches the forward pass and the draw, or, if memory does not suffice, those of each half in turn.
+        """Launches the forward pass and the draw, or, if they fail, those of each half in turn: half of the tokens if
+        memory does not suffice, and half of the rows after any other error.
 
         Raises torch.OutOfMemoryError if a single token is too much, or if other ranks have begun the same pass.
         """
@@ -189,11 +201,14 @@ class TorchRunner:
         if num_tokens <= self._max_pass_tokens:
             if self._has_memory_for(arrays):
                 try:
-                    self._compute_whole(arrays, step)
-                    return
+                    failure = self._try_whole(arrays, step)
                 except torch.OutOfMemoryError:
                     if num_tokens < 2 or self._has_peers:
                         raise
+                else:
+                    if failure is not None:
+                        self._compute_apart(arrays, step, failure)
+                    return
             self._max_pass_tokens = num_tokens // 2
             log.warning(
                 "out of memory in a step of %d tokens: from now on steps of more than %d are computed in parts",
@@ -212,16 +227,65 @@ class TorchRunner:
             return True
         return self._memory_probe.suffices(num_tokens, int(np.count_nonzero(arrays.samples)))
 
-    def _compute_whole(self, arrays: StepArrays, step: TorchStep) -> None:
-        drawing = np.flatnonzero(arrays.samples)
-        logits, wanted_rows = self._forward(arrays, drawing)
-        if not len(drawing):
-            return
+    def _try_whole(self, arrays: StepArrays, step: TorchStep) -> str | None:
+        """Launches the forward pass and the draw. Returns the error that one of them raised, or None.
+
+        Raises torch.OutOfMemoryError, and any error that is not about rows or that not all ranks have.
+        """
+        self._num_passes += 1
+        has_computed = False
+        try:
+            drawing = np.flatnonzero(arrays.samples)
+            logits, wanted_rows = self._forward(arrays, drawing)
+            has_computed = True
+            if len(drawing):
+                self._draw(logits, wanted_rows, arrays, drawing, step)
+        except torch.OutOfMemoryError:
+            raise
+        except BaseException as error:
+            failure = row_failure(error)
+            if self._ranks is not None and not self._ranks.all_have_failed(self._num_passes):
+                raise
+            step.lost_kv |= len(arrays.rows) == 1 and not has_computed
+            return failure
+        return None
+
+    def _draw(
+        self,
+        logits: torch.Tensor,
+        wanted_rows: torch.Tensor,
+        arrays: StepArrays,
+        drawing: npt.NDArray[np.intp],
+        step: TorchStep,
+    ) -> None:
         rows = arrays.rows[drawing]
         num_outputs = arrays.ends[drawing] - self._num_prompt_tokens[rows]
         draw = self._sampler.draw(logits, rows, num_outputs)
+        drawn = DrawnRows(arrays.index[drawing], num_outputs + 1, draw, self._stop.rules_of(rows))
+        # Last, because a repetition needs the tokens that were drawn before.
         self._drawn[wanted_rows] = draw.token_ids
-        step.draws.append(DrawnRows(arrays.index[drawing], num_outputs + 1, draw, self._stop.rules_of(rows)))
+        step.draws.append(drawn)
+
+    def _compute_apart(self, arrays: StepArrays, step: TorchStep, failure: str) -> None:
+        """After an error, computes each half of the rows by itself. A single row fails."""
+        if len(arrays.rows) > 1:
+            for half in arrays.halves_by_row():
+                self._compute(half, step)
+        else:
+            step.failed[int(arrays.index[0])] = failure
+            self._errors[int(arrays.rows[0])] = failure
+
+    def _check_device(self, step: TorchStep, arrays: StepArrays) -> None:
+        """Computes a token for nobody, because all rows of a step have failed. Raises an error if that fails too: then
+        the device is the cause, or this program, and not the requests."""
+        row = self._info.max_num_seqs
+        ids = np.array([row])
+        logits = torch.zeros((1, self._info.vocab_size), device=self._model.device)
+        if step.lost_kv:  # so a slot of the step may be overwritten
+            none = np.zeros(1, dtype=np.int64)
+            probe = StepArrays(none, ids, none, none + 1, none == 0, none, arrays.slots[:1])
+            logits, _ = self._forward(probe, none)
+        self._sampler.draw(logits[:1], ids, np.zeros(1, dtype=np.int64)).collect()
 
     def _forward(
         self, arrays: StepArrays, drawing: npt.NDArray[np.intp]
@@ -254,4 +318,7 @@ def _unknown_token(start: RowStart, vocab_size: int) -> str | None:
     for token_id, _ in start.sampling.logit_bias:
         if not 0 <= token_id < vocab_size:
             return f"logit_bias names token id {token_id}, outside of the model's vocabulary of {vocab_size}"
+    for token_id in start.sampling.stop_token_ids:
+        if not 0 <= token_id < vocab_size:
+            return f"stop_token_ids names {token_id}, outside of the model's vocabulary of {vocab_size}"
     return None

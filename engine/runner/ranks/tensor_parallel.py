@@ -21,6 +21,8 @@ from transformers import PretrainedConfig
 
 # Ranks read their parts of a large model at different speeds. The process that started them notices when one dies.
 _TIMEOUT = timedelta(hours=2)
+# Ranks that fail in the same pass do so at almost the same time.
+_FAILURE_TIMEOUT = timedelta(seconds=10)
 # Sizes of a model that are split. Not every version of transformers can join parts of different sizes.
 _SPLIT_SIZES = (
     "num_attention_heads",
@@ -39,20 +41,22 @@ class Ranks:
     number: int
     size: int
     device: torch.device  # of this rank
+    store: Any = None  # what all of them can read and write without waiting for each other
 
     @staticmethod
     def join(rendezvous: str, number: int, size: int, device: torch.device) -> Ranks:
         """Waits for all ranks. `rendezvous` is the path of a file that does not exist yet, the same for all."""
         is_gpu = device.type == "cuda"
+        store = dist.FileStore(rendezvous, size)  # type: ignore[attr-defined]
         dist.init_process_group(
             "nccl" if is_gpu else "gloo",
-            store=dist.FileStore(rendezvous, size),  # type: ignore[attr-defined]
+            store=store,
             rank=number,
             world_size=size,
             timeout=_TIMEOUT,
             device_id=device if is_gpu else None,
         )
-        return Ranks(number, size, device)
+        return Ranks(number, size, device, store)
 
     def minimum(self, value: int) -> int:
         """Returns the minimum of the ranks' values."""
@@ -65,6 +69,17 @@ class Ranks:
         """Replaces `values`, which has the same shape on all ranks, by those of rank 0, in place. The host does not
         wait for a GPU."""
         dist.broadcast(values, src=0)
+
+    def all_have_failed(self, number: int) -> bool:
+        """Whether all ranks raised an error in pass `number`, as this one did, so that they can go on together. If not,
+        the others wait for this rank's part of a sum, and it must end."""
+        key = f"failed/{number}"
+        self.store.set(f"{key}/{self.number}", b"1")
+        try:
+            self.store.wait([f"{key}/{rank}" for rank in range(self.size)], _FAILURE_TIMEOUT)
+        except RuntimeError:  # they have not, within that time
+            return False
+        return True
 
     def leave(self) -> None:
         dist.destroy_process_group()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.core.plan import RowStart
+from engine.runner.row_failure import row_failure
 
 Decode = Callable[[Sequence[int]], str]
 IntArray = npt.NDArray[np.int64]
@@ -88,19 +89,24 @@ class StepRules:
     watched: frozenset[int]  # at least the stop tokens of all the rules
     with_strings: list[int]  # which rules have stop strings
 
-    def ends(self, token_ids: Sequence[int], num_outputs: IntArray) -> list[bool]:
-        """Whether each row's token, its output token number `num_outputs[i]` (from 1), ends its request.
+    def ends(self, token_ids: Sequence[int], num_outputs: IntArray) -> tuple[list[bool], dict[int, str]]:
+        """Whether each row's token, its output token number `num_outputs[i]` (from 1), ends its request. And the rows
+        for which this cannot be said, because looking at the token raised an error.
 
         Must be called once. It costs little if no token is a stop token and no row has stop strings.
         """
         ended = [False] * len(self.rules)
+        failed: dict[int, str] = {}
         candidates = self.with_strings
         if not self.watched.isdisjoint(token_ids):
             hit = [i for i, token_id in enumerate(token_ids) if token_id in self.watched]
             candidates = sorted({*candidates, *hit})
         for i in candidates:
-            ended[i] = self.rules[i].ends(token_ids[i], int(num_outputs[i]))
-        return ended
+            try:
+                ended[i] = self.rules[i].ends(token_ids[i], int(num_outputs[i]))
+            except BaseException as error:
+                failed[i] = row_failure(error)
+        return ended, failed
 
 
 class StopTable:

@@ -36,7 +36,7 @@ def rules_with(tokenizer_dir: Path, sampling: SamplingParams, output: list[int] 
 def end_of(rules: StopTable, token_ids: list[int], already: int = 0) -> int | None:
     """The number of output tokens after which the request in row 1 ended, or None."""
     for number, token_id in enumerate(token_ids, already + 1):
-        if rules.rules_of(np.array([1])).ends([token_id], np.array([number])) == [True]:
+        if rules.rules_of(np.array([1])).ends([token_id], np.array([number])) == ([True], {}):
             return number
     return None
 
@@ -155,11 +155,11 @@ def test_rules_are_those_of_the_requests_at_launch(tokenizer_dir: Path) -> None:
     for row in range(4):
         start(row, ignore_eos=True)
     numbers = np.array([4, 1, 2, 3])
-    assert launched[0].ends([9, 9, 9, 9], numbers) == [False] * 4
-    assert launched[1].ends([78, letter, 77, 2], numbers) == [True] * 4
-    assert launched[2].ends([2, 2, 78, 77], numbers) == [False, True, False, False]
-    assert launched[3].ends([77, 9, 2, 2], numbers - 1) == [False, False, True, True]
-    assert rules.rules_of(rows).ends([77, letter, 77, 2], numbers) == [False] * 4
+    assert launched[0].ends([9, 9, 9, 9], numbers) == ([False] * 4, {})
+    assert launched[1].ends([78, letter, 77, 2], numbers) == ([True] * 4, {})
+    assert launched[2].ends([2, 2, 78, 77], numbers) == ([False, True, False, False], {})
+    assert launched[3].ends([77, 9, 2, 2], numbers - 1) == ([False, False, True, True], {})
+    assert rules.rules_of(rows).ends([77, letter, 77, 2], numbers) == ([False] * 4, {})
 
 
 def test_stop_tokens_of_many_requests_come_and_go(tokenizer_dir: Path) -> None:
@@ -174,7 +174,7 @@ def test_stop_tokens_of_many_requests_come_and_go(tokenizer_dir: Path) -> None:
         rows = np.array(rng.sample(sorted(held), rng.randint(1, len(held))))
         tokens = [rng.choice([rng.randrange(200), *held[row]]) for row in rows.tolist()]
         expected = [token in held[row] for token, row in zip(tokens, rows.tolist(), strict=True)]
-        assert rules.rules_of(rows).ends(tokens, np.ones(len(rows), dtype=np.int64)) == expected
+        assert rules.rules_of(rows).ends(tokens, np.ones(len(rows), dtype=np.int64)) == (expected, {})
 
 
 def test_without_a_tokenizer_only_requests_with_stop_strings_fail(tmp_path: Path) -> None:
