@@ -29,6 +29,7 @@ from engine.loop import EngineLoop
 from engine.profiling import first_cost_model, store_cost_model
 from engine.pulse import Pulse
 from engine.runner.base import ModelRunner, RunnerInfo
+from engine.step_mark import LastStep, StepMark, open_step_mark
 from engine.wire.protocol import PROTOCOL_VERSION, Welcome
 
 log = logging.getLogger("engine")
@@ -99,7 +100,7 @@ def make_scheduler(config: EngineConfig, info: RunnerInfo, cost_model: CostModel
 
 
 def make_endpoints(
-    config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange
+    config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange, last_step: LastStep
 ) -> Endpoints:
     """The socket server and, if there is a Redis to pull from, the item puller."""
     welcome = Welcome(
@@ -137,14 +138,19 @@ def make_endpoints(
             "dtype": info.dtype,
             "url": config.listen,
         },
+        last_step=last_step,
     )
     return Endpoints(server, ItemPuller(puller_config, exchange, Redis.from_url(config.redis_url)))
 
 
 def assemble(
-    config: EngineConfig, runner: ModelRunner, cost_model: CostModel | None = None
+    config: EngineConfig,
+    runner: ModelRunner,
+    cost_model: CostModel | None = None,
+    step_mark: StepMark | None = None,
 ) -> tuple[EngineLoop, IoThread]:
     """The main loop around a runner, and the I/O thread that feeds it. Neither is started."""
+    last_step = LastStep() if step_mark is None else step_mark.last_step
     scheduler = make_scheduler(config, runner.info, cost_model)
     mailbox = Mailbox()
     pulse = Pulse()
@@ -154,7 +160,7 @@ def assemble(
     io_thread = IoThread(
         mailbox,
         watch,
-        make_endpoints=lambda exchange: make_endpoints(config, runner.info, scheduler, exchange),
+        make_endpoints=lambda exchange: make_endpoints(config, runner.info, scheduler, exchange, last_step),
         listen=config.listen,
         drain_grace_s=config.drain_grace_s,
     )
@@ -168,6 +174,7 @@ def assemble(
         publish=io_thread.publish,
         ahead=runner.info.computes_beside_host if ahead is None else ahead,
         pulse=pulse,
+        mark=None if step_mark is None else step_mark.set,
     )
     return loop, io_thread
 
@@ -181,7 +188,7 @@ def serve(config: EngineConfig) -> None:
         cost_model = first_cost_model(
             config.model, runner, info.max_num_batched_tokens, config.profile_s, time.perf_counter
         )
-    loop, io_thread = assemble(config, runner, cost_model)
+    loop, io_thread = assemble(config, runner, cost_model, open_step_mark(config.listen, config.engine_id))
     io_thread.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: io_thread.request_drain())

@@ -129,7 +129,7 @@ class EngineConfig:
         60.0, "seconds of silence after which another engine takes over the items of this one"
     )
     max_attempts: int = _flag(
-        3, "number of times an engine may go away while it works on an item before the item fails"
+        3, "number of times the engine may die while it computes one item by itself before that item fails"
     )
     stuck_after_s: float = _flag(
         30.0,

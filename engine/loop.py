@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from engine.core.events import Event, finished_event
+from engine.core.events import Event, finished_among, finished_event
 from engine.core.outlook import Outlook, outlook
-from engine.core.plan import StepPlan
+from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishReason, Lane
 from engine.metrics import EngineMetrics
 from engine.pulse import Pulse
-from engine.runner.base import ModelRunner, PendingStep, RunnerRestarted
+from engine.runner.base import DoneStep, ModelRunner, PendingStep, RunnerRestarted
+
+log = logging.getLogger("engine.loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,9 @@ class StatsEvent:
 LoopEvent = Event | StatsEvent
 
 
+# Notes which BE requests are being computed, and whether that is one suspect by itself.
+Mark = Callable[[Sequence[str], bool], None]
+
 # When the loop schedules ahead, it starts this long before the step on the device is expected to end: twice the recent
 # mean time that scheduling and launching took, and a margin for delays on a busy host.
 LEAD_FACTOR, LEAD_MARGIN_S = 2.0, 0.001
@@ -70,7 +76,9 @@ class EngineLoop:
 
     `receive(timeout_s)` returns the messages that have arrived. If there are none, it waits for one for up to
     `timeout_s`, or without a limit if that is None. `send` gets the events of a step, TokenEvents before all others.
-    `clock` returns monotonic time in seconds. `publish`, if given, gets the RT lane's outlook after every step.
+    `clock` returns monotonic time in seconds. `publish`, if given, gets the RT lane's outlook after every step. `mark`,
+    if given, is called before the runner computes anything: if the process dies, its last call names the BE requests
+    that may be the cause. A suspect, a request of which that was said before, is computed apart from all others.
     `pulse` shows other threads that the loop is alive.
 
     With `ahead`, the loop schedules and launches each step while the device computes the previous one. It does so as
@@ -91,6 +99,7 @@ class EngineLoop:
         *,
         ahead: bool = False,
         pulse: Pulse | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -100,14 +109,16 @@ class EngineLoop:
         self._clock = clock
         self.publish = publish
         self.pulse = pulse or Pulse()
+        self._mark = mark
         self._num_received = self._num_received_tokens = 0  # RT
         self._running = True
         self._ahead = ahead
         self._launched: deque[tuple[StepPlan, PendingStep]] = deque()  # steps without a result so far
+        self._may_start_over = True  # after an error of the scheduler, until the next result
         self._lead_s = 0.0  # mean time to schedule a step and launch it
 
     def run(self) -> None:
-        """Run until a `Stop` message arrives."""
+        """Run until a `Stop` message arrives. Raises an error that cannot be put down to single requests."""
         idle = not self.scheduler.has_work
         while self._running:
             messages = self._receive(None if idle else 0.0)
@@ -127,18 +138,59 @@ class EngineLoop:
                 self.publish(self._outlook())
             idle = not (has_plan or has_result)  # a result may allow a plan that was not possible before
             self.pulse.is_busy = self.scheduler.has_work or bool(self._launched)
+        if self._mark is not None:
+            self._mark((), False)
 
     def _launch(self) -> bool:
         """Schedule a step and launch it. Returns False if there is nothing to compute."""
         started_s = self._clock()
-        plan = self.scheduler.schedule(started_s)
+        try:
+            plan = self.scheduler.schedule(started_s)
+        except Exception:
+            if not self._may_start_over:
+                raise
+            self._may_start_over = False
+            log.exception("no step can be planned; all requests are computed again")
+            self._discard_launched()
+            self._take_back()
+            return True
         if plan.is_empty:
             return False
         self.pulse.due_s = self.scheduler.busy_until_s
-        self._launched.append((plan, self.runner.launch(plan)))
+        try:
+            suspects = self.scheduler.suspects_in_last_plan()
+            if suspects:
+                pending: PendingStep = DoneStep(self._compute_apart(plan, suspects))
+            else:
+                if self._mark is not None:
+                    self._mark(self.scheduler.be_under_way(), False)
+                pending = self.runner.launch(plan)
+        except RunnerRestarted:
+            self._take_back()
+            return True
+        self._launched.append((plan, pending))
         if self._ahead:
             self._lead_s += LEAD_MEMORY * (self._clock() - started_s - self._lead_s)
         return True
+
+    def _compute_apart(self, plan: StepPlan, suspects: Sequence[tuple[int, str]]) -> StepResult:
+        """Compute a step in parts: first all rows but those of suspects, then each of these by itself.
+
+        Nothing else is under way meanwhile, so that the mark tells who is the cause if the process dies.
+        """
+        self._launched = deque((earlier, DoneStep(step.result())) for earlier, step in self._launched)
+        apart = dict(suspects)
+        others = [i for i in range(len(plan.rows)) if i not in apart]
+        result = StepResult([-1] * len(plan.rows), [False] * len(plan.rows))
+        if self._mark is not None:
+            known = set(apart.values())
+            self._mark([name for name in self.scheduler.be_under_way() if name not in known], False)
+        result.take_in(self.runner.execute(plan.without(apart)), others)
+        for i, request_id in suspects:
+            if self._mark is not None:
+                self._mark([request_id], True)
+            result.take_in(self.runner.execute(plan.only(i)), [i])
+        return result
 
     def _take_result(self) -> list[Event]:
         """Wait for the oldest launched step and return its events.
@@ -149,13 +201,39 @@ class EngineLoop:
         try:
             result = pending.result()
         except RunnerRestarted:
-            self._launched.clear()
-            self.scheduler.take_back()
+            self._take_back()
             return []
+        if self._mark is not None and not self._launched:
+            self._mark((), False)
         events = self.scheduler.update(plan, result, self._clock())
         self.pulse.num_steps += 1
+        self._may_start_over = True
         self.metrics.observe_step(plan, self.scheduler.step_s)
+        if result.failed:
+            self._count_failures(events)
+            if result.lost_kv:
+                self._discard_launched()
+                self._take_back()
         return events
+
+    def _take_back(self) -> None:
+        """The runner has lost what it held: compute all requests again, from the tokens they have."""
+        self._launched.clear()
+        self.scheduler.take_back()
+
+    def _discard_launched(self) -> None:
+        """Wait for the launched steps without using their results."""
+        for _, pending in self._launched:
+            try:
+                pending.result()
+            except RunnerRestarted:
+                return
+
+    def _count_failures(self, events: Sequence[Event]) -> None:
+        for event in finished_among(events):
+            if event.reason is FinishReason.ERROR:
+                self.metrics.num_step_failures += 1
+                log.error("request %s failed, all others go on: %s", event.request_id, event.message)
 
     def _spare_s(self) -> float:
         """How long scheduling the next step can wait without making the device wait."""
@@ -165,19 +243,16 @@ class EngineLoop:
         return outlook(self.scheduler, self._clock(), self._num_received, self._num_received_tokens)
 
     def _handle(self, messages: Iterable[Message]) -> list[LoopEvent]:
+        """Act on messages and return their answers. An error concerns only the message that raised it."""
         events: list[LoopEvent] = []
         for message in messages:
             match message:
                 case Add(request):
                     events += self._add(request)
                 case Abort(request_id):
-                    finished = self.scheduler.abort(request_id, self._clock())
-                    events += [finished] if finished else []
+                    events += self._abort(request_id)
                 case QueryStats(tag, with_memory):
-                    values = self.metrics.snapshot(self.scheduler)
-                    if with_memory:
-                        values["memory"] = self.metrics.memory(self.scheduler.kv, self._clock())
-                    events.append(StatsEvent(tag, values))
+                    events.append(StatsEvent(tag, self._stats(with_memory)))
                 case Stop():
                     self._running = False
                 case _:
@@ -192,5 +267,29 @@ class EngineLoop:
         try:
             self.scheduler.add(request)
         except ValueError as error:
-            return [finished_event(request, FinishReason.ERROR, request.arrival_s, str(error))]
-        return []
+            message = str(error)
+        except Exception as error:
+            log.exception("request %s cannot be added; all others go on", request.request_id)
+            message = f"the engine could not take in this request ({type(error).__name__}: {error})"
+        else:
+            return []
+        return [finished_event(request, FinishReason.ERROR, request.arrival_s, message)]
+
+    def _abort(self, request_id: str) -> list[LoopEvent]:
+        try:
+            finished = self.scheduler.abort(request_id, self._clock())
+        except Exception:
+            log.exception("request %s cannot be aborted; all others go on", request_id)
+            return []
+        return [finished] if finished else []
+
+    def _stats(self, with_memory: bool) -> dict[str, Any]:
+        """A snapshot; an empty one if it cannot be made, so that whoever asked does not wait forever."""
+        try:
+            values = self.metrics.snapshot(self.scheduler)
+            if with_memory:
+                values["memory"] = self.metrics.memory(self.scheduler.kv, self._clock())
+        except Exception:
+            log.exception("the statistics cannot be collected")
+            return {}
+        return values

@@ -118,6 +118,7 @@ class EngineMetrics:
 
     def __init__(self) -> None:
         self.num_steps = 0
+        self.num_step_failures = 0  # requests that failed in a step while the others went on
         self.computed_tokens = 0
         self.step_time = Histogram()
         self.lanes = {lane: LaneMetrics() for lane in Lane}
@@ -161,6 +162,7 @@ class EngineMetrics:
         return {
             "steps": self.num_steps,
             "computed_tokens": self.computed_tokens,
+            "step_failures": self.num_step_failures,
             "step_time": self.step_time.snapshot(),
             "kv_blocks": scheduler.kv.num_blocks,
             "kv_free_blocks": scheduler.kv.num_free_blocks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from engine.core.terms import SamplingParams, TokenLogprobs
@@ -77,6 +78,32 @@ class StepPlan:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
+    def without(self, apart: Collection[int]) -> StepPlan:
+        """This plan without the rows of these indices, which are then computed by plans that `only` returns."""
+        rest = self._part([i for i in range(len(self.rows)) if i not in apart])
+        rest.row_starts, rest.copies_out, rest.restores = self.row_starts, self.copies_out, self.restores
+        return rest
+
+    def only(self, index: int) -> StepPlan:
+        """The computation of one row, to follow `without`."""
+        return self._part([index])
+
+    def _part(self, indices: list[int]) -> StepPlan:
+        """The computation of these rows."""
+        ends, end = [], 0
+        for count in self.counts:
+            end += count
+            ends.append(end)
+        tokens = [t for i in indices for t in range(ends[i] - self.counts[i], ends[i])]
+        return StepPlan(
+            rows=[self.rows[i] for i in indices],
+            starts=[self.starts[i] for i in indices],
+            counts=[self.counts[i] for i in indices],
+            samples=[self.samples[i] for i in indices],
+            token_ids=[self.token_ids[t] for t in tokens],
+            slots=[self.slots[t] for t in tokens],
+        )
+
 
 @dataclass(slots=True)
 class StepResult:
@@ -85,10 +112,20 @@ class StepResult:
 
     `stopped[i]` says that `sampled[i]` ends the request (end of sequence, a stop token or a stop string); the scheduler
     applies the limit `max_tokens`. `logprobs` and `failed` are keyed by the index of a row in the plan. The request of
-    a failed row ends with that message; the others go on.
+    a failed row ends with that message; the others go on. `lost_kv` says that the K and V of a failed row were not
+    written. Since they may be known as a prefix already, nothing that was computed so far may be relied on.
     """
 
     sampled: list[int]
     stopped: list[bool]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    lost_kv: bool = False
+
+    def take_in(self, part: StepResult, indices: list[int]) -> None:
+        """Enter the result of a part of the step, whose rows have these indices in the whole step."""
+        for i, sampled, stopped in zip(indices, part.sampled, part.stopped, strict=True):
+            self.sampled[i], self.stopped[i] = sampled, stopped
+        self.logprobs.update({indices[i]: value for i, value in part.logprobs.items()})
+        self.failed.update({indices[i]: message for i, message in part.failed.items()})
+        self.lost_kv = self.lost_kv or part.lost_kv

@@ -42,6 +42,7 @@ class Request:
         "first_scheduled_s",
         "first_token_s",
         "is_sheltered",
+        "is_suspect",
         "lane",
         "last_step",
         "num_cached_extents",
@@ -95,6 +96,9 @@ class Request:
         self.last_step = -1  # number of the last step that computed tokens of this request
         self.num_preemptions = 0
         self.num_lost_tokens = 0  # were computed, then taken away, and are not back yet
+        self.is_suspect = (
+            False  # an engine died while it computed this request: no other is computed together with it
+        )
         self.is_sheltered = False  # loses neither memory nor its row to others
         self.extents: list[Extent] = []
         self.tail: Extent | None = None  # the last of them

@@ -54,6 +54,7 @@ class Scheduler:
         self._updated_s = 0.0  # time of the last result
         # Duration of the step of the last result, from its plan or from the end of the step before, whichever is later.
         self.step_s = 0.0
+        self._suspects: set[Request] = set()
         self._gone: set[Request] = set()  # have ended, but a step under way still computes a token for them
         self.max_request_tokens = min(config.max_model_len, kv.num_slots)  # prompt and output of one request
 
@@ -88,10 +89,12 @@ class Scheduler:
             raise ValueError(reason)
         if (least := min(request.token_ids)) < 0:
             raise ValueError(f"token id {least} is negative; token ids start at 0")
-        self._requests[request.request_id] = request
         request.end_tokens = min(request.end_tokens, self.max_request_tokens)
         request.order = next(self._order)
         request.sort_key = self._policy.sort_key(request)
+        self._requests[request.request_id] = request
+        if request.is_suspect:
+            self._suspects.add(request)
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -108,6 +111,7 @@ class Scheduler:
         their owners have received."""
         self._under_way.clear()
         self._gone.clear()
+        self.kv.take_copies_out()  # there are some if a step could not be planned to its end
         self.allocator.lose_all(self._requests.values())
         self.backlog.clear_queues()
         for request in self._requests.values():
@@ -138,6 +142,26 @@ class Scheduler:
             self._count_as_computed(batch)
             self._under_way.append(batch)
         return batch.plan
+
+    def suspects_in_last_plan(self) -> list[tuple[int, str]]:
+        """The rows of the plan made last that are to be computed apart from all others: (index, request id)."""
+        if not self._suspects:
+            return []
+        batch = self._under_way[-1]
+        rows = [
+            (i, request) for first, requests in batch.singles for i, request in enumerate(requests, first)
+        ]
+        return [(i, request.request_id) for i, request in rows + batch.chunks if request in self._suspects]
+
+    def be_under_way(self) -> list[str]:
+        """The ids of the BE requests in the steps under way."""
+        ids: list[str] = []
+        for batch in self._under_way:
+            for _, requests in batch.singles:
+                if requests[0].lane is Lane.BE:
+                    ids += [request.request_id for request in requests]
+            ids += [request.request_id for _, request in batch.chunks if request.lane is Lane.BE]
+        return ids
 
     def _count_as_computed(self, batch: Batch) -> None:
         """The tokens of the step count as computed; those that it draws are unknown."""
@@ -243,6 +267,8 @@ class Scheduler:
             self._release(request)
         request.state = State.DONE
         del self._requests[request.request_id]
+        if request.is_suspect:
+            self._suspects.discard(request)
         if self._under_way and any(request.last_step == batch.number for batch in self._under_way):
             self._gone.add(request)
         self.rt_load.count_finished(request, now_s)

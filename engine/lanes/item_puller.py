@@ -32,6 +32,8 @@ from engine.lanes.persistent_task import keep_running
 from engine.lanes.pulled_item import PulledItem, failed_item
 from engine.lanes.result_queue import ResultQueue
 from engine.lanes.stream_claims import StreamClaims
+from engine.lanes.suspects import Suspects
+from engine.step_mark import LastStep
 from engine.wire import protocol
 from engine.wire.limits import EngineLimits, problem_with_item
 from engine.wire.protocol import ItemResult
@@ -50,7 +52,9 @@ URGENT_READ = 32
 # computed end at once. The others have a moment to finish, because most of their work is done.
 CHECK_INTERVAL_S = 0.25
 FINISH_S = 0.75
+READ_BLOCK_WITH_SUSPECTS_MS = 50  # the next one starts soon after another has ended
 RELEASE_TIMEOUT_S = 5.0
+ALL_ENTRIES = 1 << 20  # of one engine, which never holds that many
 LONG_IDLE_MS = 10**9  # longer than any engine's claim timeout, so that any engine may take the entry
 
 
@@ -59,8 +63,9 @@ class ItemPullerConfig:
     """Settings of an item puller.
 
     `max_in_flight` limits the entries that it holds: those of running requests and a few that wait. It takes in as many
-    again if they have a higher priority than others it holds. After `max_attempts` engines went away while they worked
-    on an item, the item fails. `about` is added to each heartbeat.
+    again if they have a higher priority than others it holds. After the engine died `max_attempts` times while it
+    computed one item by itself, that item fails. `last_step` is the step in which the last run of this engine died.
+    `about` is added to each heartbeat.
     """
 
     model: str
@@ -70,6 +75,7 @@ class ItemPullerConfig:
     max_attempts: int
     limits: EngineLimits
     about: dict[str, Any]
+    last_step: LastStep
 
 
 class ItemPuller:
@@ -85,6 +91,7 @@ class ItemPuller:
             bytes, float
         ] = {}  # entries that are not the engine's own any more, and since when
         self._claims = StreamClaims(redis, self._key, config.engine_id)
+        self._suspects = Suspects(redis, config.model, config.last_step)
         self._results = ResultQueue(redis, self._key)
         self._rate = ItemRate(time.monotonic())
         self._rate_is_news = asyncio.Event()
@@ -129,6 +136,7 @@ class ItemPuller:
 
     async def _pull(self) -> None:
         await self._make_group()
+        await self._suspects.count_deaths()
         await self._take_over(own=True)
         next_takeover_s = 0.0
         while True:
@@ -138,6 +146,7 @@ class ItemPuller:
             if time.monotonic() >= next_takeover_s:
                 await self._take_over(own=False)
                 next_takeover_s = time.monotonic() + self._config.claim_timeout_s / 2
+            await self._start_suspects()
             room = self._config.max_in_flight - len(self._items)
             if room <= 0 and not (room := await self._room_for_urgent()):
                 self._has_room.clear()
@@ -146,8 +155,11 @@ class ItemPuller:
                         await self._has_room.wait()
                 continue
             me = self._config.engine_id
+            block_ms = (
+                READ_BLOCK_WITH_SUSPECTS_MS if self._suspects.has_waiting(self._items) else READ_BLOCK_MS
+            )
             answer = await self._redis.xreadgroup(
-                protocol.ENGINE_GROUP, me, {self._key: ">"}, count=room, block=READ_BLOCK_MS
+                protocol.ENGINE_GROUP, me, {self._key: ">"}, count=room, block=block_ms
             )
             for entry_id, fields in _entries(answer):
                 self._start(entry_id, fields)
@@ -188,7 +200,7 @@ class ItemPuller:
             protocol.ENGINE_GROUP,
             min="-",
             max="+",
-            count=self._config.max_in_flight,
+            count=ALL_ENTRIES if own else self._config.max_in_flight,
             consumername=me if own else None,
             idle=min_idle_ms,
         )
@@ -197,20 +209,38 @@ class ItemPuller:
         wanted = [entry_id for entry_id in times if entry_id not in self._items and entry_id not in ended]
         if not wanted:
             return
-        claimed = await self._claim(me, min_idle_ms, wanted)
+        records = await self._suspects.records({entry_id: times[entry_id] for entry_id in wanted})
+        suspects = [entry_id for entry_id in wanted if records[entry_id].is_suspect]
+        others = [entry_id for entry_id in wanted if not records[entry_id].is_suspect]
+        claimed = await self._claim(me, min_idle_ms, others) if others else []
+        for entry_id in suspects:  # which count as started when it is their turn
+            claimed += await self._claim(me, min_idle_ms, [entry_id], retrycount=records[entry_id].starts)
         log.info("took over %d items of %s", len(claimed), "its last run" if own else "another engine")
         for entry_id, fields in claimed:
             if fields is None:  # recorded and deleted in the meantime
                 continue
-            if times[entry_id] >= self._config.max_attempts:
-                # An engine was working on it each time one went away. It fails, lest it be the cause.
-                message = f"an engine went away {times[entry_id]} times while it worked on this item"
-                self._fail_unread(entry_id, fields, "engine_lost", message)
+            record = records[entry_id]
+            if failure := record.failure(self._config.max_attempts):
+                self._fail_unread(entry_id, fields, "engine_lost", failure)
+            elif record.is_suspect:
+                self._suspects.add(entry_id, record)
+                self._start(entry_id, fields, is_suspect=True)
             else:
                 self._start(entry_id, fields)
 
-    def _start(self, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
-        """Start the item of an entry. Whatever the entry holds, nothing but its own item can fail."""
+    async def _start_suspects(self) -> None:
+        """Submit the suspects whose turn it is."""
+        while (chosen := self._suspects.next_to_start(self._items)) is not None:
+            entry_id, record = chosen
+            options = {"retrycount": record.starts + 1, "justid": True}
+            await self._claim(self._config.engine_id, 0, [entry_id], **options)
+            if entry_id in self._items:
+                self._suspects.has_started(entry_id)
+                self._submit(self._items[entry_id], is_suspect=True)
+
+    def _start(self, entry_id: bytes, fields: dict[bytes, bytes], *, is_suspect: bool = False) -> None:
+        """Take in the item of an entry, and submit it unless it is a suspect. Whatever the entry holds, nothing but its
+        own item can fail."""
         try:
             item = protocol.decode_item_request(fields[b"p"])
         except Exception as error:
@@ -224,7 +254,12 @@ class ItemPuller:
             return
         pulled = PulledItem(entry_id, item)
         self._items[entry_id] = pulled
+        if not is_suspect:
+            self._submit(pulled)
+
+    def _submit(self, pulled: PulledItem, *, is_suspect: bool = False) -> None:
         for i, request in enumerate(pulled.requests()):
+            request.is_suspect = is_suspect
 
             def sink(event: TokenEvent | FinishedEvent, index: int = i) -> None:
                 self._take_event(pulled, index, event)

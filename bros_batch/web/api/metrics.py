@@ -49,6 +49,7 @@ COUNTERS = (
 ENGINE_COUNTERS = (
     ("bros_prefix_cache_queries", "prefix_queried_tokens", "Tokens looked up in the prefix cache"),
     ("bros_prefix_cache_hits", "prefix_hit_tokens", "Tokens found in the prefix cache"),
+    ("bros_step_failures", "step_failures", "Requests that failed in a step while the others went on"),
     ("bros_preemptions", "preemptions", "Times a request was preempted, losing KV slots to another request"),
     ("bros_truncated_tokens", "truncated_tokens", "Tokens whose KV slots were lost to preemption"),
     (

@@ -140,17 +140,6 @@ def test_an_engine_resumes_its_own_entries_at_once_after_a_restart(tmp_path, ser
         assert set(results(redis, 5)) == set(range(5))
 
 
-def test_an_item_on_which_engines_keep_dying_fails(tmp_path, server, redis):
-    add(redis, 1)
-    (entry_id,) = read_as(redis, "dead", 1)
-    for _ in range(2):
-        redis.xclaim(KEY, protocol.ENGINE_GROUP, "dead", 0, [entry_id])
-    with running_engine(tmp_path, redis_url=server.url, claim_timeout_s=0.2, max_attempts=3):
-        answer = results(redis, 1)[1]
-    assert answer.error_code == "engine_lost"
-    assert "went away 3 times" in (answer.error_message or "")
-
-
 def test_entries_that_a_draining_engine_releases_are_taken_at_once(tmp_path, server, redis):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -1,0 +1,273 @@
+"""Which items are blamed for the death of an engine: those of the steps under way, and in the end only the cause."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from engine.__main__ import SIMULATED_VOCAB_SIZE
+from engine.core.terms import Lane
+from engine.lanes.suspects import MAX_RUNNING, OFTEN_STARTED, Record, Suspects, suspects_key
+from engine.lanes.translation import sampling_params
+from engine.runner.simulated import SimulatedRunner
+from engine.step_mark import LastStep, StepMark, _parsed
+from engine.wire import protocol
+from engine.wire.protocol import Sampling
+from tests.engine.lanes.test_item_puller import KEY, SAMPLING, add, num_pending, read_as, results, slow_runner
+from tests.engines import running_engine
+from tests.factories import runner_info
+from tests.services import Process, Processes, RedisServer, processes, redis_server, wait_for
+
+LONG = Sampling(max_tokens=15_000, temperature=0.0, ignore_eos=True)
+POISON = [9, 9, 9]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server):
+    server.flush()
+    with server.cli() as client:
+        yield client
+
+
+# The step mark -------------------------------------------------------------------------------------------------
+
+
+def test_a_mark_outlives_its_process_and_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "engine.step"
+    mark = StepMark(path)
+    assert mark.last_step == LastStep()
+    mark.set(["b1-0.0", "b2-0.1"], False)
+    mark.set(["b17-3.0"], True)
+    assert StepMark(path).last_step == LastStep(("b17-3.0",), True)
+    assert StepMark(path).last_step == LastStep(), "a death is counted once"
+    mark = StepMark(path)
+    mark.set([f"b{i}-0.0" for i in range(10_000)], False)
+    assert len(StepMark(path).last_step.request_ids) > 5_000, "as many as there is room for"
+    mark.set(["b1-0.0"], False)
+    mark.set([], False)
+    assert StepMark(path).last_step == LastStep()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 100, b"\x05\0\0\0\1\0\0\0\xff\xfe\n\n\0" * 9000])
+def test_a_damaged_mark_blames_nobody_who_exists(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "engine.step"
+    path.write_bytes(content)
+    assert not any(name.startswith("b") for name in StepMark(path).last_step.request_ids)
+    assert StepMark(path).last_step == LastStep()
+
+
+# Records ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_deaths_in_a_pass_of_its_own_make_an_item_fail() -> None:
+    assert not Record(3, 0, 0).is_suspect
+    assert Record(2, 1, 0).is_suspect
+    assert Record(100, 0, 0).is_suspect
+    assert Record(9, 9, 2).failure(3) is None
+    assert "3 of those times" in (Record(5, 4, 3).failure(3) or "")
+    assert Record(OFTEN_STARTED + 2, 0, 0).failure(3) is None
+    assert Record(OFTEN_STARTED + 3, 0, 0).failure(3) is not None
+
+
+def test_few_suspects_run_at_a_time_and_one_that_was_often_started_runs_alone() -> None:
+    suspects = Suspects(None, "sim", LastStep())
+    often, once = Record(OFTEN_STARTED, 0, 0), Record(1, 1, 0)
+    records = {b"%d-0" % i: often if i in (2, 9) else once for i in range(12)}
+    for entry_id, record in records.items():
+        suspects.add(entry_id, record)
+    held = set(records)
+    most_running, order = 0, []
+    running: list[bytes] = []
+    while held:
+        while (chosen := suspects.next_to_start(held)) is not None:
+            suspects.has_started(chosen[0])
+            running.append(chosen[0])
+            order.append(chosen[0])
+        most_running = max(most_running, len(running))
+        assert running, "somebody's turn comes"
+        if any(records[entry_id] is often for entry_id in running):
+            assert len(running) == 1
+        held.discard(running.pop(0))
+    assert most_running == MAX_RUNNING
+    assert order == list(records)
+    assert not suspects.has_waiting(held)
+
+
+# Engines in processes of their own ---------------------------------------------------------------------------------
+
+
+class Engine:
+    """An engine whose process dies by SIGSEGV in every step that computes a prompt which contains `POISON`."""
+
+    def __init__(self, group: Processes, redis_url: str, *flags: str) -> None:
+        self.group = group
+        self.socket = group.directory / "engine.sock"
+        self._command = [
+            *(sys.executable, "-m", "tests.poisoned_engine", "--runner", "simulated", "--model", "sim"),
+            *("--listen", f"unix://{self.socket}", "--redis-url", redis_url, "--engine-id", "engine-0"),
+            *("--max-num-seqs", "8", *flags),
+        ]
+        self.deaths: list[int] = []
+        self.process = self._start()
+
+    def _start(self) -> Process:
+        poison = {"signal": signal.SIGSEGV, "token_ids": POISON}
+        return self.group.start(self._command, env={"POISON": json.dumps(poison)})
+
+    def keep_running(self) -> None:
+        """Start it again if it has died."""
+        if not self.process.running:
+            self.deaths.append(self.process.popen.returncode)
+            self.process = self._start()
+
+    def kill_in_step(self, num_items: int) -> None:
+        """Kill it while it computes this many items, and start it again."""
+        mark = self.socket.with_suffix(".step")
+
+        def stopped_in_step() -> bool:
+            if mark.exists():
+                os.kill(self.process.pid, signal.SIGSTOP)
+                if len(_parsed(mark.read_bytes()).request_ids) == num_items:
+                    return True
+                os.kill(self.process.pid, signal.SIGCONT)
+            return False
+
+        wait_for(stopped_in_step, f"a step of {num_items} items")
+        self.process.kill()
+        self.process = self._start()
+
+
+def wait_for_results(redis, engine: Engine, count: int) -> dict[int, protocol.ItemResult]:
+    """Wait for the results of `count` items and return them by item id. Some may come twice."""
+
+    def all_there() -> dict[int, protocol.ItemResult] | None:
+        engine.keep_running()
+        entries = redis.xrange(protocol.RESULTS_KEY)
+        decoded = [protocol.decode_item_result(fields[b"p"]) for _, fields in entries]
+        by_id = {answer.item_id: answer for answer in decoded}
+        return by_id if len(by_id) >= count else None
+
+    answers = wait_for(all_there, f"{count} results")
+    assert len(answers) == count
+    return answers
+
+
+def check_innocent(answers: dict[int, protocol.ItemResult], prompts: dict[int, list[int]]) -> None:
+    """They have the outputs that they would have if nothing had happened."""
+    info = dataclasses.replace(runner_info(), vocab_size=SIMULATED_VOCAB_SIZE)
+    runner = SimulatedRunner(info)
+    for i, prompt in prompts.items():
+        assert answers[i].error_code is None, answers[i].error_message
+        assert answers[i].choices[0].token_ids == runner.continuation(prompt, sampling_params(SAMPLING))
+
+
+def test_only_the_item_that_kills_the_engine_fails(server, redis) -> None:
+    prompts = {i: [5, 6, 7 + i] for i in range(80)}
+    for i, prompt in prompts.items():
+        if i == 40:
+            add(redis, 1000, [3, *POISON, 4])
+        add(redis, i, prompt)
+    with processes() as group:
+        engine = Engine(group, server.url)
+        answers = wait_for_results(redis, engine, 81)
+        assert engine.deaths == [-signal.SIGSEGV] * 4, "once among others, three times by itself"
+    assert answers[1000].error_code == "engine_lost"
+    assert "3 of those times it computed nothing else" in (answers[1000].error_message or "")
+    check_innocent(answers, prompts)
+
+
+def test_several_deadly_items_fail_and_no_other(server, redis) -> None:
+    prompts = {i: [5, 6, 7 + i] for i in range(40)}
+    for i, prompt in prompts.items():
+        add(redis, i, prompt)
+        if i % 13 == 0:
+            add(redis, 1000 + i, [*POISON, i])
+    with processes() as group:
+        answers = wait_for_results(redis, Engine(group, server.url, "--max-attempts", "1"), 44)
+    assert {i for i, answer in answers.items() if answer.error_code} == {1000, 1013, 1026, 1039}
+    check_innocent(answers, prompts)
+
+
+def test_an_engine_that_is_killed_by_hand_fails_nothing(server, redis) -> None:
+    """Not even the item that is being computed each time, alone in its job."""
+    add(redis, 1, sampling=Sampling(max_tokens=200, temperature=0.0, ignore_eos=True))
+    with processes() as group:
+        engine = Engine(group, server.url, "--simulated-step-s", "0.01")
+        (entry_id,) = wait_for(lambda: [entry for entry, _ in redis.xrange(KEY)])
+        for kills in (b"1", b"2", b"3"):
+            engine.kill_in_step(1)
+            wait_for(lambda kills=kills: redis.hget(suspects_key("sim"), entry_id) == kills)
+        assert redis.hget(suspects_key("sim"), entry_id + b" apart") == b"2"
+        answers = wait_for_results(redis, engine, 1)
+    assert answers[1].error_code is None and len(answers[1].choices[0].token_ids) == 200
+
+
+def test_the_death_of_an_engine_counts_only_against_what_it_computed(tmp_path, server, redis) -> None:
+    """Items that it holds but has no rows for are innocent."""
+    for i in range(20):
+        add(redis, i, sampling=LONG)
+    with processes() as group:
+        engine = Engine(group, server.url, "--simulated-step-s", "0.01", "--be-prefetch", "12")
+        wait_for(lambda: num_pending(redis) == 20)
+        engine.kill_in_step(7)  # of 8 rows, one is reserved for chat
+        wait_for(lambda: redis.hlen(suspects_key("sim")))
+        assert set(redis.hgetall(suspects_key("sim")).values()) == {b"1"}
+        assert redis.hlen(suspects_key("sim")) == 7
+
+
+def test_an_engine_that_ends_regularly_leaves_no_suspects(server, redis) -> None:
+    add(redis, 1, sampling=LONG)
+    with processes() as group:
+        engine = Engine(group, server.url, "--simulated-step-s", "0.01")
+        mark = engine.socket.with_suffix(".step")
+        wait_for(lambda: mark.exists() and _parsed(mark.read_bytes()).request_ids)
+        assert engine.process.stop() == 0
+        assert StepMark(mark).last_step == LastStep()
+    assert not redis.exists(suspects_key("sim"))
+
+
+# An engine of another machine, which knows nothing of the step -----------------------------------------------------
+
+
+def deliver_often(redis, count: int, times: int) -> Sequence[bytes]:
+    entries = read_as(redis, "dead", count)
+    for entry_id in entries:
+        redis.xclaim(KEY, protocol.ENGINE_GROUP, "dead", 0, [entry_id], retrycount=times, idle=10**9)
+    return entries
+
+
+def test_items_that_many_engines_have_held_run_one_at_a_time_and_succeed(tmp_path, server, redis) -> None:
+    for i in range(5):
+        add(redis, i, sampling=LONG if i == 0 else SAMPLING)
+    entries = deliver_often(redis, 5, OFTEN_STARTED + 2)
+    runner = slow_runner(0.0)
+    with running_engine(tmp_path, runner, redis_url=server.url) as engine:
+        wait_for(lambda: sum(engine.scheduler.num_requests(Lane.BE)) == 1)
+        pending = redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", 10)
+        assert {p["message_id"]: p["times_delivered"] for p in pending} == {
+            entry_id: OFTEN_STARTED + (3 if entry_id == entries[0] else 2) for entry_id in entries
+        }, "only the first has been started once more"
+        assert {i for i, answer in results(redis, 5).items() if answer.error_code is None} == set(range(5))
+
+
+def test_an_item_that_was_started_alone_too_often_fails(tmp_path, server, redis) -> None:
+    add(redis, 1)
+    add(redis, 2)
+    deliver_often(redis, 1, OFTEN_STARTED + 3)
+    with running_engine(tmp_path, redis_url=server.url, max_attempts=3):
+        answers = results(redis, 2)
+    assert (answers[1].error_code, answers[2].error_code) == ("engine_lost", None)
+    assert f"went away {OFTEN_STARTED + 3} times" in (answers[1].error_message or "")
