@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from bros_batch.demo import prompts
 from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, Document, generate_documents
-from training.conversations import Message, answer_json
+from training.conversations import Message
+from training.held_out import cases, user
 
 # train.py selects checkpoints with documents of HELD_OUT_SEED, so evaluation uses other ones.
 EVALUATION_SEED = HELD_OUT_SEED + 1
@@ -56,10 +57,6 @@ def generate(
     return answers
 
 
-def user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
 def extraction_shares(answers: list[str], documents: list[Document]) -> dict[str, float]:
     """Return the shares of answers with each field exact, with all fields exact, and with valid JSON."""
     right: Counter[str] = Counter()
@@ -82,7 +79,7 @@ def share_equal(answers: list[str], truths: list[str]) -> float:
 
 
 def evaluate(
-    directory: Path, dtype: torch.dtype, documents: list[Document], batch_rows: int
+    directory: Path, dtype: torch.dtype, documents: list[Document], seed: int, batch_rows: int
 ) -> dict[str, float]:
     """Measure every share for one model in one precision."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -108,7 +105,7 @@ def evaluate(
         generate(model, tokenizer, followed, batch_rows), [asked[1][1] for asked in pairs]
     )
     after_json = [
-        [*chat, {"role": "assistant", "content": answer_json(document)}, user(asked[2][0])]
+        [*chat, {"role": "assistant", "content": prompts.answer_json(document)}, user(asked[2][0])]
         for chat, document, asked in zip(requests, documents, pairs, strict=True)
     ]
     shares["question after JSON"] = share_equal(
@@ -118,6 +115,13 @@ def evaluate(
     shares["greeting"] = share_equal(
         generate(model, tokenizer, greetings, batch_rows), [prompts.GREETING_ANSWER] * len(greetings)
     )
+    typed = list(cases(len(documents), seed))
+    answers = generate(model, tokenizer, [case.chat for case in typed], batch_rows)
+    for kind in dict.fromkeys(case.kind for case in typed):
+        of_kind = [
+            (answer, case.answer) for answer, case in zip(answers, typed, strict=True) if case.kind == kind
+        ]
+        shares[kind] = sum(answer == truth for answer, truth in of_kind) / len(of_kind)
     return shares
 
 
@@ -138,10 +142,12 @@ def main() -> None:
     documents = list(generate_documents(arguments.documents, arguments.seed))
     for dtype in arguments.dtypes:
         started = time.monotonic()
-        shares = evaluate(arguments.directory, getattr(torch, dtype), documents, arguments.batch_rows)
+        shares = evaluate(
+            arguments.directory, getattr(torch, dtype), documents, arguments.seed, arguments.batch_rows
+        )
         print(f"{dtype}, {len(documents)} documents, {time.monotonic() - started:.0f} s")
         for name, share in shares.items():
-            print(f"  {name:<20}{share:8.2%}")
+            print(f"  {name:<32}{share:8.2%}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 
 from bros_batch.demo import prompts
 from bros_batch.demo.documents import Document
-from training.conversations import answer_json
 
 VOCABULARY_SIZE = 1536
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
@@ -83,7 +82,7 @@ def _texts(documents: Iterator[Document]) -> Iterator[str]:
         yield from fixed_texts
     for document in documents:
         yield document.text
-        yield answer_json(document)
+        yield prompts.answer_json(document)
         for question, answer in prompts.questions(document):
             yield question
             yield answer

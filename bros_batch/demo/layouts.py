@@ -29,6 +29,7 @@ class Sheet:
     subtotal: int
     tax: int
     total: int
+    missing: frozenset[str] = frozenset()  # the fields that the text must not state
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class _Style:
     date_format: str
     thousands: str
     decimal: str
-    # "prefix" and "suffix" write `mark` at every amount of the totals; "line" and "label" write it once.
+    # "prefix" and "suffix" write `mark` at every amount of the totals, "line" and "label" write it once, and "nowhere"
+    # never.
     currency_place: str
     mark: str
     key_value: str
@@ -45,7 +47,9 @@ class _Style:
 def lay_out(rng: random.Random, sheet: Sheet) -> str:
     """Lay out the content of a document as text."""
     style = _draw_style(rng, sheet)
-    if rng.random() < 0.15:
+    if "currency" in sheet.missing:
+        style = replace(style, currency_place="nowhere")
+    if rng.random() < 0.15 and not sheet.missing:  # prose has no parts that can be left out
         return _prose(rng, sheet, style)
     return _sections(rng, sheet, style)
 
@@ -151,7 +155,7 @@ def _sections(rng: random.Random, sheet: Sheet, style: _Style) -> str:
     if rng.random() < 0.3:
         sections.append([_label(rng, sheet, "footer")])
     gap = rng.choice(("\n", "\n", "\n\n", "\n\n", "\n---\n", "\n==========\n"))
-    return gap.join("\n".join(section) for section in sections)
+    return gap.join("\n".join(section) for section in sections if section)
 
 
 def _label(rng: random.Random, sheet: Sheet, name: str) -> str:
@@ -171,6 +175,8 @@ def _parties(rng: random.Random, sheet: Sheet, style: _Style) -> tuple[list[str]
     )
     vendor_section = _party(rng, sheet, style, vendor_label, sheet.vendor)
     customer_section = _party(rng, sheet, style, _label(rng, sheet, "customer"), sheet.customer)
+    if "vendor" in sheet.missing:
+        return [], [] if sheet.kind == "receipt" else [customer_section]
     if rng.random() < 0.5:
         return [], [vendor_section, customer_section]
     head = [sheet.customer if is_order else sheet.vendor]
@@ -191,6 +197,8 @@ def _party(rng: random.Random, sheet: Sheet, style: _Style, label: str, name: st
 
 def _meta(rng: random.Random, sheet: Sheet, style: _Style, number_shown: bool) -> list[str]:
     rows = [(_label(rng, sheet, "date"), _date(sheet.issued, sheet, style))]
+    if "date" in sheet.missing:
+        rows = []
     if not number_shown:
         rows.append((_label(rng, sheet, "number"), sheet.number))
     if sheet.kind != "receipt" and rng.random() < 0.6:
@@ -231,6 +239,9 @@ def _totals(rng: random.Random, sheet: Sheet, style: _Style) -> list[str]:
         _label(rng, sheet, "total") + unit,
     )
     amounts = [_amount(amount, sheet, style) for amount in (sheet.subtotal, sheet.tax, sheet.total)]
+    if "total" in sheet.missing:
+        rows = [] if rng.random() < 0.5 else [(net, amounts[0]), (tax, amounts[1])]
+        return [style.key_value.format(label, value) for label, value in rows]
     if rng.random() < 0.1:
         return [" | ".join((net, tax, total)), " | ".join(amounts)]
     rows = [(net, amounts[0]), (tax, amounts[1])] if rng.random() < 0.85 else [(tax, amounts[1])]
