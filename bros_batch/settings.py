@@ -60,7 +60,12 @@ class Settings(BaseSettings):
         "auto",
         description="Whether the sampling parameters in the model's generation_config.json are the defaults",
     )
-    file_retention_s: float = 30 * 24 * 3600.0
+    file_retention_s: float = Field(
+        30 * 24 * 3600.0,
+        ge=0,
+        le=100 * 366 * 24 * 3600.0,
+        description="How long files are kept, uploads and results alike; 0 keeps them until they are deleted",
+    )
 
     ingest_group_lines: int = Field(2000, ge=1, description="Lines that ingest commits at a time")
     queue_s: float = Field(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.connection_options import connection_options
+from cli.escapes import unescape
 from cli.output import json_option, note, print_json, safe
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ Messages = list[dict[str, str]]
 @click.command()
 @click.argument("message", nargs=-1)
 @click.option("--model", show_default="the served model", help="Name of the model.")
-@click.option("--system", help="System message to put before the first message.")
+@click.option(
+    "--system",
+    callback=unescape,
+    help=r"System message to put before the first message; \n is a line break, \t a tab, and \\ a backslash.",
+)
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum length of the answer, in tokens.")
 @click.option(
     "--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is greedy decoding."

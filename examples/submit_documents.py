@@ -30,6 +30,7 @@ batch = post("/batches", json={**job, "defaults": {"prompt": sys.argv[2], "max_t
 while batch["status"] not in ("completed", "failed", "expired", "cancelled"):
     time.sleep(1)
     batch = api.get(f"/batches/{batch['id']}").raise_for_status().json()
-for line in api.get(f"/batches/{batch['id']}/results").raise_for_status().iter_lines():
+results = api.get(f"/batches/{batch['id']}/results").raise_for_status()
+for line in results.content.splitlines():  # bytes end at line breaks only; text would end at more characters
     result = json.loads(line)
     print(result["custom_id"], result["response"]["body"]["choices"][0]["message"]["content"], sep="\t")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import IOBase
@@ -14,12 +16,16 @@ from urllib.parse import urlsplit
 import httpx
 
 from bros_batch.addresses import is_loopback
+from bros_batch.client.event_lines import event_data
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 
 CONNECT_TIMEOUT_S = 10.0
 # A healthy service may be silent this long while it stores a large upload, or while a chat waits to be scheduled.
 READ_TIMEOUT_S = 300.0
 PAGE_SIZE = 100
+# How long, and how often, the creation of a batch is repeated; a restart of the service takes less.
+RETRY_S = 60.0
+RETRY_INTERVAL_S = 1.0
 
 Json = dict[str, Any]
 
@@ -68,8 +74,26 @@ class Client:
     def get(self, path: str, **params: Any) -> Json:
         return self._send("GET", path, params={k: v for k, v in params.items() if v is not None})
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
-        return self._send("POST", path, json=body)
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Json:
+        return self._send("POST", path, json=body, headers=dict(headers or {}))
+
+    def create_batch(self, body: Mapping[str, Any]) -> Json:
+        """Create a batch. While the service cannot be reached, the request is repeated for up to RETRY_S.
+
+        All attempts have one Idempotency-Key, so an attempt whose response was lost does not make a second batch.
+        """
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
+        end_s = time.monotonic() + RETRY_S
+        while True:
+            try:
+                return self.post("/v1/batches", body, headers)
+            except (ServiceUnreachable, ServiceError) as error:
+                may_pass = isinstance(error, ServiceUnreachable) or error.status == 503
+                if not may_pass or time.monotonic() > end_s:
+                    raise
+            time.sleep(RETRY_INTERVAL_S)
 
     def upload(self, name: str, source: IOBase) -> Json:
         """Upload a batch input file without holding it in memory, and return its file object."""
@@ -132,10 +156,7 @@ class Client:
         """Yield the chunks of a streamed chat completion. The last one has `usage`."""
         options = {"stream": True, "stream_options": {"include_usage": True}}
         with self._stream("POST", CHAT_COMPLETIONS, json={**body, **options}) as response:
-            for line in response.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                data = line.removeprefix("data:").strip()
+            for data in event_data(response.iter_bytes()):
                 if data == "[DONE]":
                     return
                 chunk: Json = json.loads(data)

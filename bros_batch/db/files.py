@@ -12,6 +12,14 @@ from bros_batch.db.states import ENDED_JOB
 from bros_batch.db.tables import File, files, jobs
 
 
+def expiry_of(now_s: float, retention_s: float, asked_s: float | None = None) -> float | None:
+    """When a file that is made now expires: `asked_s` later if its owner asked for that, or else after the service's
+    retention. With a retention of 0 it never does (None): it stays until it is deleted."""
+    if asked_s is not None:
+        return now_s + asked_s
+    return now_s + retention_s if retention_s > 0 else None
+
+
 def new_file_id() -> str:
     return f"file-{secrets.token_hex(12)}"
 

@@ -6,6 +6,7 @@ import time
 
 from sqlalchemy import Connection, text
 
+from bros_batch.db.allowed_changes import RETRIABLE_ITEMS, may_resume, may_retry
 from bros_batch.db.job_endings import end_items
 from bros_batch.db.job_leases import NO_LEASE
 from bros_batch.db.jobs import DEFAULT_WINDOW_S, lock_job, set_status
@@ -47,7 +48,7 @@ def resume_job(connection: Connection, job_id: str, now_s: float | None = None) 
     job = lock_job(connection, job_id)
     if job.status == JobStatus.IN_PROGRESS:
         return job
-    if job.status != JobStatus.PAUSED:
+    if not may_resume(job.status):
         raise IllegalTransition("the job", job.status, JobStatus.IN_PROGRESS)
     return set_status(connection, job, JobStatus.IN_PROGRESS, now_s, paused_at=None)
 
@@ -63,17 +64,15 @@ def retry_job(
     now_s = time.time() if now_s is None else now_s
     job = lock_job(connection, job_id)
     ensure_job(job.status, JobStatus.IN_PROGRESS)
-    if job.status in (JobStatus.PAUSED, JobStatus.VALIDATING):
+    if not may_retry(job.status):
         raise IllegalTransition("the job", job.status, JobStatus.IN_PROGRESS)
     for source in WITHOUT_RESULT:
         ensure_item(source, ItemStatus.PENDING)
     rows = connection.execute(
         text(
             # The next epoch: a result from before the retry changes nothing.
-            "UPDATE items SET status = 'pending', epoch = epoch + 1, attempts = 0, "
-            "error_code = NULL, error_message = NULL, "
-            "finished_at = NULL, queued_at = NULL WHERE job_id = :job_id AND body IS NOT NULL "
-            "AND status IN ('failed', 'cancelled', 'expired')"
+            "UPDATE items SET status = 'pending', epoch = epoch + 1, attempts = 0, error_code = NULL, "
+            f"error_message = NULL, finished_at = NULL, queued_at = NULL WHERE {RETRIABLE_ITEMS}"
         ),
         {"job_id": job_id},
     ).rowcount
@@ -92,6 +91,7 @@ def retry_job(
         expired=0,
         deadline_at=deadline_at,
         expires_at=now_s + window_s if deadline_at is None else deadline_at,
+        in_progress_at=now_s,
         written_line=0,
         written_output_bytes=0,
         written_error_bytes=0,

@@ -29,6 +29,10 @@ STAMPS = {
 }
 
 
+def new_job_id() -> str:
+    return f"batch_{secrets.token_hex(12)}"
+
+
 def create_job(
     connection: Connection,
     *,
@@ -42,6 +46,7 @@ def create_job(
     deadline_at: float | None = None,
     completion_window: str = "24h",
     window_s: float = DEFAULT_WINDOW_S,
+    output_expires_after_s: float | None = None,
     job_id: str | None = None,
     now_s: float | None = None,
 ) -> Job:
@@ -50,7 +55,7 @@ def create_job(
     It expires at its deadline, or after `window_s` if it has none. A job with a higher priority runs first.
     """
     now_s = time.time() if now_s is None else now_s
-    job_id = job_id or f"batch_{secrets.token_hex(12)}"
+    job_id = job_id or new_job_id()
     connection.execute(
         insert(jobs).values(
             id=job_id,
@@ -64,6 +69,7 @@ def create_job(
             metadata=None if metadata is None else dict(metadata),
             errors=[],
             completion_window=completion_window,
+            output_expires_after_s=output_expires_after_s,
             deadline_at=deadline_at,
             created_at=now_s,
             expires_at=now_s + window_s if deadline_at is None else deadline_at,

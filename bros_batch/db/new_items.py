@@ -31,14 +31,16 @@ def insert_items(connection: Connection, job_id: str, rows: Sequence[NewItem], n
     savepoint.commit()
 
 
-def existing_custom_ids(connection: Connection, job_id: str, custom_ids: Iterable[str]) -> set[str]:
-    """Those of these custom ids that are already in the job."""
+def lines_of_custom_ids(connection: Connection, job_id: str, custom_ids: Iterable[str]) -> dict[str, int]:
+    """The lines of those of these custom ids that are already in the job."""
     wanted = list(custom_ids)
-    found: set[str] = set()
+    found: dict[str, int] = {}
     for start in range(0, len(wanted), IDS_PER_QUERY):
         part = wanted[start : start + IDS_PER_QUERY]
-        query = select(items.c.custom_id).where(items.c.job_id == job_id, items.c.custom_id.in_(part))
-        found.update(custom_id for custom_id in connection.scalars(query) if custom_id is not None)
+        query = select(items.c.custom_id, items.c.line_no).where(
+            items.c.job_id == job_id, items.c.custom_id.in_(part)
+        )
+        found.update((custom_id, line_no) for custom_id, line_no in connection.execute(query))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from sqlalchemy import BigInteger, Double, Index, Integer, MetaData, String, UniqueConstraint, text
 
 from bros_batch.db.columns import BigCount, Count, Key, ServerDefault, Word, table_of
+from bros_batch.item_counts import ItemCounts
 
 metadata = MetaData()
 
@@ -51,6 +52,7 @@ class Job:
     cached_tokens: BigCount
     output_tokens: BigCount
     completion_window: Word
+    output_expires_after_s: float | None
     deadline_at: float | None
     created_at: float
     expires_at: float
@@ -75,9 +77,13 @@ class Job:
     lease_until: Annotated[float, Double(), ServerDefault("0")]
 
     @property
+    def counts(self) -> ItemCounts:
+        return ItemCounts(self.total, self.succeeded, self.failed, self.cancelled, self.expired)
+
+    @property
     def ended(self) -> int:
         """Number of items that have their one result or error."""
-        return self.succeeded + self.failed + self.cancelled + self.expired
+        return self.counts.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,16 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A request that created a job under an idempotency key. `fingerprint` is the SHA-256 digest of its body."""
+
+    id: Key
+    fingerprint: Annotated[str, String(64)]
+    job_id: Key
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class MetaRow:
     """A value that the database keeps about itself, such as which Redis it was last used with."""
 
@@ -179,4 +195,7 @@ items = table_of(
 
 engines = table_of("engines", EngineRow, metadata)
 api_keys = table_of("api_keys", ApiKey, metadata, UniqueConstraint("sha256"))
+idempotency_keys = table_of(
+    "idempotency_keys", IdempotencyKey, metadata, Index("ix_idempotency_keys_created", "created_at")
+)
 meta = table_of("meta", MetaRow, metadata)

@@ -22,6 +22,7 @@ from bros_batch.client.http_client import Client
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, Document, generate_documents
 from bros_batch.demo.prompts import CHAT_PROMPT, EXTRACTION_PROMPT, questions
+from bros_batch.item_counts import ItemCounts
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.up.preflight import StartupError
 from bros_batch.up.tether import tethered
@@ -103,8 +104,7 @@ def run_demo(
         for seen in _observe(client, batch["id"]):
             batch = seen
             view.progress(batch)
-            counts = batch["request_counts"]
-            done = counts["completed"] + counts["failed"]
+            done = ItemCounts.of_batch(batch).ended
             if len(chats) < CHATS and done >= max(1, documents * len(chats) // (2 * CHATS)):
                 chats.append(_chat(client, chat_documents[len(chats)], len(chats), done))
                 view.chat(chats[-1])
@@ -197,8 +197,7 @@ def _submit(client: Client, documents: Sequence[Document], directory: Path) -> d
     _write_documents(path, documents, with_truth=False)
     with path.open("rb") as file:
         uploaded = client.upload(path.name, file)
-    return client.post(
-        "/v1/batches",
+    return client.create_batch(
         {
             "input_file_id": uploaded["id"],
             "endpoint": CHAT_COMPLETIONS,

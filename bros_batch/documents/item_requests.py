@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from bros_batch.documents.form import DOCUMENT
 from bros_batch.openai_api.completion_request import ChatCompletionRequest, Request, parse_body
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.engine_limits import check_limits
@@ -19,13 +20,11 @@ from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
-from bros_batch.text.template import render_template
+from bros_batch.text.template import Template, parse_template
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.limits import ModelLimits
 from engine.wire.protocol import Sampling
 
-BATCH = "batch"
-DOCUMENT = "document"
 DEFAULT_PROMPT = "{text}"
 
 _decode_document = msgspec.json.Decoder(dict[str, Any]).decode
@@ -42,8 +41,8 @@ class JobRequests:
     endpoint: str
     model: str
     shared: Request | None
-    prompt: str
-    system: str | None
+    prompt: Template
+    system: Template | None
 
     def request_of(self, body: str) -> Request:
         return parse_body(self.endpoint, body) if self.shared is None else self.shared
@@ -75,8 +74,8 @@ class JobRequests:
 
     def _encode_document(self, tokenizer: ModelTokenizer, body: str, line_no: int) -> list[int]:
         document = _decode_document(body)
-        prompt = render_template(self.prompt, document, line_no)
-        system = None if self.system is None else render_template(self.system, document, line_no)
+        prompt = self.prompt.render(document, line_no)
+        system = None if self.system is None else self.system.render(document, line_no)
         if self.endpoint != CHAT_COMPLETIONS:
             return tokenizer.encode_prompt(prompt if system is None else f"{system}\n\n{prompt}")
         messages = [] if system is None else [{"role": "system", "content": system}]
@@ -87,11 +86,8 @@ class JobRequests:
 def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[str, Any]) -> JobRequests:
     """How the items of a job become requests. Raises RequestError if the job's own defaults are invalid."""
     options = {name: value for name, value in defaults.items() if value is not None}
-    prompt = options.pop("prompt", DEFAULT_PROMPT)
-    system = options.pop("system", None)
-    for name, value in (("prompt", prompt), ("system", system)):
-        if value is not None and not isinstance(value, str):
-            raise RequestError(f"'{name}' must be a string.", name)
+    prompt = _template(options.pop("prompt", DEFAULT_PROMPT), "prompt")
+    system = _template(options.pop("system"), "system") if "system" in options else None
     if form != DOCUMENT:
         return JobRequests(endpoint, model, None, prompt, system)
     body: dict[str, Any] = {**options, "model": model}
@@ -101,6 +97,25 @@ def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[
         body["prompt"] = "-"
     shared = without_stream(parse_body(endpoint, msgspec.json.encode(body)))
     return JobRequests(endpoint, model, shared, prompt, system)
+
+
+def _template(source: Any, name: str) -> Template:
+    if not isinstance(source, str):
+        raise RequestError(f"'{name}' must be a string.", name)
+    try:
+        return parse_template(source)
+    except RequestError as error:
+        raise RequestError(f"'{name}' is not usable: {_lowered(error.message)}", name) from None
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+def prompt_fields(defaults: Mapping[str, Any]) -> list[str]:
+    """The fields of the job's own prompt; none if it has no prompt. The defaults must be valid."""
+    prompt = defaults.get("prompt")
+    return [] if prompt is None else parse_template(prompt).fields
 
 
 def try_job_requests(

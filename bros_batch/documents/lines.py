@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
 from bros_batch.documents.error_messages import storable
-from bros_batch.documents.item_requests import BATCH, DOCUMENT, without_stream
+from bros_batch.documents.form import BATCH, DOCUMENT, checked_id, document_id, form_of
+from bros_batch.documents.item_requests import without_stream
 from bros_batch.documents.new_item import NewItem
 from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.request_error import RequestError
-
-MAX_CUSTOM_ID_CHARS = 512
 
 
 class BatchLine(msgspec.Struct):
@@ -30,12 +30,19 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class LineReader:
-    """Reads the lines of one file. The first good line decides the form of all of them."""
+    """Reads the lines of one file. The first good line decides the form of all of them.
 
-    def __init__(self, endpoint: str, models: ModelNames, form: str | None) -> None:
+    `prompt_fields` are the fields of the job's own prompt. Without `models`, batch lines run with the job's model,
+    whichever they name.
+    """
+
+    def __init__(
+        self, endpoint: str, models: ModelNames | None, form: str | None, prompt_fields: Collection[str] = ()
+    ) -> None:
         self.form = form
         self._endpoint = endpoint
         self._models = models
+        self._prompt_fields = prompt_fields
 
     def read(self, line: bytes, line_no: int) -> NewItem:
         """The item that a line becomes: pending, or failed with a message that names the line."""
@@ -44,7 +51,7 @@ class LineReader:
                 return self._read_batch_line(line, line_no)
             if self.form == DOCUMENT:
                 return self._read_document(line, line_no)
-            form = form_of(_decode(line))
+            form = form_of(_decode(line), self._prompt_fields)
             item = (self._read_batch_line if form == BATCH else self._read_document)(line, line_no)
             self.form = form
             return item
@@ -56,7 +63,7 @@ class LineReader:
             batch_line = _decode_batch_line(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _failed_envelope(line, line_no)
-        custom_id = _checked_id(batch_line.custom_id)
+        custom_id = checked_id(batch_line.custom_id)
         try:
             return NewItem(line_no, custom_id, self._checked_body(batch_line))
         except RequestError as error:
@@ -72,26 +79,13 @@ class LineReader:
             )
         body = _text(bytes(batch_line.body))
         request = without_stream(parse_body(self._endpoint, body))
-        self._models.resolve(request.model)
+        if self._models is not None:
+            self._models.resolve(request.model)
         return body
 
     def _read_document(self, line: bytes, line_no: int) -> NewItem:
-        document = _decode(line)
-        for name in ("custom_id", "id"):
-            value = document.get(name)
-            if value is None or value == "":
-                continue
-            if isinstance(value, bool) or not isinstance(value, str | int):
-                raise RequestError(f"'{name}' must be a string or a whole number.", name)
-            return NewItem(line_no, _checked_id(str(value), name), _text(line))
-        return NewItem(line_no, str(line_no), _text(line))
-
-
-def form_of(value: dict[str, Any]) -> str:
-    """The form of a line. Batch lines have an object as their body and say where it would be posted, whereas a document
-    may well have a `url` and a `body` of text."""
-    is_batch = isinstance(value.get("body"), dict) and ("method" in value or "url" in value)
-    return BATCH if is_batch else DOCUMENT
+        custom_id = document_id(_decode(line))
+        return NewItem(line_no, custom_id or str(line_no), _text(line), id_may_repeat=True)
 
 
 def _decode(line: bytes) -> dict[str, Any]:
@@ -120,23 +114,13 @@ def _failed_envelope(line: bytes, line_no: int) -> NewItem:
         raise RequestError("'custom_id' is missing.", "custom_id")
     if not isinstance(value["custom_id"], str):
         raise RequestError("'custom_id' must be a string.", "custom_id")
-    custom_id = _checked_id(value["custom_id"])
+    custom_id = checked_id(value["custom_id"])
     for name in ("method", "url", "body"):
         if name not in value:
             return _failed(line_no, custom_id, RequestError(f"'{name}' is missing.", name))
         if name != "body" and not isinstance(value[name], str):
             return _failed(line_no, custom_id, RequestError(f"'{name}' must be a string.", name))
     return _failed(line_no, custom_id, RequestError("this is not a batch line."))
-
-
-def _checked_id(custom_id: str, name: str = "custom_id") -> str:
-    if not custom_id:
-        raise RequestError(f"'{name}' is empty.", name)
-    if len(custom_id) > MAX_CUSTOM_ID_CHARS:
-        raise RequestError(f"'{name}' is longer than {MAX_CUSTOM_ID_CHARS} characters.", name)
-    if "\0" in custom_id:
-        raise RequestError(f"'{name}' contains a NUL character.", name)
-    return custom_id
 
 
 def _text(raw: bytes) -> str:

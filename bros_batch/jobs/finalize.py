@@ -172,7 +172,9 @@ class _Finalizer:
                         sha256=file.sha256,
                         path=str(file.path),
                         file_id=file.file_id,
-                        expires_at=now_s + self._settings.file_retention_s,
+                        expires_at=files.expiry_of(
+                            now_s, self._settings.file_retention_s, job.output_expires_after_s
+                        ),
                         now_s=now_s,
                     )
             jobs.set_status(

@@ -13,13 +13,17 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from bros_batch.db import files, job_leases, jobs, new_items
 from bros_batch.db.connections import writing
 from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
 from bros_batch.db.new_items import DuplicateCustomId
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
-from bros_batch.documents.item_requests import DOCUMENT
+from bros_batch.documents.error_messages import storable
+from bros_batch.documents.form import DOCUMENT
+from bros_batch.documents.item_requests import prompt_fields
 from bros_batch.documents.lines import LineReader
 from bros_batch.documents.new_item import NewItem
 from bros_batch.jobs.limited_requests import limited_job_requests
@@ -113,7 +117,9 @@ class _Ingester:
     def _groups(self, source: BufferedReader) -> Iterator[LineGroup]:
         limit = self._settings.max_line_bytes
         offset, line_no = self._job.ingest_offset, self._job.ingest_line
-        reader = LineReader(self._job.endpoint, self._settings.model_names, self._form)
+        defaults = self._job.defaults
+        models = self._settings.model_names if defaults.get("model") is None else None
+        reader = LineReader(self._job.endpoint, models, self._form, prompt_fields(defaults))
         items: list[NewItem] = []
         size, reached = 0, offset
         while raw := source.readline(limit + 2):  # room for CR LF after a line of just `limit` bytes
@@ -140,15 +146,14 @@ class _Ingester:
             yield LineGroup(items, line_no, offset)
 
     def _commit(self, group: LineGroup) -> None:
-        rows = _without_repeats(group.items, set())
+        rows = _with_own_ids(group.items, {})
         now_s = time.time()
         with writing(self._database) as connection:
             job = job_leases.hold_lease(connection, self._lease)
             try:
                 new_items.insert_items(connection, job.id, rows, now_s)
             except DuplicateCustomId:
-                ids = [row.custom_id for row in rows if row.custom_id is not None]
-                rows = _without_repeats(rows, new_items.existing_custom_ids(connection, job.id, ids))
+                rows = _with_own_ids(group.items, _taken_ids(connection, job.id, group.items))
                 new_items.insert_items(connection, job.id, rows, now_s)
             bad = [row for row in rows if row.error_code is not None]
             room = max(MAX_ERRORS_LISTED - len(job.errors), 0)
@@ -194,26 +199,52 @@ def _too_long(line_no: int, limit: int) -> NewItem:
     return NewItem(line_no, None, None, "invalid_request", message)
 
 
-def _without_repeats(rows: list[NewItem], taken: set[str]) -> list[NewItem]:
-    """The rows, with an error in place of each whose custom_id is taken. The first of two equal ones keeps it."""
+def _taken_ids(connection: Connection, job_id: str, rows: list[NewItem]) -> dict[str, int]:
+    """Which lines of the job have the ids that these rows have or may get."""
+    wanted = [row.custom_id for row in rows if row.custom_id is not None]
+    taken: dict[str, int] = {}
+    while found := new_items.lines_of_custom_ids(connection, job_id, wanted):
+        taken |= found
+        rows = _with_own_ids(rows, taken)
+        wanted = [row.custom_id for row in rows if row.custom_id is not None and row.custom_id not in taken]
+    return taken
+
+
+def _with_own_ids(rows: list[NewItem], taken: dict[str, int]) -> list[NewItem]:
+    """The rows, none of which has a custom_id that is taken (by which line) or that an earlier row has.
+
+    The first of two equal ids stays. A document that repeats one is kept under its id and line number; a batch line
+    that does so becomes an error, since its custom_id must tell it from all others.
+    """
+    taken = dict(taken)
     kept = []
     for row in rows:
-        custom_id = row.custom_id
-        if custom_id is not None:
-            if custom_id in taken:
-                message = f"Line {row.line_no}: the custom_id {custom_id[:80]!r} was used by an earlier line."
-                row = replace(
-                    row,
-                    custom_id=None,
-                    body=None,
-                    error_code="invalid_request",
-                    error_message=message,
-                    error_param="custom_id",
-                )
-            else:
-                taken.add(custom_id)
+        if row.custom_id is not None and row.custom_id in taken:
+            row = _with_line_in_id(row, taken) if row.id_may_repeat else _repeated(row, taken[row.custom_id])
+        if row.custom_id is not None:
+            taken[row.custom_id] = row.line_no
         kept.append(row)
     return kept
+
+
+def _with_line_in_id(row: NewItem, taken: dict[str, int]) -> NewItem:
+    custom_id = row.custom_id or ""
+    while custom_id in taken:
+        custom_id = f"{custom_id}:line-{row.line_no}"
+    return replace(row, custom_id=custom_id)
+
+
+def _repeated(row: NewItem, first_line: int) -> NewItem:
+    name = repr((row.custom_id or "")[:80])
+    message = f"Line {row.line_no}: the custom_id {name} was used by an earlier line, line {first_line}."
+    return replace(
+        row,
+        custom_id=None,
+        body=None,
+        error_code="invalid_request",
+        error_message=storable(message),
+        error_param="custom_id",
+    )
 
 
 def _listed(row: NewItem) -> dict[str, Any]:

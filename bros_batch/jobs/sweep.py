@@ -12,7 +12,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from bros_batch.db import engines, files, job_endings, job_leases, lost_items
+from bros_batch.db import engines, files, idempotency, job_endings, job_leases, lost_items
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.generation import ensure_generation
@@ -41,6 +41,7 @@ def sweep(worker: Worker, now_s: float | None = None) -> TaskRun:
     ingest, unattended = _move_jobs(worker, now_s)
     finalize += [job_id for job_id in unattended if job_id not in finalize]
     files_removed = _remove_old_files(worker, now_s)
+    _forget_old_keys(worker, now_s)
     return TaskRun(ingest=ingest, finalize=finalize, returned=returned, lost=lost, files=files_removed)
 
 
@@ -88,6 +89,14 @@ def _move_jobs(worker: Worker, now_s: float) -> tuple[list[str], list[str]]:
         ingest = job_leases.unattended_jobs(connection, (JobStatus.VALIDATING,), lease_s, now_s)
         ending = (JobStatus.FINALIZING, JobStatus.CANCELLING)
         return ingest, job_leases.unattended_jobs(connection, ending, lease_s, now_s)
+
+
+def _forget_old_keys(worker: Worker, now_s: float) -> None:
+    with reading(worker.database) as connection:
+        if not idempotency.has_old_keys(connection, now_s):
+            return
+    with writing(worker.database) as connection:
+        idempotency.delete_old_keys(connection, now_s)
 
 
 def _remove_old_files(worker: Worker, now_s: float) -> int:

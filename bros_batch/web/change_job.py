@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Literal
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -13,6 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from bros_batch.db import job_control
+from bros_batch.db.allowed_changes import Change
 from bros_batch.db.states import IllegalTransition
 from bros_batch.db.tables import Job
 from bros_batch.jobs.withdraw import withdraw_job
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 REDIS_PATIENCE_S = 2.0
 TAKE_BACK_S = 5.0  # in all, for Redis and the database
 
-Change = Literal["cancel", "pause", "resume", "retry"]
 CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
     "cancel": job_control.cancel_job,
     "pause": job_control.pause_job,

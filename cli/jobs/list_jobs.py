@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
 from cli.output import duration, json_option, print_json, safe
 
@@ -30,20 +31,20 @@ def list_jobs(client: Client, limit: int, job_status: str | None, as_json: bool)
     if not found:
         click.echo("No jobs yet; use `bros-batch submit` to create one.", err=True)
         return
-    rows = [("JOB", "NAME", "STATUS", "DONE", "FAILED", "AGE"), *(_row(batch) for batch in found)]
+    rows = [("JOB", "NAME", "STATUS", "DONE", "FAILED", "NOT RUN", "AGE"), *(_row(batch) for batch in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _row(batch: dict[str, Any]) -> tuple[str, ...]:
-    counts = batch["request_counts"]
-    ended = int(counts["completed"]) + int(counts["failed"])
+    counts = ItemCounts.of_batch(batch)
     return (
         batch["id"],
         safe(batch.get("name") or "-").replace("\n", " ")[:30],
         batch["status"],
-        f"{ended}/{counts['total']}",
-        str(counts["failed"]),
+        f"{counts.succeeded}/{counts.total}",
+        str(counts.failed),
+        str(counts.cancelled + counts.expired),
         duration(time.time() - batch["created_at"]),
     )

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bros_batch.client.http_client import Client, ServiceUnreachable
 from bros_batch.db.states import ENDED_JOB
+from bros_batch.item_counts import ItemCounts
 from cli.output import duration, safe
 
 # The HTTP API has no way to wait for a job, so it is polled.
@@ -38,21 +39,17 @@ class Progress:
     """Progress of a job at one point in time. Rates cover the last RATE_WINDOW_S, and are None until they are known."""
 
     status: str
-    total: int
-    succeeded: int
-    failed: int
+    counts: ItemCounts
     tokens_per_s: float | None
     eta_s: float | None
 
-    @property
-    def done(self) -> int:
-        return self.succeeded + self.failed
-
     def line(self) -> str:
         """Describe the progress in words, such as `running, 20 of 100 done, about 80 s left`."""
-        parts = [STATUS_WORDS.get(self.status, self.status), f"{self.done} of {self.total or '?'} done"]
-        if self.failed:
-            parts.append(f"{self.failed} failed")
+        parts = [
+            STATUS_WORDS.get(self.status, self.status),
+            self.counts.of_total(),
+            *self.counts.shortfalls(),
+        ]
         if self.tokens_per_s is not None:
             parts.append(f"{self.tokens_per_s:,.0f} tokens/s")
         if self.eta_s is not None:
@@ -67,19 +64,17 @@ class Meter:
         self._seen: deque[tuple[float, int, int]] = deque()
 
     def read(self, batch: dict[str, Any], now_s: float) -> Progress:
-        counts = batch.get("request_counts") or {}
-        total, succeeded, failed = (int(counts.get(name) or 0) for name in ("total", "completed", "failed"))
+        counts = ItemCounts.of_batch(batch)
         tokens = int((batch.get("usage") or {}).get("total_tokens") or 0)
-        done = succeeded + failed
-        self._seen.append((now_s, done, tokens))
+        self._seen.append((now_s, counts.ended, tokens))
         while len(self._seen) > 2 and now_s - self._seen[0][0] > RATE_WINDOW_S:
             self._seen.popleft()
-        then_s, then_done, then_tokens = self._seen[0]
+        then_s, then_ended, then_tokens = self._seen[0]
         tokens_per_s = eta_s = None
-        if done > then_done and batch["status"] == "in_progress":
+        if counts.ended > then_ended and batch["status"] == "in_progress":
             tokens_per_s = (tokens - then_tokens) / (now_s - then_s) if tokens > then_tokens else None
-            eta_s = (total - done) * (now_s - then_s) / (done - then_done)
-        return Progress(batch["status"], total, succeeded, failed, tokens_per_s, eta_s)
+            eta_s = (counts.total - counts.ended) * (now_s - then_s) / (counts.ended - then_ended)
+        return Progress(batch["status"], counts, tokens_per_s, eta_s)
 
 
 def observe(client: Client, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -138,6 +133,7 @@ def _display(batch: dict[str, Any], console: Console) -> Iterator[Callable[[Prog
 def live_line(name: str, progress: Progress) -> Table:
     """Lay out a progress bar with the job's name and its numbers on one line."""
     grid = Table.grid(padding=(0, 1), expand=False)
-    total = progress.total or None
-    grid.add_row(name, ProgressBar(total, progress.done, width=24, pulse=total is None), progress.line())
+    total = progress.counts.total or None
+    bar = ProgressBar(total, progress.counts.ended, width=24, pulse=total is None)
+    grid.add_row(name, bar, progress.line())
     return grid

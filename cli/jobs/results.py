@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
 from cli.output import note, output_option, safe, write_lines
 
@@ -31,7 +32,7 @@ def results(client: Client, job: str, output: str | None) -> None:
     count = write_lines(client.result_lines(batch["id"], "succeeded"), output)
     where = "" if output in (None, "-") else f" in {output}"
     if batch["status"] != "completed":
-        total = batch["request_counts"]["total"]
+        total = ItemCounts.of_batch(batch).total
         note(f"{count} of {total} results so far{where}; the job is {batch['status']}.")
     elif where:
         note(f"{count} results{where}")

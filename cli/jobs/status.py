@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.db.states import ENDED_JOB
+from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
 from cli.failure import WORK_FAILED, Failure
 from cli.output import duration, json_option, print_json, safe
@@ -51,14 +53,13 @@ def status(client: Client, job: str, watch: bool, as_json: bool) -> None:
 
 def summary(batch: dict[str, Any]) -> str:
     """Summarize a job in a few lines of text."""
-    counts = batch.get("request_counts") or {}
+    counts = ItemCounts.of_batch(batch)
     usage = batch.get("usage") or {}
     rows = [("job", batch["id"])]
     if batch.get("name"):
         rows.append(("name", batch["name"]))
     rows += [("status", _status(batch)), ("model", batch.get("model") or "-")]
-    done, failed = counts.get("completed", 0), counts.get("failed", 0)
-    rows.append(("items", f"{counts.get('total', 0)} ({done} succeeded, {failed} failed)"))
+    rows.append(("items", ", ".join([counts.of_total(), *(counts.shortfalls() or ["0 failed"])])))
     if usage.get("total_tokens"):
         rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))
     for error in ((batch.get("errors") or {}).get("data") or [])[:3]:
@@ -67,11 +68,10 @@ def summary(batch: dict[str, Any]) -> str:
 
 
 def _status(batch: dict[str, Any]) -> str:
-    began = batch.get("created_at")
-    stamps = ("completed_at", "failed_at", "expired_at", "cancelled_at")
-    ended = next((batch[stamp] for stamp in stamps if batch.get(stamp)), None)
-    if began is None:
-        return str(batch["status"])
-    if ended is not None and batch["status"] in ("completed", "failed", "expired", "cancelled"):
-        return f"{batch['status']} after {duration(ended - began)}"
-    return f"{batch['status']} for {duration(time.time() - began)}"
+    """The status and since when: an ended job's time from submission to end, or how long it has been as it is."""
+    word, began = batch["status"], batch.get("created_at")
+    ended = batch.get(f"{word}_at") if word in ENDED_JOB else None
+    if ended is not None and began is not None:
+        return f"{word} after {duration(ended - began)}"
+    since = began if word == "validating" else batch.get(f"{word}_at")
+    return str(word) if since is None else f"{word} for {duration(time.time() - since)}"

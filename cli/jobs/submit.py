@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from bros_batch.item_counts import ItemCounts
 from bros_batch.openai_api.endpoints import ENDPOINTS
 from cli.connection_options import connection_options
+from cli.escapes import unescape
 from cli.failure import USAGE_ERROR, Failure
 from cli.output import json_option, note, output_option, print_json, write_lines
 
@@ -21,9 +23,27 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--prompt", help='Prompt template for plain documents, such as "Summarize: {text}".')
-@click.option("--system", help="System message for every document.")
-@click.option("--model", show_default="the served model", help="Name of the model.")
+@click.option(
+    "--prompt",
+    callback=unescape,
+    help=r"""Prompt template for plain documents, such as "Summarize: {text}". {name} stands for any field of a
+    document, {{ and }} for single braces; \n is a line break, \t a tab, and \\ a backslash.""",
+)
+@click.option(
+    "--prompt-file",
+    type=click.Path(dir_okay=False),
+    help="Read the prompt template from this file, as it is; a line break at its end is dropped.",
+)
+@click.option(
+    "--system",
+    callback=unescape,
+    help="System message for every document; a template with the rules of --prompt.",
+)
+@click.option(
+    "--model",
+    show_default="the served model",
+    help="Name of the model. Requests in OpenAI's batch format run with it, whichever model they name.",
+)
 @click.option("--max-tokens", type=click.IntRange(1), help="Maximum length of an answer, in tokens.")
 @click.option(
     "--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is greedy decoding."
@@ -37,7 +57,12 @@ if TYPE_CHECKING:
     "--top-k", type=click.IntRange(-1), help="Sample from this many most likely tokens; 0 or -1 means all."
 )
 @click.option("--seed", type=int, help="Seed for sampling; the same seed gives the same answers.")
-@click.option("--stop", multiple=True, help="Text that ends an answer; can be repeated.")
+@click.option(
+    "--stop",
+    multiple=True,
+    callback=unescape,
+    help=r"Text that ends an answer, with \n, \t and \\ as in --prompt; can be repeated.",
+)
 @click.option("--name", show_default="the file name", help="Name of the job.")
 @click.option(
     "--priority", type=int, default=0, show_default=True, help="Priority of the job; higher values run first."
@@ -72,6 +97,7 @@ def submit(
     output: str | None,
     as_json: bool,
     model: str | None,
+    prompt_file: str | None,
     **defaults: Any,
 ) -> None:
     """Submit FILE, or stdin if FILE is -, as a job.
@@ -86,6 +112,10 @@ def submit(
     """
     if as_json and output == "-":
         raise click.UsageError("--json and -o - both print to stdout; use only one of them.")
+    if prompt_file is not None:
+        if defaults["prompt"] is not None:
+            raise click.UsageError("Use either --prompt or --prompt-file.")
+        defaults["prompt"] = _read_prompt(prompt_file)
     given = {key: value for key, value in defaults.items() if value not in (None, ())}
     with _opened(source) as (stream, size):
         file = _upload(client, source, stream, size, given)
@@ -99,7 +129,7 @@ def submit(
     }
     if deadline:
         body["deadline"] = deadline
-    batch = client.post("/v1/batches", body)
+    batch = client.create_batch(body)
     if not wait and output is None:
         if as_json:
             print_json(batch)
@@ -132,19 +162,31 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
         print_json(batch)
     elif output != "-":
         click.echo(summary(batch))
-    counts = batch["request_counts"]
-    if batch["status"] != "completed" or counts["completed"] < counts["total"]:
+    counts = ItemCounts.of_batch(batch)
+    if batch["status"] != "completed" or counts.succeeded < counts.total:
         raise Failure(_shortfall(batch))
 
 
 def _shortfall(batch: dict[str, Any]) -> str:
-    counts = batch["request_counts"]
+    counts = ItemCounts.of_batch(batch)
     if batch["status"] == "failed":
         errors = (batch.get("errors") or {}).get("data") or [{"message": "its input file could not be used"}]
         return f"the job failed: {errors[0]['message']}"
     if batch["status"] != "completed":
-        return f"the job did not complete: it is {batch['status']}, and {counts['completed']} items have results."
-    return f"{counts['failed']} of {counts['total']} items failed; run `bros-batch errors {batch['id']}` to see why."
+        return (
+            f"the job did not complete: it is {batch['status']}, and {counts.succeeded} items have results."
+        )
+    return f"{counts.without_result} of {counts.total} items failed; run `bros-batch errors {batch['id']}` to see why."
+
+
+def _read_prompt(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}.", USAGE_ERROR) from None
+    except UnicodeDecodeError:
+        raise Failure(f"{path} is not UTF-8 text.", USAGE_ERROR) from None
+    return text.removesuffix("\n")
 
 
 @contextmanager
@@ -164,13 +206,14 @@ def _opened(source: str) -> Iterator[tuple[BinaryIO, int | None]]:
 def _upload(
     client: Client, source: str, stream: BinaryIO, size: int | None, given: dict[str, Any]
 ) -> dict[str, Any]:
-    from cli.jobs.input_check import BadInput, HeadedStream, check_head, read_head
+    from cli.jobs.headed_stream import HeadedStream
+    from cli.jobs.input_check import BadInput, check_head, read_head
 
     head = read_head(stream)
     try:
         other_flags = [f"--{name.replace('_', '-')}" for name in given if name != "prompt"]
         for warning in check_head(head, given.get("prompt"), other_flags):
-            note(f"{warning} It will count as a failed item.")
+            note(warning)
     except BadInput as error:
         raise Failure(str(error), USAGE_ERROR) from None
     with _upload_bar(size) as advance:

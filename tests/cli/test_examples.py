@@ -56,6 +56,14 @@ def test_documents_and_one_prompt(run, tmp_path):
     assert [part for part in ("a\t", "b\t") if part in out] == ["a\t", "b\t"]
 
 
+def test_documents_with_line_separators_of_unicode(run, tmp_path):
+    path = tmp_path / "docs.jsonl"
+    names = ["a\u2028b", "c\u2029d", "e\x85f", "g\x1ch"]
+    path.write_text("".join(json.dumps({"id": name, "text": name}) + "\n" for name in names))
+    out = run("submit_documents.py", str(path), "Summarize: {text}")
+    assert [name for name in names if f"{name}\t" in out] == names
+
+
 def test_both_lanes_at_once(run):
     lines = run("hybrid.py").splitlines()
     assert lines

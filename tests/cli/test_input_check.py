@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from cli.jobs.input_check import HEAD_BYTES, BadInput, HeadedStream, check_head, read_head
+from cli.jobs.headed_stream import HeadedStream
+from cli.jobs.input_check import HEAD_BYTES, BadInput, check_head, read_head
 
 DOCUMENT = b'{"id": "a", "text": "x"}\n'
 REQUEST = json.dumps(
@@ -21,10 +22,15 @@ REQUEST = json.dumps(
         (b"", "{text}", "The file is empty."),
         (b"\n \r\n", "{text}", "The file is empty."),
         (b"hello\n", "{text}", "Line 1 is not JSON"),
-        (b"\xff\xfe{}\n", "{text}", "Line 1 is not UTF-8"),
+        (b"\xff{}\n", "{text}", "Line 1 is not UTF-8"),
         (b"\n[1, 2]\n", "{text}", "Line 2 is JSON, but not an object"),
         (DOCUMENT, None, "(its fields: id, text); add a prompt, such as --prompt"),
-        (DOCUMENT, "Summarize: {txt}", "uses {txt}, which line 1 does not have (its fields: id, text)"),
+        (
+            DOCUMENT,
+            "Summarize: {txt}",
+            "Line 1: the prompt uses the field 'txt', which the document does not have.",
+        ),
+        (DOCUMENT, "Summarize: {txt}", "Its fields: id, text."),
         (DOCUMENT, "Summarize it", "contains no {field}"),
         (DOCUMENT, " ", "The --prompt is empty."),
         (REQUEST, "{text}", "with its own parameters; remove --prompt"),

@@ -12,11 +12,13 @@ from cli.output import duration, safe, write_lines
 
 def batch(status: str = "in_progress", done: int = 0, failed: int = 0, tokens: int = 0) -> dict:
     counts = {"total": 100, "completed": done, "failed": failed}
+    items = {"succeeded": done, "failed": failed, "cancelled": 0, "expired": 0}
     return {
         "id": "batch_1",
         "name": "docs",
         "status": status,
         "request_counts": counts,
+        "item_counts": items,
         "usage": {"total_tokens": tokens},
     }
 
@@ -28,7 +30,7 @@ def test_rates_are_over_the_window():
     progress = meter.read(batch(done=18, failed=2, tokens=4000), 20.0)
     assert progress.tokens_per_s == 200
     assert progress.eta_s == pytest.approx(80)
-    assert progress.line() == "running, 20 of 100 done, 2 failed, 200 tokens/s, about 1 min 20 s left"
+    assert progress.line() == "running, 18 of 100 done, 2 failed, 200 tokens/s, about 1 min 20 s left"
     later = meter.read(batch(done=60, tokens=9000), 40.0)
     assert later.tokens_per_s == 250, "the first observation has left the window"
 

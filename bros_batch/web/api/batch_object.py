@@ -10,9 +10,10 @@ from bros_batch.db.tables import Job
 def batch_object(job: Job) -> dict[str, Any]:
     """Return all fields of the object; unset ones are null.
 
-    `request_counts.failed` counts every item that ended without a result. It is therefore the number of lines in the
-    error file, and adds up to `total` with `completed` once the job has ended. `item_counts` has the details.
+    `request_counts` has OpenAI's names for what `item_counts` says in ours. Items that were cancelled or expired have
+    not failed: only `item_counts` has them.
     """
+    counts = job.counts
     total_tokens = job.prompt_tokens + job.output_tokens
     return {
         "id": job.id,
@@ -35,9 +36,9 @@ def batch_object(job: Job) -> dict[str, Any]:
         "cancelling_at": _seconds(job.cancelling_at),
         "cancelled_at": _seconds(job.cancelled_at),
         "request_counts": {
-            "total": job.total,
-            "completed": job.succeeded,
-            "failed": job.failed + job.cancelled + job.expired,
+            "total": counts.total,
+            "completed": counts.succeeded,
+            "failed": counts.failed,
         },
         "usage": {
             "input_tokens": job.prompt_tokens,
@@ -52,10 +53,10 @@ def batch_object(job: Job) -> dict[str, Any]:
         "deadline_at": _seconds(job.deadline_at),
         "paused_at": _seconds(job.paused_at),
         "item_counts": {
-            "succeeded": job.succeeded,
-            "failed": job.failed,
-            "cancelled": job.cancelled,
-            "expired": job.expired,
+            "succeeded": counts.succeeded,
+            "failed": counts.failed,
+            "cancelled": counts.cancelled,
+            "expired": counts.expired,
         },
     }
 

@@ -5,24 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints
 from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from bros_batch.db import ended_items, files, jobs
+from bros_batch.db import ended_items, files, idempotency, jobs
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
-from bros_batch.db.tables import Job
-from bros_batch.documents.item_requests import DOCUMENT, job_requests
+from bros_batch.db.tables import File, IdempotencyKey, Job
+from bros_batch.documents.form import DOCUMENT
+from bros_batch.documents.item_requests import job_requests, prompt_fields
+from bros_batch.documents.requested_model import HEAD_BYTES, check_requested_model
 from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.batch_output import error_line, output_line
 from bros_batch.openai_api.endpoints import Endpoint
 from bros_batch.openai_api.validation import RequestPart, validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object
-from bros_batch.web.api.durations import deadline_of, seconds_of
+from bros_batch.web.api.durations import MAX_EXPIRY_S, MIN_EXPIRY_S, deadline_of, seconds_of
+from bros_batch.web.api.idempotency_key import digest, earlier_job, idempotency_key, replayed
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.change_job import change_job
@@ -36,6 +41,13 @@ MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
+class OutputExpiry(RequestPart):
+    """How long the output and error files are kept after they were made."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=MIN_EXPIRY_S, le=MAX_EXPIRY_S)
+
+
 class BatchRequest(RequestPart):
     """Body of `POST /v1/batches`. The fields from `name` on are our own."""
 
@@ -43,7 +55,7 @@ class BatchRequest(RequestPart):
     endpoint: Endpoint
     completion_window: str = Field("24h", max_length=16)
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
-    output_expires_after: Any = None
+    output_expires_after: OutputExpiry | None = None
 
     name: PlainText | None = Field(None, max_length=256)
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
@@ -53,25 +65,36 @@ class BatchRequest(RequestPart):
 
 @router.post("")
 async def create_batch(request: Request) -> Response:
+    """Create a job. With an `Idempotency-Key`, only the first request creates one, and later ones return it."""
     state = app_state(request)
-    body = await state.parsed(request, partial(validate, BatchRequest))
     now_s = time.time()
+    key = idempotency_key(request)
+    body, fingerprint = await state.parsed(request, lambda raw: (validate(BatchRequest, raw), digest(raw)))
+    claimed = None if key is None else IdempotencyKey(key, fingerprint, jobs.new_job_id(), now_s)
+    if claimed is not None:
+        # Before the checks: what was fine then, such as a deadline, need not be so now.
+        earlier = await state.read(lambda connection: earlier_job(connection, claimed))
+        if earlier is not None:
+            return replayed(earlier)
     window_s = _parsed("completion_window", seconds_of, body.completion_window)
     deadline_at = None
     if body.deadline is not None:
         deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
     model = _checked_defaults(body, state.settings.model_names)
+    kept_for = body.output_expires_after
+    file = await state.read(lambda connection: _input_file(connection, body))
+    if (body.defaults or {}).get("model") is None:
+        await run_in_threadpool(_check_requested_model, file, state.settings.model_names, body)
 
-    def query(connection: Connection) -> Job:
-        file = files.get_file(connection, body.input_file_id)
-        if file is None:
-            raise not_found("file", body.input_file_id, "input_file_id")
-        if file.purpose != "batch":
-            message = f"The file '{file.id}' was not uploaded with the purpose 'batch'."
-            raise RequestError(message, "input_file_id")
-        return jobs.create_job(
+    def query(connection: Connection) -> tuple[Job, bool]:
+        if claimed is not None:
+            idempotency.claim_key(connection, claimed)
+            earlier = earlier_job(connection, claimed)
+            if earlier is not None:
+                return earlier, True
+        job = jobs.create_job(
             connection,
-            input_file_id=file.id,
+            input_file_id=_input_file(connection, body).id,
             endpoint=body.endpoint,
             model=model,
             name=body.name,
@@ -81,12 +104,36 @@ async def create_batch(request: Request) -> Response:
             deadline_at=deadline_at,
             completion_window=body.completion_window,
             window_s=window_s,
+            output_expires_after_s=None if kept_for is None else kept_for.seconds,
+            job_id=None if claimed is None else claimed.job_id,
             now_s=now_s,
         )
+        return job, False
 
-    job = await state.write(query)
+    job, is_earlier = await state.write(query)
+    if is_earlier:
+        return replayed(job)
     state.dispatcher.send("ingest", job.id)
     return JSONResponse(batch_object(job))
+
+
+def _input_file(connection: Connection, body: BatchRequest) -> File:
+    file = files.get_file(connection, body.input_file_id)
+    if file is None:
+        raise not_found("file", body.input_file_id, "input_file_id")
+    if file.purpose != "batch":
+        message = f"The file '{file.id}' was not uploaded with the purpose 'batch'."
+        raise RequestError(message, "input_file_id")
+    return file
+
+
+def _check_requested_model(file: File, models: ModelNames, body: BatchRequest) -> None:
+    try:
+        with Path(file.path).open("rb") as source:
+            head = source.read(HEAD_BYTES)
+    except OSError:
+        return  # ingest says what is wrong with the file
+    check_requested_model(head, models, prompt_fields(body.defaults or {}))
 
 
 def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> float:

@@ -8,6 +8,8 @@ from datetime import datetime
 DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*(s|m|h|d|w)")
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 MAX_DURATION_S = 366 * 86400.0
+# How long a client may ask for a file to be kept: OpenAI's bounds.
+MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 24 * 3600
 
 
 def seconds_of(duration: str) -> float:

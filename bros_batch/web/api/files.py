@@ -15,12 +15,13 @@ from starlette.responses import FileResponse, Response
 from bros_batch.db import files
 from bros_batch.db.tables import File
 from bros_batch.request_error import RequestError
+from bros_batch.web.api.durations import MAX_EXPIRY_S, MIN_EXPIRY_S
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.uploads import Upload, guarded, receive_upload
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 
-MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 24 * 3600
+MAX_NUMBER_CHARS = 12
 ALL_FILES = 10_000
 
 router = APIRouter(prefix="/v1/files")
@@ -82,18 +83,20 @@ def _purpose(fields: dict[str, str]) -> str:
 
 
 def _expires_at(fields: dict[str, str], retention_s: float) -> float | None:
+    now_s = time.time()
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
-        return time.time() + retention_s if retention_s > 0 else None
+        return files.expiry_of(now_s, retention_s)
     if anchor != "created_at":
         message = "Invalid 'expires_after[anchor]': only 'created_at' is supported."
         raise RequestError(message, "expires_after")
-    if seconds is None or not seconds.isdecimal() or not MIN_EXPIRY_S <= int(seconds[:12]) <= MAX_EXPIRY_S:
+    asked_s = int(seconds) if seconds and seconds.isdecimal() and len(seconds) <= MAX_NUMBER_CHARS else 0
+    if not MIN_EXPIRY_S <= asked_s <= MAX_EXPIRY_S:
         message = (
             f"Invalid 'expires_after[seconds]': it must be a number from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
         )
         raise RequestError(message, "expires_after")
-    return time.time() + int(seconds)
+    return files.expiry_of(now_s, retention_s, asked_s)
 
 
 @router.get("")

@@ -12,23 +12,17 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from bros_batch.db import ended_items, files, jobs
-from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT, JobStatus
+from bros_batch.db.allowed_changes import Change, allowed_changes
+from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT
 from bros_batch.db.tables import File, Job
 from bros_batch.web.app_state import app_state
-from bros_batch.web.change_job import CHANGES, Change, change_job
+from bros_batch.web.change_job import CHANGES, change_job
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import not_found
 
 SHOWN_FAILURES = 20
 MAX_MESSAGE_CHARS = 300
-# Which statuses a change can start from.
-STATUSES: dict[Change, frozenset[JobStatus]] = {
-    "pause": frozenset({JobStatus.IN_PROGRESS}),
-    "resume": frozenset({JobStatus.PAUSED}),
-    "retry": ENDED_JOB - {JobStatus.FAILED},
-    "cancel": frozenset({JobStatus.VALIDATING, JobStatus.IN_PROGRESS, JobStatus.PAUSED}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +30,7 @@ class Details:
     """What the page shows of a job from the database. `failures` are its first items without a result."""
 
     job: Job
+    changes: list[Change]
     input_file: File | None
     error_codes: dict[str, int]
     failures: list[ended_items.EndedItem]
@@ -56,14 +51,15 @@ def read_details(connection: Connection, job_id: str) -> Details | None:
     job = jobs.get_job(connection, job_id)
     if job is None:
         return None
-    without_result = job.failed + job.cancelled + job.expired
+    without_result = job.counts.without_result
     codes = ended_items.count_error_codes(connection, job_id) if without_result else {}
     failures = (
         ended_items.ended_page(connection, job_id, 0, SHOWN_FAILURES, *WITHOUT_RESULT)
         if without_result
         else []
     )
-    return Details(job, files.get_file(connection, job.input_file_id), codes, failures)
+    changes = allowed_changes(connection, job)
+    return Details(job, changes, files.get_file(connection, job.input_file_id), codes, failures)
 
 
 async def read_job(request: Request, rates: JobRates) -> Page:
@@ -85,7 +81,7 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
         "input_file": details.input_file,
         "ended": job.status in ENDED_JOB,
         "rate": rates.observe(job, now_s),
-        "changes": possible_changes(details),
+        "changes": details.changes,
         "downloads": downloads(details),
         "error_codes": details.error_codes,
         "failures": failures(details),
@@ -94,22 +90,13 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
     return Page("job.html", values, live=("heading", "actions", "details"))
 
 
-def possible_changes(details: Details) -> list[Change]:
-    """The changes that the job's status allows; a retry needs something to retry."""
-    return [
-        change
-        for change, statuses in STATUSES.items()
-        if details.job.status in statuses and (change != "retry" or details.failures)
-    ]
-
-
 def downloads(details: Details) -> list[Download]:
     """The finished files, or what is known of them so far."""
     job = details.job
     links = []
     for label, file_id, status, count in (
         ("Results", job.output_file_id, "succeeded", job.succeeded),
-        ("Errors", job.error_file_id, "failed", job.failed + job.cancelled + job.expired),
+        ("Errors", job.error_file_id, "failed", job.counts.without_result),
     ):
         filename = f"{job.id}_{status}.jsonl"
         if file_id is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bros_batch.documents.error_messages import MAX_MESSAGE_CHARS, storable
-from bros_batch.documents.item_requests import BATCH, DOCUMENT
+from bros_batch.documents.form import BATCH, DOCUMENT
 from bros_batch.documents.lines import LineReader
 from bros_batch.model_names import ModelNames
 from tests.bros_batch.world import CHAT, batch_line

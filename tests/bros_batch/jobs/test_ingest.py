@@ -163,6 +163,7 @@ def test_the_first_good_line_decides_the_form(world: World) -> None:
     [
         ({"id": 3}, "3"),
         ({"id": "a"}, "a"),
+        ({"id": 1.0}, "1"),
         ({"custom_id": "c", "id": "a"}, "c"),
         ({"id": None}, "1"),
         ({}, "1"),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bros_batch.documents.item_requests import BATCH, job_requests
+from bros_batch.documents.form import BATCH
+from bros_batch.documents.item_requests import job_requests
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
