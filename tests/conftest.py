@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import services
@@ -20,6 +21,9 @@ if shutil.which("nvidia-smi") is None:
 # A shell starts its background jobs with SIGINT ignored, and the processes of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# A busy machine makes any example slow.
+hypothesis.settings.register_profile("bros", deadline=None)
+hypothesis.settings.load_profile("bros")
 
 
 @pytest.fixture(scope="session")
