@@ -73,12 +73,6 @@ def urgency(priority: int, deadline_at: float | None) -> tuple[float, float]:
     return -priority, math.inf if deadline_at is None else deadline_at
 
 
-def models_with_work(connection: Connection) -> list[str]:
-    """Models of running jobs that have pending items."""
-    query = select(jobs.c.model).distinct().where(jobs.c.status == JobStatus.IN_PROGRESS, text(_HAS_PENDING))
-    return list(connection.scalars(query))
-
-
 def runnable_jobs(connection: Connection, model: str) -> list[RunnableJob]:
     """The most urgent running jobs of a model that have pending items: by priority, then deadline, then age."""
     query = (
@@ -90,18 +84,18 @@ def runnable_jobs(connection: Connection, model: str) -> list[RunnableJob]:
     return [RunnableJob(*row) for row in connection.execute(query)]
 
 
-def outranked_jobs(connection: Connection, model: str) -> list[str]:
-    """Running jobs with queued items that are less urgent than the most urgent job, if that has none in the queue."""
-    first = runnable_jobs(connection, model)[:1]
-    if not first:
+def outranked_jobs(connection: Connection, model: str, runnable: Sequence[RunnableJob]) -> list[str]:
+    """Running jobs with queued items that are less urgent than the first of `runnable`, if that has none queued."""
+    if not runnable:
         return []
+    first = runnable[0]
     query = select(jobs.c.id, jobs.c.priority, jobs.c.deadline_at).where(
         jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model, text(_HAS_QUEUED)
     )
     queued = {row.id: urgency(row.priority, row.deadline_at) for row in connection.execute(query)}
-    if first[0].id in queued:
+    if first.id in queued:
         return []
-    return [job_id for job_id, other in queued.items() if other > first[0].urgency]
+    return [job_id for job_id, other in queued.items() if other > first.urgency]
 
 
 def stopped_jobs(connection: Connection, job_ids: Sequence[str] | None = None) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ from bros_batch.jobs.locks import Lock
 from bros_batch.jobs.queue_room import queue_room
 from bros_batch.jobs.streams import StreamEntry, enqueue, redis_time_ms
 from bros_batch.jobs.task_run import Progress, TaskRun
-from bros_batch.jobs.withdraw import make_way, withdraw_job
+from bros_batch.jobs.withdraw import take_back_waiting, withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
 from engine.wire.protocol import ItemRequest, encode
@@ -42,12 +42,15 @@ def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None
     ensure_generation(worker)
     preparer = _Preparer(worker, until_s)
     while True:
-        make_way(worker, model)
+        _make_room(worker, model)
         room = queue_room(worker, model).free
+        if not room:
+            return preparer.task_run(Progress.DONE)
         preparer.claims_end_ms = _claims_end_ms(worker)
-        claimed = _claim(worker, model, min(room, CLAIM_ITEMS)) if room else []
+        claimed, outranked = _claim(worker, model, min(room, CLAIM_ITEMS))
         if not claimed:
             return preparer.task_run(Progress.DONE)
+        take_back_waiting(worker, model, outranked)
         for job, queued in claimed:
             preparer.prepare_items(job, queued)
         _withdraw_stopped(worker, [job.id for job, _ in claimed])
@@ -55,6 +58,14 @@ def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None
             return preparer.task_run(Progress.MORE)
         if lock is not None:
             lock.renew()
+
+
+def _make_room(worker: Worker, model: str) -> None:
+    """Take back items that keep a more urgent job out of a full stream."""
+    with reading(worker.database) as connection:
+        runnable = pending_items.runnable_jobs(connection, model)
+        outranked = pending_items.outranked_jobs(connection, model, runnable)
+    take_back_waiting(worker, model, outranked)
 
 
 def _claims_end_ms(worker: Worker) -> float:
@@ -74,12 +85,17 @@ def _withdraw_stopped(worker: Worker, job_ids: list[str]) -> None:
         withdraw_job(worker, job_id, model)
 
 
-def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, list[QueuedItem]]]:
+def _claim(
+    worker: Worker, model: str, limit: int
+) -> tuple[list[tuple[RunnableJob, list[QueuedItem]]], list[str]]:
+    """Claim items of the most urgent jobs. Returns them by job, and the jobs whose waiting items would be before them
+    in the stream although they are less urgent: a job may have become runnable just now."""
     claimed = []
     # Durable: if Redis held an item of which the database knows nothing after a power cut, another line could get its
     # id, and with it its result.
     with writing(worker.database, durable=True) as connection:
         runnable = pending_items.runnable_jobs(connection, model)
+        outranked = pending_items.outranked_jobs(connection, model, runnable)
         for job in runnable:
             # A line may have megabytes. By the average line of the file, one claim fits into CLAIM_BYTES.
             average_bytes = max(job.ingest_offset // max(job.ingest_line, 1), 1)
@@ -96,7 +112,7 @@ def _claim(worker: Worker, model: str, limit: int) -> list[tuple[RunnableJob, li
             if queued := pending_items.claim_items(connection, job.id, 1, time.time(), lost_before=True):
                 claimed.append((job, queued))
                 break
-    return claimed
+    return claimed, outranked
 
 
 class _Preparer:

@@ -181,15 +181,15 @@ def pump() -> None:
     ensure_generation(worker)
     model = worker.settings.model_name
     with reading(worker.database) as connection:
-        has_work = model in pending_items.models_with_work(connection)
-        has_urgent = has_work and bool(pending_items.outranked_jobs(connection, model))
+        runnable = pending_items.runnable_jobs(connection, model)
+        has_urgent = bool(pending_items.outranked_jobs(connection, model, runnable))
         stopped = pending_items.stopped_jobs(connection)
     for (
         job_id,
         job_model,
     ) in stopped:  # whoever paused them could not do it, or prepare added items after that
         withdraw_job(worker, job_id, job_model)
-    if has_work and (has_urgent or queue_room(worker, model).is_low):
+    if runnable and (has_urgent or queue_room(worker, model).is_low):
         dispatch("prepare", model)
     if worker.redis.xlen(RESULTS_KEY):
         dispatch("record")

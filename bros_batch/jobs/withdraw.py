@@ -9,8 +9,10 @@ as the item has not been claimed again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bros_batch.db import pending_items
-from bros_batch.db.connections import reading, writing
+from bros_batch.db.connections import writing
 from bros_batch.db.jobs import lock_job
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.streams import remove_jobs
@@ -29,15 +31,13 @@ def withdraw_job(worker: Worker, job_id: str, model: str) -> int:
     return len(removed)
 
 
-def make_way(worker: Worker, model: str) -> int:
+def take_back_waiting(worker: Worker, model: str, job_ids: Sequence[str]) -> int:
     """Take back the waiting items of jobs that are less urgent than one with nothing in the stream.
 
     They are prepared again later, behind that job. Items that engines have read stay with them: an engine takes in more
     urgent ones all the same. Returns how many items were taken back.
     """
-    with reading(worker.database) as connection:
-        outranked = pending_items.outranked_jobs(connection, model)
-    removed = remove_jobs(worker.redis, model, outranked, only_waiting=True)
+    removed = remove_jobs(worker.redis, model, job_ids, only_waiting=True)
     if removed:
         with writing(worker.database) as connection:
             pending_items.release_items(connection, removed)

@@ -209,6 +209,27 @@ def test_a_more_urgent_job_goes_before_what_waits(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"queue_max_items": 50}], ids=["50 items"])
+def test_a_job_that_becomes_runnable_while_others_are_prepared_goes_first_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = world.running(batch_lines(200))
+    world.prepare()
+    world.engine.answer(world.engine.take(20))
+    world.record()
+    urgent: list[str] = []
+
+    def room_just_before_it_is_ingested(*arguments: Any) -> QueueRoom:
+        room = queue_room(*arguments)
+        if not urgent:
+            urgent.append(world.running(batch_lines(1), priority=10))
+        return room
+
+    monkeypatch.setattr(prepare_module, "queue_room", room_just_before_it_is_ingested)
+    world.prepare()
+    assert in_stream(world) == urgent + [low] * 49
+
+
+@pytest.mark.parametrize("options", [{"queue_max_items": 50}], ids=["50 items"])
 def test_a_less_urgent_or_equal_job_waits_its_turn(world: World) -> None:
     first = world.running(batch_lines(60), priority=5)
     world.prepare()
