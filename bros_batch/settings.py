@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     pump_interval_s: float = Field(1.0, gt=0)
     sweep_interval_s: float = Field(15.0, gt=0)
     visibility_timeout_s: int = Field(60, ge=1)
+    restart_after_s: float = Field(
+        60.0, gt=0, description="Time after which `up` restarts a service that runs but does not answer"
+    )
 
     @field_validator("data_dir")
     @classmethod

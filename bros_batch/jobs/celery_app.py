@@ -10,7 +10,9 @@ from typing import Any
 
 import billiard.pool
 from celery import Celery
+from celery.signals import task_postrun, task_prerun
 
+from bros_batch.heartbeat import touch_heartbeat
 from bros_batch.settings import Settings, get_settings
 
 QUEUE = "bros"
@@ -80,3 +82,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
 
 app = Celery("bros_batch")
 app.conf.update(configuration(get_settings()))
+
+
+@task_prerun.connect
+@task_postrun.connect
+def _show_life(**_signal: Any) -> None:
+    touch_heartbeat("worker")

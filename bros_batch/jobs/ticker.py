@@ -12,6 +12,8 @@ from typing import Any
 from celery.beat import Scheduler
 from celery.schedules import schedule
 
+from bros_batch.heartbeat import touch_heartbeat
+
 
 class Ticker(Scheduler):
     """Sends each task of `beat_schedule` at once, and then again each time its interval has passed."""
@@ -22,6 +24,7 @@ class Ticker(Scheduler):
 
     def tick(self, *_args: Any, **_kwargs: Any) -> float:
         """Send the tasks that are due. Returns the number of seconds until the next one is."""
+        touch_heartbeat("beat")
         for name, entry in self.schedule.items():
             if time.monotonic() >= self._due_s.get(name, 0.0):
                 self.apply_entry(entry, producer=self.producer)

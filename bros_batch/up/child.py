@@ -43,8 +43,9 @@ class ChildSpec:
 class Child:
     """A child process that is restarted when it dies.
 
-    `announce(message)` reports starts and deaths to the operator, `show(line)` shows a line of the child's output. Each
-    run has its own session: Ctrl-C in a terminal reaches only the supervisor, and a kill also reaches the child's own
+    `announce(message)` reports starts and deaths to the operator, `show(line)` shows a line of the child's output, and
+    `repair(child)` is called after a death, to remove what may keep the child from starting again. Each run has its own
+    session: Ctrl-C in a terminal reaches only the supervisor, and a kill also reaches the child's own
     children.
     """
 
@@ -56,20 +57,29 @@ class Child:
         announce: Callable[[str], None],
         show: Callable[[str], None],
         verbose: bool,
+        repair: Callable[[Child], None] = lambda child: None,
     ) -> None:
         self.spec = spec
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.has_answered = False  # since its latest start; set by whoever probes it
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)  # of the latest run
+        self._tail_before: deque[str] = self._tail
         self.deaths = 0
         self.last_code: int | None = None
         self._announce = announce
         self._show = show
         self._verbose = verbose
+        self._repair = repair
         self._file = RotatingFile(log_dir / f"{spec.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
         self._pump: LogPump | None = None
         self._ended = asyncio.Event()
         self._ended.set()
         self._stopping = asyncio.Event()
+
+    @property
+    def tail(self) -> deque[str]:
+        """The last lines that the child wrote: in its latest run or, as long as that has written none, before it."""
+        return self._tail or self._tail_before
 
     @property
     def pid(self) -> int | None:
@@ -85,6 +95,7 @@ class Child:
                 await self._start()
                 on_change()
                 await self._ended.wait()
+                await self._read_output()
                 event = f"died ({describe_exit(self.last_code)})"
             except OSError as error:  # out of memory, processes or file descriptors
                 event = f"cannot be started ({error.strerror})"
@@ -95,6 +106,7 @@ class Child:
             if lived_s > STEADY_S:
                 delay_s = FIRST_DELAY_S
             self._announce(f"{self.spec.name} {event} after {lived_s:.1f} s; restarting in {delay_s:g} s")
+            self._repair(self)
             on_change()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
@@ -119,9 +131,12 @@ class Child:
         finally:
             os.close(write_fd)
         self._ended.clear()
+        self.has_answered = False
+        if self._tail:
+            self._tail_before, self._tail = self._tail, deque(maxlen=TAIL_LINES)
         loop = asyncio.get_running_loop()
         _, self._pump = await loop.connect_read_pipe(
-            lambda: LogPump(self._file, self.tail, self._show, self._verbose), output
+            lambda: LogPump(self._file, self._tail, self._show, self._verbose), output
         )
         self.reap()  # the SIGCHLD may have come before the handler was ready
 
@@ -138,22 +153,39 @@ class Child:
         self._stopping.set()
         if self._process is not None and not self._ended.is_set():
             self._process.terminate()
+            self.resume()
             try:
                 await asyncio.wait_for(self._ended.wait(), self.spec.grace_s)
             except TimeoutError:
                 self._announce(f"{self.spec.name} did not stop within {self.spec.grace_s:g} s; killing it")
                 self.kill()
                 await self._ended.wait()
+        await self._read_output()
+        self._file.close()
+
+    async def _read_output(self) -> None:
+        """Wait until the output of a run that has ended is read."""
         if self._pump is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._pump.closed), PIPE_CLOSE_S)
-        self._file.close()
+
+    def resume(self) -> None:
+        """Continue the child if it was stopped by SIGSTOP: until then, it sees no other signal but SIGKILL."""
+        self._signal_all(signal.SIGCONT)
+
+    def kill_for_good(self) -> None:
+        """Kill the child and do not start it again."""
+        self._stopping.set()
+        self.kill()
 
     def kill(self) -> None:
         """Send SIGKILL to the child and every process it started."""
+        self._signal_all(signal.SIGKILL)
+
+    def _signal_all(self, signum: signal.Signals) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(self._process.pid, signum)
 
 
 def describe_exit(code: int | None) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections import deque
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 MAX_LOG_BYTES = 10 * 1024**2
@@ -23,36 +24,46 @@ _IGNORED = "Memory overcommit must be enabled"
 class RotatingFile:
     """An append-only log file that is rotated at `max_bytes`: NAME.log becomes NAME.log.1, .1 becomes .2, and so on.
 
-    If the disk is full, log lines are lost, but the process that writes them continues.
+    If the disk is full, log lines are lost until there is space again, but the process that writes them continues.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES, kept: int = KEPT_FILES) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._kept = kept
-        self._file = path.open("ab", buffering=0)
-        self._size = path.stat().st_size
+        self._file: FileIO | None = None
+        self._size = 0
+        self._is_cut = False  # the last line was written in part
+        self._is_closed = False
 
     def write(self, line: bytes) -> None:
-        if self._file.closed:
+        if self._is_closed:
             return
         with contextlib.suppress(OSError):
-            if self._size > self._max_bytes:
+            if self._file is not None and self._size > self._max_bytes:
                 self._rotate()
-            self._size += self._file.write(line)
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)
+                self._size = self._path.stat().st_size
+            line = b"\n" + line if self._is_cut else line
+            written = self._file.write(line)
+            self._is_cut = written < len(line)
+            self._size += written
 
     def close(self) -> None:
-        self._file.close()
+        self._is_closed = True
+        if self._file is not None:
+            self._file.close()
 
     def _rotate(self) -> None:
+        assert self._file is not None
         self._file.close()
+        self._file = None
         for number in range(self._kept - 1, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{number}")
             if older.exists():
                 older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._file = self._path.open("ab", buffering=0)
-        self._size = 0
 
 
 class LogPump(asyncio.Protocol):

