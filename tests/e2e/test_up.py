@@ -256,7 +256,7 @@ def test_a_second_signal_kills_at_once(tmp_path):
 def test_when_it_is_killed_nothing_outlives_it(tmp_path):
     up = start_up(tmp_path / "data")
     up.ready()
-    assert len(up.family()) > len(SERVICES), "celery has children of its own"
+    wait_for(lambda: len(up.family()) > len(SERVICES), "the children that celery has of its own")
     up.process.kill()
     up.process.wait()
     up.wait_until_nothing_is_left()
