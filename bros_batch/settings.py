@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +22,8 @@ from pydantic_settings import (
 
 from bros_batch.model_names import ModelNames
 
+# Browsers send origins in lower case, without a path.
+ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
 DEMO_MODEL_DIR = Path(__file__).parent / "demo" / "model"
 
 
@@ -39,6 +42,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     api_key: str | None = None
     insecure: bool = False
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins, such as https://chat.example, whose pages may use the API from a browser"
+    )
 
     model: str = str(DEMO_MODEL_DIR)
     served_model_name: str = ""
@@ -97,14 +103,22 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("model_aliases", mode="before")
+    @field_validator("model_aliases", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
-    @field_serializer("model_aliases")
+    @field_serializer("model_aliases", "allowed_origins")
     def _joined(self, value: tuple[str, ...]) -> str:
         return ",".join(value)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} must be an origin such as https://chat.example:8443, or *")
+        return value
 
     @model_validator(mode="after")
     def _aliases_name_the_served_model(self) -> Settings:

@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "beat": ("cli.services:beat", "Run Celery beat, the periodic scheduler."),
         "web": ("cli.services:web", "Run the web server: API and dashboard."),
         "db": ("cli.database:db", "Create or upgrade the database."),
+        "keys": ("cli.keys:keys", "Create, list and revoke API keys."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

@@ -60,7 +60,7 @@ def beat(arguments: tuple[str, ...]) -> None:
 
 
 @click.command()
-@settings_options("host", "port", "api_key", "insecure")
+@settings_options("host", "port", "api_key", "insecure", "allowed_origins")
 def web(**options: Any) -> None:
     """Run the web server with the API and the dashboard."""
     from bros_batch.up.preflight import check_exposure

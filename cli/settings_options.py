@@ -64,6 +64,11 @@ _OPTIONS: dict[str, Callable[[F], F]] = {
         "--api-key",
         help="API key that clients must send. Prefer BROS_API_KEY: other users can see the command line.",
     ),
+    "allowed_origins": click.option(
+        "--allowed-origins",
+        metavar="ORIGIN,...",
+        help="Origins whose pages may use the API from a browser, such as https://chat.example.",
+    ),
     "insecure": click.option(
         "--insecure",
         is_flag=True,

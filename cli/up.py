@@ -38,6 +38,7 @@ COLORS = {
     "port",
     "api_key",
     "insecure",
+    "allowed_origins",
     "max_model_len",
     "default_max_tokens",
     "generation_config",

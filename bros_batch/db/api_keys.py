@@ -18,7 +18,7 @@ def create_api_key(connection: Connection, name: str, now_s: float | None = None
     key = ApiKey(
         id=f"key_{secrets.token_hex(8)}",
         name=name,
-        sha256=_digest(secret),
+        sha256=digest_of(secret),
         created_at=time.time() if now_s is None else now_s,
         revoked_at=None,
     )
@@ -28,7 +28,7 @@ def create_api_key(connection: Connection, name: str, now_s: float | None = None
 
 def find_api_key(connection: Connection, secret: str) -> ApiKey | None:
     """The row of the key `secret`, unless it was revoked. Digests are compared, so timing reveals nothing."""
-    query = select(api_keys).where(api_keys.c.sha256 == _digest(secret), api_keys.c.revoked_at.is_(None))
+    query = select(api_keys).where(api_keys.c.sha256 == digest_of(secret), api_keys.c.revoked_at.is_(None))
     row = connection.execute(query).first()
     return ApiKey(*row) if row else None
 
@@ -44,5 +44,6 @@ def revoke_api_key(connection: Connection, key_id: str, now_s: float | None = No
     return bool(connection.execute(query.values(revoked_at=time.time() if now_s is None else now_s)).rowcount)
 
 
-def _digest(secret: str) -> str:
+def digest_of(secret: str) -> str:
+    """The form in which a key is stored. Keys are long and random, so a fast digest suffices."""
     return hashlib.sha256(secret.encode()).hexdigest()

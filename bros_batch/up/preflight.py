@@ -76,7 +76,12 @@ def _disk_is_full(data_dir: Path, free_bytes: int) -> str:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Check that a server without an API key listens on a loopback address only, unless `insecure` is set."""
+    """Check that a server without an API key listens on a loopback address only, unless `insecure` is set, and that
+    it does not let pages of every web site in."""
+    if "*" in settings.allowed_origins and not settings.api_key:
+        raise StartupError(
+            "The allowed origin * lets every web site use this server; set BROS_API_KEY, or list the origins."
+        )
     if settings.api_key or settings.insecure or is_loopback(settings.host):
         return
     raise StartupError(

@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bros_batch.db.connections import open_database
@@ -16,6 +17,7 @@ from bros_batch.web import auth, login
 from bros_batch.web.api import batches, completions, files, health, metrics, models
 from bros_batch.web.api.uploads import remove_abandoned
 from bros_batch.web.app_state import AppState
+from bros_batch.web.cross_origin import CrossOrigin
 from bros_batch.web.dashboard.site import dashboard_routes, dashboard_site
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import EXCEPTION_HANDLERS
@@ -57,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.router.routes += plain_routes
     routers = (health.router, models.router, files.router, batches.router)
     for router in routers:
+        _answer_head(router)
         app.include_router(router)
     pages = dashboard_routes()
     app.state.routes = [*plain_routes, *(route for router in routers for route in router.routes), *pages]
@@ -64,17 +67,26 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.is_stopping = lambda: False
     # The middleware added last is the outermost.
     app.add_middleware(auth.Authentication)
+    if settings.allowed_origins:
+        app.add_middleware(CrossOrigin, origins=settings.allowed_origins)
     app.add_middleware(RequestIds)
     # Not a mount: a mount would match a path of the API before its 405 for a wrong method.
     app.router.default = _outside_api(dashboard_site(pages), app.router.default)
     return app
 
 
+def _answer_head(router: APIRouter) -> None:
+    """Let every route for GET also answer HEAD, as Starlette's own routes do; FastAPI's do not."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.methods is not None and "GET" in route.methods:
+            route.methods.add("HEAD")
+
+
 def _outside_api(site: ASGIApp, not_found: ASGIApp) -> ASGIApp:
     """Return an app that serves unknown paths: those of the API with `not_found`, all others with `site`."""
 
     async def fallback(scope: Scope, receive: Receive, send: Send) -> None:
-        is_page = scope["type"] == "http" and not scope["path"].startswith(("/v1/", "/login"))
+        is_page = scope["type"] == "http" and not scope["path"].startswith(("/v1/", "/login", "/logout"))
         await (site if is_page else not_found)(scope, receive, send)
 
     return fallback

@@ -12,14 +12,18 @@ from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection, Request
 
+from bros_batch.db.api_keys import list_api_keys
 from bros_batch.db.connections import is_disk_full, reading, writing
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
+from bros_batch.web.api_key import KeyRing
 from bros_batch.web.bounded_threads import BoundedThreads
 from bros_batch.web.dispatcher import Dispatcher
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable, disk_full
+from bros_batch.web.login_attempts import LoginAttempts
 from bros_batch.web.request_body import JsonReader
+from bros_batch.web.session_cookie import Sessions
 from bros_batch.web.shared_capacity import SharedCapacity
 
 logger = logging.getLogger(__name__)
@@ -32,6 +36,7 @@ MAX_UPLOADS = 64
 # SQLAlchemy's pool has 15 connections.
 DATABASE_THREADS = 15
 READ_TIMEOUT_S = 10.0
+KEYS_TIMEOUT_S = 2.0  # every request waits for it
 WRITE_TIMEOUT_S = 30.0  # as long as a write waits for the lock of SQLite
 
 
@@ -53,10 +58,20 @@ class AppState:
     dispatcher: Dispatcher = field(default_factory=Dispatcher)
     threads: BoundedThreads = field(default_factory=_database_threads)
     uploads: SharedCapacity = field(default_factory=lambda: SharedCapacity(MAX_UPLOADS))
+    login_attempts: LoginAttempts = field(default_factory=LoginAttempts)
+    keys: KeyRing = field(init=False)
+    sessions: Sessions = field(init=False)
     _json: JsonReader = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_json", JsonReader(self.settings.max_body_bytes))
+        keys = KeyRing(self.settings.api_key, lambda: self.read(list_api_keys, KEYS_TIMEOUT_S))
+        made = {
+            "keys": keys,
+            "sessions": Sessions(keys, self.settings.api_key),
+            "_json": JsonReader(self.settings.max_body_bytes),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     async def parsed(self, request: Request, parse: Callable[[bytes], T]) -> T:
         """Read the JSON body of `request` and return what `parse` makes of it (see `JsonReader`)."""

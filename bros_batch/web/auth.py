@@ -1,7 +1,7 @@
 """Authentication: an API key as a bearer token, or the session cookie of a browser that has logged in.
 
-Without an API key in the settings, everyone who can connect has access; `preflight.check_exposure` makes sure that only
-this machine can.
+Without any API key, everyone who can connect has access; `preflight.check_exposure` makes sure that only this machine
+can.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ import time
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bros_batch.addresses import is_loopback
 from bros_batch.settings import Settings
-from bros_batch.web.api_key import KeyCache
-from bros_batch.web.app_state import app_state
+from bros_batch.web.api_key import Key
+from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.cross_origin import is_allowed_origin
 from bros_batch.web.errors import ApiError
-from bros_batch.web.session_cookie import has_session
 
-OPEN_PATHS = frozenset({"/health", "/login"})
+OPEN_PATHS = frozenset({"/health", "/login", "/logout"})
+# Paths to which pages of other sites may send forms.
+FOREIGN_FORM_PATHS = frozenset({"/health", "/login"})
 API_PREFIX = "/v1/"
-# Paths outside the API that are not pages either.
+# Paths outside the API that are not pages either. They report even that the database is unavailable.
 PLAIN_PATHS = frozenset({"/ready", "/version", "/metrics"})
 
 
 class Authentication:
-    """Middleware that rejects requests without access: with an API error, or a redirect of a browser to the login."""
+    """Middleware that rejects requests without access: with an API error, or a redirect of a browser to the login.
+
+    It reads only a request's head, so a body without access is neither read nor stored.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._keys = KeyCache()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -44,41 +48,72 @@ class Authentication:
         rejection = await self._rejection(HTTPConnection(scope))
         if rejection is None:
             await self._app(scope, receive, send)
-        else:
-            await rejection(scope, receive, send)
+            return
+        if isinstance(rejection, ApiError):
+            scope["state"]["error_code"] = rejection.code
+            rejection = rejection.response()
+        await rejection(scope, receive, send)
 
-    async def _rejection(self, connection: HTTPConnection) -> Response | None:
+    async def _rejection(self, connection: HTTPConnection) -> ApiError | Response | None:
         """Return the response to a request without access; None for a request that has access."""
         scope, headers = connection.scope, connection.headers
-        if _is_cross_site(scope, headers):
-            message = "Requests from other web sites are rejected."
-            return ApiError(403, message, code="cross_site_request").response()
         state = app_state(connection)
-        if not _is_own_host(state.settings, headers):
-            message = (
-                "Requests for this host name are rejected. To serve under it, set BROS_API_KEY on the server."
-            )
-            return ApiError(403, message, code="host_not_allowed").response()
-        server_key = state.settings.api_key
-        if not server_key or scope["path"] in OPEN_PATHS:
-            return None
-        key = _bearer_token(headers)
-        if key is not None and await self._keys.is_valid(state, key):
-            return None
-        is_api = scope["path"].startswith(API_PREFIX)
-        is_read = scope["method"] in ("GET", "HEAD")
-        # A session gives access to pages and downloads. Changes through the API need the key itself.
-        if key is None and (is_read or not is_api) and has_session(server_key, headers, time.time()):
-            return None
-        is_page = is_read and not is_api and scope["path"] not in PLAIN_PATHS
-        if key is None and is_page and "text/html" in headers.get("accept", ""):
-            return RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
-        if key is None:
-            message = "An API key is required. Send it as 'Authorization: Bearer KEY'."
-        else:
-            message = "This API key is not valid."
-        challenge = {"WWW-Authenticate": "Bearer"}
-        return ApiError(401, message, code="invalid_api_key", headers=challenge).response()
+        if _is_cross_site(scope, headers, state.settings):
+            message = "Requests from other web sites are rejected."
+            return ApiError(403, message, code="cross_site_request")
+        try:
+            if not _is_own_host(state.settings, headers) and not await state.keys.is_needed():
+                message = (
+                    "Requests for this host name are rejected. To serve under it, set BROS_API_KEY on the "
+                    "server."
+                )
+                return ApiError(403, message, code="host_not_allowed")
+            if scope["path"] in OPEN_PATHS or not await state.keys.is_needed():
+                return None
+            scope["state"]["key"] = key = await _key_of(state, connection)
+        except ApiError as error:  # the database is unavailable
+            return None if scope["path"] in PLAIN_PATHS and not state.settings.api_key else error
+        return None if key is not None else _unauthorized(connection)
+
+
+async def still_has_access(request: Request) -> bool:
+    """Return whether a request that was accepted earlier would be accepted now: a long stream ends with its key."""
+    state = app_state(request)
+    try:
+        return not await state.keys.is_needed() or await _key_of(state, request) is not None
+    except ApiError:
+        return True  # unknown, since the database is unavailable
+
+
+async def _key_of(state: AppState, connection: HTTPConnection) -> Key | None:
+    """Return the valid key with which a request was sent, or that of its session.
+
+    A session gives access to pages and downloads. Changes through the API need the key itself.
+    """
+    secret = _bearer_token(connection.headers)
+    if secret is not None:
+        return await state.keys.find(secret)
+    is_api = connection.scope["path"].startswith(API_PREFIX)
+    if is_api and connection.scope["method"] not in ("GET", "HEAD"):
+        return None
+    return await state.sessions.key_of(connection.headers, time.time())
+
+
+def _unauthorized(connection: HTTPConnection) -> ApiError | Response:
+    scope, headers = connection.scope, connection.headers
+    has_key = _bearer_token(headers) is not None
+    is_page = (
+        scope["method"] in ("GET", "HEAD")
+        and not scope["path"].startswith(API_PREFIX)
+        and scope["path"] not in PLAIN_PATHS
+    )
+    if not has_key and is_page and "text/html" in headers.get("accept", ""):
+        return RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
+    if has_key:
+        message = "This API key is not valid."
+    else:
+        message = "An API key is required. Send it as 'Authorization: Bearer KEY'."
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _bearer_token(headers: Headers) -> str | None:
@@ -86,8 +121,8 @@ def _bearer_token(headers: Headers) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _is_cross_site(scope: Scope, headers: Headers) -> bool:
-    """Return whether a page of another site sent the request.
+def _is_cross_site(scope: Scope, headers: Headers, settings: Settings) -> bool:
+    """Return whether a page of another site sent the request, and its origin is not among the allowed ones.
 
     In a browser on this machine, such a page can reach a server on localhost, but it must neither start work there nor
     hold event streams open. The dashboard's own requests need no key, so for them the whole origin must match,
@@ -96,10 +131,12 @@ def _is_cross_site(scope: Scope, headers: Headers) -> bool:
     is_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
     if is_read and "text/event-stream" not in headers.get("accept", ""):
         return False
+    if scope["path"].startswith(API_PREFIX) and is_allowed_origin(settings, headers.get("origin")):
+        return False
     if headers.get("sec-fetch-site") == "cross-site":
         return True
     origin = headers.get("origin")
-    is_dashboard = not scope["path"].startswith(API_PREFIX) and scope["path"] not in OPEN_PATHS
+    is_dashboard = not scope["path"].startswith(API_PREFIX) and scope["path"] not in FOREIGN_FORM_PATHS
     return is_dashboard and origin is not None and _netloc(origin) != headers.get("host")
 
 

@@ -10,6 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
+from starlette.requests import Request
 
 from bros_batch.db import job_control
 from bros_batch.db.allowed_changes import Change
@@ -17,7 +18,8 @@ from bros_batch.db.states import IllegalTransition
 from bros_batch.db.tables import Job
 from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.jobs.worker import Worker
-from bros_batch.web.app_state import AppState
+from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.audit import log_change
 from bros_batch.web.errors import ApiError, not_found
 
 logger = logging.getLogger(__name__)
@@ -33,11 +35,13 @@ CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
 }
 
 
-async def change_job(state: AppState, job_id: str, change: Change) -> Job:
+async def change_job(request: Request, job_id: str, change: Change) -> Job:
     """Change the status of a job, and dispatch its follow-up task, if it has one.
 
     Raises ApiError 404 for an unknown job, and 409 if its status does not allow the change.
     """
+
+    state = app_state(request)
 
     def query(connection: Connection) -> Job:
         try:
@@ -49,6 +53,7 @@ async def change_job(state: AppState, job_id: str, change: Change) -> Job:
             raise not_found("batch", job_id, "batch_id") from None
 
     job = await state.write(query)
+    log_change(request.scope, f"job.{change}", job=job_id)
     if change in ("cancel", "pause"):
         with contextlib.suppress(TimeoutError):  # it goes on, but nobody waits for it
             await state.threads.run(lambda: _take_back(state, job), TAKE_BACK_S)

@@ -112,8 +112,9 @@ def internal_error() -> ApiError:
     return ApiError(500, message, code="internal_error")
 
 
-async def _answer_api_error(_request: Request, error: Exception) -> Response:
+async def _answer_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    request.state.error_code = error.code  # for the audit log
     return error.response()
 
 
@@ -127,7 +128,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """Respond to the exceptions that Starlette itself raises: unknown path, method not allowed."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        message, code = f"Unknown path: {request.method} {request.url.path}.", "not_found"
+        message, code = f"Unknown path: {request.method} {request.url.path}.{_hint(request)}", "not_found"
     elif error.status_code == 405:
         allowed = ", ".join(_methods_of(request))
         error.headers = {"Allow": allowed}
@@ -147,9 +148,17 @@ async def _answer_validation_error(_request: Request, error: Exception) -> Respo
     return ApiError(400, message, param=param, code="invalid_request").response()
 
 
-def _methods_of(request: Request) -> list[str]:
-    """Return all methods that the path of `request` supports; each has its own route."""
-    scope = {"type": "http", "method": request.method, "path": request.url.path}
+def _hint(request: Request) -> str:
+    """Say where the API is if the path is one of the API's without its prefix, or with it twice."""
+    path = request.url.path
+    if _methods_of(request, f"/v1{path}") or (path.startswith("/v1/v1/") and _methods_of(request, path[3:])):
+        return f" The API's base URL is {request.url.scheme}://{request.url.netloc}/v1."
+    return ""
+
+
+def _methods_of(request: Request, path: str | None = None) -> list[str]:
+    """Return all methods that a path, or that of `request`, supports; each has its own route."""
+    scope = {"type": "http", "method": request.method, "path": request.url.path if path is None else path}
     routes: Sequence[Route] = request.app.state.routes
     matching = (route.methods or () for route in routes if route.matches(scope)[0] is not Match.NONE)
     return sorted({method for methods in matching for method in methods})

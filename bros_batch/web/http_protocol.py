@@ -12,7 +12,7 @@ import secrets
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from bros_batch.addresses import is_loopback
 from bros_batch.web.audit import log_rejection
@@ -59,8 +59,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """One connection. `max_connections` is set by `with_limits`.
 
     When there are too many connections, the one that has been without a request for longest is closed. Only if all of
-    them have one, a new connection is rejected. A client that sends a request before it has the answer to the last one
-    (pipelining) gets that answer, and the connection closes after it.
+    them have one, a new connection is rejected. One request may arrive before the last one is answered (pipelining);
+    after a second, the connection closes.
     """
 
     max_connections = 1000
@@ -74,6 +74,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._message_complete = True
         self._dropped_bytes = 0
         self._rejection: ApiError | None = None
+        self._earlier: RequestResponseCycle | None = None  # the request before the one that waits for it
         self._is_deaf = False  # what arrives from now on is dropped
         self._read_by_s = math.inf
         self._written_by_s = math.inf
@@ -98,6 +99,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._earlier is not None and not self._earlier.response_complete:
+            # uvicorn tells only the latest request that its client is gone.
+            self._earlier.disconnected = True
+            self._earlier.message_event.set()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -204,7 +209,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._expect_read_within(HEAD_S)  # only line ends arrived, with which no message begins
 
     def on_message_begin(self) -> None:
-        if self.has_request:
+        if self.pipeline:
             self.cycle.keep_alive = False
             self._is_deaf = True
             raise _StopParsing
@@ -231,6 +236,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._read_by_s = math.inf
+        if self.has_request:
+            self._earlier = self.cycle
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -247,7 +254,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.without_request_since_s = self.loop.time()
         if self.transport.is_closing():
             self._expect_written_within(UNREAD_S)
-        elif not self._message_complete:
+        elif not self._message_complete and not self.has_request:
             self._linger()
 
     # Rejections ----------------------------------------------------------------------------------------------------

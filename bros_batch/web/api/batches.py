@@ -30,6 +30,7 @@ from bros_batch.web.api.durations import MAX_EXPIRY_S, MIN_EXPIRY_S, deadline_of
 from bros_batch.web.api.idempotency_key import digest, earlier_job, idempotency_key, replayed
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.audit import log_change
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import JSONResponse, not_found
 
@@ -113,6 +114,7 @@ async def create_batch(request: Request) -> Response:
     job, is_earlier = await state.write(query)
     if is_earlier:
         return replayed(job)
+    log_change(request.scope, "job.created", job=job.id)
     state.dispatcher.send("ingest", job.id)
     return JSONResponse(batch_object(job))
 
@@ -182,22 +184,22 @@ async def get_batch(request: Request, batch_id: str) -> Response:
 
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "cancel")))
+    return JSONResponse(batch_object(await change_job(request, batch_id, "cancel")))
 
 
 @router.post("/{batch_id}/pause")
 async def pause_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "pause")))
+    return JSONResponse(batch_object(await change_job(request, batch_id, "pause")))
 
 
 @router.post("/{batch_id}/resume")
 async def resume_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "resume")))
+    return JSONResponse(batch_object(await change_job(request, batch_id, "resume")))
 
 
 @router.post("/{batch_id}/retry")
 async def retry_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await change_job(app_state(request), batch_id, "retry")))
+    return JSONResponse(batch_object(await change_job(request, batch_id, "retry")))
 
 
 @router.get("/{batch_id}/results")

@@ -19,6 +19,7 @@ from bros_batch.web.api.durations import MAX_EXPIRY_S, MIN_EXPIRY_S
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.uploads import Upload, guarded, receive_upload
 from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.audit import log_change
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 
 MAX_NUMBER_CHARS = 12
@@ -44,6 +45,7 @@ async def create_file(request: Request) -> Response:
         upload.path.unlink(missing_ok=True)
         kept.unlink(missing_ok=True)
         raise
+    log_change(request.scope, "file.created", file=file.id)
     return JSONResponse(file_object(file))
 
 
@@ -153,6 +155,7 @@ async def delete_file(request: Request, file_id: str) -> Response:
     file = await app_state(request).write(query)
     # After the commit: a row without content would be a broken file, but content without a row only takes up space.
     await run_in_threadpool(Path(file.path).unlink, missing_ok=True)
+    log_change(request.scope, "file.deleted", file=file_id)
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 

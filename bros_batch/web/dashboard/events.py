@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
+from bros_batch.web.auth import still_has_access
 from bros_batch.web.dashboard.rendering import Page, engine_state, fragments
 from bros_batch.web.errors import ApiError
 
@@ -27,14 +28,14 @@ def event_stream(request: Request, read: Read) -> ASGIApp:
 
 
 async def changes(request: Request, read: Read) -> AsyncGenerator[bytes]:
-    """Events `{"fragments": {id: html}, "problem": sentence or null}` until the server stops.
+    """Events `{"fragments": {id: html}, "problem": sentence or null}` until the server stops or the key is revoked.
 
     The first event has every live part, later ones only the parts that changed. An event without changes still tells
     the browser that its data are fresh. `problem` says why they cannot be read at the moment. The generator holds all
     that the server knows of an open page.
     """
     sent: dict[str, str] = {}
-    while not request.app.state.is_stopping():
+    while not request.app.state.is_stopping() and await still_has_access(request):
         engine_up = app_state(request).engine.connected is not None
         current = {"engine_state": engine_state(engine_up)}
         problem = None

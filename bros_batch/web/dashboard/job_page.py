@@ -135,7 +135,7 @@ async def change(request: Request) -> Response:
     job_id, name = request.path_params["job_id"], request.path_params["change"]
     if name not in CHANGES:
         raise not_found("change", name, "change")
-    await change_job(app_state(request), job_id, name)
+    await change_job(request, job_id, name)
     if "text/html" in request.headers.get("accept", ""):
         return RedirectResponse(f"/jobs/{quote(job_id)}", 303)
     return Response(status_code=204)

@@ -71,10 +71,12 @@ def _environment() -> Environment:
 ENVIRONMENT = _environment()
 
 
-def html(page: Page, *, engine_up: bool) -> Response:
-    """The whole page."""
+def html(page: Page, *, engine_up: bool, has_session: bool) -> Response:
+    """The whole page. One that was opened with a session has a button to end it."""
     template = ENVIRONMENT.get_template(page.template)
-    content = template.render({"problem": None, **page.values, "engine_up": engine_up})
+    content = template.render(
+        {"problem": None, **page.values, "engine_up": engine_up, "has_session": has_session}
+    )
     return HTMLResponse(content, page.status, HEADERS)
 
 

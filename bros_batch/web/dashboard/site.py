@@ -55,21 +55,31 @@ def _page(path: str, read: Read) -> Route:
         try:
             page = await read(request)
         except ApiError as error:
+            if not _wants_page(request):
+                raise
             # The script of this page reloads it as soon as the stream has data.
             page = Page("unavailable.html", {"problem": error.message}, status=error.status)
+        if page.status == 404 and not _wants_page(request):
+            raise HTTPException(404)
         return _answer(request, page)
 
     return Route(path, respond)
 
 
+def _wants_page(request: Request) -> bool:
+    """Return whether an error should be a page: a browser asks for HTML, other clients get the API's JSON."""
+    return "text/html" in request.headers.get("accept", "")
+
+
 def _answer(request: Request, page: Page) -> Response:
-    return html(page, engine_up=app_state(request).engine.connected is not None)
+    engine_up = app_state(request).engine.connected is not None
+    return html(page, engine_up=engine_up, has_session=getattr(request.state, "key", None) is not None)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """A page for browsers, and the API's JSON error for other clients."""
     request = Request(scope, receive)
-    if "text/html" not in request.headers.get("accept", ""):
+    if not _wants_page(request):
         raise HTTPException(404)
     page = Page("404.html", {"heading": "Page not found", "what": request.url.path}, status=404)
     await _answer(request, page)(scope, receive, send)

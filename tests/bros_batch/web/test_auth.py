@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
 from bros_batch.db import api_keys
+from bros_batch.db.api_keys import digest_of
 from bros_batch.db.connections import open_database, writing
 from bros_batch.up.preflight import StartupError, check_exposure
+from bros_batch.web.api_key import SERVER_KEY_ID, Key, KeyRing
+from bros_batch.web.session_cookie import COOKIE, Sessions
 from tests.bros_batch.web.serving import Web, serving, web_settings
 
 KEY = "sk-very-secret-key"
@@ -86,20 +91,24 @@ def test_a_browser_logs_in(guarded: Web) -> None:
 
 
 def test_a_forged_or_expired_cookie_is_rejected(guarded: Web) -> None:
-    from bros_batch.web.session_cookie import COOKIE, session_value
+    def value(server_key: str, key: Key, until: int) -> str:
+        return Sessions(KeyRing(server_key, no_keys), server_key).value(key, until, "n")
 
-    for value in (
-        "",
-        "9999999999.00",
-        session_value("other", 9_999_999_999),
-        session_value(KEY, 1_000_000_000),
-        "x.y",
-        '"',
-    ):
+    async def no_keys() -> list[Any]:
+        return []
+
+    own = Key(SERVER_KEY_ID, "BROS_API_KEY", digest_of(KEY))
+    other = Key(SERVER_KEY_ID, "BROS_API_KEY", digest_of("other"))
+    good = value(KEY, own, 9_999_999_999)
+    for bad in (
+        "", "x.y", '"', "server", "server.9999999999", "server.9999999999.n.00", "server.x.n.00", "..." * 500,
+        value("other", own, 9_999_999_999), value(KEY, other, 9_999_999_999), value(KEY, own, 1_000_000_000),
+        value(KEY, replace(own, id="key_0"), 9_999_999_999),
+        good.replace(".n.", ".m."), good.replace("9999999999", "9999999998"), good[:-1], good + "0",
+    ):  # fmt: skip
         with guarded.http() as http:
-            assert http.get("/v1/models", headers={"Cookie": f"{COOKIE}={value}"}).status_code == 401
+            assert http.get("/v1/models", headers={"Cookie": f"{COOKIE}={bad}"}).status_code == 401, bad
     with guarded.http() as http:
-        good = session_value(KEY, 9_999_999_999)
         assert http.get("/v1/models", headers={"Cookie": f"{COOKIE}={good}"}).status_code == 200
 
 

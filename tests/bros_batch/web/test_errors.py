@@ -53,7 +53,7 @@ def test_unknown_paths_and_methods(web: Web, method: str, path: str, status: int
 
 def test_the_allow_header_has_every_method(web: Web) -> None:
     with web.http() as http:
-        assert http.put("/v1/files").headers["allow"] == "GET, POST"
+        assert http.put("/v1/files").headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\x00", b"\xff\xfe{}", b'{"model": 5}'])

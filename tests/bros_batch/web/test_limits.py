@@ -281,12 +281,12 @@ def test_one_address_has_at_most_half_of_the_connections(
         check_error(stack.enter_context(connect(narrow)), 429, "too_many_connections")
 
 
-def test_a_second_request_before_the_first_answer_ends_the_connection(web: Web) -> None:
+def test_a_client_may_send_one_request_ahead(web: Web) -> None:
     with connect(web) as client:
         client.sendall(GET * 1000)
-        status, _, body = answer_to(client)
+        status, _, rest = answer_to(client)
         assert status == 200
-        assert body == b'{"status":"ok"}'
+        assert rest.count(b'{"status":"ok"}') == 2
 
 
 def test_a_stream_ends_with_its_client_even_if_that_sent_more_requests(web: Web) -> None:

@@ -1,0 +1,94 @@
+"""`bros-batch keys`: create, list and revoke keys in the database of the settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bros_batch.db.api_keys import find_api_key
+from bros_batch.db.connections import open_database, reading
+from bros_batch.db.schema import upgrade
+from cli.main import main
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    upgrade(f"sqlite:///{tmp_path / 'bros.db'}")
+    return tmp_path
+
+
+def run(data_dir: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["keys", arguments[0], "--data-dir", str(data_dir), *arguments[1:]])
+
+
+def is_valid(data_dir: Path, secret: str) -> bool:
+    database = open_database(f"sqlite:///{data_dir / 'bros.db'}")
+    with reading(database) as connection:
+        found = find_api_key(connection, secret)
+    database.dispose()
+    return found is not None
+
+
+def test_a_key_is_printed_once_and_stored_as_a_digest(data_dir: Path) -> None:
+    made = run(data_dir, "create", "laptop")
+    assert made.exit_code == 0
+    secret = made.stdout.strip()
+    assert secret.startswith("bros-")
+    assert len(secret) > 40
+    assert is_valid(data_dir, secret)
+    assert secret.encode() not in (data_dir / "bros.db").read_bytes()
+    listed = run(data_dir, "list").stdout
+    assert "laptop" in listed
+    assert "valid" in listed
+    assert secret not in listed
+
+
+@pytest.mark.parametrize("by", ["id", "name"])
+def test_a_revoked_key_is_no_longer_valid(data_dir: Path, by: str) -> None:
+    made = json.loads(run(data_dir, "create", "laptop", "--json").stdout)
+    assert set(made) == {"id", "name", "created_at", "revoked_at", "key"}
+    other = json.loads(run(data_dir, "create", "server", "--json").stdout)
+    assert run(data_dir, "revoke", made[by]).exit_code == 0
+    assert not is_valid(data_dir, made["key"])
+    assert is_valid(data_dir, other["key"])
+    again = run(data_dir, "revoke", made[by])
+    assert again.exit_code == 1
+    assert "was revoked before" in again.output
+    listed = json.loads(run(data_dir, "list", "--json").stdout)
+    assert [(each["name"], each["revoked_at"] is not None) for each in listed] == [
+        ("laptop", True),
+        ("server", False),
+    ]
+    # The name is free again.
+    assert run(data_dir, "create", "laptop").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("create", "a\nb"), 2, "printable"),
+        (("create", " "), 2, "printable"),
+        (("create", "x" * 65), 2, "printable"),
+        (("revoke", "nobody"), 1, "does not exist"),
+    ],
+)
+def test_mistakes_are_explained(data_dir: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    result = run(data_dir, *arguments)
+    assert (result.exit_code, message in result.output) == (code, True)
+
+
+def test_two_keys_with_one_name_are_not_created(data_dir: Path) -> None:
+    run(data_dir, "create", "laptop")
+    again = run(data_dir, "create", "laptop")
+    assert again.exit_code == 1
+    assert "already" in again.output
+
+
+def test_without_a_database_nothing_is_created(tmp_path: Path) -> None:
+    result = run(tmp_path, "create", "laptop")
+    assert result.exit_code == 1
+    assert "There is no database" in result.output
+    assert list(tmp_path.iterdir()) == []
