@@ -36,6 +36,7 @@ log = logging.getLogger("engine")
 
 # While the main thread computes, the I/O thread waits at most this long for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
+REDIS_TIMEOUT_S = 10.0  # after this, a Redis that hangs or whose host is gone is an error, and is tried again
 EXIT_USAGE = 2  # as with argparse: the configuration cannot be served, so a restart would not help
 SIMULATED_VOCAB_SIZE = 32_000
 SIMULATED_MAX_MODEL_LEN = 8192
@@ -140,7 +141,10 @@ def make_endpoints(
         },
         last_step=last_step,
     )
-    return Endpoints(server, ItemPuller(puller_config, exchange, Redis.from_url(config.redis_url)))
+    return Endpoints(
+        server,
+        ItemPuller(puller_config, exchange, Redis.from_url(config.redis_url, socket_timeout=REDIS_TIMEOUT_S)),
+    )
 
 
 def assemble(

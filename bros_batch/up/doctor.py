@@ -204,7 +204,15 @@ async def _engine(settings: Settings, state: UpState | None) -> Finding:
     except (EngineGone, ValueError) as error:
         return Finding("engine", Health.BROKEN, str(error), _log_hint(settings, state, "engine"))
     welcome = client.welcome
-    await client.close()
+    try:
+        pulse = await client.pulse(TIMEOUT_S)
+    except EngineGone as error:
+        return Finding("engine", Health.BROKEN, str(error), _log_hint(settings, state, "engine"))
+    finally:
+        client.abort(EngineGone("the check is over"))
+    if pulse.is_stuck:
+        detail = f"its main loop has made no progress for {pulse.late_s:.0f} s"
+        return Finding("engine", Health.BROKEN, detail, _log_hint(settings, state, "engine"))
     return Finding(
         "engine", Health.OK, f"{welcome.engine_id} serves {welcome.model}, {welcome.max_model_len} tokens"
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 
 import msgspec
 import pytest
 
+from engine.health import problem_with
 from engine.lanes.loop_watch import FIRST_STEPS_FACTOR, NUM_FIRST_STEPS, TICK_S, LoopWatch
 from engine.pulse import Pulse
 from engine.runner.simulated import SimulatedRunner
@@ -112,9 +114,11 @@ async def test_the_engine_tells_that_its_loop_is_stuck_and_that_it_continues(tmp
         assert not (await client.pulse(PATIENCE_S)).is_stuck
         async with client.submit([1, 2, 3], Sampling(max_tokens=4, ignore_eos=True)) as stream:
             try:
+                assert await problem_with(engine.url, None) is None
                 while not (pulse := await client.pulse(PATIENCE_S)).is_stuck:
                     await asyncio.sleep(0.02)
                 assert pulse.late_s > 0
+                assert "no progress" in str(await problem_with(engine.url, None))
             finally:
                 runner.let_go.set()
             assert isinstance([message async for message in stream][-1], Finished)
@@ -163,3 +167,13 @@ def test_an_engine_whose_loop_is_stuck_for_good_ends_and_shows_where(tmp_path):
         assert engine.popen.wait(PATIENCE_S) == 1
         assert "stuck for good" in engine.output()
         assert "in _take_result" in engine.output(), "the log shows what the main thread was doing"
+
+
+def test_the_health_check_says_what_is_wrong_and_exits_accordingly(tmp_path):
+    command = [sys.executable, "-m", "engine.health"]
+    with running_engine(tmp_path) as engine:
+        healthy = subprocess.run([*command, engine.url], capture_output=True, text=True, timeout=PATIENCE_S)
+        assert (healthy.returncode, healthy.stderr) == (0, "")
+    gone = subprocess.run([*command, engine.url], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert gone.returncode == 1
+    assert gone.stderr.startswith("no engine answers at")
