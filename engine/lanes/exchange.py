@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,10 +11,12 @@ from typing import Any
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.outlook import Outlook
 from engine.core.request import Request
-from engine.core.terms import SLO, Lane
+from engine.core.terms import SLO, FinishReason, Lane
 from engine.lanes.loop_watch import LoopWatch
 from engine.lanes.snapshots import Snapshots
 from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
+
+log = logging.getLogger("engine.io")
 
 # What the main loop takes in before one step. The rest waits for the next step, so that thousands of messages do not
 # delay the tokens of the requests that run.
@@ -109,7 +112,10 @@ class Exchange:
         self._after_step.append(callback)
 
     def dispatch(self, events: Sequence[LoopEvent]) -> None:
-        """Pass the events of a step to their sinks. Runs on the I/O thread."""
+        """Pass the events of a step to their sinks. Runs on the I/O thread.
+
+        An error in a sink ends its request; all other sinks get their events.
+        """
         for event in events:
             if isinstance(event, StatsEvent):
                 self._snapshots.arrive(event.values)
@@ -118,6 +124,24 @@ class Exchange:
             if sink is not None:
                 if isinstance(event, FinishedEvent):
                     del self._sinks[event.request_id]
-                sink(event)
+                try:
+                    sink(event)
+                except Exception as error:
+                    self._give_up(event.request_id, sink, error)
         for callback in self._after_step:
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("an endpoint could not act on the events of a step; the others go on")
+
+    def _give_up(self, request_id: str, sink: RequestSink, error: Exception) -> None:
+        """End a request whose sink has raised an error: it lacks an event, and would be wrong without it."""
+        log.error("request %s ends because its output cannot be passed on", request_id, exc_info=error)
+        self.abort(request_id)
+        message = f"the engine could not pass on the output ({type(error).__name__})"
+        # Sinks know the lane of their request, which is not known here.
+        ended = FinishedEvent(request_id, Lane.BE, FinishReason.ERROR, 0, 0, 0, 0.0, message=message)
+        try:
+            sink(ended)
+        except Exception:
+            log.exception("the owner of request %s cannot be told that it ended", request_id)
