@@ -19,7 +19,6 @@ from engine.wire.protocol import (
     Cancel,
     Error,
     Finished,
-    Hello,
     Rejected,
     Sampling,
     Slo,
@@ -28,55 +27,14 @@ from engine.wire.protocol import (
     Submit,
     Tokens,
     Welcome,
-    decode_engine_message,
     frame,
 )
+from tests.engine.lanes.raw_client import RawClient
 from tests.engines import running_engine
-from tests.services import PATIENCE_S
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
 VOCAB_SIZE = 32_000  # of the simulated model
 VALID = {"max_tokens": 12, "temperature": 0.0, "ignore_eos": True}
-
-
-class RawClient:
-    """A connection whose frames the test makes itself."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-
-    @classmethod
-    async def connect(cls, url: str, *, greets: bool = True) -> RawClient:
-        client = cls(*await asyncio.open_unix_connection(url.removeprefix("unix://")))
-        if greets:
-            client.send(frame(Hello()))
-            assert isinstance(await client.receive(), Welcome)
-        return client
-
-    def send(self, *frames: bytes) -> None:
-        self._writer.writelines(frames)
-
-    def send_map(self, **fields: Any) -> None:
-        body = msgspec.msgpack.encode(fields)
-        self.send(LENGTH_PREFIX.pack(len(body)) + body)
-
-    async def receive(self) -> Any:
-        """The next message, or None at the end of the connection."""
-        async with asyncio.timeout(PATIENCE_S):
-            if not (prefix := await self._reader.read(4)):
-                return None
-            return decode_engine_message(await self._reader.readexactly(struct.unpack(">I", prefix)[0]))
-
-    async def output_of(self, request_id: str) -> list[int]:
-        token_ids: list[int] = []
-        while not isinstance(message := await self.receive(), Finished):
-            if isinstance(message, Tokens) and message.id == request_id:
-                token_ids += message.ids
-        return token_ids
-
-    async def close(self) -> None:
-        self._writer.close()
-        await self._writer.wait_closed()
 
 
 async def collect(
