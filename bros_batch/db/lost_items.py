@@ -33,18 +33,27 @@ class LongQueuedItem:
     model: str
 
 
-def items_queued_before(
-    connection: Connection, queued_before: float, after_id: int, limit: int
+def items_queued_long(
+    connection: Connection, lost_after_s: float, now_s: float, after_id: int, limit: int
 ) -> list[LongQueuedItem]:
-    """Items that have been queued since before a time, in the order of their ids."""
+    """Items that have been queued for longer than `lost_after_s`, in the order of their ids.
+
+    Those that seem to have been queued in the future are among them: the clock was set back since.
+    """
     rows = connection.execute(
         text(
             "SELECT items.id, items.epoch, items.job_id, items.attempts, jobs.model "
             "FROM items JOIN jobs ON jobs.id = items.job_id "
-            "WHERE items.status = 'queued' AND items.queued_at < :before AND items.id > :after "
+            "WHERE items.status = 'queued' AND (items.queued_at < :before OR items.queued_at > :future) "
+            "AND items.id > :after "
             "ORDER BY items.id LIMIT :limit"
         ),
-        {"before": queued_before, "after": after_id, "limit": limit},
+        {
+            "before": now_s - lost_after_s,
+            "future": now_s + lost_after_s,
+            "after": after_id,
+            "limit": limit,
+        },
     )
     return [LongQueuedItem(*row) for row in rows]
 

@@ -53,3 +53,17 @@ def try_lock(redis: Redis, name: str) -> Iterator[Lock | None]:
         yield lock
     finally:
         lock.release()
+
+
+def claim_tick(redis: Redis, name: str) -> bool:
+    """Whether the tick `name` may be sent: not while the last one waits, which after a while counts as lost."""
+    return Lock(redis, _tick_key(name)).acquire()
+
+
+def end_tick(redis: Redis, name: str) -> None:
+    """Allow the next tick `name`, because this one has arrived."""
+    redis.delete(_tick_key(name))
+
+
+def _tick_key(name: str) -> str:
+    return f"bros:tick:{name}"

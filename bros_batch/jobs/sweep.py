@@ -52,14 +52,14 @@ def _return_lost(worker: Worker, now_s: float) -> tuple[int, list[str]]:
     The database is read before the stream. An item whose result is recorded in between is missing from the stream, but
     it is no longer queued when the lost ones are to be returned, so it is not among those.
     """
-    queued_before = now_s - worker.settings.lost_after_s
+    lost_after_s = worker.settings.lost_after_s
     in_stream: dict[str, set[tuple[int, int]]] = {}
     num_lost = 0
     finalizing: list[str] = []
     after_id = 0
     while True:
         with reading(worker.database) as connection:
-            old = lost_items.items_queued_before(connection, queued_before, after_id, PAGE_ROWS)
+            old = lost_items.items_queued_long(connection, lost_after_s, now_s, after_id, PAGE_ROWS)
         if not old:
             return num_lost, finalizing
         for model in {item.model for item in old} - in_stream.keys():

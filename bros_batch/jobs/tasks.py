@@ -23,7 +23,7 @@ from bros_batch.jobs.celery_app import app
 from bros_batch.jobs.finalize import finalize as run_finalize
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.ingest import ingest as run_ingest
-from bros_batch.jobs.locks import try_lock
+from bros_batch.jobs.locks import end_tick, try_lock
 from bros_batch.jobs.outage import is_outage
 from bros_batch.jobs.prepare import prepare as run_prepare
 from bros_batch.jobs.queue_room import queue_room
@@ -170,7 +170,9 @@ def finalize(job_id: str) -> None:
 @tolerate_outage
 def sweep() -> None:
     """Do periodic maintenance."""
-    follow_up(run_sweep(get_worker()), "sweep")
+    worker = get_worker()
+    end_tick(worker.redis, "sweep")
+    follow_up(run_sweep(worker), "sweep")
 
 
 @app.task(name="bros.pump")
@@ -178,6 +180,7 @@ def sweep() -> None:
 def pump() -> None:
     """Dispatch the tasks that have work to do. This is cheap: a few keys and one indexed query."""
     worker = get_worker()
+    end_tick(worker.redis, "pump")
     ensure_generation(worker)
     model = worker.settings.model_name
     with reading(worker.database) as connection:

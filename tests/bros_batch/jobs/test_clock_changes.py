@@ -10,10 +10,10 @@ import pytest
 from bros_batch.db import job_leases
 from bros_batch.db.connections import writing
 from bros_batch.db.states import JobStatus
+from bros_batch.jobs import ticker
 from bros_batch.jobs.celery_app import app
-from bros_batch.jobs.locks import LOCK_TTL_MS, try_lock
+from bros_batch.jobs.locks import LOCK_TTL_MS, end_tick, try_lock
 from bros_batch.jobs.task_run import Progress
-from bros_batch.jobs.ticker import Ticker
 from tests.bros_batch.world import World, batch_lines
 from tests.services import wait_for
 
@@ -49,18 +49,39 @@ def test_a_lock_from_before_the_clock_was_set_back_ends_in_seconds(world: World)
         assert 0 < world.redis.pttl("bros:lock:x") <= LOCK_TTL_MS
 
 
-def test_beat_ticks_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticker = Ticker(app=app)
-    sent: list[str] = []
-    monkeypatch.setattr(Ticker, "producer", None)
-    monkeypatch.setattr(ticker, "apply_entry", lambda entry, producer: sent.append(entry.task))
-    pause_s = ticker.tick()
+@pytest.fixture
+def sent(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tasks that a ticker sends."""
+    names: list[str] = []
+    monkeypatch.setattr(ticker, "get_worker", lambda: world.worker)
+    monkeypatch.setattr(ticker.Ticker, "producer", None)
+    monkeypatch.setattr(ticker.Ticker, "apply_entry", lambda _self, entry, producer: names.append(entry.task))
+    return names
+
+
+def test_beat_ticks_by_the_monotonic_clock(
+    world: World, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = ticker.Ticker(app=app)
+    pause_s = beat.tick()
     assert sorted(sent) == ["bros.pump", "bros.sweep"]
     assert 0 < pause_s <= app.conf.beat_schedule["pump"]["schedule"]
+    end_tick(world.redis, "pump")
     wall_s = time.time()
     monkeypatch.setattr(time, "time", lambda: wall_s - HOUR_S)
-    wait_for(lambda: ticker.tick() and sent[2:], "the next tick")
+    wait_for(lambda: beat.tick() and sent[2:], "the next tick")
     assert sent[2] == "bros.pump"
+
+
+def test_a_tick_is_sent_only_when_the_last_one_has_arrived(world: World, sent: list[str]) -> None:
+    """Otherwise workers that are slower than the ticks would find ever more of them before everything else."""
+    for _ in range(3):  # each ticker sends at its first tick
+        ticker.Ticker(app=app).tick()
+    assert sorted(sent) == ["bros.pump", "bros.sweep"]
+    assert 0 < world.redis.pttl("bros:tick:pump") <= LOCK_TTL_MS, "a tick that is lost stops nothing"
+    end_tick(world.redis, "pump")
+    ticker.Ticker(app=app).tick()
+    assert sorted(sent) == ["bros.pump", "bros.pump", "bros.sweep"]
 
 
 def test_what_a_preparer_adds_after_its_items_went_to_another_changes_nothing(world: World) -> None:

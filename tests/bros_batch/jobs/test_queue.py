@@ -332,18 +332,18 @@ def test_items_that_are_recorded_during_a_sweep_are_not_reported_as_lost(
     job_id = world.running(batch_lines(30))
     world.prepare()
     taken = world.engine.take()
-    read = lost_items.items_queued_before
+    read = lost_items.items_queued_long
 
     def read_then_record(connection: Connection, *arguments: Any) -> Any:
         old = read(connection, *arguments)
         if old:
-            monkeypatch.setattr(lost_items, "items_queued_before", read)
+            monkeypatch.setattr(lost_items, "items_queued_long", read)
             connection.commit()
             world.engine.answer(taken[:20])
             assert world.record().changed == 20
         return old
 
-    monkeypatch.setattr(lost_items, "items_queued_before", read_then_record)
+    monkeypatch.setattr(lost_items, "items_queued_long", read_then_record)
     swept = world.sweep(later_s=1000)
     assert swept.lost == 0
     assert not [record for record in caplog.records if "lost" in record.getMessage()]
