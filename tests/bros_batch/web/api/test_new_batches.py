@@ -194,6 +194,15 @@ def test_numbers_that_no_database_stores_are_rejected(http: httpx.Client, extra:
     assert answer.status_code == 400, answer.text
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["1" * 2_000_000, "1" + " " * 2_000_000 + "x", "1." * 1_000_000, "-" * 2_000_000]
+)
+def test_a_long_deadline_is_rejected_at_once(http: httpx.Client, text: str) -> None:
+    answer = http.post("/v1/batches", json=batch_body(http, deadline=text))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "deadline")
+
+
 @pytest.mark.parametrize("digits", [20, 400, 4300, 5000])
 def test_a_number_of_any_length_in_the_defaults_does_no_harm(http: httpx.Client, digits: int) -> None:
     body = json.dumps(batch_body(http, defaults={"max_tokens": 0}))
