@@ -10,8 +10,8 @@ from bros_batch.settings import Settings, get_settings
 
 
 def heartbeat_path(settings: Settings, service: str) -> Path:
-    """The file that `worker` or `beat` touches: a worker when a task begins and ends, beat each time it looks for tasks
-    that are due."""
+    """The file that is touched by `worker`, the main process of a worker, every two seconds; by `pool`, the processes
+    of a worker, when a task begins and ends; and by `beat` each time it looks for tasks that are due."""
     return settings.data_dir / "run" / f"{service}.alive"
 
 

@@ -75,8 +75,13 @@ class Up:
         assert not left, left
 
 
-def start_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, **env: str) -> Up:
-    """Start `up` without waiting until it is ready. Skips the test if there is no Redis."""
+def start_up(
+    data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, console: int | None = None, **env: str
+) -> Up:
+    """Start `up` without waiting until it is ready. Skips the test if there is no Redis.
+
+    Its messages go to `console`, a file descriptor, if that is given, and else to a file.
+    """
     if redis_binary() is None:
         unavailable("Redis")
     data_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +96,7 @@ def start_up(data_dir: Path, *flags: str, engine: tuple[str, ...] = SIMULATED, *
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=stderr,
+            stderr=stderr if console is None else console,
             text=True,
             env={**kept, MARK: mark, **env},
             start_new_session=True,

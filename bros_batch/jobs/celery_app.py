@@ -10,7 +10,7 @@ from typing import Any
 
 import billiard.pool
 from celery import Celery
-from celery.signals import task_postrun, task_prerun
+from celery.signals import heartbeat_sent, task_postrun, task_prerun
 
 from bros_batch.heartbeat import touch_heartbeat
 from bros_batch.settings import Settings, get_settings
@@ -86,5 +86,10 @@ app.conf.update(configuration(get_settings()))
 
 @task_prerun.connect
 @task_postrun.connect
-def _show_life(**_signal: Any) -> None:
+def _show_life_of_pool(**_signal: Any) -> None:
+    touch_heartbeat("pool")
+
+
+@heartbeat_sent.connect
+def _show_life_of_worker(**_signal: Any) -> None:
     touch_heartbeat("worker")

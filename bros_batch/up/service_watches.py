@@ -10,6 +10,8 @@ from bros_batch.up.child import Child
 from bros_batch.up.probes import Probe, WebProbe, engine_answers
 from bros_batch.up.watch import PROBE_TIMEOUT_S, FileBeat, Watch
 
+POOL_LIMIT_S = 240.0  # the time limit of a task
+
 
 def service_watches(
     settings: Settings,
@@ -42,12 +44,15 @@ def service_watches(
     # Beat and the worker rest when Redis or the database is away, and between the ticks of the pump.
     limit_s = max(limit_s, 3 * settings.pump_interval_s)
     beat_watch = Watch(children["beat"], beat, limit_s, announce, others_answer)
-    # Without beat, the worker has nothing to do. It has twice the time, since it works on a task for a while.
-    worker_watch = Watch(
+    worker_file, pool_file = (FileBeat(heartbeat_path(settings, name)) for name in ("worker", "pool"))
+    worker_watch = Watch(children["worker"], worker_file, limit_s, announce, others_answer)
+    # The main process ends tasks that take too long. Its pool hangs as a whole if no task begins or ends nevertheless,
+    # although beat sends one every second.
+    pool_watch = Watch(
         children["worker"],
-        FileBeat(heartbeat_path(settings, "worker")),
-        2 * limit_s,
+        pool_file,
+        POOL_LIMIT_S + limit_s,
         announce,
         lambda: others_answer() and not beat_watch.silent_s,
     )
-    return [*watches, beat_watch, worker_watch]
+    return [*watches, beat_watch, worker_watch, pool_watch]

