@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -52,4 +52,36 @@ def make_text_model(directory: Path, *, vocab_size: int = 400, max_model_len: in
     }
     for name, content in written.items():
         (directory / name).write_text(json.dumps(content))
+    return directory
+
+
+def make_sentencepiece_model(directory: Path) -> Path:
+    """Writes a directory with a tokenizer like that of Llama 2: words begin with a mark for the space, the decoder
+    strips the first space, and unknown characters are byte tokens. Ids 0 to 2 are special."""
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    for token in ("\u2581", *"abcdeh.", "\u2581a", "\u2581b", "he", "\u2581he"):
+        vocabulary[token] = len(vocabulary)
+    merges = [("\u2581", "a"), ("\u2581", "b"), ("h", "e"), ("\u2581", "he")]
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": CHAT_TEMPLATE.replace("<|im_start|>", "<s>").replace("<|im_end|>", "</s>"),
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    model = {"model_type": "llama", "vocab_size": len(vocabulary), "max_position_embeddings": MAX_MODEL_LEN}
+    (directory / "config.json").write_text(json.dumps(model))
     return directory

@@ -43,7 +43,10 @@ def result_body(
     choices = result.choices
     return response_body(
         head,
-        [finished_choice(tokenizer, index, choice, sampling) for index, choice in enumerate(choices)],
+        [
+            finished_choice(tokenizer, index, choice, sampling, result.prompt_tail)
+            for index, choice in enumerate(choices)
+        ],
         usage_object(
             result.prompt_tokens, sum(len(choice.token_ids) for choice in choices), result.cached_tokens
         ),
@@ -147,14 +150,28 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
 def text_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
     """Return the `logprobs` object of a plain completion's choice."""
     return {
-        "tokens": [_readable(each.token) for each in logprobs],
+        "tokens": [_named(each.token) for each in logprobs],
         "token_logprobs": [each.logprob for each in logprobs],
-        "top_logprobs": [
-            {_readable(token): logprob for token, logprob in ((each.token, each.logprob), *each.top)}
-            for each in logprobs
-        ],
+        "top_logprobs": [_by_name(each) for each in logprobs],
         "text_offset": [each.offset for each in logprobs],
     }
+
+
+def _by_name(position: TokenLogprob) -> dict[str, float]:
+    """Return the log-probabilities at a position by token. If two tokens have the same text, the drawn one is kept, or
+    else the likelier one."""
+    found: dict[str, float] = {}
+    for token, logprob in ((position.token, position.logprob), *position.top):
+        found.setdefault(_named(token), logprob)
+    return found
+
+
+def _named(token: bytes) -> str:
+    """Return the text of a token, or its bytes as OpenAI writes those that are not text: `bytes:\\xf0\\x9f`."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
 def _readable(token: bytes) -> str:

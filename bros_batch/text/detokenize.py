@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Protocol
 
 # A UTF-8 character takes at most four byte tokens. Text that still ends in a replacement character after more tokens
 # than this is not waiting for the rest of a character.
 MAX_WINDOW_TOKENS = 32
+MIN_TAIL_TOKENS = 4
 REPLACEMENT = "\ufffd"
 
 
 class TextStream(Protocol):
-    """Incremental decoder of one output. The results of `push` and `finish`, joined, are the text of all tokens."""
+    """Incremental decoder of one output. The results of `push` and `finish`, joined, are the text of all tokens.
+
+    It begins with the last tokens of the prompt, whose text is not repeated: the text of an output is what it adds to
+    the text of the prompt. A character that ends in a token belongs to that token. The engine finds stop strings by the
+    same rules (`engine.runner.sampling.growing_text`).
+    """
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Append `token_ids` and return the additional text that is certain."""
@@ -29,9 +35,10 @@ class ByteStream:
 
     __slots__ = ("_bytes_of", "_decoder")
 
-    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+    def __init__(self, bytes_of: Callable[[int], bytes], prompt_tail: Sequence[int] = ()) -> None:
         self._bytes_of = bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.push(prompt_tail)
 
     def push(self, token_ids: Iterable[int]) -> str:
         return self._decoder.decode(b"".join(map(self._bytes_of, token_ids)))
@@ -49,31 +56,53 @@ class WindowStream:
     token ids:  ......... | context | new ...
                        _start     _read          text of new = decode(context + new) minus decode(context)
     ```
+
+    `_shown` is the number of characters of that text that `push` has returned. Tokens that are `hidden` have no text.
     """
 
-    __slots__ = ("_decode", "_ids", "_read", "_start")
+    __slots__ = ("_decode", "_hidden", "_ids", "_read", "_shown", "_start")
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        prompt_tail: Sequence[int] = (),
+        hidden: Container[int] = frozenset(),
+    ) -> None:
         self._decode = decode
-        self._ids: list[int] = []
+        self._hidden = hidden
+        self._ids = _tail([token_id for token_id in prompt_tail if token_id not in hidden], decode)
         self._start = 0
         self._read = 0
+        self._shown = 0
+        self._advance(final=False)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        self._ids.extend(token_ids)
+        self._ids.extend(token_id for token_id in token_ids if token_id not in self._hidden)
         return self._advance(final=False)
 
     def finish(self) -> str:
         return self._advance(final=True)
 
     def _advance(self, final: bool) -> str:
-        context = self._decode(self._ids[self._start : self._read])
-        text = self._decode(self._ids[self._start :])
         unread = len(self._ids) - self._read
-        if not unread or (text.endswith(REPLACEMENT) and not final and unread <= MAX_WINDOW_TOKENS):
+        if not unread:
             return ""
-        if len(text) <= len(context) and not final:
-            return ""
-        self._ids = self._ids[self._read :]
-        self._start, self._read = 0, len(self._ids)
-        return text[len(context) :]
+        context = len(self._decode(self._ids[self._start : self._read]))
+        text = self._decode(self._ids[self._start :])
+        # Replacement characters at the end may become a character with the next token.
+        certain = text if final or unread > MAX_WINDOW_TOKENS else text.rstrip(REPLACEMENT)
+        new = certain[context + self._shown :]
+        if len(certain) == len(text) > context or final:
+            self._ids = self._ids[self._read :]
+            self._start, self._read, self._shown = 0, len(self._ids), 0
+        else:
+            self._shown += len(new)
+        return new
+
+
+def _tail(token_ids: list[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """Return the last few tokens, from the beginning of a character: one that is cut spoils the bytes after it."""
+    for num_tokens in range(MIN_TAIL_TOKENS, len(token_ids)):
+        if not decode(token_ids[-num_tokens:]).startswith(REPLACEMENT):
+            return token_ids[-num_tokens:]
+    return token_ids

@@ -9,7 +9,7 @@ from typing import Literal
 
 from bros_batch.text.stop_strings import StopCutter
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, PositionLogprobs, Sampling
+from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, PositionLogprobs, Sampling
 
 FinishReason = Literal["stop", "length"]
 
@@ -52,17 +52,23 @@ class OutputDecoder:
     """Decodes one output as its tokens arrive.
 
     The text ends before the first stop string; `stopped` is then true, and later tokens are ignored. Stop strings that
-    end within the first `min_tokens` tokens do not count. The end token of an output has no text.
+    end within the first `min_tokens` tokens are text. The end token of an output has no text. `prompt_tail` is the end
+    of the prompt, on which the text of the first tokens may depend.
     """
 
-    def __init__(self, tokenizer: ModelTokenizer, sampling: Sampling) -> None:
+    def __init__(
+        self, tokenizer: ModelTokenizer, sampling: Sampling, prompt_tail: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
-        self._stream = tokenizer.stream()
+        self._stream = tokenizer.stream(prompt_tail[-PROMPT_TAIL_TOKENS:])
         self._cutter = StopCutter(sampling.stop)
         self._min_tokens = sampling.min_tokens
         self._ends = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             self._ends |= tokenizer.eos_token_ids
+        if sampling.stop:
+            # The text omits special tokens, so the engine treats a stop string that names one as a stop token.
+            self._ends |= tokenizer.special_ids_of(sampling.stop)
         self._keeps_logprobs = sampling.logprobs is not None
         self._by_token = self._keeps_logprobs or (bool(sampling.stop) and sampling.min_tokens > 0)
         self._held: tuple[int, PositionLogprobs | None] | None = None
@@ -128,10 +134,10 @@ class OutputDecoder:
 
 
 def finished_choice(
-    tokenizer: ModelTokenizer, index: int, choice: Choice, sampling: Sampling
+    tokenizer: ModelTokenizer, index: int, choice: Choice, sampling: Sampling, prompt_tail: Sequence[int] = ()
 ) -> FinishedChoice:
     """Decode a complete output of the engine."""
-    decoder = OutputDecoder(tokenizer, sampling)
+    decoder = OutputDecoder(tokenizer, sampling, prompt_tail)
     pieces = (decoder.push(choice.token_ids, choice.logprobs), decoder.finish(choice.reason))
     logprobs = [logprob for piece in pieces for logprob in piece.logprobs]
     return FinishedChoice(

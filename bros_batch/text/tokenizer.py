@@ -88,9 +88,17 @@ class ModelTokenizer:
         """Return the text of an output, without special tokens."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    def stream(self) -> TextStream:
-        """Return a new incremental decoder; its results, joined, equal `decode` of all its tokens."""
-        return ByteStream(self._shown_bytes_of) if self._is_byte_level else WindowStream(self.decode)
+    def stream(self, prompt_tail: Sequence[int] = ()) -> TextStream:
+        """Return a new incremental decoder of an output. Its results, joined, are what the output's tokens add to the
+        `decode` of the prompt, whose last tokens are `prompt_tail`."""
+        if self._is_byte_level:
+            return ByteStream(self._shown_bytes_of, prompt_tail)
+        return WindowStream(self.decode, prompt_tail, self._special_ids)
+
+    def special_ids_of(self, names: Iterable[str]) -> frozenset[int]:
+        """Return the ids of those special tokens whose name is one of `names`."""
+        wanted = set(names)
+        return frozenset(token_id for token_id in self._special_ids if self._added[token_id] in wanted)
 
     def _shown_bytes_of(self, token_id: int) -> bytes:
         return b"" if token_id in self._special_ids else self.bytes_of(token_id)

@@ -99,7 +99,7 @@ class Generation:
         ]
 
     async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
-        decoder = OutputDecoder(self.tokenizer, output.sampling)
+        decoder = OutputDecoder(self.tokenizer, output.sampling, output.token_ids)
         request = self.request
         num_tokens = 0
         stream = self.client.submit(

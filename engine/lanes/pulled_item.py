@@ -9,7 +9,7 @@ from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
 from engine.core.terms import FinishReason, Lane
 from engine.lanes.translation import monotonic_deadline_s, position_logprobs, sampling_params
-from engine.wire.protocol import Choice, ItemRequest, ItemResult, PositionLogprobs
+from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, ItemRequest, ItemResult, PositionLogprobs
 
 
 class PulledItem:
@@ -90,6 +90,7 @@ class PulledItem:
             choices,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
+            prompt_tail=self.item.token_ids[-PROMPT_TAIL_TOKENS:],
         )
 
     def failure(self, engine_id: str, code: str, message: str) -> ItemResult:

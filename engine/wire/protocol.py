@@ -23,6 +23,7 @@ LENGTH_PREFIX = struct.Struct(">I")
 # The types below limit only what is decoded: the length of texts and lists. Which values an engine can compute with is
 # decided by `engine.wire.limits`, so that a request with any other value is rejected by its name and its id.
 MAX_ID_CHARS = 128
+PROMPT_TAIL_TOKENS = 24  # more than the text of a token depends on, even within a run of byte tokens
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1000
 MAX_STOP_TOKEN_IDS = 1024
@@ -223,7 +224,10 @@ class Choice(Struct, frozen=True, omit_defaults=True):
 
 
 class ItemResult(Struct, frozen=True, omit_defaults=True):
-    """The outcome of one `ItemRequest`: its choices, or an error (then `error_code` is set)."""
+    """The outcome of one `ItemRequest`: its choices, or an error (then `error_code` is set).
+
+    `prompt_tail` holds the last tokens of the prompt, on which the text of the first output tokens may depend.
+    """
 
     item_id: RowNumber
     epoch: Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
@@ -232,6 +236,7 @@ class ItemResult(Struct, frozen=True, omit_defaults=True):
     choices: list[Choice] = []
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    prompt_tail: list[int] = []
     error_code: str | None = None
     error_message: str | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,53 +12,31 @@ import numpy.typing as npt
 
 from engine.core.plan import RowStart
 from engine.runner.row_failure import row_failure
+from engine.runner.sampling.growing_text import PROMPT_TAIL_TOKENS, Decode, GrowingText
 
-Decode = Callable[[Sequence[int]], str]
 IntArray = npt.NDArray[np.int64]
-_REPLACEMENT = "�"
-_TRIM_TOKENS = 64
 
 
 class StopStrings:
-    """Searches the text of a growing output for strings, decoding only its end.
+    """Searches the text of a growing output for strings."""
 
-    ```
-    token ids:  ......... | context | new ...
-                       _start     _read          the new text is decode(context + new) less decode(context)
-    ```
-    The context is needed because a token's text may depend on the token before it (for example, a leading space).
-    """
+    __slots__ = ("_longest", "_stops", "_tail", "_text")
 
-    __slots__ = ("_decode", "_ids", "_longest", "_num_searched", "_read", "_start", "_stops", "_tail")
-
-    def __init__(self, stops: Sequence[str], decode: Decode) -> None:
+    def __init__(self, stops: Sequence[str], text: GrowingText) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._longest = max(map(len, self._stops), default=0)
-        self._decode = decode
-        self._ids: list[int] = []
-        self._start = 0
-        self._read = 0
+        self._text = text
         self._tail = ""  # the end of the text so far, in which a stop string may have begun
-        self._num_searched = 0  # characters after the tail that earlier tokens had completed
 
     def push(self, token_id: int) -> bool:
         """Takes the next output token. Returns whether one of the strings ends in the text that it completes."""
-        self._ids.append(token_id)
-        context = self._decode(self._ids[self._start : self._read])
-        text = self._decode(self._ids[self._start :])
-        new = text[len(context) :]
+        new = self._text.push(token_id)
+        if not new:
+            return False
         window = self._tail + new
-        num_old = len(self._tail) + self._num_searched
         # Only ends within the few new characters are compared, so a token is cheap however long the strings are.
-        found = any(window.endswith(self._stops, 0, end) for end in range(num_old + 1, len(window) + 1))
-        if text.endswith(_REPLACEMENT) and len(self._ids) - self._read < _TRIM_TOKENS:
-            self._num_searched = len(new.rstrip(_REPLACEMENT))
-            return found  # perhaps the middle of a character: it is decoded again with the next token
-        self._num_searched = 0
-        self._start, self._read = self._read, len(self._ids)
-        if self._start > _TRIM_TOKENS:
-            del self._ids[: self._start]
-            self._start, self._read = 0, self._read - self._start
+        ends = range(len(self._tail) + 1, len(window) + 1)
+        found = any(window.endswith(self._stops, 0, end) for end in ends)
         self._tail = window[-(self._longest - 1) :] if self._longest > 1 else ""
         return found
 
@@ -72,10 +50,10 @@ class StopRule:
     strings: StopStrings | None
 
     def ends(self, token_id: int, num_outputs: int) -> bool:
-        """Whether `token_id`, the request's output token number `num_outputs` (from 1), ends it: none of the first
-        `min_tokens` does.
+        """Whether `token_id`, the request's output token number `num_outputs` (from 1), ends it.
 
-        If there are stop strings, this must be called once for every output token, since they follow the text.
+        The first `min_tokens` tokens never do, and a stop string that ends in one of them is text. If there are stop
+        strings, this must be called once for every output token, since they follow the text.
         """
         has_string = self.strings is not None and self.strings.push(token_id)
         return (has_string or token_id in self.token_ids) and num_outputs > self.min_tokens
@@ -117,6 +95,7 @@ class StopTable:
         self._model = model
         self._tokenizer: Any = None
         self._special: dict[str, int] = {}
+        self._special_ids: frozenset[int] = frozenset()
         self._rules = [StopRule(frozenset(), 0, None)] * num_rows
         self._has_strings = np.zeros(num_rows, dtype=bool)
         self._num_watching: Counter[int] = Counter()  # rows, by stop token
@@ -133,8 +112,10 @@ class StopTable:
             decode, special = self._load_tokenizer()
             # The text omits special tokens, so a stop string that names one is treated as a stop token.
             token_ids |= {special[stop] for stop in sampling.stop if stop in special}
-            strings = StopStrings(sampling.stop, decode)
-            for token_id in start.token_ids[start.num_prompt_tokens :]:
+            first = start.num_prompt_tokens
+            prompt_tail = start.token_ids[max(0, first - PROMPT_TAIL_TOKENS) : first]
+            strings = StopStrings(sampling.stop, GrowingText(decode, prompt_tail, self._special_ids))
+            for token_id in start.token_ids[first:]:
                 strings.push(token_id)
         self._watch(self._rules[start.row].token_ids, token_ids)
         self._rules[start.row] = StopRule(token_ids, sampling.min_tokens, strings)
@@ -169,6 +150,7 @@ class StopTable:
                 ) from error
             added = self._tokenizer.added_tokens_decoder.items()
             self._special = {token.content: token_id for token_id, token in added if token.special}
+            self._special_ids = frozenset(self._special.values())
         # The backend of a fast tokenizer decodes several times faster than its wrapper.
         decode = (getattr(self._tokenizer, "backend_tokenizer", None) or self._tokenizer).decode
         return lambda token_ids: decode(token_ids, skip_special_tokens=True), self._special

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers
 
 from bros_batch.text.detokenize import WindowStream
 from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.protocol import PROMPT_TAIL_TOKENS
+from tests.factories_text import make_sentencepiece_model
 
 TOKENS = st.lists(st.integers(0, 399), max_size=60)
 SIZES = st.lists(st.integers(1, 5), min_size=60, max_size=60)
@@ -43,24 +44,7 @@ def test_a_character_is_never_split(tokenizer: ModelTokenizer, content: str) -> 
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> ModelTokenizer:
-    """A tokenizer like that of Llama 2: words begin with a mark for the space; unknown characters are byte tokens."""
-    directory = tmp_path_factory.mktemp("sentencepiece")
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
-    for token in ("\u2581", *"abcdeh", "\u2581a", "\u2581b", "he", "\u2581he"):
-        vocabulary[token] = len(vocabulary)
-    merges = [("\u2581", "a"), ("\u2581", "b"), ("h", "e"), ("\u2581", "he")]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return ModelTokenizer(directory)
+    return ModelTokenizer(make_sentencepiece_model(tmp_path_factory.mktemp("sentencepiece")))
 
 
 @given(content=st.text("abhe é🙂", max_size=30), ids=st.lists(st.integers(0, 260), max_size=20), sizes=SIZES)
@@ -81,3 +65,55 @@ def test_a_long_run_of_invalid_bytes_is_not_held_back(tokenizer: ModelTokenizer)
     shown = "".join(stream.push([token_id]) for token_id in broken)
     assert len(shown) > 900
     assert shown + stream.finish() == tokenizer.decode(broken)
+
+
+TOKENS_OF_TEXT = st.lists(st.integers(0, 275) | st.text("abhe é🙂", min_size=1, max_size=4), max_size=20)
+
+
+def ids_of(model: ModelTokenizer, parts: list[int | str], is_byte_level: bool) -> list[int]:
+    """Token ids as drawn, and those of texts. Where single bytes are tokens of their own, they occur within characters
+    only: the decoder shows a whole run of them differently if one of them is invalid."""
+    ids: list[int] = []
+    for part in parts:
+        if isinstance(part, str):
+            ids += model.encode_prompt(part)
+        elif is_byte_level or part < 3 or part > 258:
+            ids.append(part)
+    return ids
+
+
+@given(before=TOKENS_OF_TEXT, after=TOKENS_OF_TEXT, sizes=SIZES)
+@settings(max_examples=400, deadline=None)
+def test_an_output_is_what_it_adds_to_its_prompt(
+    tokenizer: ModelTokenizer,
+    sentencepiece: ModelTokenizer,
+    before: list[int | str],
+    after: list[int | str],
+    sizes: list[int],
+) -> None:
+    for each in (sentencepiece, tokenizer):
+        prompt, ids = (ids_of(each, parts, each is tokenizer) for parts in (before, after))
+        if each.decode(prompt).endswith("\ufffd"):
+            continue  # the output may complete a character of the prompt: see below
+        stream = each.stream(prompt[-PROMPT_TAIL_TOKENS:])
+        pieces = [stream.push(part) for part in split(ids, [*sizes, 1000])]
+        assert each.decode(prompt) + "".join(pieces) + stream.finish() == each.decode([*prompt, *ids])
+
+
+def test_a_first_word_keeps_its_space(sentencepiece: ModelTokenizer) -> None:
+    prompt, answer = sentencepiece.encode_prompt("b a b a b a b a b he"), sentencepiece.encode_prompt("a bad")
+    assert sentencepiece.stream(prompt[-PROMPT_TAIL_TOKENS:]).push(answer) == " a bad"
+    assert sentencepiece.stream().push(answer) == "a bad"
+    assert sentencepiece.stream([1]).push(answer) == "a bad"
+    assert sentencepiece.stream([*prompt[-7:], 2]).push(answer) == " a bad", "special tokens have no text"
+
+
+def test_an_output_completes_a_character_of_its_prompt(
+    tokenizer: ModelTokenizer, sentencepiece: ModelTokenizer
+) -> None:
+    for each in (tokenizer, sentencepiece):
+        ids = each.encode_prompt("b \U0001f642 a")
+        for cut in range(1, len(ids)):
+            stream = each.stream(ids[max(0, cut - PROMPT_TAIL_TOKENS) : cut])
+            before = each.decode(ids[:cut]).rstrip("\ufffd")
+            assert before + stream.push(ids[cut:]) + stream.finish() == "b \U0001f642 a"

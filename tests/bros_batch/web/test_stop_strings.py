@@ -38,7 +38,8 @@ class StoppingRunner(SimulatedRunner):
             if plan.samples[i] and start is not None:
                 number = plan.starts[i] + plan.counts[i] - start.num_prompt_tokens + 1
                 rules = self._table.rules_of(np.array([row]))
-                result.stopped[i] |= rules.ends([result.sampled[i]], np.array([number]))[0]
+                ended, _ = rules.ends([result.sampled[i]], np.array([number]))
+                result.stopped[i] |= ended[0]
         return step
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from engine.core.plan import RowStart
 from engine.core.terms import SamplingParams
+from engine.runner.sampling.growing_text import GrowingText
 from engine.runner.sampling.stop import StopStrings, StopTable
 from tests.factories_models import make_tokenizer
 
@@ -81,7 +82,7 @@ def test_searching_the_end_of_the_text_finds_the_same_as_searching_all_of_it(
     rng = random.Random(seed)
     token_ids = encode(tokenizer_dir, "".join(rng.choice("ab√🎈 ") for _ in range(400)))
     stops = ["".join(rng.choice("ab√🎈 ") for _ in range(rng.randint(1, 5))) for _ in range(3)]
-    watched = StopStrings(stops, decode)
+    watched = StopStrings(stops, GrowingText(decode, [], frozenset()))
     found = next((i for i, token_id in enumerate(token_ids) if watched.push(token_id)), None)
     whole = next(
         (i for i in range(len(token_ids)) if any(s in decode(token_ids[: i + 1]) for s in stops)), None
