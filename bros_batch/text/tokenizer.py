@@ -6,7 +6,6 @@ torch or transformers: a web or worker process starts in a fraction of a second.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from tokenizers import Tokenizer
 
 from bros_batch.request_error import RequestError
 from bros_batch.text.chat_template import compile_chat_template
 from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
 from bros_batch.text.generation_config import recommended_sampling
+from bros_batch.text.tokenizer_file import named_tokens, read_json, read_tokenizer
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -29,18 +28,14 @@ class ModelTokenizer:
     """Converts chats and prompts to the token ids of one model, and token ids back to text. Thread-safe."""
 
     def __init__(self, directory: Path) -> None:
-        config = _read_json(directory / "config.json")
-        generation = _read_json(directory / "generation_config.json")
-        names = _read_json(directory / "special_tokens_map.json") | _read_json(
+        config = read_json(directory / "config.json")
+        generation = read_json(directory / "generation_config.json")
+        names = read_json(directory / "special_tokens_map.json") | read_json(
             directory / "tokenizer_config.json"
         )
-        self._tokenizer = _read_tokenizer(directory)
+        self._special_tokens = named_tokens(names)
+        self._tokenizer = read_tokenizer(directory, names)
         self._is_byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
-        self._special_tokens = {
-            key: content
-            for key, value in names.items()
-            if key.endswith("_token") and (content := _token_content(value)) is not None
-        }
         source = _chat_template_source(directory, names)
         self._chat_template = None if source is None else compile_chat_template(source)
         self.template_variables = self._chat_template.variables if self._chat_template else frozenset[str]()
@@ -153,33 +148,11 @@ def load_tokenizer(model: str) -> ModelTokenizer:
     return ModelTokenizer(directory)
 
 
-def _read_tokenizer(directory: Path) -> Tokenizer:
-    path = directory / "tokenizer.json"
-    if path.exists():
-        return Tokenizer.from_file(str(path))
-    # Older models have other files, which only transformers can convert; importing it takes seconds.
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(directory)).backend_tokenizer
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
-
-
-def _token_content(value: object) -> str | None:
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
-
-
 def _chat_template_source(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    source = _read_json(directory / "chat_template.json").get(
+    source = read_json(directory / "chat_template.json").get(
         "chat_template", tokenizer_config.get("chat_template")
     )
     if isinstance(source, list):
