@@ -51,18 +51,20 @@ def fitted_sampling(
     if num_prompt_tokens == 0:
         raise RequestError("The prompt has no tokens.", request.prompt_param)
     requested = request.requested_max_tokens
-    # Clients recognize this error by its code or by the beginning of its message.
+    # Clients recognize this error by how its message begins (litellm), or by its code, for which they may look in the
+    # message too (langchain).
     limit = f"This model's maximum context length is {max_model_len} tokens"
     if room < 1:
         raise RequestError(
-            f"{limit}, but the prompt has {num_prompt_tokens} tokens. Leave room for at least one output token.",
+            f"{limit}, but the prompt has {num_prompt_tokens} tokens. Leave room for at least one output "
+            "token (context_length_exceeded).",
             request.prompt_param,
             "context_length_exceeded",
         )
     if requested is not None and requested > room:
         raise RequestError(
             f"{limit}, but the request needs {num_prompt_tokens + requested}: {num_prompt_tokens} for the prompt and "
-            f"{requested} for the output.",
+            f"{requested} for the output (context_length_exceeded).",
             request.prompt_param,
             "context_length_exceeded",
         )

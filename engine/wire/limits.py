@@ -119,7 +119,7 @@ def _prompt_problem(token_ids: Collection[int], limits: EngineLimits) -> Problem
         return Problem(
             "context_length_exceeded",
             f"This model's maximum context length is {most} tokens, prompt and output together, but the prompt has "
-            f"{len(token_ids)} tokens. Shorten the prompt.",
+            f"{len(token_ids)} tokens. Shorten the prompt (context_length_exceeded).",
             "token_ids",
         )
     foreign = _foreign(token_ids, limits.vocab_size)
