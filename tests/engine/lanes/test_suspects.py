@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from engine.__main__ import SIMULATED_VOCAB_SIZE
-from engine.core.terms import Lane
+from engine.core.terms import Lane, SamplingParams
 from engine.lanes.suspects import MAX_RUNNING, OFTEN_STARTED, Record, Suspects, suspects_key
 from engine.lanes.translation import sampling_params
 from engine.runner.simulated import SimulatedRunner
 from engine.step_mark import LastStep, StepMark, _parsed
 from engine.wire import protocol
+from engine.wire.client import EngineClient, EngineGone
 from engine.wire.protocol import Sampling
 from tests.engine.lanes.test_item_puller import KEY, SAMPLING, add, num_pending, read_as, results, slow_runner
 from tests.engines import running_engine
@@ -213,6 +216,42 @@ def test_an_engine_that_is_killed_by_hand_fails_nothing(server, redis) -> None:
         assert redis.hget(suspects_key("sim"), entry_id + b" apart") == b"2"
         answers = wait_for_results(redis, engine, 1)
     assert answers[1].error_code is None and len(answers[1].choices[0].token_ids) == 200
+
+
+def test_a_chat_that_kills_the_engine_fails_no_item(server, redis) -> None:
+    """Items that were computed beside it run apart from then on, and it is not blamed on them when it is sent again."""
+    prompts = {i: [5, 6, 7 + i] for i in range(12)}
+    for i, prompt in prompts.items():
+        add(redis, i, prompt, sampling=Sampling(max_tokens=60, temperature=0.0, ignore_eos=True))
+
+    async def chat(url: str) -> None:
+        client = await EngineClient.connect(url)
+        try:
+            async with client.submit(POISON, Sampling(max_tokens=5)) as stream:
+                async for _ in stream:
+                    pass
+        finally:
+            await client.close()
+
+    with processes() as group:
+        engine = Engine(group, server.url, "--simulated-step-s", "0.01", "--max-attempts", "1")
+        for kills in range(1, 5):
+            wait_for(lambda: engine.socket.exists() and engine.process.running)
+
+            def has_killed(kills: int = kills) -> bool:
+                with suppress(EngineGone, OSError):
+                    asyncio.run(chat(f"unix://{engine.socket}"))
+                engine.keep_running()
+                return len(engine.deaths) >= kills
+
+            wait_for(has_killed, "the death of the engine")
+        answers = wait_for_results(redis, engine, 12)
+        assert len(engine.deaths) == 4
+    info = dataclasses.replace(runner_info(), vocab_size=SIMULATED_VOCAB_SIZE)
+    for i, prompt in prompts.items():
+        sampling = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
+        assert answers[i].error_code is None, answers[i].error_message
+        assert answers[i].choices[0].token_ids == SimulatedRunner(info).continuation(prompt, sampling)
 
 
 def test_the_death_of_an_engine_counts_only_against_what_it_computed(tmp_path, server, redis) -> None:
