@@ -21,17 +21,21 @@ _HEADER = struct.Struct("<II")  # number of bytes that follow, and whether a sus
 
 @dataclass(frozen=True, slots=True)
 class LastStep:
-    """The bulk requests that the previous process was computing when it died. `is_apart`: it was one by itself."""
+    """The bulk requests that the previous process was computing when it died. `is_apart`: it was one by itself.
+
+    `is_known` tells whether there was a mark at all.
+    """
 
     request_ids: tuple[str, ...] = ()
     is_apart: bool = False
+    is_known: bool = False
 
 
 class StepMark:
     """A mark in a file of the engine's own, which is made if there is none.
 
-    `last_step` is what a process that died has left; after a regular end that is nothing. The mark is in mapped memory:
-    to set it takes microseconds, and the operating system keeps it when the process is killed.
+    `last_step` is what a process that died has left; after a regular end there are no requests in it. The mark is in
+    mapped memory: to set it takes microseconds, and the operating system keeps it when the process is killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,4 +91,4 @@ def _parsed(left: bytes) -> LastStep:
         return LastStep()
     length, is_apart = _HEADER.unpack_from(left)
     text = left[_HEADER.size : _HEADER.size + length].decode(errors="replace")
-    return LastStep(tuple(text.split("\n")), bool(is_apart)) if text else LastStep()
+    return LastStep(tuple(text.split("\n")) if text else (), bool(is_apart), is_known=True)

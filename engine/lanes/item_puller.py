@@ -209,12 +209,15 @@ class ItemPuller:
         wanted = [entry_id for entry_id in times if entry_id not in self._items and entry_id not in ended]
         if not wanted:
             return
-        records = await self._suspects.records({entry_id: times[entry_id] for entry_id in wanted})
-        suspects = [entry_id for entry_id in wanted if records[entry_id].is_suspect]
-        others = [entry_id for entry_id in wanted if not records[entry_id].is_suspect]
-        claimed = await self._claim(me, min_idle_ms, others) if others else []
-        for entry_id in suspects:  # which count as started when it is their turn
-            claimed += await self._claim(me, min_idle_ms, [entry_id], retrycount=records[entry_id].starts)
+        # The starts that count: of runs whose deaths, if they died, are not known.
+        uncounted = 1 if own and self._suspects.knows_last_step else 0
+        records = await self._suspects.records({entry_id: times[entry_id] - uncounted for entry_id in wanted})
+        by_starts: dict[int, list[bytes]] = {}
+        for entry_id, record in records.items():  # a suspect is started when it is its turn
+            by_starts.setdefault(record.starts + (not record.is_suspect), []).append(entry_id)
+        claimed = []
+        for starts, entry_ids in by_starts.items():
+            claimed += await self._claim(me, min_idle_ms, entry_ids, retrycount=max(0, starts))
         log.info("took over %d items of %s", len(claimed), "its last run" if own else "another engine")
         for entry_id, fields in claimed:
             if fields is None:  # recorded and deleted in the meantime

@@ -71,6 +71,8 @@ class Suspects:
         self._redis = redis
         self._key = suspects_key(model)
         self._last_step: LastStep | None = last_step
+        # Then the deaths of the last run are counted exactly, and its starts need not be.
+        self.knows_last_step = last_step.is_known
         self._waiting: dict[bytes, Record] = {}
         self._running: dict[bytes, Record] = {}
 

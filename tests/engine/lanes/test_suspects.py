@@ -49,19 +49,19 @@ def redis(server):
 
 
 def test_a_mark_outlives_its_process_and_is_read_once(tmp_path: Path) -> None:
-    path = tmp_path / "engine.step"
+    path, regular_end = tmp_path / "engine.step", LastStep(is_known=True)
     mark = StepMark(path)
     assert mark.last_step == LastStep()
     mark.set(["b1-0.0", "b2-0.1"], False)
     mark.set(["b17-3.0"], True)
-    assert StepMark(path).last_step == LastStep(("b17-3.0",), True)
-    assert StepMark(path).last_step == LastStep(), "a death is counted once"
+    assert StepMark(path).last_step == LastStep(("b17-3.0",), True, is_known=True)
+    assert StepMark(path).last_step == regular_end, "a death is counted once"
     mark = StepMark(path)
     mark.set([f"b{i}-0.0" for i in range(10_000)], False)
     assert len(StepMark(path).last_step.request_ids) > 5_000, "as many as there is room for"
     mark.set(["b1-0.0"], False)
     mark.set([], False)
-    assert StepMark(path).last_step == LastStep()
+    assert StepMark(path).last_step == regular_end
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 100, b"\x05\0\0\0\1\0\0\0\xff\xfe\n\n\0" * 9000])
@@ -69,7 +69,7 @@ def test_a_damaged_mark_blames_nobody_who_exists(tmp_path: Path, content: bytes)
     path = tmp_path / "engine.step"
     path.write_bytes(content)
     assert not any(name.startswith("b") for name in StepMark(path).last_step.request_ids)
-    assert StepMark(path).last_step == LastStep()
+    assert StepMark(path).last_step.request_ids == ()
 
 
 # Records ---------------------------------------------------------------------------------------------------------
@@ -214,6 +214,11 @@ def test_an_engine_that_is_killed_by_hand_fails_nothing(server, redis) -> None:
             engine.kill_in_step(1)
             wait_for(lambda kills=kills: redis.hget(suspects_key("sim"), entry_id) == kills)
         assert redis.hget(suspects_key("sim"), entry_id + b" apart") == b"2"
+        wait_for(lambda: num_pending(redis) and engine.socket.exists())
+        (pending,) = redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", 10)
+        assert pending["times_delivered"] <= 1, (
+            "starts do not count if it is known in which steps engines died"
+        )
         answers = wait_for_results(redis, engine, 1)
     assert answers[1].error_code is None and len(answers[1].choices[0].token_ids) == 200
 
@@ -274,7 +279,7 @@ def test_an_engine_that_ends_regularly_leaves_no_suspects(server, redis) -> None
         mark = engine.socket.with_suffix(".step")
         wait_for(lambda: mark.exists() and _parsed(mark.read_bytes()).request_ids)
         assert engine.process.stop() == 0
-        assert StepMark(mark).last_step == LastStep()
+        assert StepMark(mark).last_step.request_ids == ()
     assert not redis.exists(suspects_key("sim"))
 
 
