@@ -113,7 +113,9 @@ class EngineClient(asyncio.Protocol):
         try:
             self._hello = frame(Hello(version=PROTOCOL_VERSION, token=token))
         except ENCODE_ERRORS as error:
-            raise ValueError(f"the engine token is not valid text: {error}") from error
+            raise EngineGone(
+                "the engine token is not valid text; set BROS_ENGINE_TOKEN on both sides"
+            ) from error
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count()
@@ -128,8 +130,8 @@ class EngineClient(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, url: str, token: str | None = None, timeout_s: float = 5.0) -> EngineClient:
-        """Connect and exchange greetings. Raises EngineGone with the reason, or ValueError for an invalid address
-        or token."""
+        """Connect and exchange greetings. Raises EngineGone with the reason, or ValueError for an invalid
+        address."""
         address = Address.parse(url)
         loop = asyncio.get_running_loop()
         client = cls(token)
