@@ -260,8 +260,27 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # Rejections ----------------------------------------------------------------------------------------------------
 
     def _reject(self, rejection: ApiError) -> None:
-        """Answer with an error, without the application, and close the connection once the client has it."""
+        """Answer with an error, without the application, and close the connection once the client has it.
+
+        Answers keep the order of their requests. If an earlier request is still being served, the connection closes
+        after its answer, and the client learns from that.
+        """
         self._is_deaf = True
+        unanswered = [
+            each for each in (self._earlier, self.cycle) if each is not None and not each.response_complete
+        ]
+        is_of_later_request = len(unanswered) > 1 or self._in_head or self._message_complete
+        if unanswered and is_of_later_request:
+            unanswered[0].keep_alive = False
+            self.pipeline.clear()
+            self._read_by_s = math.inf
+            return
+        for cycle in unanswered:  # its body is the one that cannot be read
+            if cycle.response_started:
+                self.transport.abort()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
         self._answer(rejection)
         self.transport.write_eof()
         self._linger()

@@ -134,6 +134,18 @@ def test_what_is_not_http_gets_an_error_of_the_api(web: Web, garbage: bytes) -> 
         check_error(client, 400, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01", b"GET / HTTP/1.1\r\nX\x00: a\r\n\r\n", post("/chat", b"{}")[:-8] + b"\x00"]
+)
+def test_garbage_after_a_request_does_not_take_its_answer(web: Web, garbage: bytes) -> None:
+    with connect(web) as client:
+        client.sendall(GET + garbage)
+        client.shutdown(socket.SHUT_WR)
+        status, _, body = answer_to(client)
+    assert status == 200
+    assert b"invalid_request" not in body
+
+
 # Time ---------------------------------------------------------------------------------------------------------------
 
 
