@@ -19,7 +19,7 @@ from bros_batch.db.tables import jobs
 RUNNABLE_JOBS = 16
 
 _HAS_PENDING = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'pending')"
-_HAS_QUEUED = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'queued')"
+HAS_QUEUED = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'queued')"
 
 _CLAIM = """
 UPDATE items SET status = 'queued', epoch = epoch + 1, queued_at = :now
@@ -90,7 +90,7 @@ def outranked_jobs(connection: Connection, model: str, runnable: Sequence[Runnab
         return []
     first = runnable[0]
     query = select(jobs.c.id, jobs.c.priority, jobs.c.deadline_at).where(
-        jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model, text(_HAS_QUEUED)
+        jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model, text(HAS_QUEUED)
     )
     queued = {row.id: urgency(row.priority, row.deadline_at) for row in connection.execute(query)}
     if first.id in queued:
@@ -102,7 +102,7 @@ def stopped_jobs(connection: Connection, job_ids: Sequence[str] | None = None) -
     """(id, model) of paused jobs that have queued items, among these jobs or all."""
     query = select(jobs.c.id, jobs.c.model).where(jobs.c.status == JobStatus.PAUSED)
     if job_ids is None:
-        query = query.where(text(_HAS_QUEUED))
+        query = query.where(text(HAS_QUEUED))
     else:
         query = query.where(jobs.c.id.in_(job_ids))
     return [(row.id, row.model) for row in connection.execute(query)]

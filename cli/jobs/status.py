@@ -59,6 +59,8 @@ def summary(batch: dict[str, Any]) -> str:
     if batch.get("name"):
         rows.append(("name", batch["name"]))
     rows += [("status", _status(batch)), ("model", batch.get("model") or "-")]
+    if batch.get("waiting_reason"):
+        rows.append(("waiting", batch["waiting_reason"]))
     rows.append(("items", ", ".join([counts.of_total(), *(counts.shortfalls() or ["0 failed"])])))
     if usage.get("total_tokens"):
         rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))

@@ -7,7 +7,7 @@ from typing import Any
 from bros_batch.db.tables import Job
 
 
-def batch_object(job: Job) -> dict[str, Any]:
+def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
     """Return all fields of the object; unset ones are null.
 
     `request_counts` has OpenAI's names for what `item_counts` says in ours. Items that were cancelled or expired have
@@ -52,6 +52,7 @@ def batch_object(job: Job) -> dict[str, Any]:
         "priority": job.priority,
         "deadline_at": _seconds(job.deadline_at),
         "paused_at": _seconds(job.paused_at),
+        "waiting_reason": waiting_reason,
         "item_counts": {
             "succeeded": counts.succeeded,
             "failed": counts.failed,

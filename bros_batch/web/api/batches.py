@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from bros_batch.db import ended_items, files, idempotency, jobs
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
 from bros_batch.db.tables import File, IdempotencyKey, Job
+from bros_batch.db.waiting import waiting_reasons
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import job_requests, prompt_fields
 from bros_batch.documents.requested_model import HEAD_BYTES, check_requested_model
@@ -174,12 +175,15 @@ async def list_batches(
         return jobs.list_jobs(connection, after=after, limit=limit + 1, status=status, search=search)
 
     found = await app_state(request).read(query)
-    return JSONResponse(list_page([batch_object(job) for job in found], limit))
+    reasons = await _waiting_reasons(app_state(request), found)
+    return JSONResponse(list_page([batch_object(job, reasons.get(job.id)) for job in found], limit))
 
 
 @router.get("/{batch_id}")
 async def get_batch(request: Request, batch_id: str) -> Response:
-    return JSONResponse(batch_object(await _find(app_state(request), batch_id)))
+    job = await _find(app_state(request), batch_id)
+    reasons = await _waiting_reasons(app_state(request), [job])
+    return JSONResponse(batch_object(job, reasons.get(job.id)))
 
 
 @router.post("/{batch_id}/cancel")
@@ -244,3 +248,9 @@ async def _find(state: AppState, job_id: str) -> Job:
     if job is None:
         raise not_found("batch", job_id, "batch_id")
     return job
+
+
+async def _waiting_reasons(state: AppState, found: Sequence[Job]) -> dict[str, str]:
+    if not any(job.status == JobStatus.IN_PROGRESS for job in found):
+        return {}
+    return await state.read(lambda connection: waiting_reasons(connection, found, time.time()))

@@ -15,6 +15,7 @@ from bros_batch.db import ended_items, files, jobs
 from bros_batch.db.allowed_changes import Change, allowed_changes
 from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT
 from bros_batch.db.tables import File, Job
+from bros_batch.db.waiting import waiting_reasons
 from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import CHANGES, change_job
 from bros_batch.web.dashboard.rates import JobRates
@@ -34,6 +35,7 @@ class Details:
     input_file: File | None
     error_codes: dict[str, int]
     failures: list[ended_items.EndedItem]
+    waiting_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def read_details(connection: Connection, job_id: str) -> Details | None:
         else []
     )
     changes = allowed_changes(connection, job)
-    return Details(job, changes, files.get_file(connection, job.input_file_id), codes, failures)
+    reason = waiting_reasons(connection, [job], time.time()).get(job_id)
+    return Details(job, changes, files.get_file(connection, job.input_file_id), codes, failures, reason)
 
 
 async def read_job(request: Request, rates: JobRates) -> Page:
@@ -82,6 +85,7 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
         "ended": job.status in ENDED_JOB,
         "rate": rates.observe(job, now_s),
         "changes": details.changes,
+        "waiting_reason": details.waiting_reason,
         "downloads": downloads(details),
         "error_codes": details.error_codes,
         "failures": failures(details),
