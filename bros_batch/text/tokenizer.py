@@ -43,6 +43,8 @@ class ModelTokenizer:
         self.max_model_len = _max_model_len(config)
         self.vocab_size = _vocab_size(config)
         self.eos_token_ids = self._end_tokens(config, generation)
+        # In characters or, for a tokenizer of bytes, in bytes, which are at least as many.
+        self._longest_token_chars = max(map(len, self._tokenizer.get_vocab()))
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content for token_id, token in added.items()}
@@ -73,11 +75,26 @@ class ModelTokenizer:
             raise RequestError(
                 f"The model's chat template rejects these messages: {error}.", "messages"
             ) from None
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._encode(text, "messages", add_special_tokens=False)
 
     def encode_prompt(self, prompt: str | list[int]) -> list[int]:
         """Return the token ids of a plain prompt; text gets the special tokens that the model expects at its start."""
-        return list(self._tokenizer.encode(prompt).ids) if isinstance(prompt, str) else prompt
+        return self._encode(prompt, "prompt", add_special_tokens=True) if isinstance(prompt, str) else prompt
+
+    def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        """Tokenize `text`, unless it is too long for the model even if each of its tokens were the longest one.
+
+        Tokenizing takes fifty times the memory of the text.
+        """
+        most = self.max_model_len
+        if len(text) > most * self._longest_token_chars:
+            raise RequestError(
+                f"This model's maximum context length is {most} tokens, and the prompt has {len(text)} characters, "
+                "which are more tokens than that. Shorten the prompt.",
+                param,
+                "context_length_exceeded",
+            )
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of an output, without special tokens."""

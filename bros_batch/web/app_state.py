@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Long prompts that are tokenized at once: each takes much memory.
+LONG_PROMPTS = 2
 # Each holds an open file and up to half a megabyte.
 MAX_UPLOADS = 64
 
@@ -58,6 +61,7 @@ class AppState:
     dispatcher: Dispatcher = field(default_factory=Dispatcher)
     threads: BoundedThreads = field(default_factory=_database_threads)
     uploads: SharedCapacity = field(default_factory=lambda: SharedCapacity(MAX_UPLOADS))
+    long_prompts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LONG_PROMPTS))
     login_attempts: LoginAttempts = field(default_factory=LoginAttempts)
     keys: KeyRing = field(init=False)
     sessions: Sessions = field(init=False)

@@ -183,7 +183,8 @@ async def plan_generation(state: AppState, request: Request) -> Generation:
     if request.num_prompt_chars < INLINE_CHARS:
         prompts = encode_prompts(tokenizer, request)
     else:
-        prompts = await asyncio.to_thread(encode_prompts, tokenizer, request)
+        async with state.long_prompts:
+            prompts = await asyncio.to_thread(encode_prompts, tokenizer, request)
     num_outputs = len(prompts) * request.num_choices
     if num_outputs > MAX_OUTPUTS:
         message = (

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-# A prompt of a million token ids, in 8 MB, is the largest that is useful.
-MAX_VALUES = 1_000_000
+# The token ids of a prompt are the longest list that is useful.
+MAX_VALUES = 500_000
 # Objects, lists and keys take far more memory than numbers. A chat needs about three per message.
-MAX_NODES = 50_000
+MAX_NODES = 20_000
 
 STRING = re.compile(rb'"[^"]*"')
 # What is left of a text without its characters that mean nothing outside strings.

@@ -123,7 +123,7 @@ def check(job: Job, text: str) -> None:
 
 
 def _whole(page: Page) -> str:
-    return bytes(html(page, engine_up=True).body).decode(errors="replace")
+    return bytes(html(page, engine_up=True, has_session=True).body).decode(errors="replace")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
