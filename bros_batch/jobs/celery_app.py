@@ -38,6 +38,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_url": broker_url(settings),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A Redis that accepts no writes, because the disk is full, must not end the worker.
+        "broker_channel_error_retry": True,
         "broker_transport_options": {
             "visibility_timeout": settings.visibility_timeout_s,
             "socket_connect_timeout": 5,

@@ -18,6 +18,7 @@ def is_outage(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         return isinstance(error, OperationalError) or error.connection_invalidated
     if isinstance(error, RedisError):
-        # MISCONF: Redis accepts no writes, because it cannot write its own file; usually the disk is full.
-        return isinstance(error, _REDIS_OUTAGES) or str(error).startswith("MISCONF")
+        # MISCONF: Redis accepts no writes, because it cannot write its own file; usually the disk is full. The word is
+        # not always the first one: redis-py and Lua put theirs before it.
+        return isinstance(error, _REDIS_OUTAGES) or "MISCONF" in str(error)
     return isinstance(error, BrokerError | OSError | SoftTimeLimitExceeded)

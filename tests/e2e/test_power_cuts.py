@@ -109,3 +109,43 @@ def test_all_processes_die_at_once(tmp_path, database_url):
         assert_every_line_once(api, batch_id, job, tmp_path / "data-model", database_url)
     left = [path.name for path in (data_dir / "files").iterdir() if path.name.startswith(".")]
     assert not left, "no half-written file is left"
+
+
+def damage(path: Path) -> None:
+    """Invert 64 bytes, in a log of commands where a command begins in the middle of it."""
+    content = bytearray(path.read_bytes())
+    start = max(content.find(b"\r\n*", len(content) // 2), 0)
+    content[start : start + 64] = bytes(byte ^ 0xFF for byte in content[start : start + 64])
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_the_data_of_redis_are_damaged_after_a_power_cut(tmp_path):
+    job = write_job(tmp_path / "in.jsonl", NUM_LINES, max_tokens=24)
+    data_dir = tmp_path / "data"
+    database_url = f"sqlite:///{data_dir / 'bros.db'}"
+    up = start_up(data_dir, engine=simulated_engine(), **SETTINGS)
+    try:
+        up.ready()
+        with Api(up.state()["url"]) as api:
+            batch_id = api.submit(job)
+        for share, kind in ((0.1, ".aof"), (0.4, "")):
+            wait_for(
+                lambda share=share: (
+                    item_statuses(database_url, batch_id).get("succeeded", 0) >= share * NUM_LINES
+                ),
+                timeout_s=120,
+            )
+            cut_power(up)
+            # At first the log of commands, then the snapshot before it as well.
+            paths = [path for path in (data_dir / "redis").rglob(f"*{kind}") if path.is_file()]
+            assert paths
+            for path in paths:
+                damage(path)
+            up = start_up(data_dir, engine=simulated_engine(), **SETTINGS)
+            up.ready()
+            assert "Redis could not load its data and starts empty" in up.output()
+        with Api(up.state()["url"]) as api:
+            assert_every_line_once(api, batch_id, job, tmp_path / "data-model", database_url)
+    finally:
+        stop(up)

@@ -134,6 +134,7 @@ def test_a_finalizer_that_has_lost_its_lease_renames_nothing(world: World) -> No
 def test_what_counts_as_an_outage() -> None:
     assert is_outage(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert is_outage(ResponseError("MISCONF Errors writing to the AOF file: No space left on device"))
+    assert is_outage(ResponseError("Error running script (call to f_02): @user_script:2: -MISCONF Errors"))
     assert is_outage(OutOfMemoryError("command not allowed when used memory > 'maxmemory'."))
     assert not is_outage(ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"))
     assert not is_outage(ValueError("a bug"))
