@@ -77,7 +77,7 @@ class PulledItem:
     def result(self, engine_id: str) -> ItemResult:
         """The result to push once all outputs are finished."""
         if self._error is not None:
-            return self.failure(engine_id, "invalid_request", self._error)
+            return self.failure(engine_id, "engine_error", self._error)
         choices = [
             Choice(ids, "stop" if reason is FinishReason.STOP else "length", logprobs or None)
             for ids, logprobs, reason in zip(self._token_ids, self._logprobs, self._reasons, strict=True)

@@ -24,6 +24,7 @@ from engine.wire import protocol
 from engine.wire.client import EngineClient, EngineGone
 from engine.wire.protocol import Sampling
 from tests.engine.lanes.test_item_puller import KEY, SAMPLING, add, num_pending, read_as, results, slow_runner
+from tests.engine.runner.test_failing_rows import FailingRunner
 from tests.engines import running_engine
 from tests.factories import runner_info
 from tests.services import Process, Processes, RedisServer, processes, redis_server, wait_for
@@ -315,3 +316,20 @@ def test_an_item_that_was_started_alone_too_often_fails(tmp_path, server, redis)
         answers = results(redis, 2)
     assert (answers[1].error_code, answers[2].error_code) == ("engine_lost", None)
     assert f"went away {OFTEN_STARTED + 3} times" in (answers[1].error_message or "")
+
+
+# A step that only fails -------------------------------------------------------------------------------------------
+
+
+def test_an_item_whose_row_fails_says_that_the_engine_could_not_compute_it(tmp_path, server, redis) -> None:
+    due = {f"b{add(redis, i).decode()}.0": 5 for i in (3, 7)}
+    for i in (1, 2, 4, 5, 6):
+        add(redis, i)
+    with running_engine(
+        tmp_path, FailingRunner(runner_info(), due, loses_kv=True), redis_url=server.url
+    ) as engine:
+        answers = results(redis, 7)
+        assert engine.thread.is_alive()
+    assert {i for i, answer in answers.items() if answer.error_code == "engine_error"} == {3, 7}
+    assert "IndexError" in (answers[3].error_message or "")
+    assert all(len(answers[i].choices[0].token_ids) == 6 for i in (1, 2, 4, 5, 6))
