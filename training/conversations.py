@@ -30,8 +30,8 @@ SYSTEM_PROMPTS = (
 )
 
 # Shares of the conversations that are not copy exercises. The rest are about laid-out documents with every field.
-TYPED_SHARE = 0.55
-WITHOUT_DOCUMENT_SHARE = 0.08
+TYPED_SHARE = 0.45
+WITHOUT_DOCUMENT_SHARE = 0.05
 
 Message = dict[str, str]
 

@@ -1,7 +1,7 @@
 """Measure a model on held-out documents: `python -m training.evaluate DIR --documents 500`.
 
-Answers are generated greedily in batches and compared with the true answers character by character. No document and no
-vendor of these seeds can occur in training (see `HELD_OUT_SEED`).
+The JSON is generated greedily and compared field by field; the answers to questions are right or wrong as a whole. No
+document, vendor or wording of these seeds can occur in training (see `HELD_OUT_SEED` and `is_held_out`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from bros_batch.demo import prompts
 from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, Document, generate_documents
 from training.conversations import Message
-from training.held_out import cases, user
+from training.exact import exact_shares
+from training.held_out import Case, assistant, cases, user
 
 # train.py selects checkpoints with documents of HELD_OUT_SEED, so evaluation uses other ones.
 EVALUATION_SEED = HELD_OUT_SEED + 1
@@ -74,8 +76,19 @@ def extraction_shares(answers: list[str], documents: list[Document]) -> dict[str
     return {name: right[name] / len(documents) for name in (*FIELDS, "all fields", "json")}
 
 
-def share_equal(answers: list[str], truths: list[str]) -> float:
-    return sum(answer == truth for answer, truth in zip(answers, truths, strict=True)) / len(truths)
+def asked_cases(documents: list[Document]) -> Iterator[Case]:
+    """Yield the questions about laid-out documents, with the document, after another question and after the JSON."""
+    for document in documents:
+        asked = prompts.questions(document)
+        request = user(prompts.EXTRACTION_PROMPT.format(text=document.text))
+        direct = user(prompts.CHAT_PROMPT.format(question=asked[0][0], text=document.text))
+        yield Case("first question", [direct], asked[0][1])
+        # The document came with the first question; the answer is found only in the document.
+        yield Case("follow-up question", [direct, assistant(asked[0][1]), user(asked[1][0])], asked[1][1])
+        after_json = [request, assistant(prompts.answer_json(document)), user(asked[2][0])]
+        yield Case("question after JSON", after_json, asked[2][1])
+    for greeting in prompts.GREETINGS:
+        yield Case("greeting", [user(greeting)], prompts.GREETING_ANSWER)
 
 
 def evaluate(
@@ -88,41 +101,8 @@ def evaluate(
     requests = [[user(prompts.EXTRACTION_PROMPT.format(text=document.text))] for document in documents]
     shares = extraction_shares(generate(model, tokenizer, requests, batch_rows), documents)
 
-    pairs = [prompts.questions(document) for document in documents]
-    direct = [
-        [user(prompts.CHAT_PROMPT.format(question=asked[0][0], text=document.text))]
-        for document, asked in zip(documents, pairs, strict=True)
-    ]
-    shares["first question"] = share_equal(
-        generate(model, tokenizer, direct, batch_rows), [asked[0][1] for asked in pairs]
-    )
-    # The document came with the first question; the answer is found only in the document.
-    followed = [
-        [*chat, {"role": "assistant", "content": asked[0][1]}, user(asked[1][0])]
-        for chat, asked in zip(direct, pairs, strict=True)
-    ]
-    shares["follow-up question"] = share_equal(
-        generate(model, tokenizer, followed, batch_rows), [asked[1][1] for asked in pairs]
-    )
-    after_json = [
-        [*chat, {"role": "assistant", "content": prompts.answer_json(document)}, user(asked[2][0])]
-        for chat, document, asked in zip(requests, documents, pairs, strict=True)
-    ]
-    shares["question after JSON"] = share_equal(
-        generate(model, tokenizer, after_json, batch_rows), [asked[2][1] for asked in pairs]
-    )
-    greetings = [[user(greeting)] for greeting in prompts.GREETINGS]
-    shares["greeting"] = share_equal(
-        generate(model, tokenizer, greetings, batch_rows), [prompts.GREETING_ANSWER] * len(greetings)
-    )
-    typed = list(cases(len(documents), seed))
-    answers = generate(model, tokenizer, [case.chat for case in typed], batch_rows)
-    for kind in dict.fromkeys(case.kind for case in typed):
-        of_kind = [
-            (answer, case.answer) for answer, case in zip(answers, typed, strict=True) if case.kind == kind
-        ]
-        shares[kind] = sum(answer == truth for answer, truth in of_kind) / len(of_kind)
-    return shares
+    questions = [*asked_cases(documents), *cases(len(documents), seed)]
+    return shares | exact_shares(model, tokenizer, questions)
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import json
 import math
 import random
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -31,10 +30,11 @@ from transformers import (
 
 from bros_batch.demo import prompts
 from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
-from training.batches import Batch, BatchStream, collate
-from training.conversations import EARLY_PROMPT_WEIGHT, Example, encode
+from training.batches import Batch, BatchStream
+from training.conversations import EARLY_PROMPT_WEIGHT
 from training.copying import build_in_copying
-from training.held_out import Case, assistant, cases, user
+from training.exact import exact_shares
+from training.held_out import Case, cases, user
 from training.muon import Muon
 from training.tokenizer import train_tokenizer
 
@@ -45,6 +45,7 @@ EARLY_SHARE = 0.06  # share of the time in the early phase, which has many copy 
 # (share of copy exercises, loss weight of prompt tokens)
 EARLY_MIX = (0.4, EARLY_PROMPT_WEIGHT)
 LATER_MIX = (0.15, 0.0)
+FURTHER_MIX = (0.05, 0.0)  # for a model that can copy
 WARM_UP = 0.01  # share of the time in which the learning rate rises
 COOL_DOWN = 0.6  # share of the time in which the learning rate falls to zero
 
@@ -99,35 +100,6 @@ def watched_cases() -> list[Case]:
         chat = [user(prompts.CHAT_PROMPT.format(question=question, text=document.text))]
         watched.append(Case("chat", chat, answer))
     return watched
-
-
-@torch.no_grad()
-def watched_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, watched: list[Case]
-) -> dict[str, float]:
-    """Return the share of exact answers of each kind.
-
-    An answer is exact if every token of it is the most likely one after the true answer so far. This is equivalent to
-    an exact greedy generation, and needs only one forward pass.
-    """
-    right: Counter[str] = Counter()
-    count = Counter(case.kind for case in watched)
-    examples = []
-    for case in watched:
-        example = encode([*case.chat, assistant(case.answer)], tokenizer)
-        # Only the last answer counts: earlier ones are part of the prompt.
-        length = len(encode(case.chat, tokenizer).token_ids)
-        examples.append((case.kind, Example(example.token_ids, [0.0] * length + example.weights[length:])))
-    examples.sort(key=lambda item: len(item[1].token_ids))
-    for start in range(0, len(examples), 32):
-        part = examples[start : start + 32]
-        batch = collate([example for _, example in part], tokenizer.pad_token_id)
-        with torch.autocast("cpu", torch.bfloat16):
-            guesses = model(input_ids=batch.token_ids, use_cache=False).logits[:, :-1].argmax(-1)
-        wrong = (guesses != batch.token_ids[:, 1:]) & (batch.weights[:, 1:] == 1.0)
-        for (kind, _), is_wrong in zip(part, wrong.any(1).tolist(), strict=True):
-            right[kind] += not is_wrong
-    return {kind: right[kind] / count[kind] for kind in count}
 
 
 def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -185,7 +157,7 @@ def main() -> None:
     if arguments.init is not None:
         initial = LlamaForCausalLM.from_pretrained(arguments.init, dtype=torch.float32)
         model.load_state_dict(initial.state_dict())
-    early_share = 0.0 if arguments.init is not None else EARLY_SHARE
+    early_share, later_mix = (0.0, FURTHER_MIX) if arguments.init is not None else (EARLY_SHARE, LATER_MIX)
     watched = watched_cases()
     matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     rest = [
@@ -207,14 +179,14 @@ def main() -> None:
 
     # A resumed run draws a new stream, because the position in the old one is not saved.
     seed = random.Random(f"{arguments.seed} {step}").randrange(1 << 30)
-    mix = EARLY_MIX if seconds_before == 0 and early_share else LATER_MIX
+    mix = EARLY_MIX if seconds_before == 0 and early_share else later_mix
     stream = BatchStream(tokenizer, seed, arguments.batch_tokens, *mix)
     started = last_save = time.monotonic()
     progress, running_loss = 0.0, math.nan
     while progress < 1.0:
         seconds = seconds_before + time.monotonic() - started
         progress = min(1.0, seconds / (60.0 * arguments.minutes))
-        stream.copy_share, stream.prompt_weight = EARLY_MIX if progress < early_share else LATER_MIX
+        stream.copy_share, stream.prompt_weight = EARLY_MIX if progress < early_share else later_mix
         for optimizer, peak in zip(optimizers, peak_rates, strict=True):
             optimizer.param_groups[0]["lr"] = peak * rate_at(progress)
         batch = stream.next_batch()
@@ -234,7 +206,7 @@ def main() -> None:
                 flush=True,
             )
         if progress >= 1.0 or time.monotonic() - last_save > 60.0 * arguments.save_minutes:
-            shares = watched_accuracy(model, tokenizer, watched)
+            shares = exact_shares(model, tokenizer, watched, autocast=True)
             listed = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
             print(f"{seconds / 60:6.1f} min  held out: {listed}", flush=True)
             if sum(shares.values()) >= best:
