@@ -186,10 +186,12 @@ class EngineLoop:
             known = set(apart.values())
             self._mark([name for name in self.scheduler.be_under_way() if name not in known], False)
         result.take_in(self.runner.execute(plan.without(apart)), others)
+        self.pulse.num_steps += 1  # each part is progress: together they take longer than was predicted
         for i, request_id in suspects:
             if self._mark is not None:
                 self._mark([request_id], True)
             result.take_in(self.runner.execute(plan.only(i)), [i])
+            self.pulse.num_steps += 1
         return result
 
     def _take_result(self) -> list[Event]:
