@@ -208,10 +208,10 @@ async def attack(port: int, hostile: Hostile) -> str:
                 return "half-sent"
             line = await reader.readline()
             return line.split()[1].decode() if line.startswith(b"HTTP/") else "closed"
-    except OSError:
-        return "closed"
     except TimeoutError:
         return "no answer"
+    except OSError:
+        return "closed"
     finally:
         if hostile.waits:
             writer.transport.abort()

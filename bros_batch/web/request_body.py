@@ -27,6 +27,8 @@ LARGE_BODIES_BYTES = 32 * 1024**2
 INLINE_NODES = 500
 # Without a byte for this long, a client counts as gone. A slow client that makes progress may go on.
 IDLE_S = 30.0
+# The same for a body that holds memory for which others may wait.
+IDLE_LARGE_S = 5.0
 # The time for a whole body, except for uploads of files.
 BODY_S = 60.0
 
@@ -50,13 +52,16 @@ def check_declared_size(request: Request, limit_bytes: int, what: str = "body") 
     return int(declared)
 
 
-async def body_pieces(request: Request, within_s: float | None = None) -> AsyncIterator[bytes]:
-    """Yield a body as it arrives. Raises ApiError 408 if nothing comes for IDLE_S, or if all takes over `within_s`."""
+async def body_pieces(
+    request: Request, within_s: float | None = None, *, is_large: bool = False
+) -> AsyncIterator[bytes]:
+    """Yield a body as it arrives. Raises ApiError 408 if it stops arriving, or if all takes longer than `within_s`."""
+    idle_s = IDLE_LARGE_S if is_large else IDLE_S
     pieces = aiter(request.stream())
     end_s = math.inf if within_s is None else time.monotonic() + within_s
     while True:
         try:
-            async with asyncio.timeout(min(IDLE_S, end_s - time.monotonic())):
+            async with asyncio.timeout(min(idle_s, end_s - time.monotonic())):
                 piece = await anext(pieces, None)
         except TimeoutError:
             message = "The body arrives too slowly, or only a part of it was sent."
@@ -99,7 +104,7 @@ class JsonReader:
             is_large = declared is not None and declared > SMALL_BYTES
             if is_large:
                 await held.enter_async_context(self._memory.reserve(declared or 0))
-            async for piece in body_pieces(request, BODY_S):
+            async for piece in body_pieces(request, BODY_S, is_large=is_large):
                 if not is_large and len(body) + len(piece) > SMALL_BYTES:
                     # Its size was not declared, and may reach the limit.
                     is_large = True

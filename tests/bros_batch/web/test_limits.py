@@ -65,6 +65,7 @@ def hasty(tmp_path: Path, text_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("HEAD_S", "LINGER_S", "UNREAD_S"):
         monkeypatch.setattr(f"bros_batch.web.http_protocol.{name}", 0.5)
     monkeypatch.setattr("bros_batch.web.request_body.IDLE_S", 0.5)
+    monkeypatch.setattr("bros_batch.web.request_body.IDLE_LARGE_S", 0.5)
     monkeypatch.setattr("bros_batch.web.serve.KEEP_ALIVE_S", 0.5)
     with serving(web_settings(tmp_path, text_model)) as web:
         yield web
