@@ -91,6 +91,7 @@ def _claim(
     """Claim items of the most urgent jobs. Returns them by job, and the jobs whose waiting items would be before them
     in the stream although they are less urgent: a job may have become runnable just now."""
     claimed = []
+    suspect: tuple[RunnableJob, list[QueuedItem]] | None = None
     # Durable: if Redis held an item of which the database knows nothing after a power cut, another line could get its
     # id, and with it its result.
     with writing(worker.database, durable=True) as connection:
@@ -104,15 +105,14 @@ def _claim(
             if queued:
                 claimed.append((job, queued))
                 limit -= len(queued)
+            if len(queued) < fitting and suspect is None:  # all that is left of this job was lost before
+                lost = pending_items.claim_items(connection, job.id, 1, time.time(), lost_before=True)
+                suspect = (job, lost) if lost else None
             if limit <= 0 or fitting < limit:
                 break
-        # An item that was lost may be what ended the worker that had it, with others that it had claimed. It comes last
-        # and alone, when the stream has all others, so that it can take nothing with it.
-        for job in runnable:
-            if queued := pending_items.claim_items(connection, job.id, 1, time.time(), lost_before=True):
-                claimed.append((job, queued))
-                break
-    return claimed, outranked
+    # An item that was lost may be what ended the worker that had it, with others that it had claimed. It comes last and
+    # alone, when the stream has all others, so that it can take nothing with it.
+    return [*claimed, *([suspect] if suspect else [])], outranked
 
 
 class _Preparer:
