@@ -21,7 +21,6 @@ from tests.e2e.known_jobs import (
     assert_every_line_once,
     item_statuses,
     job_row,
-    max_attempts_of,
     simulated_engine,
     write_job,
 )
@@ -92,7 +91,6 @@ def test_the_disk_of_the_database_and_of_redis_is_full(tmp_path):
                 wait_for(lambda: "MISCONF" in up.output()[seen:], "Redis rejects writes")
                 assert item_statuses(database_url, batch_id)["succeeded"] < NUM_LINES
             assert_every_line_once(api, batch_id, job, tmp_path / "data-model", database_url)
-            assert max_attempts_of(database_url, batch_id) == 0, "nothing was lost"
             assert "raised unexpected" not in up.output(), up.output()
             assert up.state()["children"] == children, "no process has ended"
 

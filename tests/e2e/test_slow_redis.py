@@ -22,7 +22,8 @@ from tests.up_process import running_up
 REPLY_DELAY_S = 0.1
 STALL_S = 4.0  # longer than the timeouts of IMPATIENT
 NUM_LINES = 160
-SETTINGS = {**IMPATIENT, "BROS_QUEUE_MAX_ITEMS": "60"}
+# An item counts as lost only after a minute, as by default; all other timeouts fire.
+SETTINGS = {**IMPATIENT, "BROS_QUEUE_MAX_ITEMS": "60", "BROS_LOST_AFTER_S": "60"}
 
 
 @pytest.mark.slow
