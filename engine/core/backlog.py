@@ -87,24 +87,16 @@ class Backlog:
         for requests in (self.behind[Lane.BE].requests, self.decoding[Lane.BE].requests):
             for victim in reversed(requests):
                 if victim.last_step != step and not victim.is_sheltered:
-                    self._displace(victim)
+                    self.displace(victim)
                     return
 
-    def displace_outranked(self, request: Request, step: int) -> None:
-        """Take the row of the least urgent BE request, if its priority is lower than this one's. It then waits, but it
-        keeps its tokens and its memory."""
-        last = [
-            requests.requests[-1]
-            for requests in (self.behind[Lane.BE], self.decoding[Lane.BE])
-            if requests.requests
-        ]
-        victim = max(last, key=_sort_key, default=None)
-        if victim is None or victim.priority >= request.priority:
-            return
-        if victim.last_step != step and not victim.is_sheltered:
-            self._displace(victim)
+    def last_of_be(self) -> Request | None:
+        """The least urgent of the BE requests that have a row, if there are any."""
+        behind, decoding = self.behind[Lane.BE].requests, self.decoding[Lane.BE].requests
+        return max(behind[-1:] + decoding[-1:], key=_sort_key, default=None)
 
-    def _displace(self, victim: Request) -> None:
+    def displace(self, victim: Request) -> None:
+        """Take the row of a BE request. It then waits, but it keeps its tokens and its memory."""
         victim.num_preemptions += 1
         self._leave_row(victim)
         victim.state = State.WAITING

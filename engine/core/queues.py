@@ -12,16 +12,29 @@ from engine.core.request import Request, State
 
 _sort_key = attrgetter("sort_key")
 
+# Heaps that have doubled since they were last cleared of entries that are no longer valid are cleared again, because an
+# entry keeps its request and so its prompt. Smaller ones never are.
+MIN_CLEARED = 1024
+
 
 class WaitingQueue:
     """Requests without a row, the most urgent first. A request that gets a row or ends stays in the heap and is dropped
-    when it reaches the top, so removal never scans the queue."""
+    when it reaches the top, or when many have, so removal never scans the queue."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[float, float, int], int, Request]] = []
         self._pushes = count()  # a request may be in the heap twice, and requests cannot be compared
+        self._clear_at = MIN_CLEARED
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def push(self, request: Request) -> None:
+        if len(self._heap) >= self._clear_at:
+            valid = {entry[2]: entry for entry in self._heap if entry[2].state is State.WAITING}
+            self._heap = list(valid.values())
+            heapq.heapify(self._heap)
+            self._clear_at = max(MIN_CLEARED, 2 * len(self._heap))
         heapq.heappush(self._heap, (request.sort_key, next(self._pushes), request))
 
     def peek(self) -> Request | None:
@@ -62,19 +75,32 @@ class PromptQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, Request]] = []
         self._pushes = count()  # makes every entry different
+        self._clear_at = MIN_CLEARED
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def push(self, request: Request) -> None:
+        if len(self._heap) >= self._clear_at:
+            valid = {entry[3]: entry for entry in self._heap if _is_valid(entry)}
+            self._heap = list(valid.values())
+            heapq.heapify(self._heap)
+            self._clear_at = max(MIN_CLEARED, 2 * len(self._heap))
         heapq.heappush(self._heap, (request.next_deadline_s, request.order, next(self._pushes), request))
 
     def peek(self) -> Request | None:
         """The request with the earliest deadline, or None."""
         while self._heap:
-            deadline_s, _, _, request = self._heap[0]
-            if deadline_s == request.next_deadline_s and request.state in (State.WAITING, State.BEHIND):
-                return request
+            if _is_valid(self._heap[0]):
+                return self._heap[0][3]
             heapq.heappop(self._heap)
         return None
 
     def pop(self) -> Request:
         """Remove and return the request that `peek` returned."""
         return heapq.heappop(self._heap)[3]
+
+
+def _is_valid(entry: tuple[float, int, int, Request]) -> bool:
+    deadline_s, _, _, request = entry
+    return deadline_s == request.next_deadline_s and request.state in (State.WAITING, State.BEHIND)

@@ -164,12 +164,18 @@ class BrosPolicy:
 
     def _make_way(self, batch: Batch) -> None:
         """If there is no row or memory for the first request that waits, take the row of one with a lower priority.
-        That one then gives up memory too, as far as needed. One per step is enough: steps are short."""
+        That one then gives up memory too, as far as needed. One per step is enough: steps are short. Nobody loses a row
+        if all of them together would not make enough room."""
         candidate = self.backlog.waiting.peek()
         if candidate is None or candidate.lane is not Lane.BE:
             return
-        if not (self.backlog.has_row_for_be() and self._has_memory_for(candidate)):
-            self.backlog.displace_outranked(candidate, batch.number)
+        victim = self.backlog.last_of_be()
+        if victim is None or victim.priority >= candidate.priority or victim.is_sheltered:
+            return
+        if self.backlog.has_row_for_be() and self._has_memory_for(candidate):
+            return
+        if self._has_memory_for(candidate, displacing=True):
+            self.backlog.displace(victim)
 
     def _min_be_tokens(self, batch: Batch, owed: int) -> int:
         """How many BE tokens the batch takes regardless of its limit: those owed, and some if it would be empty."""
@@ -189,21 +195,25 @@ class BrosPolicy:
         if request is not None and request.last_step != batch.number:
             self.allocator.compute(request, batch, 0.0, at_least=MIN_CHUNK_TOKENS, force=True)
 
-    def _has_memory_for(self, request: Request) -> bool:
+    def _has_memory_for(self, request: Request, *, displacing: bool = False) -> bool:
         """BE is admitted if all its known tokens fit beside those that other BE requests have still to compute, above a
         watermark that lets running requests grow. Without any running requests there is no watermark. It may take what
-        requests of lower priority hold that lost their row."""
+        requests of lower priority hold that lost their row. With `displacing`, as if all of them had lost it."""
         backlog = self.backlog
-        num_tokens = request.num_uncomputed_tokens
-        num_tokens += sum(r.num_uncomputed_tokens for r in backlog.behind[Lane.BE])
+        behind = list(backlog.behind[Lane.BE])
         num_rows = backlog.num_rows_of(Lane.BE)
+        outranked = backlog.parked_below(request.priority) if backlog.parked else []
+        if displacing:
+            rows = [*behind, *backlog.decoding[Lane.BE].requests]
+            losing = [r for r in rows if r.priority < request.priority and not r.is_sheltered]
+            outranked += losing
+            num_rows -= len(losing)
+            behind = [r for r in behind if r.priority >= request.priority or r.is_sheltered]
+        num_tokens = request.num_uncomputed_tokens + sum(r.num_uncomputed_tokens for r in behind)
         watermark = 0.0
         if num_rows or backlog.num_rows_of(Lane.RT):
             watermark = self._kv.num_blocks * WATERMARK_SHARE + num_rows * GROWTH_BLOCKS_PER_ROW
         free_tokens = (self._kv.num_free_blocks - watermark) * self._kv.block_size
-        if free_tokens >= num_tokens:
-            return True
-        outranked = backlog.parked_below(request.priority) if backlog.parked else []
         return free_tokens + sum(r.num_computed_tokens for r in outranked) >= num_tokens
 
     # Both -----------------------------------------------------------------------------------------------

@@ -108,3 +108,28 @@ def test_priorities_change_no_output_and_every_request_ends(
     for r in requests:
         expected = runner.continuation(r.token_ids[: r.num_prompt_tokens], r.sampling)
         assert outputs.token_ids[r.request_id] == expected[: r.end_tokens - r.num_prompt_tokens]
+
+
+def test_nobody_loses_a_row_to_an_urgent_request_that_finds_no_memory_anyway() -> None:
+    """A chat holds most of the memory: what has rows goes on, and the urgent request waits for the chat to end."""
+    runner = simulated_runner(num_blocks=40, block_size=4, max_num_seqs=5, max_model_len=160)
+    scheduler = scheduler_for(runner.info)
+    outputs = Outputs()
+    steps = Steps(scheduler, runner, outputs)
+    chat = request(list(range(3, 103)), lane=Lane.RT, max_tokens=30)
+    scheduler.add(chat)
+    low = [request([5, 6, 7 + i], max_tokens=12) for i in range(2)]
+    for r in low:
+        scheduler.add(r)
+    now_s = run_until_full(steps, 2)
+    urgent = request(list(range(3, 90)), max_tokens=4, priority=10)
+    scheduler.add(urgent)
+    for _ in range(8):
+        now_s += 1.0
+        steps.step(now_s)
+        scheduler.check_integrity()
+        assert not any(r.num_preemptions for r in low)
+    steps.run_to_end()
+    for r in (chat, *low, urgent):
+        prompt = r.token_ids[: r.num_prompt_tokens]
+        assert outputs.token_ids[r.request_id] == runner.continuation(prompt, r.sampling)
