@@ -1,7 +1,7 @@
 """Reads request bodies: within limits of size and time, and without letting large ones use up the memory.
 
-A body of up to SMALL_BYTES is read at once. A larger one first waits for its share of LARGE_BODIES_BYTES, which it
-returns once it has been parsed. Large bodies and those with many values are parsed on a thread, one at a time.
+A body of up to SMALL_BYTES needs no share of LARGE_BODIES_BYTES. The share of a larger one grows as its bytes arrive,
+and is returned once it has been parsed. Large bodies and those with many values are parsed on a thread, one at a time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from starlette.requests import Request
 from bros_batch.request_error import RequestError
 from bros_batch.web.errors import ApiError
 from bros_batch.web.json_shape import JsonShape, TooManyValues
-from bros_batch.web.shared_capacity import SharedCapacity
+from bros_batch.web.shared_capacity import Share, SharedCapacity
 
 SMALL_BYTES = 64 * 1024
 LARGE_BODIES_BYTES = 32 * 1024**2
+GROWTH_BYTES = 256 * 1024
 # Parsing fewer values than this takes less time than handing them to a thread.
 INLINE_NODES = 500
 # Without a byte for this long, a client counts as gone. A slow client that makes progress may go on.
@@ -53,15 +54,15 @@ def check_declared_size(request: Request, limit_bytes: int, what: str = "body") 
 
 
 async def body_pieces(
-    request: Request, within_s: float | None = None, *, is_large: bool = False
+    request: Request, within_s: float | None = None, idle_s: Callable[[], float] = lambda: IDLE_S
 ) -> AsyncIterator[bytes]:
-    """Yield a body as it arrives. Raises ApiError 408 if it stops arriving, or if all takes longer than `within_s`."""
-    idle_s = IDLE_LARGE_S if is_large else IDLE_S
+    """Yield a body as it arrives. Raises ApiError 408 if no byte arrives for `idle_s()`, or if all takes longer than
+    `within_s`."""
     pieces = aiter(request.stream())
     end_s = math.inf if within_s is None else time.monotonic() + within_s
     while True:
         try:
-            async with asyncio.timeout(min(idle_s, end_s - time.monotonic())):
+            async with asyncio.timeout(min(idle_s(), end_s - time.monotonic())):
                 piece = await anext(pieces, None)
         except TimeoutError:
             message = "The body arrives too slowly, or only a part of it was sent."
@@ -97,31 +98,42 @@ class JsonReader:
         to arrive, and 503 if there is no memory for it; and RequestError for one with too many values.
         """
         _check_type(request)
-        limit_bytes = self._limit_bytes
-        declared = check_declared_size(request, limit_bytes)
-        body, shape = bytearray(), JsonShape()
+        check_declared_size(request, self._limit_bytes)
         async with contextlib.AsyncExitStack() as held:
-            is_large = declared is not None and declared > SMALL_BYTES
-            if is_large:
-                await held.enter_async_context(self._memory.reserve(declared or 0))
-            async for piece in body_pieces(request, BODY_S, is_large=is_large):
-                if not is_large and len(body) + len(piece) > SMALL_BYTES:
-                    # Its size was not declared, and may reach the limit.
-                    is_large = True
-                    await held.enter_async_context(self._memory.reserve(limit_bytes))
-                body += piece
-                if len(body) > limit_bytes:
-                    raise too_large(limit_bytes)
-                try:
-                    shape.feed(piece)
-                except TooManyValues as error:
-                    raise RequestError(f"The body has {error}.") from None
-            if not is_large and shape.num_nodes <= INLINE_NODES:
+            body, shape = await self._receive(request, held)
+            if len(body) <= SMALL_BYTES and shape.num_nodes <= INLINE_NODES:
                 return parse(bytes(body))
             async with self._parsing:
                 raw = bytes(body)
                 body.clear()
                 return await _on_thread(lambda: parse(raw))
+
+    async def _receive(
+        self, request: Request, held: contextlib.AsyncExitStack
+    ) -> tuple[bytearray, JsonShape]:
+        """Receive a body. The memory of a large one stays reserved until `held` is closed."""
+        body, shape = bytearray(), JsonShape()
+        share: Share | None = None
+
+        def idle_s() -> float:
+            return IDLE_S if share is None else IDLE_LARGE_S
+
+        async for piece in body_pieces(request, BODY_S, idle_s):
+            size = len(body) + len(piece)
+            if size > self._limit_bytes:
+                raise too_large(self._limit_bytes)
+            if size > SMALL_BYTES:
+                if share is None:
+                    address = request.client.host if request.client else None
+                    share = await held.enter_async_context(self._memory.share(address))
+                if size > share.units:
+                    await share.grow(max(GROWTH_BYTES, size - share.units))
+            body += piece
+            try:
+                shape.feed(piece)
+            except TooManyValues as error:
+                raise RequestError(f"The body has {error}.") from None
+        return body, shape
 
 
 async def _on_thread(parse: Callable[[], T]) -> T:

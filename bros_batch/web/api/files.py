@@ -33,7 +33,8 @@ async def create_file(request: Request) -> Response:
     """Store the file of a form with `file` and `purpose`, as OpenAI's clients send it."""
     state = app_state(request)
     directory = state.settings.files_dir
-    async with state.uploads.reserve(1):
+    async with state.uploads.share(request.client.host if request.client else None) as share:
+        await share.grow(1)
         upload = await receive_upload(request, directory, state.settings.max_upload_bytes)
     kept = directory / files.new_file_id()
     try:

@@ -182,6 +182,21 @@ def test_a_half_sent_body_is_answered_and_closed(hasty: Web, path: str, size: in
         check_error(client, 408, "request_timeout")
 
 
+@pytest.mark.parametrize("num_sent", [10, 100_000])
+def test_half_sent_large_bodies_keep_no_memory_from_others(
+    web: Web, monkeypatch: pytest.MonkeyPatch, num_sent: int
+) -> None:
+    # Whoever would have to wait is rejected.
+    monkeypatch.setattr("bros_batch.web.shared_capacity.WAIT_S", 0.0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            client = stack.enter_context(connect(web))
+            client.sendall(post("/v1/chat/completions", b'{"model":"' + b"x" * num_sent, 33_000_000))
+        with web.http() as http:
+            body = b'{"model":"none","prompt":"' + b"x" * 2_000_000 + b'"}'
+            assert http.post("/v1/completions", content=body).status_code == 404  # there is no such model
+
+
 @pytest.mark.parametrize("data", [b"x" * 100, b"x" * 2_000_000])
 def test_a_half_sent_upload_leaves_no_file(hasty: Web, data: bytes) -> None:
     with connect(hasty) as client:
