@@ -21,6 +21,7 @@ from bros_batch.addresses import base_url
 from bros_batch.settings import Settings
 from bros_batch.up.lock import UpState, read_state
 from bros_batch.up.preflight import MIN_FREE_BYTES, StartupError, check_exposure, check_model
+from bros_batch.up.probes import auth_headers, problems_in
 from bros_batch.up.service_commands import redis_binary
 
 TIMEOUT_S = 5.0
@@ -230,10 +231,14 @@ def _web(settings: Settings, state: UpState | None) -> Finding:
         return Finding("web", Health.NOTE, "not running", "`bros-batch up` starts it.")
     url = explicit or (state.url if state is not None else base_url(settings.host, settings.port))
     try:
-        answer = httpx.get(f"{url}/ready", timeout=TIMEOUT_S, trust_env=False)
-        problems = {name: word for name, word in answer.json().items() if name != "status" and word != "ok"}
+        headers = auth_headers(settings.api_key)
+        answer = httpx.get(f"{url}/ready", headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        problems = problems_in(answer)
     except (httpx.HTTPError, ValueError) as error:
         return Finding("web", Health.BROKEN, f"{url}: {error}", _log_hint(settings, state, "web"))
+    if answer.status_code == 401:
+        fix = "Set BROS_API_KEY to one of its keys, and doctor can tell whether it is ready."
+        return Finding("web", Health.NOTE, f"{url} answers, but not without a valid key", fix)
     if answer.status_code != 200:
         reasons = "; ".join(f"{name}: {word}" for name, word in problems.items())
         return Finding(

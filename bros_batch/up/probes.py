@@ -43,6 +43,18 @@ async def engine_answers(url: str, token: str | None, timeout_s: float) -> bool:
     return True
 
 
+def auth_headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def problems_in(answer: httpx.Response) -> dict[str, str]:
+    """What an answer of /ready says of the services that are not ready, by name. Raises ValueError if it is none."""
+    body: Any = answer.json()
+    if not isinstance(body, dict):
+        raise ValueError("the answer is not a JSON object")
+    return {name: str(word) for name, word in body.items() if name != "status" and word != "ok"}
+
+
 class WebProbe:
     """Asks the web process whether it answers, and what it says of the others."""
 
@@ -66,11 +78,8 @@ class WebProbe:
                 # There are keys in the database, but no BROS_API_KEY to ask with. The process answers.
                 self.problems = {}
                 return True
-            body: dict[str, Any] = answer.json()
-            self.problems = {
-                name: str(word) for name, word in body.items() if name != "status" and word != "ok"
-            }
-        except (httpx.HTTPError, ValueError, AttributeError):
+            self.problems = problems_in(answer)
+        except (httpx.HTTPError, ValueError):
             self.problems = {"web": "does not answer"}
             return False
         except asyncio.CancelledError:

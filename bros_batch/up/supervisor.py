@@ -31,7 +31,7 @@ from bros_batch.up import service_commands
 from bros_batch.up.announcements import FIRST_NOTE_S, Say
 from bros_batch.up.child import Child, ChildSpec
 from bros_batch.up.lock import UpLock, UpState
-from bros_batch.up.probes import WebProbe, redis_answers
+from bros_batch.up.probes import WebProbe, auth_headers, redis_answers
 from bros_batch.up.process_identity import start_ticks
 from bros_batch.up.redis_data import is_unreadable, put_aside
 from bros_batch.up.service_watches import service_watches
@@ -84,8 +84,8 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._stop_requested_s: float | None = None
         self._failure: str | None = None
-        key = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-        self._http = httpx.AsyncClient(headers=key, trust_env=False, timeout=5.0)
+        headers = auth_headers(settings.api_key)
+        self._http = httpx.AsyncClient(headers=headers, trust_env=False, timeout=5.0)
         self._state = UpState(
             pid=os.getpid(),
             url=base_url(settings.host, settings.port),
