@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import Response
 
 from bros_batch.web.api_key import Key, KeyRing
@@ -68,8 +68,6 @@ class Sessions:
 
 
 def _cookie(headers: Headers) -> str:
-    try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if morsel is None else morsel.value
+    # As browsers read it. The standard library drops all cookies because of one that it does not understand, such as
+    # one of another program on localhost.
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")

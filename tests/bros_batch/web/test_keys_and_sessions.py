@@ -150,6 +150,15 @@ def test_logout_ends_the_session_for_everyone_who_has_the_cookie(guarded: Web) -
         assert http.get("/v1/models").status_code == 200
 
 
+@pytest.mark.parametrize("other", ['theme={"dark":true}', "näme=x", "=", "a=b=c; d"])
+def test_cookies_of_other_programs_on_this_host_do_not_end_the_session(guarded: Web, other: str) -> None:
+    with guarded.http() as http:
+        log_in(http, KEY)
+        cookies = f"{other}; {COOKIE}={http.cookies[COOKIE]}".encode("latin-1")
+    with guarded.http() as http:
+        assert http.get("/v1/models", headers={b"Cookie": cookies}).status_code == 200
+
+
 def test_without_keys_there_is_nothing_to_log_out_of(web: Web) -> None:
     with web.http(headers=HTML) as http:
         assert "Log out" not in http.get("/").text
