@@ -22,12 +22,16 @@ from bros_batch.jobs.worker import Worker
 def withdraw_job(worker: Worker, job_id: str, model: str) -> int:
     """Remove all items of a job from the stream, those that engines are computing included. Engines then drop them.
 
-    If the job is paused, its items return to pending. Returns how many were removed.
+    If the job is paused, all its items return to pending, and if it has been resumed since, those that were removed do.
+    Returns how many were removed.
     """
     removed = remove_jobs(worker.redis, model, [job_id])
     with writing(worker.database) as connection:
-        if lock_job(connection, job_id).status == JobStatus.PAUSED:
+        status = lock_job(connection, job_id).status
+        if status == JobStatus.PAUSED:
             pending_items.release_job(connection, job_id)
+        elif status == JobStatus.IN_PROGRESS:
+            pending_items.release_items(connection, removed)
     return len(removed)
 
 

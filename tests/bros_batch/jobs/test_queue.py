@@ -102,6 +102,18 @@ def test_counts_of_a_stream_that_no_engine_has_read_from(world: World) -> None:
 # Pause and cancel ---------------------------------------------------------------------------------------------------
 
 
+def test_a_job_that_is_resumed_before_its_items_were_taken_back_loses_none(world: World) -> None:
+    job_id = world.running(batch_lines(20))
+    world.prepare()
+    with writing(world.database) as connection:
+        job_control.pause_job(connection, job_id)
+    with writing(world.database) as connection:
+        job = job_control.resume_job(connection, job_id)
+    assert withdraw_job(world.worker, job_id, job.model) == 20
+    assert set(world.statuses(job_id)) == {"pending"}, "none is queued in the database and in no stream"
+    assert world.prepare().queued == 20
+
+
 def test_a_paused_job_has_nothing_in_the_stream(world: World) -> None:
     paused, other = world.running(batch_lines(40)), world.running(batch_lines(10))
     world.prepare()
