@@ -26,13 +26,6 @@ def create_api_key(connection: Connection, name: str, now_s: float | None = None
     return key, secret
 
 
-def find_api_key(connection: Connection, secret: str) -> ApiKey | None:
-    """The row of the key `secret`, unless it was revoked. Digests are compared, so timing reveals nothing."""
-    query = select(api_keys).where(api_keys.c.sha256 == digest_of(secret), api_keys.c.revoked_at.is_(None))
-    row = connection.execute(query).first()
-    return ApiKey(*row) if row else None
-
-
 def list_api_keys(connection: Connection) -> list[ApiKey]:
     """All keys, oldest first, revoked ones included."""
     return [ApiKey(*row) for row in connection.execute(select(api_keys).order_by(api_keys.c.created_at))]

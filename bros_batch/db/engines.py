@@ -26,11 +26,9 @@ def upsert_engines(connection: Connection, heartbeats: Sequence[Mapping[str, Any
             connection.execute(insert(engines).values(id=engine_id, **row))
 
 
-def list_engines(connection: Connection, *, seen_after: float | None = None) -> list[EngineRow]:
-    """Engines in the order of their ids, without those that have been silent since `seen_after`."""
-    query = select(engines).order_by(engines.c.id)
-    if seen_after is not None:
-        query = query.where(engines.c.heartbeat_at >= seen_after)
+def list_engines(connection: Connection, seen_after: float) -> list[EngineRow]:
+    """Engines that have been seen since, in the order of their ids."""
+    query = select(engines).where(engines.c.heartbeat_at >= seen_after).order_by(engines.c.id)
     return [EngineRow(*row) for row in connection.execute(query)]
 
 

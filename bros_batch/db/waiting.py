@@ -34,7 +34,7 @@ def waiting_reasons(connection: Connection, asked: Sequence[Job], now_s: float) 
     if not wanted:
         return {}
     running = _running_jobs(connection)
-    alive = engines.list_engines(connection, seen_after=now_s - ENGINE_SILENT_S)
+    alive = engines.list_engines(connection, now_s - ENGINE_SILENT_S)
     served = {engine.model for engine in alive if not engine.stats.get("is_stuck")}
     reasons = {}
     for job in wanted:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from bros_batch.db import engines, files, idempotency, job_endings, job_leases, lost_items
+from bros_batch.db import files, idempotency, job_endings, job_leases, lost_items
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.generation import ensure_generation
@@ -23,7 +23,6 @@ from bros_batch.jobs.worker import Worker
 log = logging.getLogger("bros.sweep")
 
 PAGE_ROWS = 1_000
-ENGINE_FORGOTTEN_S = 24 * 3600.0
 
 
 def sweep(worker: Worker, now_s: float | None = None) -> TaskRun:
@@ -107,7 +106,6 @@ def _remove_old_files(worker: Worker, now_s: float) -> int:
         expired = files.expired_files(connection, now_s)
         for file in expired:
             files.delete_file(connection, file.id)
-        engines.delete_silent_engines(connection, now_s - ENGINE_FORGOTTEN_S)
     # After the commit: bytes without a row only take space, but a row without bytes is a file that cannot be read.
     for file in expired:
         with contextlib.suppress(FileNotFoundError):

@@ -38,6 +38,7 @@ from engine.wire.protocol import RESULTS_KEY
 log = logging.getLogger("bros.tasks")
 
 TIME_BUDGET_S = 2.0
+ENGINE_FORGOTTEN_S = 24 * 3600.0
 MAX_ID_CHARS = 4096  # the name of a model may be a path
 
 TaskName = Literal["ingest", "prepare", "record", "finalize", "sweep", "pump"]
@@ -187,10 +188,8 @@ def pump() -> None:
         runnable = pending_items.runnable_jobs(connection, model)
         has_urgent = bool(pending_items.outranked_jobs(connection, model, runnable))
         stopped = pending_items.stopped_jobs(connection)
-    for (
-        job_id,
-        job_model,
-    ) in stopped:  # whoever paused them could not do it, or prepare added items after that
+    # Whoever paused them could not take their items back, or prepare added some after that.
+    for job_id, job_model in stopped:
         withdraw_job(worker, job_id, job_model)
     if runnable and (has_urgent or queue_room(worker, model).is_low):
         dispatch("prepare", model)
@@ -200,3 +199,4 @@ def pump() -> None:
     if alive:
         with writing(worker.database) as connection:
             engines.upsert_engines(connection, alive, time.time())
+            engines.delete_silent_engines(connection, time.time() - ENGINE_FORGOTTEN_S)

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from bros_batch.db import files
-from bros_batch.db.connections import reading
+from bros_batch.db import engines, files
+from bros_batch.db.connections import reading, writing
 from bros_batch.db.tables import File
+from bros_batch.jobs import tasks
 from tests.bros_batch.world import World, batch_lines
 
 DAY_S = 24 * 3600.0
@@ -51,3 +52,18 @@ def test_a_retention_that_is_no_time_is_rejected(value: float) -> None:
 
     with pytest.raises(ValueError, match="file_retention_s"):
         Settings(file_retention_s=value)
+
+
+def test_an_engine_that_has_been_silent_for_a_day_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "get_worker", lambda: world.worker)
+    now_s = time.time()
+    with writing(world.database) as connection:
+        for name, seen_at in (("gone", now_s - 2 * DAY_S), ("away", now_s - 60)):
+            engines.upsert_engines(connection, [{"engine_id": name, "model": "sim"}], seen_at)
+    world.engine.announce()
+    tasks.pump()
+    with reading(world.database) as connection:
+        names = [engine.id for engine in engines.list_engines(connection, seen_after=0.0)]
+    assert "gone" not in names and "away" in names and len(names) == 2
