@@ -35,7 +35,7 @@ async def changes(request: Request, read: Read) -> AsyncGenerator[bytes]:
     that the server knows of an open page.
     """
     sent: dict[str, str] = {}
-    while not request.app.state.is_stopping() and await still_has_access(request):
+    while True:
         engine_up = app_state(request).engine.connected is not None
         current = {"engine_state": engine_state(engine_up)}
         problem = None
@@ -47,6 +47,8 @@ async def changes(request: Request, read: Read) -> AsyncGenerator[bytes]:
         sent |= changed
         yield event({"fragments": changed, "problem": problem})
         await asyncio.sleep(REFRESH_S)
+        if request.app.state.is_stopping() or not await still_has_access(request):
+            return
 
 
 class Gzipped:

@@ -6,16 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from bros_batch.db.connections import (
-    open_database,
-    reading,
-    writing,
-)
-from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, check_schema, upgrade
+from bros_batch.db.connections import open_database, reading, writing
+from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, alembic_config, check_schema, upgrade
 from bros_batch.db.tables import metadata
 from tests.services import ROOT
 
@@ -45,6 +42,16 @@ def test_a_database_of_a_newer_program_is_rejected(database: Engine) -> None:
 def test_upgrading_twice_is_no_error(database_url: str) -> None:
     upgrade(database_url)
     upgrade(database_url)
+
+
+def test_each_migration_can_be_undone_and_done_again(database: Engine, database_url: str) -> None:
+    config = alembic_config()
+    with writing(database) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    upgrade(database_url)
+    with reading(database) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
 def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
