@@ -15,17 +15,17 @@ from engine.wire.protocol import Rejected, Submit
 NAMED_SLO_TTFT_FACTOR = 4.0
 # Clients take a longer time for an error instead of waiting that long.
 LONGEST_RETRY_S = 60
-# Prompt tokens of the open requests together, about 300 MB. A prompt that is alone may have more.
+# Prompt tokens of the open requests of a lane together, about 300 MB. A prompt that is alone may have more.
 MAX_OPEN_TOKENS = 8_000_000
 
 
 class SocketAdmission:
     """Admits or rejects the requests that arrive over the socket, and counts the open and the rejected ones.
 
-    A request that `limits` do not allow is rejected. Others are rejected while the open requests hold too many tokens,
-    and an RT request also while `max_waiting_rt` of them are open, or if its predicted time to first token exceeds
-    `max_ttft_factor` times its TTFT. If that factor is None, only requests that name an SLO are rejected for the
-    prediction.
+    A request that `limits` do not allow is rejected. Others are rejected while the open requests of their lane hold too
+    many tokens, and an RT request also while `max_waiting_rt` of them are open, or if its predicted time to first token
+    exceeds `max_ttft_factor` times its TTFT. If that factor is None, only requests that name an SLO are rejected for
+    the prediction.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SocketAdmission:
         self._draining = False
         self._no_open_rt = asyncio.Event()
         self._no_open_rt.set()
-        self._num_open_tokens = 0
+        self._num_open_tokens = dict.fromkeys(Lane, 0)  # BE keeps no RT request out
         self.num_open_rt = 0
         self.num_rejected = dict.fromkeys(("overloaded", "draining"), 0)  # by code
 
@@ -61,8 +61,9 @@ class SocketAdmission:
         if problem is not None:
             return Rejected(request.id, problem.code, problem.message, param=problem.param)
         num_tokens = len(request.token_ids)
-        if self._num_open_tokens and self._num_open_tokens + num_tokens > MAX_OPEN_TOKENS:
-            text = f"the prompts of the open requests have {self._num_open_tokens} tokens, and more would be too many"
+        num_open = self._num_open_tokens[Lane(request.lane)]
+        if num_open and num_open + num_tokens > MAX_OPEN_TOKENS:
+            text = f"the prompts of the open requests have {num_open} tokens, and more would be too many"
             return self._overloaded(request, text, self._exchange.wait_s())
         if request.lane != "rt":
             return None
@@ -90,14 +91,14 @@ class SocketAdmission:
 
     def count_started(self, request: Request) -> None:
         """Count a request as open."""
-        self._num_open_tokens += request.num_prompt_tokens
+        self._num_open_tokens[request.lane] += request.num_prompt_tokens
         if request.lane is Lane.RT:
             self.num_open_rt += 1
             self._no_open_rt.clear()
 
     def count_ended(self, request: Request) -> None:
         """Count a request as no longer open."""
-        self._num_open_tokens -= request.num_prompt_tokens
+        self._num_open_tokens[request.lane] -= request.num_prompt_tokens
         if request.lane is Lane.RT:
             self.num_open_rt -= 1
             if not self.num_open_rt:

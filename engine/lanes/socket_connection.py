@@ -45,8 +45,8 @@ MAX_UNSENT_BYTES = 4 * 1024 * 1024
 # A client that has not said hello may send no more than this, and has this long to say it.
 MAX_HELLO_BYTES = 4096
 HELLO_TIMEOUT_S = 10.0
-# Of both lanes. Far more than rows, so that bulk over HTTP finds the next request waiting; each holds its prompt.
-MAX_OPEN_REQUESTS = 4096
+# Of BE; `max_waiting_rt` limits RT. Far more than rows, so that bulk over HTTP finds the next request waiting.
+MAX_OPEN_BE_REQUESTS = 4096
 # After this many messages of one connection, the others get their turn.
 MESSAGES_PER_TURN = 128
 # A connection is not read while the main loop is behind; this often it is tried again.
@@ -84,6 +84,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = False  # no bytes are read until those that have arrived are handled
         self._transport: asyncio.Transport
         self._greeted = False
+        self._num_open_be = 0
         self._open: dict[str, Request] = {}  # by the client's id, which the client may reuse after a cancel
         self._unsent = bytearray()
         self._held: dict[str, Tokens] = {}  # BE tokens that wait to be sent together, by the client's id
@@ -227,6 +228,7 @@ class Connection(asyncio.Protocol):
             deadline_s=monotonic_deadline_s(message.deadline_unix_s, now_s),
         )
         self._open[message.id] = request
+        self._num_open_be += lane is Lane.BE
         self._server.admission.count_started(request)
 
         def sink(event: TokenEvent | FinishedEvent, client_id: str = message.id) -> None:
@@ -243,11 +245,9 @@ class Connection(asyncio.Protocol):
             admission.count_rejected("invalid_request")
             text = f"request id {message.id!r} is in use on this connection"
             return Rejected(message.id, "invalid_request", text)
-        if len(self._open) >= MAX_OPEN_REQUESTS:
+        if message.lane == "be" and self._num_open_be >= MAX_OPEN_BE_REQUESTS:
             admission.count_rejected("overloaded")
-            text = (
-                f"this connection has {len(self._open)} open requests, which is the limit; try again in 1 s"
-            )
+            text = f"this connection has {self._num_open_be} open bulk requests, which is the limit; try again in 1 s"
             return Rejected(message.id, "overloaded", text, retry_after_s=1.0)
         return admission.check(message, slo)
 
@@ -285,7 +285,9 @@ class Connection(asyncio.Protocol):
 
     def _ended(self, client_id: str) -> None:
         self._held.pop(client_id, None)
-        self._server.admission.count_ended(self._open.pop(client_id))
+        request = self._open.pop(client_id)
+        self._num_open_be -= request.lane is Lane.BE
+        self._server.admission.count_ended(request)
 
     async def _answer_stats(self) -> None:
         """Answer the stats queries, all that have arrived with one message."""

@@ -244,16 +244,17 @@ async def test_a_flood_of_requests_and_cancellations_leaves_nothing_behind(tmp_p
         await chat.close()
 
 
-async def test_a_connection_has_a_limit_of_open_requests(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.lanes.socket_connection.MAX_OPEN_REQUESTS", 3)
+async def test_a_connection_has_a_limit_of_open_bulk_requests_which_keeps_no_chat_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.lanes.socket_connection.MAX_OPEN_BE_REQUESTS", 3)
     with running_engine(tmp_path, simulated_step_s=0.01) as engine:
         client, other = [await EngineClient.connect(engine.url) for _ in range(2)]
         endless = Sampling(max_tokens=8000, ignore_eos=True)
         streams = [client.submit([5], endless, lane="be") for _ in range(3)]
-        with pytest.raises(EngineRejected, match="3 open requests") as caught:
+        with pytest.raises(EngineRejected, match="3 open bulk requests") as caught:
             await collect(client, [5], lane="be")
         assert (caught.value.code, caught.value.retry_after_s) == ("overloaded", 1.0)
-        assert len(await collect(other, [5])) == 12
+        assert len(await collect(other, [5], lane="be")) == 12
+        assert len(await collect(client, [5])) == 12
         for stream in streams:
             stream.cancel()
         assert len(await collect(client, [5], lane="be")) == 12
@@ -261,17 +262,19 @@ async def test_a_connection_has_a_limit_of_open_requests(tmp_path, monkeypatch):
         await other.close()
 
 
-async def test_open_requests_have_a_limit_of_tokens(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("lane", "other"), [("rt", "be"), ("be", "rt")])
+async def test_open_requests_have_a_limit_of_tokens_per_lane(tmp_path, monkeypatch, lane, other):
     monkeypatch.setattr("engine.lanes.admission.MAX_OPEN_TOKENS", 100)
     with running_engine(tmp_path, simulated_step_s=0.01) as engine:
         client = await EngineClient.connect(engine.url)
         endless = Sampling(max_tokens=4000, ignore_eos=True)
-        alone = client.submit([5] * 300, endless)
+        alone = client.submit([5] * 300, endless, lane=lane)
         with pytest.raises(EngineRejected, match="300 tokens, and more would be too many") as caught:
-            await collect(client, [5])
+            await collect(client, [5], lane=lane)
         assert caught.value.code == "overloaded"
+        assert len(await collect(client, [5], lane=other)) == 12
         alone.cancel()
-        assert len(await collect(client, [5])) == 12
+        assert len(await collect(client, [5], lane=lane)) == 12
         await client.close()
 
 
