@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
@@ -23,6 +24,9 @@ log = logging.getLogger("engine.io")
 MESSAGES_PER_STEP = 256
 # Above this number, connections are not read until the main loop has caught up.
 MANY_MESSAGES = 2 * MESSAGES_PER_STEP
+# From this number on, bulk waits: an item may have a hundred outputs, and chats are not to wait behind those of many.
+SOME_MESSAGES = MESSAGES_PER_STEP // 2
+CATCH_UP_S = 0.01  # this often it is looked at whether the main loop has caught up
 
 RequestSink = Callable[[TokenEvent | FinishedEvent], None]
 
@@ -53,10 +57,8 @@ class Mailbox:
             number = min(len(self._messages), MESSAGES_PER_STEP)
             return [self._messages.popleft() for _ in range(number)]
 
-    @property
-    def is_full(self) -> bool:
-        """Whether those who can wait should put no further messages into it for now."""
-        return len(self._messages) > MANY_MESSAGES
+    def __len__(self) -> int:
+        return len(self._messages)
 
 
 class Exchange:
@@ -105,7 +107,12 @@ class Exchange:
     @property
     def is_congested(self) -> bool:
         """Whether the main loop has more messages to take in than the next steps will."""
-        return self._mailbox.is_full
+        return len(self._mailbox) > MANY_MESSAGES
+
+    async def turn_of_bulk(self) -> None:
+        """Wait until the messages of a chat would not be delayed by a few more of bulk."""
+        while len(self._mailbox) >= SOME_MESSAGES:  # noqa: ASYNC110 - the main loop knows no events of this thread
+            await asyncio.sleep(CATCH_UP_S)
 
     def after_step(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever the sinks have received all events of a step, which is the time to flush."""

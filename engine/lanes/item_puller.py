@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ FINISH_S = 0.75
 READ_BLOCK_WITH_SUSPECTS_MS = 50  # the next one starts soon after another has ended
 RELEASE_TIMEOUT_S = 5.0
 ALL_ENTRIES = 1 << 20  # of one engine, which never holds that many
+Fields = dict[bytes, bytes]
 LONG_IDLE_MS = 10**9  # longer than any engine's claim timeout, so that any engine may take the entry
 
 
@@ -161,8 +162,7 @@ class ItemPuller:
             answer = await self._redis.xreadgroup(
                 protocol.ENGINE_GROUP, me, {self._key: ">"}, count=room, block=block_ms
             )
-            for entry_id, fields in _entries(answer):
-                self._start(entry_id, fields)
+            await self._take_in(_entries(answer), {})
 
     async def _room_for_urgent(self) -> int:
         """How many of the next entries a full engine may read, because they are more urgent than items it holds."""
@@ -211,25 +211,40 @@ class ItemPuller:
             return
         # The starts that count: of runs whose deaths, if they died, are not known.
         uncounted = 1 if own and self._suspects.knows_last_step else 0
-        records = await self._suspects.records({entry_id: times[entry_id] - uncounted for entry_id in wanted})
-        by_starts: dict[int, list[bytes]] = {}
-        for entry_id, record in records.items():  # a suspect is started when it is its turn
-            by_starts.setdefault(record.starts + (not record.is_suspect), []).append(entry_id)
+        starts = {entry_id: times[entry_id] - uncounted for entry_id in wanted}
         claimed = []
-        for starts, entry_ids in by_starts.items():
-            claimed += await self._claim(me, min_idle_ms, entry_ids, retrycount=max(0, starts))
+        for count, entry_ids in _by_count(starts, wanted):
+            claimed += await self._claim(me, min_idle_ms, entry_ids, retrycount=max(0, count + 1))
         log.info("took over %d items of %s", len(claimed), "its last run" if own else "another engine")
-        for entry_id, fields in claimed:
-            if fields is None:  # recorded and deleted in the meantime
-                continue
-            record = records[entry_id]
+        await self._take_in(
+            [entry for entry in claimed if entry[1] is not None], starts
+        )  # None: it was deleted
+
+    async def _take_in(self, entries: list[tuple[bytes, Fields]], starts: Mapping[bytes, int]) -> None:
+        """Take in entries that the engine has claimed, and submit their items. `starts`: how often each was started
+        before, if it was. A suspect is submitted when it is its turn."""
+        ids = [identity(fields) for _, fields in entries]
+        records = await self._suspects.records(
+            [found and found[0] for found in ids], [starts.get(entry_id, 0) for entry_id, _ in entries]
+        )
+        ready: list[PulledItem] = []
+        suspects: list[bytes] = []
+        for (entry_id, fields), record in zip(entries, records, strict=True):
             if failure := record.failure(self._config.max_attempts):
                 self._fail_unread(entry_id, fields, "engine_lost", failure)
+            elif (pulled := self._start(entry_id, fields)) is None:
+                continue
             elif record.is_suspect:
                 self._suspects.add(entry_id, record)
-                self._start(entry_id, fields, is_suspect=True)
+                suspects.append(entry_id)
             else:
-                self._start(entry_id, fields)
+                ready.append(pulled)
+        for pulled in ready:
+            await self._exchange.turn_of_bulk()
+            if self._items.get(pulled.entry_id) is pulled:  # it was not taken back in the meantime
+                self._submit(pulled)
+        for count, entry_ids in _by_count(starts, suspects):  # they have not been started after all
+            await self._claim(self._config.engine_id, 0, entry_ids, retrycount=max(0, count), justid=True)
 
     async def _start_suspects(self) -> None:
         """Submit the suspects whose turn it is."""
@@ -241,24 +256,21 @@ class ItemPuller:
                 self._suspects.has_started(entry_id)
                 self._submit(self._items[entry_id], is_suspect=True)
 
-    def _start(self, entry_id: bytes, fields: dict[bytes, bytes], *, is_suspect: bool = False) -> None:
-        """Take in the item of an entry, and submit it unless it is a suspect. Whatever the entry holds, nothing but its
-        own item can fail."""
+    def _start(self, entry_id: bytes, fields: Fields) -> PulledItem | None:
+        """Take in the item of an entry. Whatever the entry holds, nothing but its own item can fail."""
         try:
             item = protocol.decode_item_request(fields[b"p"])
         except Exception as error:
             self._fail_unread(entry_id, fields, "invalid_request", f"the item cannot be read: {error!r}")
-            return
+            return None
         problem = problem_with_item(item, self._config.limits)
         if problem is not None:
             self._results.put(
                 entry_id, failed_item(item, self._config.engine_id, problem.code, problem.message)
             )
-            return
-        pulled = PulledItem(entry_id, item)
-        self._items[entry_id] = pulled
-        if not is_suspect:
-            self._submit(pulled)
+            return None
+        pulled = self._items[entry_id] = PulledItem(entry_id, item)
+        return pulled
 
     def _submit(self, pulled: PulledItem, *, is_suspect: bool = False) -> None:
         for i, request in enumerate(pulled.requests()):
@@ -283,7 +295,7 @@ class ItemPuller:
             message = f"the engine could not report its output: {type(error).__name__}"
             self._end(pulled, pulled.failure(self._config.engine_id, "engine_error", message))
 
-    def _fail_unread(self, entry_id: bytes, fields: dict[bytes, bytes], code: str, message: str) -> None:
+    def _fail_unread(self, entry_id: bytes, fields: Fields, code: str, message: str) -> None:
         """Push an error for an entry whose payload is not used; its plain fields identify the item.
 
         An entry that identifies no item is removed. If there is such an item, the sweep finds that it was lost.
@@ -328,11 +340,12 @@ class ItemPuller:
             lost = await self._claims.lost(list(self._items), renew=renew)
             if renew:
                 next_renewal_s = time.monotonic() + renew_interval_s
-            self._drop(lost, time.monotonic())
+            await self._drop(lost, time.monotonic())
 
-    def _drop(self, entry_ids: list[bytes], now_s: float) -> None:
+    async def _drop(self, entry_ids: list[bytes], now_s: float) -> None:
         """End the items of entries that are not the engine's own any more, without a result."""
         for entry_id in entry_ids:
+            await self._exchange.turn_of_bulk()
             pulled = self._items.get(entry_id)
             if pulled is None:
                 continue  # it has ended in the meantime
@@ -376,7 +389,16 @@ class ItemPuller:
                     await self._rate_is_news.wait()
 
 
-def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+def _by_count(counts: Mapping[bytes, int], entry_ids: Iterable[bytes]) -> Iterable[tuple[int, list[bytes]]]:
+    """Group entries by their counts; those that have none are left out."""
+    groups: dict[int, list[bytes]] = {}
+    for entry_id in entry_ids:
+        if entry_id in counts:
+            groups.setdefault(counts[entry_id], []).append(entry_id)
+    return groups.items()
+
+
+def _entries(answer: Any) -> list[tuple[bytes, Fields]]:
     """Return the entries of an XREADGROUP reply about one stream, in either of the two shapes of the protocol."""
     if not answer:
         return []

@@ -18,7 +18,7 @@ class PulledItem:
     def __init__(self, entry_id: bytes, item: ItemRequest) -> None:
         self.entry_id = entry_id
         self.item = item
-        self.request_ids = [f"b{entry_id.decode()}.{i}" for i in range(item.n)]
+        self.request_ids = [f"b{item.item_id}:{entry_id.decode()}.{i}" for i in range(item.n)]
         self._token_ids: list[list[int]] = [[] for _ in range(item.n)]
         self._logprobs: list[list[PositionLogprobs]] = [[] for _ in range(item.n)]
         self._reasons: list[FinishReason | None] = [None] * item.n

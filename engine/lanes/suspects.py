@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,18 +27,21 @@ MAX_RUNNING = 4
 # often by hand while it works on the same item.
 OFTEN_STARTED = 10
 EXPIRES_S = 7 * 24 * 3600  # after the last death
-_ENTRY_OF_REQUEST = re.compile(r"b(\d+-\d+)\.\d+")
+_ITEM_OF_REQUEST = re.compile(r"b(\d+):\d+-\d+\.\d+")
 
 
 def suspects_key(model: str) -> str:
-    """Key of a hash with two counts per entry of the model's stream: deaths, and deaths while it was computed apart."""
+    """Key of a hash with two counts per item: deaths, and deaths while it was computed apart.
+
+    An item keeps them when its entry is replaced, as it is when its job is paused and continued.
+    """
     return f"bros:suspects:{model}"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known against an entry: how often engines started it, how often they died in a step that computed it, and
-    how often in a pass of its own."""
+    """What is known against an item: how often engines started its entry, how often they died in a step that computed
+    it, and how often in a pass of its own."""
 
     starts: int
     deaths: int
@@ -80,33 +83,30 @@ class Suspects:
         """Count the death of the process before this one, if it died in a step. Does so once."""
         if self._last_step is None:
             return
-        found = map(_ENTRY_OF_REQUEST.fullmatch, self._last_step.request_ids)
-        entries = sorted({match[1] for match in found if match})
-        if entries:
+        found = map(_ITEM_OF_REQUEST.fullmatch, self._last_step.request_ids)
+        items = sorted({match[1] for match in found if match})
+        if items:
             async with self._redis.pipeline(transaction=True) as pipe:
-                for entry in entries:
-                    pipe.hincrby(self._key, entry, 1)
+                for item in items:
+                    pipe.hincrby(self._key, item, 1)
                     if self._last_step.is_apart:
-                        pipe.hincrby(self._key, f"{entry} apart", 1)
+                        pipe.hincrby(self._key, f"{item} apart", 1)
                 pipe.expire(self._key, EXPIRES_S)
                 await pipe.execute()
             log.warning(
                 "the last run of this engine died while it computed %s. Apart from all others, it now computes: %s",
-                "1 item" if len(entries) == 1 else f"{len(entries)} items", ", ".join(entries),
+                "1 item" if len(items) == 1 else f"{len(items)} items", ", ".join(items),
             )  # fmt: skip
         self._last_step = None
 
-    async def records(self, starts: Mapping[bytes, int]) -> dict[bytes, Record]:
-        """The records of entries, given how often each was started."""
-        if not starts:
-            return {}
-        fields = [field for entry_id in starts for field in (entry_id, entry_id + b" apart")]
+    async def records(self, item_ids: Sequence[int | None], starts: Sequence[int]) -> list[Record]:
+        """The records of items, given how often the entry of each was started. Nothing is known against what has no
+        id."""
+        if not item_ids:
+            return []
+        fields = [field for item_id in item_ids for field in (f"{item_id}", f"{item_id} apart")]
         counts = [int(count or 0) for count in await self._redis.hmget(self._key, fields)]
-        pairs = zip(counts[::2], counts[1::2], strict=True)
-        return {
-            entry_id: Record(times, *pair)
-            for (entry_id, times), pair in zip(starts.items(), pairs, strict=True)
-        }
+        return [Record(*each) for each in zip(starts, counts[::2], counts[1::2], strict=True)]
 
     def add(self, entry_id: bytes, record: Record) -> None:
         """Let an item wait for its turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from bros_batch.jobs.streams import remove_jobs
 from engine.core.terms import Lane
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire import protocol
-from engine.wire.protocol import ItemRequest, Sampling
+from engine.wire.client import EngineClient
+from engine.wire.protocol import ItemRequest, Sampling, Tokens
 from tests.engines import running_engine
 from tests.factories import runner_info
 from tests.services import RedisServer, redis_server, wait_for
@@ -42,9 +44,17 @@ def slow_runner() -> SimulatedRunner:
     return SimulatedRunner(info, cost=SimulatedCost(step_s=0.002), wait=time.sleep)
 
 
-def add(redis: Redis, item_id: int, *, job_id: str = "job", tokens: int = LONG, priority: int = 0) -> None:
+def add(
+    redis: Redis,
+    item_id: int,
+    *,
+    job_id: str = "job",
+    tokens: int = LONG,
+    priority: int = 0,
+    num_outputs: int = 1,
+) -> None:
     sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    item = ItemRequest(item_id, 1, job_id, [5, 6, 7 + item_id], sampling, priority=priority)
+    item = ItemRequest(item_id, 1, job_id, [5, 6, 7 + item_id], sampling, num_outputs, priority=priority)
     fields: dict[Any, Any] = {"i": item_id, "e": 1, "j": job_id, "r": priority}
     redis.xadd(KEY, {"p": protocol.encode(item), **fields})
 
@@ -166,3 +176,30 @@ def test_the_heartbeat_says_how_many_items_end_per_second(
             add(redis, i, tokens=10)
         beat = wait_for(lambda: heartbeat() if heartbeat()["items_per_s"] else None, "the rate")
         assert beat["tokens_per_s"] == pytest.approx(beat["items_per_s"] * 13, rel=0.01)
+
+
+async def test_a_chat_does_not_wait_until_all_outputs_of_all_items_have_been_taken_in(
+    tmp_path: Path, server: RedisServer, redis: Redis
+) -> None:
+    is_open = threading.Event()
+    info = runner_info(num_blocks=4000, block_size=16, max_model_len=20_000, max_num_seqs=4)
+    runner = SimulatedRunner(info, cost=SimulatedCost(step_s=0.002), wait=lambda _: is_open.wait(30))
+    add(redis, 0)
+    with running_engine(tmp_path, runner, redis_url=server.url, be_prefetch=200) as engine:
+        wait_for(lambda: engine.scheduler.num_requests(Lane.BE)[0] == 1, "a step that lasts")
+        with redis.pipeline(transaction=True) as all_at_once:
+            for i in range(1, 101):
+                add(all_at_once, i, num_outputs=128)
+            all_at_once.execute()
+        wait_for(lambda: num_held(redis) == 101, "all items in the engine")
+        client = await EngineClient.connect(engine.url)
+        async with client.submit([5], Sampling(max_tokens=100, ignore_eos=True)) as stream:
+            await client.pulse(5.0)  # the engine has read the request
+            is_open.set()
+            async for message in stream:
+                assert isinstance(message, Tokens)
+                break
+        assert sum(engine.scheduler.num_requests(Lane.BE)) < 6400, "half of them"
+        await client.close()
+        remove_jobs(redis, "sim", ["job"])
+        wait_for(lambda: not engine.scheduler.has_work, "the end of what was taken back")

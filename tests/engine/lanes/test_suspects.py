@@ -210,11 +210,10 @@ def test_an_engine_that_is_killed_by_hand_fails_nothing(server, redis) -> None:
     add(redis, 1, sampling=Sampling(max_tokens=200, temperature=0.0, ignore_eos=True))
     with processes() as group:
         engine = Engine(group, server.url, "--simulated-step-s", "0.01")
-        (entry_id,) = wait_for(lambda: [entry for entry, _ in redis.xrange(KEY)])
         for kills in (b"1", b"2", b"3"):
             engine.kill_in_step(1)
-            wait_for(lambda kills=kills: redis.hget(suspects_key("sim"), entry_id) == kills)
-        assert redis.hget(suspects_key("sim"), entry_id + b" apart") == b"2"
+            wait_for(lambda kills=kills: redis.hget(suspects_key("sim"), "1") == kills)
+        assert redis.hget(suspects_key("sim"), "1 apart") == b"2"
         wait_for(lambda: num_pending(redis) and engine.socket.exists())
         (pending,) = redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", 10)
         assert pending["times_delivered"] <= 1, (
@@ -273,6 +272,25 @@ def test_the_death_of_an_engine_counts_only_against_what_it_computed(tmp_path, s
         assert redis.hlen(suspects_key("sim")) == 7
 
 
+def test_an_item_keeps_its_deaths_when_its_job_is_paused_and_continued(server, redis) -> None:
+    """Each time it gets a new entry, and the engine dies again; in the end the item fails."""
+    entries = [add(redis, 1, [*POISON, 1])]
+    add(redis, 2)
+    with processes() as group:
+        engine = Engine(group, server.url, "--max-attempts", "2")
+        for deaths in (1, 2):
+            wait_for(lambda: not engine.process.running)
+            redis.xack(KEY, protocol.ENGINE_GROUP, entries[-1])
+            redis.xdel(KEY, entries[-1])
+            engine.keep_running()
+            wait_for(lambda deaths=deaths: redis.hget(suspects_key("sim"), "1") == b"%d" % deaths)
+            entries.append(add(redis, 1, [*POISON, 1]))
+        answers = wait_for_results(redis, engine, 2)
+        assert len(engine.deaths) == 3
+    assert "died 3 times" in (answers[1].error_message or "")
+    assert answers[2].error_code is None
+
+
 def test_an_engine_that_ends_regularly_leaves_no_suspects(server, redis) -> None:
     add(redis, 1, sampling=LONG)
     with processes() as group:
@@ -322,7 +340,7 @@ def test_an_item_that_was_started_alone_too_often_fails(tmp_path, server, redis)
 
 
 def test_an_item_whose_row_fails_says_that_the_engine_could_not_compute_it(tmp_path, server, redis) -> None:
-    due = {f"b{add(redis, i).decode()}.0": 5 for i in (3, 7)}
+    due = {f"b{i}:{add(redis, i).decode()}.0": 5 for i in (3, 7)}
     for i in (1, 2, 4, 5, 6):
         add(redis, i)
     with running_engine(
