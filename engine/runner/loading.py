@@ -69,6 +69,7 @@ def runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = N
     runner = TorchRunner(model, caches, info, config.model, ranks=ranks, memory_probe=memory_probe)
     if has_graphs:
         runner.capture_graphs(CudaGraphs(model.device), GRAPH_BYTES)
+    runner.begin_to_load_tokenizer()
     return runner
 
 

@@ -101,6 +101,11 @@ class TorchRunner:
     def eos_token_ids(self) -> frozenset[int]:
         return self._model.eos_token_ids
 
+    def begin_to_load_tokenizer(self) -> None:
+        """Loads the tokenizer beside everything else. Otherwise the first request with a stop string does, and every
+        chat waits for it."""
+        self._stop.begin_to_load()
+
     def launch(self, plan: StepPlan) -> TorchStep:
         if plan.copies_out:
             # One call, since each takes a staging buffer. Of several copies to a host slot, the last one counts.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,18 +90,29 @@ class StepRules:
 
 
 class StopTable:
-    """The stop rules of the requests in the slot-table rows. The first stop string loads the tokenizer."""
+    """The stop rules of the requests in the slot-table rows. Stop strings need the tokenizer, which is loaded for the
+    first of them unless `begin_to_load` was called."""
 
     def __init__(self, num_rows: int, eos_token_ids: frozenset[int], model: str) -> None:
         self._eos_token_ids = eos_token_ids
         self._model = model
         self._tokenizer: Any = None
+        self._loading = threading.Lock()
         self._special: dict[str, int] = {}
         self._special_ids: frozenset[int] = frozenset()
         self._rules = [StopRule(frozenset(), 0, None)] * num_rows
         self._has_strings = np.zeros(num_rows, dtype=bool)
         self._num_watching: Counter[int] = Counter()  # rows, by stop token
         self._watched: frozenset[int] = frozenset()
+
+    def begin_to_load(self) -> None:
+        """Loads the tokenizer in a thread of its own, so that no step waits for that later."""
+
+        def load() -> None:
+            with contextlib.suppress(Exception):  # those who need it are told
+                self._load_tokenizer()
+
+        threading.Thread(target=load, name="tokenizer", daemon=True).start()
 
     def start(self, start: RowStart) -> None:
         """Assigns row `start.row` to this request. Raises ValueError if it has stop strings and no tokenizer loads."""
@@ -139,18 +152,20 @@ class StopTable:
 
     def _load_tokenizer(self) -> tuple[Decode, dict[str, int]]:
         """Returns the tokenizer's decode function, and the ids of its special tokens by name."""
-        if self._tokenizer is None:
-            from transformers import AutoTokenizer
+        with self._loading:
+            if self._tokenizer is None:
+                from transformers import AutoTokenizer
 
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
-                raise ValueError(
-                    f"stop strings need a tokenizer, and the one of {self._model} cannot be loaded"
-                ) from error
-            added = self._tokenizer.added_tokens_decoder.items()
-            self._special = {token.content: token_id for token_id, token in added if token.special}
-            self._special_ids = frozenset(self._special.values())
+                try:
+                    tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=False)
+                except (OSError, ValueError, KeyError) as error:
+                    raise ValueError(
+                        f"stop strings need a tokenizer, and the one of {self._model} cannot be loaded"
+                    ) from error
+                added = tokenizer.added_tokens_decoder.items()
+                self._special = {token.content: token_id for token_id, token in added if token.special}
+                self._special_ids = frozenset(self._special.values())
+                self._tokenizer = tokenizer
         # The backend of a fast tokenizer decodes several times faster than its wrapper.
         decode = (getattr(self._tokenizer, "backend_tokenizer", None) or self._tokenizer).decode
         return lambda token_ids: decode(token_ids, skip_special_tokens=True), self._special

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from engine.core.terms import SamplingParams
 from engine.runner.sampling.growing_text import GrowingText
 from engine.runner.sampling.stop import StopStrings, StopTable
 from tests.factories_models import make_tokenizer
+from tests.services import wait_for
 
 EOS = frozenset({2})
 
@@ -184,3 +187,24 @@ def test_without_a_tokenizer_only_requests_with_stop_strings_fail(tmp_path: Path
     assert end_of(rules, [9, 2]) == 2
     with pytest.raises(ValueError, match="stop strings need a tokenizer"):
         rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9, stop=("x",))))
+
+
+def test_a_tokenizer_that_is_loaded_beforehand_is_not_loaded_again(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(tokenizer_dir, tmp_path / "model"))
+    rules = StopTable(4, EOS, str(copied))
+    rules.begin_to_load()
+    wait_for(lambda: not any(thread.name == "tokenizer" for thread in threading.enumerate()))
+    shutil.rmtree(copied)
+    rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9, stop=("x",))))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_beforehand_fails_only_requests_with_stop_strings(
+    tmp_path: Path,
+) -> None:
+    rules = StopTable(4, EOS, str(tmp_path))
+    rules.begin_to_load()
+    with pytest.raises(ValueError, match="stop strings need a tokenizer"):
+        rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9, stop=("x",))))
+    rules.start(RowStart(1, "r", [5], 1, [], SamplingParams(max_tokens=9)))
