@@ -192,6 +192,8 @@ class EngineLoop:
                 self._mark([request_id], True)
             result.take_in(self.runner.execute(plan.only(i)), [i])
             self.pulse.num_steps += 1
+        if self._mark is not None:  # what ends the process from now on is not the last suspect's fault
+            self._mark((), False)
         return result
 
     def _take_result(self) -> list[Event]:

@@ -50,15 +50,20 @@ class StepMark:
         finally:
             os.close(file)
         self.last_step = _parsed(left)
+        self._request_ids: list[str] = []  # written last, in so many bytes
+        self._length = 0
 
     def set(self, request_ids: Sequence[str], is_apart: bool) -> None:
         """Mark these requests as being computed; with none, the mark is cleared."""
         memory = self._memory
         _HEADER.pack_into(memory, 0, 0, 0)  # until all of it is written
-        if request_ids:
+        if not request_ids:
+            return
+        if request_ids != self._request_ids:  # most steps compute the same requests as the one before
             text = "\n".join(request_ids).encode()[: _SIZE_BYTES - _HEADER.size]
             memory[_HEADER.size : _HEADER.size + len(text)] = text
-            _HEADER.pack_into(memory, 0, len(text), is_apart)
+            self._request_ids, self._length = list(request_ids), len(text)
+        _HEADER.pack_into(memory, 0, self._length, is_apart)
 
 
 def open_step_mark(listen: str, engine_id: str) -> StepMark | None:
