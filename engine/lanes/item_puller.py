@@ -13,20 +13,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.lanes.exchange import Exchange
-from engine.lanes.item_rate import ItemRate
+from engine.lanes.heartbeat import Heartbeat
 from engine.lanes.loop_watch import TICK_S
 from engine.lanes.persistent_task import keep_running
 from engine.lanes.pulled_item import PulledItem, failed_item
@@ -41,9 +39,8 @@ from engine.wire.stream_entries import describe, identity
 
 log = logging.getLogger("engine.pull")
 
-HEARTBEAT_INTERVAL_S = 2.0
-HEARTBEAT_EXPIRES_S = 15
-RATE_INTERVAL_S = 0.25
+Fields = dict[bytes, bytes]
+
 READ_BLOCK_MS = 1000
 # A full engine looks this often whether items wait that are more urgent than those it holds, and for so many.
 URGENT_INTERVAL_S = 0.25
@@ -55,7 +52,6 @@ FINISH_S = 0.75
 READ_BLOCK_WITH_SUSPECTS_MS = 50  # the next one starts soon after another has ended
 RELEASE_TIMEOUT_S = 5.0
 ALL_ENTRIES = 1 << 20  # of one engine, which never holds that many
-Fields = dict[bytes, bytes]
 LONG_IDLE_MS = 10**9  # longer than any engine's claim timeout, so that any engine may take the entry
 
 
@@ -88,19 +84,17 @@ class ItemPuller:
         self._redis: Any = redis  # its annotations type every reply as a union of all shapes
         self._key = protocol.items_key(config.model)
         self._items: dict[bytes, PulledItem] = {}
-        self._lost_at_s: dict[
-            bytes, float
-        ] = {}  # entries that are not the engine's own any more, and since when
+        self._ready: deque[PulledItem] = deque()  # to be submitted, unless they have been taken back
+        self._lost_at_s: dict[bytes, float] = {}  # since when an entry is not the engine's own any more
         self._claims = StreamClaims(redis, self._key, config.engine_id)
         self._suspects = Suspects(redis, config.model, config.last_step)
         self._results = ResultQueue(redis, self._key)
-        self._rate = ItemRate(time.monotonic())
-        self._rate_is_news = asyncio.Event()
+        about = {**config.about, "max_in_flight": config.max_in_flight}
+        self._heartbeat = Heartbeat(config.engine_id, about, exchange, redis, lambda: bool(self._items))
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._next_urgent_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
-        self._started_unix_s = time.time()
 
     def start(self) -> None:
         """Begin to pull items."""
@@ -108,8 +102,8 @@ class ItemPuller:
             self._pull,
             self._results.push_forever,
             self._check_claims,
-            self._send_heartbeats,
-            self._measure_rate,
+            self._heartbeat.send_heartbeats,
+            self._heartbeat.measure_rate,
         ]
         self._tasks = [asyncio.create_task(keep_running(worker), name=worker.__name__) for worker in workers]
 
@@ -128,7 +122,7 @@ class ItemPuller:
                 await self._results.flush()
                 if unfinished:
                     await self._claim("released", 0, unfinished, idle=LONG_IDLE_MS, retrycount=0, justid=True)
-                await self._redis.delete(protocol.engine_key(self._config.engine_id))
+                await self._heartbeat.end()
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("could not release %d items (%s); they are taken over later", len(unfinished), error)
         await self._redis.aclose()
@@ -147,6 +141,7 @@ class ItemPuller:
             if time.monotonic() >= next_takeover_s:
                 await self._take_over(own=False)
                 next_takeover_s = time.monotonic() + self._config.claim_timeout_s / 2
+            await self._submit_ready()
             await self._start_suspects()
             room = self._config.max_in_flight - len(self._items)
             if room <= 0 and not (room := await self._room_for_urgent()):
@@ -221,13 +216,12 @@ class ItemPuller:
         )  # None: it was deleted
 
     async def _take_in(self, entries: list[tuple[bytes, Fields]], starts: Mapping[bytes, int]) -> None:
-        """Take in entries that the engine has claimed, and submit their items. `starts`: how often each was started
-        before, if it was. A suspect is submitted when it is its turn."""
+        """Take in entries that the engine has claimed. `starts`: how often each was started before, if it was. Suspects
+        are submitted when it is their turn, all others next."""
         ids = [identity(fields) for _, fields in entries]
         records = await self._suspects.records(
             [found and found[0] for found in ids], [starts.get(entry_id, 0) for entry_id, _ in entries]
         )
-        ready: list[PulledItem] = []
         suspects: list[bytes] = []
         for (entry_id, fields), record in zip(entries, records, strict=True):
             if failure := record.failure(self._config.max_attempts):
@@ -238,13 +232,17 @@ class ItemPuller:
                 self._suspects.add(entry_id, record)
                 suspects.append(entry_id)
             else:
-                ready.append(pulled)
-        for pulled in ready:
-            await self._exchange.turn_of_bulk()
-            if self._items.get(pulled.entry_id) is pulled:  # it was not taken back in the meantime
-                self._submit(pulled)
+                self._ready.append(pulled)
         for count, entry_ids in _by_count(starts, suspects):  # they have not been started after all
             await self._claim(self._config.engine_id, 0, entry_ids, retrycount=max(0, count), justid=True)
+
+    async def _submit_ready(self) -> None:
+        """Submit items as fast as the main loop takes them in."""
+        while self._ready:
+            await self._exchange.turn_of_bulk()
+            pulled = self._ready.popleft()
+            if self._items.get(pulled.entry_id) is pulled:  # it was not taken back in the meantime
+                self._submit(pulled)
 
     async def _start_suspects(self) -> None:
         """Submit the suspects whose turn it is."""
@@ -287,7 +285,7 @@ class ItemPuller:
             pulled.record(index, event)
             if pulled.is_finished and pulled.entry_id in self._items:
                 result = pulled.result(self._config.engine_id)
-                self._rate.count(pulled.num_tokens)
+                self._heartbeat.rate.count(pulled.num_tokens)
                 self._end(pulled, result)
         except Exception as error:
             log.exception("the output of stream entry %s cannot be taken in", pulled.entry_id.decode())
@@ -327,7 +325,7 @@ class ItemPuller:
         for request_id in pulled.unfinished():
             self._exchange.abort(request_id)
 
-    # Claims and heartbeats --------------------------------------------------------------------------------------
+    # Claims -----------------------------------------------------------------------------------------------------
 
     async def _check_claims(self) -> None:
         """Renew the claims on the items that the engine works on, and end those that were taken from it."""
@@ -353,40 +351,6 @@ class ItemPuller:
             if not pulled.has_begun or now_s - lost_at_s >= FINISH_S:
                 self._abort(pulled)
                 self._forget(pulled)
-
-    async def _measure_rate(self) -> None:
-        while True:
-            await asyncio.sleep(RATE_INTERVAL_S)
-            is_busy = bool(self._items) and not self._exchange.watch.is_stuck
-            self._rate.advance(time.monotonic(), is_busy=is_busy)
-            if self._rate.is_news:
-                self._rate_is_news.set()
-
-    async def _send_heartbeats(self) -> None:
-        key = protocol.engine_key(self._config.engine_id)
-        watch = self._exchange.watch
-        stats: dict[str, Any] = {}
-        while True:
-            with contextlib.suppress(TimeoutError):  # a main loop that is stuck does not answer
-                async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
-                    stats = await self._exchange.stats()
-            about = {
-                "engine_id": self._config.engine_id,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "started_at": self._started_unix_s,
-                **self._config.about,
-                "max_in_flight": self._config.max_in_flight,
-                **self._rate.announce(),
-                "late_s": watch.late_s,
-                "is_stuck": watch.is_stuck,
-                "stats": stats,
-            }
-            await self._redis.set(key, msgspec.msgpack.encode(about), ex=HEARTBEAT_EXPIRES_S)
-            self._rate_is_news.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
-                    await self._rate_is_news.wait()
 
 
 def _by_count(counts: Mapping[bytes, int], entry_ids: Iterable[bytes]) -> Iterable[tuple[int, list[bytes]]]:
