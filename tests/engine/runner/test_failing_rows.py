@@ -75,7 +75,7 @@ class Poison:
         self._start_row(start)
         strings = self._runner._stop._rules[start.row].strings
         if strings is not None and start.request_id in self._kinds:
-            strings._decode = self.panicking(strings._decode, self._kinds[start.request_id])
+            strings._text._decode = self.panicking(strings._text._decode, self._kinds[start.request_id])
 
     @staticmethod
     def panicking(decode: Callable[..., str], poison: tuple[str, int]) -> Callable[..., str]:
