@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -258,8 +259,13 @@ class ItemPuller:
         """Take in the item of an entry. Whatever the entry holds, nothing but its own item can fail."""
         try:
             item = protocol.decode_item_request(fields[b"p"])
+        except msgspec.ValidationError as error:
+            self._fail_unread(entry_id, fields, "invalid_request", f"the item cannot be read: {error}")
+            return None
         except Exception as error:
-            self._fail_unread(entry_id, fields, "invalid_request", f"the item cannot be read: {error!r}")
+            # The entry was damaged, not the line that it was made of. The sweep finds that it is gone, and the item is
+            # prepared again, up to the limit of its attempts.
+            self._remove_unreadable(entry_id, fields, repr(error))
             return None
         problem = problem_with_item(item, self._config.limits)
         if problem is not None:
@@ -294,23 +300,23 @@ class ItemPuller:
             self._end(pulled, pulled.failure(self._config.engine_id, "engine_error", message))
 
     def _fail_unread(self, entry_id: bytes, fields: Fields, code: str, message: str) -> None:
-        """Push an error for an entry whose payload is not used; its plain fields identify the item.
-
-        An entry that identifies no item is removed. If there is such an item, the sweep finds that it was lost.
-        """
+        """Push an error for an entry whose payload is not used; its plain fields identify the item."""
         item = identity(fields)
         if item is None:
-            log.error(
-                "stream entry %s cannot be read and is removed (%s): %s",
-                entry_id.decode(),
-                describe(fields),
-                message,
-            )
-            self._results.remove(entry_id)
+            self._remove_unreadable(entry_id, fields, message)
             return
         log.error("stream entry %s: %s", entry_id.decode(), message)
         result = ItemResult(*item, "", self._config.engine_id, error_code=code, error_message=message)
         self._results.put(entry_id, result)
+
+    def _remove_unreadable(self, entry_id: bytes, fields: Fields, message: str) -> None:
+        log.error(
+            "stream entry %s cannot be read and is removed (%s): %s",
+            entry_id.decode(),
+            describe(fields),
+            message,
+        )
+        self._results.remove(entry_id)
 
     def _end(self, pulled: PulledItem, result: ItemResult) -> None:
         self._results.put(pulled.entry_id, result)

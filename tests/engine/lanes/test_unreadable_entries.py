@@ -44,7 +44,7 @@ NOT_IDENTIFIED: list[dict[bytes, bytes]] = [
     {b"\xff\xfe\x00": b"\x00" * 100_000},
     {b"i": b"3", b"p": b"\xc1"},
 ]
-FAILING = [
+IDENTIFIED = [
     b"",
     b"\x00",
     b"\xc1 not msgpack",
@@ -114,23 +114,36 @@ def test_entries_that_identify_no_item_are_removed_and_logged_once(
     assert not unreadable(caplog)
 
 
+def is_well_formed(data: bytes) -> bool:
+    try:
+        protocol.decode_item_request(data)
+    except msgspec.ValidationError:
+        return True  # well-formed, but invalid
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("engine_restarts", [False, True])
-def test_entries_that_identify_an_item_fail_it_and_no_other(
+def test_an_invalid_item_fails_and_an_entry_that_was_damaged_is_removed_so_that_it_counts_as_lost(
     tmp_path: Path, server: RedisServer, redis: Redis, engine_restarts: bool
 ) -> None:
-    for number, data in enumerate(FAILING):
+    for number, data in enumerate(IDENTIFIED):
         redis.xadd(KEY, {"p": data, "i": 1000 + number, "e": 7})
         add_good(redis, number)
     if engine_restarts:  # the engine that had read them died
         redis.xgroup_create(KEY, protocol.ENGINE_GROUP, id="0")
         redis.xreadgroup(protocol.ENGINE_GROUP, "engine-0", {KEY: ">"})
+    num_damaged = sum(not is_well_formed(data) for data in IDENTIFIED)
+    num_answered = 2 * len(IDENTIFIED) - num_damaged
     with running_engine(tmp_path, redis_url=server.url):
-        wait_for(lambda: len(results(redis)) >= 2 * len(FAILING), "all results")
+        wait_for(lambda: len(results(redis)) >= num_answered, "all results")
         wait_for(lambda: redis.xpending(KEY, protocol.ENGINE_GROUP)["pending"] == 0, "the end of all claims")
+        wait_for(lambda: redis.xlen(KEY) == num_answered, "the removal of the damaged entries")
     found = results(redis)
-    assert len(found) == 2 * len(FAILING)
+    assert len(found) == num_answered
     good = [result for result in found if result.error_code is None]
-    assert sorted(result.item_id for result in good) == list(range(len(FAILING)))
+    assert sorted(result.item_id for result in good) == list(range(len(IDENTIFIED)))
 
 
 def test_a_task_that_an_unknown_error_ends_goes_on_and_the_traceback_is_logged_once(
