@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from bros_batch.db import engines, jobs, pending_items
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
+from bros_batch.first_line import first_line
 from bros_batch.jobs.celery_app import app
 from bros_batch.jobs.finalize import finalize as run_finalize
 from bros_batch.jobs.generation import ensure_generation
@@ -85,7 +86,7 @@ def tolerate_outage(function: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:
             if not is_outage(error):
                 raise
-            log.warning("%s gave up for now: %s", function.__name__, str(error).partition("\n")[0])
+            log.warning("%s gave up for now: %s", function.__name__, first_line(error))
 
     return attempt
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bros_batch.addresses import base_url
+from bros_batch.first_line import first_line
 from bros_batch.settings import Settings
 from bros_batch.up.lock import UpState, read_state
 from bros_batch.up.preflight import MIN_FREE_BYTES, StartupError, check_exposure, check_model
@@ -156,8 +157,9 @@ def _database(settings: Settings, state: UpState | None) -> Finding:
     except SchemaError as error:
         return Finding("database", Health.BROKEN, shown, f"{str(error)[:1].upper()}{str(error)[1:]}.")
     except (SQLAlchemyError, ValueError, ImportError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        return Finding("database", Health.BROKEN, reason, "Start the database, or correct BROS_DATABASE_URL.")
+        return Finding(
+            "database", Health.BROKEN, first_line(error), "Start the database, or correct BROS_DATABASE_URL."
+        )
     return Finding("database", Health.OK, f"{shown}, schema up to date")
 
 
@@ -236,9 +238,6 @@ def _web(settings: Settings, state: UpState | None) -> Finding:
         problems = problems_in(answer)
     except (httpx.HTTPError, ValueError) as error:
         return Finding("web", Health.BROKEN, f"{url}: {error}", _log_hint(settings, state, "web"))
-    if answer.status_code == 401:
-        fix = "Set BROS_API_KEY to one of its keys, and doctor can tell whether it is ready."
-        return Finding("web", Health.NOTE, f"{url} answers, but not without a valid key", fix)
     if answer.status_code != 200:
         reasons = "; ".join(f"{name}: {word}" for name, word in problems.items())
         return Finding(

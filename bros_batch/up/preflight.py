@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from bros_batch.addresses import is_loopback
+from bros_batch.first_line import first_line
 from bros_batch.settings import DEMO_MODEL_DIR, Settings
 
 MIN_FREE_BYTES = 64 * 1024**2
@@ -130,5 +131,4 @@ def bring_database_up_to_date(url: str) -> None:
     except ModuleNotFoundError as error:
         raise StartupError(f"The database driver is not installed; run pip install {error.name}.") from None
     except (SQLAlchemyError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise StartupError(f"The database cannot be used: {reason}.") from None
+        raise StartupError(f"The database cannot be used: {first_line(error).rstrip('.')}.") from None

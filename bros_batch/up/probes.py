@@ -74,10 +74,8 @@ class WebProbe:
         """Whether everything is ready. Sets `problems`."""
         try:
             answer = await self._http.get(f"{self._url}/ready")
-            if answer.status_code == 401:
-                # There are keys in the database, but no BROS_API_KEY to ask with. The process answers.
-                self.problems = {}
-                return True
+            if answer.status_code not in (200, 503):
+                raise ValueError(f"HTTP {answer.status_code}")
             self.problems = problems_in(answer)
         except (httpx.HTTPError, ValueError):
             self.problems = {"web": "does not answer"}

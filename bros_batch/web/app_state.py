@@ -25,6 +25,7 @@ from bros_batch.web.errors import ApiError, database_unavailable, disk_full
 from bros_batch.web.login_attempts import LoginAttempts
 from bros_batch.web.request_body import JsonReader
 from bros_batch.web.session_cookie import Sessions
+from bros_batch.web.shared_answer import SharedAnswer
 from bros_batch.web.shared_capacity import SharedCapacity
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def _database_threads() -> BoundedThreads:
 class AppState:
     """The server's settings, database, engine and dispatcher of tasks. `started_at` is in Unix seconds.
 
-    `uploads` is the number of files that may be received at once.
+    `uploads` is the number of files that may be received at once, `problems` what keeps the server from being ready.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class AppState:
     uploads: SharedCapacity = field(default_factory=lambda: SharedCapacity(MAX_UPLOADS))
     long_prompts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LONG_PROMPTS))
     login_attempts: LoginAttempts = field(default_factory=LoginAttempts)
+    problems: SharedAnswer[dict[str, str | None]] = field(default_factory=SharedAnswer)
     keys: KeyRing = field(init=False)
     sessions: Sessions = field(init=False)
     _json: JsonReader = field(init=False)

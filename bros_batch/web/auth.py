@@ -21,7 +21,7 @@ from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.cross_origin import is_allowed_origin
 from bros_batch.web.errors import ApiError
 
-OPEN_PATHS = frozenset({"/health", "/login", "/logout"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/login", "/logout"})
 # Paths to which pages of other sites may send forms.
 FOREIGN_FORM_PATHS = frozenset({"/health", "/login"})
 API_PREFIX = "/v1/"
@@ -83,6 +83,15 @@ async def still_has_access(request: Request) -> bool:
         return not await state.keys.is_needed() or await _key_of(state, request) is not None
     except ApiError:
         return True  # unknown, since the database is unavailable
+
+
+async def may_read_reasons(request: Request) -> bool:
+    """Return whether a request to an open path has access, and may so be told what is wrong."""
+    state = app_state(request)
+    try:
+        return not await state.keys.is_needed() or await _key_of(state, request) is not None
+    except ApiError:  # unknown, since the database is unavailable; see PLAIN_PATHS
+        return not state.settings.api_key
 
 
 async def _key_of(state: AppState, connection: HTTPConnection) -> Key | None:

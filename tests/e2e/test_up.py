@@ -168,6 +168,21 @@ def test_a_service_that_cannot_start_ends_up_with_its_last_lines(tmp_path):
     assert not (tmp_path / "data" / "run" / "up.json").exists()
 
 
+def test_keys_in_the_database_do_not_hide_that_the_engine_cannot_start(tmp_path):
+    database = ("--data-dir", str(tmp_path / "data"))
+    for command in (("db", "upgrade"), ("keys", "create", "laptop")):
+        made = subprocess.run(
+            [sys.executable, "-m", "cli", *command, *database], capture_output=True, text=True, check=False
+        )
+        assert made.returncode == 0, made.stderr
+    up = start_up(tmp_path / "data", engine=("--runner", "simulated", "--listen", "unix:///dev/null/s.sock"))
+    assert up.process.wait(60) == 1
+    stop(up)
+    assert "engine does not start; see " in up.output()
+    assert "ready again" not in up.output()
+    assert "401" not in (tmp_path / "data" / "logs" / "web.log").read_text()
+
+
 def assert_nothing_is_left(up: Up) -> None:
     up.wait_until_nothing_is_left()
     assert sockets_in(up.data_dir) == []

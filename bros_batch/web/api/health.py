@@ -11,11 +11,14 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from bros_batch.db.connections import probe
+from bros_batch.first_line import first_line
 from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.auth import may_read_reasons
 from bros_batch.web.errors import JSONResponse
 from engine.wire.client import EngineGone
 
 CHECK_TIMEOUT_S = 3.0
+NOT_READY = "not ready"
 
 router = APIRouter()
 
@@ -28,14 +31,18 @@ async def health() -> Response:
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """Respond 200 if database, Redis and engine are available, else 503 with the reason for each that is not."""
+    """Respond 200 if database, Redis and engine are available, else 503 and which are not.
+
+    Needs no API key, so that load balancers and `up` can ask. Only those with access are told the reasons.
+    """
     state = app_state(request)
-    names = ("database", "redis", "engine")
-    checks = (_check_database(state), _check_redis(state), _check_engine(state))
-    problems = await asyncio.gather(*checks)
-    status = {name: problem or "ok" for name, problem in zip(names, problems, strict=True)}
-    is_ready = not any(problems)
-    body = {"status": "ready" if is_ready else "not ready", **status}
+    problems = await state.problems.of(lambda: _problems(state))
+    is_ready = not any(problems.values())
+    says_why = is_ready or await may_read_reasons(request)
+    status = {
+        name: (problem if says_why else NOT_READY) if problem else "ok" for name, problem in problems.items()
+    }
+    body = {"status": "ready" if is_ready else NOT_READY, **status}
     return JSONResponse(body, 200 if is_ready else 503, None if is_ready else {"Retry-After": "1"})
 
 
@@ -44,11 +51,18 @@ async def get_version() -> Response:
     return JSONResponse({"version": version("bros-batch")})
 
 
+async def _problems(state: AppState) -> dict[str, str | None]:
+    """Ask each service; the values say why one is not available."""
+    names = ("database", "redis", "engine")
+    problems = await asyncio.gather(_check_database(state), _check_redis(state), _check_engine(state))
+    return dict(zip(names, problems, strict=True))
+
+
 async def _check_database(state: AppState) -> str | None:
     try:
         await state.read(probe, CHECK_TIMEOUT_S)
     except Exception as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 
@@ -61,7 +75,7 @@ async def _check_redis(state: AppState) -> str | None:
     try:
         await client.ping()
     except (RedisError, OSError) as error:
-        return str(error)
+        return first_line(error)
     finally:
         await client.aclose()
     return None
@@ -71,5 +85,5 @@ async def _check_engine(state: AppState) -> str | None:
     try:
         await state.engine.client()
     except EngineGone as error:
-        return str(error)
+        return first_line(error)
     return None

@@ -24,11 +24,22 @@ def guarded(tmp_path: Path, text_model: Path) -> Iterator[Web]:
 
 
 @pytest.mark.parametrize("key", [None, "sk-of-another-server"])
-async def test_a_server_that_needs_another_key_counts_as_ready(guarded: Web, key: str | None) -> None:
+async def test_a_server_that_needs_another_key_says_what_is_not_ready_and_not_why(
+    guarded: Web, key: str | None
+) -> None:
     async with httpx.AsyncClient(headers=auth_headers(key), trust_env=False) as http:
         probe = WebProbe(http, guarded.url)
-        assert await probe.is_ready()
-        assert probe.problems == {}
+        assert not await probe.is_ready()
+        assert probe.problems["engine"] == "not ready"
+        assert set(probe.problems.values()) == {"not ready"}
+
+
+async def test_a_rejection_is_never_ready() -> None:
+    rejecting = httpx.MockTransport(lambda request: httpx.Response(401, json={"error": {}}))
+    async with httpx.AsyncClient(transport=rejecting) as http:
+        probe = WebProbe(http, "http://server")
+        assert not await probe.is_ready()
+        assert probe.problems.keys() == {"web"}
 
 
 async def test_a_server_says_with_its_key_what_is_missing(guarded: Web) -> None:
@@ -50,7 +61,9 @@ def test_the_doctor_sends_the_key(guarded: Web, monkeypatch: pytest.MonkeyPatch)
     assert "engine: " in finding.fix
 
 
-def test_the_doctor_without_a_key_says_what_it_needs(guarded: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_without_a_key_says_what_is_not_ready(
+    guarded: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finding = web_finding(guarded, monkeypatch, None)
-    assert finding.health is Health.NOTE
-    assert "BROS_API_KEY" in finding.fix
+    assert (finding.health, finding.detail) == (Health.BROKEN, f"{guarded.url} is not ready")
+    assert "engine: not ready" in finding.fix

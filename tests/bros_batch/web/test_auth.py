@@ -28,12 +28,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, text_model: Path) -> Itera
         yield web
 
 
-def test_every_route_except_health_needs_a_key(guarded: Web) -> None:
+def test_every_route_except_health_and_readiness_needs_a_key(guarded: Web) -> None:
     with guarded.http() as http:
         assert http.get("/health").status_code == 200
+        assert http.get("/ready").status_code in (200, 503)
         for method, path in (
             ("GET", "/v1/models"), ("GET", "/v1/nothing"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"),
-            ("GET", "/ready"), ("GET", "/version"), ("GET", "/"), ("POST", "/v1/files"), ("GET", "/static/x.js"),
+            ("GET", "/version"), ("GET", "/"), ("POST", "/v1/files"), ("GET", "/static/x.js"),
         ):  # fmt: skip
             answer = http.request(method, path)
             assert answer.status_code == 401, path
