@@ -22,6 +22,7 @@ class ResultQueue:
         self._results: list[tuple[bytes, dict[str, bytes]]] = []
         self._removed: list[bytes] = []
         self._arrived = asyncio.Event()
+        self._push_under_way: asyncio.Task[None] | None = None
 
     def put(self, entry_id: bytes, result: ItemResult) -> None:
         """Queue the result of the entry `entry_id` of the items stream."""
@@ -47,7 +48,18 @@ class ResultQueue:
             await self.flush()
 
     async def flush(self) -> None:
-        """Push all queued results. After an error some may be pushed twice, which is harmless."""
+        """Push all queued results. After an error some may be pushed twice, which is harmless.
+
+        A push that has been sent goes on when its caller is cancelled, as when the engine drains, and the next call
+        waits for it: otherwise that would push the same results again.
+        """
+        while self._push_under_way is not None and not self._push_under_way.done():
+            await asyncio.wait([self._push_under_way])
+        self._push_under_way = asyncio.create_task(self._push())
+        self._push_under_way.add_done_callback(_retrieve_error)
+        await asyncio.shield(self._push_under_way)
+
+    async def _push(self) -> None:
         results, removed = self._results[:], self._removed[:]
         ended = [entry_id for entry_id, _ in results] + removed
         if not ended:
@@ -61,3 +73,9 @@ class ResultQueue:
             await pipe.execute()
         del self._results[: len(results)]
         del self._removed[: len(removed)]
+
+
+def _retrieve_error(push: asyncio.Task[None]) -> None:
+    """Take the error of a push whose caller was cancelled; asyncio would log it as one that nobody has seen."""
+    if not push.cancelled():
+        push.exception()

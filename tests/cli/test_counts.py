@@ -46,7 +46,7 @@ def test_a_job_whose_file_is_being_read_has_no_total() -> None:
     [
         ({"status": "paused", "paused_at": -480}, "paused for 8 min"),
         ({"status": "in_progress", "in_progress_at": -60}, "in_progress for 1 min"),
-        ({"status": "finalizing", "finalizing_at": -5}, "finalizing for 5 s"),
+        ({"status": "finalizing", "finalizing_at": -310}, "finalizing for 5 min"),
         ({"status": "validating"}, "validating for 1 h"),
         ({"status": "completed", "completed_at": -1800}, "completed after 30 min"),
         ({"status": "in_progress", "in_progress_at": None}, "in_progress"),
