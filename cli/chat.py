@@ -10,7 +10,9 @@ import click
 
 from cli.connection_options import connection_options
 from cli.escapes import unescape
+from cli.numbers import NUM_TOKENS, TEMPERATURE
 from cli.output import json_option, note, print_json, safe
+from cli.text_options import TEXT, is_text, read_stdin
 
 if TYPE_CHECKING:
     from bros_batch.client.chat_stream import ChatAnswer
@@ -20,17 +22,16 @@ Messages = list[dict[str, str]]
 
 
 @click.command()
-@click.argument("message", nargs=-1)
-@click.option("--model", show_default="the served model", help="Name of the model.")
+@click.argument("message", nargs=-1, type=TEXT)
+@click.option("--model", type=TEXT, show_default="the served model", help="Name of the model.")
 @click.option(
     "--system",
+    type=TEXT,
     callback=unescape,
     help=r"System message to put before the first message; \n is a line break, \t a tab, and \\ a backslash.",
 )
-@click.option("--max-tokens", type=click.IntRange(1), help="Maximum length of the answer, in tokens.")
-@click.option(
-    "--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is greedy decoding."
-)
+@click.option("--max-tokens", type=NUM_TOKENS, help="Maximum length of the answer, in tokens.")
+@click.option("--temperature", type=TEMPERATURE, help="Sampling temperature; 0 is greedy decoding.")
 @click.option("--stats", is_flag=True, help="Show the time to the first token and the speed after it.")
 @json_option
 @connection_options
@@ -50,9 +51,11 @@ def chat(
     """
     text = " ".join(message)
     if text == "-" or (not message and not sys.stdin.isatty()):
-        text = sys.stdin.read()
+        text = read_stdin()
         if not text.strip():
             raise click.UsageError("No message was received on stdin.")
+    elif message and not text.strip():
+        raise click.UsageError("MESSAGE is empty; leave it out to start an interactive chat.")
     options = {"model": model or client.served_model(), "max_tokens": max_tokens, "temperature": temperature}
     body = {key: value for key, value in options.items() if value is not None}
     messages: Messages = [{"role": "system", "content": system}] if system else []
@@ -89,7 +92,7 @@ def _write(piece: str) -> None:
 
 
 def _chat_interactively(client: Client, body: dict[str, Any], messages: Messages, stats: bool) -> None:
-    """Read messages from the terminal and answer them until end of file or Ctrl-C at the prompt."""
+    """Read messages from the terminal and answer them until end of file. Ctrl-C discards a half-typed message."""
     from bros_batch.client.http_client import ServiceError
 
     with suppress(ImportError):
@@ -100,9 +103,15 @@ def _chat_interactively(client: Client, body: dict[str, Any], messages: Messages
     while True:
         try:
             text = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             note("")
             return
+        except KeyboardInterrupt:
+            note("\n(Ctrl-D to exit)")
+            continue
+        if not is_text(text):
+            note("The message is not UTF-8.")
+            continue
         if text == "/reset":
             messages = list(initial)
         if not text or text == "/reset":

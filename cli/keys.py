@@ -42,14 +42,21 @@ def create(name: str, as_json: bool, data_dir: str | None) -> None:
     if not name.strip() or not name.isprintable() or len(name) > MAX_NAME_CHARS:
         raise click.UsageError(f"NAME must have 1 to {MAX_NAME_CHARS} printable characters.")
     with _database(data_dir) as database, writing(database) as connection:
+        is_first = True
         for each in list_api_keys(connection):
             if each.name == name and each.revoked_at is None:
                 raise Failure(f"There is a key named {name!r} already, {each.id}; choose another name.")
+            is_first = False
         key, secret = create_api_key(connection, name)
     if as_json:
         print_json({**_fields(key), "key": secret})
         return
     note(f"{key.id} was created. Keep the key: it cannot be shown again.")
+    if is_first:
+        note(
+            "It is the first key: from now on, the server needs a key for every request, also from clients that "
+            "needed none so far. A running server does so within two seconds."
+        )
     click.echo(secret)
 
 
@@ -92,11 +99,17 @@ def revoke(key: str, as_json: bool, data_dir: str | None) -> None:
             raise Failure(f"The key {key!r} {reason}.")
         chosen = next((each for each in valid if each.id == key), valid[0])
         revoke_api_key(connection, chosen.id)
-        (revoked,) = [each for each in list_api_keys(connection) if each.id == chosen.id]
+        left = list_api_keys(connection)
+    (revoked,) = [each for each in left if each.id == chosen.id]
     if as_json:
         print_json(_fields(revoked))
         return
     note(f"{revoked.id} ({safe(revoked.name)}) was revoked. Running servers reject it within two seconds.")
+    if all(each.revoked_at is not None for each in left):
+        note(
+            "No valid key is left, and the server stays closed: it accepts only its own BROS_API_KEY, if it has one. "
+            "To let clients in again: bros-batch keys create NAME"
+        )
 
 
 @contextmanager

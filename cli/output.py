@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-output_option = click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    help="Write to this file; - means stdout.",
-)
 
 
 def print_json(value: Any) -> None:
@@ -37,29 +29,6 @@ def program() -> str:
 def note(message: str) -> None:
     """Print a message to stderr, where it does not mix with the data on stdout."""
     click.echo(message, err=True)
-
-
-def write_lines(lines: Iterable[bytes], output: str | None) -> int:
-    """Write lines to stdout, or to a file that appears only once it is complete. Returns the number of lines."""
-    count = 0
-    if output is None or output == "-":
-        stdout = sys.stdout.buffer
-        for line in lines:
-            stdout.write(line)
-            count += 1
-        stdout.flush()
-        return count
-    path = Path(output)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            for line in lines:
-                file.write(line)
-                count += 1
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import click
 
 from cli.connection_options import DEFAULT_URL, local_url
 from cli.failure import Failure
+from cli.numbers import Finite
 from cli.output import program
 from cli.settings_options import load_settings, settings_options
 
@@ -53,7 +54,7 @@ COLORS = {
 @click.option("--max-num-seqs", type=click.IntRange(1), help="Maximum number of requests in one step.")
 @click.option(
     "--gpu-memory-utilization",
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     show_default="0.9",
     help="Fraction of the GPU memory to use.",
 )

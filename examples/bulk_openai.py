@@ -11,6 +11,8 @@ from pathlib import Path
 
 from openai import OpenAI
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python examples/bulk_openai.py requests.jsonl")
 client = OpenAI(
     base_url=os.environ.get("BROS_URL", "http://127.0.0.1:8000") + "/v1",
     api_key=os.environ.get("BROS_API_KEY", "none"),

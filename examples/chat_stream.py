@@ -8,6 +8,8 @@ import sys
 
 from openai import OpenAI
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python examples/chat_stream.py MESSAGE")
 client = OpenAI(
     base_url=os.environ.get("BROS_URL", "http://127.0.0.1:8000") + "/v1",
     api_key=os.environ.get("BROS_API_KEY", "none"),

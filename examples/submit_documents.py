@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 
+if len(sys.argv) != 3:
+    sys.exit("usage: python examples/submit_documents.py docs.jsonl PROMPT")
 key = os.environ.get("BROS_API_KEY")
 api = httpx.Client(
     base_url=os.environ.get("BROS_URL", "http://127.0.0.1:8000") + "/v1",

@@ -49,8 +49,11 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        if api_key and not api_key.isascii():
-            raise ServiceError("The API key has characters that are not ASCII, which no key has.", 401)
+        if api_key and not _may_be_key(api_key):
+            raise ServiceError(
+                "The API key contains a line break, a space at an end, or a character that is not ASCII",
+                401,
+            )
         try:
             parts = urlsplit(self.url)
             host, _ = parts.hostname or "", parts.port  # raises ValueError if the port is none
@@ -217,6 +220,11 @@ class Client:
             f"{response.request.method} {response.request.url.path} returned HTTP {response.status_code}.",
             response.status_code,
         )
+
+
+def _may_be_key(api_key: str) -> bool:
+    """Whether a header can contain the key. A library's error for one that cannot would show the key."""
+    return api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()
 
 
 def _invalid_url(url: str) -> ServiceUnreachable:

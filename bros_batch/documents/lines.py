@@ -91,7 +91,9 @@ class LineReader:
 def _decode(line: bytes) -> dict[str, Any]:
     try:
         return _decode_object(line)
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
+        if "out of range" in str(error):  # the only sign of it
+            raise RequestError("this contains a number that is out of range.") from None
         raise RequestError("this is not a JSON object.") from None
     except UnicodeDecodeError:
         raise RequestError("this is not valid UTF-8.") from None

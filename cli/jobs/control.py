@@ -31,6 +31,8 @@ def _command(verb: str, help_text: str) -> click.Command:
 
 
 cancel = _command("cancel", "Cancel JOB. Finished items keep their results.")
-pause = _command("pause", "Pause JOB. Items that have already been queued still run.")
+pause = _command(
+    "pause", "Pause JOB. It stops within two seconds; unfinished items run again after `resume`."
+)
 resume = _command("resume", "Resume JOB after a pause.")
 retry = _command("retry", "Run the items of JOB again that failed, expired or were cancelled.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import IO, Any
 
 from bros_batch.documents.form import BATCH, document_id, form_of
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import Template, missing_field, parse_template
+from cli.text_options import is_text
 
 HEAD_LINES = 100
 HEAD_BYTES = 16 * 1024**2
@@ -45,19 +47,22 @@ def read_head(source: IO[bytes]) -> bytes:
     return b"".join(lines)
 
 
-def check_head(head: bytes, prompt: str | None, other_flags: Sequence[str] = ()) -> list[str]:
+def check_head(
+    head: bytes, prompt: str | None, other_flags: Sequence[str] = (), system: str | None = None
+) -> list[str]:
     """Check the first lines against the options, and return warnings about lines that will fail or be renamed.
 
     Raises BadInput if no line is usable, or if the options do not fit the first usable line: a plain document needs a
     prompt; a batch request must have neither a prompt nor any of `other_flags`.
     """
-    template = _template(prompt)
+    template = _template(prompt, "--prompt")
+    system_fields = parsed.fields if (parsed := _template(system, "--system")) else ()
     _check_format(head)
     if len(head) >= HEAD_BYTES:
         head = head[: head.rfind(b"\n") + 1]  # leave a line this long for the server to judge
         if not head:
             return []
-    checker = _Checker(prompt, template, other_flags)
+    checker = _Checker(prompt, template, other_flags, system_fields)
     for number, line in enumerate(head.removeprefix(UTF8_BOM).split(b"\n"), start=1):
         if line.strip():
             checker.check(line, number)
@@ -74,12 +79,19 @@ FAILS = " It will count as a failed item."
 class _Checker:
     """Checks line after line. The first usable one decides the form of the file, as it does at ingest."""
 
-    def __init__(self, prompt: str | None, template: Template | None, other_flags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        prompt: str | None,
+        template: Template | None,
+        other_flags: Sequence[str],
+        system_fields: Sequence[str],
+    ) -> None:
         self.form: str | None = None
         self.warnings: list[str] = []
         self._prompt = prompt
         self._template = template
         self._other_flags = other_flags
+        self._system_fields = system_fields
         self._lines_of_ids: dict[str, int] = {}
 
     def check(self, line: bytes, number: int) -> None:
@@ -133,7 +145,7 @@ class _Checker:
 
     def _check_document(self, value: dict[str, Any], number: int) -> None:
         assert self._template is not None
-        for field in self._template.fields:
+        for field in dict.fromkeys([*self._template.fields, *self._system_fields]):
             if field not in value:
                 raise BadInput(f"Line {number}: {missing_field(field, value)}")
         try:
@@ -150,17 +162,15 @@ class _Checker:
             )
 
 
-def _template(prompt: str | None) -> Template | None:
-    if prompt is None:
+def _template(source: str | None, flag: str) -> Template | None:
+    if source is None:
         return None
-    if not prompt.strip():
+    if flag == "--prompt" and not source.strip():
         raise BadInput("The --prompt is empty.")
     try:
-        return parse_template(prompt)
+        return parse_template(source)
     except RequestError as error:
-        raise BadInput(
-            f"The --prompt is not usable: {error.message[:1].lower()}{error.message[1:]}"
-        ) from None
+        raise BadInput(f"The {flag} is not usable: {error.message[:1].lower()}{error.message[1:]}") from None
 
 
 def _check_format(head: bytes) -> None:
@@ -171,12 +181,16 @@ def _check_format(head: bytes) -> None:
 
 def _object(line: bytes, number: int) -> tuple[str, dict[str, Any] | None]:
     try:
-        value = json.loads(line.decode(), parse_constant=_reject_constant)
+        value = json.loads(line.decode(), parse_constant=_reject_constant, parse_float=_finite)
     except UnicodeDecodeError:
         return f"Line {number} is not UTF-8 text.", None
     except RecursionError:
         return f"Line {number} is nested too deeply.", None
+    except _OutOfRange as error:
+        return f"Line {number} contains the number {error}, which is out of range.", None
     except ValueError as error:
+        if str(error).startswith("Exceeds the limit"):  # of the digits that Python converts
+            return f"Line {number} contains a number that is out of range.", None
         message = getattr(error, "msg", str(error))
         array = ARRAY_HINT if line.strip() == b"[" else ""
         return (
@@ -184,10 +198,23 @@ def _object(line: bytes, number: int) -> tuple[str, dict[str, Any] | None]:
             f"{array}.",
             None,
         )
+    if b"\\u" in line and not is_text(json.dumps(value, ensure_ascii=False)):
+        return f"Line {number} contains half of a surrogate pair, such as \\ud83d without \\ude00.", None
     if not isinstance(value, dict):
         array = ARRAY_HINT if isinstance(value, list) else ""
         return f'Line {number} is JSON, but not an object like {{"text": "..."}}{array}.', None
     return "", value
+
+
+class _OutOfRange(ValueError):
+    """A number that no float can hold. Ingest rejects it too."""
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _OutOfRange(digits[:40])
+    return number
 
 
 def _reject_constant(name: str) -> None:

@@ -10,7 +10,8 @@ import click
 
 from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
-from cli.output import note, output_option, safe, write_lines
+from cli.output import note, safe
+from cli.output_file import check_output, output_option, write_lines
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @connection_options
 def results(client: Client, job: str, output: str | None) -> None:
     """Fetch the results of JOB as JSON lines in input order. A running job returns the results it has so far."""
+    check_output(output)
     batch = client.find_batch(job)
     count = write_lines(client.result_lines(batch["id"], "succeeded"), output)
     where = "" if output in (None, "-") else f" in {output}"
@@ -45,6 +47,7 @@ def results(client: Client, job: str, output: str | None) -> None:
 @connection_options
 def errors(client: Client, job: str, output: str | None, as_json: bool) -> None:
     """Show the items of JOB that have no result, and why."""
+    check_output(output)
     batch = client.find_batch(job)
     lines = client.result_lines(batch["id"], "failed")
     if as_json or output is not None:
@@ -59,10 +62,14 @@ def errors(client: Client, job: str, output: str | None, as_json: bool) -> None:
 
 
 def _errors_of(batch: dict[str, Any], lines: Iterator[bytes]) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, code, message) for each error: of the input file if it was rejected, then of each item."""
+    """Yield (name, code, message) for each error: of the input file as a whole if it was rejected, then of each item.
+
+    A bad line is an item as well, so its error is left to the items.
+    """
     if batch["status"] == "failed":
         for error in (batch.get("errors") or {}).get("data") or []:
-            yield f"line {error['line']}" if error.get("line") else "file", error["code"], error["message"]
+            if not error.get("line"):
+                yield "file", error["code"], error["message"]
     for line in lines:
         record = json.loads(line)
         error = record.get("error") or ((record.get("response") or {}).get("body") or {}).get("error") or {}

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
 
 
+SHOWN_ERRORS = 3
+
+
 @click.command()
 @click.argument("job")
 @click.option("--watch", is_flag=True, help="Watch the job until it ends.")
@@ -64,9 +67,12 @@ def summary(batch: dict[str, Any]) -> str:
     rows.append(("items", ", ".join([counts.of_total(), *(counts.shortfalls() or ["0 failed"])])))
     if usage.get("total_tokens"):
         rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))
-    for error in ((batch.get("errors") or {}).get("data") or [])[:3]:
-        rows.append(("error", error["message"]))
-    return "\n".join(f"{name + ':':<8} {safe(value)}" for name, value in rows)
+    listed = (batch.get("errors") or {}).get("data") or []
+    rows += [("error", error["message"]) for error in listed[:SHOWN_ERRORS]]
+    more = max(counts.failed, len(listed)) - SHOWN_ERRORS  # the list of a job has a limit
+    if listed and more > 0:
+        rows.append(("", f"and {more} more; `bros-batch errors {batch['id']}` shows all"))
+    return "\n".join(f"{name and name + ':':<8} {safe(value)}" for name, value in rows)
 
 
 def _status(batch: dict[str, Any]) -> str:

@@ -15,7 +15,10 @@ from bros_batch.openai_api.endpoints import ENDPOINTS
 from cli.connection_options import connection_options
 from cli.escapes import unescape
 from cli.failure import USAGE_ERROR, Failure
-from cli.output import json_option, note, output_option, print_json, write_lines
+from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
+from cli.output import json_option, note, print_json
+from cli.output_file import check_not_input, check_output, output_option, write_lines
+from cli.text_options import TEXT, shown_name
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option(
     "--prompt",
+    type=TEXT,
     callback=unescape,
     help=r"""Prompt template for plain documents, such as "Summarize: {text}". {name} stands for any field of a
     document, {{ and }} for single braces; \n is a line break, \t a tab, and \\ a backslash.""",
@@ -36,39 +40,43 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--system",
+    type=TEXT,
     callback=unescape,
     help="System message for every document; a template with the rules of --prompt.",
 )
 @click.option(
     "--model",
+    type=TEXT,
     show_default="the served model",
     help="Name of the model. Requests in OpenAI's batch format run with it, whichever model they name.",
 )
-@click.option("--max-tokens", type=click.IntRange(1), help="Maximum length of an answer, in tokens.")
-@click.option(
-    "--temperature", type=click.FloatRange(0, 2), help="Sampling temperature; 0 is greedy decoding."
-)
+@click.option("--max-tokens", type=NUM_TOKENS, help="Maximum length of an answer, in tokens.")
+@click.option("--temperature", type=TEMPERATURE, help="Sampling temperature; 0 is greedy decoding.")
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     help="Sample from the most likely tokens that reach this total probability.",
 )
-@click.option(
-    "--top-k", type=click.IntRange(-1), help="Sample from this many most likely tokens; 0 or -1 means all."
-)
+@click.option("--top-k", type=TOP_K, help="Sample from this many most likely tokens; 0 or -1 means all.")
 @click.option("--seed", type=int, help="Seed for sampling; the same seed gives the same answers.")
 @click.option(
     "--stop",
+    type=TEXT,
     multiple=True,
     callback=unescape,
     help=r"Text that ends an answer, with \n, \t and \\ as in --prompt; can be repeated.",
 )
-@click.option("--name", show_default="the file name", help="Name of the job.")
+@click.option("--name", type=TEXT, show_default="the file name", help="Name of the job.")
 @click.option(
-    "--priority", type=int, default=0, show_default=True, help="Priority of the job; higher values run first."
+    "--priority",
+    type=click.IntRange(-1_000_000, 1_000_000),
+    default=0,
+    show_default=True,
+    help="Priority of the job; higher values run first.",
 )
 @click.option(
     "--deadline",
+    type=TEXT,
     metavar="TIME",
     show_default="24h",
     help="When the job expires: 90m, 6h, 2d, or a date and time in ISO 8601.",
@@ -112,18 +120,20 @@ def submit(
     """
     if as_json and output == "-":
         raise click.UsageError("--json and -o - both print to stdout; use only one of them.")
+    check_output(output)
     if prompt_file is not None:
         if defaults["prompt"] is not None:
             raise click.UsageError("Use either --prompt or --prompt-file.")
         defaults["prompt"] = _read_prompt(prompt_file)
     given = {key: value for key, value in defaults.items() if value not in (None, ())}
     with _opened(source) as (stream, size):
+        check_not_input(output, stream, source if source != "-" else "the file on stdin")
         file = _upload(client, source, stream, size, given)
     body: dict[str, Any] = {
         "input_file_id": file["id"],
         "endpoint": endpoint,
         "completion_window": "24h",
-        "name": name or (None if source == "-" else Path(source).name),
+        "name": name or (None if source == "-" else shown_name(Path(source).name)),
         "priority": priority,
         "defaults": {**given, **({"model": model} if model else {})},
     }
@@ -155,7 +165,7 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
         note(f"The job continues to run. To watch it again: bros-batch status {job} --watch")
         raise
     if output is not None:
-        count = write_lines(client.result_lines(job, "succeeded"), output)
+        count = _write_results(client, job, output)
         if output != "-":
             note(f"{count} results in {output}")
     if as_json:
@@ -165,6 +175,19 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
     counts = ItemCounts.of_batch(batch)
     if batch["status"] != "completed" or counts.succeeded < counts.total:
         raise Failure(_shortfall(batch))
+
+
+def _write_results(client: Client, job: str, output: str) -> int:
+    try:
+        return write_lines(client.result_lines(job, "succeeded"), output)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = "stdout" if output == "-" else output
+        raise Failure(
+            f"Cannot write {place}: {error.strerror}. The results are safe on the server; "
+            f"to fetch them: bros-batch results {job} -o FILE"
+        ) from None
 
 
 def _shortfall(batch: dict[str, Any]) -> str:
@@ -212,13 +235,13 @@ def _upload(
     head = read_head(stream)
     try:
         other_flags = [f"--{name.replace('_', '-')}" for name in given if name != "prompt"]
-        for warning in check_head(head, given.get("prompt"), other_flags):
+        for warning in check_head(head, given.get("prompt"), other_flags, given.get("system")):
             note(warning)
     except BadInput as error:
         raise Failure(str(error), USAGE_ERROR) from None
     with _upload_bar(size) as advance:
         body = HeadedStream(head, stream, advance, size)
-        name = "stdin.jsonl" if source == "-" else Path(source).name
+        name = "stdin.jsonl" if source == "-" else shown_name(Path(source).name)
         return client.upload(name, body)
 
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from cli.failure import USAGE_ERROR, Failure
+from cli.numbers import POSITIVE, Finite
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Finite(click.FloatRange):
-    """A float range that rejects inf and nan, which FloatRange accepts."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
-
-
-POSITIVE = Finite(0, min_open=True)
 
 
 def engine_options(command: F) -> F:

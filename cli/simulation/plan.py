@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.failure import Failure
+from cli.numbers import POSITIVE, Finite
 from cli.output import json_option, note, print_json
 from cli.simulation.options import (
-    POSITIVE,
-    Finite,
     engine_options,
     milliseconds,
     setup_options,

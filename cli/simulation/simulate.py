@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.failure import Failure
+from cli.numbers import POSITIVE, Finite
 from cli.output import json_option, note, print_json
-from cli.simulation.options import POSITIVE, Finite, engine_options, setup_options, usage_failure
+from cli.simulation.options import engine_options, setup_options, usage_failure
 
 if TYPE_CHECKING:
     from engine.sim.replay import Load, Setup

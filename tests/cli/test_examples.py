@@ -68,3 +68,10 @@ def test_both_lanes_at_once(run):
     lines = run("hybrid.py").splitlines()
     assert lines
     assert all("of 50 done; chat: first token after " in line for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(TESTED - {"hybrid.py"}))
+def test_without_arguments_the_usage_is_printed(name):
+    done = subprocess.run([sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"usage: python examples/{name} ")

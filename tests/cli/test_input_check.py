@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from bros_batch.documents.lines import LineReader
 from cli.jobs.headed_stream import HeadedStream
 from cli.jobs.input_check import HEAD_BYTES, BadInput, check_head, read_head
 
@@ -106,3 +107,28 @@ def test_a_line_cut_off_by_the_head_is_left_to_the_server():
     cut_off = b'{"text": "' + b"x" * HEAD_BYTES
     assert check_head(cut_off[:HEAD_BYTES], "Read: {text}") == []
     assert check_head((b'{"text": "a"}\n' + cut_off)[:HEAD_BYTES], "Read: {text}") == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"1e999", b"[-1e400]", b"1" + b"0" * 400 + b".5", b"9" * 5000, b"NaN", b"Infinity"),
+        *(
+            rb'"\ud800"',
+            rb'"\udc00 \ud800"',
+            rb'"\ud83d\ude00"',
+            b'"\\\\ud800"',
+            b"1e308",
+            b"9" * 300,
+            b"1e-999",
+        ),
+    ],
+)
+def test_the_check_and_ingest_agree_on_bad_values(value):
+    line = b'{"text": %b}' % value
+    item = LineReader("/v1/chat/completions", None, None).read(line, 2)
+    warnings = check_head(DOCUMENT + line, "{text}")
+    assert bool(warnings) == (item.error_code is not None)
+    if value[:3] in (b"1e9", b"[-1", b"100", b"999") and warnings:
+        assert "out of range" in warnings[0]
+        assert "out of range" in item.error_message

@@ -92,3 +92,25 @@ def test_without_a_database_nothing_is_created(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "There is no database" in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_key_is_said_to_close_the_server(data_dir: Path) -> None:
+    assert "It is the first key" in run(data_dir, "create", "laptop").stderr
+    assert "first key" not in run(data_dir, "create", "server").stderr
+    run(data_dir, "revoke", "laptop")
+    run(data_dir, "revoke", "server")
+    assert "first key" not in run(data_dir, "create", "again").stderr, "the server has stayed closed"
+
+
+def test_the_last_revoked_key_is_said_to_leave_the_server_closed(data_dir: Path) -> None:
+    for name in ("laptop", "server"):
+        run(data_dir, "create", name)
+    assert "No valid key is left" not in run(data_dir, "revoke", "laptop").stderr
+    assert "No valid key is left, and the server stays closed" in run(data_dir, "revoke", "server").stderr
+
+
+def test_the_notes_on_open_and_closed_are_not_in_json(data_dir: Path) -> None:
+    made = run(data_dir, "create", "laptop", "--json")
+    assert (json.loads(made.output)["name"], made.stderr) == ("laptop", "")
+    revoked = run(data_dir, "revoke", "laptop", "--json")
+    assert (json.loads(revoked.output)["name"], revoked.stderr) == ("laptop", "")

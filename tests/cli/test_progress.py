@@ -7,7 +7,8 @@ import json
 import pytest
 
 from cli.jobs.progress import Meter
-from cli.output import duration, safe, write_lines
+from cli.output import duration, safe
+from cli.output_file import write_lines
 
 
 def batch(status: str = "in_progress", done: int = 0, failed: int = 0, tokens: int = 0) -> dict:

@@ -1,0 +1,110 @@
+"""The file that `-o` names: checked before the work starts, and complete once it appears."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import click
+
+from cli.failure import USAGE_ERROR, Failure
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write to this file; - means stdout.",
+)
+
+
+def check_output(output: str | None) -> None:
+    """Fail if the file cannot be written, so that this is known before the work and not after it."""
+    if output is None or output == "-":
+        return
+    try:
+        path = _target(output)
+        if path is not None:
+            partial = _partial(path)
+            partial.open("wb").close()
+            partial.unlink()
+    except OSError as error:
+        raise Failure(f"Cannot write {output}: {_place(output, error)}.", USAGE_ERROR) from None
+
+
+def check_not_input(output: str | None, source: IO[bytes], name: str) -> None:
+    """Fail if the output is the file that is read, under whichever name: the results would replace it."""
+    if output is None or output == "-":
+        return
+    try:
+        read, written = os.fstat(source.fileno()), Path(output).stat()
+    except OSError:  # no file yet, or an input that is none
+        return
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+        raise Failure(
+            f"The results would replace {name}, which is the input; choose another file with -o.", USAGE_ERROR
+        )
+
+
+def write_lines(lines: Iterable[bytes], output: str | None) -> int:
+    """Write lines to stdout, or to a file that appears only once it is complete. Returns the number of lines.
+
+    Raises OSError, which names `output`, if it cannot be written.
+    """
+    if output is None or output == "-":
+        count = _write(lines, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return count
+    try:
+        path = _target(output)
+        if path is None:
+            with Path(output).open("wb") as file:
+                return _write(lines, file)
+        partial = _partial(path)
+        try:
+            with partial.open("wb") as file:
+                count = _write(lines, file)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, _place(output, error), output) from error
+    return count
+
+
+def _write(lines: Iterable[bytes], file: IO[bytes]) -> int:
+    count = 0
+    for line in lines:
+        file.write(line)
+        count += 1
+    return count
+
+
+def _target(output: str) -> Path | None:
+    """The file that is replaced, behind all links; None if the output is a device or a pipe, which must stay."""
+    try:
+        if not stat.S_ISREG(Path(output).stat().st_mode):
+            return None
+    except FileNotFoundError:
+        pass
+    return Path(os.path.realpath(output))
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _place(output: str, error: OSError) -> str:
+    """The reason in words; it names the directory instead of the temporary file in it."""
+    directory = Path(os.path.realpath(output)).parent
+    if isinstance(error, FileNotFoundError):
+        return f"the directory {directory} does not exist"
+    if isinstance(error, NotADirectoryError):
+        return f"{directory} is not a directory"
+    if isinstance(error, PermissionError):
+        return f"the directory {directory} does not allow it ({(error.strerror or '').lower()})"
+    reason = error.strerror or str(error)
+    return reason[:1].lower() + reason[1:]
