@@ -93,8 +93,6 @@ def _write(piece: str) -> None:
 
 def _chat_interactively(client: Client, body: dict[str, Any], messages: Messages, stats: bool) -> None:
     """Read messages from the terminal and answer them until end of file. Ctrl-C discards a half-typed message."""
-    from bros_batch.client.http_client import ServiceError
-
     with suppress(ImportError):
         import readline  # noqa: F401  (importing it gives input() line editing and history)
     initial = list(messages)
@@ -103,30 +101,32 @@ def _chat_interactively(client: Client, body: dict[str, Any], messages: Messages
     while True:
         try:
             text = input("> ").strip()
+            if text == "/reset":
+                messages = list(initial)
+            elif not is_text(text):
+                note("The message is not UTF-8.")
+            elif text:
+                _converse(client, body, messages, text, stats)
         except EOFError:
             note("")
             return
         except KeyboardInterrupt:
             note("\n(Ctrl-D to exit)")
-            continue
-        if not is_text(text):
-            note("The message is not UTF-8.")
-            continue
-        if text == "/reset":
-            messages = list(initial)
-        if not text or text == "/reset":
-            continue
-        messages.append({"role": "user", "content": text})
-        try:
-            answer = _ask(client, {**body, "messages": messages}, echo=True)
-        except KeyboardInterrupt:
-            messages.pop()
-            note("\n(stopped)")
-            continue
-        except ServiceError as error:  # too long, or the server is too busy: the chat can continue
-            messages.pop()
-            note(error.message)
-            continue
-        messages.append({"role": "assistant", "content": answer.text})
-        if stats:
-            note(f"({answer.stats()})")
+
+
+def _converse(client: Client, body: dict[str, Any], messages: Messages, text: str, stats: bool) -> None:
+    """Answer the message `text`, and add both to `messages` once the answer is whole."""
+    from bros_batch.client.http_client import ServiceError
+
+    asked = [*messages, {"role": "user", "content": text}]
+    try:
+        answer = _ask(client, {**body, "messages": asked}, echo=True)
+    except KeyboardInterrupt:
+        note("\n(stopped)")
+        return
+    except ServiceError as error:  # too long, or the server is too busy: the chat can continue
+        note(error.message)
+        return
+    messages[:] = [*asked, {"role": "assistant", "content": answer.text}]
+    if stats:
+        note(f"({answer.stats()})")
