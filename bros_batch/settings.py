@@ -5,26 +5,34 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+import tomllib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
+from bros_batch.invalid_value import expectation
 from bros_batch.model_names import ModelNames
 
 # Browsers send origins in lower case, without a path.
 ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
 DEMO_MODEL_DIR = Path(__file__).parent / "demo" / "model"
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the message names it and says why."""
 
 
 class Settings(BaseSettings):
@@ -98,6 +106,15 @@ class Settings(BaseSettings):
         60.0, gt=0, description="Time after which `up` restarts a service that runs but does not answer"
     )
 
+    def __init__(self, **values: Any) -> None:
+        """Read the settings; `values` take precedence. Raises SettingsError."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            raise SettingsError(f"The setting {_shown_name(name)} {expectation(first)}.") from None
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -124,11 +141,12 @@ class Settings(BaseSettings):
     def _aliases_name_the_served_model(self) -> Settings:
         for pair in self.model_aliases:
             alias, separator, name = pair.partition("=")
+            setting = f"The setting {_shown_name('model_aliases')} is not valid"
             if not alias or not separator:
-                raise ValueError(f"the model alias {pair!r} must have the form ALIAS=NAME")
+                raise SettingsError(f"{setting}: the model alias {pair!r} must have the form ALIAS=NAME.")
             if name != self.model_name:
-                raise ValueError(
-                    f"the model alias {pair!r} must name the served model, which is {self.model_name!r}"
+                raise SettingsError(
+                    f"{setting}: the model alias {pair!r} must name the served model, which is {self.model_name!r}."
                 )
         return self
 
@@ -143,7 +161,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
         config = os.environ.get("BROS_CONFIG")
-        return (*sources, TomlConfigSettingsSource(settings_cls, Path(config))) if config else sources
+        if not config:
+            return sources
+        values = _read_file(Path(config), settings_cls.model_fields.keys())
+        return (*sources, InitSettingsSource(settings_cls, values))
 
     @property
     def model_name(self) -> str:
@@ -174,6 +195,28 @@ class Settings(BaseSettings):
     def resolved_engine_url(self) -> str:
         """`unix:///path` or `tcp://host:port` of the engine's socket for chat."""
         return self.engine_url or f"unix://{self.data_dir / 'run' / 'engine.sock'}"
+
+
+def _shown_name(name: str) -> str:
+    """The environment variable of a setting, and its flag where that is named differently."""
+    return f"BROS_{name.upper()}" + (" (--model-alias)" if name == "model_aliases" else "")
+
+
+def _read_file(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Read the settings in a TOML file. Raises SettingsError if it cannot be read or has others than `names`."""
+    file = f"The settings file {path} (BROS_CONFIG)"
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # neither TOML nor, perhaps, UTF-8
+        raise SettingsError(f"{file} is not valid TOML: {error}.") from None
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(name.lower(), names, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            raise SettingsError(f"{file} has an unknown setting '{name}'{hint}")
+    return values
 
 
 @cache

@@ -39,10 +39,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(f"{str(error).rstrip('.')}{hint}.")
     if kind in ("StartupError", "LookupError"):
         return Failure(str(error))
-    if kind == "ValidationError" and hasattr(error, "errors"):
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        return Failure(f"The setting BROS_{name} is not valid: {first['msg']}.", USAGE_ERROR)
+    if kind == "SettingsError":
+        return Failure(str(error), USAGE_ERROR)
     if isinstance(error, OSError) and error.strerror:
         return Failure(f"{error.filename or 'System error'}: {error.strerror}.")
     return Failure(f"{kind}: {error} (use `bros-batch --debug ...` to see the traceback)")

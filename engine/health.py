@@ -5,6 +5,7 @@ The address is BROS_ENGINE_URL if none is given, and BROS_ENGINE_TOKEN is the se
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -31,7 +32,20 @@ async def problem_with(url: str, token: str | None) -> str | None:
 
 def main() -> int:
     """Print the problem, if there is one. Returns the exit status."""
-    url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("BROS_ENGINE_URL", "")
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.health",
+        description="Check whether an engine makes progress: exit with status 0 if so, else with 1 and the reason.",
+    )
+    parser.add_argument(
+        "url",
+        nargs="?",
+        default=os.environ.get("BROS_ENGINE_URL"),
+        help="the engine's address, unix:///PATH or tcp://HOST:PORT (default: BROS_ENGINE_URL); an engine on TCP "
+        "also needs BROS_ENGINE_TOKEN",
+    )
+    url = parser.parse_args().url
+    if not url:
+        parser.error("give the engine's address, or set BROS_ENGINE_URL")
     problem = asyncio.run(problem_with(url, os.environ.get("BROS_ENGINE_TOKEN")))
     if problem is not None:
         print(problem, file=sys.stderr)

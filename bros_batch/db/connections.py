@@ -28,6 +28,10 @@ def open_database(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(url)
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise ValueError(
+            f"{parsed.get_backend_name()}:// is not supported; BROS_DATABASE_URL must be sqlite:///path or postgresql://..."
+        )
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     limits = {name: value for name, value in POSTGRES_LIMITS.items() if name not in parsed.query}

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bros_batch.addresses import base_url
+from bros_batch.addresses import base_url, without_password
 from bros_batch.first_line import first_line
 from bros_batch.settings import Settings
 from bros_batch.up.lock import UpState, read_state
@@ -183,7 +183,7 @@ def _redis(settings: Settings, state: UpState | None) -> Finding:
         return Finding(
             "redis",
             Health.BROKEN,
-            f"{_without_password(url)}: {error}",
+            f"{without_password(url)}: {error}",
             "Start Redis, or correct BROS_REDIS_URL.",
         )
     version = str(server["redis_version"])
@@ -253,8 +253,3 @@ def _log_hint(settings: Settings, state: UpState | None, name: str) -> str:
     if state is not None:
         return f"See {Path(state.data_dir) / 'logs' / name}.log."
     return f"Start it with `bros-batch {name}`, or correct its URL."
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -25,7 +25,7 @@ from functools import partial
 
 import httpx
 
-from bros_batch.addresses import base_url
+from bros_batch.addresses import base_url, without_password
 from bros_batch.settings import Settings
 from bros_batch.up import service_commands
 from bros_batch.up.announcements import FIRST_NOTE_S, Say
@@ -187,10 +187,18 @@ class Supervisor:
         """Name what the services are waiting for, as the latest answer of the web process says."""
         problems = self._web.problems
         if "engine" not in problems:
-            return " and ".join(problems) or "the services"
+            return " and ".join(map(self._named, problems)) or "the services"
         return (
             f"the engine, which loads {self._state.model} and, at its first start on a CPU, compiles kernels"
         )
+
+    def _named(self, service: str) -> str:
+        """Name a service that is not ready. Redis may be one that `up` did not start, so its address matters."""
+        if service != "redis" or "redis" in self._children:
+            return service
+        # redis-py: "Error 111 connecting to localhost:6379. Connection refused."
+        reason = self._web.problems[service].rstrip(".").rpartition(". ")[2]
+        return f"Redis at {without_password(self._settings.redis_url)} ({reason})"
 
     async def _redis_answers(self) -> bool:
         answers = await redis_answers(self._lock.socket_dir / "redis.sock", PROBE_TIMEOUT_S)
@@ -225,9 +233,11 @@ class Supervisor:
             return
         for name, child in self._children.items():
             if child.deaths >= MAX_DEATHS_AT_START or (child.deaths and child.last_code == 2):
-                last_lines = "".join(f"\n    {line}" for line in list(child.tail)[-8:])
+                # A usage error is one line, after many lines of usage.
+                last, title = (1, "It says") if child.last_code == 2 else (8, "Its last lines")
+                last_lines = "".join(f"\n    {line}" for line in list(child.tail)[-last:])
                 log = self._logs / f"{name}.log"
-                self._failure = f"{name} does not start; see {log}. Its last lines:{last_lines}"
+                self._failure = f"{name} does not start; see {log}. {title}:{last_lines}"
                 self._stop.set()
 
     def _write_state(self) -> None:

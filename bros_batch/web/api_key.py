@@ -76,8 +76,10 @@ class KeyRing:
         await self._refresh(REFRESH_S)
         if digest not in self._by_digest:
             # It may have been created a moment ago. Those who try keys share a few queries per second.
-            await asyncio.sleep(self._read_at_s + UNKNOWN_S - time.monotonic())
-            await self._refresh(UNKNOWN_S)
+            asked_s = time.monotonic()
+            await asyncio.sleep(self._read_at_s + UNKNOWN_S - asked_s)
+            if self._read_at_s <= asked_s:  # a timer may fire a little early, so the age says nothing here
+                await self._refresh(0.0)
         return self._by_digest.get(digest)
 
     async def get(self, key_id: str) -> Key | None:

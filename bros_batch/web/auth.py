@@ -120,6 +120,8 @@ def _unauthorized(connection: HTTPConnection) -> ApiError | Response:
         return RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
     if has_key:
         message = "This API key is not valid."
+    elif not scope["path"].startswith(API_PREFIX) and scope["path"] not in PLAIN_PATHS:  # the dashboard's
+        message = "Your session has ended. Log in again: reload the page."
     else:
         message = "An API key is required. Send it as 'Authorization: Bearer KEY'."
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

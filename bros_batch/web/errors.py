@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from bros_batch.invalid_value import expectation
 from bros_batch.request_error import RequestError
 from engine.wire.client import EngineGone, EngineRejected, EngineSilent
 
@@ -144,7 +145,7 @@ async def _answer_validation_error(_request: Request, error: Exception) -> Respo
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])
-    message = f"Invalid '{param}': {first['msg'][:1].lower()}{first['msg'][1:]}."
+    message = f"'{param}' {expectation(first)}."
     return ApiError(400, message, param=param, code="invalid_request").response()
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from bros_batch.db.connections import open_database
 from bros_batch.db.schema import SchemaError, check_schema
-from bros_batch.settings import Settings, get_settings
+from bros_batch.settings import Settings, SettingsError, get_settings
 from bros_batch.up.preflight import StartupError, check_exposure
 from bros_batch.web.app import create_app
 from bros_batch.web.http_protocol import with_limits
@@ -129,7 +129,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     try:
         serve(get_settings())
-    except StartupError as error:
+    except (SettingsError, StartupError) as error:
         sys.exit(str(error))
 
 

@@ -94,9 +94,11 @@ class Suspects:
                 pipe.expire(self._key, EXPIRES_S)
                 await pipe.execute()
             log.warning(
-                "the last run of this engine died while it computed %s. Apart from all others, it now computes: %s",
-                "1 item" if len(items) == 1 else f"{len(items)} items", ", ".join(items),
+                "the last run of this engine died while it computed %s. They may have caused it, so each is "
+                "now computed in a pass of its own",
+                "1 item" if len(items) == 1 else f"{len(items)} items",
             )  # fmt: skip
+            log.info("items that may have caused the death: %s", ", ".join(items))
         self._last_step = None
 
     async def records(self, item_ids: Sequence[int | None], starts: Sequence[int]) -> list[Record]:

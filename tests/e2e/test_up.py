@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -164,6 +165,7 @@ def test_a_service_that_cannot_start_ends_up_with_its_last_lines(tmp_path):
     stop(up)
     assert "engine does not start; see " in up.output()
     assert "unrecognized arguments: --no-such-flag" in up.output()
+    assert "[--" not in up.output(), "the usage of the engine hides its error"
     up.wait_until_nothing_is_left()
     assert not (tmp_path / "data" / "run" / "up.json").exists()
 
@@ -181,6 +183,27 @@ def test_keys_in_the_database_do_not_hide_that_the_engine_cannot_start(tmp_path)
     assert "engine does not start; see " in up.output()
     assert "ready again" not in up.output()
     assert "401" not in (tmp_path / "data" / "logs" / "web.log").read_text()
+
+
+def test_a_start_without_the_redis_of_the_settings_says_where_it_should_be_and_why_it_waits(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        up = start_up(tmp_path / "data", BROS_REDIS_URL=f"redis://:hunter2@{address}")
+        try:
+            wait_for(lambda: f"waiting for Redis at redis://{address} (Connection refused)" in up.output())
+        finally:
+            stop(up)
+    assert "hunter2" not in up.output()
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "nonsense://x"])
+def test_another_kind_of_database_is_rejected_with_the_kinds_there_are(tmp_path, url):
+    flags = ("--data-dir", str(tmp_path / "data"), "--port", "0", "--", "--runner", "simulated")
+    failed = run_up(*flags, BROS_DATABASE_URL=url)
+    assert failed.returncode == 1
+    assert "must be sqlite:///path or postgresql://" in failed.stderr
+    assert "pip install" not in failed.stderr
 
 
 def assert_nothing_is_left(up: Up) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
+from bros_batch.settings import SettingsError
 from bros_batch.up.preflight import StartupError, check_exposure
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.engines import RunningEngine
@@ -100,5 +100,5 @@ def test_all_origins_are_allowed_with_a_key_only(tmp_path: Path, text_model: Pat
 def test_what_is_not_an_origin_is_an_error_of_the_setting(
     tmp_path: Path, text_model: Path, origin: str
 ) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(SettingsError):
         web_settings(tmp_path, text_model, allowed_origins=origin)

@@ -190,6 +190,16 @@ def test_unusual_strings_never_cause_a_server_error(
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+def test_an_invalid_url_parameter_is_named_with_its_value(web: Web) -> None:
+    with web.http() as http:
+        for limit, expected in (("abc", "an integer"), ("0", "at least 1"), ("101", "at most 100")):
+            error = check(http.get("/v1/batches", params={"limit": limit}), 400)
+            assert (error["message"], error["param"]) == (
+                f"'limit' must be {expected}, not '{limit}'.",
+                "limit",
+            )
+
+
 def test_a_deeply_nested_body_is_rejected(web: Web) -> None:
     deep = json.dumps({"model": "m"})[:-1] + ', "metadata": ' + "[" * 100_000 + "]" * 100_000 + "}"
     with web.http() as http:

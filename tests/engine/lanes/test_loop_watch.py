@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -177,3 +178,13 @@ def test_the_health_check_says_what_is_wrong_and_exits_accordingly(tmp_path):
     gone = subprocess.run([*command, engine.url], capture_output=True, text=True, timeout=PATIENCE_S)
     assert gone.returncode == 1
     assert gone.stderr.startswith("no engine answers at")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(("--help",), 0), ((), 2)])
+def test_the_health_check_says_how_to_use_it(arguments: tuple[str, ...], status: int) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "BROS_ENGINE_URL"}
+    command = [sys.executable, "-m", "engine.health", *arguments]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == status
+    assert "usage: python -m engine.health" in result.stdout + result.stderr
+    assert "BROS_ENGINE_URL" in result.stdout + result.stderr

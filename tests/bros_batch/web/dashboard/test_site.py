@@ -244,7 +244,9 @@ def test_a_session_chats_but_does_not_use_the_api(tmp_path: Path, text_model: Pa
     settings = web_settings(tmp_path, text_model, engine_url=engine.url, api_key=KEY)
     message = {"role": "user", "content": "Hello"}
     with serving(settings) as web, web.http() as http:
-        assert http.post("/chat", json={"messages": [message]}).status_code == 401
+        rejected = http.post("/chat", json={"messages": [message]})
+        assert rejected.status_code == 401
+        assert "Log in again" in rejected.json()["error"]["message"], "and nothing about headers"
         assert http.get("/engine", headers=EVENTS).status_code == 401
         http.post("/login", data={"key": KEY})
         assert http.post("/chat", json={"messages": [message]}).status_code == 200
