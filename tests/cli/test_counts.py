@@ -53,6 +53,6 @@ def test_a_job_whose_file_is_being_read_has_no_total() -> None:
     ],
 )
 def test_a_status_says_since_when_it_is(fields: dict, words: str) -> None:
-    now_s = int(time.time())
+    now_s = time.time()
     stamps = {name: now_s + value if isinstance(value, int) else value for name, value in fields.items()}
     assert f"status:  {words}" in summary(batch(**stamps))
