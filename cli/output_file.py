@@ -35,7 +35,7 @@ def check_output(output: str | None) -> None:
         raise Failure(f"Cannot write {output}: {_place(output, error)}.", USAGE_ERROR) from None
 
 
-def check_not_input(output: str | None, source: IO[bytes], name: str) -> None:
+def check_not_input(output: str | None, source: IO[bytes] | IO[str], name: str) -> None:
     """Fail if the output is the file that is read, under whichever name: the results would replace it."""
     if output is None or output == "-":
         return

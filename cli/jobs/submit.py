@@ -124,7 +124,7 @@ def submit(
     if prompt_file is not None:
         if defaults["prompt"] is not None:
             raise click.UsageError("Use either --prompt or --prompt-file.")
-        defaults["prompt"] = _read_prompt(prompt_file)
+        defaults["prompt"] = _read_prompt(prompt_file, output)
     given = {key: value for key, value in defaults.items() if value not in (None, ())}
     with _opened(source) as (stream, size):
         check_not_input(output, stream, source if source != "-" else "the file on stdin")
@@ -202,9 +202,11 @@ def _shortfall(batch: dict[str, Any]) -> str:
     return f"{counts.without_result} of {counts.total} items failed; run `bros-batch errors {batch['id']}` to see why."
 
 
-def _read_prompt(path: str) -> str:
+def _read_prompt(path: str, output: str | None) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open(encoding="utf-8-sig") as file:
+            check_not_input(output, file, path)
+            text = file.read()
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}.", USAGE_ERROR) from None
     except UnicodeDecodeError:
