@@ -48,9 +48,9 @@ def test_output_is_kept_as_long_as_its_owner_asked(world: World) -> None:
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), 1e300])
 def test_a_retention_that_is_no_time_is_rejected(value: float) -> None:
-    from bros_batch.settings import Settings
+    from bros_batch.settings import Settings, SettingsError
 
-    with pytest.raises(ValueError, match="file_retention_s"):
+    with pytest.raises(SettingsError, match="BROS_FILE_RETENTION_S"):
         Settings(file_retention_s=value)
 
 
