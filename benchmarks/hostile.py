@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import write_result
+from benchmarks.own_up import own_up
 
 TARGET_MB, TARGET_MS = 300.0, 100.0
 HEALTH_INTERVAL_S = 0.05
@@ -170,24 +170,11 @@ class Web:
 @contextlib.contextmanager
 def running_up() -> Iterator[Web]:
     """Run `bros-batch up` with a simulated engine in a new directory."""
-    with tempfile.TemporaryDirectory(prefix="bros-hostile-", ignore_cleanup_errors=True) as directory:
-        command = [sys.executable, "-m", "cli", "up", "--json", "--port", "0", "--workers", "1"]
-        command += ["--data-dir", f"{directory}/data", "--", "--runner", "simulated"]
-        with Path(directory, "up.log").open("wb") as log:
-            up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
-        try:
-            assert up.stdout is not None
-            line = up.stdout.readline()
-            if not line:
-                sys.exit(Path(directory, "up.log").read_text())
-            state = json.loads(line)
-            yield Web(int(state["url"].rpartition(":")[2]), psutil.Process(state["children"]["web"]))
-        finally:
-            up.send_signal(signal.SIGINT)
-            try:
-                up.wait(60)
-            except subprocess.TimeoutExpired:
-                up.kill()
+    with (
+        tempfile.TemporaryDirectory(prefix="bros-hostile-", ignore_cleanup_errors=True) as directory,
+        own_up(Path(directory) / "data", "--workers", "1", engine=("--runner", "simulated")) as state,
+    ):
+        yield Web(int(state["url"].rpartition(":")[2]), psutil.Process(state["children"]["web"]))
 
 
 async def attack(port: int, hostile: Hostile) -> str:

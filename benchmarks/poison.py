@@ -16,13 +16,9 @@ import contextlib
 import itertools
 import json
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ import httpx
 from redis import Redis
 
 from benchmarks.machine import write_result
+from benchmarks.own_up import own_up
 from bros_batch.settings import DEMO_MODEL_DIR
 from engine.wire.protocol import LENGTH_PREFIX, Hello, ItemRequest, Sampling, Submit, encode, frame, items_key
 
@@ -60,23 +57,6 @@ OTHERS = (
     "foreign stop token in the stream",
     "garbage in the stream",
 )
-
-
-@contextlib.contextmanager
-def services(data_dir: Path) -> Iterator[dict[str, Any]]:
-    """Start `bros-batch up`, and yield its state when it is ready."""
-    command = [sys.executable, "-m", "cli", "up", "--json", "--port", "0", "--data-dir", str(data_dir)]
-    command += ["--model", str(DEMO_MODEL_DIR), "--served-model-name", "m"]
-    with (data_dir / "up.txt").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert process.stdout is not None
-        if not process.stdout.readline():
-            raise RuntimeError((data_dir / "up.txt").read_text())
-        yield json.loads((data_dir / "run" / "up.json").read_text())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(90)
 
 
 def write_job(path: Path, num_good: int, num_each: int) -> None:
@@ -150,9 +130,9 @@ async def send_poison(http: httpx.AsyncClient, state: dict[str, Any], num_each: 
     return found
 
 
-async def measure(state: dict[str, Any], directory: Path, num_good: int, num_each: int) -> dict[str, Any]:
+async def measure(state: dict[str, Any], data_dir: Path, num_good: int, num_each: int) -> dict[str, Any]:
     """Run the job, the chats and the poison at the same time, and compare with a chat alone."""
-    path = directory / "job.jsonl"
+    path = data_dir.with_name("job.jsonl")
     write_job(path, num_good, num_each // 2)
     differing = chats = 0
     async with httpx.AsyncClient(base_url=state["url"], trust_env=False, timeout=120) as http:
@@ -180,7 +160,7 @@ async def measure(state: dict[str, Any], directory: Path, num_good: int, num_eac
                     custom_id = line["custom_id"] or f"unreadable-{line['id']}"
                     results[custom_id] = "failed" if line["error"] else "succeeded"
     kinds = Counter(f"{key.rpartition('-')[0]}: {value}" for key, value in results.items())
-    after = json.loads((directory / "run" / "up.json").read_text())["children"]
+    after = json.loads((data_dir / "run" / "up.json").read_text())["children"]
     return {
         "seconds": round(seconds, 1),
         "job": {"status": batch["status"], **batch["request_counts"]},
@@ -203,9 +183,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bros-poison-") as name:
-        directory = Path(name)
-        with services(directory) as state:
-            result = asyncio.run(measure(state, directory, options.lines, options.each))
+        data_dir = Path(name) / "data"
+        flags = ("--model", str(DEMO_MODEL_DIR), "--served-model-name", "m")
+        with own_up(data_dir, *flags) as state:
+            result = asyncio.run(measure(state, data_dir, options.lines, options.each))
     print(json.dumps(result, indent=2))
     print(write_result(options.out, "poison", result))
 

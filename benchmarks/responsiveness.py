@@ -16,20 +16,16 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from benchmarks.machine import write_result
+from benchmarks.own_up import own_up
 from engine.wire.client import EngineClient
 from tests.services import wait_for
 
@@ -37,32 +33,6 @@ POLL_S = 0.02
 QUIET_S = 3.0
 PATIENCE_S = 600.0
 PROMPT = "Extract vendor, date, total and currency as JSON.\n\n{text}"
-
-
-@contextmanager
-def running(data_dir: Path, engine: list[str]) -> Iterator[httpx.Client]:
-    """Run all services, and yield a client of their API."""
-    command = [sys.executable, "-m", "cli", "up", "--json", "--data-dir", str(data_dir), "--port", "0"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
-    with (data_dir / "up.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--", *engine],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=kept,
-        )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        assert line, (data_dir / "up.log").read_text()
-        with httpx.Client(base_url=json.loads(line)["url"], trust_env=False, timeout=60) as client:
-            yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(90)
-        process.stdout.close()
 
 
 def submit(client: httpx.Client, lines: int, tokens: int, priority: int) -> tuple[str, float]:
@@ -147,10 +117,13 @@ def main() -> None:
     options = parser.parse_args()
     engine = []
     if options.engine == "simulated":
-        engine = ["--runner", "simulated", "--simulated-step-s", str(options.step_s)]
+        engine: tuple[str, ...] = ("--runner", "simulated", "--simulated-step-s", str(options.step_s))
     with tempfile.TemporaryDirectory(prefix="bros-responsiveness-") as directory:
-        data_dir = Path(directory)
-        with running(data_dir, engine) as client:
+        data_dir = Path(directory) / "data"
+        with (
+            own_up(data_dir, engine=engine) as state,
+            httpx.Client(base_url=state["url"], trust_env=False, timeout=60) as client,
+        ):
             first_result_s(client, options.urgent_tokens)  # loads the tokenizer
             idle = [first_result_s(client, options.urgent_tokens) for _ in range(options.rounds)]
             large, _ = submit(client, options.lines, options.tokens, 0)

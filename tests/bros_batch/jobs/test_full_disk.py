@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +17,7 @@ from bros_batch.db.connections import is_disk_full, reading, writing
 from bros_batch.jobs import finalize as finalize_module
 from bros_batch.jobs.outage import is_outage
 from tests.bros_batch.world import FOREVER, World, batch_lines
+from tests.full_disk import file_size_limit
 
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -37,19 +36,6 @@ def full_database(world: World) -> Iterator[None]:
     finally:
         event.remove(world.database, "checkout", limit)
         world.database.dispose()
-
-
-@contextmanager
-def file_size_limit(num_bytes: int) -> Iterator[None]:
-    """Let the kernel end each file of this process at `num_bytes`."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @ON_SQLITE

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 import subprocess
-from contextlib import contextmanager
 
 import pytest
 
@@ -15,19 +12,7 @@ from bros_batch.up.child_log import RotatingFile
 from bros_batch.up.lock import UpLock, read_state
 from bros_batch.up.process_identity import start_ticks
 from tests.bros_batch.up.test_supervisor import state
-
-
-@contextmanager
-def file_size_limit(num_bytes: int):
-    """Let no file of this process grow beyond this, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+from tests.full_disk import file_size_limit
 
 
 def test_services_that_have_ended_are_left_out(tmp_path):

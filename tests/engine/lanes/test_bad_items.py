@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import pytest
 
 from engine.core.terms import Lane
 from engine.wire import protocol
 from engine.wire.protocol import ItemResult
 from tests.engines import running_engine
-from tests.services import RedisServer, redis_server, wait_for
+from tests.services import RedisServer, wait_for
 
 KEY = protocol.items_key("sim")
 VALID = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}
@@ -30,12 +28,6 @@ WRONG_ITEMS: list[tuple[str, dict[str, Any]]] = [
     ("vocabulary", {"token_ids": [5, -1]}),
     ("stop", {"sampling": {**VALID, "stop": ["a" * 5000]}}),
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 def test_items_that_no_engine_can_compute_fail_alone(server: RedisServer, tmp_path: Any) -> None:

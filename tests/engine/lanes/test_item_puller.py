@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import msgspec
-import pytest
 from redis.exceptions import ResponseError
 
 from bros_batch.jobs.streams import remove_jobs
@@ -17,23 +15,10 @@ from engine.wire import protocol
 from engine.wire.protocol import ItemRequest, ItemResult, Sampling
 from tests.engines import running_engine
 from tests.factories import runner_info
-from tests.services import RedisServer, redis_server, wait_for
+from tests.services import wait_for
 
 KEY = protocol.items_key("sim")
 SAMPLING = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server):
-    server.flush()
-    with server.cli() as client:
-        yield client
 
 
 def add(redis, item_id: int, prompt: list[int] | None = None, **fields) -> bytes:

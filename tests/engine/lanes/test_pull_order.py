@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,10 @@ from engine.wire.client import EngineClient
 from engine.wire.protocol import ItemRequest, Sampling, Tokens
 from tests.engines import running_engine
 from tests.factories import runner_info
-from tests.services import RedisServer, redis_server, wait_for
+from tests.services import RedisServer, wait_for
 
 KEY = protocol.items_key("sim")
 LONG = 15_000
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server: RedisServer) -> Iterator[Redis]:
-    server.flush()
-    with server.cli() as client:
-        yield client
 
 
 def slow_runner() -> SimulatedRunner:

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,23 +27,10 @@ from tests.engine.lanes.test_item_puller import KEY, SAMPLING, add, num_pending,
 from tests.engine.runner.test_failing_rows import FailingRunner
 from tests.engines import running_engine
 from tests.factories import runner_info
-from tests.services import Process, Processes, RedisServer, processes, redis_server, wait_for
+from tests.services import Process, Processes, processes, wait_for
 
 LONG = Sampling(max_tokens=15_000, temperature=0.0, ignore_eos=True)
 POISON = [9, 9, 9]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server):
-    server.flush()
-    with server.cli() as client:
-        yield client
 
 
 # The step mark -------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from engine.lanes.pulled_item import PulledItem
 from engine.wire import protocol
 from engine.wire.protocol import ItemRequest, ItemResult, Sampling
 from tests.engines import running_engine
-from tests.services import RedisServer, redis_server, wait_for
+from tests.services import RedisServer, wait_for
 
 KEY = protocol.items_key("sim")
 ITEM: dict[str, Any] = {
@@ -66,19 +65,6 @@ IDENTIFIED = [
     payload(sampling={}),
     payload(sampling={"max_tokens": 4, "temperature": "hot"}),
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
-
-
-@pytest.fixture
-def redis(server: RedisServer) -> Iterator[Redis]:
-    server.flush()
-    with server.cli() as client:
-        yield client
 
 
 def add_good(redis: Redis, item_id: int) -> None:
