@@ -70,9 +70,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Output limit of requests that set none, in place of the model's and the endpoint's",
     )
-    generation_config: Literal["auto", "off"] = Field(
+    generation_config: Literal["auto", "none"] = Field(
         "auto",
         description="Whether the sampling parameters in the model's generation_config.json are the defaults",
+    )
+    strict: bool = Field(
+        False, description="Whether request fields that are not known are an error; else they are ignored"
     )
     file_retention_s: float = Field(
         30 * 24 * 3600.0,

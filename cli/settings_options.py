@@ -43,9 +43,15 @@ _OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "generation_config": click.option(
         "--generation-config",
-        type=click.Choice(["auto", "off"]),
+        type=click.Choice(["auto", "none"]),
         show_default="auto",
         help="Take default sampling parameters from the model's generation_config.json, or not.",
+    ),
+    "strict": click.option(
+        "--strict",
+        is_flag=True,
+        default=None,
+        help="Reject request fields that are not known, instead of ignoring them.",
     ),
     "data_dir": click.option(
         "--data-dir",

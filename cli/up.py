@@ -43,6 +43,7 @@ COLORS = {
     "max_model_len",
     "default_max_tokens",
     "generation_config",
+    "strict",
 )
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Number of worker processes."

@@ -19,6 +19,7 @@ from bros_batch.openai_api.engine_limits import check_limits
 from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
+from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import Template, parse_template
 from bros_batch.text.tokenizer import ModelTokenizer
@@ -96,6 +97,7 @@ def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[
     else:
         body["prompt"] = "-"
     shared = without_stream(parse_body(endpoint, msgspec.json.encode(body)))
+    check_strict(shared)  # nobody but our own clients writes a job's defaults: an unknown name is a mistake
     return JobRequests(endpoint, model, shared, prompt, system)
 
 

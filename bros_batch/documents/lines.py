@@ -13,7 +13,10 @@ from bros_batch.documents.item_requests import without_stream
 from bros_batch.documents.new_item import NewItem
 from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
+
+MAX_IGNORED = 32
 
 
 class BatchLine(msgspec.Struct):
@@ -33,13 +36,22 @@ class LineReader:
     """Reads the lines of one file. The first good line decides the form of all of them.
 
     `prompt_fields` are the fields of the job's own prompt. Without `models`, batch lines run with the job's model,
-    whichever they name.
+    whichever they name. `ignored` collects the names of fields without effect, unless `strict` makes those that are not
+    known an error of their line.
     """
 
     def __init__(
-        self, endpoint: str, models: ModelNames | None, form: str | None, prompt_fields: Collection[str] = ()
+        self,
+        endpoint: str,
+        models: ModelNames | None,
+        form: str | None,
+        prompt_fields: Collection[str] = (),
+        *,
+        strict: bool = False,
     ) -> None:
         self.form = form
+        self.ignored: set[str] = set()
+        self._strict = strict
         self._endpoint = endpoint
         self._models = models
         self._prompt_fields = prompt_fields
@@ -79,6 +91,10 @@ class LineReader:
             )
         body = _text(bytes(batch_line.body))
         request = without_stream(parse_body(self._endpoint, body))
+        if self._strict:
+            check_strict(request)
+        if len(self.ignored) < MAX_IGNORED:
+            self.ignored.update(request.ignored_names())
         if self._models is not None:
             self._models.resolve(request.model)
         return body

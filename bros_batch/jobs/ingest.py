@@ -6,6 +6,7 @@ continues at the last committed line, and no line is inserted twice or skipped.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
+
+log = logging.getLogger("bros.ingest")
 
 GROUP_BYTES = 4 * 1024**2
 GROUP_BYTES_READ = 64 * 1024**2  # blank lines and lines that are too long take time, too
@@ -119,7 +122,9 @@ class _Ingester:
         offset, line_no = self._job.ingest_offset, self._job.ingest_line
         defaults = self._job.defaults
         models = self._settings.model_names if defaults.get("model") is None else None
-        reader = LineReader(self._job.endpoint, models, self._form, prompt_fields(defaults))
+        reader = LineReader(
+            self._job.endpoint, models, self._form, prompt_fields(defaults), strict=self._settings.strict
+        )
         items: list[NewItem] = []
         size, reached = 0, offset
         while raw := source.readline(limit + 2):  # room for CR LF after a line of just `limit` bytes
@@ -144,6 +149,10 @@ class _Ingester:
         if offset > reached:
             self._form = reader.form
             yield LineGroup(items, line_no, offset)
+        if reader.ignored:
+            log.info(
+                "job %s: ignored in its lines: %s", self._job.id, ", ".join(map(repr, sorted(reader.ignored)))
+            )
 
     def _commit(self, group: LineGroup) -> None:
         rows = _with_own_ids(group.items, {})

@@ -1,11 +1,11 @@
-"""Bodies of chat and plain completion requests: the accepted fields, and the ones that are rejected by name.
+"""Bodies of chat and plain completion requests: the fields with an effect, and the ones that are rejected by name.
 
 Both lanes use these models: a chat over HTTP and a line of an OpenAI batch file have the same body.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -198,12 +198,6 @@ class ChatCompletionRequest(BaseRequest):
         named = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
         given = {name: value for name, value in named.items() if value is not None}
         return {**given, **(self.chat_template_kwargs or {})}
-
-    def ignored_names(self) -> Iterator[str]:
-        yield from super().ignored_names()
-        for index, message in enumerate(self.messages):
-            for name in message.ignored_names():
-                yield f"messages[{index}].{name}"
 
     @property
     def num_prompt_chars(self) -> int:

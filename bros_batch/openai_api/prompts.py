@@ -14,11 +14,10 @@ def encode_prompts(tokenizer: ModelTokenizer, request: Request) -> list[list[int
     return [tokenizer.encode_prompt(prompt) for prompt in request.prompts]
 
 
-def ignored_parameters(tokenizer: ModelTokenizer, request: Request) -> list[str]:
-    """Return the parameters of `request` that have no effect on this server, or not with this model's chat template."""
-    names = list(request.ignored_names())
-    if isinstance(request, ChatCompletionRequest):
-        unused = request.template_kwargs.keys() - tokenizer.template_variables
-        inner = request.chat_template_kwargs or {}
-        names += [f"chat_template_kwargs.{name}" if name in inner else name for name in sorted(unused)]
-    return names
+def unused_template_kwargs(tokenizer: ModelTokenizer, request: Request) -> list[str]:
+    """Return the parameters of `request` that this model's chat template does not read."""
+    if not isinstance(request, ChatCompletionRequest):
+        return []
+    unused = request.template_kwargs.keys() - tokenizer.template_variables
+    inner = request.chat_template_kwargs or {}
+    return [f"chat_template_kwargs.{name}" if name in inner else name for name in sorted(unused)]

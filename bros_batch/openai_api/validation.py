@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
-from bros_batch.openai_api.request_fields import NOTHING, IgnoredField, is_one_of
+from bros_batch.openai_api.request_fields import IgnoredField
 from bros_batch.request_error import RequestError
 
 MAX_SHOWN_CHARS = 80
@@ -44,9 +44,9 @@ class RequestPart(BaseModel):
 
 
 class LenientPart(RequestPart):
-    """Part of a request in which clients also send fields that we do not know.
+    """Part of a request in which clients also send fields that we do not know: these are accepted, and have no effect.
 
-    An unknown field is accepted if its value asks for nothing, and is an error otherwise.
+    `check_strict` rejects them instead, for a server that is told to (`--strict`).
     """
 
     model_config = ConfigDict(extra="allow")
@@ -61,18 +61,37 @@ class LenientPart(RequestPart):
             if any(isinstance(each, IgnoredField) for each in field.metadata)
         )
 
-    @model_validator(mode="after")
-    def _unknown_fields_ask_for_nothing(self) -> Self:
-        for name, value in (self.model_extra or {}).items():
-            if not is_one_of(value, NOTHING):
-                raise PydanticCustomError("unknown_field", "{name}", {"name": name[:MAX_SHOWN_CHARS]})
-        return self
-
     def ignored_names(self) -> Iterator[str]:
-        """Yield the names of the fields that were given a value and have no effect."""
-        for name in (*self._ignored_fields, *(self.model_extra or ())):
-            if getattr(self, name) is not None:
-                yield name
+        """Yield the names of the fields that were given a value and have no effect, also those of nested parts."""
+        for prefix, part in _lenient_parts("", self):
+            for name in (*part._ignored_fields, *(part.model_extra or ())):
+                if getattr(part, name) is not None:
+                    yield prefix + name
+
+    def unknown_names(self) -> Iterator[str]:
+        """Yield the names of the fields that we do not know, also those of nested parts."""
+        for prefix, part in _lenient_parts("", self):
+            for name in part.model_extra or ():
+                yield prefix + name
+
+
+def _lenient_parts(prefix: str, part: LenientPart) -> Iterator[tuple[str, LenientPart]]:
+    """Yield `part` and the lenient parts within it, each with what precedes the names of its fields."""
+    yield prefix, part
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, LenientPart):
+            yield from _lenient_parts(f"{prefix}{name}.", value)
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], LenientPart):
+            for index, each in enumerate(value):
+                if isinstance(each, LenientPart):
+                    yield from _lenient_parts(f"{prefix}{name}[{index}].", each)
+
+
+def check_strict(part: LenientPart) -> None:
+    """Raise RequestError if `part` has a field that we do not know."""
+    for name in part.unknown_names():
+        raise _unknown_field(name[:MAX_SHOWN_CHARS])
 
 
 PartT = TypeVar("PartT", bound=RequestPart)
@@ -93,18 +112,19 @@ def _request_error(error: ValidationError) -> RequestError:
         return RequestError(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.")
     steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     param = "".join(steps).removeprefix(".")
-    if kind == "unknown_field":
-        param = f"{param}.{message}".removeprefix(".")
-        return RequestError(f"Unknown parameter: '{param}'.", param)
     if not param:
         return RequestError("The body must be a JSON object.")
     if kind == "extra_forbidden":
-        return RequestError(f"Unknown parameter: '{param}'.", param)
+        return _unknown_field(param)
     if kind == "missing":
         return RequestError(f"Missing required parameter: '{param}'.", param)
     if kind == "request":
         return RequestError(f"'{param}' {message}.", param)
     return RequestError(f"Invalid '{param}': {_rephrased(message)}{_shown(first.get('input'))}.", param)
+
+
+def _unknown_field(name: str) -> RequestError:
+    return RequestError(f"Unknown parameter: '{name}'.", name)
 
 
 def _rephrased(message: str) -> str:

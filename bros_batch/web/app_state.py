@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection, Request
 
 from bros_batch.db.api_keys import list_api_keys
 from bros_batch.db.connections import is_disk_full, reading, writing
+from bros_batch.openai_api.validation import LenientPart, check_strict
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from bros_batch.web.api_key import KeyRing
@@ -22,6 +23,7 @@ from bros_batch.web.bounded_threads import BoundedThreads
 from bros_batch.web.dispatcher import Dispatcher
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable, disk_full
+from bros_batch.web.ignored_fields import note_ignored
 from bros_batch.web.login_attempts import LoginAttempts
 from bros_batch.web.request_body import JsonReader
 from bros_batch.web.session_cookie import Sessions
@@ -80,8 +82,16 @@ class AppState:
             object.__setattr__(self, name, value)
 
     async def parsed(self, request: Request, parse: Callable[[bytes], T]) -> T:
-        """Read the JSON body of `request` and return what `parse` makes of it (see `JsonReader`)."""
-        return await self._json.read(request, parse)
+        """Read the JSON body of `request` and return what `parse` makes of it (see `JsonReader`).
+
+        Its unknown fields are noted, or are an error if the settings say so. Raises RequestError.
+        """
+        parsed = await self._json.read(request, parse)
+        if isinstance(parsed, LenientPart):
+            if self.settings.strict:
+                check_strict(parsed)
+            note_ignored(request, parsed.ignored_names())
+        return parsed
 
     async def read(self, query: Callable[[Connection], T], timeout_s: float | None = None) -> T:
         """Run `query` in a read transaction on a thread. Raises ApiError 503 if the database is unavailable or does not

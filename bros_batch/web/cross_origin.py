@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bros_batch.settings import Settings
 
-EXPOSED_HEADERS = ("x-request-id", "retry-after", "content-range", "content-disposition")
+EXPOSED_HEADERS = ("x-request-id", "x-bros-ignored", "retry-after", "content-range", "content-disposition")
 PREFLIGHT_MAX_AGE_S = 600
 
 

@@ -48,7 +48,7 @@ def test_a_settings_file_with_a_mistake_is_an_error(
         ("MAX_ATTEMPTS", "0", "must be at least 1, not '0'"),
         ("QUEUE_S", "0", "must be greater than 0, not '0'"),
         ("INSECURE", "maybe", "must be true or false, not 'maybe'"),
-        ("GENERATION_CONFIG", "on", "must be 'auto' or 'off', not 'on'"),
+        ("GENERATION_CONFIG", "on", "must be 'auto' or 'none', not 'on'"),
         (
             "ALLOWED_ORIGINS",
             "chat",

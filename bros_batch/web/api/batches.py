@@ -24,7 +24,7 @@ from bros_batch.documents.requested_model import HEAD_BYTES, check_requested_mod
 from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.batch_output import error_line, output_line
 from bros_batch.openai_api.endpoints import Endpoint
-from bros_batch.openai_api.validation import RequestPart, validate
+from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object
 from bros_batch.web.api.durations import MAX_EXPIRY_S, MIN_EXPIRY_S, deadline_of, seconds_of
@@ -50,7 +50,7 @@ class OutputExpiry(RequestPart):
     seconds: int = Field(ge=MIN_EXPIRY_S, le=MAX_EXPIRY_S)
 
 
-class BatchRequest(RequestPart):
+class BatchRequest(LenientPart):
     """Body of `POST /v1/batches`. The fields from `name` on are our own."""
 
     input_file_id: PlainText = Field(max_length=64)
@@ -71,8 +71,14 @@ async def create_batch(request: Request) -> Response:
     state = app_state(request)
     now_s = time.time()
     key = idempotency_key(request)
-    body, fingerprint = await state.parsed(request, lambda raw: (validate(BatchRequest, raw), digest(raw)))
-    claimed = None if key is None else IdempotencyKey(key, fingerprint, jobs.new_job_id(), now_s)
+    fingerprints: list[str] = []
+
+    def parse(raw: bytes) -> BatchRequest:
+        fingerprints.append(digest(raw))
+        return validate(BatchRequest, raw)
+
+    body = await state.parsed(request, parse)
+    claimed = None if key is None else IdempotencyKey(key, fingerprints[0], jobs.new_job_id(), now_s)
     if claimed is not None:
         # Before the checks: what was fine then, such as a deadline, need not be so now.
         earlier = await state.read(lambda connection: earlier_job(connection, claimed))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,16 +25,13 @@ from bros_batch.openai_api.completion_response import (
     usage_object,
 )
 from bros_batch.openai_api.endpoints import ENDPOINTS
-from bros_batch.openai_api.prompts import ignored_parameters
+from bros_batch.openai_api.prompts import unused_template_kwargs
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import JSONResponse
 from bros_batch.web.generation import Generation, plan_generation
-
-IGNORED_PARAMETERS = "x-bros-ignored-parameters"
-HEADER_SAFE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
-MAX_NAMES = 32
+from bros_batch.web.ignored_fields import note_ignored
 
 
 async def complete(http: HttpRequest) -> Response | ASGIApp:
@@ -45,18 +41,10 @@ async def complete(http: HttpRequest) -> Response | ASGIApp:
     generation = await plan_generation(state, request)
     head = ResponseHead(request.endpoint, http.state.request_id, state.settings.model_name, int(time.time()))
     response = CompletionResponse(generation, head)
-    headers = ignored_parameters_header(ignored_parameters(generation.tokenizer, request))
+    note_ignored(http, unused_template_kwargs(generation.tokenizer, request))
     if request.stream:
-        return EventStream(http, response.events(), headers)
-    return JSONResponse(await while_connected(http, response.body()), headers=headers)
-
-
-def ignored_parameters_header(names: Sequence[str]) -> dict[str, str]:
-    """Return the header that names the parameters without effect; none if there are none."""
-    shown = [name if HEADER_SAFE.fullmatch(name) else "?" for name in names[:MAX_NAMES]]
-    if len(names) > MAX_NAMES:
-        shown.append("...")
-    return {IGNORED_PARAMETERS: ", ".join(shown)} if shown else {}
+        return EventStream(http, response.events())
+    return JSONResponse(await while_connected(http, response.body()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 import msgspec
 from starlette.requests import Request
@@ -35,13 +35,9 @@ class EventStream:
     closed when the client disconnects.
     """
 
-    def __init__(
-        self, request: Request, events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, request: Request, events: AsyncIterator[bytes]) -> None:
         self._request = request
         self._events = events
-        more = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        self._headers = [*HEADERS, *more]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await while_connected(self._request, self._send(send))
@@ -50,7 +46,7 @@ class EventStream:
         events = self._events
         try:
             first = await anext(events)
-            await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await send({"type": "http.response.body", "body": first, "more_body": True})
             try:
                 async for data in events:

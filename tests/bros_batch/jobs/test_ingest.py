@@ -74,10 +74,10 @@ BAD_LINES = {
 
 # Alone in a file, these are documents or good lines.
 FINE_ALONE = {"no body", "body is text", "an empty object", "repeated custom_id"}
-LINE_LIMIT = pytest.mark.parametrize("options", [{"max_line_bytes": 500_000}], ids=["limit"])
+LIMITS = pytest.mark.parametrize("options", [{"max_line_bytes": 500_000, "strict": True}], ids=["limits"])
 
 
-@LINE_LIMIT
+@LIMITS
 def test_each_bad_line_fails_alone_with_its_line_number(world: World) -> None:
     job_id = world.running(b"\n".join([GOOD, *(bad for bad, _, _ in BAD_LINES.values())]))
     job = world.check_counts(job_id)
@@ -102,7 +102,7 @@ def test_each_bad_line_fails_alone_with_its_line_number(world: World) -> None:
     assert [each["custom_id"] for each in error_lines] == [item.custom_id for item in items[1:]]
 
 
-@LINE_LIMIT
+@LIMITS
 @pytest.mark.parametrize("name", [name for name in BAD_LINES if name not in FINE_ALONE])
 def test_a_file_without_a_good_line_fails_the_job(world: World, name: str) -> None:
     bad, message, param = BAD_LINES[name]
@@ -113,6 +113,15 @@ def test_a_file_without_a_good_line_fails_the_job(world: World, name: str) -> No
     assert job.failed_at is not None
     (error,) = job.errors
     assert (error["line"], error["param"]) == (1, param) and message in error["message"]
+
+
+def test_unknown_parameters_of_a_line_are_ignored_and_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "bros.ingest"):
+        job_id = world.running(line(body={**BODY, "fooo": 1, "user": "me"}))
+    assert "ignored in its lines: 'fooo', 'user'" in caplog.text
+    assert world.run_through(job_id).succeeded == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n  \r\n", b"\xef\xbb\xbf"], ids=["empty", "blank", "BOM"])

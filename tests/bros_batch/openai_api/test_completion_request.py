@@ -14,7 +14,7 @@ from tests.bros_batch.openai_api.factories import CHAT, chat, completion
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
-        ({"foo": 1}, "foo", "Unknown parameter"),
+        ({"slo": {"ttft_ms": 1, "tpot_ms": 1, "foo": 1}}, "slo.foo", "Unknown parameter"),
         ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
         ({"temperature": "hot"}, "temperature", "valid number"),
         ({"temperature": float("nan")}, "temperature", "finite"),

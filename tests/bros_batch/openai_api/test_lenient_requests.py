@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
+from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
 from engine.wire.protocol import Sampling
 from tests.bros_batch.openai_api.factories import CHAT, TEXT, chat, completion
@@ -104,10 +106,6 @@ def test_both_endpoints_take_logprobs_as_a_flag_and_as_a_number() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"foo": 1}, "foo"),
-        ({"foo": 0}, "foo"),
-        ({"foo": "x"}, "foo"),
-        ({"max_token": 5}, "max_token"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"echo": True}, "echo"),
@@ -115,10 +113,8 @@ def test_both_endpoints_take_logprobs_as_a_flag_and_as_a_number() -> None:
         ({"use_beam_search": True}, "use_beam_search"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"bad_words": ["x"]}, "bad_words"),
-        ({"messages": [USER, {**USER, "foo": 1}]}, "messages[1].foo"),
         ({"messages": [{**USER, "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo"),
         ({"stream_options": {"continuous_usage_stats": True}}, "stream_options"),
     ],
 )  # fmt: skip
@@ -140,6 +136,27 @@ def test_fields_without_effect_are_named() -> None:
     request = chat(user="u", store=None, foo=False, bar=None, messages=[USER, {**answer, "refusal": "no"}])
     assert set(request.ignored_names()) == {"user", "foo", "messages[1].id", "messages[1].refusal"}
     assert list(chat().ignored_names()) == []
+
+
+def test_unknown_fields_change_nothing_unless_the_server_is_strict() -> None:
+    message = {**USER, "foo": 1, "cache_control": {"type": "ephemeral"}}
+    options = {"include_usage": True, "foo": 1}
+    request = chat(
+        max_token=5, bar=0, messages=[USER, message], stream=True, stream_options=options, user="u"
+    )
+    assert sampling_of(request, DEFAULTS) == sampled()
+    unknown = ["max_token", "bar", "stream_options.foo", "messages[1].foo", "messages[1].cache_control"]
+    assert set(request.unknown_names()) == set(unknown)
+    assert set(request.ignored_names()) == {*unknown, "user"}
+    for fields, name in (
+        ({"max_token": None}, "max_token"),
+        ({"messages": [USER, message]}, "messages[1].foo"),
+        ({"stream": True, "stream_options": {"foo": False}}, "stream_options.foo"),
+    ):
+        with pytest.raises(RequestError, match=re.escape(f"Unknown parameter: '{name}'.")) as caught:
+            check_strict(chat(**fields))
+        assert caught.value.param == name
+    check_strict(chat(user="u", messages=[{**USER, "id": "x"}], skip_special_tokens=True))
 
 
 def test_reasoning_of_an_earlier_answer_reaches_the_template() -> None:

@@ -34,7 +34,7 @@ def test_a_model_recommends_parameters_in_its_generation_config(tmp_path: Path) 
     sampling = sampling_of(chat(), sampling_defaults(Settings(), recommended))
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.95, 20)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.max_tokens) == (0.1, 1.05, 40)
-    off = sampling_defaults(Settings(generation_config="off"), recommended)
+    off = sampling_defaults(Settings(generation_config="none"), recommended)
     assert sampling_of(chat(), off) == sampling_of(chat(), SamplingDefaults())
 
 
