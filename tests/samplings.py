@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from engine.wire.limits import BIAS_RANGE, SAMPLING_RANGES, Range
-from engine.wire.protocol import Sampling
+from engine.wire.protocol import MAX_GRAMMAR_CHARS, Grammar, Sampling
 
 HOSTILE_NUMBERS: tuple[float, ...] = (
     float("nan"), float("inf"), float("-inf"), 5e-324, -5e-324, 1e-50, 1e-38, 1e-9, 1e-5, 1e38, 1e39, 1e308,
@@ -22,6 +22,29 @@ HOSTILE_NUMBERS: tuple[float, ...] = (
 HOSTILE_INTEGERS = (
     -1, 0, 21, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**30,
 )  # fmt: skip
+GRAMMARS = (
+    Grammar("json_schema", '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'),
+    Grammar("json_schema", '{"enum": ["yes", "no"]}'),
+    Grammar("regex", "[a-c]{1,20}"),
+    Grammar("lark", 'start: "a"+ "b"'),
+)
+HOSTILE_GRAMMARS = (
+    Grammar("json_schema", ""),
+    Grammar("json_schema", "{"),
+    Grammar("json_schema", "[]"),
+    Grammar("json_schema", '{"type": 7}'),
+    Grammar("json_schema", '{"$ref": "#/nowhere"}'),
+    Grammar("json_schema", '{"allOf": ' + "[" * 5000),
+    Grammar("json_schema", '{"type": "string", "pattern": "(a{1,1000}){1,1000}"}'),
+    Grammar("json_schema", "\ud800"),
+    Grammar("regex", "(" * 10_000),
+    Grammar("regex", "a{1000000}"),
+    Grammar("regex", ""),
+    Grammar("lark", "start: start"),
+    Grammar("lark", "start: " + "x" * (MAX_GRAMMAR_CHARS + 1)),
+    Grammar("lark", 'start: "a" | '),
+    Grammar("xml", "a"),  # type: ignore[arg-type]
+)
 TEXTS = ("", "e", "ta", "</s>", "\0", "é", "\U0001f600", "\ud800", "a" * 1000, "a" * 1001)
 
 
@@ -60,6 +83,8 @@ def _values(name: str, kind: inspect.Type, vocab_size: int, *, is_wild: bool) ->
         case inspect.FloatType():
             assert valid is not None, f"{name} has no range in engine.wire.limits"
             return _numbers(valid, is_wild)
+        case inspect.StructType(cls=cls) if cls is Grammar:
+            return st.sampled_from(GRAMMARS + HOSTILE_GRAMMARS if is_wild else GRAMMARS)
         case inspect.VarTupleType(item_type=item_type, max_length=max_length):
             assert max_length is not None, f"the length of {name} has no limit"
             items = _items(item_type, vocab_size, is_wild=is_wild)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Literal
+
+GrammarKind = Literal["json_schema", "regex", "lark"]
 
 
 class Lane(enum.Enum):
@@ -73,11 +76,21 @@ class SLO:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """The shape that an output has: a JSON schema, a regular expression that matches all of it, or a grammar in
+    llguidance's dialect of Lark."""
+
+    kind: GrammarKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is drawn. The wire carries the same fields (`engine.wire.protocol.Sampling`).
 
     `top_k` 0 turns it off. `logprobs` None asks for none; k >= 0 asks for those of the sampled token and of the k
-    likeliest ones. `logit_bias` holds (token id, bias) pairs. The runner matches `stop` strings on decoded text.
+    likeliest ones. `logit_bias` holds (token id, bias) pairs. The runner matches `stop` strings on decoded text. A
+    `grammar` limits each token to those that the output so far may go on with, before all else.
     """
 
     max_tokens: int
@@ -95,6 +108,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from engine.core.events import TokenEvent
-from engine.core.terms import SLO, SamplingParams
+from engine.core.terms import SLO, Grammar, SamplingParams
 from engine.wire.protocol import PositionLogprobs, Sampling, Slo
 
 
@@ -18,7 +18,10 @@ def core_slo(slo: Slo) -> SLO:
 
 def sampling_params(sampling: Sampling) -> SamplingParams:
     """Convert sampling parameters to the core's type; the fields and defaults are the same."""
-    return SamplingParams(**msgspec.structs.asdict(sampling))
+    values = msgspec.structs.asdict(sampling)
+    if sampling.grammar is not None:
+        values["grammar"] = Grammar(sampling.grammar.kind, sampling.grammar.text)
+    return SamplingParams(**values)
 
 
 def position_logprobs(event: TokenEvent) -> PositionLogprobs | None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 from engine.wire.protocol import (
+    MAX_GRAMMAR_CHARS,
     MAX_LOGIT_BIASES,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
+    Grammar,
+    GrammarKind,
     ItemRequest,
     Sampling,
     Slo,
@@ -26,6 +29,7 @@ MAX_TOKENS = 2**31 - 1
 MAX_CHOICES = 128
 MAX_PRIORITY = 1_000_000
 MAX_LOGPROBS = 20
+GRAMMAR_KINDS: tuple[str, ...] = get_args(GrammarKind)
 
 
 class Range(NamedTuple):
@@ -155,7 +159,25 @@ def sampling_problem(sampling: Sampling, limits: EngineLimits) -> Problem | None
         if foreign is not None:
             return _not_in_vocabulary("stop_token_ids", foreign, limits)
     if sampling.logit_bias:
-        return _bias_problem(sampling.logit_bias, limits)
+        problem = _bias_problem(sampling.logit_bias, limits)
+        if problem is not None:
+            return problem
+    if sampling.grammar is not None:
+        return _grammar_problem(sampling.grammar)
+    return None
+
+
+def _grammar_problem(grammar: Grammar) -> Problem | None:
+    """Whether the grammar compiles is known only to the engine, which tells it after a while."""
+    if grammar.kind not in GRAMMAR_KINDS:
+        return _invalid(
+            "grammar", f"'grammar' must be one of {', '.join(GRAMMAR_KINDS)}, not {grammar.kind!r}."
+        )
+    if not grammar.text:
+        return _invalid("grammar", "'grammar' is empty.")
+    if len(grammar.text) > MAX_GRAMMAR_CHARS:
+        text = f"'grammar' has {len(grammar.text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed."
+        return _invalid("grammar", text)
     return None
 
 

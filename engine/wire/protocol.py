@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from engine.wire.stream_entries import MAX_EPOCH
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 # A prompt of three million tokens fits, and nobody waits long while one frame is decoded.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 LENGTH_PREFIX = struct.Struct(">I")
@@ -28,8 +28,10 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1000
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024  # each takes time in every step, which the requests beside it wait for
+MAX_GRAMMAR_CHARS = 256 * 1024  # far more than people write; each item carries its grammar through Redis
 
 LaneName = Literal["rt", "be"]
+GrammarKind = Literal["json_schema", "regex", "lark"]
 RowNumber = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # what a database can hold
 ShortText = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
 StopStrings = Annotated[
@@ -37,6 +39,13 @@ StopStrings = Annotated[
 ]
 StopTokenIds = Annotated[tuple[int, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)]
 LogitBiases = Annotated[tuple[tuple[int, float], ...], Meta(max_length=MAX_LOGIT_BIASES)]
+
+
+class Grammar(Struct, frozen=True):
+    """What an output must look like; `engine.core.terms.Grammar` says what the kinds are."""
+
+    kind: GrammarKind
+    text: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)]
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -60,6 +69,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
     frequency_penalty: float = 0.0
     logit_bias: LogitBiases = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def for_choice(self, index: int) -> Sampling:
         """Return the parameters of one of several choices: a seed advances by one per choice, so choices differ."""

@@ -16,6 +16,7 @@ from engine.wire.protocol import (
     MAX_FRAME_BYTES,
     MAX_LOGIT_BIASES,
     MAX_STOP_STRINGS,
+    PROTOCOL_VERSION,
     Cancel,
     Error,
     Finished,
@@ -178,7 +179,11 @@ async def test_a_message_of_the_engine_that_cannot_be_read_ends_its_request_only
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(3):  # hello and two requests
             await reader.readexactly(struct.unpack(">I", await reader.readexactly(4))[0])
-        writer.write(frame(Welcome(version=3, engine_id="e", model="m", max_model_len=10, vocab_size=10)))
+        writer.write(
+            frame(
+                Welcome(version=PROTOCOL_VERSION, engine_id="e", model="m", max_model_len=10, vocab_size=10)
+            )
+        )
         writer.write(LENGTH_PREFIX.pack(len(unreadable)) + unreadable)
         writer.write(frame(Tokens("1", [7])))
         writer.write(frame(Finished("1", "length", prompt_tokens=1, output_tokens=1)))
