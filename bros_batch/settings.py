@@ -74,6 +74,12 @@ class Settings(BaseSettings):
         "auto",
         description="Whether the sampling parameters in the model's generation_config.json are the defaults",
     )
+    stream_comment_s: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Time after which a stream that sends nothing else sends a comment; 0 sends none",
+    )
     strict: bool = Field(
         False, description="Whether request fields that are not known are an error; else they are ignored"
     )

@@ -113,6 +113,14 @@ def internal_error() -> ApiError:
     return ApiError(500, message, code="internal_error")
 
 
+def api_error(error: ApiError | RequestError) -> ApiError:
+    """Return the response for a request that cannot be served."""
+    if isinstance(error, ApiError):
+        return error
+    status = 404 if error.code == "model_not_found" else 400
+    return ApiError(status, error.message, param=error.param, code=error.code)
+
+
 async def _answer_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     request.state.error_code = error.code  # for the audit log
@@ -121,8 +129,7 @@ async def _answer_api_error(request: Request, error: Exception) -> Response:
 
 async def _answer_request_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    status = 404 if error.code == "model_not_found" else 400
-    return ApiError(status, error.message, param=error.param, code=error.code).response()
+    return api_error(error).response()
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

@@ -10,12 +10,16 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from bros_batch.request_error import RequestError
+from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import ClientGone, while_connected
-from bros_batch.web.errors import ApiError, internal_error
+from bros_batch.web.errors import ApiError, api_error, internal_error
 
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": waiting\n\n"
+HEADERS_AFTER_S = 1.0  # the engine rejects within milliseconds
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -31,34 +35,62 @@ def event(data: object) -> bytes:
 class EventStream:
     """An ASGI response that sends each event as `events` yields it.
 
-    The headers are sent only after the first event, so that a rejected request still gets its own status. `events` is
-    closed when the client disconnects.
+    A request that is rejected at once gets its own status. After HEADERS_AFTER_S without an event, the headers are
+    sent, so that the client knows that its request is being served; a later error is an event. While nothing else is
+    sent, a comment is, every `stream_comment_s` seconds: clients skip it, and no proxy takes the connection for dead.
+    `events` is closed when the client disconnects.
     """
 
     def __init__(self, request: Request, events: AsyncIterator[bytes]) -> None:
         self._request = request
         self._events = events
+        self._comment_s = app_state(request).settings.stream_comment_s
+        self._sending = asyncio.Lock()
+        self._started = False
+        self._num_sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(self._request, self._send(send))
+        await while_connected(self._request, self._send_all(send))
 
-    async def _send(self, send: Send) -> None:
+    async def _send_all(self, send: Send) -> None:
         events = self._events
+        waiting = asyncio.create_task(self._send_comments(send))
         try:
-            first = await anext(events)
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
             try:
                 async for data in events:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    await self._send(send, data)
                 last = DONE
-            except ApiError as error:
-                last = event(error.body)
             except (asyncio.CancelledError, ClientGone):
                 raise
+            except (ApiError, RequestError) as error:
+                if not self._started:
+                    raise
+                last = event(api_error(error).body)
             except Exception:
+                if not self._started:
+                    raise
                 logger.exception("a stream failed")
                 last = event(internal_error().body)
-            await send({"type": "http.response.body", "body": last, "more_body": False})
+            await self._send(send, last, more=False)
         finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
             await events.aclose()  # type: ignore[attr-defined]
+
+    async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        async with self._sending:
+            self._num_sent += 1
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _send_comments(self, send: Send) -> None:
+        await asyncio.sleep(HEADERS_AFTER_S)
+        if not self._num_sent:
+            await self._send(send, b"")
+        while self._comment_s:
+            seen = self._num_sent
+            await asyncio.sleep(self._comment_s)
+            if self._num_sent == seen:
+                await self._send(send, COMMENT)

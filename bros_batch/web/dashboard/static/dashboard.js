@@ -211,6 +211,7 @@ async function* eventsOf(answer) {
     const events = (rest + value).split("\n\n");
     rest = events.pop();
     for (const each of events) {
+      if (each.startsWith(":")) continue; // a comment of a stream that waits
       const data = each.slice("data: ".length);
       if (data === "[DONE]") return;
       const object = JSON.parse(data);
