@@ -13,18 +13,13 @@ from typing import Any
 import msgspec
 
 from bros_batch.documents.form import DOCUMENT
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, Request, parse_body
-from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
-from bros_batch.openai_api.engine_limits import check_limits
-from bros_batch.openai_api.prompts import encode_prompts
-from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
-from bros_batch.openai_api.sampling_defaults import SamplingDefaults
+from bros_batch.openai_api.completion_response import Json, ResponseHead
+from bros_batch.openai_api.endpoint import Endpoint, EngineRequests, Outcome, ServedModel
+from bros_batch.openai_api.registry import endpoint_at
+from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import Template, parse_template
-from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.limits import ModelLimits
-from engine.wire.protocol import Sampling
 
 DEFAULT_PROMPT = "{text}"
 
@@ -39,66 +34,43 @@ class JobRequests:
     lines, each of which is a request of its own.
     """
 
-    endpoint: str
-    model: str
-    shared: Request | None
+    endpoint: Endpoint[Any]
+    shared: ServedRequest | None
     prompt: Template
     system: Template | None
 
-    def request_of(self, body: str) -> Request:
-        return parse_body(self.endpoint, body) if self.shared is None else self.shared
+    def engine_requests(self, model: ServedModel, body: str, line_no: int) -> EngineRequests:
+        """What an item becomes for the engine. Raises RequestError, which says what is wrong with the line."""
+        return self.endpoint.checked_engine_requests(self._request_of(body, line_no), model)
 
-    def sampling_of(self, body: str, defaults: SamplingDefaults) -> Sampling:
-        """The sampling of an item that was prepared before."""
-        return sampling_of(self.request_of(body), defaults)
+    def response(self, head: ResponseHead, model: ServedModel, body: str, outcome: Outcome) -> Json:
+        """The response body for an item that the engine has computed."""
+        request = self.endpoint.parse(body) if self.shared is None else self.shared
+        return self.endpoint.response(head, request, model, outcome)
 
-    def encode(
-        self,
-        tokenizer: ModelTokenizer,
-        body: str,
-        line_no: int,
-        max_model_len: int,
-        defaults: SamplingDefaults,
-    ) -> tuple[list[int], Request, Sampling]:
-        """The tokens, request and sampling of an item. Raises RequestError, which says what is wrong with the line."""
-        request = self.request_of(body)
+    def _request_of(self, body: str, line_no: int) -> ServedRequest:
         if self.shared is None:
-            prompts = encode_prompts(tokenizer, request)
-            if len(prompts) != 1:
-                raise RequestError(f"A batch line holds one prompt, not {len(prompts)}.", "prompt")
-            token_ids = prompts[0]
-        else:
-            token_ids = self._encode_document(tokenizer, body, line_no)
-        sampling = fitted_sampling(request, len(token_ids), max_model_len=max_model_len, defaults=defaults)
-        check_limits(request, token_ids, sampling, ModelLimits(max_model_len, tokenizer.vocab_size))
-        return token_ids, request, sampling
-
-    def _encode_document(self, tokenizer: ModelTokenizer, body: str, line_no: int) -> list[int]:
+            request: ServedRequest = self.endpoint.parse(body)
+            return request
         document = _decode_document(body)
         prompt = self.prompt.render(document, line_no)
         system = None if self.system is None else self.system.render(document, line_no)
-        if self.endpoint != CHAT_COMPLETIONS:
-            return tokenizer.encode_prompt(prompt if system is None else f"{system}\n\n{prompt}")
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        kwargs = self.shared.template_kwargs if isinstance(self.shared, ChatCompletionRequest) else None
-        return tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}], kwargs)
+        filled: ServedRequest = self.endpoint.with_document(self.shared, prompt, system)
+        return filled
 
 
-def job_requests(endpoint: str, model: str, form: str | None, defaults: Mapping[str, Any]) -> JobRequests:
+def job_requests(path: str, model: str, form: str | None, defaults: Mapping[str, Any]) -> JobRequests:
     """How the items of a job become requests. Raises RequestError if the job's own defaults are invalid."""
     options = {name: value for name, value in defaults.items() if value is not None}
     prompt = _template(options.pop("prompt", DEFAULT_PROMPT), "prompt")
     system = _template(options.pop("system"), "system") if "system" in options else None
+    endpoint = endpoint_at(path)
     if form != DOCUMENT:
-        return JobRequests(endpoint, model, None, prompt, system)
-    body: dict[str, Any] = {**options, "model": model}
-    if endpoint == CHAT_COMPLETIONS:
-        body["messages"] = [{"role": "user", "content": "-"}]
-    else:
-        body["prompt"] = "-"
-    shared = without_stream(parse_body(endpoint, msgspec.json.encode(body)))
+        return JobRequests(endpoint, None, prompt, system)
+    body = msgspec.json.encode({**options, "model": model, **endpoint.document_fields})
+    shared = without_stream(endpoint.parse(body))
     check_strict(shared)  # nobody but our own clients writes a job's defaults: an unknown name is a mistake
-    return JobRequests(endpoint, model, shared, prompt, system)
+    return JobRequests(endpoint, shared, prompt, system)
 
 
 def _template(source: Any, name: str) -> Template:
@@ -121,17 +93,17 @@ def prompt_fields(defaults: Mapping[str, Any]) -> list[str]:
 
 
 def try_job_requests(
-    endpoint: str, model: str, form: str | None, defaults: Mapping[str, Any]
+    path: str, model: str, form: str | None, defaults: Mapping[str, Any]
 ) -> JobRequests | RequestError:
     """As `job_requests`, but returns the error, which then is the error of each item of the job."""
     try:
-        return job_requests(endpoint, model, form, defaults)
+        return job_requests(path, model, form, defaults)
     except RequestError as error:
         return error
 
 
-def without_stream(request: Request) -> Request:
+def without_stream(request: ServedRequest) -> ServedRequest:
     """The request itself. Raises RequestError if it asks for a stream, which a batch cannot have."""
-    if request.stream:
+    if request.is_streamed:
         raise RequestError("'stream' is not for batches: their results come in a file.", "stream")
     return request

@@ -12,7 +12,7 @@ from bros_batch.documents.form import BATCH, DOCUMENT, checked_id, document_id, 
 from bros_batch.documents.item_requests import without_stream
 from bros_batch.documents.new_item import NewItem
 from bros_batch.model_names import ModelNames
-from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.registry import parse_body
 from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
 

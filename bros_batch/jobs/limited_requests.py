@@ -11,12 +11,12 @@ from bros_batch.request_error import RequestError
 
 
 def limited_job_requests(
-    endpoint: str, model: str, form: str | None, defaults: Mapping[str, Any]
+    path: str, model: str, form: str | None, defaults: Mapping[str, Any]
 ) -> JobRequests | RequestError:
     """As `try_job_requests`, but defaults that take too much CPU time are an error of each item as well."""
     try:
         with cpu_limit(LINE_CPU_LIMIT_S):
-            return try_job_requests(endpoint, model, form, defaults)
+            return try_job_requests(path, model, form, defaults)
     except CpuLimitExceeded:
         return RequestError(
             f"The job's defaults take more than {LINE_CPU_LIMIT_S:g} s of CPU time to read.", "defaults"

@@ -122,11 +122,7 @@ class _Preparer:
         self._worker = worker
         self._until_s = until_s
         self.claims_end_ms = 0.0
-        self._tokenizer = worker.tokenizer
-        self._defaults = worker.sampling_defaults
-        self._max_model_len = min(
-            self._tokenizer.max_model_len, worker.settings.max_model_len or self._tokenizer.max_model_len
-        )
+        self._model = worker.model
         self._queued = 0
         self._failed = 0
         self._finalizing: list[str] = []
@@ -186,22 +182,18 @@ class _Preparer:
         self._queued += len(entries)
 
     def _payload(self, job: RunnableJob, requests: JobRequests, item: QueuedItem) -> bytes:
-        token_ids, request, sampling = requests.encode(
-            self._tokenizer,
-            item.body,
-            item.line_no,
-            self._max_model_len,
-            self._defaults,
-        )
+        work = requests.engine_requests(self._model, item.body, item.line_no)
+        if len(work.parts) != 1:
+            raise RequestError(f"A batch line holds one prompt, not {len(work.parts)}.", "prompt")
         try:
             return encode(
                 ItemRequest(
                     item.id,
                     item.epoch,
                     job.id,
-                    token_ids,
-                    sampling,
-                    n=request.num_choices,
+                    work.shared_ids + work.parts[0].token_ids,
+                    work.parts[0].sampling,
+                    n=work.num_choices,
                     priority=job.priority,
                     deadline_unix_s=job.deadline_at,
                 )

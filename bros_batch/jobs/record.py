@@ -30,7 +30,8 @@ from bros_batch.jobs.streams import acknowledge
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.batch_output import request_id
-from bros_batch.openai_api.completion_response import ResponseHead, result_body
+from bros_batch.openai_api.completion_response import ResponseHead
+from bros_batch.openai_api.endpoint import Outcome
 from bros_batch.request_error import RequestError
 from engine.wire.decoding import DECODE_ERRORS
 from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
@@ -130,8 +131,7 @@ class _Recorder:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._tokenizer = worker.tokenizer
-        self._defaults = worker.sampling_defaults
+        self._model = worker.model
         self._requests: dict[str, JobRequests | RequestError] = {}
         self._changed = 0
         self._finalizing: list[str] = []
@@ -214,8 +214,8 @@ class _Recorder:
         requests = self._requests[origin.job_id]
         if isinstance(requests, RequestError):
             raise requests
-        sampling = requests.sampling_of(origin.body or "", self._defaults)
         head = ResponseHead(
             origin.endpoint, request_id(result.item_id, result.epoch), origin.model, int(time.time())
         )
-        return msgspec.json.encode(result_body(head, self._tokenizer, sampling, result)).decode()
+        outcome = Outcome(result.choices, [result.prompt_tail], result.prompt_tokens, result.cached_tokens)
+        return msgspec.json.encode(requests.response(head, self._model, origin.body or "", outcome)).decode()

@@ -9,9 +9,11 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from bros_batch.db.connections import get_database
-from bros_batch.openai_api.sampling_defaults import SamplingDefaults, sampling_defaults
+from bros_batch.openai_api.endpoint import ServedModel
+from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.settings import Settings, get_settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
+from engine.wire.limits import ModelLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,14 @@ class Worker:
         return load_tokenizer(self.settings.model)
 
     @property
-    def sampling_defaults(self) -> SamplingDefaults:
-        """The sampling parameters of requests that do not set their own."""
-        return sampling_defaults(self.settings, self.tokenizer.recommended_sampling)
+    def model(self) -> ServedModel:
+        """The served model, with its limits as far as they are known without asking an engine."""
+        tokenizer = self.tokenizer
+        max_model_len = self.settings.max_model_len or tokenizer.max_model_len
+        limits = ModelLimits(min(tokenizer.max_model_len, max_model_len), tokenizer.vocab_size)
+        return ServedModel(
+            tokenizer, limits, sampling_defaults(self.settings, tokenizer.recommended_sampling)
+        )
 
 
 @cache

@@ -6,11 +6,11 @@ Both lanes use these models: a chat over HTTP and a line of an OpenAI batch file
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, ENDPOINTS, Endpoint
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
 from bros_batch.openai_api.request_fields import (
     MAX_TOKEN_ID,
     NOTHING,
@@ -30,16 +30,10 @@ from bros_batch.openai_api.request_fields import (
     WholeNumber,
     only,
 )
-from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
+from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 from engine.wire.limits import MAX_CHOICES
-
-
-class RequestedSlo(RequestPart):
-    """The SLO that a request asks for, in milliseconds."""
-
-    ttft_ms: float = Field(gt=0, le=3_600_000)
-    tpot_ms: float = Field(gt=0, le=3_600_000)
 
 
 class StreamOptions(LenientPart):
@@ -82,10 +76,9 @@ class Message(LenientPart):
         return message
 
 
-class BaseRequest(LenientPart):
+class BaseRequest(ServedRequest):
     """Fields that chat and plain completions share."""
 
-    model: str = Field(min_length=1)
     max_tokens: OutputLimit = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -105,11 +98,6 @@ class BaseRequest(LenientPart):
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     stop_token_ids: list[TokenId] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
-    priority: WholeNumber | None = Field(None, ge=-1_000_000, le=1_000_000)
-
-    # SLO and lane.
-    slo: RequestedSlo | None = None
-    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
 
     user: Ignored = None
     metadata: Ignored = None
@@ -149,11 +137,15 @@ class BaseRequest(LenientPart):
     def requested_max_tokens(self) -> int | None:
         return self.max_tokens
 
+    @property
+    def is_streamed(self) -> bool:
+        return bool(self.stream)
+
 
 class ChatCompletionRequest(BaseRequest):
     """Body of `POST /v1/chat/completions`."""
 
-    endpoint: ClassVar[Endpoint] = CHAT_COMPLETIONS
+    endpoint: ClassVar[EndpointPath] = CHAT_COMPLETIONS
     prompt_param: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1)
@@ -207,7 +199,7 @@ class ChatCompletionRequest(BaseRequest):
 class CompletionRequest(BaseRequest):
     """Body of `POST /v1/completions`."""
 
-    endpoint: ClassVar[Endpoint] = COMPLETIONS
+    endpoint: ClassVar[EndpointPath] = COMPLETIONS
     prompt_param: ClassVar[str] = "prompt"
 
     prompt: Prompt
@@ -236,18 +228,24 @@ class CompletionRequest(BaseRequest):
 Request = ChatCompletionRequest | CompletionRequest
 
 
-def parse_body(endpoint: str, raw: bytes | str) -> Request:
-    """Parse the JSON in `raw` as a request to `endpoint`. Raises RequestError, which names the first invalid field."""
-    model: type[ChatCompletionRequest] | type[CompletionRequest]
-    if endpoint == CHAT_COMPLETIONS:
-        model = ChatCompletionRequest
-    elif endpoint == COMPLETIONS:
-        model = CompletionRequest
-    else:
-        raise RequestError(f"The endpoint {endpoint!r} is not one of {', '.join(ENDPOINTS)}.", "endpoint")
-    request = validate(model, raw)
-    if isinstance(request, ChatCompletionRequest) and request.top_logprobs and request.logprobs is None:
+RequestT = TypeVar("RequestT", bound=BaseRequest)
+
+
+def parse_chat(raw: bytes | str) -> ChatCompletionRequest:
+    """Parse the JSON of a body. Raises RequestError, which names the first invalid field."""
+    request = _checked(validate(ChatCompletionRequest, raw))
+    if request.top_logprobs and request.logprobs is None:
         raise RequestError("'top_logprobs' requires 'logprobs' to be true.", "top_logprobs")
+    return request
+
+
+def parse_completion(raw: bytes | str) -> CompletionRequest:
+    """As `parse_chat`, for a plain completion."""
+    return _checked(validate(CompletionRequest, raw))
+
+
+def _checked(request: RequestT) -> RequestT:
+    """Return the request itself. Raises RequestError for fields that contradict each other."""
     options = request.stream_options
     if (
         options is not None

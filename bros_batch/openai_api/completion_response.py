@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
-from bros_batch.text.output_decoder import FinishedChoice, FinishReason, Piece, TokenLogprob, finished_choice
-from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import ItemResult, Sampling
+from bros_batch.text.output_decoder import FinishedChoice, FinishReason, Piece, TokenLogprob
 
 Json = dict[str, Any]
 
@@ -34,23 +32,6 @@ class ResponseHead:
     def id(self) -> str:
         prefix = "chatcmpl-" if self.is_chat else "cmpl-"
         return prefix + self.request_id.removeprefix("req_")
-
-
-def result_body(
-    head: ResponseHead, tokenizer: ModelTokenizer, sampling: Sampling, result: ItemResult
-) -> Json:
-    """Return the `response.body` of an output line: the engine's result for an item as a response."""
-    choices = result.choices
-    return response_body(
-        head,
-        [
-            finished_choice(tokenizer, index, choice, sampling, result.prompt_tail)
-            for index, choice in enumerate(choices)
-        ],
-        usage_object(
-            result.prompt_tokens, sum(len(choice.token_ids) for choice in choices), result.cached_tokens
-        ),
-    )
 
 
 def response_body(head: ResponseHead, choices: Iterable[FinishedChoice], usage: Json) -> Json:

@@ -1,11 +1,11 @@
-"""Paths of the two endpoints that generate text."""
+"""Paths of the endpoints whose requests an engine computes, over HTTP or as the lines of a batch."""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+EndpointPath = Literal["/v1/chat/completions", "/v1/completions"]
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
-ENDPOINTS: tuple[Endpoint, ...] = (CHAT_COMPLETIONS, COMPLETIONS)
+ENDPOINTS: tuple[EndpointPath, ...] = get_args(EndpointPath)

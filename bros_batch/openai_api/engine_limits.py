@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from bros_batch.openai_api.completion_request import Request
+from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.request_error import RequestError
 from engine.wire.limits import EngineLimits, problem_with
 from engine.wire.protocol import Sampling, Slo
 
 
 def check_limits(
-    request: Request, token_ids: list[int], sampling: Sampling, limits: EngineLimits, slo: Slo | None = None
+    request: ServedRequest,
+    token_ids: list[int],
+    sampling: Sampling,
+    limits: EngineLimits,
+    slo: Slo | None = None,
 ) -> None:
     """Check what `request` became for the engine. Raises RequestError, which names the field at fault."""
     problem = problem_with(token_ids, sampling, limits, slo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bros_batch.openai_api.completion_request import Request
 from bros_batch.openai_api.request_fields import MAX_TOKEN_ID
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
+from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.request_error import RequestError
 from engine.wire.protocol import LaneName, Sampling, Slo
 
@@ -74,12 +75,12 @@ def fitted_sampling(
     return sampling
 
 
-def lane_of(request: Request) -> LaneName:
+def lane_of(request: ServedRequest) -> LaneName:
     """Return "be" for a request that says it can wait, "rt" for all others."""
     return "be" if request.service_tier == "flex" or (request.priority or 0) > 0 else "rt"
 
 
-def slo_of(request: Request) -> Slo | None:
+def slo_of(request: ServedRequest) -> Slo | None:
     """Return the request's own SLO; None if it has none and the engine's default applies."""
     slo = request.slo
     return None if slo is None else Slo(ttft_s=slo.ttft_ms / 1000, tpot_s=slo.tpot_ms / 1000)

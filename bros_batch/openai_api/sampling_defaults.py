@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from bros_batch.openai_api.endpoints import COMPLETIONS, Endpoint
+from bros_batch.openai_api.endpoints import COMPLETIONS, EndpointPath
 from bros_batch.settings import Settings
 
 # As in OpenAI's API and in vLLM.
@@ -26,7 +26,7 @@ class SamplingDefaults:
     chat_tokens: int | None = None
     completion_tokens: int | None = COMPLETION_TOKENS
 
-    def max_tokens(self, endpoint: Endpoint) -> int:
+    def max_tokens(self, endpoint: EndpointPath) -> int:
         """Return the limit of an output, before it is fitted to the context length."""
         limit = self.completion_tokens if endpoint == COMPLETIONS else self.chat_tokens
         return UNLIMITED if limit is None else limit

@@ -6,23 +6,23 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from bros_batch.openai_api.completion_request import Request
-from bros_batch.openai_api.engine_limits import check_limits
-from bros_batch.openai_api.prompts import encode_prompts
-from bros_batch.openai_api.sampling import fitted_sampling, lane_of, slo_of
+from bros_batch.openai_api.completion_response import Json, ResponseHead
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
+from bros_batch.openai_api.sampling import lane_of, slo_of
 from bros_batch.openai_api.sampling_defaults import sampling_defaults
-from bros_batch.request_error import RequestError
-from bros_batch.text.output_decoder import FinishedChoice, FinishReason, OutputDecoder, Piece, TokenLogprob
-from bros_batch.text.tokenizer import ModelTokenizer
+from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece
 from bros_batch.web.app_state import AppState
 from bros_batch.web.errors import ApiError, engine_error
-from engine.wire.client import EngineClient, EngineGone, EngineRejected
-from engine.wire.protocol import Finished, Sampling
+from engine.wire.client import EngineClient, EngineGone, EngineRejected, EngineStream
+from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling
 
-MAX_OUTPUTS = 256
-# Tokenizing less text than this takes less time than handing it to a thread.
+# Tokenizing less text than this, or decoding fewer tokens, takes less time than handing it to a thread.
 INLINE_CHARS = 16_384
+INLINE_TOKENS = 4096
 
 
 @dataclass(slots=True)
@@ -56,13 +56,25 @@ class Output:
 
 @dataclass(slots=True)
 class Generation:
-    """A request as the engine can run it. Iterate over `updates`; `usage` is complete at their end."""
+    """A request as the engine can run it. Get the whole `response`, or iterate over `updates`.
 
-    request: Request
-    tokenizer: ModelTokenizer
+    `usage` is complete at the end.
+    """
+
+    endpoint: Endpoint[Any]
+    request: ServedRequest
+    model: ServedModel
     client: EngineClient
     outputs: Sequence[Output]
     usage: Usage
+
+    async def response(self, head: ResponseHead) -> Json:
+        """Return the response body. Raises ApiError if the engine rejects the request or fails."""
+        outcome = await self._outcome()
+        respond = partial(self.endpoint.response, head, self.request, self.model, outcome)
+        if outcome.output_tokens < INLINE_TOKENS:
+            return respond()
+        return await asyncio.to_thread(respond)
 
     async def updates(self) -> AsyncGenerator[Update]:
         """Yield the updates of all outputs as they arrive; closing the generator early cancels the request.
@@ -81,35 +93,57 @@ class Generation:
         except (EngineGone, EngineRejected) as error:
             raise engine_error(error, self.request.prompt_param) from error
 
-    async def choices(self) -> list[FinishedChoice]:
-        """Return all outputs, each complete."""
-        texts: list[list[str]] = [[] for _ in self.outputs]
-        logprobs: list[list[TokenLogprob]] = [[] for _ in self.outputs]
-        reasons: dict[int, FinishReason] = {}
-        async with contextlib.aclosing(self.updates()) as updates:
-            async for update in updates:
-                texts[update.index].append(update.piece.text)
-                logprobs[update.index] += update.piece.logprobs
-                if update.finish_reason is not None:
-                    reasons[update.index] = update.finish_reason
-        with_logprobs = self.request.num_logprobs is not None
-        return [
-            FinishedChoice(index, "".join(text), reasons[index], logprobs[index] if with_logprobs else None)
-            for index, text in enumerate(texts)
-        ]
+    async def _outcome(self) -> Outcome:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._choice_of(output)) for output in self.outputs]
+        except BaseExceptionGroup as errors:
+            first = errors.exceptions[0]
+            if isinstance(first, EngineGone | EngineRejected):
+                raise engine_error(first, self.request.prompt_param) from first
+            raise first from None
+        tails = [output.token_ids[-PROMPT_TAIL_TOKENS:] for output in self.outputs if output.counts_prompt]
+        choices = [task.result() for task in tasks]
+        return Outcome(choices, tails, self.usage.prompt_tokens, self.usage.cached_tokens)
 
-    async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
-        decoder = OutputDecoder(self.tokenizer, output.sampling, output.token_ids)
+    async def _choice_of(self, output: Output) -> Choice:
+        """Return one output as a whole."""
+        token_ids: list[int] = []
+        logprobs: list[PositionLogprobs] = []
+        reason: FinishReason | None = None
+        decoder = OutputDecoder(self.model.tokenizer, output.sampling, output.token_ids)
+        async with self._submit(output) as stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                if isinstance(message, Finished):
+                    if output.counts_prompt:
+                        self.usage.cached_tokens += message.cached_tokens
+                    reason = _reason(message)
+                    break
+                if decoder.stopped:  # as in `_updates_of`
+                    reason = "stop"
+                    break
+                token_ids += message.ids
+                logprobs += message.logprobs or ()
+                if output.sampling.stop:
+                    decoder.push(message.ids, message.logprobs)
+        assert reason is not None  # a stream that ends early raises an error
+        self.usage.completion_tokens += len(token_ids)
+        return Choice(token_ids, reason, logprobs or None)
+
+    def _submit(self, output: Output) -> EngineStream:
         request = self.request
-        num_tokens = 0
-        stream = self.client.submit(
+        return self.client.submit(
             output.token_ids,
             output.sampling,
             lane=lane_of(request),
             slo=slo_of(request),
             priority=request.priority or 0,
         )
-        async with stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
+
+    async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
+        decoder = OutputDecoder(self.model.tokenizer, output.sampling, output.token_ids)
+        num_tokens = 0
+        async with self._submit(output) as stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
             async for message in messages:
                 if isinstance(message, Finished):
                     if output.counts_prompt:
@@ -168,7 +202,7 @@ def _reason(finished: Finished) -> FinishReason:
             )
 
 
-async def plan_generation(state: AppState, request: Request) -> Generation:
+async def plan_generation(state: AppState, endpoint: Endpoint[Any], request: ServedRequest) -> Generation:
     """Check and tokenize `request`, and plan its outputs. Nothing is sent to the engine yet.
 
     Raises ApiError or RequestError for everything that can be rejected without asking the engine.
@@ -180,29 +214,17 @@ async def plan_generation(state: AppState, request: Request) -> Generation:
     if request.model != client.welcome.model:
         state.settings.model_names.resolve(request.model)
     tokenizer = await state.tokenizer()
+    defaults = sampling_defaults(state.settings, tokenizer.recommended_sampling)
+    model = ServedModel(tokenizer, client.welcome, defaults)
+    plan = partial(endpoint.checked_engine_requests, request, model, slo_of(request))
     if request.num_prompt_chars < INLINE_CHARS:
-        prompts = encode_prompts(tokenizer, request)
+        work = plan()
     else:
         async with state.long_prompts:
-            prompts = await asyncio.to_thread(encode_prompts, tokenizer, request)
-    num_outputs = len(prompts) * request.num_choices
-    if num_outputs > MAX_OUTPUTS:
-        message = (
-            f"{len(prompts)} prompts with {request.num_choices} choices each make {num_outputs} outputs; "
-            f"at most {MAX_OUTPUTS} are allowed."
-        )
-        raise RequestError(message, "n")
-    defaults = sampling_defaults(state.settings, tokenizer.recommended_sampling)
+            work = await asyncio.to_thread(plan)
     outputs: list[Output] = []
-    for token_ids in prompts:
-        sampling = fitted_sampling(
-            request,
-            len(token_ids),
-            max_model_len=client.welcome.max_model_len,
-            defaults=defaults,
-        )
-        check_limits(request, token_ids, sampling, client.welcome, slo_of(request))
-        for choice in range(request.num_choices):
-            outputs.append(Output(len(outputs), token_ids, sampling.for_choice(choice), choice == 0))
-    usage = Usage(prompt_tokens=sum(map(len, prompts)))
-    return Generation(request, tokenizer, client, outputs, usage)
+    for part in work.parts:
+        prompt = work.prompt_of(part)
+        for choice in range(work.num_choices):
+            outputs.append(Output(len(outputs), prompt, part.sampling.for_choice(choice), choice == 0))
+    return Generation(endpoint, request, model, client, outputs, Usage(prompt_tokens=work.num_prompt_tokens))

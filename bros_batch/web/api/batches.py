@@ -23,7 +23,7 @@ from bros_batch.documents.item_requests import job_requests, prompt_fields
 from bros_batch.documents.requested_model import HEAD_BYTES, check_requested_model
 from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.batch_output import error_line, output_line
-from bros_batch.openai_api.endpoints import Endpoint
+from bros_batch.openai_api.endpoints import EndpointPath
 from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object
@@ -54,7 +54,7 @@ class BatchRequest(LenientPart):
     """Body of `POST /v1/batches`. The fields from `name` on are our own."""
 
     input_file_id: PlainText = Field(max_length=64)
-    endpoint: Endpoint
+    endpoint: EndpointPath
     completion_window: str = Field("24h", max_length=16)
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
     output_expires_after: OutputExpiry | None = None

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` and `/v1/completions`, streamed or whole."""
+"""The routes of all endpoints whose requests an engine computes: responses as a whole, and text also as a stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -14,18 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.completion_request import BaseRequest, StreamOptions
 from bros_batch.openai_api.completion_response import (
     ResponseHead,
     chat_chunk_choices,
     chunk_head,
     opening_chunk_choice,
-    response_body,
     text_chunk_choice,
     usage_object,
 )
 from bros_batch.openai_api.endpoints import ENDPOINTS
-from bros_batch.openai_api.prompts import unused_template_kwargs
+from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
@@ -35,32 +33,29 @@ from bros_batch.web.ignored_fields import note_ignored
 
 
 async def complete(http: HttpRequest) -> Response | ASGIApp:
-    """Serve both endpoints, which differ only in the bodies that they read and write."""
+    """Serve a request to any of the endpoints, which differ in the bodies that they read and write."""
     state = app_state(http)
-    request = await state.parsed(http, partial(parse_body, http.url.path))
-    generation = await plan_generation(state, request)
+    endpoint = endpoint_at(http.url.path)
+    request = await state.parsed(http, endpoint.parse)
+    generation = await plan_generation(state, endpoint, request)
     head = ResponseHead(request.endpoint, http.state.request_id, state.settings.model_name, int(time.time()))
-    response = CompletionResponse(generation, head)
-    note_ignored(http, unused_template_kwargs(generation.tokenizer, request))
-    if request.stream:
-        return EventStream(http, response.events())
-    return JSONResponse(await while_connected(http, response.body()))
+    note_ignored(http, endpoint.unused_parameters(request, generation.model.tokenizer))
+    if isinstance(request, BaseRequest) and request.stream:
+        return EventStream(http, CompletionStream(generation, head, request.stream_options).events())
+    return JSONResponse(await while_connected(http, generation.response(head)))
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionResponse:
-    """A generation as JSON, whole or in chunks."""
+class CompletionStream:
+    """A generation as OpenAI's chunks."""
 
     generation: Generation
     head: ResponseHead
-
-    async def body(self) -> dict[str, Any]:
-        choices = await self.generation.choices()
-        return response_body(self.head, choices, self._usage())
+    options: StreamOptions | None
 
     async def events(self) -> AsyncGenerator[bytes]:
         """Yield the server-sent events of a streamed response, except the final `[DONE]`."""
-        options = self.generation.request.stream_options
+        options = self.options
         with_usage = options is not None and options.include_usage
         in_every_chunk = options is not None and options.continuous_usage_stats
         is_chat = self.head.is_chat

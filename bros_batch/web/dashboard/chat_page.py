@@ -10,11 +10,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from bros_batch.openai_api.completion_request import Request as ChatRequest
-from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.completion_request import ChatCompletionRequest, parse_chat
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
-from bros_batch.web.api.completions import CompletionResponse
+from bros_batch.openai_api.registry import endpoint_at
+from bros_batch.web.api.completions import CompletionStream
 from bros_batch.web.api.event_stream import EventStream
 from bros_batch.web.app_state import app_state
 from bros_batch.web.dashboard.rendering import Page
@@ -39,16 +39,15 @@ async def answer(request: Request) -> ASGIApp:
     The page cannot use the API itself: with a browser's session, the API only allows reading.
     """
     state = app_state(request)
-    generation = await plan_generation(
-        state, await state.parsed(request, partial(_chat_request, state.settings.model_name))
-    )
+    chat = await state.parsed(request, partial(_chat_request, state.settings.model_name))
+    generation = await plan_generation(state, endpoint_at(CHAT_COMPLETIONS), chat)
     head = ResponseHead(
         CHAT_COMPLETIONS, request.state.request_id, state.settings.model_name, int(time.time())
     )
-    return EventStream(request, CompletionResponse(generation, head).events())
+    return EventStream(request, CompletionStream(generation, head, chat.stream_options).events())
 
 
-def _chat_request(model: str, raw: bytes) -> ChatRequest:
+def _chat_request(model: str, raw: bytes) -> ChatCompletionRequest:
     """The API's request for the next answer of the conversation in `raw`."""
     try:
         conversation = msgspec.json.decode(raw, type=Conversation)
@@ -60,4 +59,4 @@ def _chat_request(model: str, raw: bytes) -> ChatRequest:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    return parse_body(CHAT_COMPLETIONS, json.dumps(body))
+    return parse_chat(json.dumps(body))

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import json
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, CompletionRequest, parse_body
+from bros_batch.openai_api.completion_request import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    parse_chat,
+    parse_completion,
+)
+from bros_batch.openai_api.endpoint import ServedModel
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults
+from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.limits import ModelLimits
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -12,12 +21,13 @@ TEXT = "/v1/completions"
 
 def chat(**fields: object) -> ChatCompletionRequest:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
-    request = parse_body(CHAT, json.dumps(body))
-    assert isinstance(request, ChatCompletionRequest)
-    return request
+    return parse_chat(json.dumps(body))
 
 
 def completion(**fields: object) -> CompletionRequest:
-    request = parse_body(TEXT, json.dumps({"model": "m", "prompt": "hi", **fields}))
-    assert isinstance(request, CompletionRequest)
-    return request
+    return parse_completion(json.dumps({"model": "m", "prompt": "hi", **fields}))
+
+
+def served_model(tokenizer: ModelTokenizer, max_model_len: int = 512) -> ServedModel:
+    """A model with this tokenizer, and defaults that no setting has changed."""
+    return ServedModel(tokenizer, ModelLimits(max_model_len, tokenizer.vocab_size), SamplingDefaults())

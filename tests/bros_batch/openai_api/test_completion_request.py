@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.registry import parse_body
 from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError

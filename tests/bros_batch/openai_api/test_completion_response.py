@@ -7,14 +7,16 @@ from dataclasses import replace
 from bros_batch.openai_api.completion_response import (
     ResponseHead,
     response_body,
-    result_body,
     text_logprobs,
     usage_object,
 )
+from bros_batch.openai_api.endpoint import Outcome
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS
+from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.text.output_decoder import TokenLogprob, finished_choice
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, ItemResult, Sampling
+from engine.wire.protocol import Choice, Sampling
+from tests.bros_batch.openai_api.factories import chat, served_model
 
 END = 2
 
@@ -22,10 +24,12 @@ END = 2
 def test_bodies(tokenizer: ModelTokenizer) -> None:
     ids = tokenizer.encode_prompt("hi")
     choices = [Choice(ids, "length"), Choice([*ids, END], "stop")]
-    result = ItemResult(1, 1, "job", "engine", choices, prompt_tokens=3, cached_tokens=2)
+    outcome = Outcome(choices, [[]], prompt_tokens=3, cached_tokens=2)
+    request = chat(n=2, max_tokens=100)
     sampling = Sampling(max_tokens=100)
+    model = served_model(tokenizer)
     head = ResponseHead(CHAT_COMPLETIONS, request_id="req_1", model="m", created=5)
-    body = result_body(head, tokenizer, sampling, result)
+    body = endpoint_at(CHAT_COMPLETIONS).response(head, request, model, outcome)
     finished = [finished_choice(tokenizer, index, choice, sampling) for index, choice in enumerate(choices)]
     assert body == response_body(head, finished, usage_object(3, 2 * len(ids) + 1, 2))
     assert (body["object"], body["id"]) == ("chat.completion", "chatcmpl-1")

@@ -10,9 +10,9 @@ import pytest
 from bros_batch.documents.form import BATCH
 from bros_batch.documents.item_requests import job_requests
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
-from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
 from bros_batch.text.tokenizer import ModelTokenizer
+from tests.bros_batch.openai_api.factories import served_model
 from tests.factories_text import make_text_model
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
@@ -35,8 +35,9 @@ def test_a_line_that_no_engine_can_compute(
     tokenizer: ModelTokenizer, param: str, fields: dict[str, Any]
 ) -> None:
     requests = job_requests(CHAT_COMPLETIONS, "m", BATCH, {})
+    model = served_model(tokenizer)
     with pytest.raises(RequestError) as caught:
-        requests.encode(tokenizer, json.dumps({**CHAT, **fields}), 1, 512, SamplingDefaults())
+        requests.engine_requests(model, json.dumps({**CHAT, **fields}), 1)
     assert (caught.value.param, caught.value.code) == (param, "invalid_request")
     assert caught.value.message.startswith(f"'{param}' ")
-    assert requests.encode(tokenizer, json.dumps(CHAT), 1, 512, SamplingDefaults())[0]
+    assert requests.engine_requests(model, json.dumps(CHAT), 1).shared_ids

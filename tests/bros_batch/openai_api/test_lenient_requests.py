@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bros_batch.openai_api.completion_request import parse_body
+from bros_batch.openai_api.registry import parse_body
 from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.openai_api.validation import check_strict

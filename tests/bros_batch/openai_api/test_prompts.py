@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bros_batch.openai_api.completion_request import parse_body
 from bros_batch.openai_api.prompts import encode_prompts
+from bros_batch.openai_api.registry import parse_body
 from bros_batch.text.tokenizer import ModelTokenizer
 
 

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from bros_batch.openai_api.completion_response import ResponseHead, result_body
+from bros_batch.openai_api.completion_response import ResponseHead
+from bros_batch.openai_api.endpoint import Outcome
+from bros_batch.openai_api.endpoints import COMPLETIONS
+from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import FinishReason, Lane, SamplingParams
 from engine.lanes.pulled_item import PulledItem
 from engine.runner.simulated import SimulatedRunner
 from engine.wire.protocol import ItemRequest, Sampling, decode_item_result, encode
+from tests.bros_batch.openai_api.factories import completion, served_model
 from tests.bros_batch.web.serving import MODEL_NAME, serving, web_settings
 from tests.engines import RunningEngine, running_engine
 from tests.factories_text import make_sentencepiece_model
@@ -84,5 +88,8 @@ def test_bulk_keeps_the_space(directory: Path, engine: RunningEngine) -> None:
     end = FinishedEvent(pulled.request_ids[0], Lane.BE, FinishReason.LENGTH, len(ids), 1, 0, 0.1)
     pulled.record(0, end)
     result = decode_item_result(encode(pulled.result("engine")))
-    body = result_body(ResponseHead("/v1/completions", "req_1", "m", 5), tokenizer, sampling, result)
+    request = completion(prompt=ids, max_tokens=1, ignore_eos=True)
+    outcome = Outcome(result.choices, [result.prompt_tail], result.prompt_tokens, result.cached_tokens)
+    head = ResponseHead(COMPLETIONS, "req_1", "m", 5)
+    body = endpoint_at(COMPLETIONS).response(head, request, served_model(tokenizer), outcome)
     assert body["choices"][0]["text"] == tokenizer.decode([*ids, *output]).removeprefix(prompt)

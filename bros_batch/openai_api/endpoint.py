@@ -1,0 +1,116 @@
+"""What an endpoint defines: how a body is parsed, what it becomes for the engine, and what it is answered with.
+
+The web process and the workers of jobs use endpoints only by this interface, so each endpoint serves both lanes:
+
+    body --parse--> request --engine_requests--> engine --outcome--> response body
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from bros_batch.openai_api.completion_response import Json, ResponseHead
+from bros_batch.openai_api.endpoints import EndpointPath
+from bros_batch.openai_api.engine_limits import check_limits
+from bros_batch.openai_api.sampling_defaults import SamplingDefaults
+from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.limits import EngineLimits
+from engine.wire.protocol import Choice, Sampling, Slo
+
+RequestT = TypeVar("RequestT", bound=ServedRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model that a request is for: its tokenizer, the limits of its engine, and the sampling defaults."""
+
+    tokenizer: ModelTokenizer
+    limits: EngineLimits
+    defaults: SamplingDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One prompt of a request, and what is computed for it. `token_ids` follow the beginning that all parts share."""
+
+    token_ids: list[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequests:
+    """What a request becomes: for each part, `num_choices` requests to the engine.
+
+    The prompt of a part is `shared_ids` followed by the part's own tokens.
+    """
+
+    shared_ids: list[int]
+    parts: Sequence[Part]
+    num_choices: int = 1
+
+    def prompt_of(self, part: Part) -> list[int]:
+        """Return the whole prompt of a part."""
+        return self.shared_ids + part.token_ids if part.token_ids else self.shared_ids
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of tokens of all prompts; the beginning that they share counts once."""
+        return len(self.shared_ids) + sum(len(part.token_ids) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the engine returned: the choices of all parts in order, `num_choices` for each.
+
+    `prompt_tails` holds the last tokens of the prompt of each part, on which the text of its output may depend.
+    """
+
+    choices: Sequence[Choice]
+    prompt_tails: Sequence[Sequence[int]]
+    prompt_tokens: int
+    cached_tokens: int
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(len(choice.token_ids) for choice in self.choices)
+
+
+class Endpoint(ABC, Generic[RequestT]):
+    """One endpoint of the API whose requests an engine computes."""
+
+    path: ClassVar[EndpointPath]
+    # The fields of a body that a job's documents fill, with a value that is valid and is replaced (`with_document`).
+    document_fields: ClassVar[Mapping[str, Any]]
+
+    @abstractmethod
+    def parse(self, raw: bytes | str) -> RequestT:
+        """Parse the JSON of a body. Raises RequestError, which names the first invalid field."""
+
+    @abstractmethod
+    def with_document(self, request: RequestT, prompt: str, system: str | None) -> RequestT:
+        """Return `request`, which the documents of a job share, for one of them: its prompt and system message."""
+
+    @abstractmethod
+    def engine_requests(self, request: RequestT, model: ServedModel) -> EngineRequests:
+        """Tokenize `request`. Raises RequestError for what the model cannot compute."""
+
+    @abstractmethod
+    def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
+        """Return the response body for a request that the engine has computed."""
+
+    def unused_parameters(self, request: RequestT, tokenizer: ModelTokenizer) -> list[str]:
+        """Return the parameters of `request` that have no effect with this model."""
+        return []
+
+    def checked_engine_requests(
+        self, request: RequestT, model: ServedModel, slo: Slo | None = None
+    ) -> EngineRequests:
+        """Return `engine_requests`, all of which the engine will accept. Raises RequestError otherwise."""
+        requests = self.engine_requests(request, model)
+        for part in requests.parts:
+            check_limits(request, requests.prompt_of(part), part.sampling, model.limits, slo)
+        return requests

@@ -1,0 +1,45 @@
+"""The fields that requests to all endpoints share: the model, and how urgent the request is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from bros_batch.openai_api.endpoints import EndpointPath
+from bros_batch.openai_api.request_fields import WholeNumber
+from bros_batch.openai_api.validation import LenientPart, RequestPart
+
+
+class RequestedSlo(RequestPart):
+    """The SLO that a request asks for, in milliseconds."""
+
+    ttft_ms: float = Field(gt=0, le=3_600_000)
+    tpot_ms: float = Field(gt=0, le=3_600_000)
+
+
+class ServedRequest(LenientPart):
+    """Base of the bodies of all endpoints. `prompt_param` is the field that holds the prompt."""
+
+    endpoint: ClassVar[EndpointPath]
+    prompt_param: ClassVar[str]
+
+    model: str = Field(min_length=1)
+    slo: RequestedSlo | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
+    priority: WholeNumber | None = Field(None, ge=-1_000_000, le=1_000_000)
+
+    @property
+    def num_choices(self) -> int:
+        """Number of outputs per prompt."""
+        return 1
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the response is to be a stream of events."""
+        return False
+
+    @property
+    def num_prompt_chars(self) -> int:
+        """Number of characters to tokenize."""
+        raise NotImplementedError

@@ -1,0 +1,102 @@
+"""The endpoints that generate text: `/v1/chat/completions` and `/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
+
+from bros_batch.openai_api.completion_request import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    Message,
+    Request,
+    parse_chat,
+    parse_completion,
+)
+from bros_batch.openai_api.completion_response import Json, ResponseHead, response_body, usage_object
+from bros_batch.openai_api.endpoint import Endpoint, EngineRequests, Outcome, Part, ServedModel
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
+from bros_batch.openai_api.prompts import encode_prompts, unused_template_kwargs
+from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
+from bros_batch.request_error import RequestError
+from bros_batch.text.output_decoder import finished_choice
+from bros_batch.text.tokenizer import ModelTokenizer
+
+MAX_OUTPUTS = 256
+
+RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
+
+
+class TextEndpoint(Endpoint[RequestT]):
+    """What the two endpoints have in common: they differ in the bodies that they read and write."""
+
+    def engine_requests(self, request: RequestT, model: ServedModel) -> EngineRequests:
+        prompts = encode_prompts(model.tokenizer, request)
+        _check_num_outputs(request, len(prompts))
+        limit = model.limits.max_model_len
+        samplings = [
+            fitted_sampling(request, len(prompt), max_model_len=limit, defaults=model.defaults)
+            for prompt in prompts
+        ]
+        if len(prompts) == 1:
+            return EngineRequests(prompts[0], [Part([], samplings[0])], request.num_choices)
+        parts = [Part(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
+        return EngineRequests([], parts, request.num_choices)
+
+    def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
+        sampling = sampling_of(request, model.defaults)
+        finished = [
+            finished_choice(model.tokenizer, index, choice, sampling, tail)
+            for index, (choice, tail) in enumerate(zip(outcome.choices, _tails(outcome), strict=True))
+        ]
+        usage = usage_object(outcome.prompt_tokens, outcome.output_tokens, outcome.cached_tokens)
+        return response_body(head, finished, usage)
+
+    def unused_parameters(self, request: RequestT, tokenizer: ModelTokenizer) -> list[str]:
+        return unused_template_kwargs(tokenizer, request)
+
+
+class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
+    """`POST /v1/chat/completions`."""
+
+    path: ClassVar[EndpointPath] = CHAT_COMPLETIONS
+    document_fields: ClassVar = {"messages": [{"role": "user", "content": "-"}]}
+
+    def parse(self, raw: bytes | str) -> ChatCompletionRequest:
+        return parse_chat(raw)
+
+    def with_document(
+        self, request: ChatCompletionRequest, prompt: str, system: str | None
+    ) -> ChatCompletionRequest:
+        messages = [] if system is None else [Message.model_construct(role="system", content=system)]
+        messages.append(Message.model_construct(role="user", content=prompt))
+        return request.model_copy(update={"messages": messages})
+
+
+class Completions(TextEndpoint[CompletionRequest]):
+    """`POST /v1/completions`."""
+
+    path: ClassVar[EndpointPath] = COMPLETIONS
+    document_fields: ClassVar = {"prompt": "-"}
+
+    def parse(self, raw: bytes | str) -> CompletionRequest:
+        return parse_completion(raw)
+
+    def with_document(self, request: CompletionRequest, prompt: str, system: str | None) -> CompletionRequest:
+        return request.model_copy(update={"prompt": prompt if system is None else f"{system}\n\n{prompt}"})
+
+
+def _check_num_outputs(request: Request, num_prompts: int) -> None:
+    num_outputs = num_prompts * request.num_choices
+    if num_outputs > MAX_OUTPUTS:
+        message = (
+            f"{num_prompts} prompts with {request.num_choices} choices each make {num_outputs} outputs; "
+            f"at most {MAX_OUTPUTS} are allowed."
+        )
+        raise RequestError(message, "n")
+
+
+def _tails(outcome: Outcome) -> list[Sequence[int]]:
+    """Return the end of the prompt of each choice."""
+    choices_per_part = len(outcome.choices) // len(outcome.prompt_tails)
+    return [tail for tail in outcome.prompt_tails for _ in range(choices_per_part)]
