@@ -79,7 +79,12 @@ class ModelTokenizer:
 
     def encode_prompt(self, prompt: str | list[int]) -> list[int]:
         """Return the token ids of a plain prompt; text gets the special tokens that the model expects at its start."""
-        return self._encode(prompt, "prompt", add_special_tokens=True) if isinstance(prompt, str) else prompt
+        return self.encode_text(prompt) if isinstance(prompt, str) else prompt
+
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of `text`, with the special tokens that the model expects at its start unless they are
+        not wanted."""
+        return self._encode(text, "prompt", add_special_tokens=add_special_tokens)
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenize `text`, unless it is too long for the model even if each of its tokens were the longest one.
@@ -99,6 +104,14 @@ class ModelTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of an output, without special tokens."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens included."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def names_of(self, token_ids: Iterable[int]) -> list[str]:
+        """Return the names of tokens in the vocabulary, which are not always their text; "" for unused ids."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
     def stream(self, prompt_tail: Sequence[int] = ()) -> TextStream:
         """Return a new incremental decoder of an output. Its results, joined, are what the output's tokens add to the

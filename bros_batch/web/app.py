@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bros_batch.db.connections import open_database
 from bros_batch.settings import Settings
 from bros_batch.web import auth, login
-from bros_batch.web.api import batches, completions, files, health, metrics, models
+from bros_batch.web.api import batches, completions, files, health, metrics, models, tokenize
 from bros_batch.web.api.uploads import remove_abandoned
 from bros_batch.web.app_state import AppState
 from bros_batch.web.cross_origin import CrossOrigin
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for error_type, handler in EXCEPTION_HANDLERS.items():
         app.add_exception_handler(error_type, handler)
-    plain_routes = [*completions.routes, *metrics.routes, *login.routes]
+    plain_routes = [*completions.routes, *tokenize.routes, *metrics.routes, *login.routes]
     app.router.routes += plain_routes
     routers = (health.router, models.router, files.router, batches.router)
     for router in routers:

@@ -18,13 +18,12 @@ from bros_batch.addresses import is_loopback
 from bros_batch.settings import Settings
 from bros_batch.web.api_key import Key
 from bros_batch.web.app_state import AppState, app_state
-from bros_batch.web.cross_origin import is_allowed_origin
+from bros_batch.web.cross_origin import API_PATHS, is_allowed_origin
 from bros_batch.web.errors import ApiError
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/login", "/logout"})
 # Paths to which pages of other sites may send forms.
 FOREIGN_FORM_PATHS = frozenset({"/health", "/login"})
-API_PREFIX = "/v1/"
 # Paths outside the API that are not pages either. They report even that the database is unavailable.
 PLAIN_PATHS = frozenset({"/ready", "/version", "/metrics"})
 
@@ -102,7 +101,7 @@ async def _key_of(state: AppState, connection: HTTPConnection) -> Key | None:
     secret = _bearer_token(connection.headers)
     if secret is not None:
         return await state.keys.find(secret)
-    is_api = connection.scope["path"].startswith(API_PREFIX)
+    is_api = connection.scope["path"].startswith(API_PATHS)
     if is_api and connection.scope["method"] not in ("GET", "HEAD"):
         return None
     return await state.sessions.key_of(connection.headers, time.time())
@@ -113,14 +112,14 @@ def _unauthorized(connection: HTTPConnection) -> ApiError | Response:
     has_key = _bearer_token(headers) is not None
     is_page = (
         scope["method"] in ("GET", "HEAD")
-        and not scope["path"].startswith(API_PREFIX)
+        and not scope["path"].startswith(API_PATHS)
         and scope["path"] not in PLAIN_PATHS
     )
     if not has_key and is_page and "text/html" in headers.get("accept", ""):
         return RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
     if has_key:
         message = "This API key is not valid."
-    elif not scope["path"].startswith(API_PREFIX) and scope["path"] not in PLAIN_PATHS:  # the dashboard's
+    elif not scope["path"].startswith(API_PATHS) and scope["path"] not in PLAIN_PATHS:  # the dashboard's
         message = "Your session has ended. Log in again: reload the page."
     else:
         message = "An API key is required. Send it as 'Authorization: Bearer KEY'."
@@ -142,12 +141,12 @@ def _is_cross_site(scope: Scope, headers: Headers, settings: Settings) -> bool:
     is_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
     if is_read and "text/event-stream" not in headers.get("accept", ""):
         return False
-    if scope["path"].startswith(API_PREFIX) and is_allowed_origin(settings, headers.get("origin")):
+    if scope["path"].startswith(API_PATHS) and is_allowed_origin(settings, headers.get("origin")):
         return False
     if headers.get("sec-fetch-site") == "cross-site":
         return True
     origin = headers.get("origin")
-    is_dashboard = not scope["path"].startswith(API_PREFIX) and scope["path"] not in FOREIGN_FORM_PATHS
+    is_dashboard = not scope["path"].startswith(API_PATHS) and scope["path"] not in FOREIGN_FORM_PATHS
     return is_dashboard and origin is not None and _netloc(origin) != headers.get("host")
 
 

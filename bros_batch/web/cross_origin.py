@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bros_batch.settings import Settings
 
 EXPOSED_HEADERS = ("x-request-id", "x-bros-ignored", "retry-after", "content-range", "content-disposition")
+API_PATHS = ("/v1/", "/tokenize", "/detokenize")
 PREFLIGHT_MAX_AGE_S = 600
 
 
@@ -36,5 +37,5 @@ class CrossOrigin:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_api = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        is_api = scope["type"] == "http" and scope["path"].startswith(API_PATHS)
         await (self._api if is_api else self._app)(scope, receive, send)
