@@ -63,6 +63,10 @@ def samplings(vocab_size: int) -> st.SearchStrategy[Sampling]:
             name: draw(_values(name, types[name], vocab_size, is_wild=name in wild))
             for name in sorted({*required, *wild, *chosen})
         }
+        if values.get("score_token_ids") or values.get("pooling"):
+            # With these, no tokens are asked for.
+            for name in {"max_tokens", "min_tokens"} & values.keys() - wild:
+                values[name] = 0
         return Sampling(**values)
 
     return draw()
@@ -75,6 +79,8 @@ def _values(name: str, kind: inspect.Type, vocab_size: int, *, is_wild: bool) ->
             return st.one_of(*(_values(name, each, vocab_size, is_wild=is_wild) for each in types))
         case inspect.NoneType():
             return st.none()
+        case inspect.LiteralType(values=values):
+            return st.sampled_from(values)
         case inspect.BoolType():
             return st.booleans()
         case inspect.IntType():

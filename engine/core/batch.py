@@ -74,7 +74,7 @@ class Batch:
         plan.rows.append(request.row)
         plan.starts.append(start)
         plan.counts.append(num_tokens)
-        plan.samples.append(end == len(request.token_ids))
+        plan.samples.append(len(request.token_ids) == end < request.end_tokens)
         plan.token_ids.extend(request.token_ids[start:end])
         plan.slots.extend(slots)
         request.last_step = self.number

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from engine.core.request import Request
-from engine.core.terms import FinishReason, Lane, TokenLogprobs
+from engine.core.terms import FinishReason, Lane, PromptResult, TokenLogprobs
 
 
 class TokenEvent(NamedTuple):
@@ -18,7 +18,8 @@ class TokenEvent(NamedTuple):
 
 
 class FinishedEvent(NamedTuple):
-    """A request ended; its KV and its row are free. `message` says what was wrong if the reason is ERROR.
+    """A request ended; its KV and its row are free. `message` says what was wrong if the reason is ERROR. `prompt` is
+    what the request asked about its prompt.
 
     Times are in seconds since arrival, except `tpot_s`, the mean time per output token after the first. They are None
     if the request did not get that far. `slo_met` says whether an RT request met both parts of its SLO; it is None for
@@ -37,6 +38,7 @@ class FinishedEvent(NamedTuple):
     tpot_s: float | None = None
     slo_met: bool | None = None
     message: str | None = None
+    prompt: PromptResult | None = None
 
 
 Event = TokenEvent | FinishedEvent

@@ -68,12 +68,13 @@ class Scheduler:
         """Number of requests of the lane as (running, waiting)."""
         return self.backlog.num_rows_of(lane), self.backlog.num_waiting[lane]
 
-    def _rejection_reason(self, num_prompt_tokens: int) -> str | None:
-        """Why a prompt of this length can never be served, or None if it can."""
+    def _rejection_reason(self, request: Request) -> str | None:
+        """Why a request with a prompt of this length can never be served, or None if it can."""
+        num_prompt_tokens = request.num_prompt_tokens
         if num_prompt_tokens == 0:
             return "the prompt is empty; send at least one token"
         limit = self.max_request_tokens
-        if num_prompt_tokens >= limit:
+        if num_prompt_tokens + min(1, request.sampling.max_tokens) > limit:
             return (
                 f"the prompt has {num_prompt_tokens} tokens, but prompt and output together may have {limit}; "
                 "shorten the prompt"
@@ -84,7 +85,7 @@ class Scheduler:
         """Queue a request. Raises ValueError if its id is taken or its prompt can never be served."""
         if request.request_id in self._requests:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        reason = self._rejection_reason(request.num_prompt_tokens)
+        reason = self._rejection_reason(request)
         if reason:
             raise ValueError(reason)
         if (least := min(request.token_ids)) < 0:
@@ -180,6 +181,8 @@ class Scheduler:
                 request.token_ids.append(UNKNOWN)
                 if len(request.token_ids) >= request.end_tokens:
                     ending.append((i, request))
+            elif request.num_computed_tokens >= request.end_tokens:  # it asks for no tokens
+                ending.append((i, request))
             self.rt_load.count(request)
         for _, request in ending:
             self._release(request)
@@ -212,6 +215,8 @@ class Scheduler:
                         # It has lost tokens in the meantime, and its deadline is another one now.
                         self.backlog.prompts.push(request)
                 self._take_tokens(i, [request], batch, result, events, ends)
+            elif request.num_prompt_tokens == request.end_tokens and i in ends:
+                request.first_token_s = now_s  # its answer is complete, which is what its TTFT is about
         for i, (request, reason) in ends.items():
             if request.state is not State.DONE:
                 events.append(self._finish(request, reason, now_s, result.failed.get(i)))

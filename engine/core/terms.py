@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 GrammarKind = Literal["json_schema", "regex", "lark"]
+Pooling = Literal["last", "mean"]
 
 
 class Lane(enum.Enum):
@@ -91,6 +92,11 @@ class SamplingParams:
     `top_k` 0 turns it off. `logprobs` None asks for none; k >= 0 asks for those of the sampled token and of the k
     likeliest ones. `logit_bias` holds (token id, bias) pairs. The runner matches `stop` strings on decoded text. A
     `grammar` limits each token to those that the output so far may go on with, before all else.
+
+    The last three ask for something about the prompt, and `max_tokens` 0 asks for nothing else. `score_token_ids`: the
+    log-probabilities of these tokens after the prompt. `prompt_logprobs` k: for each token of the prompt but the first,
+    its log-probability and the k likeliest tokens. `pooling`: the last hidden state of the last token of the prompt, or
+    the mean over its tokens.
     """
 
     max_tokens: int
@@ -109,12 +115,32 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
+    score_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: int | None = None
+    pooling: Pooling | None = None
+
+    @property
+    def asks_about_prompt(self) -> bool:
+        return bool(self.score_token_ids) or self.prompt_logprobs is not None or self.pooling is not None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at one output position: that of the sampled token, and (token id, logprob) pairs of the
-    likeliest tokens."""
+    """Log-probabilities at one position: that of the token there, and (token id, logprob) pairs of the likeliest
+    tokens."""
 
     logprob: float
     top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """What a request asked about its prompt (see `SamplingParams`).
+
+    `hidden` holds float32 values of the last hidden state as little-endian bytes: one vector of the last token, or
+    several vectors whose sum is that over all tokens.
+    """
+
+    scores: tuple[float, ...] | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    hidden: tuple[bytes, ...] = ()

@@ -8,35 +8,50 @@ from collections.abc import Iterator
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
 from engine.core.terms import FinishReason, Lane
-from engine.lanes.translation import monotonic_deadline_s, position_logprobs, sampling_params
-from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, ItemRequest, ItemResult, PositionLogprobs
+from engine.lanes.translation import (
+    embedding,
+    monotonic_deadline_s,
+    position_logprobs,
+    prompt_logprobs,
+    sampling_params,
+    scores,
+)
+from engine.wire.protocol import (
+    PROMPT_TAIL_TOKENS,
+    Choice,
+    ItemPart,
+    ItemRequest,
+    ItemResult,
+    PositionLogprobs,
+)
 
 
 class PulledItem:
-    """The item of one stream entry, computed as n requests of the BE lane."""
+    """The item of one stream entry, computed as n requests of the BE lane, or as n per part."""
 
     def __init__(self, entry_id: bytes, item: ItemRequest) -> None:
         self.entry_id = entry_id
         self.item = item
-        self.request_ids = [f"b{item.item_id}:{entry_id.decode()}.{i}" for i in range(item.n)]
-        self._token_ids: list[list[int]] = [[] for _ in range(item.n)]
-        self._logprobs: list[list[PositionLogprobs]] = [[] for _ in range(item.n)]
-        self._reasons: list[FinishReason | None] = [None] * item.n
-        self._prompt_tokens = 0
-        self._cached_tokens = 0
+        self._parts = item.parts or [ItemPart([], item.sampling)]
+        number = len(self._parts) * item.n
+        self.request_ids = [f"b{item.item_id}:{entry_id.decode()}.{i}" for i in range(number)]
+        self._token_ids: list[list[int]] = [[] for _ in range(number)]
+        self._logprobs: list[list[PositionLogprobs]] = [[] for _ in range(number)]
+        self._ends: list[FinishedEvent | None] = [None] * number
         self._error: str | None = None
 
     def requests(self) -> Iterator[Request]:
-        """Yield one request per output. If the item has a seed, output i uses the seed plus i."""
+        """Yield one request per output. If a prompt has a seed, its output i uses the seed plus i."""
         item = self.item
         now_s = time.monotonic()
         deadline_s = monotonic_deadline_s(item.deadline_unix_s, now_s)
         for i, request_id in enumerate(self.request_ids):
+            part = self._part_of(i)
             yield Request(
                 request_id,
                 Lane.BE,
-                item.token_ids,
-                sampling_params(item.sampling.for_choice(i)),
+                item.token_ids + part.token_ids,
+                sampling_params(part.sampling.for_choice(i % item.n)),
                 arrival_s=now_s,
                 priority=item.priority,
                 deadline_s=deadline_s,
@@ -50,11 +65,13 @@ class PulledItem:
             if logprobs:
                 self._logprobs[index].append(logprobs)
             return
-        self._reasons[index] = event.reason
-        self._prompt_tokens = event.num_prompt_tokens
-        self._cached_tokens = max(self._cached_tokens, event.num_cached_tokens)
+        self._ends[index] = event
         if event.reason is FinishReason.ERROR:
             self._error = event.message or "the engine could not compute this item"
+
+    def _part_of(self, index: int) -> ItemPart:
+        """The part of which this output is one."""
+        return self._parts[index // self.item.n]
 
     @property
     def has_begun(self) -> bool:
@@ -63,25 +80,33 @@ class PulledItem:
 
     @property
     def is_finished(self) -> bool:
-        return None not in self._reasons
+        return None not in self._ends
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens of the prompt and all outputs."""
         return self._prompt_tokens + sum(map(len, self._token_ids))
 
+    @property
+    def _prompt_tokens(self) -> int:
+        """Number of tokens of all prompts, each counted once."""
+        return sum(end.num_prompt_tokens for end in self._ends[:: self.item.n] if end is not None)
+
+    @property
+    def _cached_tokens(self) -> int:
+        """How many of them an output found computed already."""
+        cached = [0 if end is None else end.num_cached_tokens for end in self._ends]
+        return sum(max(cached[i : i + self.item.n]) for i in range(0, len(cached), self.item.n))
+
     def unfinished(self) -> list[str]:
         """Ids of the requests that are still running."""
-        return [r for r, reason in zip(self.request_ids, self._reasons, strict=True) if reason is None]
+        return [r for r, end in zip(self.request_ids, self._ends, strict=True) if end is None]
 
     def result(self, engine_id: str) -> ItemResult:
         """The result to push once all outputs are finished."""
         if self._error is not None:
             return self.failure(engine_id, "engine_error", self._error)
-        choices = [
-            Choice(ids, "stop" if reason is FinishReason.STOP else "length", logprobs or None)
-            for ids, logprobs, reason in zip(self._token_ids, self._logprobs, self._reasons, strict=True)
-        ]
+        choices = [self._choice(i, end) for i, end in enumerate(self._ends) if end is not None]
         return ItemResult(
             self.item.item_id,
             self.item.epoch,
@@ -91,6 +116,23 @@ class PulledItem:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             prompt_tail=self.item.token_ids[-PROMPT_TAIL_TOKENS:],
+        )
+
+    def _choice(self, index: int, end: FinishedEvent) -> Choice:
+        part = self._part_of(index)
+        prompt_tail: list[int] = []
+        if self.item.parts and part.sampling.max_tokens:
+            last = part.token_ids[-PROMPT_TAIL_TOKENS:]
+            rest = PROMPT_TAIL_TOKENS - len(last)
+            prompt_tail = (self.item.token_ids[-rest:] if rest else []) + last
+        return Choice(
+            self._token_ids[index],
+            "stop" if end.reason is FinishReason.STOP else "length",
+            self._logprobs[index] or None,
+            scores=scores(end),
+            prompt_logprobs=prompt_logprobs(end),
+            embedding=embedding(end, part.sampling),
+            prompt_tail=prompt_tail,
         )
 
     def failure(self, engine_id: str, code: str, message: str) -> ItemResult:

@@ -17,7 +17,15 @@ from engine.core.request import Request
 from engine.core.terms import SLO, Lane
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange
-from engine.lanes.translation import core_slo, monotonic_deadline_s, position_logprobs, sampling_params
+from engine.lanes.translation import (
+    core_slo,
+    embedding,
+    monotonic_deadline_s,
+    position_logprobs,
+    prompt_logprobs,
+    sampling_params,
+    scores,
+)
 from engine.wire.decoding import DECODE_ERRORS, rejection_of
 from engine.wire.framing import FrameError, FrameReader
 from engine.wire.protocol import (
@@ -31,6 +39,7 @@ from engine.wire.protocol import (
     Pulse,
     PulseQuery,
     Rejected,
+    Sampling,
     Stats,
     StatsQuery,
     Submit,
@@ -235,7 +244,7 @@ class Connection(asyncio.Protocol):
             if isinstance(event, TokenEvent):
                 self._on_token(client_id, lane, event)
             else:
-                self._on_end(client_id, event)
+                self._on_end(client_id, event, message.sampling)
 
         self._exchange.submit(request, sink)
 
@@ -264,7 +273,7 @@ class Connection(asyncio.Protocol):
             if held.logprobs is not None and tokens.logprobs is not None:
                 held.logprobs.extend(tokens.logprobs)
 
-    def _on_end(self, client_id: str, event: FinishedEvent) -> None:
+    def _on_end(self, client_id: str, event: FinishedEvent, sampling: Sampling) -> None:
         if (held := self._held.get(client_id)) is not None:
             self._queue(held)
         self._ended(client_id)
@@ -276,6 +285,9 @@ class Connection(asyncio.Protocol):
                 output_tokens=event.num_output_tokens,
                 cached_tokens=event.num_cached_tokens,
                 message=event.message,
+                scores=scores(event),
+                prompt_logprobs=prompt_logprobs(event),
+                embedding=embedding(event, sampling),
             )
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 import msgspec
+import numpy as np
 
-from engine.core.events import TokenEvent
+from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import SLO, Grammar, SamplingParams
 from engine.wire.protocol import PositionLogprobs, Sampling, Slo
 
@@ -29,6 +30,31 @@ def position_logprobs(event: TokenEvent) -> PositionLogprobs | None:
     if event.logprobs is None:
         return None
     return PositionLogprobs(event.logprobs.logprob, event.logprobs.top)
+
+
+def scores(event: FinishedEvent) -> list[float] | None:
+    """The log-probabilities of `score_token_ids`; None if there are none."""
+    prompt = event.prompt
+    return None if prompt is None or prompt.scores is None else list(prompt.scores)
+
+
+def prompt_logprobs(event: FinishedEvent) -> list[PositionLogprobs] | None:
+    """The log-probabilities of the prompt in the wire's type; None if there are none."""
+    prompt = event.prompt
+    if prompt is None or prompt.logprobs is None:
+        return None
+    return [PositionLogprobs(position.logprob, position.top) for position in prompt.logprobs]
+
+
+def embedding(event: FinishedEvent, sampling: Sampling) -> bytes | None:
+    """The pooled hidden state as little-endian float32; None if there is none."""
+    prompt = event.prompt
+    if prompt is None or not prompt.hidden:
+        return None
+    total = np.sum([np.frombuffer(part, dtype="<f4") for part in prompt.hidden], axis=0, dtype=np.float32)
+    if sampling.pooling == "mean":
+        total /= np.float32(event.num_prompt_tokens)
+    return total.astype("<f4").tobytes()
 
 
 def monotonic_deadline_s(deadline_unix_s: float | None, now_s: float) -> float | None:

@@ -14,11 +14,14 @@ from typing import NamedTuple, Protocol, get_args
 from engine.wire.protocol import (
     MAX_GRAMMAR_CHARS,
     MAX_LOGIT_BIASES,
+    MAX_PARTS,
+    MAX_SCORES,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     Grammar,
     GrammarKind,
+    ItemPart,
     ItemRequest,
     Sampling,
     Slo,
@@ -30,6 +33,10 @@ MAX_CHOICES = 128
 MAX_PRIORITY = 1_000_000
 MAX_LOGPROBS = 20
 GRAMMAR_KINDS: tuple[str, ...] = get_args(GrammarKind)
+# Of a whole item: log-probabilities of prompt tokens, which have to fit into a frame, and tokens of all its prompts, of
+# which the engine keeps lists.
+MAX_PROMPT_LOGPROBS = 500_000
+MAX_ITEM_TOKENS = 4_000_000
 
 
 class Range(NamedTuple):
@@ -44,7 +51,7 @@ class Range(NamedTuple):
 
 # Whatever a sampler computes from values in these ranges in float32 is finite.
 SAMPLING_RANGES = {
-    "max_tokens": Range(1, MAX_TOKENS),
+    "max_tokens": Range(0, MAX_TOKENS),
     "min_tokens": Range(0, MAX_TOKENS),
     "temperature": Range(0, 100),
     "top_p": Range(0, 1),
@@ -55,7 +62,9 @@ SAMPLING_RANGES = {
     "presence_penalty": Range(-2, 2),
     "frequency_penalty": Range(-2, 2),
     "logprobs": Range(0, MAX_LOGPROBS),
+    "prompt_logprobs": Range(0, MAX_LOGPROBS),
 }
+POOLINGS = ("last", "mean")
 BIAS_RANGE = Range(-100, 100)
 SLO_RANGE_S = Range(0.001, 3600)
 PRIORITY_RANGE = Range(-MAX_PRIORITY, MAX_PRIORITY)
@@ -101,7 +110,7 @@ def problem_with_submit(request: Submit, limits: EngineLimits) -> Problem | None
 def problem_with_item(item: ItemRequest, limits: EngineLimits) -> Problem | None:
     """What is wrong with an item of a job, or None."""
     return (
-        problem_with(item.token_ids, item.sampling, limits)
+        (_parts_problem(item, limits) if item.parts else problem_with(item.token_ids, item.sampling, limits))
         or _out_of_range("n", item.n, CHOICES_RANGE)
         or _out_of_range("priority", item.priority, PRIORITY_RANGE)
         or _deadline_problem(item.deadline_unix_s)
@@ -112,20 +121,60 @@ def problem_with(
     token_ids: Collection[int], sampling: Sampling, limits: EngineLimits, slo: Slo | None = None
 ) -> Problem | None:
     """What is wrong with a prompt, its sampling parameters and its SLO, or None."""
-    return _prompt_problem(token_ids, limits) or sampling_problem(sampling, limits) or _slo_problem(slo)
+    return (
+        _length_problem(len(token_ids), sampling, limits)
+        or _vocabulary_problem(token_ids, limits)
+        or sampling_problem(sampling, limits)
+        or _too_many_logprobs(_num_prompt_logprobs(len(token_ids), sampling))
+        or _slo_problem(slo)
+    )
 
 
-def _prompt_problem(token_ids: Collection[int], limits: EngineLimits) -> Problem | None:
+def _parts_problem(item: ItemRequest, limits: EngineLimits) -> Problem | None:
+    """What is wrong with the parts of an item, of which there is at least one, or None."""
+    parts, num_shared = item.parts, len(item.token_ids)
+    if len(parts) * item.n > MAX_PARTS:
+        text = f"'parts' has {len(parts)} parts with {item.n} outputs each; at most {MAX_PARTS} outputs are allowed."
+        return _invalid("parts", text)
+    num_tokens = sum(num_shared + len(part.token_ids) for part in parts) * item.n
+    if num_tokens > MAX_ITEM_TOKENS:
+        text = f"'parts' has prompts of {num_tokens} tokens together; at most {MAX_ITEM_TOKENS} are allowed."
+        return _invalid("parts", text)
+    if num_shared and (problem := _vocabulary_problem(item.token_ids, limits)):
+        return problem
+    num_logprobs = 0
+    for number, part in enumerate(parts):
+        if problem := _part_problem(num_shared, part, limits):
+            return Problem(
+                problem.code, f"Part {number}: {problem.message}", f"parts[{number}].{problem.param}"
+            )
+        num_logprobs += _num_prompt_logprobs(num_shared + len(part.token_ids), part.sampling) * item.n
+    return _too_many_logprobs(num_logprobs)
+
+
+def _part_problem(num_shared: int, part: ItemPart, limits: EngineLimits) -> Problem | None:
+    return (
+        _length_problem(num_shared + len(part.token_ids), part.sampling, limits)
+        or (_vocabulary_problem(part.token_ids, limits) if part.token_ids else None)
+        or sampling_problem(part.sampling, limits)
+    )
+
+
+def _length_problem(num_tokens: int, sampling: Sampling, limits: EngineLimits) -> Problem | None:
     most = limits.max_model_len
-    if not token_ids:
+    if not num_tokens:
         return _invalid("token_ids", "The prompt is empty; send at least one token.")
-    if len(token_ids) >= most:
+    if num_tokens + (sampling.max_tokens > 0) > most:
         return Problem(
             "context_length_exceeded",
             f"This model's maximum context length is {most} tokens, prompt and output together, but the prompt has "
-            f"{len(token_ids)} tokens. Shorten the prompt (context_length_exceeded).",
+            f"{num_tokens} tokens. Shorten the prompt (context_length_exceeded).",
             "token_ids",
         )
+    return None
+
+
+def _vocabulary_problem(token_ids: Collection[int], limits: EngineLimits) -> Problem | None:
     foreign = _foreign(token_ids, limits.vocab_size)
     if foreign is not None:
         return _invalid(
@@ -134,12 +183,29 @@ def _prompt_problem(token_ids: Collection[int], limits: EngineLimits) -> Problem
     return None
 
 
+def _num_prompt_logprobs(num_tokens: int, sampling: Sampling) -> int:
+    """How many log-probabilities of prompt tokens are asked for."""
+    return 0 if sampling.prompt_logprobs is None else (num_tokens - 1) * (sampling.prompt_logprobs + 1)
+
+
+def _too_many_logprobs(number: int) -> Problem | None:
+    if number <= MAX_PROMPT_LOGPROBS:
+        return None
+    text = (
+        f"'prompt_logprobs' asks for {number} log-probabilities; at most {MAX_PROMPT_LOGPROBS} fit into one answer. "
+        "Ask for fewer likeliest tokens, or shorten the prompt."
+    )
+    return _invalid("prompt_logprobs", text)
+
+
 def sampling_problem(sampling: Sampling, limits: EngineLimits) -> Problem | None:
     """What is wrong with sampling parameters, or None."""
     for name, valid in SAMPLING_RANGES.items():
         value = getattr(sampling, name)
         if value is not None and not valid.least <= value <= valid.most:
             return _out_of_range(name, value, valid)
+    if problem := _prompt_question_problem(sampling, limits):
+        return problem
     if sampling.min_tokens > sampling.max_tokens:
         text = (
             f"'min_tokens' is {sampling.min_tokens}, more than 'max_tokens', which is {sampling.max_tokens}."
@@ -178,6 +244,34 @@ def _grammar_problem(grammar: Grammar) -> Problem | None:
     if len(grammar.text) > MAX_GRAMMAR_CHARS:
         text = f"'grammar' has {len(grammar.text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed."
         return _invalid("grammar", text)
+    return None
+
+
+def _prompt_question_problem(sampling: Sampling, limits: EngineLimits) -> Problem | None:
+    """What is wrong with what is asked about the prompt, or with asking for nothing, or None."""
+    scored = sampling.score_token_ids
+    if scored:
+        if len(scored) > MAX_SCORES:
+            return _too_many("score_token_ids", "entries", len(scored), MAX_SCORES)
+        foreign = _foreign(scored, limits.vocab_size)
+        if foreign is not None:
+            return _not_in_vocabulary("score_token_ids", foreign, limits)
+    if sampling.pooling is not None and sampling.pooling not in POOLINGS:
+        return _invalid("pooling", f"'pooling' must be one of {', '.join(POOLINGS)}, not {sampling.pooling}.")
+    if sampling.max_tokens and (scored or sampling.pooling is not None):
+        name = "score_token_ids" if scored else "pooling"
+        return _invalid("max_tokens", f"'max_tokens' must be 0 with '{name}', not {sampling.max_tokens}.")
+    if (
+        not sampling.max_tokens
+        and not scored
+        and sampling.pooling is None
+        and sampling.prompt_logprobs is None
+    ):
+        text = (
+            "'max_tokens' must be at least 1, unless the request asks for 'score_token_ids', 'prompt_logprobs' or "
+            "'pooling'."
+        )
+        return _invalid("max_tokens", text)
     return None
 
 

@@ -29,6 +29,8 @@ MAX_STOP_CHARS = 1000
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024  # each takes time in every step, which the requests beside it wait for
 MAX_GRAMMAR_CHARS = 256 * 1024  # far more than people write; each item carries its grammar through Redis
+MAX_SCORES = 1024
+MAX_PARTS = 512
 
 LaneName = Literal["rt", "be"]
 GrammarKind = Literal["json_schema", "regex", "lark"]
@@ -39,6 +41,8 @@ StopStrings = Annotated[
 ]
 StopTokenIds = Annotated[tuple[int, ...], Meta(max_length=MAX_STOP_TOKEN_IDS)]
 LogitBiases = Annotated[tuple[tuple[int, float], ...], Meta(max_length=MAX_LOGIT_BIASES)]
+ScoreTokenIds = Annotated[tuple[int, ...], Meta(max_length=MAX_SCORES)]
+Pooling = Literal["last", "mean"]
 
 
 class Grammar(Struct, frozen=True):
@@ -70,6 +74,9 @@ class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
     logit_bias: LogitBiases = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
+    score_token_ids: ScoreTokenIds = ()
+    prompt_logprobs: int | None = None
+    pooling: Pooling | None = None
 
     def for_choice(self, index: int) -> Sampling:
         """Return the parameters of one of several choices: a seed advances by one per choice, so choices differ."""
@@ -86,7 +93,8 @@ class Slo(Struct, frozen=True):
 
 
 class PositionLogprobs(Struct, frozen=True, array_like=True):
-    """Log-probability of the sampled token, and `top`: the most likely tokens as (token id, logprob), best first."""
+    """Log-probability of the token at one position, and `top`: the most likely tokens as (token id, logprob), best
+    first."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
@@ -142,7 +150,9 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     """The first frame of the engine: what it serves, and the limits by which it judges requests.
 
     `max_model_len` is the number of tokens that the prompt and the output of a request may have together. `vocab_size`
-    is the number of logits, which may be more than the tokens that the tokenizer knows.
+    is the number of logits, which may be more than the tokens that the tokenizer knows. `hidden_size` is the length of
+    an embedding; 0 if the model's hidden states cannot be read. `pooling` is how the model's sentence-transformers
+    configuration says that embeddings are made, if it says so.
     """
 
     version: int
@@ -150,6 +160,8 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     model: str
     max_model_len: int
     vocab_size: int
+    hidden_size: int = 0
+    pooling: Pooling | None = None
 
 
 class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):
@@ -161,7 +173,11 @@ class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):
 
 
 class Finished(Struct, frozen=True, tag="finished", omit_defaults=True):
-    """The end of a request. `message` is set if the reason is `error`."""
+    """The end of a request. `message` is set if the reason is `error`.
+
+    `scores` are the log-probabilities of `score_token_ids`, in their order. `prompt_logprobs` has one entry per token
+    of the prompt from the second on. `embedding` is the pooled hidden state, as little-endian float32.
+    """
 
     id: str
     reason: Literal["stop", "length", "abort", "error"]
@@ -169,6 +185,9 @@ class Finished(Struct, frozen=True, tag="finished", omit_defaults=True):
     output_tokens: int
     cached_tokens: int = 0
     message: str | None = None
+    scores: list[float] | None = None
+    prompt_logprobs: list[PositionLogprobs] | None = None
+    embedding: bytes | None = None
 
 
 class Rejected(Struct, frozen=True, tag="rejected", omit_defaults=True):
@@ -212,8 +231,19 @@ EngineMessage = Welcome | Tokens | Finished | Rejected | Stats | Pulse | Error
 # Items and their results: entries of Redis streams -----------------------------------------------------------
 
 
+class ItemPart(Struct, frozen=True, omit_defaults=True):
+    """One of several prompts of an item: `token_ids` follow those of the item."""
+
+    token_ids: list[int]
+    sampling: Sampling
+
+
 class ItemRequest(Struct, frozen=True, omit_defaults=True):
-    """An item, ready to compute. The result repeats `item_id` and `epoch`, which identify the attempt."""
+    """An item, ready to compute. The result repeats `item_id` and `epoch`, which identify the attempt.
+
+    If it has `parts`, each of them is a prompt of its own with its own parameters, and `sampling` is not used. Parts
+    share what they begin with, so that it is computed once. There are `n` choices per part, in the order of the parts.
+    """
 
     item_id: RowNumber
     epoch: Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
@@ -223,20 +253,30 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
     n: int = 1
     priority: int = 0
     deadline_unix_s: float | None = None
+    parts: Annotated[list[ItemPart], Meta(max_length=MAX_PARTS)] = []
 
 
 class Choice(Struct, frozen=True, omit_defaults=True):
-    """One of the n outputs of an item. If a stop token ended the output, it is the last of `token_ids`."""
+    """One of the outputs of an item. If a stop token ended the output, it is the last of `token_ids`.
+
+    `scores`, `prompt_logprobs` and `embedding` are those of `Finished`. `prompt_tail` holds the last tokens of the
+    choice's own prompt if the item has parts.
+    """
 
     token_ids: list[int]
     reason: Literal["stop", "length"]
     logprobs: list[PositionLogprobs] | None = None
+    scores: list[float] | None = None
+    prompt_logprobs: list[PositionLogprobs] | None = None
+    embedding: bytes | None = None
+    prompt_tail: list[int] = []
 
 
 class ItemResult(Struct, frozen=True, omit_defaults=True):
     """The outcome of one `ItemRequest`: its choices, or an error (then `error_code` is set).
 
-    `prompt_tail` holds the last tokens of the prompt, on which the text of the first output tokens may depend.
+    `prompt_tail` holds the last tokens of the prompt, on which the text of the first output tokens may depend. Token
+    counts of an item with parts are the sums over its parts.
     """
 
     item_id: RowNumber

@@ -58,6 +58,8 @@ def usual(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(literals)
         case inspect.ListType(item_type=inspect.IntType()):
             return st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20)
+        case inspect.ListType(item_type=item_type):
+            return st.lists(usual(item_type), max_size=3)
         case inspect.StructType(cls=cls, fields=fields):
             if cls is Sampling:
                 return samplings(VOCAB_SIZE).filter(is_sendable).map(msgspec.to_builtins)
@@ -144,7 +146,8 @@ def test_any_request_is_rejected_or_served_beside_others(
         odd = ended["odd"]
         if isinstance(odd, Finished):
             assert odd.reason in ("stop", "length")
-            assert token_ids["odd"]
+            assert len(token_ids["odd"]) == odd.output_tokens
+            assert odd.output_tokens or odd.scores or odd.prompt_logprobs is not None or odd.embedding
         else:
             assert odd.code in ("invalid_request", "context_length_exceeded")
         await client.close()
@@ -171,4 +174,4 @@ def test_any_item_is_rejected_or_has_values_that_the_core_can_compute_with(field
         scheduler.add(request)
     outputs = run_to_end(scheduler, runner)
     assert {end.reason.value for end in outputs.finished.values()} <= {"stop", "length"}
-    assert len(outputs.finished) == item.n
+    assert len(outputs.finished) == item.n * (len(item.parts) or 1)
