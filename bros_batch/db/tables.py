@@ -37,7 +37,7 @@ class Job:
     endpoint: Annotated[str, String(64)]
     model: str
     priority: int
-    input_file_id: Key
+    input_file_id: Key  # empty for the job of a background response, whose one item is not from a file
     output_file_id: Key | None
     error_file_id: Key | None
     defaults: dict[str, Any]
@@ -79,6 +79,11 @@ class Job:
     @property
     def counts(self) -> ItemCounts:
         return ItemCounts(self.total, self.succeeded, self.failed, self.cancelled, self.expired)
+
+    @property
+    def has_file(self) -> bool:
+        """Whether this is a job over a file, and not that of a background response."""
+        return bool(self.input_file_id)
 
     @property
     def ended(self) -> int:
@@ -149,6 +154,30 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response that can be read, and continued, by its id. `key_id` is empty if the service needs no API keys.
+
+    `input` is the JSON text of its own input items, and `body` that of the response object when it was stored. If
+    `job_id` is set, the response runs in the background as the one item of that job, which has its result.
+    `num_ancestors` and `ancestor_bytes` count the responses that it continues, and their texts.
+    """
+
+    id: Key
+    key_id: Key
+    previous_id: Key | None
+    job_id: Key | None
+    num_ancestors: int
+    ancestor_bytes: Annotated[int, BigInteger()]
+    input: str
+    body: str
+    created_at: float
+    expires_at: float | None
+    # When the webhook is called next, once the job has ended, and how often it was called without success.
+    notify_at: float | None
+    num_notified: Count
+
+
+@dataclass(frozen=True, slots=True)
 class MetaRow:
     """A value that the database keeps about itself, such as which Redis it was last used with."""
 
@@ -168,7 +197,14 @@ jobs = table_of(
     "jobs",
     Job,
     metadata,
-    Index("ix_jobs_created", "created_at", "id"),
+    # Without the jobs of background responses, which no list shows.
+    Index(
+        "ix_jobs_created",
+        "created_at",
+        "id",
+        postgresql_where=text("input_file_id <> ''"),
+        sqlite_where=text("input_file_id <> ''"),
+    ),
     Index("ix_jobs_status", "status"),
 )
 
@@ -197,5 +233,19 @@ engines = table_of("engines", EngineRow, metadata)
 api_keys = table_of("api_keys", ApiKey, metadata, UniqueConstraint("sha256"))
 idempotency_keys = table_of(
     "idempotency_keys", IdempotencyKey, metadata, Index("ix_idempotency_keys_created", "created_at")
+)
+responses = table_of(
+    "responses",
+    StoredResponse,
+    metadata,
+    UniqueConstraint("job_id", name="uq_responses_job"),
+    Index("ix_responses_key", "key_id", "created_at"),
+    Index("ix_responses_expires", "expires_at"),
+    Index(
+        "ix_responses_notify",
+        "notify_at",
+        postgresql_where=text("notify_at IS NOT NULL"),
+        sqlite_where=text("notify_at IS NOT NULL"),
+    ),
 )
 meta = table_of("meta", MetaRow, metadata)

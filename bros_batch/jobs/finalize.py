@@ -49,6 +49,8 @@ def finalize(worker: Worker, job_id: str, until_s: float) -> TaskRun:
         return TaskRun(Progress.NOT_OURS)
     finalizer = _Finalizer(worker, *leased)
     try:
+        if not leased[0].has_file:
+            return finalizer.finish_without_files(until_s)
         with finalizer.files() as (output, error):
             if finalizer.end_items(until_s) and finalizer.write(output, error, until_s):
                 finalizer.finish(output, error)
@@ -186,6 +188,16 @@ class _Finalizer:
                 error_file_id=_id_of(written["error"]),
                 **NO_LEASE,
             )
+
+    def finish_without_files(self, until_s: float) -> TaskRun:
+        """End the job of a background response: its item has the result."""
+        if not self.end_items(until_s):
+            self.pause()
+            return TaskRun(Progress.MORE)
+        with writing(self._database) as connection:
+            job = job_leases.hold_lease(connection, self._lease)
+            jobs.set_status(connection, job, _final_status(job), **NO_LEASE)
+        return TaskRun(Progress.DONE)
 
     def _resume(self, output: BufferedRandom, error: BufferedRandom) -> int:
         """Truncate the files to what the last run recorded, or to nothing if one of them is shorter than that.

@@ -1,4 +1,4 @@
-"""Periodic maintenance: lost items, expiry, abandoned jobs and the retention of files.
+"""Periodic maintenance: lost items, expiry, abandoned jobs and the retention of files and responses.
 
 The sweep only changes rows; it names the tasks that have to run because of that in its result.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from bros_batch.db import files, idempotency, job_endings, job_leases, lost_items
+from bros_batch.db import files, idempotency, job_endings, job_leases, lost_items, responses
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.generation import ensure_generation
@@ -41,6 +41,7 @@ def sweep(worker: Worker, now_s: float | None = None) -> TaskRun:
     finalize += [job_id for job_id in unattended if job_id not in finalize]
     files_removed = _remove_old_files(worker, now_s)
     _forget_old_keys(worker, now_s)
+    _remove_old_responses(worker, now_s)
     return TaskRun(ingest=ingest, finalize=finalize, returned=returned, lost=lost, files=files_removed)
 
 
@@ -96,6 +97,14 @@ def _forget_old_keys(worker: Worker, now_s: float) -> None:
             return
     with writing(worker.database) as connection:
         idempotency.delete_old_keys(connection, now_s)
+
+
+def _remove_old_responses(worker: Worker, now_s: float) -> None:
+    with reading(worker.database) as connection:
+        removable = responses.removable_responses(connection, now_s)
+    if removable:
+        with writing(worker.database) as connection:
+            responses.delete_responses(connection, removable)
 
 
 def _remove_old_files(worker: Worker, now_s: float) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
-EndpointPath = Literal["/v1/chat/completions", "/v1/completions"]
+EndpointPath = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
+RESPONSES: Final = "/v1/responses"
 ENDPOINTS: tuple[EndpointPath, ...] = get_args(EndpointPath)
