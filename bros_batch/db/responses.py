@@ -101,7 +101,7 @@ def _found(connection: Connection, ids: Sequence[str]) -> list[FoundResponse]:
 
 
 def delete_responses(connection: Connection, ids: Sequence[str]) -> int:
-    """Delete responses, and the texts of those in the background, whose jobs have ended. Returns how many there were."""
+    """Delete responses, and the texts of those in the background, whose jobs have ended. Returns how many they were."""
     if not ids:
         return 0
     query = select(responses.c.job_id).where(responses.c.id.in_(ids), responses.c.job_id.is_not(None))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bros_batch.openai_api.responses.response_request import ResponseBody, TextFormat
+from bros_batch.openai_api.responses.response_request import ResponseRequest, TextFormat
+from engine.wire.protocol import Sampling
 
 Json = dict[str, Any]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -14,62 +14,47 @@ Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """What is known of a response before it has an answer. `created_at` is in Unix seconds.
+    """What identifies a response. `created_at` is in Unix seconds.
 
-    `lane` is "be" for a response that waits for its turn as bulk.
+    `waits` is true for a response that runs as bulk.
     """
 
     id: str
-    body: ResponseBody
     model: str
     created_at: float
-    lane: Literal["rt", "be"]
+    waits: bool
     is_stored: bool
-    temperature: float | None
-    top_p: float | None
-
-    @property
-    def suffix(self) -> str:
-        """What the ids of the response's items end with."""
-        return self.id.removeprefix("resp_")
 
 
-def response_object(
-    head: ResponseHead,
-    status: Status,
-    output: Sequence[Json] = (),
-    *,
-    usage: Json | None = None,
-    error: Json | None = None,
-    incomplete_reason: str | None = None,
-    completed_at: float | None = None,
-) -> Json:
-    """Return the object with all fields that OpenAI's has; those without a value are null."""
-    body = head.body
-    extra = body.model_extra or {}
+def response_object(head: ResponseHead, request: ResponseRequest, sampling: Sampling | None = None) -> Json:
+    """Return a response without output, with all fields that OpenAI's object has; those without a value are null.
+
+    `sampling` has the values of parameters that the request does not set.
+    """
+    body = request.body
     text, reasoning = body.text, body.reasoning
     return {
         "id": head.id,
         "object": "response",
         "created_at": int(head.created_at),
-        "status": status,
+        "status": "in_progress",
         "background": bool(body.background),
-        "completed_at": None if completed_at is None else int(completed_at),
-        "error": error,
-        "incomplete_details": None if incomplete_reason is None else {"reason": incomplete_reason},
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": body.max_tool_calls,
         "model": head.model,
-        "output": list(output),
-        "parallel_tool_calls": extra.get("parallel_tool_calls") is not False,
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
-        "prompt_cache_key": extra.get("prompt_cache_key"),
+        "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
-        "safety_identifier": extra.get("safety_identifier"),
-        "service_tier": _service_tier(head.lane, extra.get("service_tier")),
+        "safety_identifier": request.safety_identifier,
+        "service_tier": _service_tier(head.waits, request.service_tier),
         "store": head.is_stored,
-        "temperature": head.temperature,
+        "temperature": sampling.temperature if sampling else request.temperature,
         "text": {
             "format": _shown_format(text.format if text else None),
             "verbosity": text.verbosity if text else None,
@@ -77,16 +62,16 @@ def response_object(
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": body.shown_tools,
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": head.top_p,
+        "top_p": sampling.top_p if sampling else request.top_p,
         "truncation": body.truncation or "disabled",
-        "usage": usage,
-        "user": extra.get("user"),
+        "usage": None,
+        "user": request.user,
         "metadata": body.metadata or {},
     }
 
 
-def _service_tier(lane: str, asked: Any) -> str:
-    if lane == "be":
+def _service_tier(waits: bool, asked: str | None) -> str:
+    if waits:
         return "flex"
     return "priority" if asked == "priority" else "default"
 

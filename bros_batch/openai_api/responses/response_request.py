@@ -6,11 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from pydantic import ConfigDict, Field, PrivateAttr, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
 from bros_batch.openai_api.completion_request import ChatCompletionRequest
 from bros_batch.openai_api.endpoints import RESPONSES, Endpoint
-from bros_batch.openai_api.request_fields import NOTHING, Ignored, OutputLimit, Unsupported, is_one_of
+from bros_batch.openai_api.request_fields import (
+    NOTHING,
+    Ignored,
+    OutputLimit,
+    Unsupported,
+    is_one_of,
+    problem,
+)
 from bros_batch.openai_api.responses.input_items import chat_messages
 from bros_batch.openai_api.responses.response_tools import chat_tool_choice, chat_tools, function_tools
 from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
@@ -38,6 +45,16 @@ NOT_HERE = frozenset({"n", "modalities", "audio", "echo", "best_of"})
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+def _input(value: Any) -> Any:
+    if isinstance(value, str) or value is None:
+        return value
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise problem("must be a string or a list of objects")
+    if len(value) > MAX_ITEMS:
+        raise problem(f"must have at most {MAX_ITEMS:,} items, not {len(value):,}")
+    return value
 
 
 class TextFormat(LenientPart):
@@ -76,7 +93,7 @@ class ResponseBody(RequestPart):
     model_config = ConfigDict(extra="allow")
 
     model: str = Field(min_length=1)
-    input: str | list[dict[str, Any]] | None = None
+    input: Annotated[Any, AfterValidator(_input)] = None
     instructions: str | None = None
     max_output_tokens: OutputLimit = Field(None, ge=1)
     text: TextOptions | None = None
@@ -109,6 +126,11 @@ class ResponseBody(RequestPart):
         return self.store is not False
 
     @property
+    def runs_first(self) -> bool:
+        """Whether a response in the background runs ahead of bulk."""
+        return (self.model_extra or {}).get("service_tier") == "priority"
+
+    @property
     def shown_tools(self) -> list[Json]:
         """The tools as the response object repeats them."""
         return function_tools(self.tools or ())
@@ -137,9 +159,21 @@ class ResponseRequest(ChatCompletionRequest):
         for name in ("max_tool_calls", "prompt_cache_options", "access_programs", "image"):
             if getattr(self.body, name) is not None:
                 yield name
-        for part, options in (("text", self.body.text), ("reasoning", self.body.reasoning)):
-            for name in () if options is None else options.ignored_names():
-                yield f"{part}.{name}"
+        for prefix, options in self._options():
+            for name in options.ignored_names():
+                yield prefix + name
+
+    def unknown_names(self) -> Iterator[str]:
+        yield from super().unknown_names()
+        for prefix, options in self._options():
+            for name in options.unknown_names():
+                yield prefix + name
+
+    def _options(self) -> Iterator[tuple[str, LenientPart]]:
+        for name in ("text", "reasoning"):
+            options = getattr(self.body, name)
+            if options is not None:
+                yield f"{name}.", options
 
 
 def parse_response_body(raw: bytes | str) -> ResponseBody:
@@ -153,8 +187,6 @@ def parse_response_body(raw: bytes | str) -> ResponseBody:
             raise RequestError(f"Unknown parameter: '{name}'.", name)
     if body.input is None:
         raise RequestError("Missing required parameter: 'input'.", "input")
-    if isinstance(body.input, list) and len(body.input) > MAX_ITEMS:
-        raise RequestError(f"'input' has more than {MAX_ITEMS:,} items.", "input")
     if body.background and body.store is False:
         raise RequestError("'background' needs a stored response: leave out 'store: false'.", "background")
     return body

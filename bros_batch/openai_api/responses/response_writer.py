@@ -9,12 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bros_batch.openai_api.responses.response_object import (
-    ResponseHead,
-    Status,
-    response_object,
-    response_usage,
-)
+from bros_batch.openai_api.responses.response_object import Status, response_usage
 
 Json = dict[str, Any]
 Kind = Literal["reasoning", "message", "function_call"]
@@ -37,10 +32,14 @@ class _OpenItem:
 
 
 class ResponseWriter:
-    """Turns the deltas of one chat answer into events. Each event is a JSON object with its `sequence_number`."""
+    """Turns the deltas of one chat answer into events. Each event is a JSON object with its `sequence_number`.
 
-    def __init__(self, head: ResponseHead) -> None:
-        self._head = head
+    `begun` is the response without output.
+    """
+
+    def __init__(self, begun: Json) -> None:
+        self._begun = begun
+        self._suffix = str(begun["id"]).removeprefix("resp_")
         self._output: list[Json] = []
         self._item: _OpenItem | None = None
         self._num_events = 0
@@ -69,28 +68,27 @@ class ResponseWriter:
         is_complete = finish_reason != "length"
         yield from self._close("completed" if is_complete else "incomplete")
         status: Status = "completed" if is_complete else "incomplete"
-        self.response = response_object(
-            self._head,
-            status,
-            self._output,
-            usage=usage,
-            incomplete_reason=None if is_complete else "max_output_tokens",
-            completed_at=completed_at if is_complete else None,
-        )
+        self.response = {
+            **self._begun,
+            "status": status,
+            "output": self._output,
+            "usage": usage,
+            "completed_at": int(completed_at) if is_complete else None,
+            "incomplete_details": None if is_complete else {"reason": "max_output_tokens"},
+        }
         yield self._event(f"response.{status}", response=self.response)
 
     def fail(self, code: str, message: str) -> Iterator[Json]:
         """Yield the events that end the response with an error."""
         yield from self._close("incomplete")
         error = {"code": code, "message": message}
-        self.response = response_object(self._head, "failed", self._output, error=error)
+        self.response = {**self._begun, "status": "failed", "output": self._output, "error": error}
         yield self._event("response.failed", response=self.response)
 
-    def end_as(self, response: Json) -> Iterator[Json]:
-        """Yield the last event of a response that ended as `response` says."""
-        yield from self._close("completed")
-        self.response = response
-        yield self._event(f"response.{response['status']}", response=response)
+    def end_as(self, ended: Json) -> Iterator[Json]:
+        """Yield the events that end the response as one that has ended before."""
+        yield from self._close("completed" if ended["status"] == "completed" else "incomplete")
+        yield self._event(f"response.{ended['status']}", response=ended)
 
     # Items ----------------------------------------------------------------------------------------------------
 
@@ -165,7 +163,7 @@ class ResponseWriter:
         yield self._event("response.output_item.done", output_index=item.index, item=done)
 
     def _new_id(self, kind: Kind) -> str:
-        return f"{PREFIXES[kind]}_{self._head.suffix}_{len(self._output)}"
+        return f"{PREFIXES[kind]}_{self._suffix}_{len(self._output)}"
 
     # Events ---------------------------------------------------------------------------------------------------
 
@@ -174,7 +172,7 @@ class ResponseWriter:
         return self._event(kind, item_id=item.id, output_index=item.index, content_index=0, part=part)
 
     def _lifecycle(self, kind: str, status: Status) -> Json:
-        return self._event(kind, response=response_object(self._head, status))
+        return self._event(kind, response={**self._begun, "status": status})
 
     def _event(self, kind: str, **fields: Any) -> Json:
         number = self._num_events
@@ -213,9 +211,9 @@ def _item_object(item: _OpenItem, text: str, status: str) -> Json:
             }
 
 
-def written_response(head: ResponseHead, chat: Json, completed_at: float) -> Json:
-    """Return the object of a response whose chat answer is the `chat.completion` object `chat`."""
-    writer = ResponseWriter(head)
+def written_response(begun: Json, chat: Json, completed_at: float) -> Json:
+    """Return the complete object of a response whose chat answer is the `chat.completion` object `chat`."""
+    writer = ResponseWriter(begun)
     choice = chat["choices"][0]
     for _ in writer.push(choice["message"], logprobs_of(choice)):
         pass
@@ -223,6 +221,27 @@ def written_response(head: ResponseHead, chat: Json, completed_at: float) -> Jso
         pass
     assert writer.response is not None
     return writer.response
+
+
+def replayed_events(ended: Json) -> list[Json]:
+    """Return the events of a stream for a response that has ended, as they would have come in large pieces."""
+    writer = ResponseWriter({**ended, "output": [], "usage": None, "error": None, "incomplete_details": None})
+    events = [*writer.begin(queued=ended["background"])]
+    for number, item in enumerate(ended["output"]):
+        events += writer.push(*_delta_of(item, number))
+    return [*events, *writer.end_as(ended)]
+
+
+def _delta_of(item: Json, number: int) -> tuple[Json, list[Json]]:
+    match item["type"]:
+        case "message":
+            part = item["content"][0]
+            return {"content": part["text"]}, part.get("logprobs") or []
+        case "reasoning":
+            return {"reasoning_content": item["content"][0]["text"]}, []
+        case _:
+            function = {"name": item["name"], "arguments": item["arguments"]}
+            return {"tool_calls": [{"index": number, "id": item["call_id"], "function": function}]}, []
 
 
 def logprobs_of(choice: Json) -> list[Json]:
