@@ -6,12 +6,13 @@ from typing import Any
 
 from bros_batch.openai_api.endpoint import Endpoint
 from bros_batch.openai_api.endpoints import ENDPOINTS, EndpointPath
+from bros_batch.openai_api.responses.responses_endpoint import Responses
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.text_endpoints import ChatCompletions, Completions
 from bros_batch.request_error import RequestError
 
 REGISTRY: dict[EndpointPath, Endpoint[Any]] = {
-    endpoint.path: endpoint for endpoint in (ChatCompletions(), Completions())
+    endpoint.path: endpoint for endpoint in (ChatCompletions(), Completions(), Responses())
 }
 assert tuple(REGISTRY) == ENDPOINTS
 

@@ -9,7 +9,7 @@ import msgspec
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
 from bros_batch.openai_api.completion_request import ChatCompletionRequest
-from bros_batch.openai_api.endpoints import RESPONSES, Endpoint
+from bros_batch.openai_api.endpoints import RESPONSES, EndpointPath
 from bros_batch.openai_api.request_fields import (
     NOTHING,
     Ignored,
@@ -143,7 +143,7 @@ class ResponseBody(RequestPart):
 class ResponseRequest(ChatCompletionRequest):
     """The chat request that a response's body stands for. Errors name the fields of the body."""
 
-    endpoint: ClassVar[Endpoint] = RESPONSES
+    endpoint: ClassVar[EndpointPath] = RESPONSES
     prompt_param: ClassVar[str] = "input"
 
     _body: ResponseBody = PrivateAttr()
@@ -152,6 +152,10 @@ class ResponseRequest(ChatCompletionRequest):
     def body(self) -> ResponseBody:
         """The body as it was sent."""
         return self._body
+
+    @property
+    def is_streamed(self) -> bool:
+        return bool(self.body.stream)
 
     def ignored_names(self) -> Iterator[str]:
         for name in super().ignored_names():

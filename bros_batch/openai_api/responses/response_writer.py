@@ -223,6 +223,12 @@ def written_response(begun: Json, chat: Json, completed_at: float) -> Json:
     return writer.response
 
 
+def begun_events(response: Json) -> list[Json]:
+    """Return the events so far of a response in the background that has not ended."""
+    events = [*ResponseWriter(response).begin(queued=True)]
+    return events if response["status"] == "in_progress" else events[:-1]
+
+
 def replayed_events(ended: Json) -> list[Json]:
     """Return the events of a stream for a response that has ended, as they would have come in large pieces."""
     writer = ResponseWriter({**ended, "output": [], "usage": None, "error": None, "incomplete_details": None})

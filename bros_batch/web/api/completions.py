@@ -22,7 +22,7 @@ from bros_batch.openai_api.completion_response import (
     text_chunk_choice,
     usage_object,
 )
-from bros_batch.openai_api.endpoints import ENDPOINTS
+from bros_batch.openai_api.endpoints import ENDPOINTS, RESPONSES
 from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
@@ -78,11 +78,13 @@ class CompletionStream:
                     choices = [text_chunk_choice(update.index, update.piece, update.finish_reason)]
                 yield b"".join([event({**head, "choices": [choice], **rest}) for choice in choices])
         if with_usage:
-            yield event({**head, "choices": [], "usage": self._usage()})
-
-    def _usage(self) -> dict[str, Any]:
-        usage = self.generation.usage
-        return usage_object(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+            yield event({**head, "choices": [], "usage": chat_usage(self.generation)})
 
 
-routes = [Route(path, complete, methods=["POST"]) for path in ENDPOINTS]
+def chat_usage(generation: Generation) -> dict[str, Any]:
+    """Return OpenAI's `usage` object for a generation that is complete."""
+    usage = generation.usage
+    return usage_object(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+
+
+routes = [Route(path, complete, methods=["POST"]) for path in ENDPOINTS if path != RESPONSES]

@@ -38,11 +38,12 @@ class EventStream:
     A request that is rejected at once gets its own status. After HEADERS_AFTER_S without an event, the headers are
     sent, so that the client knows that its request is being served; a later error is an event. While nothing else is
     sent, a comment is, every `stream_comment_s` seconds: clients skip it, and no proxy takes the connection for dead.
-    `events` is closed when the client disconnects.
+    `events` is closed when the client disconnects. `end` is sent after the last of them.
     """
 
-    def __init__(self, request: Request, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, request: Request, events: AsyncIterator[bytes], end: bytes = DONE) -> None:
         self._request = request
+        self._end = end
         self._events = events
         self._comment_s = app_state(request).settings.stream_comment_s
         self._sending = asyncio.Lock()
@@ -59,7 +60,7 @@ class EventStream:
             try:
                 async for data in events:
                     await self._send(send, data)
-                last = DONE
+                last = self._end
             except (asyncio.CancelledError, ClientGone):
                 raise
             except (ApiError, RequestError) as error:

@@ -1,0 +1,84 @@
+"""`POST /v1/responses` as an endpoint: a chat whose body and answer are written differently."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from bros_batch.openai_api import completion_response
+from bros_batch.openai_api.completion_request import ChatCompletionRequest, Message
+from bros_batch.openai_api.completion_response import Json
+from bros_batch.openai_api.endpoint import Outcome, ServedModel
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, RESPONSES, EndpointPath
+from bros_batch.openai_api.responses.input_items import normalized_items
+from bros_batch.openai_api.responses.response_object import ResponseHead, response_object
+from bros_batch.openai_api.responses.response_request import (
+    ResponseRequest,
+    parse_response_body,
+    response_request,
+)
+from bros_batch.openai_api.responses.response_writer import written_response
+from bros_batch.openai_api.sampling import lane_of, sampling_of
+from bros_batch.openai_api.text_endpoints import ChatCompletions
+from bros_batch.request_error import RequestError
+
+RESPONSE_ID = re.compile(r"resp_[0-9a-f]{48}")
+
+
+class Responses(ChatCompletions):
+    """`POST /v1/responses`. What it parses are requests that need nothing but themselves."""
+
+    path: ClassVar[EndpointPath] = RESPONSES
+    document_fields: ClassVar = {"input": "-"}
+
+    def parse(self, raw: bytes | str) -> ResponseRequest:
+        body = parse_response_body(raw)
+        if body.previous_response_id is not None:
+            message = "'previous_response_id' is not for batches: send the conversation as 'input'."
+            raise RequestError(message, "previous_response_id")
+        if body.background:
+            raise RequestError("'background' is not for batches: all of their lines run in it.", "background")
+        return response_request(body, normalized_items(body.input, "line"))
+
+    def with_document(
+        self, request: ChatCompletionRequest, prompt: str, system: str | None
+    ) -> ChatCompletionRequest:
+        assert isinstance(request, ResponseRequest)
+        instructions = "\n\n".join(filter(None, (request.body.instructions, system)))
+        messages = [Message.model_construct(role="system", content=instructions)] if instructions else []
+        messages.append(Message.model_construct(role="user", content=prompt))
+        return request.model_copy(update={"messages": messages})
+
+    def response(
+        self,
+        head: completion_response.ResponseHead,
+        request: ChatCompletionRequest,
+        model: ServedModel,
+        outcome: Outcome,
+    ) -> Json:
+        assert isinstance(request, ResponseRequest)
+        chat_head = completion_response.ResponseHead(
+            CHAT_COMPLETIONS, head.request_id, head.model, head.created
+        )
+        chat = super().response(chat_head, request, model, outcome)
+        begun = begun_response(head, request, model)
+        return written_response(begun, chat, head.created)
+
+
+def begun_response(
+    head: completion_response.ResponseHead, request: ResponseRequest, model: ServedModel
+) -> Json:
+    """Return a response that has no output yet."""
+    waits = lane_of(request) == "be"
+    own = ResponseHead(_response_id(head, request), head.model, head.created, waits, is_stored=False)
+    return response_object(own, request, sampling_of(request, model.defaults))
+
+
+def _response_id(head: completion_response.ResponseHead, request: ResponseRequest) -> str:
+    """Return the id of a new response, or that which the item of a response in the background has."""
+    if RESPONSE_ID.fullmatch(head.request_id):
+        return head.request_id
+    given = request.request_id
+    if isinstance(given, str) and RESPONSE_ID.fullmatch(given):
+        return given
+    return "resp_" + head.request_id.removeprefix("req_")

@@ -1,0 +1,297 @@
+"""`/v1/responses`: create, get, stream, cancel and delete responses, and list their input."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import Connection
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from bros_batch.db import response_jobs, responses
+from bros_batch.db.files import expiry_of
+from bros_batch.db.responses import FoundResponse
+from bros_batch.db.tables import StoredResponse
+from bros_batch.openai_api import completion_response
+from bros_batch.openai_api.endpoints import RESPONSES
+from bros_batch.openai_api.registry import endpoint_at
+from bros_batch.openai_api.responses.background_response import item_body
+from bros_batch.openai_api.responses.input_items import normalized_items
+from bros_batch.openai_api.responses.response_object import ResponseHead, response_object
+from bros_batch.openai_api.responses.response_request import (
+    ResponseBody,
+    ResponseRequest,
+    parse_response_body,
+    response_request,
+)
+from bros_batch.openai_api.validation import check_strict
+from bros_batch.request_error import RequestError
+from bros_batch.web.api.event_stream import EventStream
+from bros_batch.web.api.pagination import list_page
+from bros_batch.web.api.response_stream import GeneratedResponse, stored_events
+from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.audit import log_change
+from bros_batch.web.change_job import change_job
+from bros_batch.web.client_disconnect import while_connected
+from bros_batch.web.errors import ApiError, JSONResponse, not_found
+from bros_batch.web.generation import plan_generation
+from bros_batch.web.ignored_fields import note_ignored
+from bros_batch.web.response_state import (
+    Conversation,
+    check_continuable,
+    conversation_of,
+    current_object,
+    is_ended,
+)
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(prefix=RESPONSES)
+
+Json = dict[str, Any]
+
+NUMBER = re.compile(r"-1|\d{1,9}")
+# Ahead of all jobs that users submit.
+FIRST_PRIORITY = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """A body with its input items. `request` is None if it continues another response, which has to be read first."""
+
+    body: ResponseBody
+    items: Sequence[Json]
+    request: ResponseRequest | None
+
+
+def _parse(response_id: str, raw: bytes) -> _Parsed:
+    body = parse_response_body(raw)
+    items = normalized_items(body.input, response_id.removeprefix("resp_"))
+    request = None if body.previous_response_id is not None else response_request(body, items)
+    return _Parsed(body, items, request)
+
+
+async def create_response(http: Request) -> Response | ASGIApp:
+    """Generate a response, or start one in the background."""
+    state = app_state(http)
+    new_id = responses.new_response_id()
+    parsed = await state.parsed(http, partial(_parse, new_id))
+    body = parsed.body
+    conversation = Conversation()
+    request = parsed.request
+    if request is None:
+        conversation = await _conversation(state, body.previous_response_id or "")
+        items = [*conversation.items, *parsed.items]
+        request = await asyncio.to_thread(response_request, body, items)
+    if state.settings.strict:
+        check_strict(request)
+    note_ignored(http, request.ignored_names())
+    new = _NewResponse(http, new_id, request, parsed.items, conversation, time.time())
+    if body.background:
+        return await new.start()
+    return await new.generate()
+
+
+async def _conversation(state: AppState, previous_id: str) -> Conversation:
+    def query(connection: Connection) -> list[FoundResponse]:
+        check_continuable(responses.find_response(connection, previous_id))
+        return responses.conversation(connection, previous_id)
+
+    found = await state.read(query)
+    return await asyncio.to_thread(conversation_of, previous_id, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewResponse:
+    """A response that is being created."""
+
+    http: Request
+    id: str
+    request: ResponseRequest
+    items: Sequence[Json]
+    conversation: Conversation
+    created_at: float
+
+    async def generate(self) -> Response | ASGIApp:
+        """Answer with the whole response, or stream it."""
+        http, request, state = self.http, self.request, app_state(self.http)
+        endpoint = endpoint_at(RESPONSES)
+        generation = await plan_generation(state, endpoint, request)
+        note_ignored(http, endpoint.unused_parameters(request, generation.model.tokenizer))
+        head = completion_response.ResponseHead(
+            RESPONSES, self.id, state.settings.model_name, int(self.created_at)
+        )
+        generated = GeneratedResponse(generation, head, request.body.is_stored, self._store)
+        if request.body.stream:
+            return EventStream(http, generated.events(), end=b"")
+        return JSONResponse(await while_connected(http, generated.body()))
+
+    async def start(self) -> Response | ASGIApp:
+        """Create the job of a response in the background, and answer with the response, or stream it."""
+        state, body = app_state(self.http), self.request.body
+        model = state.settings.model_names.resolve(body.model)
+        head = ResponseHead(self.id, model, self.created_at, not body.runs_first, True)
+        begun = {**response_object(head, self.request), "status": "queued"}
+        item = await asyncio.to_thread(item_body, body, [*self.conversation.items, *self.items], self.id)
+        priority = FIRST_PRIORITY if body.runs_first else 0
+
+        def query(connection: Connection) -> None:
+            if response_jobs.num_unfinished(connection, self._key_id) >= response_jobs.MAX_UNFINISHED:
+                raise _too_many()
+            job_id = response_jobs.create_response_job(
+                connection,
+                endpoint=RESPONSES,
+                model=model,
+                body=item,
+                priority=priority,
+                now_s=self.created_at,
+            )
+            responses.create_response(connection, self._row(begun, job_id), self.conversation.ancestor_ids)
+
+        await state.write(query)
+        log_change(self.http.scope, "response.created", response=self.id)
+        state.dispatcher.send("prepare", model)
+        if body.stream:
+            return EventStream(self.http, stored_events(self.http, self.id, -1), end=b"")
+        return JSONResponse(begun)
+
+    async def _store(self, response: Json) -> bool:
+        """Store a complete response unless its request says otherwise. An answer is worth more than its copy: if the
+        database is unavailable, the client gets it all the same, and reads in it that it was not stored."""
+        if not self.request.body.is_stored:
+            return False
+        row = self._row(response, None)
+        try:
+            await app_state(self.http).write(
+                lambda connection: responses.create_response(connection, row, self.conversation.ancestor_ids)
+            )
+        except ApiError as error:
+            logger.error("the response %s could not be stored: %s", self.id, error.message)
+            return False
+        return True
+
+    def _row(self, response: Json, job_id: str | None) -> StoredResponse:
+        settings = app_state(self.http).settings
+        return StoredResponse(
+            id=self.id,
+            key_id=self._key_id,
+            previous_id=self.request.body.previous_response_id,
+            job_id=job_id,
+            num_ancestors=len(self.conversation.ancestor_ids),
+            ancestor_bytes=self.conversation.num_bytes,
+            input=msgspec.json.encode(self.items).decode(),
+            body=msgspec.json.encode(response).decode(),
+            created_at=self.created_at,
+            expires_at=expiry_of(self.created_at, settings.file_retention_s),
+            notify_at=None,
+            num_notified=0,
+        )
+
+    @property
+    def _key_id(self) -> str:
+        key = self.http.scope["state"].get("key")
+        return "" if key is None else str(key.id)
+
+
+def _too_many() -> ApiError:
+    message = (
+        f"This API key has {response_jobs.MAX_UNFINISHED:,} responses in the background that have not ended, which is "
+        "the most. Wait for some of them, or send the requests as a file: POST /v1/batches."
+    )
+    return ApiError(429, message, param="background", code="too_many_responses", retry_after_s=10.0)
+
+
+async def get_response(http: Request) -> Response | ASGIApp:
+    """Return a response as it is now, or stream its events."""
+    response_id = http.path_params["response_id"]
+    found = await _find(http, response_id)
+    if http.query_params.get("stream", "false").lower() not in ("true", "1") or http.method == "HEAD":
+        return JSONResponse(current_object(found))
+    after = http.query_params.get("starting_after", "-1")
+    if not NUMBER.fullmatch(after):
+        raise RequestError("'starting_after' must be the number of an event.", "starting_after")
+    return EventStream(http, stored_events(http, response_id, int(after)), end=b"")
+
+
+@router.get("/{response_id}/input_items")
+async def list_input_items(
+    request: Request,
+    response_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """List the items that a response was generated from: its conversation, and its own input."""
+    found = await _find(request, response_id)
+    state, previous_id = app_state(request), found.row.previous_id
+    items: list[Json] = []
+    if previous_id is not None:
+        items += (await _conversation(state, previous_id)).items
+    items += msgspec.json.decode(found.row.input)
+    by_id = {item["id"]: item for item in reversed(items)}  # an item may have been sent again
+    listed = list(by_id.values())
+    if order == "asc":
+        listed.reverse()
+    if after is not None:
+        if after not in by_id:
+            raise not_found("input item", after, "after")
+        listed = listed[[item["id"] for item in listed].index(after) + 1 :]
+    return JSONResponse(list_page(listed[: limit + 1], limit))
+
+
+@router.post("/{response_id}/cancel")
+async def cancel_response(request: Request, response_id: str) -> Response:
+    """Cancel a response in the background. One that has ended stays as it is."""
+    found = await _find(request, response_id)
+    if found.row.job_id is None:
+        message = (
+            f"The response '{response_id}' does not run in the background; close its connection to cancel it."
+        )
+        raise ApiError(400, message, param="response_id", code="not_in_background")
+    if not is_ended(current_object(found)):
+        await _cancel_job(request, found.row.job_id)
+        log_change(request.scope, "response.cancel", response=response_id)
+        found = await _find(request, response_id)
+    return JSONResponse(current_object(found))
+
+
+@router.delete("/{response_id}")
+async def delete_response(request: Request, response_id: str) -> Response:
+    """Delete a response with its texts; one that runs is cancelled. Those that continue it cannot be continued then."""
+    found = await _find(request, response_id)
+    if found.row.job_id is not None and not is_ended(current_object(found)):
+        await _cancel_job(request, found.row.job_id)
+    await app_state(request).write(lambda connection: responses.delete_responses(connection, [response_id]))
+    log_change(request.scope, "response.deleted", response=response_id)
+    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+async def _cancel_job(request: Request, job_id: str) -> None:
+    try:
+        await change_job(request, job_id, "cancel")
+    except ApiError as error:
+        if error.code != "illegal_transition":  # it has ended in the meantime
+            raise
+
+
+async def _find(request: Request, response_id: str) -> FoundResponse:
+    found = await app_state(request).read(lambda connection: responses.find_response(connection, response_id))
+    if found is None:
+        raise not_found("response", response_id, "response_id")
+    return found
+
+
+routes = [
+    Route(RESPONSES, create_response, methods=["POST"]),
+    Route(f"{RESPONSES}/{{response_id}}", get_response, methods=["GET"]),
+]
