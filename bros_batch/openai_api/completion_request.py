@@ -6,11 +6,13 @@ Both lanes use these models: a chat over HTTP and a line of an OpenAI batch file
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
+from bros_batch.openai_api.grammars import requested_grammar
 from bros_batch.openai_api.request_fields import (
     MAX_TOKEN_ID,
     NOTHING,
@@ -34,6 +36,7 @@ from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 from engine.wire.limits import MAX_CHOICES
+from engine.wire.protocol import Grammar
 
 
 class StreamOptions(LenientPart):
@@ -107,12 +110,14 @@ class BaseRequest(ServedRequest):
     prompt_cache_retention: Ignored = None
     request_id: Ignored = None
 
-    response_format: Annotated[Any, only({"type": "text"}, *NOTHING)] = None
-    guided_json: Unsupported = None
-    guided_regex: Unsupported = None
-    guided_choice: Unsupported = None
-    guided_grammar: Unsupported = None
-    structured_outputs: Unsupported = None
+    # The shape of the answer; `openai_api.grammars` checks these.
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+
     best_of: UnsupportedUnless1 = None
     use_beam_search: Unsupported = None
     early_stopping: Unsupported = None
@@ -128,6 +133,11 @@ class BaseRequest(ServedRequest):
     truncate_prompt_tokens: Unsupported = None
     return_token_ids: Unsupported = None
     return_tokens_as_token_ids: Unsupported = None
+
+    @cached_property
+    def shape(self) -> tuple[Grammar, str] | None:
+        """The grammar of the answer and the field that asks for it. Raises RequestError."""
+        return requested_grammar(self)
 
     @property
     def num_choices(self) -> int:
@@ -255,4 +265,5 @@ def _checked(request: RequestT) -> RequestT:
         raise RequestError("'stream_options' is only allowed with 'stream' set to true.", "stream_options")
     if (request.min_tokens or 0) > (request.requested_max_tokens or MAX_TOKEN_ID):
         raise RequestError("'min_tokens' is greater than the maximum number of tokens.", "min_tokens")
+    _ = request.shape  # raises an error if there is something wrong with it
     return request

@@ -32,6 +32,7 @@ def sampling_of(request: Request, defaults: SamplingDefaults, room: int = MAX_TO
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=tuple(request.logit_bias.items()),
         logprobs=request.num_logprobs,
+        grammar=request.shape[0] if request.shape else None,
     )
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import msgspec
 
+from engine.wire.schema_disjointness import are_disjoint
 from engine.wire.schema_references import References, Steps, pointer
 
-MAX_SUBSCHEMAS = 10_000
+MAX_SUBSCHEMAS = 3_000
 MAX_DEPTH = 50  # of subschemas within subschemas; references start anew
 MAX_COMPILED_TO_LOCATE = 200
 MAX_PATTERN_CHARS = 5_000
@@ -216,7 +217,27 @@ class _Walk:
             _put(plain, steps, part)
         plain = _in_order_of(schema, plain)
         _arrange_items(plain)
-        return plain
+        return self._without_one_of(schema, plain, at)
+
+    def _without_one_of(self, schema: dict[str, Any], plain: dict[str, Any], at: Steps) -> dict[str, Any]:
+        """Write `oneOf` as `anyOf` if its schemas exclude each other. The compiler would find that of few only.
+
+        They also do so if each names a value for the property that OpenAPI's `discriminator` names, and the answer has
+        that property.
+        """
+        if "oneOf" not in plain or "anyOf" in plain:
+            return plain
+        parts = plain["oneOf"]
+        places = [(*at, "oneOf", str(index)) for index in range(len(parts))]
+        if not are_disjoint(self._references, places):
+            discriminator = schema.get("discriminator")
+            tag = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
+            if not isinstance(tag, str) or not are_disjoint(self._references, places, tag):
+                return plain
+            parts = [{**part, "required": list({*part.get("required", ()), tag})} for part in parts]
+        return {"anyOf" if name == "oneOf" else name: value for name, value in plain.items()} | {
+            "anyOf": parts
+        }
 
 
 def _own_keywords(schema: dict[str, Any], at: Steps) -> dict[str, Any]:

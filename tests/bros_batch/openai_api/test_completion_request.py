@@ -27,7 +27,7 @@ from tests.bros_batch.openai_api.factories import CHAT, chat, completion
         ({"stop": list(map(str, range(65)))}, "stop", "at most 64"),
         ({"stop": [1]}, "stop", "list of strings"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported yet"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "must be one of text, json_object"),
         ({"audio": {"voice": "x"}}, "audio", "not supported yet"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "-100 to 100"),
