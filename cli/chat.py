@@ -12,6 +12,7 @@ from cli.connection_options import connection_options
 from cli.escapes import unescape
 from cli.numbers import NUM_TOKENS, TEMPERATURE
 from cli.output import json_option, note, print_json, safe
+from cli.schema_option import response_format, schema_option
 from cli.text_options import TEXT, is_text, read_stdin
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ Messages = list[dict[str, str]]
     callback=unescape,
     help=r"System message to put before the first message; \n is a line break, \t a tab, and \\ a backslash.",
 )
+@schema_option
 @click.option("--max-tokens", type=NUM_TOKENS, help="Maximum length of the answer, in tokens.")
 @click.option("--temperature", type=TEMPERATURE, help="Sampling temperature; 0 is greedy decoding.")
 @click.option("--stats", is_flag=True, help="Show the time to the first token and the speed after it.")
@@ -40,6 +42,7 @@ def chat(
     message: tuple[str, ...],
     model: str | None,
     system: str | None,
+    schema: str | None,
     max_tokens: int | None,
     temperature: float | None,
     stats: bool,
@@ -56,7 +59,13 @@ def chat(
             raise click.UsageError("No message was received on stdin.")
     elif message and not text.strip():
         raise click.UsageError("MESSAGE is empty; leave it out to start an interactive chat.")
-    options = {"model": model or client.served_model(), "max_tokens": max_tokens, "temperature": temperature}
+    shape = None if schema is None else response_format(schema)
+    options = {
+        "model": model or client.served_model(),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "response_format": shape,
+    }
     body = {key: value for key, value in options.items() if value is not None}
     messages: Messages = [{"role": "system", "content": system}] if system else []
     if not text:

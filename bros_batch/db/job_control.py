@@ -72,7 +72,7 @@ def retry_job(
         text(
             # The next epoch: a result from before the retry changes nothing.
             "UPDATE items SET status = 'pending', epoch = epoch + 1, attempts = 0, error_code = NULL, "
-            f"error_message = NULL, finished_at = NULL, queued_at = NULL WHERE {RETRIABLE_ITEMS}"
+            f"error_message = NULL, result = NULL, finished_at = NULL, queued_at = NULL WHERE {RETRIABLE_ITEMS}"
         ),
         {"job_id": job_id},
     ).rowcount

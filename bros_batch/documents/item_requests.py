@@ -39,6 +39,11 @@ class JobRequests:
     prompt: Template
     system: Template | None
 
+    @property
+    def has_schema(self) -> bool:
+        """Whether the job itself has the schema of its answers. An answer that is cut short is of no use then."""
+        return self.shared is not None and self.shared.has_schema
+
     def engine_requests(self, model: ServedModel, body: str, line_no: int) -> EngineRequests:
         """What an item becomes for the engine. Raises RequestError, which says what is wrong with the line."""
         return self.endpoint.checked_engine_requests(self._request_of(body, line_no), model)

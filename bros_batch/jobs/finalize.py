@@ -122,7 +122,8 @@ class _Finalizer:
                 if item.status == ItemStatus.SUCCEEDED:
                     output.write(output_line(item.id, item.epoch, item.custom_id, item.result).encode())
                 else:
-                    line = error_line(item.id, item.custom_id, item.error_code, item.error_message)
+                    failure = (item.error_code, item.error_message)
+                    line = error_line(item.id, item.custom_id, *failure, epoch=item.epoch, body=item.result)
                     error.write(line.encode())
             if page:
                 self._line = page[-1].line_no

@@ -30,7 +30,7 @@ from bros_batch.jobs.streams import acknowledge
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.batch_output import request_id
-from bros_batch.openai_api.completion_response import ResponseHead
+from bros_batch.openai_api.completion_response import ResponseHead, has_incomplete_json
 from bros_batch.openai_api.endpoint import Outcome
 from bros_batch.request_error import RequestError
 from engine.wire.decoding import DECODE_ERRORS
@@ -42,6 +42,10 @@ READ_ENTRIES = 256
 # One consumer name for all workers: a lock lets one of them record at a time, and what it had read when it died is
 # found under this name at once, without waiting until it counts as idle.
 CONSUMER = "recorder"
+TRUNCATED = (
+    "The answer reached its limit of tokens before its JSON was complete. Its text is in the 'response' of this line; "
+    "submit the document again with a higher 'max_tokens'."
+)
 # Errors that are about the row itself and not about the connection: to try again would not help.
 UNSTORABLE = (DataError, IntegrityError, InternalError, ProgrammingError, OverflowError, ValueError)
 
@@ -188,7 +192,7 @@ class _Recorder:
             return replace(failed, error_code=storable(result.error_code)[:64], error_message=message)
         try:
             with cpu_limit(LINE_CPU_LIMIT_S):
-                body = self._body(result, origin)
+                body, problem = self._body(result, origin)
         except (
             CpuLimitExceeded,
             RequestError,
@@ -200,6 +204,8 @@ class _Recorder:
         ) as error:
             message = storable(f"The engine's output can't be read: {error}")
             return replace(failed, error_code="engine_lost", error_message=message)
+        if problem is not None:
+            return replace(failed, error_code="output_truncated", error_message=problem, result=body)
         return replace(
             failed,
             status=ItemStatus.SUCCEEDED,
@@ -209,8 +215,8 @@ class _Recorder:
             output_tokens=sum(len(choice.token_ids) for choice in result.choices),
         )
 
-    def _body(self, result: ItemResult, origin: ItemOrigin) -> str:
-        """The JSON text of the response body."""
+    def _body(self, result: ItemResult, origin: ItemOrigin) -> tuple[str, str | None]:
+        """The JSON text of the response body, and what is wrong with it for a job whose answers follow a schema."""
         requests = self._requests[origin.job_id]
         if isinstance(requests, RequestError):
             raise requests
@@ -218,4 +224,6 @@ class _Recorder:
             origin.endpoint, request_id(result.item_id, result.epoch), origin.model, int(time.time())
         )
         outcome = Outcome(result.choices, [result.prompt_tail], result.prompt_tokens, result.cached_tokens)
-        return msgspec.json.encode(requests.response(head, self._model, origin.body or "", outcome)).decode()
+        body = requests.response(head, self._model, origin.body or "", outcome)
+        problem = TRUNCATED if requests.has_schema and has_incomplete_json(body) else None
+        return msgspec.json.encode(body).decode(), problem

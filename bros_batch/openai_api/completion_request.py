@@ -140,6 +140,11 @@ class BaseRequest(ServedRequest):
         return requested_grammar(self)
 
     @property
+    def has_schema(self) -> bool:
+        """Whether `response_format` has a schema that the answer follows."""
+        return self.shape is not None and self.shape[1].startswith("response_format.")
+
+    @property
     def num_choices(self) -> int:
         return self.n or 1
 

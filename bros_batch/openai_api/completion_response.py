@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.text.output_decoder import FinishedChoice, FinishReason, Piece, TokenLogprob
 
@@ -64,6 +66,18 @@ def _text_choice(choice: FinishedChoice) -> Json:
         "logprobs": None if choice.logprobs is None else text_logprobs(choice.logprobs),
         "finish_reason": choice.finish_reason,
     }
+
+
+def has_incomplete_json(body: Json) -> bool:
+    """Return whether a limit on tokens cut an answer of a whole response before its JSON was complete."""
+    for choice in body["choices"]:
+        if choice["finish_reason"] == "length":
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
+            try:
+                msgspec.json.decode(text or "")
+            except msgspec.DecodeError:
+                return True
+    return False
 
 
 def chunk_head(head: ResponseHead) -> Json:

@@ -35,6 +35,11 @@ class ServedRequest(LenientPart):
         return 1
 
     @property
+    def has_schema(self) -> bool:
+        """Whether the answer follows a JSON schema."""
+        return False
+
+    @property
     def is_streamed(self) -> bool:
         """Whether the response is to be a stream of events."""
         return False

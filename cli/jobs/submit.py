@@ -18,6 +18,7 @@ from cli.failure import USAGE_ERROR, Failure
 from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
 from cli.output import json_option, note, print_json
 from cli.output_file import check_not_input, check_output, output_option, write_lines
+from cli.schema_option import response_format, schema_option
 from cli.text_options import TEXT, shown_name
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     show_default="the served model",
     help="Name of the model. Requests in OpenAI's batch format run with it, whichever model they name.",
 )
+@schema_option
 @click.option("--max-tokens", type=NUM_TOKENS, help="Maximum length of an answer, in tokens.")
 @click.option("--temperature", type=TEMPERATURE, help="Sampling temperature; 0 is greedy decoding.")
 @click.option(
@@ -106,6 +108,7 @@ def submit(
     as_json: bool,
     model: str | None,
     prompt_file: str | None,
+    schema: str | None,
     **defaults: Any,
 ) -> None:
     """Submit FILE, or stdin if FILE is -, as a job.
@@ -126,6 +129,8 @@ def submit(
             raise click.UsageError("Use either --prompt or --prompt-file.")
         defaults["prompt"] = _read_prompt(prompt_file, output)
     given = {key: value for key, value in defaults.items() if value not in (None, ())}
+    if schema is not None:
+        given["response_format"] = response_format(schema)
     with _opened(source) as (stream, size):
         check_not_input(output, stream, source if source != "-" else "the file on stdin")
         file = _upload(client, source, stream, size, given)
@@ -236,7 +241,8 @@ def _upload(
 
     head = read_head(stream)
     try:
-        other_flags = [f"--{name.replace('_', '-')}" for name in given if name != "prompt"]
+        flags = {"response_format": "--schema"}
+        other_flags = [flags.get(name, f"--{name.replace('_', '-')}") for name in given if name != "prompt"]
         for warning in check_head(head, given.get("prompt"), other_flags, given.get("system")):
             note(warning)
     except BadInput as error:

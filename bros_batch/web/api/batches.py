@@ -235,7 +235,8 @@ async def _lines(state: AppState, job_id: str, status: str, after_line: int) -> 
     def line_of(item: ended_items.EndedItem) -> str:
         if status == "succeeded":
             return output_line(item.id, item.epoch, item.custom_id, item.result)
-        return error_line(item.id, item.custom_id, item.error_code, item.error_message)
+        failure = (item.error_code, item.error_message)
+        return error_line(item.id, item.custom_id, *failure, epoch=item.epoch, body=item.result)
 
     while True:
 

@@ -1,0 +1,26 @@
+"""Whether the grammar compiler can compile a JSON schema. The engine finds out by itself; this tells it beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from engine.wire.json_schemas import UnusableSchema, compilable, located
+
+
+def schema_problem(schema: Any) -> str | None:
+    """Return why no grammar can be made of `schema`, with the keyword and its place, or None if one can."""
+    try:
+        text = msgspec.json.encode(compilable(schema)).decode()
+    except UnusableSchema as error:
+        return str(error)
+    if _compiler_problem(text) is None:
+        return None
+    return located(msgspec.json.encode(schema).decode(), _compiler_problem)
+
+
+def _compiler_problem(text: str) -> str | None:
+    from llguidance import LLMatcher
+
+    return LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text)) or None

@@ -1,0 +1,93 @@
+"""Answers that their limit of tokens cuts: a failure only in a job whose answers follow a schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bros_batch.db.connections import writing
+from bros_batch.db.job_control import retry_job
+from engine.wire.protocol import Choice
+from tests.bros_batch.world import World, batch_line
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+WHOLE, CUT = '{"a": 1}', '{"a": 1'
+
+
+def answered(world: World, lines: list[dict[str, Any]], text: str, **job: Any) -> str:
+    """A job whose items all got `text`, cut by the limit of tokens."""
+    job_id = world.running(lines, **job)
+    world.prepare()
+    choice = Choice(world.tokenizer.encode_prompt(text), "length")
+    world.engine.answer(world.engine.take(), choices=[choice])
+    world.record()
+    world.finalize(job_id)
+    return job_id
+
+
+def with_schema(**more: Any) -> dict[str, Any]:
+    return {"prompt": "{text}", "response_format": FORMAT, **more}
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions"])
+def test_json_that_is_cut_fails_and_its_text_is_kept(world: World, endpoint: str) -> None:
+    job_id = answered(world, [{"id": "x", "text": "t"}], CUT, defaults=with_schema(), endpoint=endpoint)
+    job = world.check_counts(job_id)
+    assert (job.succeeded, job.failed, job.output_file_id) == (0, 1, None)
+    (line,) = world.file_lines(job.error_file_id)
+    assert line["custom_id"] == "x"
+    assert line["error"]["code"] == "output_truncated"
+    assert "'max_tokens'" in line["error"]["message"]
+    choice = line["response"]["body"]["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert (choice["message"]["content"] if "message" in choice else choice["text"]) == CUT
+
+
+def test_json_that_ends_at_the_limit_is_a_result(world: World) -> None:
+    job_id = answered(world, [{"text": "t"}], WHOLE, defaults=with_schema())
+    assert world.check_counts(job_id).succeeded == 1
+
+
+@pytest.mark.parametrize("format", [None, {"type": "json_object"}])
+def test_without_a_schema_of_the_job_a_cut_answer_is_a_result(world: World, format: dict | None) -> None:
+    job_id = answered(world, [{"text": "t"}], CUT, defaults=with_schema(response_format=format))
+    assert world.check_counts(job_id).succeeded == 1
+
+
+def test_a_cut_answer_of_a_batch_line_is_a_result(world: World) -> None:
+    job_id = answered(world, [batch_line("a", response_format=FORMAT)], CUT)
+    assert world.check_counts(job_id).succeeded == 1
+
+
+def test_a_retry_forgets_the_text_that_was_cut(world: World) -> None:
+    job_id = answered(world, [{"text": "t"}], CUT, defaults=with_schema())
+    with writing(world.database) as connection:
+        retry_job(connection, job_id)
+    assert [item.result for item in world.items(job_id)] == [None]
+    world.prepare()
+    world.engine.answer(world.engine.take(), WHOLE)
+    world.record()
+    job = world.check_counts(job_id)
+    assert (job.succeeded, job.failed) == (1, 0)
+
+
+def test_every_item_carries_the_grammar_of_its_job_or_line(world: World) -> None:
+    world.running([{"text": "t"}], defaults=with_schema())
+    world.running([batch_line("a", response_format=FORMAT), batch_line("b")])
+    world.prepare()
+    grammars = [each.item.sampling.grammar for each in world.engine.take()]
+    assert grammars[0] is not None and grammars[0].kind == "json_schema"
+    assert grammars == [grammars[0], grammars[0], None]
+
+
+def test_a_line_with_an_unusable_schema_fails_by_its_keyword(world: World) -> None:
+    wrong = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {"properties": {"a": {"not": {}}}}},
+    }
+    job_id = world.running([batch_line("a", response_format=wrong), batch_line("b")])
+    (item, _) = world.items(job_id)
+    assert (item.status, item.error_code) == ("failed", "invalid_request")
+    assert "'not' is not supported (at #/properties/a)" in (item.error_message or "")

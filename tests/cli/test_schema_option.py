@@ -1,0 +1,126 @@
+"""What `--schema` accepts, and what it says about schemas that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cli.failure import Failure
+from cli.schema_option import response_format
+
+MODULE = """
+from typing import Callable
+from pydantic import BaseModel
+
+class Invoice(BaseModel):
+    vendor: str
+    total: float | None = None
+
+class Unusable(BaseModel):
+    callback: Callable[[], int]
+
+class Unique(BaseModel):
+    names: set[str]
+
+number = 5
+"""
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """A current directory with a module of models."""
+    (tmp_path / "schema_option_models.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("schema_option_models", None)
+
+
+def message(source):
+    with pytest.raises(Failure) as raised:
+        response_format(source)
+    assert raised.value.exit_code == 2
+    return raised.value.message
+
+
+def test_a_file_and_a_model_become_a_response_format(directory):
+    schema = {"type": "object", "properties": {"vendor": {"type": "string"}}}
+    (directory / "in voice.json").write_text(json.dumps(schema))
+    found = response_format("in voice.json")
+    assert found == {
+        "type": "json_schema",
+        "json_schema": {"name": "in_voice", "schema": schema, "strict": True},
+    }
+    found = response_format("schema_option_models:Invoice")["json_schema"]
+    assert found["name"] == "Invoice"
+    assert list(found["schema"]["properties"]) == ["vendor", "total"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "x.json is not JSON: Expecting property name"),
+        ("[1]", "x.json does not hold a JSON schema, which is an object."),
+        ('{"not": {}}', "The schema of x.json cannot be used. 'not' is not supported (at #)."),
+        (
+            '{"properties": {"a": {"type": "string", "pattern": "(?=a)"}}}',
+            "The schema of x.json cannot be used. 'pattern' is not supported: look-around, including look-ahead and "
+            "look-behind, is not supported (at #/properties/a).",
+        ),
+        (
+            '{"properties": {"a": {"oneOf": [{"type": "object"}, {"type": "object"}]}}}',
+            "'oneOf' is supported only if its schemas exclude each other",
+        ),
+        (
+            '{"properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"], "additionalProperties": false, '
+            '"$defs": {"a": {"type": "number", "minimum": 3, "maximum": 2}}}',
+            "No value fits the schema: minimum (3) is greater than maximum (2) (at #/$defs/a).",
+        ),
+    ],
+)
+def test_a_file_without_a_usable_schema(directory, text, problem):
+    (directory / "x.json").write_text(text)
+    assert problem in message("x.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("missing.json", "missing.json: No such file or directory."),
+        ("no_such_module:Invoice", "Cannot import no_such_module: ModuleNotFoundError"),
+        ("schema_option_models:Order", "schema_option_models has no pydantic model named Order."),
+        ("schema_option_models:number", "schema_option_models has no pydantic model named number."),
+        ("schema_option_models:Unusable", "schema_option_models:Unusable has no JSON schema: "),
+        ("schema_option_models:Unique", "'uniqueItems' is not supported (at #/properties/names)."),
+    ],
+)
+def test_a_model_or_file_that_cannot_be_used(directory, source, problem):
+    assert problem in message(source)
+
+
+def test_a_schema_is_checked_before_the_upload(directory):
+    (directory / "docs.jsonl").write_text('{"text": "x"}\n')
+    (directory / "x.json").write_text('{"not": {}}')
+    # Nothing listens there: a request would fail with another exit code.
+    env = {
+        **os.environ,
+        "BROS_URL": "http://127.0.0.1:9",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "submit",
+        "docs.jsonl",
+        "--prompt",
+        "{text}",
+        "--schema",
+        "x.json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "bros-batch: The schema of x.json cannot be used. 'not' is not supported (at #).\n"
