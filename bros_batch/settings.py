@@ -80,6 +80,13 @@ class Settings(BaseSettings):
         le=3600,
         description="Time after which a stream that sends nothing else sends a comment; 0 sends none",
     )
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral", "json"] = Field(
+        "auto",
+        description="The form in which the model writes tool calls; auto takes it from its chat template",
+    )
+    reasoning_parser: Literal["auto", "think", "mistral", "none"] = Field(
+        "auto", description="The marks around the model's reasoning; auto takes them from its chat template"
+    )
     strict: bool = Field(
         False, description="Whether request fields that are not known are an error; else they are ignored"
     )

@@ -53,6 +53,18 @@ _OPTIONS: dict[str, Callable[[F], F]] = {
         default=None,
         help="Reject request fields that are not known, instead of ignoring them.",
     ),
+    "tool_call_parser": click.option(
+        "--tool-call-parser",
+        type=click.Choice(["auto", "hermes", "llama3_json", "mistral", "json"]),
+        show_default="by the model's chat template",
+        help="Form in which the model writes tool calls.",
+    ),
+    "reasoning_parser": click.option(
+        "--reasoning-parser",
+        type=click.Choice(["auto", "think", "mistral", "none"]),
+        show_default="by the model's chat template",
+        help="Marks around the model's reasoning: <think>, [THINK], or none.",
+    ),
     "data_dir": click.option(
         "--data-dir",
         type=click.Path(file_okay=False),

@@ -43,6 +43,8 @@ COLORS = {
     "max_model_len",
     "default_max_tokens",
     "generation_config",
+    "tool_call_parser",
+    "reasoning_parser",
     "strict",
 )
 @click.option(

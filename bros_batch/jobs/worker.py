@@ -27,7 +27,8 @@ class Worker:
     @property
     def tokenizer(self) -> ModelTokenizer:
         """The tokenizer of the served model, loaded on first use and kept for the life of the process."""
-        return load_tokenizer(self.settings.model)
+        settings = self.settings
+        return load_tokenizer(settings.model, settings.tool_call_parser, settings.reasoning_parser)
 
     @property
     def model(self) -> ServedModel:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
 from bros_batch.openai_api.grammars import requested_grammar
+from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.request_fields import (
     MAX_TOKEN_ID,
     NOTHING,
     ChatLogprobs,
     Ignored,
     LogitBias,
-    MessageContent,
     OutputLimit,
     Prompt,
     Seed,
@@ -33,6 +33,15 @@ from bros_batch.openai_api.request_fields import (
     only,
 )
 from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.openai_api.tools.definitions import (
+    AUTO,
+    MAX_TOOLS,
+    LegacyFunctions,
+    Tool,
+    ToolChoice,
+    ToolChoiceField,
+    check_tool_choice,
+)
 from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 from engine.wire.limits import MAX_CHOICES
@@ -45,38 +54,6 @@ class StreamOptions(LenientPart):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # vLLM's: usage so far in every chunk
     include_obfuscation: Ignored = None
-
-
-class Message(LenientPart):
-    """One message of a chat.
-
-    Clients send earlier answers back as they received them, with additional fields.
-    """
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: MessageContent
-    name: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-    id: Ignored = None
-    refusal: Ignored = None
-    annotations: Ignored = None
-    provider_specific_fields: Ignored = None
-    reasoning_details: Ignored = None
-    thinking_blocks: Ignored = None
-
-    audio: Unsupported = None
-    function_call: Unsupported = None
-    tool_calls: Unsupported = None
-
-    def as_template_input(self) -> dict[str, str]:
-        """Return the message as chat templates read it: they know `system`, not its newer name `developer`."""
-        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        for name in ("name", "reasoning", "reasoning_content"):
-            if (value := getattr(self, name)) is not None:
-                message[name] = value
-        return message
 
 
 class BaseRequest(ServedRequest):
@@ -171,14 +148,15 @@ class ChatCompletionRequest(BaseRequest):
     reasoning_effort: str | None = Field(None, max_length=64)
     verbosity: str | None = Field(None, max_length=64)
 
-    parallel_tool_calls: Ignored = None
-    include_reasoning: Ignored = None
+    include_reasoning: bool | None = None
 
-    tool_choice: Annotated[Any, only("none", "auto", *NOTHING)] = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoiceField = None
+    parallel_tool_calls: bool | None = None
+    functions: LegacyFunctions = None
+    function_call: LegacyFunctions = None
+
     modalities: Annotated[Any, only(["text"], *NOTHING)] = None
-    tools: Unsupported = None
-    functions: Unsupported = None
-    function_call: Annotated[Any, only("none", "auto", *NOTHING)] = None
     audio: Unsupported = None
     prediction: Unsupported = None
     moderation: Unsupported = None
@@ -203,12 +181,33 @@ class ChatCompletionRequest(BaseRequest):
     def template_kwargs(self) -> dict[str, Any]:
         """What the request sets in the chat template."""
         named = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
-        given = {name: value for name, value in named.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        if self.reasoning_effort == "none":
+            given["enable_thinking"] = False  # as templates that can turn reasoning off call it
         return {**given, **(self.chat_template_kwargs or {})}
+
+    @model_validator(mode="after")
+    def _choice_is_among_tools(self) -> Self:
+        check_tool_choice(self.tools or (), self.choice)
+        return self
+
+    @property
+    def choice(self) -> ToolChoice:
+        """Which of the tools may or must be called."""
+        chosen: ToolChoice | None = self.tool_choice
+        return chosen or AUTO
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that the model may call."""
+        names = self.choice.names
+        if self.choice.mode == "none":
+            return []
+        return [tool for tool in self.tools or () if names is None or tool.function.name in names]
 
     @property
     def num_prompt_chars(self) -> int:
-        return sum(len(message.content) for message in self.messages)
+        return sum(message.num_chars for message in self.messages)
 
 
 class CompletionRequest(BaseRequest):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.text.output_decoder import FinishedChoice, FinishReason, Piece, TokenLogprob
+from bros_batch.text.tool_calls.parser import CallPiece
 
 Json = dict[str, Any]
 
@@ -38,25 +40,55 @@ class ResponseHead:
 
 def response_body(head: ResponseHead, choices: Iterable[FinishedChoice], usage: Json) -> Json:
     """Return OpenAI's `chat.completion` or `text_completion` object."""
-    choice_of = _chat_choice if head.is_chat else _text_choice
     return {
         "id": head.id,
         "object": "chat.completion" if head.is_chat else "text_completion",
         "created": head.created,
         "model": head.model,
-        "choices": [choice_of(choice) for choice in choices],
+        "choices": [
+            _chat_choice(head, choice) if head.is_chat else _text_choice(choice) for choice in choices
+        ],
         "usage": usage,
         "system_fingerprint": None,
     }
 
 
-def _chat_choice(choice: FinishedChoice) -> Json:
+def _chat_choice(head: ResponseHead, choice: FinishedChoice) -> Json:
     return {
         "index": choice.index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": message_object(head.request_id, choice),
         "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
         "finish_reason": choice.finish_reason,
     }
+
+
+def message_object(request_id: str, choice: FinishedChoice) -> Json:
+    """Return the `message` of a chat choice. It has no content if it has only calls, as in OpenAI's API."""
+    content = choice.text if choice.text or not choice.calls else None
+    message: Json = {"role": "assistant", "content": content, "refusal": None}
+    if choice.reasoning:
+        message |= _reasoning_fields(choice.reasoning)
+    if choice.calls:
+        message["tool_calls"] = [
+            {
+                "id": call_id(request_id, choice.index, index),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for index, call in enumerate(choice.calls)
+        ]
+    return message
+
+
+def call_id(request_id: str, choice_index: int, call_index: int) -> str:
+    """Return the id of a tool call, which is the same each time a response is made of a result."""
+    key = f"{request_id}/{choice_index}/{call_index}"
+    return f"call_{blake2b(key.encode(), digest_size=12).hexdigest()}"
+
+
+def _reasoning_fields(text: str) -> Json:
+    """Return reasoning under the name that most clients read, and under the one that newer clients of vLLM read."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _text_choice(choice: FinishedChoice) -> Json:
@@ -96,15 +128,33 @@ def opening_chunk_choice(index: int) -> Json:
     return _chat_chunk_choice(index, {"role": "assistant", "content": "", "refusal": None}, None, None)
 
 
-def chat_chunk_choices(index: int, piece: Piece, finish_reason: FinishReason | None) -> list[Json]:
+def chat_chunk_choices(
+    request_id: str, index: int, piece: Piece, finish_reason: FinishReason | None
+) -> list[Json]:
     """Return the choices, one per chunk, for a piece of a chat output; the finish reason has a chunk of its own."""
-    choices = []
-    if piece.text or piece.logprobs:
-        logprobs = chat_logprobs(piece.logprobs) if piece.logprobs else None
-        choices.append(_chat_chunk_choice(index, {"content": piece.text}, logprobs, None))
+    deltas: list[Json] = []
+    if piece.reasoning:
+        deltas.append(_reasoning_fields(piece.reasoning))
+    if piece.text or (piece.logprobs and not piece.reasoning and not piece.calls):
+        deltas.append({"content": piece.text})
+    deltas += ({"tool_calls": [_call_delta(request_id, index, call)]} for call in piece.calls)
+    choices = [_chat_chunk_choice(index, delta, None, None) for delta in deltas]
+    if choices and piece.logprobs:
+        choices[0]["logprobs"] = chat_logprobs(piece.logprobs)
     if finish_reason is not None:
         choices.append(_chat_chunk_choice(index, {}, None, finish_reason))
     return choices
+
+
+def _call_delta(request_id: str, choice_index: int, call: CallPiece) -> Json:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {
+        "index": call.index,
+        "id": call_id(request_id, choice_index, call.index),
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 def _chat_chunk_choice(
@@ -119,14 +169,19 @@ def text_chunk_choice(index: int, piece: Piece, finish_reason: FinishReason | No
     return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def usage_object(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Json:
-    """Return OpenAI's `usage` object."""
-    return {
+def usage_object(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, reasoning_tokens: int | None = None
+) -> Json:
+    """Return OpenAI's `usage` object. `reasoning_tokens` is None for a model that does not reason."""
+    usage: Json = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+    if reasoning_tokens is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return usage
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:

@@ -17,6 +17,7 @@ from bros_batch.openai_api.endpoints import EndpointPath
 from bros_batch.openai_api.engine_limits import check_limits
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.text.message_form import PLAIN, MessageForm
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.limits import EngineLimits
 from engine.wire.protocol import Choice, Sampling, Slo
@@ -101,6 +102,10 @@ class Endpoint(ABC, Generic[RequestT]):
     @abstractmethod
     def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
         """Return the response body for a request that the engine has computed."""
+
+    def message_form(self, request: RequestT, tokenizer: ModelTokenizer) -> MessageForm:
+        """Return what the outputs consist of, besides text."""
+        return PLAIN
 
     def unused_parameters(self, request: RequestT, tokenizer: ModelTokenizer) -> list[str]:
         """Return the parameters of `request` that have no effect with this model."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from bros_batch.openai_api.completion_request import ChatCompletionRequest, Request
+from bros_batch.openai_api.message import template_messages
 from bros_batch.text.tokenizer import ModelTokenizer
+from bros_batch.text.tool_calls.formats import MISTRAL
 
 
 def encode_prompts(tokenizer: ModelTokenizer, request: Request) -> list[list[int]]:
     """Return the token ids of each prompt of `request`: one for a chat, one or more for a plain completion."""
     if isinstance(request, ChatCompletionRequest):
-        messages = [message.as_template_input() for message in request.messages]
-        return [tokenizer.encode_chat(messages, request.template_kwargs)]
+        messages = template_messages(request.messages, with_short_ids=tokenizer.call_format is MISTRAL)
+        tools = [tool.as_template_input() for tool in request.tools or ()]
+        if request.choice.mode == "none" and not tokenizer.supports_tools:
+            tools = []
+        return [tokenizer.encode_chat(messages, request.template_kwargs, tools)]
     return [tokenizer.encode_prompt(prompt) for prompt in request.prompts]
 
 

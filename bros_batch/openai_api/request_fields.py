@@ -121,7 +121,7 @@ def _message_content(value: Any, info: ValidationInfo) -> Any:
     if value is None:
         if info.data.get("role") == "assistant":
             return ""
-        raise problem("must be a string or a list of text parts, not null")
+        raise problem("must be given: a string or a list of text parts, not null")
     if not isinstance(value, list):
         raise problem("must be a string or a list of text parts")
     texts: list[str] = []

@@ -8,7 +8,6 @@ from typing import ClassVar, TypeVar
 from bros_batch.openai_api.completion_request import (
     ChatCompletionRequest,
     CompletionRequest,
-    Message,
     Request,
     parse_chat,
     parse_completion,
@@ -16,10 +15,12 @@ from bros_batch.openai_api.completion_request import (
 from bros_batch.openai_api.completion_response import Json, ResponseHead, response_body, usage_object
 from bros_batch.openai_api.endpoint import Endpoint, EngineRequests, Outcome, Part, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
+from bros_batch.openai_api.message import Message
+from bros_batch.openai_api.message_form import message_form
 from bros_batch.openai_api.prompts import encode_prompts, unused_template_kwargs
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
 from bros_batch.request_error import RequestError
-from bros_batch.text.output_decoder import finished_choice
+from bros_batch.text.message_form import MessageForm, finished_choice
 from bros_batch.text.tokenizer import ModelTokenizer
 
 MAX_OUTPUTS = 256
@@ -45,11 +46,13 @@ class TextEndpoint(Endpoint[RequestT]):
 
     def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
         sampling = sampling_of(request, model.defaults)
+        form = self.message_form(request, model.tokenizer)
         finished = [
-            finished_choice(model.tokenizer, index, choice, sampling, tail)
+            finished_choice(model.tokenizer, index, choice, sampling, tail, form)
             for index, (choice, tail) in enumerate(zip(outcome.choices, _tails(outcome), strict=True))
         ]
-        usage = usage_object(outcome.prompt_tokens, outcome.output_tokens, outcome.cached_tokens)
+        reasoning = None if form.reasoning is None else sum(each.num_reasoning_tokens for each in finished)
+        usage = usage_object(outcome.prompt_tokens, outcome.output_tokens, outcome.cached_tokens, reasoning)
         return response_body(head, finished, usage)
 
     def unused_parameters(self, request: RequestT, tokenizer: ModelTokenizer) -> list[str]:
@@ -64,6 +67,9 @@ class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
 
     def parse(self, raw: bytes | str) -> ChatCompletionRequest:
         return parse_chat(raw)
+
+    def message_form(self, request: ChatCompletionRequest, tokenizer: ModelTokenizer) -> MessageForm:
+        return message_form(request, tokenizer)
 
     def with_document(
         self, request: ChatCompletionRequest, prompt: str, system: str | None

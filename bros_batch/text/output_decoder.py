@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bros_batch.text.stop_strings import StopCutter
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, PositionLogprobs, Sampling
+from bros_batch.text.tool_calls.parser import CallPiece
+from engine.wire.protocol import PROMPT_TAIL_TOKENS, PositionLogprobs, Sampling
 
-FinishReason = Literal["stop", "length"]
+StopReason = Literal["stop", "length"]  # the engine's
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 # JSON has no infinity. OpenAI reports this value for tokens that are practically impossible.
 MIN_LOGPROB = -9999.0
@@ -36,6 +38,30 @@ class Piece:
 
     text: str
     logprobs: list[TokenLogprob]
+    reasoning: str = ""
+    calls: list[CallPiece] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Piece]) -> Piece:
+        """Return consecutive pieces as one."""
+        return cls(
+            "".join(piece.text for piece in pieces),
+            [logprob for piece in pieces for logprob in piece.logprobs],
+            "".join(piece.reasoning for piece in pieces),
+            [call for piece in pieces for call in piece.calls],
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.logprobs or self.reasoning or self.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. `arguments` is the JSON that the model wrote, which need not be valid."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +72,31 @@ class FinishedChoice:
     text: str
     finish_reason: FinishReason
     logprobs: list[TokenLogprob] | None
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    num_reasoning_tokens: int = 0
 
 
 class OutputDecoder:
     """Decodes one output as its tokens arrive.
 
     The text ends before the first stop string; `stopped` is then true, and later tokens are ignored. Stop strings that
-    end within the first `min_tokens` tokens are text. The end token of an output has no text. `prompt_tail` is the end
-    of the prompt, on which the text of the first tokens may depend.
+    end within the first `min_tokens` tokens are text. The end token of an output has no text, and neither have special
+    tokens, except those that are `shown`. `prompt_tail` is the end of the prompt, on which the text of the first tokens
+    may depend.
     """
 
+    num_reasoning_tokens = 0
+
     def __init__(
-        self, tokenizer: ModelTokenizer, sampling: Sampling, prompt_tail: Sequence[int] = ()
+        self,
+        tokenizer: ModelTokenizer,
+        sampling: Sampling,
+        prompt_tail: Sequence[int] = (),
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
-        self._stream = tokenizer.stream(prompt_tail[-PROMPT_TAIL_TOKENS:])
+        self._stream = tokenizer.stream(prompt_tail[-PROMPT_TAIL_TOKENS:], shown)
         self._cutter = StopCutter(sampling.stop)
         self._min_tokens = sampling.min_tokens
         self._ends = frozenset(sampling.stop_token_ids)
@@ -94,7 +130,11 @@ class OutputDecoder:
         text = self._read(pairs)
         return Piece(text, self._released(text))
 
-    def finish(self, reason: FinishReason) -> Piece:
+    def finish_reason(self, reason: StopReason) -> FinishReason:
+        """Return why the output ended, given why the engine ended it."""
+        return "stop" if self.stopped else reason
+
+    def finish(self, reason: StopReason) -> Piece:
         """Return what remains to be shown, now that the output is complete."""
         text = ""
         if self._held is not None and reason != "stop":
@@ -131,18 +171,3 @@ class OutputDecoder:
         while self._waiting and self._waiting[0].offset < self._shown_chars:
             released.append(self._waiting.popleft())
         return released
-
-
-def finished_choice(
-    tokenizer: ModelTokenizer, index: int, choice: Choice, sampling: Sampling, prompt_tail: Sequence[int] = ()
-) -> FinishedChoice:
-    """Decode a complete output of the engine."""
-    decoder = OutputDecoder(tokenizer, sampling, prompt_tail)
-    pieces = (decoder.push(choice.token_ids, choice.logprobs), decoder.finish(choice.reason))
-    logprobs = [logprob for piece in pieces for logprob in piece.logprobs]
-    return FinishedChoice(
-        index,
-        "".join(piece.text for piece in pieces),
-        "stop" if decoder.stopped else choice.reason,
-        None if sampling.logprobs is None else logprobs,
-    )

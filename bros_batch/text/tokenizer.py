@@ -7,10 +7,10 @@ torch or transformers: a web or worker process starts in a fraction of a second.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 
@@ -18,7 +18,9 @@ from bros_batch.request_error import RequestError
 from bros_batch.text.chat_template import compile_chat_template
 from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
 from bros_batch.text.generation_config import recommended_sampling
+from bros_batch.text.reasoning import REASONING_MARKS, ReasoningName, marks_of_template
 from bros_batch.text.tokenizer_file import named_tokens, read_json, read_tokenizer
+from bros_batch.text.tool_calls.formats import CALL_FORMATS, FormatName, format_of_template
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -27,7 +29,12 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class ModelTokenizer:
     """Converts chats and prompts to the token ids of one model, and token ids back to text. Thread-safe."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tool_call_parser: FormatName | Literal["auto"] = "auto",
+        reasoning_parser: ReasoningName | Literal["auto", "none"] = "auto",
+    ) -> None:
         config = read_json(directory / "config.json")
         generation = read_json(directory / "generation_config.json")
         names = read_json(directory / "special_tokens_map.json") | read_json(
@@ -36,9 +43,25 @@ class ModelTokenizer:
         self._special_tokens = named_tokens(names)
         self._tokenizer = read_tokenizer(directory, names)
         self._is_byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
-        source = _chat_template_source(directory, names)
+        sources = _chat_template_sources(directory, names)
+        source = sources.get("default")
+        # Some models have a template of its own for requests with tools.
+        tool_source = sources.get("tool_use", source)
         self._chat_template = None if source is None else compile_chat_template(source)
+        self._tool_template = None if tool_source is None else compile_chat_template(tool_source)
         self.template_variables = self._chat_template.variables if self._chat_template else frozenset[str]()
+        self.call_format = (
+            format_of_template(tool_source or "")
+            if tool_call_parser == "auto"
+            else CALL_FORMATS[tool_call_parser]
+        )
+        self.reasoning_marks = (
+            marks_of_template(source or "")
+            if reasoning_parser == "auto"
+            else None
+            if reasoning_parser == "none"
+            else REASONING_MARKS[reasoning_parser]
+        )
         self.recommended_sampling = recommended_sampling(generation)
         self.max_model_len = _max_model_len(config)
         self.vocab_size = _vocab_size(config)
@@ -48,22 +71,61 @@ class ModelTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content for token_id, token in added.items()}
+        self._ids_of_added = {content: token_id for token_id, content in self._added.items()}
         self.bytes_of = lru_cache(maxsize=65536)(self._bytes_of)
 
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """Return the token ids of a chat, up to the point where the assistant's answer begins."""
-        if self._chat_template is None:
+        """Return the token ids of a chat, up to the point where the assistant's answer begins.
+
+        Raises RequestError if there are tools and the chat template does not show them to the model.
+        """
+        if tools and not self.supports_tools:
+            raise RequestError(
+                "This model's chat template does not support tools. Serve a model that was trained to call them, or "
+                "leave out 'tools'.",
+                "tools",
+            )
+        text = self._render(messages, template_kwargs, tools or None)
+        return self._encode(text, "messages", add_special_tokens=False)
+
+    @cached_property
+    def supports_tools(self) -> bool:
+        """Whether the chat template shows the tools of a request to the model."""
+        if self._tool_template is None or "tools" not in self._tool_template.variables:
+            return False
+        messages = [{"role": "user", "content": "-"}]
+        function = {"name": "f", "description": "-", "parameters": {"type": "object", "properties": {}}}
+        try:
+            shown = self._render(messages, None, [{"type": "function", "function": function}])
+            return self._chat_template is None or shown != self._render(messages, None, None)
+        except RequestError:
+            return False
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any] | None,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> str:
+        template = self._tool_template if tools else self._chat_template
+        if template is None:
             raise RequestError(
                 "This model has no chat template; use /v1/completions with a prompt instead.", "messages"
             )
         names = {**self._special_tokens, **(template_kwargs or {})}
-        names |= {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
+        names |= {
+            "messages": list(messages),
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         try:
-            text = self._chat_template.template.render(names)
+            return template.template.render(names)
         except (
             jinja2.TemplateError,
             TypeError,
@@ -71,11 +133,11 @@ class ModelTokenizer:
             ArithmeticError,
             AttributeError,
             LookupError,
+            RecursionError,
         ) as error:
             raise RequestError(
                 f"The model's chat template rejects these messages: {error}.", "messages"
             ) from None
-        return self._encode(text, "messages", add_special_tokens=False)
 
     def encode_prompt(self, prompt: str | list[int]) -> list[int]:
         """Return the token ids of a plain prompt; text gets the special tokens that the model expects at its start."""
@@ -113,20 +175,26 @@ class ModelTokenizer:
         """Return the names of tokens in the vocabulary, which are not always their text; "" for unused ids."""
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
-    def stream(self, prompt_tail: Sequence[int] = ()) -> TextStream:
+    def stream(self, prompt_tail: Sequence[int] = (), shown: Set[int] = frozenset()) -> TextStream:
         """Return a new incremental decoder of an output. Its results, joined, are what the output's tokens add to the
-        `decode` of the prompt, whose last tokens are `prompt_tail`."""
+        `decode` of the prompt, whose last tokens are `prompt_tail`. Special tokens have no text unless they are
+        `shown`."""
+        hidden = self._special_ids - shown
         if self._is_byte_level:
-            return ByteStream(self._shown_bytes_of, prompt_tail)
-        return WindowStream(self.decode, prompt_tail, self._special_ids)
+            return ByteStream(partial(self._shown_bytes_of, hidden), prompt_tail)
+        return WindowStream(self.decode_all if shown else self.decode, prompt_tail, hidden)
 
     def special_ids_of(self, names: Iterable[str]) -> frozenset[int]:
         """Return the ids of those special tokens whose name is one of `names`."""
         wanted = set(names)
         return frozenset(token_id for token_id in self._special_ids if self._added[token_id] in wanted)
 
-    def _shown_bytes_of(self, token_id: int) -> bytes:
-        return b"" if token_id in self._special_ids else self.bytes_of(token_id)
+    def added_token_id(self, name: str) -> int | None:
+        """Return the id of the token, special or not, that was added to the vocabulary as `name`."""
+        return self._ids_of_added.get(name)
+
+    def _shown_bytes_of(self, hidden: Set[int], token_id: int) -> bytes:
+        return b"" if token_id in hidden else self.bytes_of(token_id)
 
     def _bytes_of(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; for a special token, the bytes of its name."""
@@ -166,7 +234,11 @@ BYTES_OF_CHARACTERS = _byte_level_alphabet()
 
 
 @lru_cache(maxsize=8)
-def load_tokenizer(model: str) -> ModelTokenizer:
+def load_tokenizer(
+    model: str,
+    tool_call_parser: FormatName | Literal["auto"] = "auto",
+    reasoning_parser: ReasoningName | Literal["auto", "none"] = "auto",
+) -> ModelTokenizer:
     """Load the tokenizer of `model`, a directory or a name on the Hugging Face Hub, once per process."""
     directory = Path(model).expanduser()
     if not directory.is_dir():
@@ -175,20 +247,21 @@ def load_tokenizer(model: str) -> ModelTokenizer:
         from huggingface_hub import snapshot_download
 
         directory = Path(snapshot_download(model, allow_patterns=list(TOKENIZER_FILES)))
-    return ModelTokenizer(directory)
+    return ModelTokenizer(directory, tool_call_parser, reasoning_parser)
 
 
-def _chat_template_source(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+def _chat_template_sources(directory: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the templates by name; a model that has only one calls it `default`."""
     path = directory / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return {"default": path.read_text(encoding="utf-8")}
     source = read_json(directory / "chat_template.json").get(
         "chat_template", tokenizer_config.get("chat_template")
     )
     if isinstance(source, list):
         named: Iterable[Mapping[str, str]] = source
-        return next((each["template"] for each in named if each["name"] == "default"), None)
-    return source if isinstance(source, str) else None
+        return {each["name"]: each["template"] for each in named}
+    return {"default": source} if isinstance(source, str) else {}
 
 
 def _vocab_size(config: Mapping[str, Any]) -> int:

@@ -125,8 +125,11 @@ class AppState:
 
     async def tokenizer(self) -> ModelTokenizer:
         """Return the model's tokenizer, which is loaded on first use."""
+        settings = self.settings
         try:
-            return await run_in_threadpool(load_tokenizer, self.settings.model)
+            return await run_in_threadpool(
+                load_tokenizer, settings.model, settings.tool_call_parser, settings.reasoning_parser
+            )
         except Exception as error:
             logger.error("cannot load the tokenizer of %s: %s", self.settings.model, error)
             message = "The model's tokenizer cannot be loaded."

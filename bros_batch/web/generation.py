@@ -14,7 +14,9 @@ from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.sampling import lane_of, slo_of
 from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.openai_api.served_request import ServedRequest
-from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece
+from bros_batch.text.message_decoder import MessageDecoder
+from bros_batch.text.message_form import MessageForm
+from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece, StopReason
 from bros_batch.web.app_state import AppState
 from bros_batch.web.errors import ApiError, engine_error
 from engine.wire.client import EngineClient, EngineGone, EngineRejected, EngineStream
@@ -32,15 +34,18 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The next piece of output `index`, which has `num_tokens` tokens so far. The last one has the finish reason."""
+    """The next piece of output `index`, which has `num_tokens` tokens so far, `num_reasoning_tokens` of them before
+    the answer. The last one has the finish reason."""
 
     index: int
     piece: Piece
     num_tokens: int
+    num_reasoning_tokens: int = 0
     finish_reason: FinishReason | None = None
 
 
@@ -64,6 +69,7 @@ class Generation:
     endpoint: Endpoint[Any]
     request: ServedRequest
     model: ServedModel
+    form: MessageForm
     client: EngineClient
     outputs: Sequence[Output]
     usage: Usage
@@ -110,7 +116,7 @@ class Generation:
         """Return one output as a whole."""
         token_ids: list[int] = []
         logprobs: list[PositionLogprobs] = []
-        reason: FinishReason | None = None
+        reason: StopReason | None = None
         decoder = OutputDecoder(self.model.tokenizer, output.sampling, output.token_ids)
         async with self._submit(output) as stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
             async for message in messages:
@@ -141,26 +147,33 @@ class Generation:
         )
 
     async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
-        decoder = OutputDecoder(self.model.tokenizer, output.sampling, output.token_ids)
+        decoder = self.form.decoder(self.model.tokenizer, output.sampling, output.token_ids)
         num_tokens = 0
         async with self._submit(output) as stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
             async for message in messages:
                 if isinstance(message, Finished):
                     if output.counts_prompt:
                         self.usage.cached_tokens += message.cached_tokens
-                    reason = "stop" if decoder.stopped else _reason(message)
-                    yield Update(output.index, decoder.finish(reason), num_tokens, reason)
+                    yield self._last_update(output, decoder, num_tokens, _reason(message))
                     return
                 if decoder.stopped:
                     # The engine ends at the same token and says so in the same write. Should it have found another
                     # text, what it computes beyond the stop string is of no use.
-                    yield Update(output.index, decoder.finish("stop"), num_tokens, "stop")
+                    yield self._last_update(output, decoder, num_tokens, "stop")
                     return
                 num_tokens += len(message.ids)
                 self.usage.completion_tokens += len(message.ids)
                 piece = decoder.push(message.ids, message.logprobs)
-                if piece.text or piece.logprobs:
-                    yield Update(output.index, piece, num_tokens)
+                if not piece.is_empty:
+                    yield Update(output.index, piece, num_tokens, decoder.num_reasoning_tokens)
+
+    def _last_update(
+        self, output: Output, decoder: OutputDecoder | MessageDecoder, num_tokens: int, reason: StopReason
+    ) -> Update:
+        piece = decoder.finish("stop" if decoder.stopped else reason)
+        self.usage.reasoning_tokens += decoder.num_reasoning_tokens
+        finish_reason = decoder.finish_reason(reason)
+        return Update(output.index, piece, num_tokens, decoder.num_reasoning_tokens, finish_reason)
 
     async def _merged(self) -> AsyncGenerator[Update]:
         queue: asyncio.Queue[Update | None] = asyncio.Queue()
@@ -190,7 +203,7 @@ class Generation:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _reason(finished: Finished) -> FinishReason:
+def _reason(finished: Finished) -> StopReason:
     match finished.reason:
         case "stop" | "length":
             return finished.reason
@@ -227,4 +240,7 @@ async def plan_generation(state: AppState, endpoint: Endpoint[Any], request: Ser
         prompt = work.prompt_of(part)
         for choice in range(work.num_choices):
             outputs.append(Output(len(outputs), prompt, part.sampling.for_choice(choice), choice == 0))
-    return Generation(endpoint, request, model, client, outputs, Usage(prompt_tokens=work.num_prompt_tokens))
+    form = endpoint.message_form(request, tokenizer)
+    return Generation(
+        endpoint, request, model, form, client, outputs, Usage(prompt_tokens=work.num_prompt_tokens)
+    )

@@ -6,10 +6,11 @@ import re
 from typing import ClassVar
 
 from bros_batch.openai_api import completion_response
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, Message
+from bros_batch.openai_api.completion_request import ChatCompletionRequest
 from bros_batch.openai_api.completion_response import Json
 from bros_batch.openai_api.endpoint import Outcome, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, RESPONSES, EndpointPath
+from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.responses.input_items import normalized_items
 from bros_batch.openai_api.responses.response_object import ResponseHead, response_object
 from bros_batch.openai_api.responses.response_request import (

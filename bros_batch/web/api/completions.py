@@ -68,9 +68,14 @@ class CompletionStream:
             async for update in updates:
                 if in_every_chunk:
                     prompt_tokens = self.generation.usage.prompt_tokens
-                    rest["usage"] = usage_object(prompt_tokens, update.num_tokens)
+                    reasoning = (
+                        None if self.generation.form.reasoning is None else update.num_reasoning_tokens
+                    )
+                    rest["usage"] = usage_object(prompt_tokens, update.num_tokens, reasoning_tokens=reasoning)
                 if is_chat:
-                    choices = chat_chunk_choices(update.index, update.piece, update.finish_reason)
+                    choices = chat_chunk_choices(
+                        self.head.request_id, update.index, update.piece, update.finish_reason
+                    )
                     if update.index not in opened:
                         opened.add(update.index)
                         choices.insert(0, opening_chunk_choice(update.index))
@@ -84,7 +89,8 @@ class CompletionStream:
 def chat_usage(generation: Generation) -> dict[str, Any]:
     """Return OpenAI's `usage` object for a generation that is complete."""
     usage = generation.usage
-    return usage_object(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    reasoning = None if generation.form.reasoning is None else usage.reasoning_tokens
+    return usage_object(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, reasoning)
 
 
 routes = [Route(path, complete, methods=["POST"]) for path in ENDPOINTS if path != RESPONSES]

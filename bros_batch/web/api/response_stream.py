@@ -71,7 +71,9 @@ class GeneratedResponse:
                     if not begun:
                         begun = True
                         yield b"".join(map(named_event, writer.begin()))
-                    for choice in chat_chunk_choices(update.index, update.piece, update.finish_reason):
+                    for choice in chat_chunk_choices(
+                        self.head.request_id, update.index, update.piece, update.finish_reason
+                    ):
                         data = b"".join(map(named_event, writer.push(choice["delta"], logprobs_of(choice))))
                         if data:
                             yield data

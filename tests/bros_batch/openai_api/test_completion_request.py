@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from bros_batch.openai_api.message import template_messages
 from bros_batch.openai_api.registry import parse_body
 from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
 from tests.bros_batch.openai_api.factories import CHAT, chat, completion
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+NAMED = {"type": "function", "function": {"name": "other"}}
 
 
 @pytest.mark.parametrize(
@@ -26,8 +30,24 @@ from tests.bros_batch.openai_api.factories import CHAT, chat, completion
         ({"stop": ["x" * 1001]}, "stop", "at most 1000 characters"),
         ({"stop": list(map(str, range(65)))}, "stop", "at most 64"),
         ({"stop": [1]}, "stop", "list of strings"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported yet"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "must be one of text, json_object"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "Missing"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
+        (
+            {"tools": [{"type": "function", "function": {"name": ""}}]},
+            "tools[0].function.name",
+            "1 character",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "no 'tools'"),
+        ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice", "'other'"),
+        ({"tools": [TOOL], "tool_choice": "never"}, "tool_choice", "must be 'none'"),
+        ({"functions": [{"name": "f"}]}, "functions", "older form"),
+        ({"function_call": {"name": "f"}}, "function_call", "older form"),
+        (
+            {"messages": [{"role": "assistant", "function_call": {"name": "f"}}]},
+            "messages[0].function_call",
+            "older",
+        ),
         ({"audio": {"voice": "x"}}, "audio", "not supported yet"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "-100 to 100"),
@@ -40,8 +60,8 @@ from tests.bros_batch.openai_api.factories import CHAT, chat, completion
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "greater than the maximum"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "'stream' set to true"),
         ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'assistant'"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content", "Missing"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'assistant'"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "must be given"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "not null"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -91,7 +111,7 @@ def test_an_earlier_answer_can_be_sent_back() -> None:
     request = chat(
         messages=[{"role": "developer", "content": "be brief"}, answer, {"role": "user", "content": "?"}]
     )
-    assert [message.as_template_input() for message in request.messages] == [
+    assert template_messages(request.messages) == [
         {"role": "system", "content": "be brief"},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "?"},

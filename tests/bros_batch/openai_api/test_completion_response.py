@@ -13,7 +13,8 @@ from bros_batch.openai_api.completion_response import (
 from bros_batch.openai_api.endpoint import Outcome
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS
 from bros_batch.openai_api.registry import endpoint_at
-from bros_batch.text.output_decoder import TokenLogprob, finished_choice
+from bros_batch.text.message_form import finished_choice
+from bros_batch.text.output_decoder import TokenLogprob
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.protocol import Choice, Sampling
 from tests.bros_batch.openai_api.factories import chat, served_model

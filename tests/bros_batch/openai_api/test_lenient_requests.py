@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bros_batch.openai_api.message import template_messages
 from bros_batch.openai_api.registry import parse_body
 from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
@@ -113,7 +114,7 @@ def test_both_endpoints_take_logprobs_as_a_flag_and_as_a_number() -> None:
         ({"use_beam_search": True}, "use_beam_search"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"bad_words": ["x"]}, "bad_words"),
-        ({"messages": [{**USER, "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{**USER, "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls[0].function"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"stream_options": {"continuous_usage_stats": True}}, "stream_options"),
     ],
@@ -161,8 +162,8 @@ def test_unknown_fields_change_nothing_unless_the_server_is_strict() -> None:
 
 def test_reasoning_of_an_earlier_answer_reaches_the_template() -> None:
     answer = {"role": "assistant", "content": None, "reasoning_content": "Hm."}
-    message = chat(messages=[USER, answer]).messages[1].as_template_input()
-    assert message == {"role": "assistant", "content": "", "reasoning_content": "Hm."}
+    message = template_messages(chat(messages=[USER, answer]).messages)[1]
+    assert message == {"role": "assistant", "content": "", "reasoning_content": "Hm.", "reasoning": "Hm."}
 
 
 JSON = st.recursive(

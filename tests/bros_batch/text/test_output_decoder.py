@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bros_batch.text.output_decoder import FinishReason, OutputDecoder, finished_choice
+from bros_batch.text.message_form import finished_choice
+from bros_batch.text.output_decoder import OutputDecoder, StopReason
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.protocol import Choice, PositionLogprobs, Sampling
 
@@ -22,7 +23,7 @@ def sampling(**fields: Any) -> Sampling:
     return Sampling(max_tokens=100, **fields)
 
 
-def text_of(tokenizer: ModelTokenizer, ids: list[int], sampling: Sampling, reason: FinishReason) -> str:
+def text_of(tokenizer: ModelTokenizer, ids: list[int], sampling: Sampling, reason: StopReason) -> str:
     return finished_choice(tokenizer, 0, Choice(ids, reason), sampling).text
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bros_batch.text.output_decoder import OutputDecoder, finished_choice
+from bros_batch.text.message_form import finished_choice
+from bros_batch.text.output_decoder import OutputDecoder
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.core.plan import RowStart
 from engine.core.terms import SamplingParams

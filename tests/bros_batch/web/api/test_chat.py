@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from bros_batch.text.output_decoder import finished_choice
+from bros_batch.text.message_form import finished_choice
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
 from engine.wire.client import EngineClient
