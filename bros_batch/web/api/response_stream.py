@@ -108,4 +108,5 @@ async def stored_events(http: Request, response_id: str, after: int) -> AsyncGen
                 yield named_event(each)
         if is_ended(response) or http.app.state.is_stopping() or not await still_has_access(http):
             return
+        state.dispatcher.record_soon()
         await asyncio.sleep(POLL_S)

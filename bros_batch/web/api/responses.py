@@ -215,8 +215,11 @@ async def get_response(http: Request) -> Response | ASGIApp:
     """Return a response as it is now, or stream its events."""
     response_id = http.path_params["response_id"]
     found = await _find(http, response_id)
+    response = current_object(found)
+    if not is_ended(response):
+        app_state(http).dispatcher.record_soon()
     if http.query_params.get("stream", "false").lower() not in ("true", "1") or http.method == "HEAD":
-        return JSONResponse(current_object(found))
+        return JSONResponse(response)
     after = http.query_params.get("starting_after", "-1")
     if not NUMBER.fullmatch(after):
         raise RequestError("'starting_after' must be the number of an event.", "starting_after")
