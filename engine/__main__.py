@@ -19,6 +19,7 @@ from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Checkpoint, Policy, Preemption
+from engine.gguf_files.place import gguf_file
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.io_thread import Endpoints, IoThread
@@ -40,6 +41,16 @@ REDIS_TIMEOUT_S = 10.0  # after this, a Redis that hangs or whose host is gone i
 EXIT_USAGE = 2  # as with argparse: the configuration cannot be served, so a restart would not help
 SIMULATED_VOCAB_SIZE = 32_000
 SIMULATED_MAX_MODEL_LEN = 8192
+
+
+def local_model(config: EngineConfig) -> EngineConfig:
+    """The configuration, with a model directory in place of a GGUF file. Raises ValueError or OSError."""
+    file = gguf_file(config.model)
+    if file is None:
+        return config
+    from engine.gguf_files.convert import with_model_directory
+
+    return with_model_directory(config, file)
 
 
 def make_runner(config: EngineConfig) -> ModelRunner:
@@ -185,6 +196,7 @@ def assemble(
 
 def serve(config: EngineConfig) -> None:
     """Load the model, open the endpoints, and run the loop until the engine has drained."""
+    config = local_model(config)
     runner = make_runner(config)
     info = runner.info
     cost_model = None

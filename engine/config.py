@@ -39,7 +39,7 @@ class EngineConfig:
     Raises ValueError if a value is out of range.
     """
 
-    model: str = _derived_flag("directory of the model, or its name on the Hugging Face Hub")
+    model: str = _derived_flag("directory or GGUF file of the model, or its name on the Hugging Face Hub")
     served_model_name: str = _derived_flag("name by which clients request the model (default: --model)")
     listen: str = _derived_flag("address of the engine's socket: unix:///path or tcp://host:port")
     redis_url: str | None = _flag(

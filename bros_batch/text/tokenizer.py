@@ -18,11 +18,11 @@ from bros_batch.request_error import RequestError
 from bros_batch.text.chat_template import compile_chat_template
 from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
 from bros_batch.text.generation_config import recommended_sampling
+from bros_batch.text.model_directory import model_directory
 from bros_batch.text.reasoning import REASONING_MARKS, ReasoningName, marks_of_template
 from bros_batch.text.tokenizer_file import named_tokens, read_json, read_tokenizer
 from bros_batch.text.tool_calls.formats import CALL_FORMATS, FormatName, format_of_template
 
-TOKENIZER_FILES = ("*.json", "*.jinja", "*.model")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -239,15 +239,8 @@ def load_tokenizer(
     tool_call_parser: FormatName | Literal["auto"] = "auto",
     reasoning_parser: ReasoningName | Literal["auto", "none"] = "auto",
 ) -> ModelTokenizer:
-    """Load the tokenizer of `model`, a directory or a name on the Hugging Face Hub, once per process."""
-    directory = Path(model).expanduser()
-    if not directory.is_dir():
-        if directory.is_absolute():
-            raise FileNotFoundError(f"The model directory {directory} does not exist.")
-        from huggingface_hub import snapshot_download
-
-        directory = Path(snapshot_download(model, allow_patterns=list(TOKENIZER_FILES)))
-    return ModelTokenizer(directory, tool_call_parser, reasoning_parser)
+    """Load the tokenizer of a model, once per process."""
+    return ModelTokenizer(model_directory(model), tool_call_parser, reasoning_parser)
 
 
 def _chat_template_sources(directory: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 from bros_batch.addresses import base_url, without_password
 from bros_batch.first_line import first_line
 from bros_batch.settings import Settings
+from bros_batch.up.gguf_model import check_gguf_model, find_gguf_model, is_prepared
 from bros_batch.up.lock import UpState, read_state
 from bros_batch.up.preflight import MIN_FREE_BYTES, StartupError, check_exposure, check_model
 from bros_batch.up.probes import auth_headers, problems_in
@@ -102,9 +103,18 @@ def _model(settings: Settings, state: UpState | None) -> Finding:
     if state is not None:
         return Finding("model", Health.OK, f"{state.model}, served by `up`")
     try:
-        check_model(settings.model)
+        gguf = find_gguf_model(settings.model)
+        if gguf is not None:
+            check_gguf_model(gguf)
+        else:
+            check_model(settings.model)
     except StartupError as error:
         return Finding("model", Health.BROKEN, settings.model_name, str(error))
+    if gguf is not None:
+        detail = f"{settings.model_name} in {gguf.path}"
+        if is_prepared(gguf):
+            return Finding("model", Health.OK, detail)
+        return Finding("model", Health.NOTE, detail, "The first start unpacks it.")
     if not Path(settings.model).is_dir():
         return Finding(
             "model",

@@ -10,6 +10,7 @@ from pathlib import Path
 from bros_batch.settings import Settings
 from bros_batch.up import service_commands
 from bros_batch.up.announcements import Announcer, Say, explained
+from bros_batch.up.gguf_model import find_gguf_model, prepare_gguf_model
 from bros_batch.up.hub import check_on_hub
 from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
 from bros_batch.up.preflight import (
@@ -30,9 +31,13 @@ def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[
     """
     check_exposure(settings)
     needs_weights = "simulated" not in options.engine_args
-    check_model(settings.model, needs_weights=needs_weights)
-    if not Path(settings.model).expanduser().is_dir():
-        check_on_hub(settings.model, partial(say, "up"), needs_weights=needs_weights)
+    gguf = find_gguf_model(settings.model)
+    if gguf is not None:
+        prepare_gguf_model(gguf, say)
+    else:
+        check_model(settings.model, needs_weights=needs_weights)
+        if not Path(settings.model).expanduser().is_dir():
+            check_on_hub(settings.model, partial(say, "up"), needs_weights=needs_weights)
     check_data_dir(settings.data_dir)
     if not settings.redis_url and service_commands.redis_binary() is None:
         raise StartupError(

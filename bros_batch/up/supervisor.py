@@ -30,6 +30,7 @@ from bros_batch.settings import Settings
 from bros_batch.up import service_commands
 from bros_batch.up.announcements import FIRST_NOTE_S, Say
 from bros_batch.up.child import Child, ChildSpec
+from bros_batch.up.gguf_model import find_gguf_model
 from bros_batch.up.lock import UpLock, UpState
 from bros_batch.up.probes import WebProbe, auth_headers, redis_answers
 from bros_batch.up.process_identity import start_ticks
@@ -188,9 +189,10 @@ class Supervisor:
         problems = self._web.problems
         if "engine" not in problems:
             return " and ".join(map(self._named, problems)) or "the services"
-        return (
-            f"the engine, which loads {self._state.model} and, at its first start on a CPU, compiles kernels"
-        )
+        first = "compiles kernels"
+        if find_gguf_model(self._settings.model) is not None:
+            first = "unpacks its weights and compiles kernels"
+        return f"the engine, which loads {self._state.model} and, at its first start on a CPU, {first}"
 
     def _named(self, service: str) -> str:
         """Name a service that is not ready. Redis may be one that `up` did not start, so its address matters."""
