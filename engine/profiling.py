@@ -11,6 +11,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from engine.cache_directory import cache_directory
 from engine.core.cost_model import CostModel, StepShape
 from engine.core.plan import RowStart, StepPlan
 from engine.core.terms import SamplingParams
@@ -89,9 +90,8 @@ def store_cost_model(model: str, info: RunnerInfo, cost: CostModel) -> None:
 
 def _path(model: str, info: RunnerInfo) -> Path | None:
     """The file for this model, device, dtype and version in the user's cache directory, or None without a home."""
-    try:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
+    root = cache_directory()
+    if root is None:
         return None
     try:
         version = metadata.version("bros-batch")
@@ -99,7 +99,7 @@ def _path(model: str, info: RunnerInfo) -> Path | None:
         version = "unknown"
     kind = (model, info.device, info.dtype, os.cpu_count(), version)
     name = hashlib.sha256(repr(kind).encode()).hexdigest()[:24]
-    return Path(root) / "bros-batch" / "cost-models" / f"{name}.json"
+    return root / "cost-models" / f"{name}.json"
 
 
 def _plans(info: RunnerInfo, max_tokens: int) -> Iterator[tuple[StepPlan, StepShape]]:

@@ -64,7 +64,10 @@ def weights_directory(file: GgufFile, dtype: torch.dtype) -> Path:
         for path in text.iterdir():
             if path.name != SOURCE:
                 shutil.copyfile(path, directory / path.name)
-        write_weights(header, load_config(str(text)), dtype, directory, _progress())
+        config = load_config(str(text))
+        config.dtype = dtype
+        config.save_pretrained(directory)
+        write_weights(header, config, dtype, directory, _progress())
         log.info("converted %s in %.0f s", file.path, time.monotonic() - started_s)
 
     return _converted(file, name, write)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from engine.cache_directory import cache_directory
+
 SOURCE = "source.json"  # the last file of a conversion to be written: what it was made from
 TEXT = "text"
 _FORMAT = 1  # of our conversions; a new number makes old ones out of date
@@ -80,10 +82,12 @@ class GgufFile:
         raise PermissionError(f"{last} is not writable; set XDG_CACHE_HOME to a directory of yours")
 
     def _places(self) -> list[Path]:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        own = f"{self.path.name}-{zlib.crc32(os.fsencode(self.path)):08x}"
-        in_cache = cache / "bros-batch" / own
-        return [in_cache] if self.is_packaged else [self.path.with_name(self.path.name + ".bros"), in_cache]
+        beside = self.path.with_name(self.path.name + ".bros")
+        cache = cache_directory()
+        if cache is None:
+            return [beside]
+        in_cache = cache / "models" / f"{self.path.name}-{zlib.crc32(os.fsencode(self.path)):08x}"
+        return [in_cache] if self.is_packaged else [beside, in_cache]
 
 
 def gguf_file(model: str) -> GgufFile | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PretrainedConfig
 from transformers.modeling_gguf_pytorch_utils import (
@@ -122,7 +123,10 @@ class _ShardWriter:
             return
         self._num_shards += 1
         name = f"model-{self._num_shards:05d}.safetensors"
-        save_file(self._shard, self._directory / name, {"format": "pt"})
+        try:
+            save_file(self._shard, self._directory / name, {"format": "pt"})
+        except SafetensorError as error:  # "I/O error: No space left on device (os error 28)"
+            raise OSError(f"the weights cannot be written to {self._directory.parent}: {error}") from error
         self._files.update(dict.fromkeys(self._shard, name))
         self._total_bytes += self._shard_bytes
         self._shard, self._shard_bytes = {}, 0
