@@ -82,6 +82,7 @@ def up(
     Ctrl-C lets running work finish; a second Ctrl-C stops everything immediately. ENGINE_ARGUMENTS after -- are passed
     to the engine.
     """
+    from bros_batch.up.console import unblocked_output
     from bros_batch.up.run import run_up
     from bros_batch.up.supervisor import UpOptions
 
@@ -94,7 +95,8 @@ def up(
     }
     given = [part for flag, value in engine_flags.items() if value is not None for part in (flag, str(value))]
     options = UpOptions(workers=workers, engine_args=(*given, *engine_arguments), verbose=verbose)
-    code = run_up(settings, options, say, _print_json if as_json else _print_welcome)
+    with unblocked_output():
+        code = run_up(settings, options, say, _print_json if as_json else _print_welcome)
     if code:
         raise Failure("", code)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bros_batch.settings import Settings
 from bros_batch.up import service_commands
-from bros_batch.up.announcements import Announcer, Say, explained
+from bros_batch.up.announcements import Say, explained, logged
 from bros_batch.up.gguf_model import find_gguf_model, prepare_gguf_model
 from bros_batch.up.hub import check_on_hub
 from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
@@ -27,7 +27,8 @@ from bros_batch.up.supervisor import Supervisor, UpOptions
 def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[[UpState], None]) -> int:
     """Check the settings, start the services, supervise them until a signal arrives, and drain. Returns the exit code.
 
-    Raises StartupError if the services cannot start; then nothing is left running.
+    `say` and `on_ready` must not wait for a console (`bros_batch.up.console`). Raises StartupError if the services cannot
+    start; then nothing is left running.
     """
     check_exposure(settings)
     needs_weights = "simulated" not in options.engine_args
@@ -52,11 +53,8 @@ def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[
         settings = _resolved(settings, lock)
         with explained(say, "the database"):
             bring_database_up_to_date(settings.database_url)
-        announcer = Announcer(say, settings.data_dir / "logs" / "up.log")
-        try:
-            return asyncio.run(Supervisor(settings, options, lock, announcer, on_ready).run())
-        finally:
-            announcer.close()
+        with logged(say, settings.data_dir / "logs" / "up.log") as say:
+            return asyncio.run(Supervisor(settings, options, lock, say, on_ready).run())
     finally:
         lock.release()
 

@@ -62,10 +62,6 @@ class WallClock:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.environ.get("CI") == "true",
-    reason="under libfaketime, the services sometimes never become ready on a busy machine; the cause is not known",
-)
 def test_the_clock_jumps_while_a_job_runs(tmp_path):
     clock = WallClock(tmp_path / "offset")
     job = write_job(tmp_path / "in.jsonl", NUM_LINES, max_tokens=24)

@@ -81,10 +81,6 @@ def test_a_state_file_that_cannot_be_written_is_written_when_it_can(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.environ.get("CI") == "true",
-    reason="up sometimes does not end on a busy machine; the cause is not known",
-)
 def test_a_console_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
     unread, console = os.pipe()
     os.set_blocking(console, False)
