@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from engine.profiling import first_cost_model, store_cost_model
 from engine.pulse import Pulse
 from engine.runner.base import ModelRunner, RunnerInfo
 from engine.step_mark import LastStep, StepMark, open_step_mark
+from engine.thread_count import ThreadCount
 from engine.wire.protocol import PROTOCOL_VERSION, Welcome
 
 log = logging.getLogger("engine")
@@ -163,6 +165,7 @@ def assemble(
     runner: ModelRunner,
     cost_model: CostModel | None = None,
     step_mark: StepMark | None = None,
+    after_step: Callable[[float], None] | None = None,
 ) -> tuple[EngineLoop, IoThread]:
     """The main loop around a runner, and the I/O thread that feeds it. Neither is started."""
     last_step = LastStep() if step_mark is None else step_mark.last_step
@@ -190,8 +193,18 @@ def assemble(
         ahead=runner.info.computes_beside_host if ahead is None else ahead,
         pulse=pulse,
         mark=None if step_mark is None else step_mark.set,
+        after_step=after_step,
     )
     return loop, io_thread
+
+
+def adapt_threads(config: EngineConfig, info: RunnerInfo) -> Callable[[float], None] | None:
+    """What chooses the number of threads after each step, if this process computes on the CPU."""
+    if config.runner != "torch" or info.device != "cpu" or config.tensor_parallel_size > 1:
+        return None
+    import torch
+
+    return ThreadCount(torch.get_num_threads(), torch.set_num_threads, time.monotonic).after_step
 
 
 def serve(config: EngineConfig) -> None:
@@ -204,7 +217,8 @@ def serve(config: EngineConfig) -> None:
         cost_model = first_cost_model(
             config.model, runner, info.max_num_batched_tokens, config.profile_s, time.perf_counter
         )
-    loop, io_thread = assemble(config, runner, cost_model, open_step_mark(config.listen, config.engine_id))
+    step_mark = open_step_mark(config.listen, config.engine_id)
+    loop, io_thread = assemble(config, runner, cost_model, step_mark, adapt_threads(config, info))
     io_thread.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: io_thread.request_drain())

@@ -126,6 +126,7 @@ class CostModel:
         self.error_ratio = 0.0  # running mean of |predicted - actual| / actual
         self._errors: deque[float] = deque(maxlen=RECENT_STEPS)  # the same for each of the latest steps
         self._small_step_s = 0.0  # running mean of the time of steps with few tokens
+        self.latest_slowdown = 1.0  # how much slower the latest step was than the coefficients say
         self._drift = 1.0  # how much slower the latest steps were than the coefficients say
         self._read_coefficients()
 
@@ -220,8 +221,8 @@ class CostModel:
         self.error_ratio += ERROR_MEMORY * (min(ratio, 1.0) - self.error_ratio)
         self._errors.append(ratio)
         if expected_s > 0:
-            drift = self._drift
-            factor = min(DRIFT_STEP * drift, max(drift / DRIFT_STEP, elapsed_s / expected_s))
+            drift, self.latest_slowdown = self._drift, elapsed_s / expected_s
+            factor = min(DRIFT_STEP * drift, max(drift / DRIFT_STEP, self.latest_slowdown))
             drift += DRIFT_MEMORY * (factor - drift)
             self._drift = min(DRIFT_MOST, max(DRIFT_LEAST, drift))
         if shape.tokens <= SMALL_STEP_TOKENS:
