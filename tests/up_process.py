@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.services import unavailable, wait_for
 
 MARK = "UP_TEST_MARK"  # not BROS_...: the demo removes those variables for its services
 SIMULATED = ("--runner", "simulated")
+READY_TIMEOUT_S = 240.0  # less than pytest's limit, so that the logs are shown
 
 
 @dataclass
@@ -37,10 +39,17 @@ class Up:
     def ready(self) -> dict[str, Any]:
         """Wait until everything is ready and return what `up` printed."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.output()
+        can_read, _, _ = select.select([self.process.stdout], [], [], READY_TIMEOUT_S)
+        line = self.process.stdout.readline() if can_read else ""
+        assert line, f"up is not ready\n{self.output()}\n{self.last_lines()}"
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def last_lines(self) -> str:
+        """The last lines of the log of each service, for the message of a test that fails."""
+        logs = sorted((self.data_dir / "logs").glob("*.log"))
+        parts = [[f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-15:]] for log in logs]
+        return "\n".join(line for part in parts for line in part)
 
     def output(self) -> str:
         return self.log.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,7 +93,10 @@ def test_a_console_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
     os.close(console)
     assert run_job(up.ready()["url"])["request_counts"]["completed"] == 20
     up.process.send_signal(signal.SIGTERM)
-    assert up.process.wait(120) == 0
+    try:
+        assert up.process.wait(120) == 0
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"up does not end\n{up.last_lines()}")
     os.close(unread)
     stop(up)
     assert_nothing_is_left(up)
