@@ -165,7 +165,7 @@ def assemble(
     runner: ModelRunner,
     cost_model: CostModel | None = None,
     step_mark: StepMark | None = None,
-    after_step: Callable[[float], None] | None = None,
+    after_step: Callable[[float, float], None] | None = None,
 ) -> tuple[EngineLoop, IoThread]:
     """The main loop around a runner, and the I/O thread that feeds it. Neither is started."""
     last_step = LastStep() if step_mark is None else step_mark.last_step
@@ -198,7 +198,7 @@ def assemble(
     return loop, io_thread
 
 
-def adapt_threads(config: EngineConfig, info: RunnerInfo) -> Callable[[float], None] | None:
+def adapt_threads(config: EngineConfig, info: RunnerInfo) -> Callable[[float, float], None] | None:
     """What chooses the number of threads after each step, if this process computes on the CPU."""
     if config.runner != "torch" or info.device != "cpu" or config.tensor_parallel_size > 1:
         return None

@@ -79,8 +79,8 @@ class EngineLoop:
     `clock` returns monotonic time in seconds. `publish`, if given, gets the RT lane's outlook after every step. `mark`,
     if given, is called before the runner computes anything: if the process dies, its last call names the BE requests
     that may be the cause. A suspect, a request of which that was said before, is computed apart from all others.
-    `pulse` shows other threads that the loop is alive. `after_step`, if given, learns after each step how many times as
-    long it took as the cost model's coefficients say.
+    `pulse` shows other threads that the loop is alive. `after_step`, if given, learns after each step how long it took,
+    and how long it takes by the coefficients of the cost model.
 
     With `ahead`, the loop schedules and launches each step while the device computes the previous one. It does so as
     late as possible without making the device wait, so that requests that arrive in the meantime are included.
@@ -101,7 +101,7 @@ class EngineLoop:
         ahead: bool = False,
         pulse: Pulse | None = None,
         mark: Mark | None = None,
-        after_step: Callable[[float], None] | None = None,
+        after_step: Callable[[float, float], None] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -217,7 +217,7 @@ class EngineLoop:
         self._may_start_over = True
         self.metrics.observe_step(plan, self.scheduler.step_s)
         if self._after_step is not None:
-            self._after_step(self.scheduler.cost_model.latest_slowdown)
+            self._after_step(self.scheduler.step_s, self.scheduler.cost_model.expected_s)
         if result.failed:
             self._count_failures(events)
             if result.lost_kv:

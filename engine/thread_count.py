@@ -11,31 +11,35 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 log = logging.getLogger("engine.threads")
 
-SCHEDSTAT = Path("/proc/thread-self/schedstat")
+TASKS = Path("/proc/self/task")
 
-# The CPU counts as busy if the main thread waits for it for this share of the time that it wants to run, and as free
-# below the other.
-BUSY_SHARE, FREE_SHARE = 0.25, 0.1
-# A comparison needs so many steps, and this much time, before it and after it.
-WINDOW_STEPS, WINDOW_S = 4, 0.1
-# A number of threads is kept if steps take at most this share of the time that they took with the one before.
-KEPT_SHARE = 0.9
+# The CPU counts as busy if the threads of this process have to wait for it for this share of the time that they want to
+# run, and as free below the other.
+BUSY_SHARE, FREE_SHARE = 0.3, 0.15
+# What steps take with a number of threads is measured over so many of them, and at least this time; in a trial, over
+# twice as many.
+WINDOW_STEPS, WINDOW_S = 4, 0.25
 # A number that was tried in vain is tried again after so many windows, and then after twice as many each time.
-FIRST_PAUSE, LONGEST_PAUSE = 16, 1024
+FIRST_PAUSE, LONGEST_PAUSE = 4, 256
 
 
 def cpu_times_s() -> tuple[float, float] | None:
-    """The time that the calling thread has run, and the time that it was ready but had to wait for a CPU, in seconds;
-    None where the operating system does not say (only Linux does)."""
-    try:
-        running_ns, waiting_ns, _ = SCHEDSTAT.read_bytes().split()
-    except (OSError, ValueError):
-        return None
-    return int(running_ns) / 1e9, int(waiting_ns) / 1e9
+    """The time that the threads of this process have run, and the time that they were ready but had to wait for a CPU,
+    in seconds; None where the operating system does not say (only Linux does)."""
+    total_running_ns = total_waiting_ns = 0
+    for task in TASKS.glob("*/schedstat"):
+        try:
+            running_ns, waiting_ns, _ = task.read_bytes().split()
+        except OSError:  # this thread has just ended
+            continue
+        except ValueError:
+            return None
+        total_running_ns += int(running_ns)
+        total_waiting_ns += int(waiting_ns)
+    return (total_running_ns / 1e9, total_waiting_ns / 1e9) if total_running_ns else None
 
 
 class ThreadCount:
@@ -57,34 +61,41 @@ class ThreadCount:
         self._use = use
         self._clock = clock
         self._cpu_times = cpu_times
+        self._wanted = most  # the number that the latest window spoke for
         self._tried_from: int | None = None  # the number before the trial under way
-        self._before = 0.0  # slowdown before the trial
+        self._before = 0.0  # slowdown, in proportion to what is expected, before the trial
         self._num_windows = 0
         # By number of threads: how long to wait after the next trial in vain, and the window until which to wait.
         self._pauses: dict[int, int] = {}
         self._paused_until: dict[int, int] = {}
         self._begin_window()
 
-    def after_step(self, slowdown: float) -> None:
-        """Take note of a step that took `slowdown` times as long as the cost model's coefficients say."""
-        self._slowdowns.append(slowdown)
-        if len(self._slowdowns) < WINDOW_STEPS or self._clock() - self._started_s < WINDOW_S:
+    def after_step(self, step_s: float, expected_s: float) -> None:
+        """Take note of a step, and of how long it takes by the coefficients of the cost model."""
+        if expected_s <= 0:
             return
-        slowdown = median(self._slowdowns)
-        if self._tried_from is not None:
-            self._judge(self._tried_from, slowdown)
-        else:
+        self._num_steps += 1
+        self._steps_s += step_s
+        self._expected_s += expected_s
+        num_needed = WINDOW_STEPS if self._tried_from is None else 2 * WINDOW_STEPS
+        if self._num_steps < num_needed or self._clock() - self._started_s < WINDOW_S:
+            return
+        slowdown = self._steps_s / self._expected_s
+        if self._tried_from is None:
             self._maybe_try(slowdown)
+        else:
+            self._judge(self._tried_from, slowdown)
         self._num_windows += 1
         self._begin_window()
 
     def _begin_window(self) -> None:
-        self._slowdowns: list[float] = []
+        self._num_steps = 0
+        self._steps_s = self._expected_s = 0.0
         self._started_s = self._clock()
         self._times = self._cpu_times()
 
     def _waiting_share(self) -> float | None:
-        """The share of the time that this thread wanted to run and had to wait, since the window began."""
+        """The share of the time that the threads wanted to run and had to wait, since the window began."""
         before, now = self._times, self._cpu_times()
         if before is None or now is None:
             return None
@@ -100,14 +111,18 @@ class ThreadCount:
             count = max(1, count // 2)
         elif share < FREE_SHARE:
             count = min(self._most, count * 2)
-        if count != self.count and self._num_windows >= self._paused_until.get(count, 0):
-            self._tried_from, self._before = self.count, slowdown
-            self._set(count)
+        # The machine may have changed in the middle of this window. Only from the second one of a kind on does
+        # `slowdown` belong to the machine as it is now.
+        is_settled, self._wanted = count == self._wanted, count
+        if count == self.count or not is_settled or self._num_windows < self._paused_until.get(count, 0):
+            return
+        self._tried_from, self._before = self.count, slowdown
+        self._set(count)
 
     def _judge(self, before: int, slowdown: float) -> None:
         """End a trial: keep the number, or return to the one before."""
         self._tried_from = None
-        if slowdown <= KEPT_SHARE * self._before:
+        if slowdown < self._before:
             self._pauses.clear()
             self._paused_until.clear()
             log.info(

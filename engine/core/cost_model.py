@@ -126,7 +126,7 @@ class CostModel:
         self.error_ratio = 0.0  # running mean of |predicted - actual| / actual
         self._errors: deque[float] = deque(maxlen=RECENT_STEPS)  # the same for each of the latest steps
         self._small_step_s = 0.0  # running mean of the time of steps with few tokens
-        self.latest_slowdown = 1.0  # how much slower the latest step was than the coefficients say
+        self.expected_s = 0.0  # what the latest step takes by the coefficients
         self._drift = 1.0  # how much slower the latest steps were than the coefficients say
         self._read_coefficients()
 
@@ -216,13 +216,13 @@ class CostModel:
         """Learn that a step of this shape took `elapsed_s`."""
         if elapsed_s <= 0 or not shape.rows:
             return
-        expected_s = self._by_coefficients(shape)
+        self.expected_s = expected_s = self._by_coefficients(shape)
         ratio = abs(self._drift * expected_s - elapsed_s) / elapsed_s
         self.error_ratio += ERROR_MEMORY * (min(ratio, 1.0) - self.error_ratio)
         self._errors.append(ratio)
         if expected_s > 0:
-            drift, self.latest_slowdown = self._drift, elapsed_s / expected_s
-            factor = min(DRIFT_STEP * drift, max(drift / DRIFT_STEP, self.latest_slowdown))
+            drift = self._drift
+            factor = min(DRIFT_STEP * drift, max(drift / DRIFT_STEP, elapsed_s / expected_s))
             drift += DRIFT_MEMORY * (factor - drift)
             self._drift = min(DRIFT_MOST, max(DRIFT_LEAST, drift))
         if shape.tokens <= SMALL_STEP_TOKENS:
