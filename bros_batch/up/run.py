@@ -27,8 +27,8 @@ from bros_batch.up.supervisor import Supervisor, UpOptions
 def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[[UpState], None]) -> int:
     """Check the settings, start the services, supervise them until a signal arrives, and drain. Returns the exit code.
 
-    `say` and `on_ready` must not wait for a console (`bros_batch.up.console`). Raises StartupError if the services cannot
-    start; then nothing is left running.
+    `say` and `on_ready` must not wait for a console (see `bros_batch.up.console`). Raises StartupError if the services
+    cannot start; then nothing is left running.
     """
     check_exposure(settings)
     needs_weights = "simulated" not in options.engine_args
