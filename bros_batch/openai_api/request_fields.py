@@ -7,6 +7,7 @@ A check raises `problem(predicate)`, where the predicate completes a sentence th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -35,7 +36,14 @@ def is_one_of(value: object, values: Iterable[object]) -> bool:
     return any(type(value) is type(each) and value == each for each in values)
 
 
-def only(*harmless: object) -> AfterValidator:
+@dataclass(frozen=True)
+class HarmlessOnly(AfterValidator):
+    """Marks a field that is known but not supported; `harmless` are the values that ask for nothing."""
+
+    harmless: tuple[object, ...] = ()
+
+
+def only(*harmless: object) -> HarmlessOnly:
     """Accept only null and `harmless` values in a field that is known but not supported."""
 
     def check(value: object) -> object:
@@ -43,7 +51,7 @@ def only(*harmless: object) -> AfterValidator:
             return value
         raise problem("is not supported yet")
 
-    return AfterValidator(check)
+    return HarmlessOnly(check, (None, *(value for value in harmless if value is not None)))
 
 
 def _whole(value: Any) -> Any:

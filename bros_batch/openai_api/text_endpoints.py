@@ -60,7 +60,7 @@ class TextEndpoint(Endpoint[RequestT]):
 
 
 class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`: generate the next message of a chat."""
 
     path: ClassVar[EndpointPath] = CHAT_COMPLETIONS
     document_fields: ClassVar = {"messages": [{"role": "user", "content": "-"}]}
@@ -80,7 +80,7 @@ class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
 
 
 class Completions(TextEndpoint[CompletionRequest]):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`: continue a text."""
 
     path: ClassVar[EndpointPath] = COMPLETIONS
     document_fields: ClassVar = {"prompt": "-"}

@@ -175,6 +175,8 @@ async def list_batches(
     status: JobStatus | None = None,
     search: str | None = None,
 ) -> Response:
+    """List jobs, newest first."""
+
     def query(connection: Connection) -> list[Job]:
         if after is not None and jobs.get_job(connection, after) is None:
             raise not_found("batch", after, "after")
@@ -187,6 +189,7 @@ async def list_batches(
 
 @router.get("/{batch_id}")
 async def get_batch(request: Request, batch_id: str) -> Response:
+    """Return a job with its progress."""
     job = await _find(app_state(request), batch_id)
     reasons = await _waiting_reasons(app_state(request), [job])
     return JSONResponse(batch_object(job, reasons.get(job.id)))
@@ -194,21 +197,25 @@ async def get_batch(request: Request, batch_id: str) -> Response:
 
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(request: Request, batch_id: str) -> Response:
+    """End a job; what is done is kept."""
     return JSONResponse(batch_object(await change_job(request, batch_id, "cancel")))
 
 
 @router.post("/{batch_id}/pause")
 async def pause_batch(request: Request, batch_id: str) -> Response:
+    """Let a job rest until it is resumed."""
     return JSONResponse(batch_object(await change_job(request, batch_id, "pause")))
 
 
 @router.post("/{batch_id}/resume")
 async def resume_batch(request: Request, batch_id: str) -> Response:
+    """Continue a paused job."""
     return JSONResponse(batch_object(await change_job(request, batch_id, "resume")))
 
 
 @router.post("/{batch_id}/retry")
 async def retry_batch(request: Request, batch_id: str) -> Response:
+    """Run the lines of an ended job that have no result again."""
     return JSONResponse(batch_object(await change_job(request, batch_id, "retry")))
 
 

@@ -110,6 +110,8 @@ async def list_files(
     limit: Annotated[int, Query(ge=1, le=ALL_FILES)] = ALL_FILES,
     after: str | None = None,
 ) -> Response:
+    """List files, newest first."""
+
     def query(connection: Connection) -> list[File]:
         if after is not None and files.get_file(connection, after) is None:
             raise not_found("file", after, "after")
@@ -126,6 +128,7 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def get_file(request: Request, file_id: str) -> Response:
+    """Return a file's name, size and times."""
     return JSONResponse(file_object(await _find(app_state(request), file_id)))
 
 
@@ -142,6 +145,8 @@ async def download_file(request: Request, file_id: str) -> Response:
 
 @router.delete("/{file_id}")
 async def delete_file(request: Request, file_id: str) -> Response:
+    """Delete a file that no job needs."""
+
     def query(connection: Connection) -> File:
         if files.file_in_use(connection, file_id):
             message = (

@@ -48,6 +48,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/version")
 async def get_version() -> Response:
+    """Return the version of this server."""
     return JSONResponse({"version": version("bros-batch")})
 
 

@@ -16,6 +16,7 @@ router = APIRouter(prefix="/v1/models")
 
 @router.get("")
 async def list_models(request: Request) -> Response:
+    """List the served model, under its name and its aliases."""
     state = app_state(request)
     names = state.settings.model_names
     models = [await model_object(state, name) for name in (names.served, *names.aliases)]
@@ -24,6 +25,7 @@ async def list_models(request: Request) -> Response:
 
 @router.get("/{model:path}")
 async def get_model(request: Request, model: str) -> Response:
+    """Return the served model, under its name or an alias, which may contain slashes."""
     state = app_state(request)
     state.settings.model_names.resolve(model)
     return JSONResponse(await model_object(state, model))
