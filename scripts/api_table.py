@@ -40,12 +40,13 @@ INTRODUCTION = """# The API
 
 This file is made from the code by `scripts/api_table.py`; a test checks that it is current.
 
-A **supported** field has an effect. An **ignored** one is accepted with any value and has none. A **refused** one is an error,
-except at the values shown, which ask for nothing. Fields that are not in a table are ignored, or, with `--strict`, refused;
-those of a part that is marked *strict* are always refused. The header `x-bros-ignored` of a response names the fields of
-its request that were ignored. Errors have OpenAI's format, and name the field at fault in `param`.
+A **supported** field has an effect. An **ignored** one is accepted with any value and has none. A **refused** one is
+an error, except at the values shown, which ask for nothing. Fields that are not in a table are ignored, or, with
+`--strict`, refused; those of a part that is marked *strict* are always refused. The header `x-bros-ignored` of a
+response names the fields of its request that were ignored. Errors have OpenAI's format, and name the field at fault in
+`param`.
 
-All endpoints with a model can be the `endpoint` of a batch; each line of its file then holds such a body.
+The routes that `/v1/batches` takes as `endpoint` have the same bodies in the lines of a batch.
 """
 BASES = (RequestPart, LenientPart, ServedRequest)
 # Where handlers and the functions that parse their bodies are.

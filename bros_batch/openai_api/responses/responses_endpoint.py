@@ -27,7 +27,10 @@ RESPONSE_ID = re.compile(r"resp_[0-9a-f]{48}")
 
 
 class Responses(ChatCompletions):
-    """`POST /v1/responses`. What it parses are requests that need nothing but themselves."""
+    """`POST /v1/responses`: generate what follows in a conversation.
+
+    What it parses are requests that need nothing but themselves.
+    """
 
     path: ClassVar[EndpointPath] = RESPONSES
     document_fields: ClassVar = {"input": "-"}
