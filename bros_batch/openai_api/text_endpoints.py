@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
+import msgspec
+
 from bros_batch.openai_api.completion_request import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -19,9 +21,11 @@ from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.message_form import message_form
 from bros_batch.openai_api.prompts import encode_prompts, unused_template_kwargs
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
+from bros_batch.openai_api.tools.answer_grammar import answer_grammar
 from bros_batch.request_error import RequestError
 from bros_batch.text.message_form import MessageForm, finished_choice
 from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.protocol import Sampling
 
 MAX_OUTPUTS = 256
 
@@ -34,15 +38,16 @@ class TextEndpoint(Endpoint[RequestT]):
     def engine_requests(self, request: RequestT, model: ServedModel) -> EngineRequests:
         prompts = encode_prompts(model.tokenizer, request)
         _check_num_outputs(request, len(prompts))
-        limit = model.limits.max_model_len
-        samplings = [
-            fitted_sampling(request, len(prompt), max_model_len=limit, defaults=model.defaults)
-            for prompt in prompts
-        ]
+        samplings = [self.sampling(request, prompt, model) for prompt in prompts]
         if len(prompts) == 1:
             return EngineRequests(prompts[0], [Part([], samplings[0])], request.num_choices)
         parts = [Part(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
         return EngineRequests([], parts, request.num_choices)
+
+    def sampling(self, request: RequestT, prompt: list[int], model: ServedModel) -> Sampling:
+        """Return the sampling parameters for one prompt of `request`. Raises RequestError."""
+        limit = model.limits.max_model_len
+        return fitted_sampling(request, len(prompt), max_model_len=limit, defaults=model.defaults)
 
     def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
         sampling = sampling_of(request, model.defaults)
@@ -67,6 +72,19 @@ class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
 
     def parse(self, raw: bytes | str) -> ChatCompletionRequest:
         return parse_chat(raw)
+
+    def sampling(self, request: ChatCompletionRequest, prompt: list[int], model: ServedModel) -> Sampling:
+        sampling = super().sampling(request, prompt, model)
+        tokenizer = model.tokenizer
+        grammar = answer_grammar(
+            tokenizer,
+            sampling.grammar,
+            request.tools or (),
+            request.choice,
+            self.message_form(request, tokenizer).first_phase(tokenizer, prompt),
+            is_single=request.parallel_tool_calls is False or request.choice.mode == "named",
+        )
+        return sampling if grammar is sampling.grammar else msgspec.structs.replace(sampling, grammar=grammar)
 
     def message_form(self, request: ChatCompletionRequest, tokenizer: ModelTokenizer) -> MessageForm:
         return message_form(request, tokenizer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bros_batch.text.message_decoder import MessageDecoder
 from bros_batch.text.output_decoder import FinishedChoice, OutputDecoder, Piece, ToolCall
-from bros_batch.text.reasoning import ReasoningMarks, ReasoningSplitter, first_phase
+from bros_batch.text.reasoning import ReasoningMarks, ReasoningPhase, ReasoningSplitter, first_phase
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.text.tool_calls.formats import CallFormat
 from bros_batch.text.tool_calls.parser import CallParser, CallPiece
@@ -39,8 +39,7 @@ class MessageForm:
         splitter = parser = None
         if self.reasoning is not None:
             markers += (self.reasoning.opening, self.reasoning.closing)
-            prompt_end = tokenizer.decode_all(prompt_tail[-PROMPT_TAIL_TOKENS:])
-            splitter = ReasoningSplitter(self.reasoning, first_phase(self.reasoning, prompt_end))
+            splitter = ReasoningSplitter(self.reasoning, self.first_phase(tokenizer, prompt_tail))
         if self.calls is not None:
             parser = CallParser(self.calls, self.tool_names, self.max_calls)
         return MessageDecoder(
@@ -50,6 +49,12 @@ class MessageForm:
             shows_reasoning=self.shows_reasoning,
             ends_in_calls=self.ends_in_calls,
         )
+
+    def first_phase(self, tokenizer: ModelTokenizer, prompt_tail: Sequence[int]) -> ReasoningPhase:
+        """Return where an output begins after a prompt that ends in `prompt_tail`."""
+        if self.reasoning is None:
+            return ReasoningPhase.ANSWER
+        return first_phase(self.reasoning, tokenizer.decode_all(prompt_tail[-PROMPT_TAIL_TOKENS:]))
 
 
 PLAIN = MessageForm()
