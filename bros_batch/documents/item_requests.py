@@ -14,7 +14,8 @@ import msgspec
 
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.openai_api.completion_response import Json, ResponseHead
-from bros_batch.openai_api.endpoint import Endpoint, EngineRequests, Outcome, ServedModel
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.validation import check_strict

@@ -30,7 +30,7 @@ from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.withdraw import take_back_waiting, withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
-from engine.wire.protocol import ItemRequest, encode
+from engine.wire.protocol import encode
 
 CLAIM_ITEMS = 256
 CLAIM_BYTES = 16 * 1024**2
@@ -183,21 +183,8 @@ class _Preparer:
 
     def _payload(self, job: RunnableJob, requests: JobRequests, item: QueuedItem) -> bytes:
         work = requests.engine_requests(self._model, item.body, item.line_no)
-        if len(work.parts) != 1:
-            raise RequestError(f"A batch line holds one prompt, not {len(work.parts)}.", "prompt")
         try:
-            return encode(
-                ItemRequest(
-                    item.id,
-                    item.epoch,
-                    job.id,
-                    work.shared_ids + work.parts[0].token_ids,
-                    work.parts[0].sampling,
-                    n=work.num_choices,
-                    priority=job.priority,
-                    deadline_unix_s=job.deadline_at,
-                )
-            )
+            return encode(work.as_item(item.id, item.epoch, job.id, job.priority, job.deadline_at))
         except (msgspec.MsgspecError, OverflowError) as error:
             raise RequestError(f"The line can't be sent to an engine: {error}.") from None
 

@@ -31,7 +31,7 @@ from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.batch_output import request_id
 from bros_batch.openai_api.completion_response import ResponseHead, has_incomplete_json
-from bros_batch.openai_api.endpoint import Outcome
+from bros_batch.openai_api.endpoint import outcome_of
 from bros_batch.request_error import RequestError
 from engine.wire.decoding import DECODE_ERRORS
 from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
@@ -223,7 +223,6 @@ class _Recorder:
         head = ResponseHead(
             origin.endpoint, request_id(result.item_id, result.epoch), origin.model, int(time.time())
         )
-        outcome = Outcome(result.choices, [result.prompt_tail], result.prompt_tokens, result.cached_tokens)
-        body = requests.response(head, self._model, origin.body or "", outcome)
+        body = requests.response(head, self._model, origin.body or "", outcome_of(result))
         problem = TRUNCATED if requests.has_schema and has_incomplete_json(body) else None
         return msgspec.json.encode(body).decode(), problem

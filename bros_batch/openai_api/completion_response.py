@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, SYSTEMONE
 from bros_batch.text.output_decoder import FinishedChoice, FinishReason, Piece, TokenLogprob
 from bros_batch.text.tool_calls.parser import CallPiece
 
 Json = dict[str, Any]
+
+ID_PREFIXES = {CHAT_COMPLETIONS: "chatcmpl-", COMPLETIONS: "cmpl-", SYSTEMONE: "decision-"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,7 @@ class ResponseHead:
 
     @property
     def id(self) -> str:
-        prefix = "chatcmpl-" if self.is_chat else "cmpl-"
-        return prefix + self.request_id.removeprefix("req_")
+        return ID_PREFIXES[self.endpoint] + self.request_id.removeprefix("req_")
 
 
 def response_body(head: ResponseHead, choices: Iterable[FinishedChoice], usage: Json) -> Json:

@@ -10,17 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoints import EndpointPath
 from bros_batch.openai_api.engine_limits import check_limits
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.text.message_form import PLAIN, MessageForm
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.limits import EngineLimits
-from engine.wire.protocol import Choice, Sampling, Slo
+from engine.wire.protocol import Choice, ItemResult, Slo
 
 RequestT = TypeVar("RequestT", bound=ServedRequest)
 
@@ -35,39 +37,10 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One prompt of a request, and what is computed for it. `token_ids` follow the beginning that all parts share."""
-
-    token_ids: list[int]
-    sampling: Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequests:
-    """What a request becomes: for each part, `num_choices` requests to the engine.
-
-    The prompt of a part is `shared_ids` followed by the part's own tokens.
-    """
-
-    shared_ids: list[int]
-    parts: Sequence[Part]
-    num_choices: int = 1
-
-    def prompt_of(self, part: Part) -> list[int]:
-        """Return the whole prompt of a part."""
-        return self.shared_ids + part.token_ids if part.token_ids else self.shared_ids
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Number of tokens of all prompts; the beginning that they share counts once."""
-        return len(self.shared_ids) + sum(len(part.token_ids) for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What the engine returned: the choices of all parts in order, `num_choices` for each.
 
-    `prompt_tails` holds the last tokens of the prompt of each part, on which the text of its output may depend.
+    `prompt_tails` holds for each choice the last tokens of its prompt, on which the text of its output may depend.
     """
 
     choices: Sequence[Choice]
@@ -78,6 +51,12 @@ class Outcome:
     @property
     def output_tokens(self) -> int:
         return sum(len(choice.token_ids) for choice in self.choices)
+
+
+def outcome_of(result: ItemResult) -> Outcome:
+    """Return the outcome of an item."""
+    tails = [choice.prompt_tail or result.prompt_tail for choice in result.choices]
+    return Outcome(result.choices, tails, result.prompt_tokens, result.cached_tokens)
 
 
 class Endpoint(ABC, Generic[RequestT]):
@@ -111,11 +90,14 @@ class Endpoint(ABC, Generic[RequestT]):
         """Return the parameters of `request` that have no effect with this model."""
         return []
 
+    def param_of_part(self, request: RequestT, index: int) -> str:
+        """Return how errors name the prompt of a part: as a field of the request."""
+        return f"{request.prompt_param}[{index}]"
+
     def checked_engine_requests(
         self, request: RequestT, model: ServedModel, slo: Slo | None = None
     ) -> EngineRequests:
         """Return `engine_requests`, all of which the engine will accept. Raises RequestError otherwise."""
         requests = self.engine_requests(request, model)
-        for part in requests.parts:
-            check_limits(request, requests.prompt_of(part), part.sampling, model.limits, slo)
+        check_limits(requests, model.limits, slo, request.prompt_param, partial(self.param_of_part, request))
         return requests

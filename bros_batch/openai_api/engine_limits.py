@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from bros_batch.openai_api.served_request import ServedRequest
+import re
+from collections.abc import Callable
+
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.request_error import RequestError
-from engine.wire.limits import EngineLimits, problem_with
-from engine.wire.protocol import Sampling, Slo
+from engine.wire.limits import EngineLimits, Problem, problem_with, problem_with_item
+from engine.wire.protocol import Slo
+
+_OF_PART = re.compile(r"parts\[(\d+)\]\.(\w+)")
 
 
 def check_limits(
-    request: ServedRequest,
-    token_ids: list[int],
-    sampling: Sampling,
+    requests: EngineRequests,
     limits: EngineLimits,
-    slo: Slo | None = None,
+    slo: Slo | None,
+    prompt_param: str,
+    param_of_part: Callable[[int], str],
 ) -> None:
-    """Check what `request` became for the engine. Raises RequestError, which names the field at fault."""
-    problem = problem_with(token_ids, sampling, limits, slo)
-    if problem is not None:
-        param = request.prompt_param if problem.param == "token_ids" else problem.param
-        raise RequestError(problem.message, param, problem.code)
+    """Check what a request became for the engine. Raises RequestError, which names the field at fault.
+
+    `prompt_param` is the field of the request that holds its prompts, and `param_of_part` names one of them.
+    """
+    first = requests.parts[0]
+    problem = problem_with(requests.prompt_of(first), first.sampling, limits, slo)
+    param = prompt_param if len(requests.parts) == 1 else param_of_part(0)
+    if problem is None and len(requests.parts) > 1:
+        problem = problem_with_item(requests.as_item(), limits)
+        if problem is not None and (found := _OF_PART.fullmatch(problem.param)):
+            param = param_of_part(int(found[1]))
+            problem = Problem(problem.code, problem.message.split(": ", 1)[1], found[2])
+    if problem is None:
+        return
+    if problem.param == "parts":
+        raise RequestError(
+            problem.message.replace("'parts'", f"'{prompt_param}'"), prompt_param, problem.code
+        )
+    if problem.param != "token_ids":
+        raise RequestError(problem.message, problem.param, problem.code)
+    message = problem.message if param == prompt_param else f"'{param}': {problem.message}"
+    raise RequestError(message, param, problem.code)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bros_batch.openai_api.decisions.decisions import Decisions
+from bros_batch.openai_api.decisions.systemone import SystemOne
 from bros_batch.openai_api.endpoint import Endpoint
 from bros_batch.openai_api.endpoints import ENDPOINTS, EndpointPath
 from bros_batch.openai_api.responses.responses_endpoint import Responses
@@ -12,7 +14,8 @@ from bros_batch.openai_api.text_endpoints import ChatCompletions, Completions
 from bros_batch.request_error import RequestError
 
 REGISTRY: dict[EndpointPath, Endpoint[Any]] = {
-    endpoint.path: endpoint for endpoint in (ChatCompletions(), Completions(), Responses())
+    endpoint.path: endpoint
+    for endpoint in (ChatCompletions(), Completions(), Responses(), Decisions(), SystemOne())
 }
 assert tuple(REGISTRY) == ENDPOINTS
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -15,8 +14,9 @@ from bros_batch.openai_api.completion_request import (
     parse_completion,
 )
 from bros_batch.openai_api.completion_response import Json, ResponseHead, response_body, usage_object
-from bros_batch.openai_api.endpoint import Endpoint, EngineRequests, Outcome, Part, ServedModel
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
+from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.message_form import message_form
 from bros_batch.openai_api.prompts import encode_prompts, unused_template_kwargs
@@ -54,7 +54,7 @@ class TextEndpoint(Endpoint[RequestT]):
         form = self.message_form(request, model.tokenizer)
         finished = [
             finished_choice(model.tokenizer, index, choice, sampling, tail, form)
-            for index, (choice, tail) in enumerate(zip(outcome.choices, _tails(outcome), strict=True))
+            for index, (choice, tail) in enumerate(zip(outcome.choices, outcome.prompt_tails, strict=True))
         ]
         reasoning = None if form.reasoning is None else sum(each.num_reasoning_tokens for each in finished)
         usage = usage_object(outcome.prompt_tokens, outcome.output_tokens, outcome.cached_tokens, reasoning)
@@ -118,9 +118,3 @@ def _check_num_outputs(request: Request, num_prompts: int) -> None:
             f"at most {MAX_OUTPUTS} are allowed."
         )
         raise RequestError(message, "n")
-
-
-def _tails(outcome: Outcome) -> list[Sequence[int]]:
-    """Return the end of the prompt of each choice."""
-    choices_per_part = len(outcome.choices) // len(outcome.prompt_tails)
-    return [tail for tail in outcome.prompt_tails for _ in range(choices_per_part)]

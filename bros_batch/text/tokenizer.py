@@ -67,7 +67,7 @@ class ModelTokenizer:
         self.vocab_size = _vocab_size(config)
         self.eos_token_ids = self._end_tokens(config, generation)
         # In characters or, for a tokenizer of bytes, in bytes, which are at least as many.
-        self._longest_token_chars = max(map(len, self._tokenizer.get_vocab()))
+        self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()))
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content for token_id, token in added.items()}
@@ -92,6 +92,18 @@ class ModelTokenizer:
             )
         text = self._render(messages, template_kwargs, tools or None)
         return self._encode(text, "messages", add_special_tokens=False)
+
+    def chat_text(
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
+    ) -> str:
+        """Return the text that `encode_chat` tokenizes."""
+        return self._render(messages, template_kwargs, None)
+
+    def encode_part(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of a part of a chat's text, and the index of the first character of each."""
+        self._check_length(text, "messages")
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(encoding.ids), [start for start, _ in encoding.offsets]
 
     @cached_property
     def supports_tools(self) -> bool:
@@ -153,15 +165,18 @@ class ModelTokenizer:
 
         Tokenizing takes fifty times the memory of the text.
         """
+        self._check_length(text, param)
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def _check_length(self, text: str, param: str) -> None:
         most = self.max_model_len
-        if len(text) > most * self._longest_token_chars:
+        if len(text) > most * self.longest_token_chars:
             raise RequestError(
                 f"This model's maximum context length is {most} tokens, and the prompt has {len(text)} characters, "
                 "which are more tokens than that. Shorten the prompt.",
                 param,
                 "context_length_exceeded",
             )
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of an output, without special tokens."""

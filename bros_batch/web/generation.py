@@ -11,6 +11,7 @@ from typing import Any
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
+from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.sampling import lane_of, slo_of
 from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.openai_api.served_request import ServedRequest
@@ -19,12 +20,14 @@ from bros_batch.text.message_form import MessageForm
 from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece, StopReason
 from bros_batch.web.app_state import AppState
 from bros_batch.web.errors import ApiError, engine_error
-from engine.wire.client import EngineClient, EngineGone, EngineRejected, EngineStream
-from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling
+from engine.wire.client import EngineClient, EngineGone, EngineRejected
+from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling, Tokens
 
 # Tokenizing less text than this, or decoding fewer tokens, takes less time than handing it to a thread.
 INLINE_CHARS = 16_384
 INLINE_TOKENS = 4096
+# So many outputs of one request are computed at once. Each has its whole prompt in memory.
+MAX_PARALLEL = 256
 
 
 @dataclass(slots=True)
@@ -54,7 +57,7 @@ class Output:
     """One output to generate. `counts_prompt` is true for the first choice of each prompt."""
 
     index: int
-    token_ids: list[int]
+    part: Part
     sampling: Sampling
     counts_prompt: bool
 
@@ -71,6 +74,7 @@ class Generation:
     model: ServedModel
     form: MessageForm
     client: EngineClient
+    work: EngineRequests
     outputs: Sequence[Output]
     usage: Usage
 
@@ -102,28 +106,35 @@ class Generation:
     async def _outcome(self) -> Outcome:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._choice_of(output)) for output in self.outputs]
+                room = asyncio.Semaphore(MAX_PARALLEL)
+                tasks = [group.create_task(self._choice_of(output, room)) for output in self.outputs]
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             if isinstance(first, EngineGone | EngineRejected):
                 raise engine_error(first, self.request.prompt_param) from first
             raise first from None
-        tails = [output.token_ids[-PROMPT_TAIL_TOKENS:] for output in self.outputs if output.counts_prompt]
         choices = [task.result() for task in tasks]
+        tails = [choice.prompt_tail for choice in choices]
         return Outcome(choices, tails, self.usage.prompt_tokens, self.usage.cached_tokens)
 
-    async def _choice_of(self, output: Output) -> Choice:
-        """Return one output as a whole."""
+    async def _choice_of(self, output: Output, room: asyncio.Semaphore) -> Choice:
+        """Return one output as a whole, once there is room for it."""
+        async with room:
+            return await self._computed(output)
+
+    async def _computed(self, output: Output) -> Choice:
+        prompt = self.work.prompt_of(output.part)
         token_ids: list[int] = []
         logprobs: list[PositionLogprobs] = []
         reason: StopReason | None = None
-        decoder = OutputDecoder(self.model.tokenizer, output.sampling, output.token_ids)
-        async with self._submit(output) as stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
+        finished: Finished | None = None
+        decoder = OutputDecoder(self.model.tokenizer, output.sampling, prompt)
+        async with contextlib.aclosing(self._messages(prompt, output.sampling)) as messages:
             async for message in messages:
                 if isinstance(message, Finished):
                     if output.counts_prompt:
                         self.usage.cached_tokens += message.cached_tokens
-                    reason = _reason(message)
+                    finished, reason = message, _reason(message)
                     break
                 if decoder.stopped:  # as in `_updates_of`
                     reason = "stop"
@@ -134,22 +145,35 @@ class Generation:
                     decoder.push(message.ids, message.logprobs)
         assert reason is not None  # a stream that ends early raises an error
         self.usage.completion_tokens += len(token_ids)
-        return Choice(token_ids, reason, logprobs or None)
+        return Choice(
+            token_ids,
+            reason,
+            logprobs or None,
+            scores=None if finished is None else finished.scores,
+            prompt_logprobs=None if finished is None else finished.prompt_logprobs,
+            embedding=None if finished is None else finished.embedding,
+            prompt_tail=prompt[-PROMPT_TAIL_TOKENS:],
+        )
 
-    def _submit(self, output: Output) -> EngineStream:
+    async def _messages(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Tokens | Finished]:
+        """Yield what the engine sends; closing the generator early cancels the request."""
         request = self.request
-        return self.client.submit(
-            output.token_ids,
-            output.sampling,
+        stream = self.client.submit(
+            prompt,
+            sampling,
             lane=lane_of(request),
             slo=slo_of(request),
             priority=request.priority or 0,
         )
+        async with stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                yield message
 
     async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
-        decoder = self.form.decoder(self.model.tokenizer, output.sampling, output.token_ids)
+        prompt = self.work.prompt_of(output.part)
+        decoder = self.form.decoder(self.model.tokenizer, output.sampling, prompt)
         num_tokens = 0
-        async with self._submit(output) as stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
+        async with contextlib.aclosing(self._messages(prompt, output.sampling)) as messages:
             async for message in messages:
                 if isinstance(message, Finished):
                     if output.counts_prompt:
@@ -235,12 +259,11 @@ async def plan_generation(state: AppState, endpoint: Endpoint[Any], request: Ser
     else:
         async with state.long_prompts:
             work = await asyncio.to_thread(plan)
-    outputs: list[Output] = []
-    for part in work.parts:
-        prompt = work.prompt_of(part)
-        for choice in range(work.num_choices):
-            outputs.append(Output(len(outputs), prompt, part.sampling.for_choice(choice), choice == 0))
+    outputs = [
+        Output(number * work.num_choices + choice, part, part.sampling.for_choice(choice), choice == 0)
+        for number, part in enumerate(work.parts)
+        for choice in range(work.num_choices)
+    ]
+    usage = Usage(prompt_tokens=work.num_prompt_tokens)
     form = endpoint.message_form(request, tokenizer)
-    return Generation(
-        endpoint, request, model, form, client, outputs, Usage(prompt_tokens=work.num_prompt_tokens)
-    )
+    return Generation(endpoint, request, model, form, client, work, outputs, usage)

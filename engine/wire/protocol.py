@@ -30,7 +30,7 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024  # each takes time in every step, which the requests beside it wait for
 MAX_GRAMMAR_CHARS = 256 * 1024  # far more than people write; each item carries its grammar through Redis
 MAX_SCORES = 1024
-MAX_PARTS = 512
+MAX_PARTS = 2048  # as many inputs as OpenAI takes for embeddings
 
 LaneName = Literal["rt", "be"]
 GrammarKind = Literal["json_schema", "regex", "lark"]

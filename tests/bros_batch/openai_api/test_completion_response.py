@@ -25,7 +25,7 @@ END = 2
 def test_bodies(tokenizer: ModelTokenizer) -> None:
     ids = tokenizer.encode_prompt("hi")
     choices = [Choice(ids, "length"), Choice([*ids, END], "stop")]
-    outcome = Outcome(choices, [[]], prompt_tokens=3, cached_tokens=2)
+    outcome = Outcome(choices, [[], []], prompt_tokens=3, cached_tokens=2)
     request = chat(n=2, max_tokens=100)
     sampling = Sampling(max_tokens=100)
     model = served_model(tokenizer)

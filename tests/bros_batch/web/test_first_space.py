@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 
 from bros_batch.openai_api.completion_response import ResponseHead
-from bros_batch.openai_api.endpoint import Outcome
+from bros_batch.openai_api.endpoint import outcome_of
 from bros_batch.openai_api.endpoints import COMPLETIONS
 from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.text.tokenizer import ModelTokenizer
@@ -89,7 +89,7 @@ def test_bulk_keeps_the_space(directory: Path, engine: RunningEngine) -> None:
     pulled.record(0, end)
     result = decode_item_result(encode(pulled.result("engine")))
     request = completion(prompt=ids, max_tokens=1, ignore_eos=True)
-    outcome = Outcome(result.choices, [result.prompt_tail], result.prompt_tokens, result.cached_tokens)
+    outcome = outcome_of(result)
     head = ResponseHead(COMPLETIONS, "req_1", "m", 5)
     body = endpoint_at(COMPLETIONS).response(head, request, served_model(tokenizer), outcome)
     assert body["choices"][0]["text"] == tokenizer.decode([*ids, *output]).removeprefix(prompt)

@@ -1,0 +1,130 @@
+"""Reads: how the model is asked a question about a text whose answer is one token.
+
+    | text | question, options with labels, instruction | the template's end | -> log-probabilities of the labels
+
+The text comes first, so its tokens and their KV memory are shared by all questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bros_batch.openai_api.decisions.labels import answer_start
+from bros_batch.openai_api.endpoint import Outcome
+from bros_batch.openai_api.engine_requests import EngineRequests, Part
+from bros_batch.request_error import RequestError
+from bros_batch.text.common_beginning import encode_endings
+from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.limits import MAX_ITEM_TOKENS
+from engine.wire.protocol import Sampling
+
+MAX_OPTIONS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A possible answer: its label and the label's tokens (several if it has several spellings), and what it means."""
+
+    label: str
+    token_ids: tuple[int, ...]
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One question. `param` is the field of the request that asks it."""
+
+    param: str
+    question: str
+    options: Sequence[Option]
+
+    @property
+    def text(self) -> str:
+        """The question as the model reads it."""
+        lines = [f"Question: {self.question}"] if self.question else []
+        lines += [f"{each.label}: {each.meaning}" if each.meaning else each.label for each in self.options]
+        return "\n".join([*lines, "Answer with one of these labels and nothing else."])
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(token_id for option in self.options for token_id in option.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The probabilities of a question's options, which add up to 1.
+
+    `label_mass` is the probability that the model gives to all labels together, `confidence` that of the likeliest
+    option: both among all tokens of the vocabulary.
+    """
+
+    probabilities: Sequence[float]
+    label_mass: float
+
+    @property
+    def best(self) -> int:
+        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+
+    @property
+    def confidence(self) -> float:
+        return self.probabilities[self.best] * self.label_mass
+
+    @property
+    def expected_index(self) -> float:
+        return sum(index * probability for index, probability in enumerate(self.probabilities))
+
+
+def engine_requests(
+    tokenizer: ModelTokenizer,
+    text: str,
+    reads: Sequence[Read],
+    template_kwargs: Mapping[str, Any],
+    system: str | None = None,
+) -> EngineRequests:
+    """Return one part per read. Raises RequestError if the chat template does not show the questions as they are."""
+    first, *others = (read.text for read in reads)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": f"{text}\n\n{first}"})
+    chat = tokenizer.chat_text(messages, template_kwargs)
+    tail = answer_start(tokenizer, template_kwargs).tail
+    begin = chat.rfind(first)
+    end = begin + len(first)
+    if begin < 0 or not chat.endswith(tail) or end > len(chat) - len(tail):
+        raise RequestError(
+            "The model's chat template does not end with the question, so answers cannot be read.",
+            reads[0].param,
+        )
+    # Every token has at most so many characters.
+    least_tokens = begin // tokenizer.longest_token_chars
+    if least_tokens * len(reads) > MAX_ITEM_TOKENS:
+        raise RequestError(
+            f"The input is too long for {len(reads)} questions: together they take more than {MAX_ITEM_TOKENS} tokens.",
+            reads[0].param,
+            "context_length_exceeded",
+        )
+    endings = [question + chat[end:] for question in (first, *others)]
+    shared_ids, rests = encode_endings(tokenizer, chat[:begin], endings)
+    parts = [
+        Part(rest, Sampling(max_tokens=0, score_token_ids=read.token_ids))
+        for rest, read in zip(rests, reads, strict=True)
+    ]
+    return EngineRequests(shared_ids, parts)
+
+
+def answers(reads: Sequence[Read], outcome: Outcome) -> list[Answer]:
+    """Return what the engine's scores say about each question."""
+    return [_answer(read, choice.scores or ()) for read, choice in zip(reads, outcome.choices, strict=True)]
+
+
+def _answer(read: Read, scores: Sequence[float]) -> Answer:
+    if len(scores) != len(read.token_ids):
+        raise ValueError(f"{len(scores)} scores for {len(read.token_ids)} labels")
+    highest = max(scores)
+    weights = iter([math.exp(score - highest) for score in scores])
+    of_options = [sum(next(weights) for _ in option.token_ids) for option in read.options]
+    total = sum(of_options)
+    mass = min(total * math.exp(highest), 1.0)
+    return Answer([weight / total for weight in of_options], mass)

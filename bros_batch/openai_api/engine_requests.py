@@ -1,0 +1,59 @@
+"""What a request becomes for the engine: prompts that may begin alike, each with what is computed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.wire.protocol import ItemPart, ItemRequest, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One prompt of a request, and what is computed for it. `token_ids` follow the beginning that all parts share."""
+
+    token_ids: list[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequests:
+    """For each part, `num_choices` requests to the engine.
+
+    The prompt of a part is `shared_ids` followed by the part's own tokens.
+    """
+
+    shared_ids: list[int]
+    parts: Sequence[Part]
+    num_choices: int = 1
+
+    def prompt_of(self, part: Part) -> list[int]:
+        """Return the whole prompt of a part."""
+        return self.shared_ids + part.token_ids if part.token_ids else self.shared_ids
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of tokens of all prompts, each counted with the beginning that it shares with others."""
+        return sum(len(self.shared_ids) + len(part.token_ids) for part in self.parts)
+
+    def as_item(
+        self,
+        item_id: int = 0,
+        epoch: int = 0,
+        job_id: str = "",
+        priority: int = 0,
+        deadline_unix_s: float | None = None,
+    ) -> ItemRequest:
+        """Return the requests as one item of a job."""
+        first, several = self.parts[0], len(self.parts) > 1
+        return ItemRequest(
+            item_id,
+            epoch,
+            job_id,
+            self.shared_ids if several else self.prompt_of(first),
+            first.sampling,
+            n=self.num_choices,
+            priority=priority,
+            deadline_unix_s=deadline_unix_s,
+            parts=[ItemPart(part.token_ids, part.sampling) for part in self.parts] if several else [],
+        )

@@ -1,0 +1,51 @@
+"""Tokenizing texts that differ only at their ends: what they have in common is tokenized once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bros_batch.text.tokenizer import ModelTokenizer
+
+# How a text is split into tokens at one place depends on the characters around it, hardly ever on more than these.
+CONTEXT_CHARS = 64
+NUM_CUTS = 8
+
+
+def encode_endings(
+    tokenizer: ModelTokenizer, beginning: str, endings: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Return the token ids of `beginning + ending` for each ending: the tokens that all share, and the rest of each.
+
+    The texts are cut shortly before the end of `beginning`, where the tokens of the first text are the same whether or
+    not the text before the cut is there.
+    """
+    ids, starts = tokenizer.encode_part(beginning + endings[0])
+    num_shared = _cut(tokenizer, beginning, endings[0], ids, starts)
+    kept = beginning[starts[num_shared] :] if num_shared else beginning
+    rests = [ids[num_shared:]]
+    rests += [tokenizer.encode_part(kept + ending)[0] for ending in endings[1:]]
+    more = common_length(rests) if len(rests) > 1 else 0
+    return ids[:num_shared] + rests[0][:more], [rest[more:] for rest in rests]
+
+
+def common_length(sequences: Sequence[Sequence[Any]]) -> int:
+    """Return with how many elements all sequences begin alike."""
+    for index, elements in enumerate(zip(*sequences, strict=False)):
+        if any(element != elements[0] for element in elements):
+            return index
+    return min(map(len, sequences))
+
+
+def _cut(
+    tokenizer: ModelTokenizer, beginning: str, ending: str, ids: Sequence[int], starts: Sequence[int]
+) -> int:
+    """Return the number of tokens before the cut; 0 if no place is found."""
+    last = len(beginning) - CONTEXT_CHARS
+    cut = sum(1 for start in starts if start <= last) - 1
+    for index in range(cut, max(cut - NUM_CUTS, 0), -1):
+        # A token may be a part of a character.
+        begins_character = starts[index] > starts[index - 1]
+        if begins_character and tokenizer.encode_part(beginning[starts[index] :] + ending)[0] == ids[index:]:
+            return index
+    return 0
