@@ -32,7 +32,10 @@ def recommended_sampling(generation_config: Mapping[str, Any]) -> dict[str, floa
         if value is None:
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and SAMPLING_RANGES[engine_name].has(value) and not (is_whole and value != int(value)):
+        is_valid = is_number and SAMPLING_RANGES[engine_name].has(value)
+        if engine_name == "max_tokens" and value == 0:
+            is_valid = False  # a request may ask for no output, but not by default
+        if is_valid and not (is_whole and value != int(value)):
             named[engine_name] = value
         else:
             log.warning("generation_config.json: %s is %r, which is not valid and is ignored", name, value)
