@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -23,9 +24,10 @@ from bros_batch.web.generation import plan_generation
 
 
 class Conversation(msgspec.Struct):
-    """Body of `POST /chat`: all messages so far."""
+    """Body of `POST /chat`: all messages so far, and the JSON schema that the answer follows, if there is one."""
 
     messages: list[dict[str, str]]
+    schema: dict[str, Any] | None = None
 
 
 async def read_chat(_request: Request) -> Page:
@@ -53,10 +55,15 @@ def _chat_request(model: str, raw: bytes) -> ChatCompletionRequest:
         conversation = msgspec.json.decode(raw, type=Conversation)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"Not a conversation: {error}.", code="invalid_request") from None
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "messages": conversation.messages,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if conversation.schema is not None:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": conversation.schema},
+        }
     return parse_chat(json.dumps(body))

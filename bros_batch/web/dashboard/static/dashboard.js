@@ -221,6 +221,30 @@ async function* eventsOf(answer) {
   }
 }
 
+// JSON, which may not be complete yet, with one line per value. It stays text, so that no number is rounded.
+function indented(json) {
+  let depth = 0;
+  const line = () => "\n" + "  ".repeat(depth);
+  return json.replace(/"(?:[^"\\]|\\.)*("|$)|\{\s*\}|\[\s*\]|[{}[\],:]|\s+/gs, (part) => {
+    if (part[0] === '"') return part;
+    if (part === "{" || part === "[") return (depth++, part + line());
+    if (part === "}" || part === "]") return (depth--, line() + part);
+    if (part === ",") return part + line();
+    return part === ":" ? ": " : part.trim() && part[0] + part.at(-1);
+  });
+}
+
+// The schema that the person wants the answers to follow, or undefined. Throws if it is not JSON.
+function schemaIn(field) {
+  if (!field.value.trim()) return undefined;
+  try {
+    return JSON.parse(field.value);
+  } catch (error) {
+    field.closest("details").open = true;
+    throw new Error(`The schema is not JSON: ${error.message}`);
+  }
+}
+
 function startChat(form) {
   const field = form.elements.question;
   const button = form.querySelector("button");
@@ -246,6 +270,7 @@ function startChat(form) {
   async function ask(text) {
     const mine = add("message mine", text);
     const theirs = add("message theirs", "");
+    let said = "";
     const begun = performance.now();
     let first = null;
     let tokens = null;
@@ -255,12 +280,15 @@ function startChat(form) {
     button.textContent = "Stop";
     talk.setAttribute("aria-busy", "true");
     try {
-      const answer = await post("/chat", JSON.stringify({ messages }), stop.signal);
+      const schema = schemaIn(form.elements.schema);
+      if (schema) theirs.classList.add("json");
+      const answer = await post("/chat", JSON.stringify({ messages, schema }), stop.signal);
       for await (const chunk of eventsOf(answer)) {
         const piece = chunk.choices[0]?.delta.content;
         if (piece) {
           first ??= performance.now() - begun;
-          theirs.textContent += piece;
+          said += piece;
+          theirs.textContent = schema ? indented(said) : said;
           theirs.scrollIntoView({ block: "nearest" });
         }
         tokens = chunk.usage?.completion_tokens ?? tokens;
@@ -280,7 +308,7 @@ function startChat(form) {
       button.textContent = "Send";
       talk.removeAttribute("aria-busy");
     }
-    messages.push({ role: "assistant", content: theirs.textContent });
+    messages.push({ role: "assistant", content: said });
     add("note", note(first, tokens, performance.now() - begun, stopped));
   }
 
