@@ -51,7 +51,9 @@ def _orders(value: Any) -> list[Any]:
         return [int(value)] if isinstance(value, float) and value.is_integer() else [value]
     found = []
     for names in permutations(value):
-        found += [dict(zip(names, each, strict=True)) for each in product(*(_orders(value[name]) for name in names))]
+        found += [
+            dict(zip(names, each, strict=True)) for each in product(*(_orders(value[name]) for name in names))
+        ]
     return found
 
 
@@ -65,6 +67,8 @@ def drawn_output(matcher: LLMatcher, rng: random.Random, max_tokens: int = 60) -
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
         allowed = np.flatnonzero(bits[: tokenizer().vocab_size])
         allowed = allowed[allowed != tokenizer().eos_token]
+        if not len(allowed):
+            return str(tokenizer().decode_str(tokens)) if matcher.is_accepting() else None
         token = int(_preferred(allowed, rng))
         assert matcher.consume_token(token), matcher.get_error()
         tokens.append(token)
@@ -73,7 +77,9 @@ def drawn_output(matcher: LLMatcher, rng: random.Random, max_tokens: int = 60) -
 
 def _preferred(allowed: Any, rng: random.Random) -> int:
     """One of the allowed tokens; often one that ends something, so that outputs end."""
-    closing = [token for token in allowed[:400] if tokenizer().decode_bytes([int(token)]) in (b'"', b"}", b"]", b",")]
+    closing = [
+        token for token in allowed[:400] if tokenizer().decode_bytes([int(token)]) in (b'"', b"}", b"]", b",")
+    ]
     return int(rng.choice(closing if closing and rng.random() < 0.5 else list(allowed)))
 
 
@@ -144,4 +150,6 @@ TYPES = ("string", "number", "integer", "boolean", "null", "object", "array")
 
 def whole_schemas() -> st.SearchStrategy[dict[str, Any]]:
     """Schemas with the definitions that their references point to."""
-    return st.builds(lambda root, x, y: {**root, "$defs": {"x": x, "y": y}}, schemas(), schemas(1), schemas(1))
+    return st.builds(
+        lambda root, x, y: {**root, "$defs": {"x": x, "y": y}}, schemas(), schemas(1), schemas(1)
+    )

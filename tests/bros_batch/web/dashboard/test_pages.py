@@ -264,6 +264,48 @@ def test_chat_streams(site: Web, chrome: Chrome) -> None:
         )
 
 
+def test_answers_follow_the_schema_of_the_chat_page(site: Web, chrome: Chrome) -> None:
+    chrome.get(f"{site.url}/chat")
+    chrome.find_element(By.CSS_SELECTOR, ".shape summary").click()
+    schema, question = (chrome.find_element(By.NAME, name) for name in ("schema", "question"))
+    schema.send_keys("{")
+    question.send_keys("Hello", Keys.ENTER)
+    wait_text(chrome, "The schema is not JSON")
+    schema.clear()
+    schema.send_keys('{"properties": {"a": {"not": {}}}}')
+    question.send_keys(Keys.ENTER)
+    wait_text(chrome, "is not a usable JSON schema: 'not' is not supported (at #/properties/a).")
+    schema.clear()
+    schema.send_keys('{"type": "object"}')
+    # What a model of random weights writes is not known: this answer is, and it comes in pieces.
+    chrome.execute_script(  # type: ignore[no-untyped-call]
+        """
+        window.fetch = (url, options) => {
+          window.asked = JSON.parse(options.body);
+          const piece = (text) => `data: ${JSON.stringify({ choices: [{ delta: { content: text } }] })}\\n\\n`;
+          const pieces = ['{"total": 12345678901234567890, "', 'tags":["a, b","\\\\"{"],"none":[ ]', ', "last": {"x"'];
+          return Promise.resolve(new Response(pieces.map(piece).join("") + "data: [DONE]\\n\\n"));
+        };
+        """
+    )
+    question.send_keys(Keys.ENTER)
+    wait_text(chrome, "first token after")
+    answer = chrome.execute_script("return document.querySelector('.message.json').textContent")  # type: ignore[no-untyped-call]
+    assert answer.split("\n") == [
+        "{",
+        '  "total": 12345678901234567890,',
+        '  "tags": [',
+        '    "a, b",',
+        '    "\\"{"',
+        "  ],",
+        '  "none": [],',
+        '  "last": {',
+        '    "x"',
+    ]
+    asked = chrome.execute_script("return window.asked")  # type: ignore[no-untyped-call]
+    assert asked == {"messages": [{"role": "user", "content": "Hello"}], "schema": {"type": "object"}}
+
+
 def test_an_answer_can_be_stopped_and_a_failed_question_comes_back(site: Web, chrome: Chrome) -> None:
     chrome.get(f"{site.url}/chat")
     field = chrome.find_element(By.CSS_SELECTOR, "textarea")
