@@ -22,7 +22,9 @@ from bros_batch.web.json_shape import JsonShape, TooManyValues
 from bros_batch.web.shared_capacity import Share, SharedCapacity
 
 SMALL_BYTES = 64 * 1024
-LARGE_BODIES_BYTES = 32 * 1024**2
+# Large bodies take turns: each takes time of the event loop whenever some of it arrives, and with many of them at once
+# everybody else's requests wait for all.
+LARGE_BODIES_BYTES = 8 * 1024**2
 GROWTH_BYTES = 256 * 1024
 # Parsing fewer values than this takes less time than handing them to a thread.
 INLINE_NODES = 500
