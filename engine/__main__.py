@@ -124,10 +124,11 @@ def make_endpoints(
         max_model_len=scheduler.max_request_tokens,
         vocab_size=info.vocab_size,
     )
+    default_slo = SLO(config.default_ttft_s, config.default_tpot_s)
     context = ServerContext(
         welcome=welcome,
         token=config.token,
-        default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
+        default_slo=default_slo,
         admission=SocketAdmission(welcome, exchange, config.max_waiting_rt, config.max_ttft_factor),
         exchange=exchange,
     )
@@ -152,6 +153,7 @@ def make_endpoints(
             "dtype": info.dtype,
             "url": config.listen,
         },
+        default_slo=default_slo,
         last_step=last_step,
     )
     return Endpoints(

@@ -17,6 +17,8 @@ from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import jobs
 
 RUNNABLE_JOBS = 16
+# Of the job of a background response that runs as a chat: ahead of all others.
+AS_CHAT_PRIORITY = 1_000_000
 
 _HAS_PENDING = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'pending')"
 HAS_QUEUED = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'queued')"
@@ -52,6 +54,12 @@ class RunnableJob:
     ingest_offset: int
     ingest_line: int
     defaults: dict[str, Any]
+    input_file_id: str
+
+    @property
+    def runs_as_chat(self) -> bool:
+        """Whether its item is a background response that does not wait for its turn as bulk."""
+        return not self.input_file_id and self.priority == AS_CHAT_PRIORITY
 
     @property
     def urgency(self) -> tuple[float, float]:

@@ -184,7 +184,8 @@ class _Preparer:
     def _payload(self, job: RunnableJob, requests: JobRequests, item: QueuedItem) -> bytes:
         work = requests.engine_requests(self._model, item.body, item.line_no)
         try:
-            return encode(work.as_item(item.id, item.epoch, job.id, job.priority, job.deadline_at))
+            entry = work.as_item(item.id, item.epoch, job.id, job.priority, job.deadline_at)
+            return encode(msgspec.structs.replace(entry, lane="rt") if job.runs_as_chat else entry)
         except (msgspec.MsgspecError, OverflowError) as error:
             raise RequestError(f"The line can't be sent to an engine: {error}.") from None
 

@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from engine.core.events import FinishedEvent, TokenEvent
+from engine.core.terms import SLO
 from engine.lanes.exchange import Exchange
 from engine.lanes.heartbeat import Heartbeat
 from engine.lanes.loop_watch import TICK_S
@@ -63,7 +64,7 @@ class ItemPullerConfig:
     `max_in_flight` limits the entries that it holds: those of running requests and a few that wait. It takes in as many
     again if they have a higher priority than others it holds. After the engine died `max_attempts` times while it
     computed one item by itself, that item fails. `last_step` is the step in which the last run of this engine died.
-    `about` is added to each heartbeat.
+    `about` is added to each heartbeat. Items of the RT lane have the SLO `default_slo`.
     """
 
     model: str
@@ -73,6 +74,7 @@ class ItemPullerConfig:
     max_attempts: int
     limits: EngineLimits
     about: dict[str, Any]
+    default_slo: SLO
     last_step: LastStep
 
 
@@ -233,6 +235,7 @@ class ItemPuller:
                 self._suspects.add(entry_id, record)
                 suspects.append(entry_id)
             else:
+                pulled.was_started = entry_id in starts
                 self._ready.append(pulled)
         for count, entry_ids in _by_count(starts, suspects):  # they have not been started after all
             await self._claim(self._config.engine_id, 0, entry_ids, retrycount=max(0, count), justid=True)
@@ -277,7 +280,9 @@ class ItemPuller:
         return pulled
 
     def _submit(self, pulled: PulledItem, *, is_suspect: bool = False) -> None:
-        for i, request in enumerate(pulled.requests()):
+        # An item that was started before may be what ended that engine: it runs as bulk, whose deaths are counted.
+        is_rt = pulled.item.lane == "rt" and not pulled.was_started and not is_suspect
+        for i, request in enumerate(pulled.requests(self._config.default_slo if is_rt else None)):
             request.is_suspect = is_suspect
 
             def sink(event: TokenEvent | FinishedEvent, index: int = i) -> None:

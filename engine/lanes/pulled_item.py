@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
-from engine.core.terms import FinishReason, Lane
+from engine.core.terms import SLO, FinishReason, Lane
 from engine.lanes.translation import (
     embedding,
     monotonic_deadline_s,
@@ -27,11 +27,15 @@ from engine.wire.protocol import (
 
 
 class PulledItem:
-    """The item of one stream entry, computed as n requests of the BE lane, or as n per part."""
+    """The item of one stream entry, computed as n requests, or as n per part.
+
+    `was_started` is true if another run of an engine had begun it.
+    """
 
     def __init__(self, entry_id: bytes, item: ItemRequest) -> None:
         self.entry_id = entry_id
         self.item = item
+        self.was_started = False
         self._parts = item.parts or [ItemPart([], item.sampling)]
         number = len(self._parts) * item.n
         self.request_ids = [f"b{item.item_id}:{entry_id.decode()}.{i}" for i in range(number)]
@@ -40,8 +44,9 @@ class PulledItem:
         self._ends: list[FinishedEvent | None] = [None] * number
         self._error: str | None = None
 
-    def requests(self) -> Iterator[Request]:
-        """Yield one request per output. If a prompt has a seed, its output i uses the seed plus i."""
+    def requests(self, slo: SLO | None = None) -> Iterator[Request]:
+        """Yield one request per output: of the RT lane with `slo`, of the BE lane without. If a prompt has a seed, its
+        output i uses the seed plus i."""
         item = self.item
         now_s = time.monotonic()
         deadline_s = monotonic_deadline_s(item.deadline_unix_s, now_s)
@@ -49,10 +54,11 @@ class PulledItem:
             part = self._part_of(i)
             yield Request(
                 request_id,
-                Lane.BE,
+                Lane.BE if slo is None else Lane.RT,
                 item.token_ids + part.token_ids,
                 sampling_params(part.sampling.for_choice(i % item.n)),
                 arrival_s=now_s,
+                slo=slo,
                 priority=item.priority,
                 deadline_s=deadline_s,
             )

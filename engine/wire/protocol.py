@@ -243,6 +243,7 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
 
     If it has `parts`, each of them is a prompt of its own with its own parameters, and `sampling` is not used. Parts
     share what they begin with, so that it is computed once. There are `n` choices per part, in the order of the parts.
+    In the lane "rt" it is scheduled as a chat, by the engine's default SLO.
     """
 
     item_id: RowNumber
@@ -253,6 +254,7 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
     n: int = 1
     priority: int = 0
     deadline_unix_s: float | None = None
+    lane: LaneName = "be"
     parts: Annotated[list[ItemPart], Meta(max_length=MAX_PARTS)] = []
 
 

@@ -126,8 +126,8 @@ class ResponseBody(RequestPart):
         return self.store is not False
 
     @property
-    def runs_first(self) -> bool:
-        """Whether a response in the background runs ahead of bulk."""
+    def runs_as_chat(self) -> bool:
+        """Whether a response in the background does not wait for its turn as bulk."""
         return (self.model_extra or {}).get("service_tier") == "priority"
 
     @property

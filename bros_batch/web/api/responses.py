@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from bros_batch.db import response_jobs, responses
 from bros_batch.db.files import expiry_of
+from bros_batch.db.pending_items import AS_CHAT_PRIORITY
 from bros_batch.db.responses import FoundResponse
 from bros_batch.db.tables import StoredResponse
 from bros_batch.openai_api import completion_response
@@ -61,8 +62,6 @@ router = APIRouter(prefix=RESPONSES)
 Json = dict[str, Any]
 
 NUMBER = re.compile(r"-1|\d{1,9}")
-# Ahead of all jobs that users submit.
-FIRST_PRIORITY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +139,10 @@ class _NewResponse:
         """Create the job of a response in the background, and answer with the response, or stream it."""
         state, body = app_state(self.http), self.request.body
         model = state.settings.model_names.resolve(body.model)
-        head = ResponseHead(self.id, model, self.created_at, not body.runs_first, True)
+        head = ResponseHead(self.id, model, self.created_at, not body.runs_as_chat, True)
         begun = {**response_object(head, self.request), "status": "queued"}
         item = await asyncio.to_thread(item_body, body, [*self.conversation.items, *self.items], self.id)
-        priority = FIRST_PRIORITY if body.runs_first else 0
+        priority = AS_CHAT_PRIORITY if body.runs_as_chat else 0
 
         def query(connection: Connection) -> None:
             if response_jobs.num_unfinished(connection, self._key_id) >= response_jobs.MAX_UNFINISHED:
