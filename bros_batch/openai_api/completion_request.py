@@ -247,7 +247,7 @@ RequestT = TypeVar("RequestT", bound=BaseRequest)
 
 def parse_chat(raw: bytes | str) -> ChatCompletionRequest:
     """Parse the JSON of a body. Raises RequestError, which names the first invalid field."""
-    request = _checked(validate(ChatCompletionRequest, raw))
+    request = checked(validate(ChatCompletionRequest, raw))
     if request.top_logprobs and request.logprobs is None:
         raise RequestError("'top_logprobs' requires 'logprobs' to be true.", "top_logprobs")
     return request
@@ -255,10 +255,10 @@ def parse_chat(raw: bytes | str) -> ChatCompletionRequest:
 
 def parse_completion(raw: bytes | str) -> CompletionRequest:
     """As `parse_chat`, for a plain completion."""
-    return _checked(validate(CompletionRequest, raw))
+    return checked(validate(CompletionRequest, raw))
 
 
-def _checked(request: RequestT) -> RequestT:
+def checked(request: RequestT) -> RequestT:
     """Return the request itself. Raises RequestError for fields that contradict each other."""
     options = request.stream_options
     if (

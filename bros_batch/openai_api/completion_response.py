@@ -5,7 +5,7 @@ The recorder of bulk results and the web process share them, so both lanes respo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -103,14 +103,24 @@ def _text_choice(choice: FinishedChoice) -> Json:
 
 def has_incomplete_json(body: Json) -> bool:
     """Return whether a limit on tokens cut an answer of a whole response before its JSON was complete."""
+    for text in _cut_texts(body):
+        try:
+            msgspec.json.decode(text or "")
+        except msgspec.DecodeError:
+            return True
+    return False
+
+
+def _cut_texts(body: Json) -> Iterator[str | None]:
+    """Yield the texts of a whole response that a limit on tokens cut."""
+    if body["object"] == "response":
+        if body["status"] == "incomplete":
+            items = [item for item in body["output"] if item["type"] == "message"]
+            yield "".join(part["text"] for item in items for part in item["content"])
+        return
     for choice in body["choices"]:
         if choice["finish_reason"] == "length":
-            text = choice["message"]["content"] if "message" in choice else choice["text"]
-            try:
-                msgspec.json.decode(text or "")
-            except msgspec.DecodeError:
-                return True
-    return False
+            yield choice["message"]["content"] if "message" in choice else choice["text"]
 
 
 def chunk_head(head: ResponseHead) -> Json:

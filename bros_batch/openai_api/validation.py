@@ -110,6 +110,9 @@ def _request_error(error: ValidationError) -> RequestError:
     kind, message = first["type"], first["msg"]
     if kind == "json_invalid":
         return RequestError(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):  # of a check of several fields together
+        return cause
     steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     param = "".join(steps).removeprefix(".")
     if not param:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest
+from bros_batch.openai_api.completion_request import ChatCompletionRequest, checked
 from bros_batch.openai_api.endpoints import RESPONSES, EndpointPath
 from bros_batch.openai_api.request_fields import (
     NOTHING,
@@ -203,6 +203,7 @@ def response_request(body: ResponseBody, items: Sequence[Json]) -> ResponseReque
     """
     try:
         request = validate(ResponseRequest, msgspec.json.encode(_chat_body(body, items)))
+        checked(request)
     except RequestError as error:
         name = renamed(error.param or "")
         message = error.message.replace(f"'{error.param}'", f"'{name}'")
