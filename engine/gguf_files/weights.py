@@ -7,6 +7,7 @@ hold the whole model in memory; here at most one shard and one layer are.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ class _ShardWriter:
             save_file(self._shard, self._directory / name, {"format": "pt"})
         except SafetensorError as error:  # "I/O error: No space left on device (os error 28)"
             raise OSError(f"the weights cannot be written to {self._directory.parent}: {error}") from error
+        shutil.copymode(self._source, self._directory / name)  # safetensors lets nobody else read them
         self._files.update(dict.fromkeys(self._shard, name))
         self._total_bytes += self._shard_bytes
         self._shard, self._shard_bytes = {}, 0
