@@ -11,6 +11,18 @@ from bros_batch.demo.documents import FIELDS, Document
 EXTRACTION_PROMPT: Final = "Extract vendor, date, total and currency as JSON.\n\n{text}"
 # The same request without the document, for a later message of a chat.
 EXTRACTION_REQUEST: Final = "Extract vendor, date, total and currency as JSON."
+# The shape of the answer; a value that the document does not state is null.
+EXTRACTION_SCHEMA: Final = {
+    "type": "object",
+    "properties": {
+        "vendor": {"type": ["string", "null"]},
+        "date": {"type": ["string", "null"], "format": "date"},
+        "total": {"type": ["string", "null"], "pattern": r"^[0-9]+(\.[0-9]{2})?$"},
+        "currency": {"type": ["string", "null"], "pattern": "^[A-Z]{3}$"},
+    },
+    "required": ["vendor", "date", "total", "currency"],
+    "additionalProperties": False,
+}
 EXTRACTION_PARAPHRASES: Final = (
     "Return vendor, date, total and currency as JSON.",
     "Give me the vendor, date, total and currency as JSON.",

@@ -21,7 +21,7 @@ from bros_batch.client.chat_stream import ask
 from bros_batch.client.http_client import Client
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.demo.documents import FIELDS, HELD_OUT_SEED, Document, generate_documents
-from bros_batch.demo.prompts import CHAT_PROMPT, EXTRACTION_PROMPT, questions
+from bros_batch.demo.prompts import CHAT_PROMPT, EXTRACTION_PROMPT, EXTRACTION_SCHEMA, questions
 from bros_batch.item_counts import ItemCounts
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.up.preflight import StartupError
@@ -203,7 +203,15 @@ def _submit(client: Client, documents: Sequence[Document], directory: Path) -> d
             "endpoint": CHAT_COMPLETIONS,
             "completion_window": "24h",
             "name": "demo",
-            "defaults": {"prompt": EXTRACTION_PROMPT, "temperature": 0.0, "max_tokens": MAX_ANSWER_TOKENS},
+            "defaults": {
+                "prompt": EXTRACTION_PROMPT,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "invoice", "schema": EXTRACTION_SCHEMA},
+                },
+                "temperature": 0.0,
+                "max_tokens": MAX_ANSWER_TOKENS,
+            },
         },
     )
 
