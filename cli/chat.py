@@ -78,19 +78,49 @@ def chat(
     )
     if as_json:
         timing = {"ttft_s": answer.ttft_s, "total_s": answer.total_s}
+        more = {"reasoning": answer.reasoning, "tool_calls": answer.calls}
         print_json(
-            {"text": answer.text, "finish_reason": answer.finish_reason, "usage": answer.usage, **timing}
+            {
+                "text": answer.text,
+                **{name: value for name, value in more.items() if value},
+                "finish_reason": answer.finish_reason,
+                "usage": answer.usage,
+                **timing,
+            }
         )
     if stats:
         note(f"({answer.stats()})")
 
 
 def _ask(client: Client, body: dict[str, Any], *, echo: bool) -> ChatAnswer:
-    """Send one chat request; with `echo`, write the answer to stdout as it arrives."""
+    """Send one chat request; with `echo`, write the answer to stdout as it arrives, and its reasoning to stderr."""
     from bros_batch.client.chat_stream import ask
 
-    answer = ask(client, body, _write if echo else lambda piece: None)
-    if echo and not answer.text.endswith("\n"):
+    if not echo:
+        return ask(client, body, lambda piece: None)
+    has_reasoned = False
+
+    def write_reasoning(piece: str) -> None:
+        nonlocal has_reasoned
+        has_reasoned = True
+        is_terminal = sys.stderr.isatty()
+        shown = safe(piece) if is_terminal else piece
+        click.echo(click.style(shown, dim=True) if is_terminal else shown, nl=False, err=True)
+        sys.stderr.flush()
+
+    def write_text(piece: str) -> None:
+        nonlocal has_reasoned
+        if has_reasoned:
+            click.echo("\n", err=True)
+            has_reasoned = False
+        _write(piece)
+
+    answer = ask(client, body, write_text, write_reasoning)
+    if has_reasoned:
+        click.echo(err=True)
+    for call in answer.calls:
+        note(f"tool call: {call['name']} {call['arguments']}")
+    if not answer.text.endswith("\n"):
         click.echo()
     return answer
 

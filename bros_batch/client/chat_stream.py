@@ -12,9 +12,14 @@ from bros_batch.client.http_client import Client
 
 @dataclass(slots=True)
 class ChatAnswer:
-    """An answer. `ttft_s` is the time to the first text as the client measured it; None if there was no text."""
+    """An answer. `ttft_s` is the time to the first text as the client measured it; None if there was no text.
+
+    `calls` are tool calls, each a dict with `id`, `name` and `arguments`, which are JSON.
+    """
 
     text: str = ""
+    reasoning: str = ""
+    calls: list[dict[str, str]] = field(default_factory=list)
     ttft_s: float | None = None
     total_s: float = 0.0
     finish_reason: str | None = None
@@ -29,18 +34,33 @@ class ChatAnswer:
         return ", ".join(parts)
 
 
-def ask(client: Client, body: Mapping[str, Any], on_text: Callable[[str], None]) -> ChatAnswer:
-    """Send a chat request, and pass each piece of the answer to `on_text` as it arrives."""
+def ask(
+    client: Client,
+    body: Mapping[str, Any],
+    on_text: Callable[[str], None],
+    on_reasoning: Callable[[str], None] = lambda piece: None,
+) -> ChatAnswer:
+    """Send a chat request, and pass each piece of the answer and of the reasoning before it on as it arrives."""
     answer = ChatAnswer()
     started_s = time.perf_counter()
     for chunk in client.stream_chat(body):
         for choice in chunk.get("choices", ()):
-            piece = choice.get("delta", {}).get("content")
-            if piece:
-                if answer.ttft_s is None:
-                    answer.ttft_s = time.perf_counter() - started_s
-                answer.text += piece
-                on_text(piece)
+            delta = choice.get("delta", {})
+            text, reasoning, calls = map(delta.get, ("content", "reasoning_content", "tool_calls"))
+            if answer.ttft_s is None and (text or reasoning or calls):
+                answer.ttft_s = time.perf_counter() - started_s
+            if reasoning:
+                answer.reasoning += reasoning
+                on_reasoning(reasoning)
+            if text:
+                answer.text += text
+                on_text(text)
+            for call in calls or ():
+                function = call.get("function", {})
+                if function.get("name"):
+                    name = function["name"]
+                    answer.calls.append({"id": call.get("id") or "", "name": name, "arguments": ""})
+                answer.calls[-1]["arguments"] += function.get("arguments") or ""
             answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
         answer.usage = chunk.get("usage") or answer.usage
     answer.total_s = time.perf_counter() - started_s

@@ -267,9 +267,21 @@ function startChat(form) {
     return `${first}${count} in ${(wholeMs / 1000).toFixed(1)} s${stopped ? " · stopped" : ""}`;
   };
 
+  // Adds the reasoning, folded up, before the answer; or, without an answer, a tool call after everything else.
+  const beforeAnswer = (answer, tag, css) => {
+    const element = document.createElement(tag);
+    element.className = css;
+    if (tag === "details") element.append(document.createElement("summary"), document.createElement("div"));
+    if (element.firstChild) element.firstChild.textContent = "Reasoning";
+    talk.insertBefore(element, answer);
+    return element;
+  };
+
   async function ask(text) {
     const mine = add("message mine", text);
     const theirs = add("message theirs", "");
+    const calls = [];
+    let thought = null;
     let said = "";
     const begun = performance.now();
     let first = null;
@@ -284,9 +296,18 @@ function startChat(form) {
       if (schema) theirs.classList.add("json");
       const answer = await post("/chat", JSON.stringify({ messages, schema }), stop.signal);
       for await (const chunk of eventsOf(answer)) {
-        const piece = chunk.choices[0]?.delta.content;
+        const delta = chunk.choices[0]?.delta ?? {};
+        const piece = delta.content;
+        if (piece || delta.reasoning_content || delta.tool_calls) first ??= performance.now() - begun;
+        if (delta.reasoning_content) {
+          thought ??= beforeAnswer(theirs, "details", "thought");
+          thought.lastChild.textContent += delta.reasoning_content;
+        }
+        for (const call of delta.tool_calls ?? []) {
+          if (call.function.name) calls.push(beforeAnswer(null, "div", "message theirs json"));
+          calls.at(-1).textContent += (call.function.name ? `${call.function.name} ` : "") + (call.function.arguments ?? "");
+        }
         if (piece) {
-          first ??= performance.now() - begun;
           said += piece;
           theirs.textContent = schema ? indented(said) : said;
           theirs.scrollIntoView({ block: "nearest" });
@@ -296,8 +317,7 @@ function startChat(form) {
     } catch (error) {
       stopped = error.name === "AbortError";
       if (!stopped) {
-        mine.remove();
-        theirs.remove();
+        for (const each of [mine, theirs, thought, ...calls]) each?.remove();
         messages.pop();
         field.value ||= text;
         add("note wrong", error.message);

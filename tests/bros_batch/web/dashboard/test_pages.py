@@ -21,7 +21,9 @@ from bros_batch.db import jobs, tables
 from bros_batch.db.connections import open_database, writing
 from bros_batch.up.service_commands import web_command
 from tests.bros_batch.web.browser import browser
+from tests.bros_batch.web.repeating_engine import repeating_web
 from tests.bros_batch.web.serving import MODEL_NAME, Web, whole_service
+from tests.factories_tools import make_tool_model
 from tests.services import Process, Processes, RedisServer, wait_for
 
 CHAT: Any = "/v1/chat/completions"
@@ -262,6 +264,21 @@ def test_chat_streams(site: Web, chrome: Chrome) -> None:
         wait_for(
             lambda n=number: len(chrome.find_elements(By.CSS_SELECTOR, ".theirs")) == n + 1, "the answer"
         )
+
+
+def test_reasoning_is_folded_up(tmp_path_factory: pytest.TempPathFactory, chrome: Chrome) -> None:
+    directory = tmp_path_factory.mktemp("reasoning")
+    model = make_tool_model(directory / "model", "hermes", reasoning="prompt_opens")
+    with repeating_web(directory, model) as web:
+        chrome.get(f"{web.url}/chat")
+        field = wait_for(lambda: chrome.find_elements(By.CSS_SELECTOR, '[aria-label="Your message"]'))[0]
+        field.send_keys("Let me think.</think>Forty-two.", Keys.ENTER)
+        wait_text(chrome, "Reasoning", "first token after")
+        assert chrome.find_element(By.CSS_SELECTOR, ".theirs").text == "Forty-two."
+        thought = chrome.find_element(By.CSS_SELECTOR, ".thought div")
+        assert not thought.is_displayed()
+        chrome.find_element(By.CSS_SELECTOR, ".thought summary").click()
+        assert thought.text == "Let me think."
 
 
 def test_answers_follow_the_schema_of_the_chat_page(site: Web, chrome: Chrome) -> None:
