@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from engine.core.plan import StepPlan, StepResult
+from engine.core.terms import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,35 @@ class RunnerRestarted(Exception):
     """
 
 
+class TooManyGrammars(Exception):
+    """More grammars wait to be compiled than may wait. The message says how many."""
+
+
+@dataclass(slots=True)
+class GrammarCounts:
+    """What a runner has done for grammars: compiled them (`num_cached`: they were known already), computed masks, and
+    appended forced tokens. `num_failed` counts those that cannot be used."""
+
+    num_compiled: int = 0
+    num_cached: int = 0
+    num_failed: int = 0
+    compile_s: float = 0.0
+    num_masks: int = 0
+    mask_s: float = 0.0
+    num_forced_tokens: int = 0
+
+
+class GrammarCompiler(Protocol):
+    """Compiles grammars beside the steps."""
+
+    @property
+    def counts(self) -> GrammarCounts: ...
+
+    def begin(self, grammar: Grammar) -> Future[str | None]:
+        """Begins to compile a grammar, from any thread. The result is None once requests may use it, or why they
+        cannot. Raises TooManyGrammars."""
+
+
 class PendingStep(Protocol):
     """A step that was launched and whose result has not been taken."""
 
@@ -67,6 +98,11 @@ class ModelRunner(Protocol):
 
     @property
     def info(self) -> RunnerInfo: ...
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles the grammars of requests, which must be done before a plan starts their rows."""
+        ...
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Begins a step that follows all steps launched before. The caller may change the plan once this returns."""

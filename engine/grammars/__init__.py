@@ -1,0 +1,1 @@
+"""Grammars: what constrains an output, compiled by llguidance for the model's tokenizer."""

@@ -1,0 +1,72 @@
+"""Compiles a grammar within limits, so that no step takes long because of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from engine.core.terms import Grammar
+
+T = TypeVar("T")
+
+# A mask takes a few milliseconds at most: llguidance does about 14,000 units of the first and 20,000 of the second in
+# one. Grammars of real schemas take a hundredth of that.
+LIMITS = LLParserLimits(
+    step_lexer_fuel=100_000, step_max_items=50_000, max_lexer_states=50_000, verbose_errors=False
+)
+MAX_ERROR_CHARS = 500
+
+
+class UnusableGrammar(ValueError):
+    """A grammar that does not compile, or whose masks would take too long."""
+
+
+def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
+    """The matcher before its first token. Raises UnusableGrammar. The interpreter is free for others meanwhile.
+
+    A JSON schema must be in the plain form of `engine.wire.json_schemas`, since llguidance ignores some keywords.
+    """
+    try:
+        matcher = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=LIMITS)
+    except (ValueError, OverflowError) as error:  # of text that has no UTF-8 form, among others
+        raise UnusableGrammar(_shortened(str(error))) from None
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        raise UnusableGrammar(_shortened(matcher.get_error() or "it cannot be compiled"))
+    if matcher.is_stopped() and not matcher.is_accepting():
+        raise UnusableGrammar("no output matches it")
+    return matcher
+
+
+def _source(grammar: Grammar) -> str:
+    match grammar.kind:
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(grammar.text, overrides={"lenient": False})
+        case "regex":
+            return LLMatcher.grammar_from_regex(grammar.text)
+        case "lark":
+            return LLMatcher.grammar_from_lark(grammar.text)
+
+
+def _shortened(error: str) -> str:
+    text = error.strip()
+    return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]} ..."
+
+
+_stack_size = threading.Lock()
+
+
+def thread_with_stack(num_bytes: int, target: Callable[[], None], name: str) -> threading.Thread:
+    """Starts a daemon thread with a stack of this size: compilers descend into what they compile."""
+    with _stack_size:
+        before = threading.stack_size(num_bytes)
+        try:
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    return thread
