@@ -23,6 +23,7 @@ from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.gguf_files.place import gguf_file
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange, Mailbox
+from engine.lanes.grammar_gate import GrammarGate
 from engine.lanes.io_thread import Endpoints, IoThread
 from engine.lanes.loop_watch import LoopWatch
 from engine.lanes.socket_connection import ServerContext
@@ -114,9 +115,10 @@ def make_scheduler(config: EngineConfig, info: RunnerInfo, cost_model: CostModel
 
 
 def make_endpoints(
-    config: EngineConfig, info: RunnerInfo, scheduler: Scheduler, exchange: Exchange, last_step: LastStep
+    config: EngineConfig, runner: ModelRunner, scheduler: Scheduler, exchange: Exchange, last_step: LastStep
 ) -> Endpoints:
     """The socket server and, if there is a Redis to pull from, the item puller."""
+    info, gate = runner.info, GrammarGate(runner.grammars)
     welcome = Welcome(
         version=PROTOCOL_VERSION,
         engine_id=config.engine_id,
@@ -131,6 +133,7 @@ def make_endpoints(
         default_slo=default_slo,
         admission=SocketAdmission(welcome, exchange, config.max_waiting_rt, config.max_ttft_factor),
         exchange=exchange,
+        gate=gate,
     )
     server = SocketServer(context)
     if config.redis_url is None:
@@ -158,7 +161,9 @@ def make_endpoints(
     )
     return Endpoints(
         server,
-        ItemPuller(puller_config, exchange, Redis.from_url(config.redis_url, socket_timeout=REDIS_TIMEOUT_S)),
+        ItemPuller(
+            puller_config, exchange, Redis.from_url(config.redis_url, socket_timeout=REDIS_TIMEOUT_S), gate
+        ),
     )
 
 
@@ -180,7 +185,7 @@ def assemble(
     io_thread = IoThread(
         mailbox,
         watch,
-        make_endpoints=lambda exchange: make_endpoints(config, runner.info, scheduler, exchange, last_step),
+        make_endpoints=lambda exchange: make_endpoints(config, runner, scheduler, exchange, last_step),
         listen=config.listen,
         drain_grace_s=config.drain_grace_s,
     )

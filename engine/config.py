@@ -77,6 +77,10 @@ class EngineConfig:
     async_scheduling: bool | None = _flag(
         None, "schedule each step while the previous one is being computed (default: on a GPU)"
     )
+    forced_tokens: bool = _flag(
+        True,
+        "append the tokens that a request's grammar leaves no choice about without computing a step for each",
+    )
     max_model_len: int | None = _flag(
         None, "maximum number of prompt and output tokens of a request (default: the model's)"
     )

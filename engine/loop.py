@@ -295,7 +295,7 @@ class EngineLoop:
     def _stats(self, with_memory: bool) -> dict[str, Any]:
         """A snapshot; an empty one if it cannot be made, so that whoever asked does not wait forever."""
         try:
-            values = self.metrics.snapshot(self.scheduler)
+            values = self.metrics.snapshot(self.scheduler, self.runner.grammars.counts)
             if with_memory:
                 values["memory"] = self.metrics.memory(self.scheduler.kv, self._clock())
         except Exception:

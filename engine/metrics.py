@@ -14,6 +14,7 @@ from engine.core.kv.view import occupancy
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
 from engine.core.terms import Lane
+from engine.grammars.contract import GrammarCounts
 
 # Upper bounds in seconds, without that of the last bucket. They range from a step on an idle engine to a long item.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
@@ -142,7 +143,7 @@ class EngineMetrics:
             self._memory = {"block_size": kv.block_size, **asdict(occupancy(kv, MEMORY_CELLS))}
         return self._memory
 
-    def snapshot(self, scheduler: Scheduler) -> dict[str, Any]:
+    def snapshot(self, scheduler: Scheduler, grammars: GrammarCounts) -> dict[str, Any]:
         """All counters and gauges, as data that msgpack and JSON can encode. Times are in seconds."""
         lanes: dict[str, Any] = {}
         used_blocks = scheduler.kv.usage()
@@ -177,5 +178,12 @@ class EngineMetrics:
             "step_cap_s": scheduler.pace.cap_s,
             "step_limit_s": scheduler.pace.limit_s,
             "cost_model_error_ratio": scheduler.cost_model.median_error,
+            "grammars_compiled": grammars.num_compiled,
+            "grammars_cached": grammars.num_cached,
+            "grammars_failed": grammars.num_failed,
+            "grammar_compile_s": grammars.compile_s,
+            "masks": grammars.num_masks,
+            "mask_s": grammars.mask_s,
+            "forced_tokens": grammars.num_forced_tokens,
             "lanes": lanes,
         }

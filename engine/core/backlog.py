@@ -120,7 +120,7 @@ class Backlog:
         request.state = State.DECODING
 
     def fall_behind(self, request: Request) -> None:
-        """A request has lost computed tokens."""
+        """A request has lost computed tokens, or got several that are not computed."""
         if request.state is State.DECODING:
             self.decoding[request.lane].remove(request)
             self.behind[request.lane].add(request)

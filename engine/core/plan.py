@@ -114,6 +114,10 @@ class StepResult:
     applies the limit `max_tokens`. `logprobs` and `failed` are keyed by the index of a row in the plan. The request of
     a failed row ends with that message; the others go on. `lost_kv` says that the K and V of a failed row were not
     written. Since they may be known as a prefix already, nothing that was computed so far may be relied on.
+
+    `forced[i]` holds the tokens that follow `sampled[i]` because the request's grammar allows nothing else. Then
+    `stopped[i]` says that the last of them ends the request. If a step under way draws the token after `sampled[i]`,
+    that is the first of them.
     """
 
     sampled: list[int]
@@ -121,6 +125,7 @@ class StepResult:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     lost_kv: bool = False
+    forced: dict[int, list[int]] = field(default_factory=dict)
 
     def take_in(self, part: StepResult, indices: list[int]) -> None:
         """Enter the result of a part of the step, whose rows have these indices in the whole step."""
@@ -128,4 +133,5 @@ class StepResult:
             self.sampled[i], self.stopped[i] = sampled, stopped
         self.logprobs.update({indices[i]: value for i, value in part.logprobs.items()})
         self.failed.update({indices[i]: message for i, message in part.failed.items()})
+        self.forced.update({indices[i]: token_ids for i, token_ids in part.forced.items()})
         self.lost_kv = self.lost_kv or part.lost_kv

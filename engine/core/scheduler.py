@@ -27,7 +27,7 @@ from engine.core.policy.contract import policy_for
 from engine.core.policy.pace import Pace
 from engine.core.request import UNKNOWN, Request, State
 from engine.core.rt_load import RtLoad
-from engine.core.terms import FinishReason, Lane
+from engine.core.terms import FinishReason, Lane, TokenLogprobs
 
 # Makes a TokenEvent from a tuple without a Python frame per token.
 _token_event = partial(tuple.__new__, TokenEvent)
@@ -55,6 +55,9 @@ class Scheduler:
         # Duration of the step of the last result, from its plan or from the end of the step before, whichever is later.
         self.step_s = 0.0
         self._suspects: set[Request] = set()
+        # Requests whose next token was forced while a step under way drew it: up to which position their owners have
+        # received the tokens already.
+        self._received: dict[Request, int] = {}
         self._gone: set[Request] = set()  # have ended, but a step under way still computes a token for them
         self.max_request_tokens = min(config.max_model_len, kv.num_slots)  # prompt and output of one request
 
@@ -112,6 +115,7 @@ class Scheduler:
         their owners have received."""
         self._under_way.clear()
         self._gone.clear()
+        self._received.clear()
         self.kv.take_copies_out()  # there are some if a step could not be planned to its end
         self.allocator.lose_all(self._requests.values())
         self.backlog.clear_queues()
@@ -250,15 +254,55 @@ class Scheduler:
                     if stopped[i - first]
                 }
             )
-        if result.failed or self._gone:
+        if result.failed or self._gone or self._received:
             failed = [i for i in range(first, last) if i in result.failed]
             ends.update({i: (requests[i - first], FinishReason.ERROR) for i in failed})
             token_events = [
                 event
                 for i, (event, request) in enumerate(zip(token_events, requests, strict=True), first)
-                if i not in result.failed and request.state is not State.DONE
+                if i not in result.failed
+                and request.state is not State.DONE
+                and not self._has_received(request, starts[i] + counts[i])
             ]
         events += token_events
+        if result.forced:
+            for i, request in enumerate(requests, first):
+                if i in result.forced and i not in result.failed and request.state is not State.DONE:
+                    forced, start = result.forced[i], starts[i] + counts[i] + 1
+                    room = request.end_tokens - start
+                    if len(forced) > room or (len(forced) == room and i not in ends):
+                        ends[i] = request, FinishReason.LENGTH
+                    if room > 0:
+                        self._append_forced(request, start, forced[:room], events)
+
+    def _has_received(self, request: Request, position: int) -> bool:
+        """Whether the owner of a request has received the token at this position, which a step has just drawn."""
+        end = self._received.get(request, 0)
+        if position + 1 >= end:
+            self._received.pop(request, None)
+        return position < end
+
+    def _append_forced(self, request: Request, start: int, forced: list[int], events: list[Event]) -> None:
+        """Append tokens that a grammar forces, from position `start` on. They are computed like any others."""
+        token_ids = request.token_ids
+        if len(token_ids) > start:  # a step under way draws the first of them, and can draw nothing else
+            self._received[request] = start + 1
+            token_ids[start] = forced[0]
+            token_ids.extend(forced[1:])
+        else:
+            token_ids.extend(forced)
+        top_size = request.sampling.logprobs
+        for token_id in forced:
+            logprobs = None
+            if top_size is not None:
+                logprobs = TokenLogprobs(0.0, ((token_id, 0.0),) if top_size else ())
+            events.append(TokenEvent(request.request_id, token_id, logprobs))
+        if request.state is State.DECODING:
+            if request.num_uncomputed_tokens > 1:
+                self.backlog.fall_behind(request)
+        elif request.lane is Lane.RT and request.state is not State.ENDING:
+            self.backlog.prompts.push(request)  # its deadline is another one now
+        self.rt_load.count(request)
 
     def _release(self, request: Request) -> None:
         """Free the request's slots and its row."""
@@ -272,6 +316,7 @@ class Scheduler:
             self._release(request)
         request.state = State.DONE
         del self._requests[request.request_id]
+        self._received.pop(request, None)
         if request.is_suspect:
             self._suspects.discard(request)
         if self._under_way and any(request.last_step == batch.number for batch in self._under_way):

@@ -1,8 +1,8 @@
 """The grammars that an engine has compiled: each is compiled once, beside everything else, and shared by all requests.
 
-    any thread   begin(grammar) -> a future: None, or why the grammar cannot be used
-    workers      a judge compiles it first, in a process that may die or be ended; then it is compiled here
-    the runner   matcher(grammar) -> a copy of the compiled grammar, which takes microseconds
+any thread   begin(grammar) -> a future: None, or why the grammar cannot be used
+workers      a judge compiles it first, in a process that may die or be ended; then it is compiled here
+the runner   matcher(grammar) -> a copy of the compiled grammar, which takes microseconds
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from llguidance import LLMatcher, LLTokenizer
 
 from engine.core.terms import Grammar
 from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack
+from engine.grammars.contract import GrammarCounts, TooManyGrammars
 from engine.grammars.judge import Judge
 from engine.grammars.judge_process import STACK_BYTES
 from engine.grammars.tokenizer import Vocabulary
-from engine.runner.base import GrammarCounts, TooManyGrammars
 
 log = logging.getLogger("engine.grammars")
 
@@ -40,13 +40,15 @@ COMPILER_STACK_BYTES = 4 * STACK_BYTES
 class Grammars:
     """Compiled grammars by kind and text. All methods may be called from any thread.
 
-    `vocabulary` is called by the first worker that needs it; if it raises ValueError, no grammar can be used.
+    `vocabulary` is called by the first worker that needs it; if it raises ValueError, no grammar can be used. The model
+    has `vocab_size` logits.
     """
 
-    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+    def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
         # The threads that compute masks, and follow a grammar as deep as a compiler does, get the same stack.
         os.environ.setdefault("RUST_MIN_STACK", str(COMPILER_STACK_BYTES))
         self._load = vocabulary
+        self._num_words_without = -(-vocab_size // 32)  # a tokenizer
         self._lock = threading.Lock()
         self._wanted = threading.Condition(self._lock)
         self._waiting: deque[tuple[Grammar, Future[str | None]]] = deque()
@@ -107,10 +109,9 @@ class Grammars:
             return self._tokenizer
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """What `tokenizer` has loaded."""
-        assert self._vocabulary is not None
-        return self._vocabulary
+    def num_mask_words(self) -> int:
+        """The number of 32-bit words of a mask, once the tokenizer is loaded."""
+        return -(-self._vocabulary.mask_bits // 32) if self._vocabulary else self._num_words_without
 
     def close(self) -> None:
         """Ends the workers and their judges; what waits is not compiled."""
@@ -160,10 +161,11 @@ class Grammars:
 
     def _new_judge(self) -> Judge:
         self.tokenizer()
+        assert self._vocabulary is not None
         with self._lock:
             if self._directory is None:
                 self._directory = tempfile.TemporaryDirectory(prefix="bros-grammars-")
-                text = json.dumps(dataclasses.asdict(self.vocabulary))
+                text = json.dumps(dataclasses.asdict(self._vocabulary))
                 Path(self._directory.name, "vocabulary.json").write_text(text)
             judge = Judge(Path(self._directory.name, "vocabulary.json"))
             self._judges.append(judge)

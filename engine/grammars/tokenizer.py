@@ -1,4 +1,4 @@
-"""The tokens of a model as grammars see them: their bytes, the special ones among them, and those that end an output."""
+"""The tokens of a model as grammars see them: their bytes, and which of them are special or end an output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Vocabulary:
         """The vocabulary of a transformers tokenizer. Raises ValueError if it is of a kind that has no fast form."""
         fast = getattr(tokenizer, "backend_tokenizer", None)
         if fast is None:
-            raise ValueError("grammars need a tokenizer with a tokenizer.json, which this model does not have")
+            raise ValueError(
+                "grammars need a tokenizer with a tokenizer.json, which this model does not have"
+            )
         # Through JSON, because the tokenizer that is in use pads and truncates as its user likes. Tokens that only
         # tokenizer_config.json names are among these, too.
         copy = type(fast).from_str(fast.to_str())

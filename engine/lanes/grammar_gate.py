@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from engine.core import terms
-from engine.runner.base import GrammarCompiler, TooManyGrammars
+from engine.grammars.contract import GrammarCompiler, TooManyGrammars
 from engine.wire.json_schemas import UnusableSchema, compilable_text, located
 from engine.wire.protocol import Grammar
+
+log = logging.getLogger("engine.io")
 
 # Requests with a new grammar, after which others with a new one are rejected for a while.
 MAX_WAITING = 256
 MAX_KEPT = 256
+NAMES = {"regex": "regular expression", "lark": "Lark grammar"}
 RETRY_S = 2.0
+LOCATE_S = 5.0  # so long the compiler looks for the place of an error
 
 
 class UnusableGrammar(ValueError):
@@ -35,7 +42,8 @@ class GrammarGate:
         self._compiler = compiler
         # Reading a schema takes a while if it is large. One after the other: this holds the interpreter.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="schemas")
-        self._waiting: dict[Grammar, asyncio.Task[terms.Grammar | str]] = {}
+        self._locator = ThreadPoolExecutor(1, thread_name_prefix="schema-errors")
+        self._waiting: dict[Grammar, asyncio.Task[terms.Grammar | str | None]] = {}
         self._known: OrderedDict[Grammar, terms.Grammar | str] = OrderedDict()
 
     def ready(self, grammar: Grammar) -> terms.Grammar | None:
@@ -46,8 +54,11 @@ class GrammarGate:
         self._known.move_to_end(grammar)
         if isinstance(known, str):
             raise UnusableGrammar(known)
-        self._compiler.begin(known)  # so that it counts as used; it is compiled again if it was forgotten
-        return known
+        with suppress(TooManyGrammars):  # the compiler may have forgotten it, and then compiles it again
+            if self._compiler.begin(known).done():
+                return known
+        del self._known[grammar]
+        return None
 
     async def compiled(self, grammar: Grammar) -> terms.Grammar:
         """Wait until the grammar is compiled. Raises UnusableGrammar or GrammarsBusy."""
@@ -58,16 +69,29 @@ class GrammarGate:
             task = asyncio.create_task(self._compile(grammar), name="compile-grammar")
             self._waiting[grammar] = task
         found = await asyncio.shield(task)
+        if found is None:
+            raise GrammarsBusy
         if isinstance(found, str):
             raise UnusableGrammar(found)
         return found
 
-    async def _compile(self, grammar: Grammar) -> terms.Grammar | str:
-        """The compiled grammar, or why it cannot be used. Raises GrammarsBusy."""
+    async def compiled_at_last(self, grammar: Grammar) -> terms.Grammar:
+        """Wait until the grammar is compiled, even if many others are before. Raises UnusableGrammar."""
+        while True:
+            try:
+                return self.ready(grammar) or await self.compiled(grammar)
+            except GrammarsBusy:
+                await asyncio.sleep(RETRY_S)
+
+    async def _compile(self, grammar: Grammar) -> terms.Grammar | str | None:
+        """The compiled grammar, or why it cannot be used, or None if too many others wait."""
         try:
             found = await self._judged(grammar)
         except TooManyGrammars:
-            raise GrammarsBusy from None
+            return None
+        except Exception as error:
+            log.exception("a grammar could not be compiled")
+            return f"'grammar' could not be compiled ({type(error).__name__})"
         finally:
             del self._waiting[grammar]
         self._known[grammar] = found
@@ -76,10 +100,10 @@ class GrammarGate:
         return found
 
     async def _judged(self, grammar: Grammar) -> terms.Grammar | str:
-        text = grammar.text
+        text, loop = grammar.text, asyncio.get_running_loop()
         if grammar.kind == "json_schema":
             try:
-                text = await self._in_reader(lambda: compilable_text(grammar.text))
+                text = await loop.run_in_executor(self._reader, compilable_text, grammar.text)
             except UnusableSchema as error:
                 return f"'grammar' is a JSON schema that is not supported: {error}"
         own = terms.Grammar(grammar.kind, text)
@@ -87,17 +111,24 @@ class GrammarGate:
         if problem is None:
             return own
         if grammar.kind == "json_schema":
-            try:
-                problem = await self._in_reader(lambda: located(grammar.text, self._problem_of))
-            except UnusableSchema as error:
-                problem = str(error)
-        return f"'grammar' ({grammar.kind}) cannot be used: {problem}"
+            problem = await loop.run_in_executor(self._locator, self._located, grammar.text, problem)
+            return f"'grammar' is a JSON schema that is not supported: {problem}"
+        return f"'grammar' is not a usable {NAMES[grammar.kind]}: {problem}"
 
-    def _problem_of(self, text: str) -> str | None:
-        """What is wrong with one part of a schema. Runs in the reader, which waits."""
-        return self._compiler.begin(terms.Grammar("json_schema", text)).result()
+    def _located(self, text: str, problem: str) -> str:
+        """The problem with a schema, with its place if that is found soon. Runs in the locator, which may wait."""
+        end_s = time.monotonic() + LOCATE_S
 
-    async def _in_reader(self, function: object) -> str:
-        loop = asyncio.get_running_loop()
-        result: str = await loop.run_in_executor(self._reader, function)  # type: ignore[arg-type]
-        return result
+        def problem_of(part: str) -> str | None:
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                return None
+            with suppress(TooManyGrammars, TimeoutError):
+                return self._compiler.begin(terms.Grammar("json_schema", part)).result(left_s)
+            return None
+
+        try:
+            found = located(text, problem_of)
+        except UnusableSchema as error:
+            return str(error)
+        return found if "it is not supported" not in found else problem

@@ -23,9 +23,11 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from engine.core import terms
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import SLO
 from engine.lanes.exchange import Exchange
+from engine.lanes.grammar_gate import GrammarGate, UnusableGrammar
 from engine.lanes.heartbeat import Heartbeat
 from engine.lanes.loop_watch import TICK_S
 from engine.lanes.persistent_task import keep_running
@@ -36,7 +38,7 @@ from engine.lanes.suspects import Suspects
 from engine.step_mark import LastStep
 from engine.wire import protocol
 from engine.wire.limits import EngineLimits, problem_with_item
-from engine.wire.protocol import ItemResult
+from engine.wire.protocol import Grammar, ItemResult
 from engine.wire.stream_entries import describe, identity
 
 log = logging.getLogger("engine.pull")
@@ -81,9 +83,11 @@ class ItemPullerConfig:
 class ItemPuller:
     """Pulls items and pushes results, as tasks of the I/O thread. Survives a Redis that restarts, even empty."""
 
-    def __init__(self, config: ItemPullerConfig, exchange: Exchange, redis: Redis) -> None:
+    def __init__(self, config: ItemPullerConfig, exchange: Exchange, redis: Redis, gate: GrammarGate) -> None:
         self._config = config
         self._exchange = exchange
+        self._gate = gate
+        self._compiling: set[asyncio.Task[None]] = set()  # wait for the grammars of items
         self._redis: Any = redis  # its annotations type every reply as a union of all shapes
         self._key = protocol.items_key(config.model)
         self._items: dict[bytes, PulledItem] = {}
@@ -112,7 +116,7 @@ class ItemPuller:
 
     async def drain(self) -> None:
         """Stop pulling, push the remaining results, and release unfinished entries to other engines."""
-        running = set(self._tasks)
+        running = {*self._tasks, *self._compiling}
         while running:  # a client library may swallow a cancellation, so repeat it until the task ends
             for task in running:
                 task.cancel()
@@ -280,9 +284,46 @@ class ItemPuller:
         return pulled
 
     def _submit(self, pulled: PulledItem, *, is_suspect: bool = False) -> None:
+        """Submit an item, or, if a grammar of it is not compiled yet, do so later."""
+        grammars: dict[Grammar, terms.Grammar] = {}
+        try:
+            for grammar in pulled.grammars():
+                ready = self._gate.ready(grammar)
+                if ready is None:
+                    task = asyncio.create_task(self._submit_when_compiled(pulled, is_suspect))
+                    self._compiling.add(task)
+                    task.add_done_callback(self._compiling.discard)
+                    return
+                grammars[grammar] = ready
+        except UnusableGrammar as error:
+            self._end(pulled, pulled.failure(self._config.engine_id, "invalid_request", str(error)))
+            return
+        self._submit_all(pulled, grammars, is_suspect)
+
+    async def _submit_when_compiled(self, pulled: PulledItem, is_suspect: bool) -> None:
+        """Submit an item once its grammars are compiled, unless it was taken back in the meantime."""
+        grammars: dict[Grammar, terms.Grammar] = {}
+        failed: ItemResult | None = None
+        try:
+            for grammar in pulled.grammars():
+                grammars[grammar] = await self._gate.compiled_at_last(grammar)
+            await self._exchange.turn_of_bulk()
+        except UnusableGrammar as error:
+            failed = pulled.failure(self._config.engine_id, "invalid_request", str(error))
+        if self._items.get(pulled.entry_id) is not pulled:
+            return
+        if failed is not None:
+            self._end(pulled, failed)
+        else:
+            self._submit_all(pulled, grammars, is_suspect)
+
+    def _submit_all(
+        self, pulled: PulledItem, grammars: Mapping[Grammar, terms.Grammar], is_suspect: bool
+    ) -> None:
         # An item that was started before may be what ended that engine: it runs as bulk, whose deaths are counted.
         is_rt = pulled.item.lane == "rt" and not pulled.was_started and not is_suspect
-        for i, request in enumerate(pulled.requests(self._config.default_slo if is_rt else None)):
+        slo = self._config.default_slo if is_rt else None
+        for i, request in enumerate(pulled.requests(slo, grammars)):
             request.is_suspect = is_suspect
 
             def sink(event: TokenEvent | FinishedEvent, index: int = i) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
 from engine.core.terms import SLO, FinishReason, Lane
+from engine.core.terms import Grammar as CoreGrammar
 from engine.lanes.translation import (
     embedding,
     monotonic_deadline_s,
@@ -19,6 +20,7 @@ from engine.lanes.translation import (
 from engine.wire.protocol import (
     PROMPT_TAIL_TOKENS,
     Choice,
+    Grammar,
     ItemPart,
     ItemRequest,
     ItemResult,
@@ -44,19 +46,27 @@ class PulledItem:
         self._ends: list[FinishedEvent | None] = [None] * number
         self._error: str | None = None
 
-    def requests(self, slo: SLO | None = None) -> Iterator[Request]:
+    def grammars(self) -> set[Grammar]:
+        """The grammars of all outputs."""
+        return {part.sampling.grammar for part in self._parts if part.sampling.grammar is not None}
+
+    def requests(
+        self, slo: SLO | None = None, grammars: Mapping[Grammar, CoreGrammar] | None = None
+    ) -> Iterator[Request]:
         """Yield one request per output: of the RT lane with `slo`, of the BE lane without. If a prompt has a seed, its
-        output i uses the seed plus i."""
+        output i uses the seed plus i. `grammars`: what the grammars were compiled as."""
         item = self.item
         now_s = time.monotonic()
         deadline_s = monotonic_deadline_s(item.deadline_unix_s, now_s)
         for i, request_id in enumerate(self.request_ids):
             part = self._part_of(i)
+            grammar = part.sampling.grammar
+            compiled = None if grammar is None or grammars is None else grammars[grammar]
             yield Request(
                 request_id,
                 Lane.BE if slo is None else Lane.RT,
                 item.token_ids + part.token_ids,
-                sampling_params(part.sampling.for_choice(i % item.n)),
+                sampling_params(part.sampling.for_choice(i % item.n), compiled),
                 arrival_s=now_s,
                 slo=slo,
                 priority=item.priority,

@@ -17,6 +17,7 @@ from engine.core.request import Request
 from engine.core.terms import SLO, Lane
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange
+from engine.lanes.grammar_gate import RETRY_S, GrammarGate, GrammarsBusy, UnusableGrammar
 from engine.lanes.translation import (
     core_slo,
     embedding,
@@ -78,6 +79,7 @@ class ServerContext:
     default_slo: SLO
     admission: SocketAdmission
     exchange: Exchange
+    gate: GrammarGate
     connections: set[Connection] = field(default_factory=set)
     unflushed: set[Connection] = field(default_factory=set)
     request_numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -101,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._num_queries = 0  # stats queries without an answer
         self._with_memory = False  # whether one of them asks for the memory
         self._stats_task: asyncio.Task[None] | None = None
+        self._compiling: set[asyncio.Task[None]] = set()  # wait for the grammars of open requests
         self._hello_timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -116,6 +119,8 @@ class Connection(asyncio.Protocol):
         self._hello_timer.cancel()
         if self._stats_task is not None:
             self._stats_task.cancel()
+        for compiling in self._compiling:
+            compiling.cancel()
         for client_id in list(self._open):
             self._abort(client_id)
 
@@ -221,6 +226,12 @@ class Connection(asyncio.Protocol):
     def _submit(self, message: Submit) -> None:
         slo = core_slo(message.slo) if message.slo else self._server.default_slo
         rejected = self._rejection(message, slo)
+        grammar = None
+        if rejected is None and message.sampling.grammar is not None:
+            try:
+                grammar = self._server.gate.ready(message.sampling.grammar)
+            except UnusableGrammar as error:
+                rejected = self._unusable(message.id, error)
         if rejected is not None:
             self._send(rejected)
             return
@@ -230,7 +241,7 @@ class Connection(asyncio.Protocol):
             f"s{next(self._server.request_numbers)}",
             lane,
             message.token_ids,
-            sampling_params(message.sampling),
+            sampling_params(message.sampling, grammar),
             arrival_s=now_s,
             slo=slo if lane is Lane.RT else None,
             priority=message.priority,
@@ -239,14 +250,49 @@ class Connection(asyncio.Protocol):
         self._open[message.id] = request
         self._num_open_be += lane is Lane.BE
         self._server.admission.count_started(request)
+        if message.sampling.grammar is None or grammar is not None:
+            self._start(message, request)
+            return
+        compiling = asyncio.get_running_loop().create_task(self._start_when_compiled(message, request))
+        self._compiling.add(compiling)
+        compiling.add_done_callback(self._compiling.discard)
 
-        def sink(event: TokenEvent | FinishedEvent, client_id: str = message.id) -> None:
+    def _start(self, message: Submit, request: Request) -> None:
+        """Pass an open request to the main loop."""
+        client_id, lane = message.id, request.lane
+
+        def sink(event: TokenEvent | FinishedEvent) -> None:
             if isinstance(event, TokenEvent):
                 self._on_token(client_id, lane, event)
             else:
                 self._on_end(client_id, event, message.sampling)
 
         self._exchange.submit(request, sink)
+
+    async def _start_when_compiled(self, message: Submit, request: Request) -> None:
+        """Start an open request once its grammar is compiled, unless it was cancelled in the meantime."""
+        assert message.sampling.grammar is not None
+        rejected: Rejected | None = None
+        try:
+            grammar = await self._server.gate.compiled(message.sampling.grammar)
+            request.sampling = sampling_params(message.sampling, grammar)
+        except UnusableGrammar as error:
+            rejected = self._unusable(message.id, error)
+        except GrammarsBusy:
+            self._server.admission.count_rejected("overloaded")
+            text = f"too many other grammars wait to be compiled; try again in {RETRY_S:g} s"
+            rejected = Rejected(message.id, "overloaded", text, retry_after_s=RETRY_S)
+        if self._open.get(message.id) is not request:
+            return
+        if rejected is None:
+            self._start(message, request)
+        else:
+            self._ended(message.id)
+            self._send(rejected)
+
+    def _unusable(self, client_id: str, error: UnusableGrammar) -> Rejected:
+        self._server.admission.count_rejected("invalid_request")
+        return Rejected(client_id, "invalid_request", str(error), param="grammar")
 
     def _rejection(self, message: Submit, slo: SLO) -> Rejected | None:
         admission = self._server.admission

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 
 from engine.core.events import FinishedEvent, TokenEvent
-from engine.core.terms import SLO, Grammar, SamplingParams
-from engine.wire.protocol import PositionLogprobs, Sampling, Slo
+from engine.core.terms import SLO, SamplingParams
+from engine.core.terms import Grammar as CoreGrammar
+from engine.wire.protocol import Grammar, PositionLogprobs, Sampling, Slo
 
 
 def core_slo(slo: Slo) -> SLO:
@@ -17,11 +18,17 @@ def core_slo(slo: Slo) -> SLO:
     return SLO(slo.ttft_s, slo.tpot_s)
 
 
-def sampling_params(sampling: Sampling) -> SamplingParams:
-    """Convert sampling parameters to the core's type; the fields and defaults are the same."""
+def core_grammar(grammar: Grammar) -> CoreGrammar:
+    """Convert a grammar to the core's type."""
+    return CoreGrammar(grammar.kind, grammar.text)
+
+
+def sampling_params(sampling: Sampling, grammar: CoreGrammar | None = None) -> SamplingParams:
+    """Convert sampling parameters to the core's type; the fields and defaults are the same. `grammar` is what the
+    grammar of `sampling` was compiled as, if it was."""
     values = msgspec.structs.asdict(sampling)
     if sampling.grammar is not None:
-        values["grammar"] = Grammar(sampling.grammar.kind, sampling.grammar.text)
+        values["grammar"] = grammar or core_grammar(sampling.grammar)
     return SamplingParams(**values)
 
 

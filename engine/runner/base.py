@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from engine.core.plan import StepPlan, StepResult
-from engine.core.terms import Grammar
+from engine.grammars.contract import GrammarCompiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +43,6 @@ class RunnerRestarted(Exception):
     """
 
 
-class TooManyGrammars(Exception):
-    """More grammars wait to be compiled than may wait. The message says how many."""
-
-
-@dataclass(slots=True)
-class GrammarCounts:
-    """What a runner has done for grammars: compiled them (`num_cached`: they were known already), computed masks, and
-    appended forced tokens. `num_failed` counts those that cannot be used."""
-
-    num_compiled: int = 0
-    num_cached: int = 0
-    num_failed: int = 0
-    compile_s: float = 0.0
-    num_masks: int = 0
-    mask_s: float = 0.0
-    num_forced_tokens: int = 0
-
-
-class GrammarCompiler(Protocol):
-    """Compiles grammars beside the steps."""
-
-    @property
-    def counts(self) -> GrammarCounts: ...
-
-    def begin(self, grammar: Grammar) -> Future[str | None]:
-        """Begins to compile a grammar, from any thread. The result is None once requests may use it, or why they
-        cannot. Raises TooManyGrammars."""
-
-
 class PendingStep(Protocol):
     """A step that was launched and whose result has not been taken."""
 
@@ -101,8 +71,7 @@ class ModelRunner(Protocol):
 
     @property
     def grammars(self) -> GrammarCompiler:
-        """Compiles the grammars of requests, which must be done before a plan starts their rows."""
-        ...
+        """Compiles the grammars of requests before plans start their rows."""
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Begins a step that follows all steps launched before. The caller may change the plan once this returns."""

@@ -66,7 +66,15 @@ def runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = N
     memory_probe = None
     if ranks is not None:
         memory_probe = MemoryProbe(ranks, LargestPass(*largest_step(config, is_gpu=is_gpu), step_bytes))
-    runner = TorchRunner(model, caches, info, config.model, ranks=ranks, memory_probe=memory_probe)
+    runner = TorchRunner(
+        model,
+        caches,
+        info,
+        config.model,
+        ranks=ranks,
+        memory_probe=memory_probe,
+        force_tokens=config.forced_tokens,
+    )
     if has_graphs:
         runner.capture_graphs(CudaGraphs(model.device), GRAPH_BYTES)
     runner.begin_to_load_tokenizer()

@@ -9,12 +9,12 @@ preempts and moves requests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.terms import Grammar, SamplingParams
-from engine.runner.base import GrammarCounts, RunnerInfo
+from engine.core.terms import SamplingParams
+from engine.grammars.contract import AnyGrammar
+from engine.runner.base import RunnerInfo
 
 _MASK = (1 << 61) - 1
 _SEED = 0x9E3779B97F4A7C15 & _MASK
@@ -51,18 +51,6 @@ class SimulatedStep:
         return self._result
 
 
-class NoGrammars:
-    """The `GrammarCompiler` of a runner that makes up its tokens: any grammar will do, and changes nothing."""
-
-    def __init__(self) -> None:
-        self.counts = GrammarCounts()
-
-    def begin(self, grammar: Grammar) -> Future[str | None]:
-        done: Future[str | None] = Future()
-        done.set_result(None)
-        return done
-
-
 class SimulatedRunner:
     """A `ModelRunner` that computes hashes in place of a model.
 
@@ -80,7 +68,7 @@ class SimulatedRunner:
         mean_output_tokens: int = 32,
     ) -> None:
         self._info = info
-        self.grammars = NoGrammars()
+        self.grammars = AnyGrammar()
         self._cost = cost
         self._wait = wait
         self._mean_output_tokens = mean_output_tokens

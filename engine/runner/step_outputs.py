@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from engine.core.plan import StepResult
 from engine.core.terms import TokenLogprobs
 from engine.runner.row_failure import row_failure
+from engine.runner.sampling.grammars import StepGrammars, Taken
 from engine.runner.sampling.sampler import PendingDraw
 from engine.runner.sampling.stop import StepRules
 from engine.runner.step_inputs import Int64Array
@@ -20,6 +21,7 @@ class DrawnRows:
     num_outputs: Int64Array  # [n] output tokens that each has, with this one
     draw: PendingDraw
     rules: StepRules
+    grammars: StepGrammars | None
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class TorchStep:
         if self._result is None:
             sampled, stopped = [-1] * self.num_rows, [False] * self.num_rows
             logprobs: dict[int, TokenLogprobs] = {}
+            forced: dict[int, list[int]] = {}
             for drawn in self.draws:
                 index = drawn.index.tolist()
                 try:
@@ -49,7 +52,12 @@ class TorchStep:
                     drawn.draw.token_ids.cpu()  # raises an error if it is the device that has failed
                     self.failed.update(dict.fromkeys(index, failure))
                     continue
-                ends, failed = drawn.rules.ends(token_ids, drawn.num_outputs)
+                known = drawn.grammars.known() if drawn.grammars is not None else ()
+                ends, failed = drawn.rules.ends(token_ids, drawn.num_outputs, known)
+                if drawn.grammars is not None:
+                    taken = drawn.grammars.take(token_ids, known, ends)
+                    failed |= taken.failed
+                    failed |= self._add_forced(drawn, taken, ends, forced)
                 for i, token_id, end in zip(index, token_ids, ends, strict=True):
                     sampled[i], stopped[i] = token_id, end
                 logprobs.update({index[j]: value for j, value in found.items()})
@@ -57,5 +65,31 @@ class TorchStep:
             for i in self.failed:
                 sampled[i], stopped[i] = -1, False
                 logprobs.pop(i, None)
-            self._result = StepResult(sampled, stopped, logprobs, self.failed, self.lost_kv)
+                forced.pop(i, None)
+            self._result = StepResult(sampled, stopped, logprobs, self.failed, self.lost_kv, forced)
         return self._result
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the result is known on the host."""
+        return self._result is not None
+
+    @staticmethod
+    def _add_forced(
+        drawn: DrawnRows, taken: Taken, ends: list[bool], forced: dict[int, list[int]]
+    ) -> dict[int, str]:
+        """Adds the tokens that grammars force to `forced`, and notes in `ends` which of them end their request.
+        Returns the rows for which this cannot be said."""
+        failed: dict[int, str] = {}
+        for j in taken.ended:
+            ends[j] = True
+        for j, token_ids in taken.forced.items():
+            try:
+                last = drawn.rules.end_among(j, token_ids, int(drawn.num_outputs[j]))
+            except BaseException as error:
+                failed[j] = row_failure(error)
+                continue
+            if last is not None:
+                ends[j] = True
+            forced[int(drawn.index[j])] = token_ids if last is None else token_ids[: last + 1]
+        return failed

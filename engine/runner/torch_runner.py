@@ -19,6 +19,9 @@ import numpy.typing as npt
 import torch
 
 from engine.core.plan import RowStart, StepPlan, StepResult
+from engine.grammars.store import Grammars
+from engine.grammars.tokenizer import Vocabulary
+from engine.kernels.cpu.masks import compile_ahead as compile_cpu_masks
 from engine.kernels.dispatch import attention_op
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
@@ -29,6 +32,7 @@ from engine.runner.model.causal_lm import CausalLM
 from engine.runner.ranks.memory_probe import MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.row_failure import row_failure
+from engine.runner.sampling.grammars import GrammarTable, Masks, StepGrammars
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.sampling.stop import StopTable
 from engine.runner.sampling.table import SamplingTable
@@ -37,6 +41,8 @@ from engine.runner.step_outputs import DrawnRows, TorchStep
 from engine.runner.streams import send, streams_of
 
 log = logging.getLogger("engine.runner")
+
+Constraints = tuple[StepGrammars | None, Masks | None]
 
 
 class TorchRunner:
@@ -55,7 +61,9 @@ class TorchRunner:
         *,
         ranks: Ranks | None = None,
         memory_probe: MemoryProbe | None = None,
+        force_tokens: bool = True,
     ) -> None:
+        """With `force_tokens`, tokens that a grammar leaves no choice about are appended without being drawn."""
         device = model.device
         self._model = model
         self._caches = caches
@@ -71,6 +79,10 @@ class TorchRunner:
         self._sampling = SamplingTable(info.max_num_seqs + 1, model.eos_token_ids)
         self._sampler = Sampler(self._sampling, None if ranks is None else ranks.broadcast)
         self._stop = StopTable(info.max_num_seqs, model.eos_token_ids, tokenizer)
+        self.grammars = Grammars(self._vocabulary, info.vocab_size)
+        self._grammar_table = GrammarTable(
+            info.max_num_seqs, model.eos_token_ids, self.grammars, force=force_tokens
+        )
         self._ranks = ranks
         self._has_peers = ranks is not None
         self._memory_probe = memory_probe
@@ -126,8 +138,6 @@ class TorchRunner:
             arrays = StepArrays.of(plan)
             step.failed = self._find_failed(arrays)
             arrays.samples[list(step.failed)] = False
-            if self._last is not None and self._sampler.needs_host_tokens(arrays.rows[arrays.samples]):
-                self._last.result()
             num_failed = len(step.failed)
             self._compute(arrays, step)
             if len(step.failed) == len(arrays.rows) > num_failed:
@@ -142,6 +152,8 @@ class TorchRunner:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         self._host_kv.close()
+        self._grammar_table.close()
+        self.grammars.close()
         self._caches = {}
         self._slot_table, self._drawn = torch.empty(0), torch.empty(0)
         self._last = None
@@ -152,12 +164,20 @@ class TorchRunner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _vocabulary(self) -> Vocabulary:
+        """What grammars need to know of the model. Called from another thread."""
+        if self._model.device.type == "cpu":
+            compile_cpu_masks()
+        return Vocabulary.of(self._stop.tokenizer(), self._info.vocab_size, self._model.eos_token_ids)
+
     # Parts of a step ------------------------------------------------------------------------------------
 
     def _start_row(self, start: RowStart) -> None:
         row = start.row
         self._num_prompt_tokens[row] = start.num_prompt_tokens
         self._errors.pop(row, None)
+        if self._ranks is None or self._ranks.number == 0:  # whose tokens all ranks get
+            self._grammar_table.start(start)
         error = _unknown_token(start, self._info.vocab_size)
         if error is None:
             try:
@@ -241,10 +261,11 @@ class TorchRunner:
         has_computed = False
         try:
             drawing = np.flatnonzero(arrays.samples)
+            constraints = self._begin_masks(arrays, drawing)
             logits, wanted_rows = self._forward(arrays, drawing)
             has_computed = True
             if len(drawing):
-                self._draw(logits, wanted_rows, arrays, drawing, step)
+                self._draw(logits, wanted_rows, arrays, drawing, step, constraints)
         except torch.OutOfMemoryError:
             raise
         except BaseException as error:
@@ -255,6 +276,15 @@ class TorchRunner:
             return failure
         return None
 
+    def _begin_masks(self, arrays: StepArrays, drawing: npt.NDArray[np.intp]) -> Constraints:
+        """The grammars of the rows that draw, and their masks, if the tokens of the last step are known already: then
+        other threads compute these during the forward pass."""
+        rows = arrays.rows[drawing]
+        grammars = self._grammar_table.of(rows, arrays.ends[drawing] - self._num_prompt_tokens[rows])
+        if grammars is None or not (self._last is None or self._last.is_taken):
+            return grammars, None
+        return grammars, grammars.begin_masks()
+
     def _draw(
         self,
         logits: torch.Tensor,
@@ -262,11 +292,19 @@ class TorchRunner:
         arrays: StepArrays,
         drawing: npt.NDArray[np.intp],
         step: TorchStep,
+        constraints: Constraints,
     ) -> None:
         rows = arrays.rows[drawing]
         num_outputs = arrays.ends[drawing] - self._num_prompt_tokens[rows]
-        draw = self._sampler.draw(logits, rows, num_outputs)
-        drawn = DrawnRows(arrays.index[drawing], num_outputs + 1, draw, self._stop.rules_of(rows))
+        grammars, masks = constraints
+        # After the forward pass was launched, which the device computes meanwhile.
+        if self._last is not None and (grammars is not None or self._sampler.needs_host_tokens(rows)):
+            self._last.result()
+        if grammars is not None and masks is None:
+            masks = grammars.begin_masks()
+        draw = self._sampler.draw(logits, rows, num_outputs, masks)
+        rules = self._stop.rules_of(rows)
+        drawn = DrawnRows(arrays.index[drawing], num_outputs + 1, draw, rules, grammars)
         # Last, because a repetition needs the tokens that were drawn before.
         self._drawn[wanted_rows] = draw.token_ids
         step.draws.append(drawn)

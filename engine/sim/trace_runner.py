@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from engine.core.plan import StepPlan, StepResult
+from engine.grammars.contract import AnyGrammar
 from engine.runner.base import DoneStep, RunnerInfo
 from engine.sim.clock import VirtualClock
 from engine.sim.device import NEVER, Slowdown, StepCost
@@ -31,6 +32,7 @@ class TraceRunner:
         slowdown: Slowdown = NEVER,
     ) -> None:
         self._info = info
+        self.grammars = AnyGrammar()
         self._cost = cost
         self._slowdown = slowdown
         self._clock = clock

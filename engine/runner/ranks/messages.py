@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from engine.config import EngineConfig
 from engine.runner.base import RunnerInfo
 
-# Commands to ranks; anything else is a pickled plan to launch.
+# Commands to ranks; anything else is a pickled plan to launch, or a pickled grammar to compile.
 CLOSE, RESULT = b"", b"result"
 
 

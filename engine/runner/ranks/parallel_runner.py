@@ -15,11 +15,18 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan, StepResult
+from engine.core.terms import Grammar
+from engine.grammars.contract import GrammarCounts
+from engine.grammars.store import Grammars
+from engine.grammars.tokenizer import Vocabulary
 from engine.runner.base import RunnerInfo, RunnerRestarted
 from engine.runner.ranks.rank_group import RankGroup
 
@@ -41,6 +48,41 @@ class ParallelStep:
         return self._runner.next_result()
 
 
+class ParallelGrammars:
+    """Grammars that two processes compile at the same time: this one, to find out whether they can be used, and rank 0,
+    which computes masks. `tell` sends a command to rank 0."""
+
+    def __init__(self, model: str, vocab_size: int, tell: Callable[[bytes], None]) -> None:
+        self._own = Grammars(partial(_vocabulary, model, vocab_size), vocab_size)
+        self._tell = tell
+
+    @property
+    def counts(self) -> GrammarCounts:
+        return self._own.counts
+
+    def begin(self, grammar: Grammar) -> Future[str | None]:
+        known = self.counts.num_cached
+        future = self._own.begin(grammar)
+        if self.counts.num_cached == known:
+            self._tell(pickle.dumps(grammar, pickle.HIGHEST_PROTOCOL))
+        return future
+
+    def close(self) -> None:
+        self._own.close()
+
+
+def _vocabulary(model: str, vocab_size: int) -> Vocabulary:
+    """What grammars need to know of a model. The end tokens that its rank has make no difference to whether a grammar
+    can be used."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"grammars need a tokenizer, and the one of {model} cannot be loaded") from error
+    return Vocabulary.of(tokenizer, vocab_size, ())
+
+
 class ParallelRunner:
     """A `ModelRunner` whose work is done by `config.tensor_parallel_size` processes. Used from one thread.
 
@@ -54,6 +96,9 @@ class ParallelRunner:
         self._num_failures = 0  # in a row
         self._max_pass_tokens: int | None = None
         self._start()
+        self.grammars = ParallelGrammars(
+            config.model, self._group.info.vocab_size, lambda command: self._group.ranks[0].tell(command)
+        )
 
     def _start(self) -> None:
         self._under_way: deque[int] = deque()  # number of tokens of each step
@@ -84,6 +129,7 @@ class ParallelRunner:
         return result
 
     def close(self) -> None:
+        self.grammars.close()
         self._group.close()
 
     def _restart(self, error: OSError) -> NoReturn:

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,6 +44,7 @@ class RankHandle:
     number: int
     process: subprocess.Popen[bytes]
     connection: Connection
+    _sending: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
     def start(assignment: Assignment) -> RankHandle:
@@ -69,8 +71,9 @@ class RankHandle:
         return rank
 
     def tell(self, command: bytes) -> None:
-        """Sends a command. Does nothing if the rank has ended, which is noticed where its answer is awaited."""
-        with contextlib.suppress(OSError):
+        """Sends a command, from any thread. Does nothing if the rank has ended, which is noticed where its answer is
+        awaited."""
+        with self._sending, contextlib.suppress(OSError):
             self.connection.send_bytes(command)
 
     def status(self, limit_s: float) -> int | None:

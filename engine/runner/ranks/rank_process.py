@@ -6,6 +6,7 @@ its runner, in the same order, on its own part of the model.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -20,6 +21,8 @@ from queue import SimpleQueue
 import torch
 from transformers.utils import logging as transformers_logging
 
+from engine.core.terms import Grammar
+from engine.grammars.contract import TooManyGrammars
 from engine.runner.base import UnsupportedModel
 from engine.runner.loading import load_runner
 from engine.runner.model.checkpoint import resolve_device
@@ -64,7 +67,12 @@ def _serve(assignment: Assignment, connection: Connection, commands: SimpleQueue
     under_way: deque[TorchStep] = deque()
     while (command := commands.get()) != CLOSE:
         if command != RESULT:
-            under_way.append(runner.launch(pickle.loads(command)))
+            order = pickle.loads(command)
+            if isinstance(order, Grammar):
+                with contextlib.suppress(TooManyGrammars):  # it is compiled when a row needs it
+                    runner.grammars.begin(order)
+            else:
+                under_way.append(runner.launch(order))
             continue
         result = under_way.popleft().result()
         if ranks.number == 0:

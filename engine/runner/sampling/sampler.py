@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy.typing as npt
 import torch
 
 from engine.core.terms import TokenLogprobs
+from engine.kernels.cpu import masks as cpu_masks
 from engine.kernels.cpu import sampling as cpu_sampling
+from engine.runner.sampling.grammars import Masks
 from engine.runner.sampling.table import IntArray, SamplingTable, TokenCounts
 from engine.runner.streams import send
 
@@ -44,7 +47,8 @@ class PendingDraw:
 
     def collect(self) -> tuple[list[int], dict[int, TokenLogprobs]]:
         """Waits for the device, and returns the n tokens and, by index into n, the log-probabilities that were
-        requested. These are of the model's raw logits, before penalties, bias and temperature."""
+        requested. These are of the model's raw logits, before penalties, bias and temperature, but of the tokens only
+        that a grammar allows."""
         if self._result is not None:
             return self._result
         if self._done is not None:
@@ -87,15 +91,21 @@ class _Logprobs:
         values = np.ascontiguousarray(table[:, :num_values]).view(np.float64).tolist()
         token_ids = table[:, num_values:].tolist()
         return {
-            i: TokenLogprobs(own[0], tuple(zip(ids[:count], own[1:], strict=False)))
+            i: TokenLogprobs(own[0], _possible(ids[:count], own[1:]))
             for i, own, ids, count in zip(self._index, values, token_ids, self._counts, strict=True)
         }
+
+
+def _possible(token_ids: list[int], values: list[float]) -> tuple[tuple[int, float], ...]:
+    """The tokens with their log-probabilities, without those that cannot be drawn."""
+    return tuple(pair for pair in zip(token_ids, values, strict=False) if pair[1] > -math.inf)
 
 
 class Sampler:
     """Samples on the device of the logits, with the parameters of a `SamplingTable`, and never waits for the device.
 
-    The order is that of transformers: logit_bias, penalties, min_tokens, temperature, top_k, top_p, min_p. top_k and
+    A grammar's mask comes first, and log-probabilities are those of what it allows. Then the order is that of
+    transformers: logit_bias, penalties, min_tokens, temperature, top_k, top_p, min_p. top_k and
     top_p keep every token that is as likely as the last one kept, so that ties do not depend on the sort.
     """
 
@@ -114,8 +124,9 @@ class Sampler:
         logits: torch.Tensor,  # [n, V], may be overwritten
         rows: IntArray,  # [n] slot-table rows
         num_outputs: IntArray,  # [n] output tokens that each has, including those not yet collected
+        masks: Masks | None = None,  # of the rows that have a grammar
     ) -> PendingDraw:
-        """Launches the draw, after at most one transfer to the device."""
+        """Launches the draw, after at most one transfer to the device. Waits for `masks` first."""
         table = self._table
         parts, parameters = self._gather(rows, num_outputs, logits.shape[1])
         with_logprobs = np.flatnonzero(table.num_logprobs[rows] >= 0)
@@ -123,7 +134,11 @@ class Sampler:
             parts["with_logprobs"] = with_logprobs
         if parameters is not None and logits.is_cuda:
             parts["parameters"] = parameters
+        if masks is not None:
+            parts["masked"], parts["words"] = masks.index, masks.words()
         sent = _send_together(parts, logits.device)
+        if masks is not None:
+            _apply_masks(logits, sent["masked"], sent["words"])
         logprobs = None
         if len(with_logprobs):
             counts = table.num_logprobs[rows[with_logprobs]].tolist()
@@ -159,6 +174,20 @@ class Sampler:
             parts["banned"] = banned.positions(vocab_size)
         is_greedy = not table.temperature[rows].any()
         return parts, None if is_greedy else table.draw_parameters(rows, num_outputs)
+
+
+def _apply_masks(
+    logits: torch.Tensor,  # [n, V], changed
+    rows: torch.Tensor,  # [m] indices into n
+    words: torch.Tensor,  # [m, W]
+) -> None:
+    if logits.is_cuda:
+        # Imported here because Triton is not installed everywhere.
+        from engine.kernels.triton import masks as triton_masks
+
+        triton_masks.apply_masks(logits, rows, words)
+    else:
+        cpu_masks.apply_masks(logits, rows, words)
 
 
 def _change(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,12 @@ class StepRules:
     watched: frozenset[int]  # at least the stop tokens of all the rules
     with_strings: list[int]  # which rules have stop strings
 
-    def ends(self, token_ids: Sequence[int], num_outputs: IntArray) -> tuple[list[bool], dict[int, str]]:
+    def ends(
+        self, token_ids: Sequence[int], num_outputs: IntArray, known: Collection[int] = ()
+    ) -> tuple[list[bool], dict[int, str]]:
         """Whether each row's token, its output token number `num_outputs[i]` (from 1), ends its request. And the rows
-        for which this cannot be said, because looking at the token raised an error.
+        for which this cannot be said, because looking at the token raised an error. Tokens of the rows in `known` have
+        been looked at before.
 
         Must be called once. It costs little if no token is a stop token and no row has stop strings.
         """
@@ -82,11 +85,22 @@ class StepRules:
             hit = [i for i, token_id in enumerate(token_ids) if token_id in self.watched]
             candidates = sorted({*candidates, *hit})
         for i in candidates:
+            if i in known:
+                continue
             try:
                 ended[i] = self.rules[i].ends(token_ids[i], int(num_outputs[i]))
             except BaseException as error:
                 failed[i] = row_failure(error)
         return ended, failed
+
+    def end_among(self, i: int, token_ids: Sequence[int], num_outputs: int) -> int | None:
+        """The index of the first of these further tokens of a row that ends its request, or None. `num_outputs`: how
+        many it has before them."""
+        rule = self.rules[i]
+        for number, token_id in enumerate(token_ids, 1):
+            if rule.ends(token_id, num_outputs + number):
+                return number - 1
+        return None
 
 
 class StopTable:
@@ -150,6 +164,11 @@ class StopTable:
         if len(self._num_watching) > 2 * len(self._watched) + 64:
             self._num_watching = +self._num_watching  # drops tokens that no row has
 
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded now if it has not been. Raises ValueError if none loads."""
+        self._load_tokenizer()
+        return self._tokenizer
+
     def _load_tokenizer(self) -> tuple[Decode, dict[str, int]]:
         """Returns the tokenizer's decode function, and the ids of its special tokens by name."""
         with self._loading:
@@ -160,7 +179,7 @@ class StopTable:
                     tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=False)
                 except (OSError, ValueError, KeyError) as error:
                     raise ValueError(
-                        f"stop strings need a tokenizer, and the one of {self._model} cannot be loaded"
+                        f"stop strings and grammars need a tokenizer, and the one of {self._model} cannot be loaded"
                     ) from error
                 added = tokenizer.added_tokens_decoder.items()
                 self._special = {token.content: token_id for token_id, token in added if token.special}

@@ -107,8 +107,8 @@ class Poison:
             raise RuntimeError("shape '[1, 2]' is invalid for input of size 3")
         return logits
 
-    def draw(self, logits: torch.Tensor, rows: Any, num_outputs: Any) -> Any:
-        pending = self._draw(logits, rows, num_outputs)
+    def draw(self, logits: torch.Tensor, rows: Any, num_outputs: Any, masks: Any = None) -> Any:
+        pending = self._draw(logits, rows, num_outputs, masks)
         ends = [self._num_prompt.get(row, 0) + n for row, n in zip(rows.tolist(), num_outputs, strict=True)]
         if any(self.is_due("draw", row, end) for row, end in zip(rows.tolist(), ends, strict=True)):
             raise IndexError("index 151645 is out of bounds for dimension 0 with size 1536")
@@ -346,7 +346,7 @@ def test_the_loop_logs_and_counts_each_failure_and_goes_on(ahead, loses_kv, capl
     lines = [record.getMessage() for record in caplog.records]
     assert [line for line in lines if "bad-0" in line and "IndexError" in line]
     assert len(lines) == 2
-    assert loop.metrics.snapshot(loop.scheduler)["step_failures"] == 2
+    assert loop.metrics.snapshot(loop.scheduler, loop.runner.grammars.counts)["step_failures"] == 2
 
 
 @pytest.mark.parametrize("ahead", [False, True])

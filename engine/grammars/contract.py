@@ -1,0 +1,50 @@
+"""What lanes and runners know of grammars: that they are compiled before a request may use them."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.core.terms import Grammar
+
+
+class TooManyGrammars(Exception):
+    """More grammars wait to be compiled than may wait. The message says how many."""
+
+
+@dataclass(slots=True)
+class GrammarCounts:
+    """What a runner has done for grammars: compiled them (`num_cached`: they were known already), computed masks, and
+    appended forced tokens. `num_failed` counts those that cannot be used."""
+
+    num_compiled: int = 0
+    num_cached: int = 0
+    num_failed: int = 0
+    compile_s: float = 0.0
+    num_masks: int = 0
+    mask_s: float = 0.0
+    num_forced_tokens: int = 0
+
+
+class GrammarCompiler(Protocol):
+    """Compiles grammars beside the steps."""
+
+    @property
+    def counts(self) -> GrammarCounts: ...
+
+    def begin(self, grammar: Grammar) -> Future[str | None]:
+        """Begins to compile a grammar, from any thread. The result is None once requests may use it, or why they
+        cannot. Raises TooManyGrammars."""
+
+
+class AnyGrammar:
+    """The `GrammarCompiler` of a runner that makes up its tokens: any grammar will do, and changes nothing."""
+
+    def __init__(self) -> None:
+        self.counts = GrammarCounts()
+
+    def begin(self, grammar: Grammar) -> Future[str | None]:
+        done: Future[str | None] = Future()
+        done.set_result(None)
+        return done
