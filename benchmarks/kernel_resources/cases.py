@@ -16,6 +16,7 @@ from engine.kernels.layout import StepLayout
 from engine.kernels.triton import attention as triton_attention
 from engine.kernels.triton import layer as triton_layer
 from engine.kernels.triton import linear as triton_linear
+from engine.kernels.triton import masks as triton_masks
 from engine.kernels.triton import sampling as triton_sampling
 from engine.kernels.triton import slots as triton_slots
 
@@ -134,6 +135,12 @@ def draw(vocab_size: int, dtype: torch.dtype) -> None:
     triton_sampling.draw(torch.empty(2, vocab_size, dtype=dtype), torch.empty(5, 2, dtype=torch.float64))
 
 
+def mask(vocab_size: int, dtype: torch.dtype) -> None:
+    words = torch.empty(8, -(-vocab_size // 32), dtype=torch.int32)
+    rows = torch.empty(8, dtype=torch.int64)
+    triton_masks.apply_masks(torch.empty(8, vocab_size, dtype=dtype), rows, words)
+
+
 def _layer_cases() -> Iterator[Case]:
     for name, parts in (("8b", 0), ("8b", 4), ("4b", 1), ("1b", 8)):
         yield Case(f"norm {name}, {parts} parts", partial(norm, SHAPES[name], 3, parts))
@@ -184,6 +191,7 @@ def _sampling_cases() -> Iterator[Case]:
     for vocab_size, dtype in ((50257, BF16), (128256, FP32), (151936, BF16), (262144, FP32)):
         label = f"draw from {vocab_size}, {'bf16' if dtype is BF16 else 'fp32'}"
         yield Case(label, partial(draw, vocab_size, dtype))
+        yield Case(label.replace("draw from", "mask"), partial(mask, vocab_size, dtype))
 
 
 CASES = (*_layer_cases(), *_linear_cases(), *_attention_cases(), *_sampling_cases())

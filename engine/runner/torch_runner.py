@@ -168,7 +168,11 @@ class TorchRunner:
         """What grammars need to know of the model. Called from another thread."""
         if self._model.device.type == "cpu":
             compile_cpu_masks()
-        return Vocabulary.of(self._stop.tokenizer(), self._info.vocab_size, self._model.eos_token_ids)
+        try:
+            tokenizer = self._stop.tokenizer()
+        except ValueError as error:
+            raise ValueError("grammars need a tokenizer, and this model's cannot be loaded") from error
+        return Vocabulary.of(tokenizer, self._info.vocab_size, self._model.eos_token_ids)
 
     # Parts of a step ------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ The step is that of the torch runner with a tiny model, so whatever the sampler 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from engine.core.terms import FinishReason, SamplingParams, TokenLogprobs
+from engine.core.terms import FinishReason, Grammar, SamplingParams, TokenLogprobs
 from engine.lanes.translation import sampling_params
 from engine.runner.model.loading import load_model
 from engine.runner.torch_runner import TorchRunner
+from engine.wire.json_schemas import UnusableSchema, compilable_text
 from engine.wire.limits import SAMPLING_RANGES, ModelLimits, problem_with, sampling_problem
 from engine.wire.protocol import Sampling
 from tests.engine.runner.driver import Driver, load_runner
@@ -61,6 +63,13 @@ def beside_harmless(runner: TorchRunner) -> Beside:
     return beside(runner, HARMLESS)
 
 
+def compiled(runner: TorchRunner, grammar: Grammar) -> Grammar | None:
+    """The grammar as the lanes pass it on, or None if it cannot be used. Raises UnusableSchema."""
+    if grammar.kind == "json_schema":
+        grammar = dataclasses.replace(grammar, text=compilable_text(grammar.text))
+    return grammar if runner.grammars.begin(grammar).result() is None else None
+
+
 def beside(runner: TorchRunner, sampling: SamplingParams) -> Beside:
     """Compute steps of five rows, the one in the middle with `sampling`; all steps have the same shape."""
     driver = Driver(runner)
@@ -88,7 +97,7 @@ def assert_runs_to_its_end(runner: TorchRunner, sampling: SamplingParams) -> Non
     assert min(1, sampling.max_tokens) <= len(token_ids) <= min(sampling.max_tokens, 24 - 3)
     assert all(0 <= token_id < VOCAB_SIZE for token_id in token_ids)
     if end.reason is FinishReason.STOP:
-        assert len(token_ids) >= sampling.min_tokens
+        assert len(token_ids) >= sampling.min_tokens or sampling.grammar is not None
     assert outputs.finished[other.request_id].reason is FinishReason.LENGTH
 
 
@@ -114,6 +123,14 @@ def test_any_sampling_is_rejected_or_leaves_other_rows_as_they_are(
         assert problem.param in problem.message
         return
     params = sampling_params(arrived)
+    if params.grammar is not None:
+        try:
+            grammar = compiled(runner, params.grammar)
+        except UnusableSchema:
+            return
+        if grammar is None:
+            return
+        params = dataclasses.replace(params, grammar=grammar)
     assert beside(runner, params) == beside_harmless
     assert_runs_to_its_end(runner, params)
 

@@ -106,7 +106,7 @@ class StepGrammars:
         """Takes the tokens that were drawn. `has_ended[i]`: the token ends its request by other rules."""
         taken = Taken()
         for i, state in self._states.items():
-            if i not in known and state.failure is None:
+            if i not in known and state.failure is None and not state.is_over:
                 forced, is_end = self._table.take(state, token_ids[i], has_ended=has_ended[i])
                 if forced:
                     taken.forced[i] = forced

@@ -179,7 +179,7 @@ class StopTable:
                     tokenizer = AutoTokenizer.from_pretrained(self._model, trust_remote_code=False)
                 except (OSError, ValueError, KeyError) as error:
                     raise ValueError(
-                        f"stop strings and grammars need a tokenizer, and the one of {self._model} cannot be loaded"
+                        f"stop strings need a tokenizer, and the one of {self._model} cannot be loaded"
                     ) from error
                 added = tokenizer.added_tokens_decoder.items()
                 self._special = {token.content: token_id for token_id, token in added if token.special}

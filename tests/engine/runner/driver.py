@@ -120,7 +120,7 @@ class Driver:
             if i in result.failed:
                 sequence.finished = result.failed[i]
             elif plan.samples[i]:
-                sequence.token_ids.append(result.sampled[i])
+                sequence.token_ids += [result.sampled[i], *result.forced.get(i, [])]
                 if i in result.logprobs:
                     sequence.logprobs.append(result.logprobs[i])
                 if result.stopped[i]:

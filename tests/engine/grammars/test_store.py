@@ -1,0 +1,143 @@
+"""Compiled grammars: shared by all requests, within limits, and the engine survives those that exhaust a compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from engine.core.terms import Grammar
+from engine.grammars import store
+from engine.grammars.contract import TooManyGrammars
+from engine.grammars.store import Grammars
+from engine.grammars.tokenizer import Vocabulary
+from tests.factories_models import VOCAB_SIZE, make_tokenizer
+
+EOS = 2
+# A chain of rules so long that llguidance exhausts the stack while it compiles them.
+DEEP = Grammar("lark", "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(10_000)) + '\nr10000: "a"')
+SLOW = Grammar("json_schema", '{"type": "integer", "multipleOf": 9999991}')
+DIGITS = Grammar("regex", "[0-9]+")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def vocabulary(
+    path: Path, vocab_size: int = VOCAB_SIZE, eos: frozenset[int] = frozenset({EOS})
+) -> Vocabulary:
+    return Vocabulary.of(AutoTokenizer.from_pretrained(path), vocab_size, eos)
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer_dir: Path) -> Iterator[Grammars]:
+    grammars = Grammars(lambda: vocabulary(tokenizer_dir), VOCAB_SIZE)
+    yield grammars
+    grammars.close()
+
+
+def allowed(grammars: Grammars, grammar: Grammar, output: str = "") -> set[int]:
+    """The tokens that may follow an output."""
+    matcher = grammars.matcher(grammar)
+    assert matcher.consume_tokens(grammars.tokenizer().tokenize_str(output))
+    bits = int.from_bytes(matcher.compute_bitmask(), "little")
+    return {token_id for token_id in range(bits.bit_length()) if bits >> token_id & 1}
+
+
+def token(grammars: Grammars, text: str) -> int:
+    (token_id,) = grammars.tokenizer().tokenize_str(text)
+    return int(token_id)
+
+
+def test_a_grammar_is_compiled_once_and_its_requests_do_not_affect_each_other(grammars: Grammars) -> None:
+    before = grammars.counts.num_compiled
+    assert grammars.begin(DIGITS).result() is None
+    assert grammars.begin(Grammar("regex", "[0-9]+")).result() is None
+    assert grammars.counts.num_compiled == before + 1
+    first, second = grammars.matcher(DIGITS), grammars.matcher(DIGITS)
+    assert first.consume_tokens(grammars.tokenizer().tokenize_str("12"))
+    assert first.is_accepting()
+    assert not second.is_accepting()
+
+
+def test_masks_hold_digits_and_the_end_and_no_special_token(grammars: Grammars) -> None:
+    digits = {token(grammars, digit) for digit in "0123456789"}
+    assert allowed(grammars, DIGITS) == digits
+    assert allowed(grammars, DIGITS, "4") == digits | {EOS}
+    text = allowed(grammars, Grammar("regex", "(?s:.)*"))
+    assert EOS in text
+    assert not {0, 1} & text
+
+
+@pytest.mark.parametrize(
+    ("grammar", "why"),
+    [
+        (Grammar("regex", "("), "unclosed group"),
+        (Grammar("regex", "a(?=b)"), "look-around"),
+        (Grammar("lark", 'start: "a" | other'), "other"),
+        (Grammar("lark", "start: start"), ""),
+        (Grammar("json_schema", '{"type": "integer", "minimum": 3, "maximum": 1}'), "Unsatisfiable"),
+        (Grammar("json_schema", '{"not": {}}'), "not"),
+        (Grammar("json_schema", "[]"), ""),
+        (Grammar("json_schema", "\ud800"), ""),
+    ],
+)
+def test_an_error_says_what_is_wrong(grammars: Grammars, grammar: Grammar, why: str) -> None:
+    problem = grammars.begin(grammar).result()
+    assert problem is not None
+    assert why in problem
+
+
+def test_a_grammar_that_kills_its_compiler_or_takes_too_long_fails_alone(grammars: Grammars) -> None:
+    """All workers meet such a grammar, and the ones after it are compiled."""
+    others = [Grammar("regex", f"[a-{end}]+") for end in "bcdef"]
+    bad = [Grammar(DEEP.kind, DEEP.text + " " * i) for i in range(store.NUM_WORKERS)]
+    futures = [grammars.begin(each) for each in (*bad, SLOW, *others)]
+    problems = [future.result() for future in futures]
+    assert all(problem is not None and "too complex" in problem for problem in problems[: len(bad)])
+    assert problems[len(bad)] is not None
+    assert problems[len(bad) + 1 :] == [None] * len(others)
+
+
+def test_only_some_grammars_wait(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without workers, which would take them."""
+    monkeypatch.setattr(store, "NUM_WORKERS", 0)
+    grammars = Grammars(lambda: vocabulary(tokenizer_dir), VOCAB_SIZE)
+    for i in range(store.MAX_WAITING):
+        grammars.begin(Grammar("regex", f"a{{{i}}}"))
+    with pytest.raises(TooManyGrammars):
+        grammars.begin(DIGITS)
+    assert not grammars.begin(Grammar("regex", "a{3}")).done()
+    grammars.close()
+
+
+def test_without_a_tokenizer_no_grammar_can_be_used(tokenizer_dir: Path) -> None:
+    def broken() -> Vocabulary:
+        raise ValueError("there is none")
+
+    grammars = Grammars(broken, VOCAB_SIZE)
+    assert grammars.begin(DIGITS).result() == "there is none"
+    grammars.close()
+
+
+@pytest.mark.parametrize(("vocab_size", "mask_bits"), [(VOCAB_SIZE + 64, VOCAB_SIZE + 64), (300, VOCAB_SIZE)])
+def test_logits_without_a_token_are_never_allowed(
+    tokenizer_dir: Path, vocab_size: int, mask_bits: int
+) -> None:
+    """Models pad their vocabulary; some know fewer tokens than their tokenizer."""
+    found = vocabulary(tokenizer_dir, vocab_size)
+    assert found.mask_bits == mask_bits
+    grammars = Grammars(lambda: found, vocab_size)
+    text = allowed(grammars, Grammar("regex", "(?s:.)*"))
+    assert text <= set(range(VOCAB_SIZE))
+    assert 32 * grammars.num_mask_words >= vocab_size
+
+
+def test_a_model_without_an_end_token_has_one_beyond_its_logits(tokenizer_dir: Path) -> None:
+    grammars = Grammars(lambda: vocabulary(tokenizer_dir, eos=frozenset()), VOCAB_SIZE)
+    digits = {token(grammars, digit) for digit in "0123456789"} if grammars.tokenizer() else set()
+    assert allowed(grammars, DIGITS, "4") == digits | {VOCAB_SIZE}
