@@ -113,6 +113,11 @@ class Grammars:
         """The number of 32-bit words of a mask, once the tokenizer is loaded."""
         return -(-self._vocabulary.mask_bits // 32) if self._vocabulary else self._num_words_without
 
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens that stand for the end in masks, once the tokenizer is loaded."""
+        return self._vocabulary.eos_token_ids if self._vocabulary else ()
+
     def close(self) -> None:
         """Ends the workers and their judges; what waits is not compiled."""
         with self._lock:

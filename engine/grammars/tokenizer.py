@@ -13,8 +13,8 @@ from llguidance import LLTokenizer
 class Vocabulary:
     """What grammars need to know of a model: its tokenizer as JSON text, the number of its logits, and its end tokens.
 
-    `mask_bits` is the number of bits of a mask. It may exceed the number of logits if the tokenizer knows more tokens,
-    and by one if the model has no end token: then the bit after the last one stands for the end.
+    If the model has no end token, a special token stands for the end in masks. `mask_bits` is the number of bits of a
+    mask, which may exceed the number of logits, since the tokenizer may know more tokens.
     """
 
     tokenizer_json: str
@@ -38,7 +38,8 @@ class Vocabulary:
         mask_bits = max(vocab_size, copy.get_vocab_size(with_added_tokens=True))
         ends = tuple(sorted(eos_token_ids))
         if not ends:
-            ends, mask_bits = (mask_bits,), mask_bits + 1
+            added = copy.get_added_tokens_decoder()
+            ends = (min((token_id for token_id, token in added.items() if token.special), default=0),)
         return Vocabulary(copy.to_str(), vocab_size, ends, mask_bits)
 
     def build(self) -> LLTokenizer:

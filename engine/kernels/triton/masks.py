@@ -30,7 +30,7 @@ def _mask_kernel(
     is_masked = ((words >> (tokens % 32)) & 1) == 0
     row = tl.load(rows_ptr + i)
     # Only masked logits are written, and none is read.
-    nothing = tl.full([BLOCK], float("-inf"), logits_ptr.dtype.element_ty)
+    nothing = tl.full([BLOCK], float("-inf"), tl.float32)
     tl.store(logits_ptr + row * stride + tokens, nothing, mask=is_token & is_masked)
 
 

@@ -178,8 +178,8 @@ class GrammarTable:
             if matcher.is_error():
                 state.fail(matcher.get_error())
                 words[i] = -1
-            elif state.sampling.ignore_eos:
-                self._forbid_eos(words[i])
+            elif state.sampling.ignore_eos or not self._eos_token_ids:
+                self._forbid_end(words[i])
         for i, (state, num_outputs) in enumerate(parts):
             if len(state.tokens) > num_outputs:
                 words[i] = 0
@@ -189,11 +189,11 @@ class GrammarTable:
         counts.mask_s += time.perf_counter() - started_s
         return words
 
-    def _forbid_eos(self, words: Words) -> None:
+    def _forbid_end(self, words: Words) -> None:
         """Forbids the end tokens, unless nothing else is allowed: then the output ends all the same."""
         without = words.copy()
         bits = _bits(without)
-        for token_id in self._eos_token_ids:
+        for token_id in self._grammars.end_token_ids:
             bits[token_id // 32] &= np.uint32(~(1 << (token_id % 32)) & 0xFFFF_FFFF)
         if without.any():
             words[:] = without

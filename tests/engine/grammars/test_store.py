@@ -137,7 +137,9 @@ def test_logits_without_a_token_are_never_allowed(
     assert 32 * grammars.num_mask_words >= vocab_size
 
 
-def test_a_model_without_an_end_token_has_one_beyond_its_logits(tokenizer_dir: Path) -> None:
+def test_a_special_token_stands_for_the_end_of_a_model_without_an_end_token(tokenizer_dir: Path) -> None:
     grammars = Grammars(lambda: vocabulary(tokenizer_dir, eos=frozenset()), VOCAB_SIZE)
-    digits = {token(grammars, digit) for digit in "0123456789"} if grammars.tokenizer() else set()
-    assert allowed(grammars, DIGITS, "4") == digits | {VOCAB_SIZE}
+    assert grammars.tokenizer()
+    assert grammars.end_token_ids == (0,)
+    digits = {token(grammars, digit) for digit in "0123456789"}
+    assert allowed(grammars, DIGITS, "4") == digits | {0}
