@@ -22,15 +22,16 @@ from bros_batch.openai_api.request_fields import (
     LogitBias,
     OutputLimit,
     Prompt,
+    PromptLimit,
     Seed,
     StopStrings,
     TextLogprobs,
     TokenId,
     Unsupported,
     UnsupportedUnless1,
-    UnsupportedUnlessTrue,
     WholeNumber,
     only,
+    refused,
 )
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.tools.definitions import (
@@ -44,6 +45,7 @@ from bros_batch.openai_api.tools.definitions import (
 )
 from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
+from bros_batch.text.chat_template import RenderOptions
 from engine.wire.limits import MAX_CHOICES
 from engine.wire.protocol import Grammar
 
@@ -101,15 +103,19 @@ class BaseRequest(ServedRequest):
     length_penalty: UnsupportedUnless1 = None
     echo: Unsupported = None
     prompt_logprobs: Annotated[Any, only(False)] = None
-    allowed_token_ids: Unsupported = None
-    bad_words: Unsupported = None
-    logits_processors: Unsupported = None
-    include_stop_str_in_output: Unsupported = None
-    skip_special_tokens: UnsupportedUnlessTrue = None
-    spaces_between_special_tokens: UnsupportedUnlessTrue = None
-    truncate_prompt_tokens: Unsupported = None
-    return_token_ids: Unsupported = None
-    return_tokens_as_token_ids: Unsupported = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: PromptLimit = None
+    return_tokens_as_token_ids: bool | None = None
+
+    spaces_between_special_tokens: Ignored = (
+        None  # only tokenizers that are written in Python have such spaces
+    )
+
+    allowed_token_ids: Annotated[Any, refused("restrict the answer by 'structured_outputs'")] = None
+    bad_words: Annotated[Any, refused("give their tokens a 'logit_bias' of -100")] = None
+    logits_processors: Annotated[Any, refused("requests cannot bring code")] = None
+    return_token_ids: Annotated[Any, refused("send the text to /tokenize")] = None
 
     @cached_property
     def shape(self) -> tuple[Grammar, str] | None:
@@ -158,15 +164,17 @@ class ChatCompletionRequest(BaseRequest):
 
     modalities: Annotated[Any, only(["text"], *NOTHING)] = None
     audio: Unsupported = None
-    prediction: Unsupported = None
     moderation: Unsupported = None
     web_search_options: Unsupported = None
-    add_generation_prompt: UnsupportedUnlessTrue = None
-    continue_final_message: Unsupported = None
-    add_special_tokens: Unsupported = None
-    documents: Unsupported = None
-    chat_template: Unsupported = None
-    mm_processor_kwargs: Unsupported = None
+    chat_template: Annotated[Any, refused("the template is the model's")] = None
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+
+    prediction: Ignored = None  # it makes some servers faster
+    mm_processor_kwargs: Ignored = None
 
     @property
     def requested_max_tokens(self) -> int | None:
@@ -176,6 +184,13 @@ class ChatCompletionRequest(BaseRequest):
     def num_logprobs(self) -> int | None:
         """Number of most likely tokens to report per position, besides the sampled one; None for no logprobs."""
         return None if self.logprobs is None else max(self.logprobs, self.top_logprobs or 0)
+
+    @property
+    def render_options(self) -> RenderOptions:
+        """How the messages become a prompt. A message that is to be continued has no answer yet."""
+        continues = bool(self.continue_final_message)
+        begins = not continues if self.add_generation_prompt is None else self.add_generation_prompt
+        return RenderOptions(begins, continues, bool(self.add_special_tokens), self.documents or None)
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
@@ -207,7 +222,10 @@ class ChatCompletionRequest(BaseRequest):
 
     @property
     def num_prompt_chars(self) -> int:
-        return sum(message.num_chars for message in self.messages)
+        of_documents = sum(
+            len(str(value)) for document in self.documents or () for value in document.values()
+        )
+        return of_documents + sum(message.num_chars for message in self.messages)
 
 
 class CompletionRequest(BaseRequest):
@@ -219,7 +237,7 @@ class CompletionRequest(BaseRequest):
     prompt: Prompt
     logprobs: TextLogprobs = None
     suffix: Unsupported = None
-    add_special_tokens: UnsupportedUnlessTrue = None
+    add_special_tokens: bool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -248,6 +266,12 @@ RequestT = TypeVar("RequestT", bound=BaseRequest)
 def parse_chat(raw: bytes | str) -> ChatCompletionRequest:
     """Parse the JSON of a body. Raises RequestError, which names the first invalid field."""
     request = checked(validate(ChatCompletionRequest, raw))
+    if request.continue_final_message and request.add_generation_prompt:
+        raise RequestError(
+            "'continue_final_message' continues the last message, and 'add_generation_prompt' begins another: send one "
+            "of them.",
+            "continue_final_message",
+        )
     if request.top_logprobs and request.logprobs is None:
         raise RequestError("'top_logprobs' requires 'logprobs' to be true.", "top_logprobs")
     return request

@@ -15,8 +15,20 @@ def encode_prompts(tokenizer: ModelTokenizer, request: Request) -> list[list[int
         tools = [tool.as_template_input() for tool in request.tools or ()]
         if request.choice.mode == "none" and not tokenizer.supports_tools:
             tools = []
-        return [tokenizer.encode_chat(messages, request.template_kwargs, tools)]
-    return [tokenizer.encode_prompt(prompt) for prompt in request.prompts]
+        return [tokenizer.encode_chat(messages, request.template_kwargs, tools, request.render_options)]
+    with_special = request.add_special_tokens is not False
+    return [tokenizer.encode_prompt(prompt, add_special_tokens=with_special) for prompt in request.prompts]
+
+
+def truncated(request: Request, token_ids: list[int], max_model_len: int) -> list[int]:
+    """Return the end of a prompt that `truncate_prompt_tokens` asks for: so many tokens, or for -1 as many as leave
+    room for the output."""
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return token_ids
+    if most == -1:
+        most = max(max_model_len - (request.requested_max_tokens or 1), 1)
+    return token_ids[-most:]
 
 
 def unused_template_kwargs(tokenizer: ModelTokenizer, request: Request) -> list[str]:

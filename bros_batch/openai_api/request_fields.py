@@ -43,15 +43,28 @@ class HarmlessOnly(AfterValidator):
     harmless: tuple[object, ...] = ()
 
 
-def only(*harmless: object) -> HarmlessOnly:
-    """Accept only null and `harmless` values in a field that is known but not supported."""
+def only(*harmless: object, hint: str = "") -> HarmlessOnly:
+    """Accept only null and `harmless` values in a field that is known but not supported. `hint` says what to do."""
 
     def check(value: object) -> object:
         if value is None or is_one_of(value, harmless):
             return value
-        raise problem("is not supported yet")
+        raise problem("is not supported" + (f": {hint}" if hint else " yet"))
 
     return HarmlessOnly(check, (None, *(value for value in harmless if value is not None)))
+
+
+def refused(hint: str) -> HarmlessOnly:
+    """Accept only values that ask for nothing in a field that is known but not supported."""
+    return only(*NOTHING, hint=hint)
+
+
+def _prompt_limit(value: Any) -> Any:
+    """Accept -1 for what fits, and a positive number of tokens."""
+    limit = None if value is False else _whole(value)
+    if limit == 0:
+        raise problem("must be a number of tokens, or -1 for as many as fit, not 0")
+    return limit
 
 
 def _whole(value: Any) -> Any:
@@ -165,6 +178,7 @@ def _logit_bias(value: Any) -> Any:
 
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 OutputLimit = Annotated[int | None, BeforeValidator(_output_limit)]
+PromptLimit = Annotated[int | None, Field(ge=-1, le=MAX_TOKEN_ID), BeforeValidator(_prompt_limit)]
 Seed = Annotated[int | None, BeforeValidator(_seed)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_whole)]
 TextLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_text_logprobs)]
@@ -176,4 +190,3 @@ MessageContent = Annotated[str, BeforeValidator(_message_content)]
 Ignored = Annotated[Any, IgnoredField()]
 Unsupported = Annotated[Any, only(*NOTHING)]
 UnsupportedUnless1 = Annotated[Any, only(1, 1.0)]
-UnsupportedUnlessTrue = Annotated[Any, only(True)]

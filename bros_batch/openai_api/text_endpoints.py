@@ -18,8 +18,8 @@ from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.message import Message
-from bros_batch.openai_api.message_form import message_form
-from bros_batch.openai_api.prompts import encode_prompts, unused_template_kwargs
+from bros_batch.openai_api.message_form import message_form, text_rules
+from bros_batch.openai_api.prompts import encode_prompts, truncated, unused_template_kwargs
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
 from bros_batch.openai_api.tools.answer_grammar import answer_grammar
 from bros_batch.request_error import RequestError
@@ -36,7 +36,8 @@ class TextEndpoint(Endpoint[RequestT]):
     """What the two endpoints have in common: they differ in the bodies that they read and write."""
 
     def engine_requests(self, request: RequestT, model: ServedModel) -> EngineRequests:
-        prompts = encode_prompts(model.tokenizer, request)
+        limit = model.limits.max_model_len
+        prompts = [truncated(request, prompt, limit) for prompt in encode_prompts(model.tokenizer, request)]
         _check_num_outputs(request, len(prompts))
         samplings = [self.sampling(request, prompt, model) for prompt in prompts]
         if len(prompts) == 1:
@@ -105,6 +106,9 @@ class Completions(TextEndpoint[CompletionRequest]):
 
     def parse(self, raw: bytes | str) -> CompletionRequest:
         return parse_completion(raw)
+
+    def message_form(self, request: CompletionRequest, tokenizer: ModelTokenizer) -> MessageForm:
+        return MessageForm(rules=text_rules(request))
 
     def with_document(self, request: CompletionRequest, prompt: str, system: str | None) -> CompletionRequest:
         return request.model_copy(update={"prompt": prompt if system is None else f"{system}\n\n{prompt}"})

@@ -33,7 +33,7 @@ class TokenizePrompt(LenientPart):
         return len(self.prompt)
 
     def token_ids(self, tokenizer: ModelTokenizer) -> list[int]:
-        return tokenizer.encode_text(self.prompt, add_special_tokens=self.add_special_tokens is not False)
+        return tokenizer.encode_prompt(self.prompt, add_special_tokens=self.add_special_tokens is not False)
 
 
 class TokenizeChat(LenientPart):

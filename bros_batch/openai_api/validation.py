@@ -108,6 +108,9 @@ def validate(model: type[PartT], raw: bytes | str) -> PartT:
 def _request_error(error: ValidationError) -> RequestError:
     first = error.errors(include_url=False)[0]
     kind, message = first["type"], first["msg"]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):  # of a check of several fields
+        return cause
     if kind == "json_invalid":
         return RequestError(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.")
     cause = first.get("ctx", {}).get("error")

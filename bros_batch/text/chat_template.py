@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from bros_batch.request_error import RequestError
 
 
 class GenerationBlock(jinja2.ext.Extension):
@@ -31,6 +34,41 @@ class ChatTemplate:
 
     template: jinja2.Template
     variables: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOptions:
+    """How the messages of a chat become a prompt.
+
+    With `begins_answer`, the prompt ends where an answer begins. With `continues_last_message`, it ends in the last
+    message, which the answer continues.
+    """
+
+    begins_answer: bool = True
+    continues_last_message: bool = False
+    add_special_tokens: bool = False
+    documents: Sequence[Mapping[str, Any]] | None = None
+
+
+AS_A_QUESTION = RenderOptions()
+
+
+def cut_after_last_message(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return a rendered chat up to the end of its last message. A template may have trimmed it.
+
+    Raises RequestError if the message cannot be found.
+    """
+    content = messages[-1].get("content")
+    words = content.strip() if isinstance(content, str) else ""
+    start = text.rfind(words)
+    if not words or start < 0:
+        raise RequestError(
+            "'continue_final_message' needs a last message with text, which the chat template shows unchanged.",
+            "continue_final_message",
+        )
+    whole = str(content).lstrip()
+    end = start + len(whole) if text.startswith(whole, start) else start + len(words)
+    return text[:end]
 
 
 def compile_chat_template(source: str) -> ChatTemplate:

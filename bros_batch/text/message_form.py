@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bros_batch.text.message_decoder import MessageDecoder
 from bros_batch.text.output_decoder import FinishedChoice, OutputDecoder, Piece, ToolCall
 from bros_batch.text.reasoning import ReasoningMarks, ReasoningPhase, ReasoningSplitter, first_phase
+from bros_batch.text.text_rules import WORDS, TextRules
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.text.tool_calls.formats import CallFormat
 from bros_batch.text.tool_calls.parser import CallParser, CallPiece
@@ -28,13 +29,14 @@ class MessageForm:
     tool_names: frozenset[str] = frozenset()
     max_calls: int | None = None
     ends_in_calls: bool = True
+    rules: TextRules = WORDS
 
     def decoder(
         self, tokenizer: ModelTokenizer, sampling: Sampling, prompt_tail: Sequence[int] = ()
     ) -> OutputDecoder | MessageDecoder:
         """Return the decoder of one output after a prompt that ends in `prompt_tail`."""
         if self.reasoning is None and self.calls is None:
-            return OutputDecoder(tokenizer, sampling, prompt_tail)
+            return OutputDecoder(tokenizer, sampling, prompt_tail, rules=self.rules)
         markers = () if self.calls is None else self.calls.markers
         splitter = parser = None
         if self.reasoning is not None:
@@ -43,7 +45,7 @@ class MessageForm:
         if self.calls is not None:
             parser = CallParser(self.calls, self.tool_names, self.max_calls)
         return MessageDecoder(
-            OutputDecoder(tokenizer, sampling, prompt_tail, tokenizer.special_ids_of(markers)),
+            OutputDecoder(tokenizer, sampling, prompt_tail, tokenizer.special_ids_of(markers), self.rules),
             splitter,
             parser,
             shows_reasoning=self.shows_reasoning,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bros_batch.text.stop_strings import StopCutter
+from bros_batch.text.text_rules import WORDS, TextRules
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.text.tool_calls.parser import CallPiece
 from engine.wire.protocol import PROMPT_TAIL_TOKENS, PositionLogprobs, Sampling
@@ -77,13 +78,18 @@ class FinishedChoice:
     num_reasoning_tokens: int = 0
 
 
+def _id_of(token_id: int) -> bytes:
+    """Return the id of a token in place of its bytes, as vLLM writes it."""
+    return f"token_id:{token_id}".encode()
+
+
 class OutputDecoder:
     """Decodes one output as its tokens arrive.
 
     The text ends before the first stop string; `stopped` is then true, and later tokens are ignored. Stop strings that
     end within the first `min_tokens` tokens are text. The end token of an output has no text, and neither have special
-    tokens, except those that are `shown`. `prompt_tail` is the end of the prompt, on which the text of the first tokens
-    may depend.
+    tokens, except those that are `shown`; `rules` may say otherwise. `prompt_tail` is the end of the prompt, on which
+    the text of the first tokens may depend.
     """
 
     num_reasoning_tokens = 0
@@ -94,10 +100,14 @@ class OutputDecoder:
         sampling: Sampling,
         prompt_tail: Sequence[int] = (),
         shown: frozenset[int] = frozenset(),
+        rules: TextRules = WORDS,
     ) -> None:
         self._tokenizer = tokenizer
+        self._rules = rules
+        if rules.shows_special_tokens:
+            shown = tokenizer.special_ids
         self._stream = tokenizer.stream(prompt_tail[-PROMPT_TAIL_TOKENS:], shown)
-        self._cutter = StopCutter(sampling.stop)
+        self._cutter = StopCutter(sampling.stop, keeps_stop=rules.keeps_stop)
         self._min_tokens = sampling.min_tokens
         self._ends = frozenset(sampling.stop_token_ids)
         if not sampling.ignore_eos:
@@ -137,7 +147,7 @@ class OutputDecoder:
     def finish(self, reason: StopReason) -> Piece:
         """Return what remains to be shown, now that the output is complete."""
         text = ""
-        if self._held is not None and reason != "stop":
+        if self._held is not None and (reason != "stop" or self._rules.keeps_stop):
             text = self._read([self._held])
         self._held = None
         text += self._cutter.push(self._stream.finish()) + self._cutter.finish()
@@ -160,7 +170,7 @@ class OutputDecoder:
         return "".join(shown)
 
     def _token_logprob(self, token_id: int, position: PositionLogprobs) -> TokenLogprob:
-        bytes_of = self._tokenizer.bytes_of
+        bytes_of = _id_of if self._rules.names_ids else self._tokenizer.bytes_of
         top = tuple((bytes_of(other), max(logprob, MIN_LOGPROB)) for other, logprob in position.top)
         return TokenLogprob(bytes_of(token_id), max(position.logprob, MIN_LOGPROB), top, self._read_chars)
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 class StopCutter:
     """Cuts text at the first stop string, and holds back an end of the text that may be the beginning of one."""
 
-    __slots__ = ("_longest", "_pending", "_stops", "stopped")
+    __slots__ = ("_keeps_stop", "_longest", "_pending", "_stops", "stopped")
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
+        """With `keeps_stop`, the text is cut after the stop string."""
         self._stops = tuple(stops)
+        self._keeps_stop = keeps_stop
         self._longest = max(map(len, stops), default=0)
         self._pending = ""
         self.stopped = False
@@ -28,12 +30,12 @@ class StopCutter:
         text = self._pending + text
         if armed:
             # Only a match that ends in the new text counts: an earlier one ended while unarmed.
-            matches = (text.find(stop, max(0, held - len(stop) + 1)) for stop in self._stops)
-            start = min((match for match in matches if match >= 0), default=-1)
+            found = ((text.find(stop, max(0, held - len(stop) + 1)), len(stop)) for stop in self._stops)
+            start, length = min((match for match in found if match[0] >= 0), default=(-1, 0))
             if start >= 0:
                 self.stopped = True
                 self._pending = ""
-                return text[:start]
+                return text[: start + length] if self._keeps_stop else text[:start]
         keep = self._held_back(text)
         self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]

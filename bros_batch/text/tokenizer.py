@@ -15,7 +15,12 @@ from typing import Any, Literal
 import jinja2
 
 from bros_batch.request_error import RequestError
-from bros_batch.text.chat_template import compile_chat_template
+from bros_batch.text.chat_template import (
+    AS_A_QUESTION,
+    RenderOptions,
+    compile_chat_template,
+    cut_after_last_message,
+)
 from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
 from bros_batch.text.generation_config import recommended_sampling
 from bros_batch.text.model_directory import model_directory
@@ -79,10 +84,11 @@ class ModelTokenizer:
         messages: Sequence[Mapping[str, Any]],
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        options: RenderOptions = AS_A_QUESTION,
     ) -> list[int]:
         """Return the token ids of a chat, up to the point where the assistant's answer begins.
 
-        Raises RequestError if there are tools and the chat template does not show them to the model.
+        Raises RequestError if there are tools or documents and the chat template does not show them to the model.
         """
         if tools and not self.supports_tools:
             raise RequestError(
@@ -90,8 +96,10 @@ class ModelTokenizer:
                 "leave out 'tools'.",
                 "tools",
             )
-        text = self._render(messages, template_kwargs, tools or None)
-        return self._encode(text, "messages", add_special_tokens=False)
+        text = self._render(messages, template_kwargs, tools or None, options)
+        if options.continues_last_message:
+            text = cut_after_last_message(text, messages)
+        return self._encode(text, "messages", add_special_tokens=options.add_special_tokens)
 
     def chat_text(
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
@@ -123,18 +131,23 @@ class ModelTokenizer:
         messages: Sequence[Mapping[str, Any]],
         template_kwargs: Mapping[str, Any] | None,
         tools: Sequence[Mapping[str, Any]] | None,
+        options: RenderOptions = AS_A_QUESTION,
     ) -> str:
         template = self._tool_template if tools else self._chat_template
         if template is None:
             raise RequestError(
                 "This model has no chat template; use /v1/completions with a prompt instead.", "messages"
             )
+        if options.documents and "documents" not in template.variables:
+            raise RequestError(
+                "This model's chat template does not use documents. Put them into the messages.", "documents"
+            )
         names = {**self._special_tokens, **(template_kwargs or {})}
         names |= {
             "messages": list(messages),
             "tools": tools,
-            "documents": None,
-            "add_generation_prompt": True,
+            "documents": options.documents,
+            "add_generation_prompt": options.begins_answer,
         }
         try:
             return template.template.render(names)
@@ -151,14 +164,12 @@ class ModelTokenizer:
                 f"The model's chat template rejects these messages: {error}.", "messages"
             ) from None
 
-    def encode_prompt(self, prompt: str | list[int]) -> list[int]:
-        """Return the token ids of a plain prompt; text gets the special tokens that the model expects at its start."""
-        return self.encode_text(prompt) if isinstance(prompt, str) else prompt
-
-    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of `text`, with the special tokens that the model expects at its start unless they are
-        not wanted."""
-        return self._encode(text, "prompt", add_special_tokens=add_special_tokens)
+    def encode_prompt(self, prompt: str | list[int], *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a plain prompt. Text gets the special tokens that the model expects at its start,
+        unless they are not wanted."""
+        if not isinstance(prompt, str):
+            return prompt
+        return self._encode(prompt, "prompt", add_special_tokens=add_special_tokens)
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenize `text`, unless it is too long for the model even if each of its tokens were the longest one.
@@ -198,6 +209,11 @@ class ModelTokenizer:
         if self._is_byte_level:
             return ByteStream(partial(self._shown_bytes_of, hidden), prompt_tail)
         return WindowStream(self.decode_all if shown else self.decode, prompt_tail, hidden)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the special tokens."""
+        return self._special_ids
 
     def special_ids_of(self, names: Iterable[str]) -> frozenset[int]:
         """Return the ids of those special tokens whose name is one of `names`."""

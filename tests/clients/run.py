@@ -30,6 +30,8 @@ CHECKS = Path(__file__).parent / "checks"
 SUFFIX = "_checks.py"
 METADATA = re.compile(r"^# /// script\n((?:#.*\n)*?)# ///$", re.MULTILINE)
 TIMEOUT_S = 1800
+# A small model may go on for as long as it is allowed to.
+UP_FLAGS = ("--default-max-tokens", "300")
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,7 @@ def running_server(model: str | None, model_dir: Path | None) -> Iterator[Server
             model_dir = make_model(Path(directory) / "model")
         served = str(model_dir or model)
         command = [sys.executable, "-m", "cli", "up", "--json", "--port", "0", "--model", served]
-        command += [
-            "--served-model-name",
-            "served",
-            "--embeddings",
-            "--data-dir",
-            str(Path(directory) / "data"),
-        ]
+        command += ["--served-model-name", "served", "--data-dir", str(Path(directory) / "data"), *UP_FLAGS]
         with (Path(directory) / "up.log").open("w+") as log:
             up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT)
             try:

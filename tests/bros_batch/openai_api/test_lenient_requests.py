@@ -107,8 +107,6 @@ def test_both_endpoints_take_logprobs_as_a_flag_and_as_a_number() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"skip_special_tokens": False}, "skip_special_tokens"),
-        ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"echo": True}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"use_beam_search": True}, "use_beam_search"),

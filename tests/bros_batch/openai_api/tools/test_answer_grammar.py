@@ -75,7 +75,7 @@ class Model:
     def accepts(self, grammar: Grammar, text: str) -> bool:
         matcher = llguidance.LLMatcher(self.matchers, grammar.text, log_level=0)
         assert not matcher.is_error(), matcher.get_error()
-        ids = self.tokenizer.encode_text(text, add_special_tokens=False)
+        ids = self.tokenizer.encode_prompt(text, add_special_tokens=False)
         return matcher.validate_tokens([*ids, END]) == len(ids) + 1
 
     def drawn(self, grammar: Grammar, seed: int, max_tokens: int = 300) -> Choice:
@@ -99,7 +99,7 @@ class Model:
 
     def answer(self, choice: Choice, prompt: str = "", **fields: Any) -> FinishedChoice:
         form = message_form(chat(**fields), self.tokenizer)
-        tail = self.tokenizer.encode_text(prompt, add_special_tokens=False)
+        tail = self.tokenizer.encode_prompt(prompt, add_special_tokens=False)
         return finished_choice(self.tokenizer, 0, choice, Sampling(max_tokens=1), tail, form)
 
     def written(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> str:

@@ -1,0 +1,36 @@
+"""The examples that need answers with a form, against a model that computes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients.run import Server
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+INVOICE = "Invoice from ACME Ltd.\nDate: 3 March 2026\nTotal: EUR 12.50\n"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def run(server: Server, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=server.environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_document_becomes_a_pydantic_model(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "invoice.txt"
+    path.write_text(INVOICE)
+    found = json.loads(run(server, "extract_pydantic.py", str(path)).stdout)
+    assert found == {"vendor": "ACME Ltd.", "date": "2026-03-03", "total": "12.50", "currency": "EUR"}
+
+
+def test_the_model_calls_a_function(server: Server) -> None:
+    done = run(server, "tool_loop.py", "How many US dollars are 12.50 euros?")
+    assert done.stderr.startswith("ExchangeRate({")
