@@ -1,6 +1,6 @@
 """The model "cpu-mini" of the serving benchmark: an 82M-parameter Llama with random weights that two cores can serve.
 
-    python -m benchmarks.reference_model DIR
+    python -m benchmarks.reference_model DIR [--vocab-size N]
 
 Writes a complete model directory: config, bfloat16 safetensors, and a tokenizer with a chat template. The files are the
 same on every machine, and nothing is downloaded. The model's answers are meaningless, but it costs as much as any model
@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # most frequent first
 
 
-def merges() -> list[tuple[str, str]]:
+def merges(vocab_size: int = VOCAB_SIZE) -> list[tuple[str, str]]:
     """Return the BPE merges: pairs of letters, pairs after a space, then groups of four until all ids are used.
 
     The merges are constructed, not trained, so that they do not depend on the version of a trainer.
@@ -53,23 +53,23 @@ def merges() -> list[tuple[str, str]]:
     pairs = [(a, b) for a in LETTERS for b in LETTERS]
     space = "\u0120"  # a space in byte-level BPE
     made = pairs + [(space, a + b) for a, b in pairs]
-    room = VOCAB_SIZE - FIRST_TEXT_ID - len(made)
+    room = vocab_size - FIRST_TEXT_ID - len(made)
     frequent = LETTERS[: math.ceil(room**0.25)]
     twos = [a + b for a in frequent for b in frequent]
     return made + [(a, b) for a in twos for b in twos][:room]
 
 
-def write_tokenizer(directory: Path) -> None:
+def write_tokenizer(directory: Path, vocab_size: int = VOCAB_SIZE) -> None:
     """Write tokenizer.json and its configuration.
 
     Ids 0 to 2 are special, 3 to 258 are the bytes, and the rest is ASCII text of two or more characters, which a server
     can stream immediately.
     """
     vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    merged = merges()
+    merged = merges(vocab_size)
     for piece in (*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merged)):
         vocabulary[piece] = len(vocabulary)
-    if len(vocabulary) != VOCAB_SIZE or vocabulary[merged[0][0] + merged[0][1]] != FIRST_TEXT_ID:
+    if len(vocabulary) != vocab_size or vocabulary[merged[0][0] + merged[0][1]] != FIRST_TEXT_ID:
         raise ValueError(
             f"The vocabulary has {len(vocabulary)} ids, which does not match benchmarks/serving/load.py."
         )
@@ -92,11 +92,11 @@ def write_tokenizer(directory: Path) -> None:
     )
 
 
-def config() -> dict[str, Any]:
+def config(vocab_size: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": VOCAB_SIZE,
+        "vocab_size": vocab_size,
         "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE,
         "num_hidden_layers": LAYERS,
@@ -116,14 +116,14 @@ def config() -> dict[str, Any]:
     }
 
 
-def weights() -> dict[str, torch.Tensor]:
+def weights(vocab_size: int) -> dict[str, torch.Tensor]:
     """Draw every tensor of the checkpoint, in this order, from one seed."""
     generator = torch.Generator().manual_seed(SEED)
 
     def drawn(rows: int, columns: int, std: float = STD) -> torch.Tensor:
         return (torch.randn(rows, columns, generator=generator) * std).to(torch.bfloat16)
 
-    embeddings = drawn(VOCAB_SIZE, HIDDEN)
+    embeddings = drawn(vocab_size, HIDDEN)
     # Special tokens and single bytes score 0, so that another token is always more likely. An answer then never ends
     # early, and never contains half a character, which a server would hold back until it had the other half.
     embeddings[:FIRST_TEXT_ID] = 0
@@ -144,16 +144,16 @@ def weights() -> dict[str, torch.Tensor]:
     return tensors
 
 
-def make_reference_model(directory: Path) -> Path:
+def make_reference_model(directory: Path, vocab_size: int = VOCAB_SIZE) -> Path:
     """Write the model directory and return it."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(weights(), directory / "model.safetensors", metadata={"format": "pt"})
-    _write_json(directory / "config.json", config())
+    save_file(weights(vocab_size), directory / "model.safetensors", metadata={"format": "pt"})
+    _write_json(directory / "config.json", config(vocab_size))
     _write_json(
         directory / "generation_config.json",
         {"bos_token_id": 0, "eos_token_id": END_OF_MESSAGE, "pad_token_id": 0},
     )
-    write_tokenizer(directory)
+    write_tokenizer(directory, vocab_size)
     return directory
 
 
@@ -166,7 +166,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", type=Path)
-    print(make_reference_model(parser.parse_args().directory))
+    parser.add_argument("--vocab-size", type=int, default=VOCAB_SIZE, help="number of tokens (%(default)s)")
+    options = parser.parse_args()
+    print(make_reference_model(options.directory, options.vocab_size))
 
 
 if __name__ == "__main__":

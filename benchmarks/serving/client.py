@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -72,10 +72,14 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Requests streamed, greedy completions of `model` from the server at `url`."""
+    """Requests streamed, greedy completions of `model` from the server at `url`.
+
+    `document_fields` are further fields of the requests that have a priority.
+    """
 
     url: str
     model: str
+    document_fields: Mapping[str, Any] = field(default_factory=dict)
 
     async def complete(self, answer: Answer, priority: int | None = None) -> None:
         """Send the request and record the response in `answer`.
@@ -99,7 +103,7 @@ class Client:
             transport.abort()
 
     def _request(self, ask: Ask, host: str, priority: int | None) -> bytes:
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "prompt": ask.token_ids,
             "max_tokens": ask.num_tokens,
@@ -109,7 +113,7 @@ class Client:
             "stream_options": {"include_usage": True},
         }
         if priority is not None:
-            body["priority"] = priority
+            body |= {"priority": priority, **self.document_fields}
         content = msgspec.json.encode(body)
         head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
