@@ -17,7 +17,16 @@ from bros_batch.openai_api.grammars import schema_grammar
 from bros_batch.settings import DEMO_MODEL_DIR
 
 NAMES = ("a", "b", "c", 'd"\n')
-STRINGS = ("", "a", "ab", "b1", "é", "x y", "\n", "2024-02-29")
+STRINGS = (
+    "",
+    "a",
+    "ab",
+    "b1",
+    "é",
+    "x y",
+    "\nb",
+    "2024-02-29",
+)  # Python's $ also matches before a line break at the end
 NUMBERS = (0, 1, -1, 2, 3, 1.0, 0.5, -2.5, 1e3, 12, 100)
 
 
