@@ -97,6 +97,15 @@ class Settings(BaseSettings):
         description="How long files are kept, uploads and results alike; 0 keeps them until they are deleted",
     )
 
+    webhook_url: str = Field(
+        "",
+        description="URL that is called when a response in the background has ended",
+        pattern=r"^(https?://\S+)?$",
+    )
+    webhook_secret: str | None = Field(
+        None, repr=False, description="Key that signs these calls: whsec_BASE64"
+    )
+
     ingest_group_lines: int = Field(2000, ge=1, description="Lines that ingest commits at a time")
     queue_s: float = Field(
         4.0,

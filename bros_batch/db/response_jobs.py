@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, insert, select
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, insert, select, update
 
 from bros_batch.db.jobs import new_job_id
 from bros_batch.db.new_items import insert_items
-from bros_batch.db.states import ENDED_JOB, JobStatus
-from bros_batch.db.tables import jobs, responses
+from bros_batch.db.states import ENDED_ITEM, ENDED_JOB, JobStatus
+from bros_batch.db.tables import items, jobs, responses
 from bros_batch.documents.form import BATCH
 from bros_batch.documents.new_item import NewItem
 
@@ -54,3 +56,29 @@ def num_unfinished(connection: Connection, key_id: str) -> int:
     unended = sorted(frozenset(JobStatus) - ENDED_JOB)
     query = query.where(jobs.c.status.in_(unended), responses.c.key_id == key_id)
     return int(connection.scalar(query) or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedResponse:
+    """A response in the background whose item has ended, and of which the webhook is to be told."""
+
+    id: str
+    item_status: str
+    result: str | None
+    ended_at: float
+    num_notified: int
+
+
+def due_notifications(connection: Connection, now_s: float, limit: int) -> list[EndedResponse]:
+    """Responses that have ended and of which the webhook is to be told now."""
+    columns = (responses.c.id, items.c.status, items.c.result, items.c.finished_at, responses.c.num_notified)
+    query = select(*columns).select_from(responses.join(items, items.c.job_id == responses.c.job_id))
+    query = query.where(responses.c.notify_at <= now_s, items.c.status.in_(sorted(ENDED_ITEM)))
+    query = query.order_by(responses.c.notify_at).limit(limit)
+    return [EndedResponse(*row) for row in connection.execute(query)]
+
+
+def set_notified(connection: Connection, response_id: str, next_s: float | None) -> None:
+    """Record that the webhook was told of a response, or (`next_s`) that it is to be told again at that time."""
+    change = update(responses).where(responses.c.id == response_id)
+    connection.execute(change.values(notify_at=next_s, num_notified=responses.c.num_notified + 1))

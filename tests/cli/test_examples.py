@@ -14,7 +14,7 @@ from tests.up_process import Up
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ELSEWHERE = {"extract_pydantic.py", "tool_loop.py"}  # tests/clients: they need a model that computes
-TESTED = {"bulk_openai.py", "chat_stream.py", "submit_documents.py", "hybrid.py"}
+TESTED = {"bulk_openai.py", "chat_stream.py", "submit_documents.py", "hybrid.py", "background_response.py"}
 
 
 @pytest.fixture
@@ -63,6 +63,11 @@ def test_documents_with_line_separators_of_unicode(run, tmp_path):
     path.write_text("".join(json.dumps({"id": name, "text": name}) + "\n" for name in names))
     out = run("submit_documents.py", str(path), "Summarize: {text}")
     assert [name for name in names if f"{name}\t" in out] == names
+
+
+def test_a_response_in_the_background(run):
+    answer = run("background_response.py", "What can you do?")
+    assert len(answer) > 1
 
 
 def test_both_lanes_at_once(run):

@@ -192,7 +192,7 @@ class _NewResponse:
             body=msgspec.json.encode(response).decode(),
             created_at=self.created_at,
             expires_at=expiry_of(self.created_at, settings.file_retention_s),
-            notify_at=None,
+            notify_at=self.created_at if job_id and settings.webhook_url else None,
             num_notified=0,
         )
 

@@ -15,7 +15,9 @@ PATHS = (
     "/login", "/logout", "/health", "/ready", "/version", "/metrics", "/tokenize", "/detokenize", "/nowhere",
     "/v1", "/v1/", "/v1/models", "/v1/models/x", "/v1/models/a/b", "/v1/files", "/v1/files/x", "/v1/files/x/content",
     "/v1/batches", "/v1/batches/x", "/v1/batches/x/cancel", "/v1/batches/x/results", "/v1/completions",
-    "/v1/chat/completions", "/v1/nowhere", "/chat/completions", "//", "/%2e%2e/%2e%2e/etc/passwd", "/a%2fb",
+    "/v1/chat/completions", "/v1/responses", "/v1/responses/x", "/v1/responses/x/cancel", "/v1/responses/x?stream=true",
+    "/v1/responses/x/input_items?limit=0", "/v1/responses/%00",
+    "/v1/nowhere", "/chat/completions", "//", "/%2e%2e/%2e%2e/etc/passwd", "/a%2fb",
     "/v1/files/a%2fb", "/v1/files/%00", "/v1/files/%ff%fe", "/v1/batches/" + "a" * 5000, "/?%00", "/?a=%ff&b=%",
 )  # fmt: skip
 HEADERS: dict[str, dict[str, str]] = {
