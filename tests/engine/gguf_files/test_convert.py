@@ -222,5 +222,9 @@ def test_a_packaged_model_is_found_and_unpacked_in_the_cache(
     monkeypatch.syspath_prepend(package.parent)
     file = gguf_file("smollm2")
     assert file is not None and file.path == package / "Model.Q4_1.gguf"
-    assert text_directory(file).is_relative_to(cache / "models")
+    text = text_directory(file)
+    assert text.is_relative_to(cache / "models")
+    # The file names no sampling defaults, so those of the model's authors count.
+    generation = json.loads((text / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["top_p"]) == (0.2, 0.9)
     assert sorted(each.name for each in package.iterdir()) == ["Model.Q4_1.gguf", "__init__.py"]
