@@ -122,6 +122,11 @@ class BaseRequest(ServedRequest):
         """The grammar of the answer and the field that asks for it. Raises RequestError."""
         return requested_grammar(self)
 
+    def field_of(self, engine_param: str | None) -> str | None:
+        if engine_param == "grammar" and self.shape is not None:
+            return self.shape[1]
+        return super().field_of(engine_param)
+
     @property
     def has_schema(self) -> bool:
         """Whether `response_format` has a schema that the answer follows."""

@@ -34,6 +34,10 @@ class ServedRequest(LenientPart):
         """Number of outputs per prompt."""
         return 1
 
+    def field_of(self, engine_param: str | None) -> str | None:
+        """Return the field of the body that became a parameter of the engine's request."""
+        return self.prompt_param if engine_param in (None, "token_ids") else engine_param
+
     @property
     def has_schema(self) -> bool:
         """Whether the answer follows a JSON schema."""

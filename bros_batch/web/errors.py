@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from bros_batch.invalid_value import expectation
+from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.request_error import RequestError
 from engine.wire.client import EngineGone, EngineRejected, EngineSilent
 
@@ -76,8 +77,8 @@ def not_found(what: str, name: str, param: str = "id") -> ApiError:
     return ApiError(404, f"No such {what}: '{name}'.", param=param, code="not_found")
 
 
-def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -> ApiError:
-    """Return the response for an engine that is unreachable or has rejected a request."""
+def engine_error(error: EngineGone | EngineRejected, request: ServedRequest | None = None) -> ApiError:
+    """Return the response for an engine that is unreachable or has rejected `request`."""
     if isinstance(error, EngineSilent):
         message = "The engine does not respond. Try again in a moment."
         return ApiError(503, message, code="engine_unavailable", retry_after_s=RETRY_AFTER_S)
@@ -91,7 +92,9 @@ def engine_error(error: EngineGone | EngineRejected, param: str | None = None) -
         return ApiError(429, message, code="overloaded", retry_after_s=retry_after_s)
     if error.code == "draining":
         return ApiError(503, message, code="draining", retry_after_s=retry_after_s)
-    named = error.param if error.param not in (None, "token_ids") else param
+    named = error.param if request is None else request.field_of(error.param)
+    if error.param == "grammar" and named is not None:
+        message = message.replace("'grammar'", f"'{named}'", 1)
     return ApiError(400, message, param=named, code=error.code)
 
 

@@ -101,7 +101,7 @@ class Generation:
                     async for update in updates:
                         yield update
         except (EngineGone, EngineRejected) as error:
-            raise engine_error(error, self.request.prompt_param) from error
+            raise engine_error(error, self.request) from error
 
     async def _outcome(self) -> Outcome:
         try:
@@ -111,7 +111,7 @@ class Generation:
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             if isinstance(first, EngineGone | EngineRejected):
-                raise engine_error(first, self.request.prompt_param) from first
+                raise engine_error(first, self.request) from first
             raise first from None
         choices = [task.result() for task in tasks]
         tails = [choice.prompt_tail for choice in choices]

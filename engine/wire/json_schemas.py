@@ -10,6 +10,8 @@ The edge checks a schema here before it sends anything, and the engine before it
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -25,6 +27,9 @@ MAX_COMPILED_TO_LOCATE = 200
 MAX_PATTERN_CHARS = 5_000
 # No output is longer, so larger upper limits mean the same. Lower limits cannot be larger.
 MAX_COUNT = 10_000_000
+
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
+MAX_NAME_CHARS = 64
 
 OPTIONS_KEYWORD = "x-guidance"
 WHITESPACE_OPTION = "whitespace_flexible"
@@ -205,7 +210,7 @@ class _Walk:
                 raise _unusable(f"'$ref' points to {reference[:80]!r}, which is not in the schema", at)
             direct.add(target)
             parts.append(target)
-            plain["$ref"] = "#/$defs/" + self._definitions.setdefault(target, str(len(self._definitions)))
+            plain["$ref"] = f"#/$defs/{self._name_of(target)}"
             if self._references.ignores_siblings:
                 return plain
         _refuse_unsupported(schema, at)
@@ -218,6 +223,15 @@ class _Walk:
         plain = _in_order_of(schema, plain)
         _arrange_items(plain)
         return self._without_one_of(schema, plain, at)
+
+    def _name_of(self, target: Steps) -> str:
+        """The name of a definition in the plain form: that which the schema gave it, as far as possible."""
+        if target not in self._definitions:
+            name = NOT_IN_NAMES.sub("_", target[-1] if target else "root")[:MAX_NAME_CHARS] or "_"
+            taken = set(self._definitions.values())
+            names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+            self._definitions[target] = next(each for each in names if each not in taken)
+        return self._definitions[target]
 
     def _without_one_of(self, schema: dict[str, Any], plain: dict[str, Any], at: Steps) -> dict[str, Any]:
         """Write `oneOf` as `anyOf` if its schemas exclude each other. The compiler would find that of few only.

@@ -143,19 +143,44 @@ def test_references_lead_to_definitions_of_the_plain_form():
     part = {"type": "array", "items": {"$ref": "#"}}
     assert plain({"properties": {"a": part, "b": {"$ref": "#/properties/a", "minItems": 1}}}) == {
         "properties": {
-            "a": {"type": "array", "items": {"$ref": "#/$defs/0"}},
-            "b": {"$ref": "#/$defs/1", "minItems": 1},
+            "a": {"type": "array", "items": {"$ref": "#/$defs/root"}},
+            "b": {"$ref": "#/$defs/a", "minItems": 1},
         },
         "$defs": {
-            "0": {
+            "root": {
                 "properties": {
-                    "a": {"type": "array", "items": {"$ref": "#/$defs/0"}},
-                    "b": {"$ref": "#/$defs/1", "minItems": 1},
+                    "a": {"type": "array", "items": {"$ref": "#/$defs/root"}},
+                    "b": {"$ref": "#/$defs/a", "minItems": 1},
                 }
             },
-            "1": {"type": "array", "items": {"$ref": "#/$defs/0"}},
+            "a": {"type": "array", "items": {"$ref": "#/$defs/root"}},
         },
     }
+
+
+def test_definitions_keep_their_names():
+    definitions = {"Cat": {"type": "null"}, "a/b %": {"type": "string"}}
+    schema = {
+        "$defs": definitions,
+        "definitions": {"Cat": {"type": "boolean"}},
+        "prefixItems": [
+            {"$ref": f"#/{place}"}
+            for place in ("$defs/Cat", "definitions/Cat", "$defs/a~1b%20%25", "$defs/Cat")
+        ],
+    }
+    form = plain(schema)
+    assert form["$defs"] == {
+        "Cat": {"type": "null"},
+        "Cat-2": {"type": "boolean"},
+        "a_b__": {"type": "string"},
+    }
+    assert [each["$ref"] for each in form["prefixItems"]] == [
+        "#/$defs/Cat",
+        "#/$defs/Cat-2",
+        "#/$defs/a_b__",
+        "#/$defs/Cat",
+    ]
+    assert compilable(form) == compilable(schema)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +196,14 @@ def test_references_lead_to_definitions_of_the_plain_form():
 )
 def test_references_of_all_forms_are_resolved(schema, reference):
     form = plain({**schema, "properties": {"p": {"$ref": reference}}})
-    assert form == {"properties": {"p": {"$ref": "#/$defs/0"}}, "$defs": {"0": {"type": "null"}}}
+    (name,) = form["$defs"]
+    assert form == {"properties": {"p": {"$ref": f"#/$defs/{name}"}}, "$defs": {name: {"type": "null"}}}
 
 
 def test_a_reference_within_a_part_that_has_an_id_is_relative_to_that_part():
     inner = {"$id": "inner", "$defs": {"a": {"type": "null"}}, "items": {"$ref": "#/$defs/a"}}
     form = plain({"$defs": {"a": {"type": "string"}}, "properties": {"p": inner}})
-    assert form["$defs"] == {"0": {"type": "null"}}
+    assert form["$defs"] == {"a": {"type": "null"}}
 
 
 def test_a_negative_index_is_not_a_place():
