@@ -44,6 +44,7 @@ REDIS_TIMEOUT_S = 10.0  # after this, a Redis that hangs or whose host is gone i
 EXIT_USAGE = 2  # as with argparse: the configuration cannot be served, so a restart would not help
 SIMULATED_VOCAB_SIZE = 32_000
 SIMULATED_MAX_MODEL_LEN = 8192
+SIMULATED_HIDDEN_SIZE = 16
 
 
 def local_model(config: EngineConfig) -> EngineConfig:
@@ -87,6 +88,7 @@ def make_simulated_runner(config: EngineConfig) -> ModelRunner:
         device="simulated",
         dtype="none",
         max_num_batched_tokens=config.max_step_tokens(is_gpu=False),
+        hidden_size=model.get("hidden_size", SIMULATED_HIDDEN_SIZE),
     )
     cost = SimulatedCost(config.simulated_step_s, config.simulated_token_s)
     return SimulatedRunner(info, cost=cost, wait=time.sleep)
@@ -125,6 +127,8 @@ def make_endpoints(
         model=config.served_model_name,
         max_model_len=scheduler.max_request_tokens,
         vocab_size=info.vocab_size,
+        hidden_size=info.hidden_size,
+        pooling=info.pooling,
     )
     default_slo = SLO(config.default_ttft_s, config.default_tpot_s)
     context = ServerContext(

@@ -37,6 +37,7 @@ def runner_info(
         device="simulated",
         dtype="none",
         num_host_slots=num_host_slots,
+        hidden_size=4,
     )
 
 

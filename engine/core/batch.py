@@ -75,6 +75,8 @@ class Batch:
         plan.starts.append(start)
         plan.counts.append(num_tokens)
         plan.samples.append(len(request.token_ids) == end < request.end_tokens)
+        if request.reading is not None and (positions := request.reading.plan(start, end)) is not None:
+            plan.reads[len(plan.rows) - 1] = positions
         plan.token_ids.extend(request.token_ids[start:end])
         plan.slots.extend(slots)
         request.last_step = self.number

@@ -69,6 +69,7 @@ def finished_event(
         tpot_s=tpot_s,
         slo_met=slo_met,
         message=message,
+        prompt=None if request.reading is None or reason is FinishReason.ERROR else request.reading.result(),
     )
 
 

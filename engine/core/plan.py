@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from engine.core.reading import RowReading
 from engine.core.terms import SamplingParams, TokenLogprobs
 
 
@@ -54,7 +55,8 @@ class StepPlan:
     Row i of the step computes tokens [starts[i], starts[i] + counts[i]) of the request that holds row `rows[i]` of the
     slot table. Its token ids and slots are its part of the flat lists `token_ids` and `slots`, both of length
     sum(counts). If `samples[i]`, the step also draws the token that follows. A token id of -1 stands for the token that
-    the row drew in the previous step, which had not ended when this one was planned.
+    the row drew in the previous step, which had not ended when this one was planned. `reads` says by row i at which of
+    the positions [first, end) that it computes something is read that its request asks about its prompt.
 
     A runner carries a plan out in this order: copies out, row starts, restores, forward pass, sampling.
     """
@@ -68,6 +70,7 @@ class StepPlan:
     row_starts: list[RowStart] = field(default_factory=list)
     copies_out: list[SlotCopy] = field(default_factory=list)
     restores: list[Restore] = field(default_factory=list)
+    reads: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -102,6 +105,7 @@ class StepPlan:
             samples=[self.samples[i] for i in indices],
             token_ids=[self.token_ids[t] for t in tokens],
             slots=[self.slots[t] for t in tokens],
+            reads={new: self.reads[i] for new, i in enumerate(indices) if i in self.reads},
         )
 
 
@@ -111,9 +115,10 @@ class StepResult:
     False.
 
     `stopped[i]` says that `sampled[i]` ends the request (end of sequence, a stop token or a stop string); the scheduler
-    applies the limit `max_tokens`. `logprobs` and `failed` are keyed by the index of a row in the plan. The request of
-    a failed row ends with that message; the others go on. `lost_kv` says that the K and V of a failed row were not
-    written. Since they may be known as a prefix already, nothing that was computed so far may be relied on.
+    applies the limit `max_tokens`. `logprobs`, `readings` (one for each of the plan's `reads`) and `failed` are keyed
+    by the index of a row in the plan. The request of a failed row ends with that message; the others go on. `lost_kv`
+    says that the K and V of a failed row were not written. Since they may be known as a prefix already, nothing that
+    was computed so far may be relied on.
 
     `forced[i]` holds the tokens that follow `sampled[i]` because the request's grammar allows nothing else. Then
     `stopped[i]` says that the last of them ends the request. If a step under way draws the token after `sampled[i]`,
@@ -126,6 +131,7 @@ class StepResult:
     failed: dict[int, str] = field(default_factory=dict)
     lost_kv: bool = False
     forced: dict[int, list[int]] = field(default_factory=dict)
+    readings: dict[int, RowReading] = field(default_factory=dict)
 
     def take_in(self, part: StepResult, indices: list[int]) -> None:
         """Enter the result of a part of the step, whose rows have these indices in the whole step."""
@@ -134,4 +140,5 @@ class StepResult:
         self.logprobs.update({indices[i]: value for i, value in part.logprobs.items()})
         self.failed.update({indices[i]: message for i, message in part.failed.items()})
         self.forced.update({indices[i]: token_ids for i, token_ids in part.forced.items()})
+        self.readings.update({indices[i]: reading for i, reading in part.readings.items()})
         self.lost_kv = self.lost_kv or part.lost_kv

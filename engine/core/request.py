@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from engine.core.extent import Extent
+from engine.core.reading import PromptReading
 from engine.core.terms import SLO, Lane, SamplingParams
 
 NO_SLO = SLO(math.inf, math.inf)
@@ -53,6 +54,7 @@ class Request:
         "num_prompt_tokens",
         "order",
         "priority",
+        "reading",
         "request_id",
         "row",
         "sampling",
@@ -99,6 +101,9 @@ class Request:
         self.is_suspect = (
             False  # an engine died while it computed this request: no other is computed together with it
         )
+        self.reading: PromptReading | None = None
+        if sampling.asks_about_prompt:
+            self.reading = PromptReading(sampling, self.num_prompt_tokens)
         self.is_sheltered = False  # loses neither memory nor its row to others
         self.extents: list[Extent] = []
         self.tail: Extent | None = None  # the last of them
@@ -123,6 +128,8 @@ class Request:
     def forget_unknown(self) -> None:
         """Remove the tokens that steps under way draw: their results will not come."""
         del self.token_ids[self.num_known_tokens :]
+        if self.reading is not None:
+            self.reading.lose_planned()
 
     @property
     def next_deadline_s(self) -> float:

@@ -212,6 +212,8 @@ class Scheduler:
                 continue
             if request.state is not State.DONE:
                 self.kv.commit(request)
+            if request.reading is not None and i in plan.reads:
+                request.reading.take(result.readings[i], plan.reads[i][1])
             if plan.samples[i]:
                 if request.first_token_s is None:
                     request.first_token_s = now_s

@@ -3,16 +3,18 @@
 The slots of a sequence form a hash chain. The entry of position p is a hash of token p and of the entry of position
 p - 1, which is read back through the slot table as attention would read it. The next token is a function of the last
 entry, so every output is a deterministic function of the prompt (`continuation`), no matter how the scheduler mixes,
-preempts and moves requests.
+preempts and moves requests. So are the log-probabilities and hidden states, which are functions of an entry too.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.core.plan import RowStart, StepPlan, StepResult
-from engine.core.terms import SamplingParams
+from engine.core.reading import PromptReading, RowReading
+from engine.core.terms import PromptResult, SamplingParams, TokenLogprobs
 from engine.grammars.contract import AnyGrammar
 from engine.runner.base import RunnerInfo
 
@@ -35,6 +37,10 @@ class SimulatedCost:
 
 def _chain(entry: int, token_id: int) -> int:
     return (entry * 6364136223846793005 + token_id * 1442695040888963407 + 1) & _MASK
+
+
+def _logprob(entry: int, token_id: int) -> float:
+    return -(_chain(entry, token_id) >> 37) / (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,7 @@ class SimulatedRunner:
             self._row_slots[restore.row][restore.start :] = restore.device_slots
             for slot, host_slot in zip(restore.device_slots, restore.host_slots, strict=False):
                 self._entries[slot] = self._host_entries[host_slot]
+        readings: dict[int, RowReading] = {}
         sampled = [-1] * len(plan.rows)
         stopped = [False] * len(plan.rows)
         offset = 0
@@ -100,6 +107,8 @@ class SimulatedRunner:
             end = offset + plan.counts[i]
             entry = self._compute(row, plan.starts[i], plan.token_ids[offset:end], plan.slots[offset:end])
             offset = end
+            if i in plan.reads:
+                readings[i] = self._read(row, *plan.reads[i])
             if plan.samples[i]:
                 start = self._row_start[row]
                 assert start is not None
@@ -107,7 +116,8 @@ class SimulatedRunner:
                 sampled[i], stopped[i] = self._draw(entry, num_output, start.sampling)
                 self._drawn[row] = sampled[i]
         cost_s = self._cost.of(plan) if self._cost is not None else 0.0
-        return SimulatedStep(StepResult(sampled=sampled, stopped=stopped), cost_s, self._wait)
+        result = StepResult(sampled=sampled, stopped=stopped, readings=readings)
+        return SimulatedStep(result, cost_s, self._wait)
 
     def execute(self, plan: StepPlan) -> StepResult:
         return self.launch(plan).result()
@@ -128,6 +138,50 @@ class SimulatedRunner:
         token_id = FIRST_TOKEN_ID + (entry >> 13) % span
         ends = (entry >> 7) % self._mean_output_tokens == 0 and not sampling.ignore_eos
         return token_id, (ends or token_id in sampling.stop_token_ids) and num_output > sampling.min_tokens
+
+    def _read(self, row: int, first: int, end: int) -> RowReading:
+        start = self._row_start[row]
+        assert start is not None
+        entries = [self._entries[slot] for slot in self._row_slots[row][first:end]]
+        assert len(entries) == end - first, f"row {row} has no tokens at positions {first} to {end}"
+        return self._reading(start.token_ids[: start.num_prompt_tokens], first, entries, start.sampling)
+
+    def _reading(
+        self, prompt_token_ids: list[int], first: int, entries: list[int], sampling: SamplingParams
+    ) -> RowReading:
+        """What is read at the positions from `first` on, which have these entries."""
+        end = first + len(entries)
+        reading = RowReading()
+        if sampling.prompt_logprobs is not None:
+            following = prompt_token_ids[first + 1 : end + 1]
+            for entry, token_id in zip(entries, following, strict=False):
+                likeliest = [FIRST_TOKEN_ID + j for j in range(sampling.prompt_logprobs)]
+                top = tuple((each, _logprob(entry, each)) for each in likeliest)
+                reading.logprobs.append(TokenLogprobs(_logprob(entry, token_id), top))
+        if sampling.score_token_ids and end == len(prompt_token_ids):
+            reading.scores = tuple(_logprob(entries[-1], token_id) for token_id in sampling.score_token_ids)
+        if sampling.pooling == "mean":
+            vectors = [self._hidden(entry) for entry in entries]
+            reading.hidden.append(array("f", map(sum, zip(*vectors, strict=True))).tobytes())
+        elif sampling.pooling == "last" and end == len(prompt_token_ids):
+            reading.hidden.append(array("f", self._hidden(entries[-1])).tobytes())
+        return reading
+
+    def _hidden(self, entry: int) -> list[int]:
+        return [_chain(entry, i) >> 53 for i in range(self._info.hidden_size)]
+
+    def prompt_result(self, prompt_token_ids: list[int], sampling: SamplingParams) -> PromptResult:
+        """Returns what a request with this prompt must learn about it, computed by itself, in one step."""
+        entry, entries = _SEED, []
+        for token_id in prompt_token_ids:
+            entry = _chain(entry, token_id)
+            entries.append(entry)
+        reading = PromptReading(sampling, len(prompt_token_ids))
+        positions = reading.plan(0, len(prompt_token_ids))
+        if positions is not None:
+            first, end = positions
+            reading.take(self._reading(prompt_token_ids, first, entries[first:end], sampling), end)
+        return reading.result()
 
     def continuation(self, prompt_token_ids: list[int], sampling: SamplingParams) -> list[int]:
         """Returns the output that a request with this prompt must get, computed by itself."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,17 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """Positions [first, end) of a row at which something is read that its request asks about its prompt."""
+
+    index: int  # of the row in the plan
+    row: int  # of the slot table
+    first: int
+    end: int
+    token: int  # index of the first position among the T
+
+
+@dataclass(frozen=True, slots=True)
 class StepArrays:
     """A plan, or a part of one, of R rows and T tokens."""
 
@@ -33,6 +45,8 @@ class StepArrays:
     samples: npt.NDArray[np.bool_]  # [R]
     token_ids: Int64Array  # [T] -1: the token that the row drew last, which only the device knows
     slots: Int64Array  # [T]
+    # By index in the plan: the positions at which its step reads something.
+    reads: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     @staticmethod
     def of(plan: StepPlan) -> StepArrays:
@@ -44,6 +58,7 @@ class StepArrays:
             np.array(plan.samples),
             np.array(plan.token_ids),
             np.array(plan.slots),
+            plan.reads,
         )
 
     @property
@@ -88,7 +103,26 @@ class StepArrays:
             self.samples[rows].copy(),
             self.token_ids[tokens],
             self.slots[tokens],
+            self.reads,
         )
+
+    def readings(self, failed: Container[int]) -> list[Reading]:
+        """What is read in this part of the step, in the order of the tokens, without the rows that have failed."""
+        if not self.reads:
+            return []
+        found: list[Reading] = []
+        token = 0
+        for index, row, start, count in zip(*self._row_lists(), strict=True):
+            if index in self.reads and index not in failed:
+                first, end = self.reads[index]
+                first, end = max(first, start), min(end, start + count)
+                if first < end:
+                    found.append(Reading(index, row, first, end, token + first - start))
+            token += count
+        return found
+
+    def _row_lists(self) -> tuple[list[int], list[int], list[int], list[int]]:
+        return self.index.tolist(), self.rows.tolist(), self.starts.tolist(), self.counts.tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +186,29 @@ class StepInputs:
 
 
 def pack(
-    step: StepArrays, drawing: npt.NDArray[Any], padding_row: int, *, pinned: bool, size: int = 0
+    step: StepArrays,
+    drawing: npt.NDArray[Any],
+    padding_row: int,
+    *,
+    pinned: bool,
+    size: int = 0,
+    read: Int64Array | None = None,
 ) -> StepInputs:
-    """Packs a step that wants the logits of the rows `drawing` (indices into R).
+    """Packs a step that wants the output of the rows `drawing` (indices into R). `read` are other tokens (indices into
+    T) whose output is wanted. All that are wanted are then in the order of the tokens.
 
     With `size`, the step has one token per row, wants the logits of all, and is padded to that many rows. Padding
     belongs to slot-table row `padding_row`, which no request has. It is stored nowhere, and kernels skip it.
     """
     host = host_rows(step.rows, step.starts, step.counts)
     singles, tiles = single_indices(host), tile_indices(host)
-    num_tokens, num_rows, num_wanted = len(step.token_ids), len(step.rows), len(drawing)
+    wanted_tokens, rows_of_wanted = step.last_tokens[drawing], step.rows[drawing]
+    if read is not None:
+        wanted_tokens = np.concatenate([wanted_tokens, read])
+        order = np.argsort(wanted_tokens)
+        wanted_tokens = wanted_tokens[order]
+        rows_of_wanted = np.concatenate([rows_of_wanted, np.full(len(read), padding_row)])[order]
+    num_tokens, num_rows, num_wanted = len(step.token_ids), len(step.rows), len(wanted_tokens)
     sizes = (
         StepSizes.of_singles(size)
         if size
@@ -183,6 +230,6 @@ def pack(
     rows[:, :num_rows] = host
     single_part[: len(singles)] = singles
     tile_part[:] = tiles.ravel()
-    wanted[:num_wanted] = step.last_tokens[drawing]
-    wanted_rows[:num_wanted] = step.rows[drawing]
+    wanted[:num_wanted] = wanted_tokens
+    wanted_rows[:num_wanted] = rows_of_wanted
     return StepInputs(vector, sizes, host, longest_single_context(host))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.core.plan import StepResult
+from engine.core.reading import RowReading
 from engine.core.terms import TokenLogprobs
+from engine.runner.prompt_reader import PendingReadings
 from engine.runner.row_failure import row_failure
 from engine.runner.sampling.grammars import StepGrammars, Taken
 from engine.runner.sampling.sampler import PendingDraw
@@ -32,6 +34,7 @@ class TorchStep:
     failed: dict[int, str]  # by row of the plan: why its request failed
     lost_kv: bool = False  # see `StepResult`
     draws: list[DrawnRows] = field(default_factory=list)
+    readings: list[PendingReadings] = field(default_factory=list)
     _result: StepResult | None = None
 
     def result(self) -> StepResult:
@@ -62,11 +65,13 @@ class TorchStep:
                     sampled[i], stopped[i] = token_id, end
                 logprobs.update({index[j]: value for j, value in found.items()})
                 self.failed.update({index[j]: failure for j, failure in failed.items()})
+            readings = self._collect_readings()
             for i in self.failed:
                 sampled[i], stopped[i] = -1, False
                 logprobs.pop(i, None)
                 forced.pop(i, None)
-            self._result = StepResult(sampled, stopped, logprobs, self.failed, self.lost_kv, forced)
+                readings.pop(i, None)
+            self._result = StepResult(sampled, stopped, logprobs, self.failed, self.lost_kv, forced, readings)
         return self._result
 
     @property
@@ -93,3 +98,16 @@ class TorchStep:
                 ends[j] = True
             forced[int(drawn.index[j])] = token_ids if last is None else token_ids[: last + 1]
         return failed
+
+    def _collect_readings(self) -> dict[int, RowReading]:
+        """What was read, by row of the plan. A step that is computed in parts reads the positions of a row in order."""
+        found: dict[int, RowReading] = {}
+        for pending in self.readings:
+            try:
+                part = pending.collect()
+            except BaseException as error:
+                self.failed.update(dict.fromkeys(pending.index, row_failure(error)))
+                continue
+            for i, reading in part.items():
+                found.setdefault(i, RowReading()).add(reading)
+        return found

@@ -29,6 +29,7 @@ from engine.runner.kv.host import HostKV
 from engine.runner.kv.memory import LayerCache
 from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
+from engine.runner.prompt_reader import PendingReadings, PromptReader
 from engine.runner.ranks.memory_probe import MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.row_failure import row_failure
@@ -36,7 +37,7 @@ from engine.runner.sampling.grammars import GrammarTable, Masks, StepGrammars
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.sampling.stop import StopTable
 from engine.runner.sampling.table import SamplingTable
-from engine.runner.step_inputs import StepArrays, StepTensors, pack
+from engine.runner.step_inputs import Reading, StepArrays, StepTensors, pack
 from engine.runner.step_outputs import DrawnRows, TorchStep
 from engine.runner.streams import send, streams_of
 
@@ -83,6 +84,7 @@ class TorchRunner:
         self._grammar_table = GrammarTable(
             info.max_num_seqs, model.eos_token_ids, self.grammars, force=force_tokens
         )
+        self._reader = PromptReader(info.vocab_size)
         self._ranks = ranks
         self._has_peers = ranks is not None
         self._memory_probe = memory_probe
@@ -187,6 +189,9 @@ class TorchRunner:
             try:
                 self._sampling.start(start)
                 self._stop.start(start)
+                self._reader.start(start)
+                if start.sampling.asks_about_prompt and not self._model.hidden_size:
+                    error = "this model's hidden states cannot be read, so it has no scores, prompt_logprobs or pooling"
             except ValueError as invalid:
                 error = str(invalid)
             except BaseException as raised:
@@ -266,10 +271,16 @@ class TorchRunner:
         try:
             drawing = np.flatnonzero(arrays.samples)
             constraints = self._begin_masks(arrays, drawing)
-            logits, wanted_rows = self._forward(arrays, drawing)
+            readings = arrays.readings(step.failed)
+            if readings:
+                logits, wanted_rows, pending = self._forward_and_read(arrays, drawing, readings)
+            else:
+                logits, wanted_rows = self._forward(arrays, drawing)
             has_computed = True
             if len(drawing):
                 self._draw(logits, wanted_rows, arrays, drawing, step, constraints)
+            if readings:
+                step.readings.append(pending)  # last, because a repetition reads the same again
         except torch.OutOfMemoryError:
             raise
         except BaseException as error:
@@ -348,12 +359,35 @@ class TorchRunner:
         return self._forward_tensors(tensors), tensors.wanted_rows
 
     @torch.inference_mode()
+    def _forward_and_read(
+        self, arrays: StepArrays, drawing: npt.NDArray[np.intp], readings: list[Reading]
+    ) -> tuple[torch.Tensor, torch.Tensor, PendingReadings]:
+        """The same as `_forward`, and the readings that it launches too. It never uses a graph."""
+        device = self._model.device
+        read = np.concatenate([np.arange(r.token, r.token + r.end - r.first) for r in readings])
+        inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=device.type == "cuda", read=read)
+        vector = send(inputs.vector, device)
+        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host, inputs.longest)
+        hidden = self._model.hidden(*self._packed(tensors), tensors.wanted)
+        # Where the drawing rows and the tokens to read are among those that are wanted, which are in order.
+        place = np.empty(len(drawing) + len(read), dtype=np.int64)
+        place[np.argsort(np.concatenate([arrays.last_tokens[drawing], read]))] = np.arange(len(place))
+        places = send(torch.from_numpy(place), device)
+        pending = self._reader.read(hidden[places[len(drawing) :]], readings, self._model.logits)
+        drawn = places[: len(drawing)]
+        # Last, because a model may reuse the memory of logits.
+        return self._model.logits(hidden[drawn]), tensors.wanted_rows[drawn], pending
+
+    @torch.inference_mode()
     def _forward_tensors(self, step: StepTensors) -> torch.Tensor:
         """Returns logits [W, V]. All of it is work for the device that a CUDA graph can capture."""
+        return self._model.forward(*self._packed(step), step.wanted)
+
+    def _packed(self, step: StepTensors) -> tuple[torch.Tensor, torch.Tensor, PackedStep]:
+        """Token ids, positions and attention of a step, whose slots are entered into the slot table."""
         token_ids = torch.where(step.token_ids < 0, self._drawn[step.token_rows], step.token_ids)
         self._slot_table[step.token_rows, step.positions] = step.layout.slot_mapping.int()
-        packed = PackedStep(step.layout, self._caches, self._op)
-        return self._model.forward(token_ids, step.positions, packed, step.wanted)
+        return token_ids, step.positions, PackedStep(step.layout, self._caches, self._op)
 
 
 def _unknown_token(start: RowStart, vocab_size: int) -> str | None:

@@ -246,7 +246,8 @@ class KVCacheManager:
         if not self.options.prefix_cache or request.num_cached_extents < len(extents) or start % size:
             return 0
         parent = extents[-1].node if extents else NO_NODE
-        found = self.prefix.find(parent, request.token_ids, start, size)
+        at_most = None if request.reading is None else request.reading.num_skippable_tokens
+        found = self.prefix.find(parent, request.token_ids, start, size, at_most)
         if found:
             for extent in found:
                 self.pool.join(extent)

@@ -35,12 +35,15 @@ class PrefixCache:
         """Number of known blocks that no request holds: their memory is available immediately."""
         return len(self._chats) + len(self._bulk)
 
-    def find(self, parent: int, token_ids: Sequence[int], start: int, block_size: int) -> list[Extent]:
-        """The chain of full blocks after `parent` that holds the tokens from `start` on. At least the last token
-        is left out, because it must be computed."""
+    def find(
+        self, parent: int, token_ids: Sequence[int], start: int, block_size: int, at_most: int | None = None
+    ) -> list[Extent]:
+        """The chain of full blocks after `parent` that holds the tokens from `start` on, at most the first `at_most` of
+        all tokens. At least the last token is left out, because it must be computed."""
         found: list[Extent] = []
         position = start
-        while position + block_size < len(token_ids):
+        end = len(token_ids) - 1 if at_most is None else min(at_most, len(token_ids) - 1)
+        while position + block_size <= end:
             extent = self._found.get((parent, tuple(token_ids[position : position + block_size])))
             if extent is None:
                 break

@@ -33,6 +33,20 @@ class Decoder(Protocol):
     ) -> torch.Tensor:  # [n, vocab_size]
         """Returns the logits at the wanted tokens of one packed step, in memory that the next call may overwrite."""
 
+    def hidden(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: StepLayout,
+        caches: Mapping[int, LayerCache],
+        wanted: torch.Tensor,  # in ascending order
+    ) -> torch.Tensor:  # [n, H]
+        """The first half of `forward`: returns the hidden states after the final norm."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The second half of `forward`, of any of the hidden states [n, H]: returns logits [n, vocab_size], in memory
+        that the next call may overwrite."""
+
 
 def can_fuse(model: Any, layers: Mapping[int, LayerShape]) -> bool:
     """Whether one of our decoders supports the model on its device, in its dtype."""

@@ -19,8 +19,8 @@ from torch import nn
 from engine.kernels.cpu import decoder as kernels
 from engine.kernels.cpu import multiply_bf16
 from engine.kernels.cpu.attention import attention_work, numpy_view, prefill_multiplier
-from engine.kernels.cpu.layer import embed
-from engine.kernels.cpu.linear import padded
+from engine.kernels.cpu.layer import embed, rms_norm
+from engine.kernels.cpu.linear import STORE, padded
 from engine.kernels.cpu.threads import use_threads
 from engine.kernels.layout import StepLayout
 from engine.runner.kv.memory import LayerCache, LayerShape
@@ -77,6 +77,51 @@ class CpuDecoder:
         wanted: torch.Tensor,  # [n] int64, indices into T
     ) -> torch.Tensor:  # [n, vocab_size], in memory that the next call may overwrite
         """Returns the logits at the wanted tokens of one packed step."""
+        residual = self._residual(token_ids, positions, layout, caches, wanted)
+        if not len(wanted):
+            return torch.empty(0, self._vocab_size)
+        normed = self._take_activations("normed", len(residual), self._hidden_size)
+        logits = self._workspace.take("logits", len(residual), self._head.width)
+        num_threads = use_threads(torch.get_num_threads())
+        kernels.head(residual, *self._final_norm, self._head.packed, num_threads, normed, logits)
+        return torch.from_numpy(logits)[:, : self._vocab_size]
+
+    def hidden(
+        self,
+        token_ids: torch.Tensor,  # [T] int64
+        positions: torch.Tensor,  # [T] int64
+        layout: StepLayout,
+        caches: Mapping[int, LayerCache],
+        wanted: torch.Tensor,  # [n] int64, ascending indices into T
+    ) -> torch.Tensor:  # [n, H] float32
+        """Returns the hidden states after the final norm at the wanted tokens of one packed step."""
+        residual = self._residual(token_ids, positions, layout, caches, wanted)
+        if not len(wanted):
+            return torch.empty(0, self._hidden_size)
+        normed = self._take_activations("normed", len(residual), self._hidden_size)
+        rms_norm(residual, *self._final_norm, use_threads(torch.get_num_threads()), normed)
+        found = torch.from_numpy(normed)
+        return found.view(torch.bfloat16).float() if self._is_bf16 else found.clone()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits [n, V] of hidden states [n, H] that `hidden` returned, in memory that the next call may
+        overwrite."""
+        normed = self._take_activations("normed", len(hidden), self._hidden_size)
+        given = hidden.bfloat16().view(torch.uint16) if self._is_bf16 else hidden
+        normed[:] = given.numpy()
+        logits = self._workspace.take("logits", len(hidden), self._head.width)
+        kernels.product(normed, self._head.packed, STORE, use_threads(torch.get_num_threads()), logits)
+        return torch.from_numpy(logits)[:, : self._vocab_size]
+
+    def _residual(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        layout: StepLayout,
+        caches: Mapping[int, LayerCache],
+        wanted: torch.Tensor,
+    ) -> Array:  # [n, >= H] float32
+        """Computes all layers, and returns the residual at the wanted tokens."""
         num_tokens, size = len(token_ids), self._head_size
         num_threads = use_threads(torch.get_num_threads())
         residual = self._workspace.take("residual", num_tokens, self._width)
@@ -108,11 +153,7 @@ class CpuDecoder:
                 normed, gated = normed[: len(picked)], gated[: len(picked)]
             if len(residual):
                 kernels.feed_forward(attended, residual, *layer.feed_forward, num_threads, normed, gated)
-        if not len(wanted):
-            return torch.empty(0, self._vocab_size)
-        logits = self._workspace.take("logits", len(residual), self._head.width)
-        kernels.head(residual, *self._final_norm, self._head.packed, num_threads, normed, logits)
-        return torch.from_numpy(logits)[:, : self._vocab_size]
+        return residual
 
     def _take_activations(self, name: str, num_rows: int, width: int) -> Array:
         """Returns a buffer for the input of a linear layer."""

@@ -126,6 +126,26 @@ class GpuDecoder:
         wanted: torch.Tensor,  # [n] int64, indices into T
     ) -> torch.Tensor:  # [n, vocab_size], the model's dtype
         """Returns the logits at the wanted tokens of one packed step."""
+        return self.logits(self.hidden(token_ids, positions, layout, caches, wanted))
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits [n, V] of hidden states [n, H] that `hidden` returned."""
+        if not len(hidden):
+            return hidden.new_empty(0, len(self._head.weight))
+        logits = self._linears.head(self._head, hidden)
+        return logits if logits.dim() == 2 else logits.sum(0).to(hidden.dtype)
+
+    @torch.inference_mode()
+    def hidden(
+        self,
+        token_ids: torch.Tensor,  # [T] int64
+        positions: torch.Tensor,  # [T] int64
+        layout: StepLayout,
+        caches: Mapping[int, LayerCache],
+        wanted: torch.Tensor,  # [n] int64, indices into T
+    ) -> torch.Tensor:  # [n, H], the model's dtype
+        """Returns the hidden states after the final norm at the wanted tokens of one packed step."""
         num_tokens, num_wanted = len(token_ids), len(wanted)
         residual = F.embedding(token_ids, self._embedding)
         x: torch.Tensor | None = None  # to be added to the residual
@@ -143,11 +163,10 @@ class GpuDecoder:
             silu_gated(gates, activated)
             x = self._linears.down(layer.down, activated)
         if not num_wanted:
-            return residual.new_empty(0, len(self._head.weight))
+            return residual.new_empty(0, residual.shape[1])
         # Even if as many are wanted as there are tokens, they need not be 0, 1, 2, ...: a padded batch repeats some.
         picked = wanted if len(residual) == num_tokens else None
-        logits = self._linears.head(self._head, _normed(x, residual, self._norm, picked))
-        return logits if logits.dim() == 2 else logits.sum(0).to(residual.dtype)
+        return _normed(x, residual, self._norm, picked)
 
     def _rotated(
         self,

@@ -28,7 +28,7 @@ from engine.runner.model.decoder import can_fuse, fuse
 from engine.runner.model.discovery import discover_layers
 from engine.runner.model.host_sync import remove_host_syncs
 from engine.runner.model.linear_onednn import can_pack, pack_linears, unpack_linears
-from engine.runner.model.selfcheck import check_packed, own_logits
+from engine.runner.model.selfcheck import check_hidden, check_packed, own_logits
 from engine.runner.ranks.tensor_parallel import Ranks, split_among, why_not_splittable
 
 log = logging.getLogger("engine.model")
@@ -72,17 +72,17 @@ def load_model(
         if ranks is not None:  # packed and fused linear layers need whole matrices
             remove_host_syncs(model)
             check_packed(loaded, expected)
-            return loaded
+            return _with_hidden(name, loaded, expected)
         if can_fuse(model, loaded.layers):
             fused = _fused(name, loaded, expected)
             if fused is not None:
-                return fused
+                return _with_hidden(name, fused, expected)
             loaded = replace(loaded, model=read())
         _prepare(loaded, expected)
     # The checks raise these errors with a reason, and unusual models raise them in unexpected places.
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise cannot_serve(name, config, first_line(error)) from error
-    return loaded
+    return _with_hidden(name, loaded, expected)
 
 
 def _check_split(name: str, config: PretrainedConfig, ranks: Ranks, load_format: str) -> None:
@@ -124,6 +124,16 @@ def _fused(name: str, loaded: CausalLM, expected: list[torch.Tensor]) -> CausalL
     except Exception as error:  # a kernel or its compiler may raise anything
         log.warning("%s runs without fused kernels: %s", name, first_line(error))
         return None
+
+
+def _with_hidden(name: str, loaded: CausalLM, expected: list[torch.Tensor]) -> CausalLM:
+    """The model, which says whether its hidden states can be read."""
+    try:
+        check_hidden(loaded, expected)
+    except Exception as error:  # unusual models raise anything
+        log.warning("%s has no log-probabilities of prompts and no embeddings: %s", name, first_line(error))
+        return loaded
+    return replace(loaded, hidden_size=loaded.model.config.get_text_config().hidden_size)
 
 
 def _prepare(loaded: CausalLM, expected: list[torch.Tensor]) -> None:

@@ -58,6 +58,22 @@ def check_packed(loaded: CausalLM, expected: list[torch.Tensor]) -> None:
         )
 
 
+def check_hidden(loaded: CausalLM, expected: list[torch.Tensor]) -> None:
+    """Computes the last of the sequences in one step, first its hidden states and then their logits, and compares them
+    with `own_logits`. Raises ValueError if they differ."""
+    tokens, logits = _sequences(loaded)[-1], expected[-1]
+    positions = torch.arange(len(tokens), device=loaded.device)
+    caches = allocate_kv(loaded.layers, len(tokens), loaded.dtype, loaded.device)
+    layout = StepLayout.build(positions[None].int(), positions, (0,), (0,), (len(tokens),))
+    packed = PackedStep(layout, caches, attention_op(loaded.device))
+    computed = loaded.logits(loaded.hidden(tokens, positions, packed, positions)).float()
+    error = ((computed - logits).abs().amax(dim=-1) / logits.std(dim=-1).clamp_min(1e-6)).median()
+    if not error <= _TOLERANCE[loaded.dtype]:
+        raise ValueError(
+            f"its head computes other logits from its hidden states, by {error:.2g} of their spread"
+        )
+
+
 def _packed_logits(loaded: CausalLM, sequences: list[torch.Tensor]) -> list[torch.Tensor]:
     device = loaded.device
     longest = max(len(tokens) for tokens in sequences)
