@@ -62,18 +62,26 @@ class Allocator:
         at_most: int = MAX_CHUNK_TOKENS,
         restore: bool = True,
         force: bool = False,
+        may_wait: bool = False,
     ) -> bool:
         """Compute the request's next tokens: as many as fit into memory and into a step of `limit_s`, but at least
-        `at_least` regardless of the limit, and at most `at_most`. True if no token is left to compute.
+        `at_least` regardless of the limit, and at most `at_most`. True if no token is left to compute, or
+        if the request waits.
 
         A waiting request gets a row first. `restore`: tokens that the request has lost are restored, where that is
-        possible and cheaper than computing them. `force`: see `VictimOrder.choose`.
+        possible and cheaper than computing them. `force`: see `VictimOrder.choose`. `may_wait`: if the step already
+        computes the request's next block for another one that begins alike, the request waits for the next step, which
+        finds the block. So it only waits while the other one gets on, and nobody waits for a request that is stopped.
         """
         is_new = request.state is State.WAITING
         if is_new and not self._give_row(request, batch):
             return False
         if is_new or (restore and request.num_lost_tokens):
             self._bring_back(request, batch, is_new=is_new, restore=restore)
+        elif not request.num_lost_tokens:
+            self._adopt(request, batch)
+        if may_wait and batch.claims and self._kv.next_key(request) in batch.claims:
+            return True
         start, wanted = request.num_computed_tokens, request.num_uncomputed_tokens
         at_most = min(wanted, batch.tokens_left, at_most)
         count = self._cost.chunk_tokens(batch.shape, limit_s, start, at_most)
@@ -87,6 +95,8 @@ class Allocator:
             return False
         if request.num_lost_tokens:
             self._count_restored(request, "recompute", min(request.num_lost_tokens, len(slots)))
+        if request.state is State.BEHIND and (key := self._kv.claim(request)) is not None:
+            batch.claims.add(key)
         batch.add(request, slots)
         return len(slots) == wanted
 
@@ -117,6 +127,15 @@ class Allocator:
         if slots:
             batch.restore(request, start + found, slots, host_slots)
             self._count_restored(request, "copy", len(slots))
+
+    def _adopt(self, request: Request, batch: Batch) -> None:
+        """Take over what others with the same beginning have computed since the request began."""
+        computed = request.num_computed_tokens
+        adopted = self._kv.adopt(request)
+        if adopted is not None:
+            batch.restore(request, *adopted, [])
+            if not request.num_output_tokens:
+                request.num_cached_tokens += request.num_computed_tokens - computed
 
     def _count_restored(self, request: Request, how: str, num_tokens: int) -> None:
         request.num_lost_tokens = max(0, request.num_lost_tokens - num_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.core.cost_model import StepShape
+from engine.core.extent import Key
 from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
 from engine.core.request import Request, State
 from engine.core.terms import Lane
@@ -25,6 +26,7 @@ class Batch:
         self._num_set_aside = 0
         self.num_be_tokens = 0
         self.has_preempted = False
+        self.claims: set[Key] = set()  # blocks that requests with a common beginning wait for
         self.scheduled_s = scheduled_s
         # With the index of their row in the plan; for `singles`, the index of the first.
         self.ending: list[tuple[int, Request]] = []  # requests that draw the last token they may have

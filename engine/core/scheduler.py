@@ -180,6 +180,7 @@ class Scheduler:
                     ending.append((i, request))
         for i, request in batch.chunks:
             request.num_computed_tokens += batch.plan.counts[i]
+            self.kv.commit(request)
             if batch.plan.samples[i]:
                 self.backlog.catch_up(request)
                 request.token_ids.append(UNKNOWN)
@@ -210,8 +211,6 @@ class Scheduler:
             if i in result.failed:
                 ends[i] = request, FinishReason.ERROR
                 continue
-            if request.state is not State.DONE:
-                self.kv.commit(request)
             if request.reading is not None and i in plan.reads:
                 request.reading.take(result.readings[i], plan.reads[i][1])
             if plan.samples[i]:

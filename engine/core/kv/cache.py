@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.core.extent import NO_NODE, Extent
+from engine.core.extent import NO_NODE, Extent, Key
 from engine.core.kv.host import HostPool
 from engine.core.kv.pool import BlockPool
 from engine.core.plan import SlotCopy
@@ -249,13 +249,63 @@ class KVCacheManager:
         at_most = None if request.reading is None else request.reading.num_skippable_tokens
         found = self.prefix.find(parent, request.token_ids, start, size, at_most)
         if found:
-            for extent in found:
-                self.pool.join(extent)
-            extents += found
-            request.tail = found[-1]
-            request.num_cached_extents = len(extents)
-            request.num_computed_tokens = start + len(found) * size
+            self._join(request, found)
         return len(found) * size
+
+    def _join(self, request: Request, found: Sequence[Extent]) -> None:
+        """Let the request hold these cached blocks, which continue what it has computed."""
+        for extent in found:
+            self.pool.join(extent)
+        request.extents += found
+        request.tail = found[-1]
+        request.num_cached_extents = len(request.extents)
+        request.num_computed_tokens += len(found) * self.block_size
+
+    def claim(self, request: Request) -> Key | None:
+        """The key of the block that the request's latest slots begin to fill or go on to fill, if it will be known by
+        that key; None otherwise."""
+        extents, first, size = request.extents, request.num_cached_extents, self.block_size
+        if not self.options.prefix_cache or first == len(extents):
+            return None
+        extent = extents[first]
+        is_whole = extent.length == size or (
+            extent is request.tail and extent.length + self.pool.room[extent.block] >= size
+        )
+        end = extent.start + size
+        if extent.start != first * size or not is_whole or end > len(request.token_ids):
+            return None
+        return self._key(request, first)
+
+    def next_key(self, request: Request) -> Key | None:
+        """The key of the block that the request would fill next, if it could take it over from another request instead;
+        None otherwise."""
+        extents, first, size = request.extents, request.num_cached_extents, self.block_size
+        start = first * size
+        at_most = None if request.reading is None else request.reading.num_skippable_tokens
+        end = len(request.token_ids) - 1 if at_most is None else at_most
+        if not self.options.prefix_cache or start + size > end:
+            return None
+        if len(extents) > first and (extents[first] is not request.tail or extents[first].start != start):
+            return None
+        return self._key(request, first)
+
+    def _key(self, request: Request, first: int) -> Key:
+        start = first * self.block_size
+        parent = request.extents[first - 1].node if first else NO_NODE
+        return parent, tuple(request.token_ids[start : start + self.block_size])
+
+    def adopt(self, request: Request) -> tuple[int, list[int]] | None:
+        """Take over blocks that others computed since the request began, in place of the part of the first of them that
+        it has computed itself. Returns the position of their first token and their slots, or None if there are none."""
+        key = self.next_key(request)
+        if key is None or not self.prefix.knows(key):
+            return None
+        start, computed = request.num_cached_extents * self.block_size, request.num_computed_tokens
+        self.truncate(request, start)
+        at_most = None if request.reading is None else request.reading.num_skippable_tokens
+        self._join(request, self.prefix.follow(key[0], request.token_ids, start, self.block_size, at_most))
+        self.prefix.num_hit_tokens += request.num_computed_tokens - computed
+        return start, self.slots(request, start)
 
     def slots(self, request: Request, start: int = 0, end: int | None = None) -> list[int]:
         """The slots of the request's tokens [start, end), by default of all it holds, in token order."""

@@ -40,6 +40,15 @@ class PrefixCache:
     ) -> list[Extent]:
         """The chain of full blocks after `parent` that holds the tokens from `start` on, at most the first `at_most` of
         all tokens. At least the last token is left out, because it must be computed."""
+        found = self.follow(parent, token_ids, start, block_size, at_most)
+        self.num_queried_tokens += len(token_ids) - start
+        self.num_hit_tokens += len(found) * block_size
+        return found
+
+    def follow(
+        self, parent: int, token_ids: Sequence[int], start: int, block_size: int, at_most: int | None = None
+    ) -> list[Extent]:
+        """The same as `find`, without counting."""
         found: list[Extent] = []
         position = start
         end = len(token_ids) - 1 if at_most is None else min(at_most, len(token_ids) - 1)
@@ -50,9 +59,11 @@ class PrefixCache:
             found.append(extent)
             parent = extent.node
             position += block_size
-        self.num_queried_tokens += len(token_ids) - start
-        self.num_hit_tokens += position - start
         return found
+
+    def knows(self, key: Key) -> bool:
+        """Whether there is a block with this parent and these tokens."""
+        return key in self._found
 
     def insert(self, parent: int, token_ids: Sequence[int], extents: Sequence[Extent]) -> None:
         """Register computed full blocks, which hold these tokens after the parent. A block whose content is known from

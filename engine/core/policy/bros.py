@@ -111,11 +111,15 @@ class BrosPolicy:
                 break
             prompts.pop()
             work_s = self._cost.chunk_s(request.num_computed_tokens, request.num_uncomputed_tokens)
-            if aimed_deadline_s(request) - now_s - work_s < 0 and request.first_token_s is None:
+            spare_s = aimed_deadline_s(request) - now_s - work_s
+            if spare_s < 0 and request.first_token_s is None:
                 self._late.append(request)
                 continue
             unfinished.append(request)
-            if request.last_step != batch.number and not self._compute_prompt(request, batch, limit_s):
+            if request.last_step == batch.number:
+                continue
+            may_wait = spare_s > max(limit_s, request.slo.tpot_s)  # for this step, which may take as long
+            if not self._compute_prompt(request, batch, limit_s, may_wait=may_wait):
                 break
         for request in unfinished:  # for the next step; it drops those that this step completes
             prompts.push(request)
@@ -130,13 +134,17 @@ class BrosPolicy:
                 return
             self._late.popleft()
 
-    def _compute_prompt(self, request: Request, batch: Batch, limit_s: float) -> bool:
-        """Compute the next tokens of an RT request as far as time and memory allow. True if that is all of them."""
+    def _compute_prompt(
+        self, request: Request, batch: Batch, limit_s: float, *, may_wait: bool = False
+    ) -> bool:
+        """Compute the next tokens of an RT request as far as time and memory allow. True if that is all of them, or if
+        it waits."""
         if batch.tokens_left <= 0 or request.last_step == batch.number:
             return False
         limit_s = max(limit_s, request.slo.tpot_s)  # RT may use BE's time; no other RT is kept waiting
         is_first = batch.shape.tokens == batch.shape.rows
-        return self.allocator.compute(request, batch, limit_s, at_least=MIN_CHUNK_TOKENS if is_first else 0)
+        at_least = MIN_CHUNK_TOKENS if is_first else 0
+        return self.allocator.compute(request, batch, limit_s, at_least=at_least, may_wait=may_wait)
 
     # BE -------------------------------------------------------------------------------------------------
 
@@ -149,7 +157,7 @@ class BrosPolicy:
             if request.last_step == batch.number:
                 continue
             at_least = self._min_be_tokens(batch, owed)
-            if not self.allocator.compute(request, batch, limit_s, at_least=at_least):
+            if not self.allocator.compute(request, batch, limit_s, at_least=at_least, may_wait=True):
                 return
         while batch.tokens_left > 0:
             at_least = self._min_be_tokens(batch, owed)
@@ -159,7 +167,9 @@ class BrosPolicy:
             if candidate is None or not self._has_memory_for(candidate):
                 return
             # A request that comes back after it lost its row restores its copies in the next step.
-            if not self.allocator.compute(candidate, batch, limit_s, at_least=at_least, restore=False):
+            if not self.allocator.compute(
+                candidate, batch, limit_s, at_least=at_least, restore=False, may_wait=True
+            ):
                 return
 
     def _make_way(self, batch: Batch) -> None:

@@ -59,7 +59,7 @@ class FixedBudgetPolicy:
 
     def _compute(self, request: Request, batch: Batch) -> None:
         """Compute as much of the request as the budget allows. Whatever it lost is computed again."""
-        self.allocator.compute(request, batch, float("inf"), restore=False)
+        self.allocator.compute(request, batch, float("inf"), restore=False, may_wait=True)
 
     def _fits(self, request: Request) -> bool:
         return self._kv.num_free_blocks * self._kv.block_size >= request.num_uncomputed_tokens
