@@ -21,6 +21,7 @@ MAX_WAITING = 256
 MAX_KEPT = 256
 NAMES = {"regex": "regular expression", "lark": "Lark grammar"}
 RETRY_S = 2.0
+TOO_MUCH = "it "  # such a problem is not about any one keyword: it is too complex, or takes too long
 LOCATE_S = 5.0  # so long the compiler looks for the place of an error
 
 
@@ -117,6 +118,8 @@ class GrammarGate:
 
     def _located(self, text: str, problem: str) -> str:
         """The problem with a schema, with its place if that is found soon. Runs in the locator, which may wait."""
+        if problem.startswith(TOO_MUCH):
+            return problem
         end_s = time.monotonic() + LOCATE_S
 
         def problem_of(part: str) -> str | None:

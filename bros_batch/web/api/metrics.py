@@ -50,6 +50,13 @@ ENGINE_COUNTERS = (
     ("bros_prefix_cache_queries", "prefix_queried_tokens", "Tokens looked up in the prefix cache"),
     ("bros_prefix_cache_hits", "prefix_hit_tokens", "Tokens found in the prefix cache"),
     ("bros_step_failures", "step_failures", "Requests that failed in a step while the others went on"),
+    ("bros_grammars_compiled", "grammars_compiled", "Grammars that were compiled"),
+    ("bros_grammars_cached", "grammars_cached", "Requests for a grammar that was compiled before"),
+    ("bros_grammars_failed", "grammars_failed", "Grammars that cannot be used"),
+    ("bros_grammar_compile_seconds", "grammar_compile_s", "Time that compiling grammars took"),
+    ("bros_masks", "masks", "Masks computed, one per token of an output with a grammar"),
+    ("bros_mask_seconds", "mask_s", "Time that computing masks took, beside the steps"),
+    ("bros_forced_tokens", "forced_tokens", "Output tokens that a grammar left no choice about"),
     ("bros_preemptions", "preemptions", "Times a request was preempted, losing KV slots to another request"),
     ("bros_truncated_tokens", "truncated_tokens", "Tokens whose KV slots were lost to preemption"),
     (

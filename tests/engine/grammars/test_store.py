@@ -92,6 +92,7 @@ def test_an_error_says_what_is_wrong(grammars: Grammars, grammar: Grammar, why: 
     assert why in problem
 
 
+@pytest.mark.slow
 def test_a_grammar_that_kills_its_compiler_or_takes_too_long_fails_alone(grammars: Grammars) -> None:
     """All workers meet such a grammar, and the ones after it are compiled."""
     others = [Grammar("regex", f"[a-{end}]+") for end in "bcdef"]
