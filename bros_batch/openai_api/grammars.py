@@ -13,7 +13,7 @@ import msgspec
 
 from bros_batch.openai_api.request_fields import NOTHING, is_one_of
 from bros_batch.request_error import RequestError
-from engine.wire.json_schemas import OPTIONS_KEYWORD, WHITESPACE_OPTION, UnusableSchema, compilable_text
+from engine.wire.json_schemas import OPTIONS_KEYWORD, UnusableSchema, compilable_text, without_white_space
 from engine.wire.protocol import MAX_GRAMMAR_CHARS, Grammar
 
 JSON_OBJECT = {"type": "object"}
@@ -70,7 +70,7 @@ def schema_grammar(schema: Any, param: str, *, may_have_spaces: bool = True) -> 
         text = compilable_text(schema)
         if not may_have_spaces:
             plain = msgspec.json.decode(text)
-            plain[OPTIONS_KEYWORD][WHITESPACE_OPTION] = False
+            plain[OPTIONS_KEYWORD] = without_white_space()
             text = msgspec.json.encode(plain).decode()
         return Grammar("json_schema", text)
     except UnusableSchema as error:

@@ -34,7 +34,8 @@ MAX_NAME_CHARS = 64
 OPTIONS_KEYWORD = "x-guidance"
 WHITESPACE_OPTION = "whitespace_flexible"
 # Without \\u in strings: a key that is written with it could repeat one of the properties without its schema.
-GRAMMAR_OPTIONS = {"json_allowed_escapes": 'nrbtf\\"'}
+# With a limit to white space: models that have lost the thread write line breaks for as long as they may.
+GRAMMAR_OPTIONS = {"json_allowed_escapes": 'nrbtf\\"', "whitespace_pattern": r"[ \t\r\n]{0,20}"}
 
 TYPES = ("string", "number", "integer", "boolean", "null", "object", "array")
 # Formats that the specification defines. Others are annotations.
@@ -75,16 +76,22 @@ def compilable(schema: Any) -> dict[str, Any]:
     plain = _Walk(schema).plain()
     if plain is False:
         raise UnusableSchema("No value fits the schema, which is false.")
-    return {**({} if plain is True else plain), OPTIONS_KEYWORD: {**GRAMMAR_OPTIONS, **_own_options(schema)}}
+    options = without_white_space() if _forbids_white_space(schema) else GRAMMAR_OPTIONS
+    return {**({} if plain is True else plain), OPTIONS_KEYWORD: options}
 
 
-def _own_options(schema: Any) -> dict[str, Any]:
+def without_white_space() -> dict[str, Any]:
+    """Return the options of a grammar whose outputs have no white space."""
+    return {"json_allowed_escapes": GRAMMAR_OPTIONS["json_allowed_escapes"], WHITESPACE_OPTION: False}
+
+
+def _forbids_white_space(schema: Any) -> bool:
     options = schema.get(OPTIONS_KEYWORD) if isinstance(schema, dict) else None
     if options is None:
-        return {}
+        return False
     if not isinstance(options, dict) or not options.keys() <= {WHITESPACE_OPTION, *GRAMMAR_OPTIONS}:
         raise _unusable(f"'{OPTIONS_KEYWORD}' has an option other than '{WHITESPACE_OPTION}'", ())
-    return {WHITESPACE_OPTION: False} if options.get(WHITESPACE_OPTION) is False else {}
+    return options.get(WHITESPACE_OPTION) is False
 
 
 def compilable_text(text: str) -> str:

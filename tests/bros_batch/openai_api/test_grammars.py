@@ -115,6 +115,14 @@ def test_white_space_can_be_forbidden():
     assert not accepts(found, '{"color": "red"}')
 
 
+def test_white_space_ends():
+    """A model that has lost the thread would otherwise write line breaks until its output limit."""
+    found = grammar(structured_outputs={"json": COLORS})
+    for text in ('{"color": "red"}', '{\n        "color": "red"\n}', '{"color":' + 20 * " " + '"red"}'):
+        assert accepts(found, text)
+    assert not accepts(found, '{"color":' + 21 * " " + '"red"}')
+
+
 @pytest.mark.parametrize("field", ["guided_regex", "structured_outputs"])
 def test_a_regular_expression_is_passed_on(field):
     found = grammar(**{field: "[0-9]{3}" if field == "guided_regex" else {"regex": "[0-9]{3}"}})

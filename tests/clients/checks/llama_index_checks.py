@@ -3,8 +3,6 @@
 # dependencies = ["llama-index-llms-openai-like==0.8.1"]
 # ///
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from llama_index.core.llms import ChatMessage

@@ -46,6 +46,7 @@ def check_schema() -> None:
         "type": "object",
         "properties": {"vendor": text, "total": text},
         "required": ["vendor", "total"],
+        "additionalProperties": False,
     }
     found = json.loads(llm("--schema", json.dumps(schema), f"Extract.\n\n{INVOICE}"))
     assert set(found) == {"vendor", "total"}
