@@ -82,7 +82,7 @@ def check_bind_tools() -> None:
     whole: Any = None
     for piece in model.bind_tools([get_weather], tool_choice="get_weather").stream("Hello"):
         whole = piece if whole is None else whole + piece
-    assert set(whole.tool_calls[0]["args"]) == {"city"}
+    assert "city" in whole.tool_calls[0]["args"]
 
 
 def check_responses() -> None:

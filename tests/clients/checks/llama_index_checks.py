@@ -60,7 +60,7 @@ def check_tools() -> None:
     tool = FunctionTool.from_defaults(get_weather)
     answer = llm.chat_with_tools([tool], user_msg="Hello", tool_required=True)
     (call, *_) = llm.get_tool_calls_from_response(answer)
-    assert call.tool_name == "get_weather" and set(call.tool_kwargs) == {"city"}
+    assert call.tool_name == "get_weather" and "city" in call.tool_kwargs
 
 
 if __name__ == "__main__":
