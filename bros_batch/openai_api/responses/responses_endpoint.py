@@ -10,6 +10,7 @@ from bros_batch.openai_api.completion_request import ChatCompletionRequest
 from bros_batch.openai_api.completion_response import Json
 from bros_batch.openai_api.endpoint import Outcome, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, RESPONSES, EndpointPath
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.responses.input_items import normalized_items
 from bros_batch.openai_api.responses.response_object import ResponseHead, response_object
@@ -23,6 +24,7 @@ from bros_batch.openai_api.sampling import lane_of, sampling_of
 from bros_batch.openai_api.text_endpoints import ChatCompletions
 from bros_batch.request_error import RequestError
 
+TOO_LONG = "context_length_exceeded"
 RESPONSE_ID = re.compile(r"resp_[0-9a-f]{48}")
 
 
@@ -52,6 +54,35 @@ class Responses(ChatCompletions):
         messages = [Message.model_construct(role="system", content=instructions)] if instructions else []
         messages.append(Message.model_construct(role="user", content=prompt))
         return request.model_copy(update={"messages": messages})
+
+    def engine_requests(self, request: ChatCompletionRequest, model: ServedModel) -> EngineRequests:
+        """As for a chat. With `truncation: "auto"`, a conversation that is too long loses its beginning, but not its
+        system message, up to a message of the user from which on it fits."""
+        assert isinstance(request, ResponseRequest)
+        try:
+            return super().engine_requests(request, model)
+        except RequestError as error:
+            if error.code != TOO_LONG or request.body.truncation != "auto":
+                raise
+            too_long = error
+        messages = request.messages
+        num_kept = 1 if messages[0].role in ("system", "developer") else 0
+        starts = [n for n, message in enumerate(messages) if message.role == "user" and n > num_kept]
+        fitting: EngineRequests | None = None
+        low, high = 0, len(starts)
+        while low < high:
+            middle = (low + high) // 2
+            rest = [*messages[:num_kept], *messages[starts[middle] :]]
+            try:
+                fitting = super().engine_requests(request.model_copy(update={"messages": rest}), model)
+                high = middle
+            except RequestError as error:
+                if error.code != TOO_LONG:
+                    raise
+                low = middle + 1
+        if fitting is None:
+            raise too_long
+        return fitting
 
     def response(
         self,

@@ -230,6 +230,34 @@ def test_an_error_names_the_field_of_this_api(web: Web, field: dict[str, Any], p
     assert says in error["message"]
 
 
+def test_a_conversation_that_is_too_long_may_lose_its_beginning(client: OpenAI) -> None:
+    turns: list[Any] = [{"role": "developer", "content": "Be brief."}]
+    for number in range(30):
+        turns += [user(f"Question {number}: " + "why " * 60), {"role": "assistant", "content": "Because."}]
+    turns.append(user("And now?"))
+    error = rejected(lambda: client.responses.create(**ANSWER, input=turns))
+    assert error.code == "context_length_exceeded"
+    answer = client.responses.create(**ANSWER, input=turns, truncation="auto")
+    assert answer.truncation == "auto"
+    fitting = [
+        len(turns[start:])
+        for start in range(1, len(turns), 2)
+        if chat_fits(client, [{"role": "system", "content": "Be brief."}, *turns[start:]])
+    ]
+    kept = [{"role": "system", "content": "Be brief."}, *turns[-max(fitting) :]]
+    assert answer.output_text == chat_text(client, kept)
+    error = rejected(lambda: client.responses.create(**ANSWER, input=[user("x" * 9999)], truncation="auto"))  # type: ignore[list-item]
+    assert error.code == "context_length_exceeded"
+
+
+def chat_fits(client: OpenAI, messages: list[Any]) -> bool:
+    try:
+        chat_text(client, messages)
+    except openai.BadRequestError:
+        return False
+    return True
+
+
 def test_another_model_is_not_found(client: OpenAI) -> None:
     for background in (False, True):
         with pytest.raises(openai.NotFoundError, match="gpt-9"):
