@@ -8,8 +8,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal, select, text, update
 
 from bros_batch.db.connections import IDS_PER_QUERY
 from bros_batch.db.jobs import lock_jobs
@@ -22,7 +23,8 @@ MAX_PER_KEY = 100_000
 MAX_ANCESTORS = 1000
 DELETED_AT_ONCE = 500
 
-_RESPONSE_COLUMNS = tuple(responses.c)
+_COLUMNS = tuple(responses.c)
+_COLUMNS_WITHOUT_INPUT = tuple(literal("") if column.name == "input" else column for column in _COLUMNS)
 _ITEM_COLUMNS = (
     items.c.status,
     items.c.result,
@@ -74,8 +76,11 @@ def create_response(connection: Connection, response: StoredResponse, ancestor_i
         connection.execute(update(responses).where(part).values(expires_at=response.expires_at))
 
 
-def find_response(connection: Connection, response_id: str) -> FoundResponse | None:
-    found = _found(connection, [response_id])
+def find_response(
+    connection: Connection, response_id: str, *, with_input: bool = False
+) -> FoundResponse | None:
+    """A response. Its input, which may have megabytes, is empty unless it is asked for."""
+    found = _found(connection, [response_id], _COLUMNS if with_input else _COLUMNS_WITHOUT_INPUT)
     return found[0] if found else None
 
 
@@ -83,19 +88,21 @@ def conversation(connection: Connection, response_id: str) -> list[FoundResponse
     """A response and all that it continues, the oldest first; empty if it does not exist. If one of them was deleted,
     those before it are missing."""
     ids = connection.scalars(_CHAIN, {"id": response_id, "most": MAX_ANCESTORS}).all()
-    found = {each.row.id: each for each in _found(connection, ids)}
+    found = {each.row.id: each for each in _found(connection, ids, _COLUMNS)}
     return [found[each] for each in ids if each in found]
 
 
-def _found(connection: Connection, ids: Sequence[str]) -> list[FoundResponse]:
-    query = select(*_RESPONSE_COLUMNS, *_ITEM_COLUMNS)
+def _found(
+    connection: Connection, ids: Sequence[str], columns: Sequence[ColumnElement[Any]]
+) -> list[FoundResponse]:
+    query = select(*columns, *_ITEM_COLUMNS)
     query = query.select_from(responses.outerjoin(items, items.c.job_id == responses.c.job_id))
     found = []
     for start in range(0, len(ids), IDS_PER_QUERY):
         part = query.where(responses.c.id.in_(ids[start : start + IDS_PER_QUERY]))
         for values in connection.execute(part):
-            row = StoredResponse(*values[: len(_RESPONSE_COLUMNS)])
-            item = BackgroundItem(*values[len(_RESPONSE_COLUMNS) :]) if row.job_id is not None else None
+            row = StoredResponse(*values[: len(columns)])
+            item = BackgroundItem(*values[len(columns) :]) if row.job_id is not None else None
             found.append(FoundResponse(row, item))
     return found
 

@@ -128,8 +128,7 @@ def chat_messages(items: Iterable[Json], instructions: str | None) -> list[Json]
     templates know one system message only.
     """
     messages: list[Json] = []
-    if instructions:
-        messages.append({"role": "system", "content": instructions})
+    head = [instructions] if instructions else []
     for item in items:
         match item["type"]:
             case "message" if item["role"] == "assistant":
@@ -138,8 +137,8 @@ def chat_messages(items: Iterable[Json], instructions: str | None) -> list[Json]
             case "message":
                 is_system = item["role"] in ("system", "developer")
                 text = _joined(item["content"])
-                if is_system and instructions and len(messages) == 1:
-                    messages[0]["content"] += f"\n\n{text}"
+                if is_system and head and not messages:
+                    head.append(text)
                 else:
                     messages.append({"role": item["role"], "content": text})
             case "reasoning":
@@ -154,7 +153,7 @@ def chat_messages(items: Iterable[Json], instructions: str | None) -> list[Json]
                 output = item["output"]
                 text = output if isinstance(output, str) else _joined(output)
                 messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": text})
-    return messages
+    return [{"role": "system", "content": "\n\n".join(head)}, *messages] if head else messages
 
 
 def _assistant(messages: list[Json], with_text: bool = False) -> Json:

@@ -169,11 +169,12 @@ class _NewResponse:
         database is unavailable, the client gets it all the same, and reads in it that it was not stored."""
         if not self.request.body.is_stored:
             return False
-        row = self._row(response, None)
+
+        def query(connection: Connection) -> None:
+            responses.create_response(connection, self._row(response, None), self.conversation.ancestor_ids)
+
         try:
-            await app_state(self.http).write(
-                lambda connection: responses.create_response(connection, row, self.conversation.ancestor_ids)
-            )
+            await app_state(self.http).write(query)
         except ApiError as error:
             logger.error("the response %s could not be stored: %s", self.id, error.message)
             return False
@@ -234,13 +235,12 @@ async def list_input_items(
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
     """List the items that a response was generated from: its conversation, and its own input."""
-    found = await _find(request, response_id)
-    state, previous_id = app_state(request), found.row.previous_id
-    items: list[Json] = []
-    if previous_id is not None:
-        items += (await _conversation(state, previous_id)).items
-    items += msgspec.json.decode(found.row.input)
-    by_id = {item["id"]: item for item in reversed(items)}  # an item may have been sent again
+    found = await _find(request, response_id, with_input=True)
+    earlier: Sequence[Json] = ()
+    if found.row.previous_id is not None:
+        earlier = (await _conversation(app_state(request), found.row.previous_id)).items
+    own = await asyncio.to_thread(msgspec.json.decode, found.row.input)
+    by_id = {item["id"]: item for item in reversed([*earlier, *own])}  # an item may have been sent again
     listed = list(by_id.values())
     if order == "asc":
         listed.reverse()
@@ -286,8 +286,10 @@ async def _cancel_job(request: Request, job_id: str) -> None:
             raise
 
 
-async def _find(request: Request, response_id: str) -> FoundResponse:
-    found = await app_state(request).read(lambda connection: responses.find_response(connection, response_id))
+async def _find(request: Request, response_id: str, *, with_input: bool = False) -> FoundResponse:
+    found = await app_state(request).read(
+        lambda connection: responses.find_response(connection, response_id, with_input=with_input)
+    )
     if found is None:
         raise not_found("response", response_id, "response_id")
     return found

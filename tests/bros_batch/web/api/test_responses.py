@@ -77,6 +77,17 @@ def test_items_become_the_messages_of_the_chat(client: OpenAI) -> None:
     assert client.responses.create(**ANSWER, input=items).output_text == chat_text(client, messages)
 
 
+def test_instructions_are_joined_with_the_system_messages_at_the_start(client: OpenAI) -> None:
+    items: list[Any] = [
+        {"role": "system", "content": "One."},
+        {"role": "developer", "content": "Two."},
+        user("Hello"),
+    ]
+    messages = [{"role": "system", "content": "Zero.\n\nOne.\n\nTwo."}, user("Hello")]
+    response = client.responses.create(**ANSWER, input=items, instructions="Zero.")
+    assert response.output_text == chat_text(client, messages)
+
+
 def test_a_stream_has_all_events_in_order_and_the_same_text(client: OpenAI) -> None:
     events = list(client.responses.create(**ANSWER, input="Hello", stream=True))
     kinds = [event.type for event in events]
