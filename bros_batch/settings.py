@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     reasoning_parser: Literal["auto", "think", "mistral", "none"] = Field(
         "auto", description="The marks around the model's reasoning; auto takes them from its chat template"
     )
+    embeddings: bool = Field(
+        False,
+        description="Whether a model that was not made for embeddings makes them of its last hidden states",
+    )
     strict: bool = Field(
         False, description="Whether request fields that are not known are an error; else they are ignored"
     )

@@ -48,6 +48,12 @@ _OPTIONS: dict[str, Callable[[F], F]] = {
         show_default="auto",
         help="Take default sampling parameters from the model's generation_config.json, or not.",
     ),
+    "embeddings": click.option(
+        "--embeddings",
+        is_flag=True,
+        default=None,
+        help="Make embeddings of any model's last hidden states; models made for them need no flag.",
+    ),
     "strict": click.option(
         "--strict",
         is_flag=True,

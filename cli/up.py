@@ -45,6 +45,7 @@ COLORS = {
     "generation_config",
     "tool_call_parser",
     "reasoning_parser",
+    "embeddings",
     "strict",
 )
 @click.option(

@@ -51,7 +51,9 @@ class JobRequests:
 
     def response(self, head: ResponseHead, model: ServedModel, body: str, outcome: Outcome) -> Json:
         """The response body for an item that the engine has computed."""
-        request = self.endpoint.parse(body) if self.shared is None else self.shared
+        if self.shared is not None and not self.shared.shows_prompt:
+            return self.endpoint.response(head, self.shared, model, outcome)
+        request = self._request_of(body, 0)
         return self.endpoint.response(head, request, model, outcome)
 
     def _request_of(self, body: str, line_no: int) -> ServedRequest:

@@ -9,7 +9,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from bros_batch.db.connections import get_database
-from bros_batch.openai_api.endpoint import ServedModel
+from bros_batch.openai_api.endpoint import ServedModel, embedding_form
 from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.settings import Settings, get_settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
@@ -36,9 +36,8 @@ class Worker:
         tokenizer = self.tokenizer
         max_model_len = self.settings.max_model_len or tokenizer.max_model_len
         limits = ModelLimits(min(tokenizer.max_model_len, max_model_len), tokenizer.vocab_size)
-        return ServedModel(
-            tokenizer, limits, sampling_defaults(self.settings, tokenizer.recommended_sampling)
-        )
+        defaults = sampling_defaults(self.settings, tokenizer.recommended_sampling)
+        return ServedModel(tokenizer, limits, defaults, embedding_form(self.settings, tokenizer))
 
 
 @cache

@@ -23,6 +23,7 @@ from bros_batch.openai_api.request_fields import (
     OutputLimit,
     Prompt,
     PromptLimit,
+    PromptLogprobs,
     Seed,
     StopStrings,
     TextLogprobs,
@@ -61,7 +62,7 @@ class StreamOptions(LenientPart):
 class BaseRequest(ServedRequest):
     """Fields that chat and plain completions share."""
 
-    max_tokens: OutputLimit = Field(None, ge=1)
+    max_tokens: OutputLimit = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     n: WholeNumber | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -80,6 +81,7 @@ class BaseRequest(ServedRequest):
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     stop_token_ids: list[TokenId] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
+    prompt_logprobs: PromptLogprobs = None
 
     user: Ignored = None
     metadata: Ignored = None
@@ -101,8 +103,6 @@ class BaseRequest(ServedRequest):
     use_beam_search: Unsupported = None
     early_stopping: Unsupported = None
     length_penalty: UnsupportedUnless1 = None
-    echo: Unsupported = None
-    prompt_logprobs: Annotated[Any, only(False)] = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: PromptLimit = None
@@ -141,6 +141,16 @@ class BaseRequest(ServedRequest):
         return self.max_tokens
 
     @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Number of most likely tokens to compute per position of the prompt, besides the actual one; None for no
+        log-probabilities of the prompt."""
+        return self.prompt_logprobs
+
+    @property
+    def shows_prompt(self) -> bool:
+        return self.num_prompt_logprobs is not None
+
+    @property
     def is_streamed(self) -> bool:
         return bool(self.stream)
 
@@ -152,7 +162,7 @@ class ChatCompletionRequest(BaseRequest):
     prompt_param: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: OutputLimit = Field(None, ge=1)
+    max_completion_tokens: OutputLimit = Field(None, ge=0)
     logprobs: ChatLogprobs = None
     top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
     chat_template_kwargs: dict[str, Any] | None = None
@@ -169,6 +179,7 @@ class ChatCompletionRequest(BaseRequest):
 
     modalities: Annotated[Any, only(["text"], *NOTHING)] = None
     audio: Unsupported = None
+    echo: Unsupported = None
     moderation: Unsupported = None
     web_search_options: Unsupported = None
     chat_template: Annotated[Any, refused("the template is the model's")] = None
@@ -241,6 +252,7 @@ class CompletionRequest(BaseRequest):
 
     prompt: Prompt
     logprobs: TextLogprobs = None
+    echo: bool | None = None
     suffix: Unsupported = None
     add_special_tokens: bool | None = None
 
@@ -248,6 +260,19 @@ class CompletionRequest(BaseRequest):
     def num_logprobs(self) -> int | None:
         """As for a chat request."""
         return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        # An engine request that asks for no token has to ask for something.
+        echoed = self.logprobs if self.max_tokens != 0 else self.logprobs or 0
+        asked = [
+            number for number in (echoed if self.echo else None, self.prompt_logprobs) if number is not None
+        ]
+        return max(asked, default=None)
+
+    @property
+    def shows_prompt(self) -> bool:
+        return bool(self.echo) or self.prompt_logprobs is not None
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
@@ -296,6 +321,12 @@ def checked(request: RequestT) -> RequestT:
         and (options.include_usage or options.continuous_usage_stats)
     ):
         raise RequestError("'stream_options' is only allowed with 'stream' set to true.", "stream_options")
+    if request.stream and request.shows_prompt:
+        name = "prompt_logprobs" if request.prompt_logprobs is not None else "echo"
+        raise RequestError(f"'{name}' is not supported with 'stream'.", name)
+    if request.requested_max_tokens == 0 and not request.shows_prompt:
+        name = "max_tokens" if request.max_tokens == 0 else "max_completion_tokens"
+        raise RequestError(f"Invalid '{name}': input should be greater than or equal to 1, but got 0.", name)
     if (request.min_tokens or 0) > (request.requested_max_tokens or MAX_TOKEN_ID):
         raise RequestError("'min_tokens' is greater than the maximum number of tokens.", "min_tokens")
     _ = request.shape  # raises an error if there is something wrong with it

@@ -211,7 +211,7 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
 def text_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
     """Return the `logprobs` object of a plain completion's choice."""
     return {
-        "tokens": [_named(each.token) for each in logprobs],
+        "tokens": [named_token(each.token) for each in logprobs],
         "token_logprobs": [each.logprob for each in logprobs],
         "top_logprobs": [_by_name(each) for each in logprobs],
         "text_offset": [each.offset for each in logprobs],
@@ -223,11 +223,11 @@ def _by_name(position: TokenLogprob) -> dict[str, float]:
     else the likelier one."""
     found: dict[str, float] = {}
     for token, logprob in ((position.token, position.logprob), *position.top):
-        found.setdefault(_named(token), logprob)
+        found.setdefault(named_token(token), logprob)
     return found
 
 
-def _named(token: bytes) -> str:
+def named_token(token: bytes) -> str:
     """Return the text of a token, or its bytes as OpenAI writes those that are not text: `bytes:\\xf0\\x9f`."""
     try:
         return token.decode()

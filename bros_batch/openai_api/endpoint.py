@@ -19,6 +19,8 @@ from bros_batch.openai_api.engine_limits import check_limits
 from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.settings import Settings
+from bros_batch.text.embedding_form import DEFAULT_FORM, EmbeddingForm
 from bros_batch.text.message_form import PLAIN, MessageForm
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.limits import EngineLimits
@@ -34,6 +36,12 @@ class ServedModel:
     tokenizer: ModelTokenizer
     limits: EngineLimits
     defaults: SamplingDefaults
+    embedding_form: EmbeddingForm | None = None  # None if the model makes no embeddings
+
+
+def embedding_form(settings: Settings, tokenizer: ModelTokenizer) -> EmbeddingForm | None:
+    """Return how a service makes embeddings: as the model's files say, or by the default form if it is told to."""
+    return tokenizer.embedding_form or (DEFAULT_FORM if settings.embeddings else None)
 
 
 @dataclass(frozen=True, slots=True)

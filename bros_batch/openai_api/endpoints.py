@@ -10,6 +10,7 @@ EndpointPath = Literal[
     "/v1/responses",
     "/v1/decisions",
     "/v1/systemone",
+    "/v1/embeddings",
 ]
 
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
@@ -17,4 +18,5 @@ COMPLETIONS: Final = "/v1/completions"
 RESPONSES: Final = "/v1/responses"
 DECISIONS: Final = "/v1/decisions"
 SYSTEMONE: Final = "/v1/systemone"
+EMBEDDINGS: Final = "/v1/embeddings"
 ENDPOINTS: tuple[EndpointPath, ...] = get_args(EndpointPath)

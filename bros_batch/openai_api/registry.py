@@ -6,6 +6,7 @@ from typing import Any
 
 from bros_batch.openai_api.decisions.decisions import Decisions
 from bros_batch.openai_api.decisions.systemone import SystemOne
+from bros_batch.openai_api.embeddings import Embeddings
 from bros_batch.openai_api.endpoint import Endpoint
 from bros_batch.openai_api.endpoints import ENDPOINTS, EndpointPath
 from bros_batch.openai_api.responses.responses_endpoint import Responses
@@ -15,7 +16,7 @@ from bros_batch.request_error import RequestError
 
 REGISTRY: dict[EndpointPath, Endpoint[Any]] = {
     endpoint.path: endpoint
-    for endpoint in (ChatCompletions(), Completions(), Responses(), Decisions(), SystemOne())
+    for endpoint in (ChatCompletions(), Completions(), Responses(), Decisions(), SystemOne(), Embeddings())
 }
 assert tuple(REGISTRY) == ENDPOINTS
 

@@ -100,6 +100,11 @@ def _chat_logprobs(value: Any) -> Any:
     return _whole(value) or None
 
 
+def _prompt_logprobs(value: Any) -> Any:
+    """Accept false for none."""
+    return None if value is False else _whole(value)
+
+
 def _stop_strings(value: Any) -> Any:
     if value is None:
         return ()
@@ -183,6 +188,7 @@ Seed = Annotated[int | None, BeforeValidator(_seed)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_whole)]
 TextLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_text_logprobs)]
 ChatLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_chat_logprobs)]
+PromptLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_prompt_logprobs)]
 StopStrings = Annotated[tuple[str, ...], BeforeValidator(_stop_strings)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_logit_bias)]
 Prompt = Annotated[Any, AfterValidator(_prompt)]

@@ -15,9 +15,10 @@ def sampling_of(request: Request, defaults: SamplingDefaults, room: int = MAX_TO
 
     A `top_p` of 0 leaves only the likeliest token, which is what a temperature of 0 means to the engine.
     """
+    requested = request.requested_max_tokens
     top_p = _or(request.top_p, defaults.top_p)
     return Sampling(
-        max_tokens=request.requested_max_tokens or min(defaults.max_tokens(request.endpoint), room),
+        max_tokens=min(defaults.max_tokens(request.endpoint), room) if requested is None else requested,
         min_tokens=request.min_tokens or 0,
         temperature=_or(request.temperature, defaults.temperature) if top_p else 0.0,
         top_p=top_p or 1.0,
@@ -32,6 +33,7 @@ def sampling_of(request: Request, defaults: SamplingDefaults, room: int = MAX_TO
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=tuple(request.logit_bias.items()),
         logprobs=request.num_logprobs,
+        prompt_logprobs=request.num_prompt_logprobs,
         grammar=request.shape[0] if request.shape else None,
     )
 
@@ -56,7 +58,7 @@ def fitted_sampling(
     # Clients recognize this error by how its message begins (litellm), or by its code, for which they may look in the
     # message too (langchain).
     limit = f"This model's maximum context length is {max_model_len} tokens"
-    if room < 1:
+    if room < (requested != 0):
         raise RequestError(
             f"{limit}, but the prompt has {num_prompt_tokens} tokens. Leave room for at least one output "
             "token (context_length_exceeded).",

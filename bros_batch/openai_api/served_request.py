@@ -49,6 +49,11 @@ class ServedRequest(LenientPart):
         return False
 
     @property
+    def shows_prompt(self) -> bool:
+        """Whether the response depends on the prompt itself, besides what the engine returns."""
+        return False
+
+    @property
     def num_prompt_chars(self) -> int:
         """Number of characters to tokenize."""
         raise NotImplementedError

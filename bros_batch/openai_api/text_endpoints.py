@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, Endpo
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.message_form import message_form, text_rules
+from bros_batch.openai_api.prompt_logprobs import Prompt
 from bros_batch.openai_api.prompts import encode_prompts, truncated, unused_template_kwargs
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
 from bros_batch.openai_api.tools.answer_grammar import answer_grammar
@@ -36,14 +38,17 @@ class TextEndpoint(Endpoint[RequestT]):
     """What the two endpoints have in common: they differ in the bodies that they read and write."""
 
     def engine_requests(self, request: RequestT, model: ServedModel) -> EngineRequests:
-        limit = model.limits.max_model_len
-        prompts = [truncated(request, prompt, limit) for prompt in encode_prompts(model.tokenizer, request)]
+        prompts = self._prompts(request, model)
         _check_num_outputs(request, len(prompts))
         samplings = [self.sampling(request, prompt, model) for prompt in prompts]
         if len(prompts) == 1:
             return EngineRequests(prompts[0], [Part([], samplings[0])], request.num_choices)
         parts = [Part(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
         return EngineRequests([], parts, request.num_choices)
+
+    def _prompts(self, request: RequestT, model: ServedModel) -> list[list[int]]:
+        limit = model.limits.max_model_len
+        return [truncated(request, prompt, limit) for prompt in encode_prompts(model.tokenizer, request)]
 
     def sampling(self, request: RequestT, prompt: list[int], model: ServedModel) -> Sampling:
         """Return the sampling parameters for one prompt of `request`. Raises RequestError."""
@@ -59,7 +64,28 @@ class TextEndpoint(Endpoint[RequestT]):
         ]
         reasoning = None if form.reasoning is None else sum(each.num_reasoning_tokens for each in finished)
         usage = usage_object(outcome.prompt_tokens, outcome.output_tokens, outcome.cached_tokens, reasoning)
-        return response_body(head, finished, usage)
+        body = response_body(head, finished, usage)
+        if request.shows_prompt:
+            self._show_prompts(request, model, outcome, body)
+        return body
+
+    def _show_prompts(self, request: RequestT, model: ServedModel, outcome: Outcome, body: Json) -> None:
+        """Add to a response what the request asks about its prompts."""
+        encoded = self._prompts(request, model)
+        sources: Sequence[str | list[int]] = encoded
+        if isinstance(request, CompletionRequest) and request.truncate_prompt_tokens is None:
+            sources = request.prompts
+        for index, choice in enumerate(outcome.choices):
+            number = index // request.num_choices
+            prompt = Prompt(model.tokenizer, sources[number], encoded[number], choice.prompt_logprobs or ())
+            shown = body["choices"][index]
+            if isinstance(request, CompletionRequest) and request.echo:
+                shown = body["choices"][index] = prompt.echoed(shown, request.logprobs)
+            if request.prompt_logprobs is None:
+                continue
+            # In vLLM's responses, they belong to the choices of plain completions, and to a chat as a whole.
+            place = body if isinstance(request, ChatCompletionRequest) else shown
+            place["prompt_logprobs"] = prompt.logprobs(request.prompt_logprobs)
 
     def unused_parameters(self, request: RequestT, tokenizer: ModelTokenizer) -> list[str]:
         return unused_template_kwargs(tokenizer, request)

@@ -22,6 +22,7 @@ from bros_batch.text.chat_template import (
     cut_after_last_message,
 )
 from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
+from bros_batch.text.embedding_form import own_embedding_form
 from bros_batch.text.generation_config import recommended_sampling
 from bros_batch.text.model_directory import model_directory
 from bros_batch.text.reasoning import REASONING_MARKS, ReasoningName, marks_of_template
@@ -70,6 +71,8 @@ class ModelTokenizer:
         self.recommended_sampling = recommended_sampling(generation)
         self.max_model_len = _max_model_len(config)
         self.vocab_size = _vocab_size(config)
+        self.hidden_size = _hidden_size(config)
+        self.embedding_form = own_embedding_form(directory)
         self.eos_token_ids = self._end_tokens(config, generation)
         # In characters or, for a tokenizer of bytes, in bytes, which are at least as many.
         self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()))
@@ -292,6 +295,12 @@ def _vocab_size(config: Mapping[str, Any]) -> int:
     """Return the number of logits of the model. Without one in its config, only the engine sets a limit."""
     value = (config.get("text_config") or config).get("vocab_size", config.get("vocab_size"))
     return value if isinstance(value, int) else 2**31 - 1
+
+
+def _hidden_size(config: Mapping[str, Any]) -> int | None:
+    """Return the length of the model's hidden states, and so of its embeddings, if its config says so."""
+    value = (config.get("text_config") or config).get("hidden_size", config.get("hidden_size"))
+    return value if isinstance(value, int) else None
 
 
 def _max_model_len(config: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
-from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel, embedding_form
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.sampling import lane_of, slo_of
 from bros_batch.openai_api.sampling_defaults import sampling_defaults
@@ -252,7 +252,7 @@ async def plan_generation(state: AppState, endpoint: Endpoint[Any], request: Ser
         state.settings.model_names.resolve(request.model)
     tokenizer = await state.tokenizer()
     defaults = sampling_defaults(state.settings, tokenizer.recommended_sampling)
-    model = ServedModel(tokenizer, client.welcome, defaults)
+    model = ServedModel(tokenizer, client.welcome, defaults, embedding_form(state.settings, tokenizer))
     plan = partial(endpoint.checked_engine_requests, request, model, slo_of(request))
     if request.num_prompt_chars < INLINE_CHARS:
         work = plan()
