@@ -162,7 +162,7 @@ class ChatCompletionRequest(BaseRequest):
     prompt_param: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: OutputLimit = Field(None, ge=0)
+    max_completion_tokens: OutputLimit = Field(None, ge=1)
     logprobs: ChatLogprobs = None
     top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
     chat_template_kwargs: dict[str, Any] | None = None
@@ -325,8 +325,8 @@ def checked(request: RequestT) -> RequestT:
         name = "prompt_logprobs" if request.prompt_logprobs is not None else "echo"
         raise RequestError(f"'{name}' is not supported with 'stream'.", name)
     if request.requested_max_tokens == 0 and not request.shows_prompt:
-        name = "max_tokens" if request.max_tokens == 0 else "max_completion_tokens"
-        raise RequestError(f"Invalid '{name}': input should be greater than or equal to 1, but got 0.", name)
+        message = "Invalid 'max_tokens': input should be greater than or equal to 1, but got 0."
+        raise RequestError(message, "max_tokens")
     if (request.min_tokens or 0) > (request.requested_max_tokens or MAX_TOKEN_ID):
         raise RequestError("'min_tokens' is greater than the maximum number of tokens.", "min_tokens")
     _ = request.shape  # raises an error if there is something wrong with it

@@ -93,7 +93,7 @@ def test_a_missing_field_is_named() -> None:
         parse_body(CHAT, '{"model": "m"}')
     assert caught.value.param == "messages"
     with pytest.raises(RequestError) as caught:
-        parse_body("/v1/embeddings", "{}")
+        parse_body("/v1/moderations", "{}")
     assert caught.value.param == "endpoint"
 
 
