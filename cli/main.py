@@ -15,6 +15,7 @@ from cli.failure import Failure, failure_of
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Bulk jobs": {
         "submit": ("cli.jobs.submit:submit", "Submit a file of documents or requests as a job."),
+        "ask": ("cli.jobs.ask:ask", "Answer questions about every row of a file, with probabilities."),
         "list": ("cli.jobs.list_jobs:list_jobs", "List jobs, newest first."),
         "status": ("cli.jobs.status:status", "Show or watch the progress of a job."),
         "results": ("cli.jobs.results:results", "Fetch the results of a job, finished or not."),

@@ -12,7 +12,7 @@ from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.endpoints import EMBEDDINGS, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
-from bros_batch.openai_api.request_fields import Ignored, Prompt, UnsupportedUnlessTrue, WholeNumber
+from bros_batch.openai_api.request_fields import Ignored, Prompt, WholeNumber
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
@@ -29,7 +29,7 @@ class EmbeddingRequest(ServedRequest):
     input: Prompt
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: WholeNumber | None = Field(None, ge=1)
-    add_special_tokens: UnsupportedUnlessTrue = None
+    add_special_tokens: bool | None = None
 
     user: Ignored = None
 
@@ -68,8 +68,12 @@ class Embeddings(Endpoint[EmbeddingRequest]):
             raise RequestError(
                 f"'dimensions' is {request.dimensions}, but the model's embeddings have {most}.", "dimensions"
             )
+        with_special = request.add_special_tokens is not False
         sampling = Sampling(max_tokens=0, pooling=form.pooling)
-        parts = [Part(model.tokenizer.encode_prompt(text), sampling) for text in request.inputs]
+        parts = [
+            Part(model.tokenizer.encode_prompt(text, add_special_tokens=with_special), sampling)
+            for text in request.inputs
+        ]
         for index, part in enumerate(parts):
             if not part.token_ids:
                 param = self.param_of_part(request, index) if len(parts) > 1 else "input"
