@@ -110,7 +110,7 @@ def test_both_endpoints_take_logprobs_as_a_flag_and_as_a_number() -> None:
         ({"echo": True}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"use_beam_search": True}, "use_beam_search"),
-        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"bad_words": ["x"]}, "bad_words"),
         ({"messages": [{**USER, "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls[0].function"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
