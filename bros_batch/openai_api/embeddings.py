@@ -63,11 +63,8 @@ class Embeddings(Endpoint[EmbeddingRequest]):
 
     def engine_requests(self, request: EmbeddingRequest, model: ServedModel) -> EngineRequests:
         form = _form_of(model)
-        most = model.tokenizer.hidden_size
-        if request.dimensions is not None and most is not None and request.dimensions > most:
-            raise RequestError(
-                f"'dimensions' is {request.dimensions}, but the model's embeddings have {most}.", "dimensions"
-            )
+        if model.tokenizer.hidden_size is not None:
+            _check_dimensions(request, model.tokenizer.hidden_size)
         with_special = request.add_special_tokens is not False
         sampling = Sampling(max_tokens=0, pooling=form.pooling)
         parts = [
@@ -88,6 +85,7 @@ class Embeddings(Endpoint[EmbeddingRequest]):
         for index, choice in enumerate(outcome.choices):
             if choice.embedding is None:
                 raise ValueError("the engine has computed no embedding")
+            _check_dimensions(request, len(choice.embedding) // 4)
             vector = _vector(choice.embedding, form, request.dimensions)
             shown = (
                 base64.b64encode(vector).decode() if request.encoding_format == "base64" else _floats(vector)
@@ -105,6 +103,12 @@ def _form_of(model: ServedModel) -> EmbeddingForm:
             "model",
         )
     return model.embedding_form
+
+
+def _check_dimensions(request: EmbeddingRequest, most: int) -> None:
+    if request.dimensions is not None and request.dimensions > most:
+        message = f"'dimensions' is {request.dimensions}, but the model's embeddings have {most}."
+        raise RequestError(message, "dimensions")
 
 
 def _vector(state: bytes, form: EmbeddingForm, dimensions: int | None) -> bytes:
