@@ -32,6 +32,9 @@ if HAS_NUMBA:
                     continue
                 first = 32 * w
                 last = min(first + 32, num_tokens)
+                if word == np.uint32(0):
+                    row[first:last] = nothing
+                    continue
                 for token in range(first, last):
                     if not (word >> np.uint32(token - first)) & np.uint32(1):
                         row[token] = nothing
