@@ -46,7 +46,7 @@ def write_weights(
     model = draw_model(config, torch.device("meta"), dtype)
     processors: dict[str, Any] = TENSOR_PROCESSORS
     processor = processors.get(header.architecture, TensorProcessor)(config=config.to_dict())
-    names = get_gguf_hf_weights_map(model, processor)
+    names = get_gguf_hf_weights_map(_Names(model), processor)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     writer = _ShardWriter(header.path, directory, dtype, shapes)
     # A processor that joins several tensors of a layer into one puts it there by itself.
@@ -77,6 +77,23 @@ def write_weights(
     writer.add(ready)
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     writer.finish(tied)
+
+
+class _Names:
+    """What names in a file are compared with: those of the model, and those of the model without its output layer.
+
+    transformers would go on and compare those of every module, which takes seconds and finds nothing more.
+    """
+
+    def __init__(self, model: Any, *, is_whole: bool = True) -> None:
+        self.config = model.config
+        self.state_dict = model.state_dict
+        prefix = model.base_model_prefix
+        inner = getattr(model, prefix, None) if is_whole else None
+        self._children = [] if inner is None else [(prefix, _Names(inner, is_whole=False))]
+
+    def named_children(self) -> list[tuple[str, _Names]]:
+        return self._children
 
 
 class _ShardWriter:
