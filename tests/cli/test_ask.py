@@ -20,7 +20,7 @@ from tests.up_process import Up
 
 def ask(service: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cli", "ask", *arguments]
-    env = {**os.environ, "BROS_URL": service.url}
+    env = {**os.environ, "BROS_URL": service.state()["url"]}
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
