@@ -18,10 +18,13 @@ from service import MODEL, MODEL_DIR, URL, run_checks
 def check_throughput() -> None:
     out = Path(tempfile.mkdtemp(prefix="guidellm-"))
     command = [
-        str(Path(sys.executable).with_name("guidellm")), "benchmark", "run", "--target", URL, "--model", MODEL,
-        "--profile", "throughput", "--max-requests", "20", "--data", "prompt_tokens=64,output_tokens=16",
-        "--processor", str(MODEL_DIR), "--output-dir", str(out), "--outputs", "json",
-        "--disable-console-interactive",
+        str(Path(sys.executable).with_name("guidellm")), "run", "--disable-console-interactive",
+        "--backend", f"kind=openai_http,target={URL},model={MODEL}",
+        "--profile", "kind=throughput,max_concurrency=20",
+        "--constraint", "kind=max_requests,count=20",
+        "--tokenizer", f"kind=hf_auto,model={MODEL_DIR}",
+        "--data", "kind=synthetic_text,prompt_tokens=64,output_tokens=16",
+        "--output", f"kind=json,path={out / 'benchmarks.json'}",
     ]  # fmt: skip
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
