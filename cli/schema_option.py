@@ -16,6 +16,7 @@ from cli.failure import USAGE_ERROR, Failure
 MODEL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]+")
 MAX_NAME_CHARS = 64
+NOT_SCHEMAS = ("default", "const", "enum", "examples")
 
 schema_option = click.option(
     "--schema",
@@ -69,6 +70,19 @@ def _schema_of_model(source: str) -> dict[str, Any]:
     if not isinstance(model, type) or not issubclass(model, BaseModel):
         raise Failure(f"{module_name} has no pydantic model named {model_name}.", USAGE_ERROR)
     try:
-        return model.model_json_schema()
+        schema: dict[str, Any] = _closed(model.model_json_schema())
     except PydanticUserError as error:
         raise Failure(f"{source} has no JSON schema: {str(error).splitlines()[0]}", USAGE_ERROR) from None
+    return schema
+
+
+def _closed(schema: Any) -> Any:
+    """Forbid properties that a model does not name, which it would ignore. OpenAI's client does the same."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: value if name in NOT_SCHEMAS else _closed(value) for name, value in schema.items()}
+    if schema.get("type") == "object" and "properties" in schema:
+        closed.setdefault("additionalProperties", False)
+    return closed

@@ -16,9 +16,14 @@ MODULE = """
 from typing import Callable
 from pydantic import BaseModel
 
+class Line(BaseModel):
+    text: str
+    extra: dict[str, int] = {}
+
 class Invoice(BaseModel):
     vendor: str
     total: float | None = None
+    lines: list[Line] = []
 
 class Unusable(BaseModel):
     callback: Callable[[], int]
@@ -56,7 +61,12 @@ def test_a_file_and_a_model_become_a_response_format(directory):
     }
     found = response_format("schema_option_models:Invoice")["json_schema"]
     assert found["name"] == "Invoice"
-    assert list(found["schema"]["properties"]) == ["vendor", "total"]
+    assert list(found["schema"]["properties"]) == ["vendor", "total", "lines"]
+    assert found["schema"]["additionalProperties"] is False
+    assert found["schema"]["$defs"]["Line"]["additionalProperties"] is False
+    assert found["schema"]["$defs"]["Line"]["properties"]["extra"]["additionalProperties"] == {
+        "type": "integer"
+    }
 
 
 @pytest.mark.parametrize(
