@@ -41,7 +41,7 @@ class RepeatingRunner(SimulatedRunner):
         found = LAST_MESSAGE.match(prompt)
         assert found is not None, prompt
         text = found[2] if found[1] == "user" else f"It is {found[2]}."
-        output = [*self._tokenizer.encode_text(text, add_special_tokens=False), END]
+        output = [*self._tokenizer.encode_prompt(text, add_special_tokens=False), END]
         return output[num_output - 1], num_output == len(output)
 
 

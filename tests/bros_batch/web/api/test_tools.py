@@ -142,7 +142,7 @@ def test_reasoning_has_a_field_of_its_own(reasoning: Web) -> None:
         assert message.content == "Let me see."
         assert len(message.tool_calls) == 2
         counted = answer.usage.completion_tokens_details.reasoning_tokens
-        upto = reasoning.tokenizer.encode_text("Hm, which?\n</think>", add_special_tokens=False)
+        upto = reasoning.tokenizer.encode_prompt("Hm, which?\n</think>", add_special_tokens=False)
         assert counted == len(upto)
         chunks = list(ask(client, THOUGHT, tools=TOOLS, stream=True, stream_options={"include_usage": True}))
         deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
