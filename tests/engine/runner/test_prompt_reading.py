@@ -16,6 +16,7 @@ from engine.core.plan import StepPlan
 from engine.core.request import Request
 from engine.core.terms import FinishReason, Lane, PromptResult, SamplingParams
 from engine.runner import prompt_reader
+from engine.runner.base import ModelRunner
 from engine.runner.torch_runner import TorchRunner
 from tests.engine.runner.driver import load_runner
 from tests.factories import Outputs, Steps, request, scheduler_for
@@ -99,7 +100,7 @@ def loads(seed: int) -> list[Request]:
     return sorted(requests, key=lambda each: each.lane is Lane.RT and rng.random() < 0.7)
 
 
-def answers(runner: TorchRunner, requests: list[Request], *, ahead: bool) -> tuple[Outputs, int]:
+def answers(runner: ModelRunner, requests: list[Request], *, ahead: bool) -> tuple[Outputs, int]:
     """Compute the requests, which arrive one per step, in little memory; also returns the number of preemptions."""
     scheduler = scheduler_for(runner.info, max_num_batched_tokens=13)
     outputs = Outputs()
