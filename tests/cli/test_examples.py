@@ -14,7 +14,14 @@ from tests.up_process import Up
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ELSEWHERE = {"extract_pydantic.py", "tool_loop.py"}  # tests/clients: they need a model that computes
-TESTED = {"bulk_openai.py", "chat_stream.py", "submit_documents.py", "hybrid.py", "background_response.py"}
+TESTED = {
+    "background_response.py",
+    "bulk_openai.py",
+    "chat_stream.py",
+    "decide.py",
+    "hybrid.py",
+    "submit_documents.py",
+}
 
 
 @pytest.fixture
@@ -68,6 +75,12 @@ def test_documents_with_line_separators_of_unicode(run, tmp_path):
 def test_a_response_in_the_background(run):
     answer = run("background_response.py", "What can you do?")
     assert len(answer) > 1
+
+
+def test_questions_about_a_text(run):
+    lines = run("decide.py", "My card was charged twice.").splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["urgent", "team", "mood"]
+    assert all("%" in line for line in lines)
 
 
 def test_both_lanes_at_once(run):

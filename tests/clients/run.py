@@ -30,8 +30,8 @@ CHECKS = Path(__file__).parent / "checks"
 SUFFIX = "_checks.py"
 METADATA = re.compile(r"^# /// script\n((?:#.*\n)*?)# ///$", re.MULTILINE)
 TIMEOUT_S = 1800
-# A small model may go on for as long as it is allowed to.
-UP_FLAGS = ("--default-max-tokens", "300")
+# A small model may go on for as long as it is allowed to. It is not one that was made for embeddings.
+UP_FLAGS = ("--default-max-tokens", "300", "--embeddings")
 
 
 @dataclass(frozen=True)

@@ -153,14 +153,18 @@ def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> fl
 
 
 def _checked_defaults(body: BatchRequest, models: ModelNames) -> str:
-    """Return the job's model. Raises RequestError if a document with the job's defaults is not a valid request."""
+    """Return the job's model. Raises RequestError if a document with the job's defaults is not a valid request.
+
+    Without defaults, the lines may be requests of their own. Ingest says what is wrong if they are documents.
+    """
     defaults = body.defaults or {}
     model = defaults.get("model") or models.served
     if not isinstance(model, str):
         raise RequestError("Invalid 'defaults.model': it must be a string.", "defaults.model")
     model = models.resolve(model, "defaults.model")
+    has_options = any(value is not None for name, value in defaults.items() if name != "model")
     try:
-        job_requests(body.endpoint, model, DOCUMENT, defaults)
+        job_requests(body.endpoint, model, DOCUMENT if has_options else None, defaults)
     except RequestError as error:
         message = error.message.replace(f"'{error.param}'", f"'defaults.{error.param}'")
         raise RequestError(message, f"defaults.{error.param}", error.code) from None

@@ -99,7 +99,7 @@ def test_our_own_fields(client: OpenAI, input_file: str) -> None:
     [
         ({"input_file_id": "file-0"}, 404, "input_file_id"),
         ({"input_file_id": None}, 400, "input_file_id"),
-        ({"endpoint": "/v1/embeddings"}, 400, "endpoint"),
+        ({"endpoint": "/v1/audio/speech"}, 400, "endpoint"),
         ({"completion_window": "soon"}, 400, "completion_window"),
         ({"completion_window": "0h"}, 400, "completion_window"),
         ({"deadline": "1999-01-01T00:00:00Z"}, 400, "deadline"),
@@ -112,7 +112,6 @@ def test_our_own_fields(client: OpenAI, input_file: str) -> None:
         ({"defaults": {"typo": 1}}, 400, "defaults.typo"),
         ({"defaults": {"prompt": 5}}, 400, "defaults.prompt"),
         ({"defaults": {"model": "other"}}, 404, "defaults.model"),
-        ({"surprise": 1}, 400, "surprise"),
     ],
 )
 def test_invalid_parameters_are_named(
@@ -127,6 +126,16 @@ def test_invalid_parameters_are_named(
     if param is not None:
         assert error["param"] == param
         assert param in error["message"] or error["code"] in ("not_found", "model_not_found")
+
+
+def test_lines_may_have_what_a_document_would_need_of_the_defaults(web: Web, input_file: str) -> None:
+    body = {"input_file_id": input_file, "endpoint": "/v1/decisions", "completion_window": "24h"}
+    with web.http() as http:
+        without, of_lines = (http.post("/v1/batches", json={**body, **own}) for own in ({}, {"defaults": {}}))
+        of_documents = http.post("/v1/batches", json={**body, "defaults": {"prompt": "Judge {text}"}})
+    assert (without.status_code, of_lines.status_code) == (200, 200)
+    assert of_documents.status_code == 400
+    assert of_documents.json()["error"]["param"] == "defaults.questions"
 
 
 def test_lists_are_paged(tmp_path: Path, text_model: Path, database_url: str) -> None:
