@@ -139,6 +139,14 @@ def opening_chunk_choice(index: int) -> Json:
     return _chat_chunk_choice(index, {"role": "assistant", "content": "", "refusal": None}, None, None)
 
 
+def empty_chunk_choice(index: int) -> Json:
+    """Return the choice of a chunk of a chat output whose tokens have no text.
+
+    Clients that measure latency count such a chunk as output, and not the one that has the role.
+    """
+    return _chat_chunk_choice(index, {"content": ""}, None, None)
+
+
 def chat_chunk_choices(
     request_id: str, index: int, piece: Piece, finish_reason: FinishReason | None
 ) -> list[Json]:

@@ -18,6 +18,7 @@ from bros_batch.openai_api.completion_response import (
     ResponseHead,
     chat_chunk_choices,
     chunk_head,
+    empty_chunk_choice,
     opening_chunk_choice,
     text_chunk_choice,
     usage_object,
@@ -78,6 +79,8 @@ class CompletionStream:
                     )
                     if update.index not in opened:
                         opened.add(update.index)
+                        if update.finish_reason is not None and len(choices) == 1:
+                            choices.insert(0, empty_chunk_choice(update.index))
                         choices.insert(0, opening_chunk_choice(update.index))
                 else:
                     choices = [text_chunk_choice(update.index, update.piece, update.finish_reason)]

@@ -116,6 +116,16 @@ def test_the_answer_ends_before_a_stop_string(client: OpenAI) -> None:
     assert (content, reasons) == (whole[:edge], ["stop"])
 
 
+def test_a_stream_without_text_has_a_chunk_besides_the_one_with_the_role(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL_NAME, "messages": HELLO, "max_tokens": 60, "stream": True}
+    asked["extra_body"] = {"ignore_eos": True}
+    whole, _ = stream_text(client.chat.completions.create(**asked))
+    chunks = list(client.chat.completions.create(**asked, stop=whole[0]))
+    deltas = [chunk.choices[0].delta.model_dump(exclude_unset=True) for chunk in chunks]
+    assert deltas == [{"role": "assistant", "content": "", "refusal": None}, {"content": ""}, {}]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_choices(client: OpenAI, stream: bool) -> None:
     asked: dict[str, Any] = {"model": MODEL_NAME, "messages": HELLO, "max_tokens": 12, "n": 3}
