@@ -26,6 +26,7 @@ from bros_batch.openai_api.request_fields import (
     PromptLogprobs,
     Seed,
     StopStrings,
+    TemplateKwargs,
     TextLogprobs,
     TokenId,
     Unsupported,
@@ -34,7 +35,7 @@ from bros_batch.openai_api.request_fields import (
     only,
     refused,
 )
-from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.openai_api.served_request import CHARS_PER_PROMPT, ServedRequest
 from bros_batch.openai_api.tools.definitions import (
     AUTO,
     MAX_TOOLS,
@@ -165,7 +166,7 @@ class ChatCompletionRequest(BaseRequest):
     max_completion_tokens: OutputLimit = Field(None, ge=1)
     logprobs: ChatLogprobs = None
     top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs = None
     reasoning_effort: str | None = Field(None, max_length=64)
     verbosity: str | None = Field(None, max_length=64)
 
@@ -241,7 +242,8 @@ class ChatCompletionRequest(BaseRequest):
         of_documents = sum(
             len(str(value)) for document in self.documents or () for value in document.values()
         )
-        return of_documents + sum(message.num_chars for message in self.messages)
+        of_tools = sum(tool.num_chars for tool in self.tools or ())
+        return of_documents + of_tools + sum(message.num_chars for message in self.messages)
 
 
 class CompletionRequest(BaseRequest):
@@ -283,8 +285,7 @@ class CompletionRequest(BaseRequest):
 
     @property
     def num_prompt_chars(self) -> int:
-        """Characters of the prompts that are text; token ids need no tokenizer."""
-        return sum(len(prompt) for prompt in self.prompts if isinstance(prompt, str))
+        return CHARS_PER_PROMPT * len(self.prompts) + sum(map(len, self.prompts))
 
 
 Request = ChatCompletionRequest | CompletionRequest

@@ -13,7 +13,7 @@ from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.endpoints import EMBEDDINGS, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.request_fields import Ignored, Prompt, WholeNumber
-from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.openai_api.served_request import CHARS_PER_PROMPT, ServedRequest
 from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
 from bros_batch.text.embedding_form import EmbeddingForm
@@ -41,7 +41,7 @@ class EmbeddingRequest(ServedRequest):
 
     @property
     def num_prompt_chars(self) -> int:
-        return sum(len(text) for text in self.inputs if isinstance(text, str))
+        return CHARS_PER_PROMPT * len(self.inputs) + sum(map(len, self.inputs))
 
 
 class Embeddings(Endpoint[EmbeddingRequest]):

@@ -60,6 +60,18 @@ class Outcome:
     def output_tokens(self) -> int:
         return sum(len(choice.token_ids) for choice in self.choices)
 
+    @property
+    def num_values(self) -> int:
+        """Number of tokens, log-probabilities and elements of vectors that a response shows."""
+        return sum(map(_num_values, self.choices))
+
+
+def _num_values(choice: Choice) -> int:
+    positions = (*(choice.logprobs or ()), *(choice.prompt_logprobs or ()))
+    of_positions = sum(1 + len(position.top) for position in positions)
+    of_prompt = len(choice.scores or ()) + len(choice.embedding or b"") // 4
+    return len(choice.token_ids) + of_positions + of_prompt
+
 
 def outcome_of(result: ItemResult) -> Outcome:
     """Return the outcome of an item."""

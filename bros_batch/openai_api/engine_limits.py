@@ -27,7 +27,7 @@ def check_limits(
     first = requests.parts[0]
     problem = problem_with(requests.prompt_of(first), first.sampling, limits, slo)
     param = prompt_param if len(requests.parts) == 1 else param_of_part(0)
-    if problem is None and len(requests.parts) > 1:
+    if problem is None and len(requests.parts) * requests.num_choices > 1:
         problem = problem_with_item(requests.as_item(), limits)
         if problem is not None and (found := _OF_PART.fullmatch(problem.param)):
             param = param_of_part(int(found[1]))

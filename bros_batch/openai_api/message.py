@@ -91,8 +91,9 @@ class Message(LenientPart):
     @property
     def num_chars(self) -> int:
         """Characters of what the message adds to the prompt."""
-        calls = sum(len(call.function.arguments) for call in self.tool_calls or ())
-        return len(self.content) + len(self.reasoning_content or self.reasoning or "") + calls
+        calls = sum(len(call.function.name) + len(call.function.arguments) for call in self.tool_calls or ())
+        own = len(self.content) + len(self.name or "") + len(self.reasoning_content or self.reasoning or "")
+        return own + calls
 
 
 def template_messages(messages: Sequence[Message], *, with_short_ids: bool = False) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from engine.wire.limits import MAX_CHOICES, MAX_LOGPROBS
 from engine.wire.protocol import MAX_STOP_CHARS, MAX_STOP_STRINGS
 
 MAX_TOKEN_ID = 2**31 - 1
+MAX_TEMPLATE_KWARGS_CHARS = 64 * 1024
 # Further choices use the seeds that follow, and all of them must fit into 64 bits.
 SEEDS = range(-(2**63), 2**63 - MAX_CHOICES)
 NOTHING: tuple[object, ...] = (None, False, "", [], {})
@@ -98,6 +99,15 @@ def _chat_logprobs(value: Any) -> Any:
     if isinstance(value, bool):
         return 0 if value else None
     return _whole(value) or None
+
+
+def _template_kwargs(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Limit the variables of a chat template, which a template may repeat and a cache may keep."""
+    if value is not None and len(str(value)) > MAX_TEMPLATE_KWARGS_CHARS:
+        raise problem(
+            f"must have at most {MAX_TEMPLATE_KWARGS_CHARS:,} characters; texts belong into the messages"
+        )
+    return value
 
 
 def _prompt_logprobs(value: Any) -> Any:
@@ -189,6 +199,7 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_whole)]
 TextLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_text_logprobs)]
 ChatLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_chat_logprobs)]
 PromptLogprobs = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_prompt_logprobs)]
+TemplateKwargs = Annotated[dict[str, Any] | None, AfterValidator(_template_kwargs)]
 StopStrings = Annotated[tuple[str, ...], BeforeValidator(_stop_strings)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_logit_bias)]
 Prompt = Annotated[Any, AfterValidator(_prompt)]

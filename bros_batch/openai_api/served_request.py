@@ -10,6 +10,9 @@ from bros_batch.openai_api.endpoints import EndpointPath
 from bros_batch.openai_api.request_fields import WholeNumber
 from bros_batch.openai_api.validation import LenientPart, RequestPart
 
+# What each prompt of a request costs by itself, in characters that are tokenized in the same time.
+CHARS_PER_PROMPT = 100
+
 
 class RequestedSlo(RequestPart):
     """The SLO that a request asks for, in milliseconds."""
@@ -55,5 +58,6 @@ class ServedRequest(LenientPart):
 
     @property
     def num_prompt_chars(self) -> int:
-        """Number of characters to tokenize."""
+        """Number of characters to tokenize, and of tokens that need no tokenizer: how much work the request is before
+        it reaches the engine. Everything counts that a client can make long."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -54,7 +55,7 @@ class TokenizeChat(LenientPart):
     chat_template: Unsupported = None
     mm_processor_kwargs: Ignored = None
 
-    @property
+    @cached_property
     def chat(self) -> ChatCompletionRequest:
         """The chat request with the same prompt. Raises RequestError."""
         fields = {name: value for name in CHAT_FIELDS if (value := getattr(self, name)) is not None}
@@ -81,7 +82,9 @@ def parse_tokenize(raw: bytes) -> TokenizePrompt | TokenizeChat:
     if "messages" in names and "prompt" in names:
         raise RequestError("Send either 'prompt' or 'messages', not both.", "prompt")
     if "messages" in names:
-        return validate(TokenizeChat, raw)
+        request = validate(TokenizeChat, raw)
+        _ = request.chat  # raises an error if there is something wrong with it
+        return request
     return validate(TokenizePrompt, raw)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel, embedding_form
@@ -23,11 +25,13 @@ from bros_batch.web.errors import ApiError, engine_error
 from engine.wire.client import EngineClient, EngineGone, EngineRejected
 from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling, Tokens
 
-# Tokenizing less text than this, or decoding fewer tokens, takes less time than handing it to a thread.
+# Tokenizing less text than this, or writing a response of fewer values, takes less time than others may wait.
 INLINE_CHARS = 16_384
-INLINE_TOKENS = 4096
+INLINE_VALUES = 4096
 # So many outputs of one request are computed at once. Each has its whole prompt in memory.
 MAX_PARALLEL = 256
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -80,9 +84,21 @@ class Generation:
 
     async def response(self, head: ResponseHead) -> Json:
         """Return the response body. Raises ApiError if the engine rejects the request or fails."""
+        return await self._respond(head, lambda body: body)
+
+    async def encoded_response(self, head: ResponseHead) -> bytes:
+        """Return the response body as JSON. Raises ApiError like `response`."""
+        return await self._respond(head, msgspec.json.encode)
+
+    async def _respond(self, head: ResponseHead, form: Callable[[Json], T]) -> T:
         outcome = await self._outcome()
-        respond = partial(self.endpoint.response, head, self.request, self.model, outcome)
-        if outcome.output_tokens < INLINE_TOKENS:
+
+        def respond() -> T:
+            return form(self.endpoint.response(head, self.request, self.model, outcome))
+
+        # What shows the prompt tokenizes it again.
+        is_long = self.request.shows_prompt and self.request.num_prompt_chars >= INLINE_CHARS
+        if outcome.num_values < INLINE_VALUES and not is_long:
             return respond()
         return await asyncio.to_thread(respond)
 

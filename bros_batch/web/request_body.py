@@ -1,7 +1,8 @@
 """Reads request bodies: within limits of size and time, and without letting large ones use up the memory.
 
 A body of up to SMALL_BYTES needs no share of LARGE_BODIES_BYTES. The share of a larger one grows as its bytes arrive,
-and is returned once it has been parsed. Large bodies and those with many values are parsed on a thread, one at a time.
+and is returned once it has been parsed. Bodies that take long to parse are parsed on threads: one large body at a time,
+and beside it one small one.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ SMALL_BYTES = 64 * 1024
 # everybody else's requests wait for all.
 LARGE_BODIES_BYTES = 8 * 1024**2
 GROWTH_BYTES = 256 * 1024
-# Parsing fewer values than this takes less time than handing them to a thread.
+# Parsing less than this takes less time than others may wait. A text counts by its length, because it may hold a schema
+# or a grammar.
 INLINE_NODES = 500
+INLINE_BYTES = 8 * 1024
 # Without a byte for this long, a client counts as gone. A slow client that makes progress may go on.
 IDLE_S = 30.0
 # The same for a body that holds memory for which others may wait.
@@ -92,6 +95,7 @@ class JsonReader:
         self._limit_bytes = limit_bytes
         self._memory = SharedCapacity(LARGE_BODIES_BYTES)
         self._parsing = asyncio.Lock()
+        self._parsing_small = asyncio.Lock()  # which do not wait for large ones
 
     async def read(self, request: Request, parse: Callable[[bytes], T]) -> T:
         """Read a JSON body and return what `parse` makes of it.
@@ -103,9 +107,9 @@ class JsonReader:
         check_declared_size(request, self._limit_bytes)
         async with contextlib.AsyncExitStack() as held:
             body, shape = await self._receive(request, held)
-            if len(body) <= SMALL_BYTES and shape.num_nodes <= INLINE_NODES:
+            if len(body) <= INLINE_BYTES and shape.num_nodes <= INLINE_NODES:
                 return parse(bytes(body))
-            async with self._parsing:
+            async with self._parsing_small if len(body) <= SMALL_BYTES else self._parsing:
                 raw = bytes(body)
                 body.clear()
                 return await _on_thread(lambda: parse(raw))

@@ -112,6 +112,7 @@ def problem_with_item(item: ItemRequest, limits: EngineLimits) -> Problem | None
     return (
         (_parts_problem(item, limits) if item.parts else problem_with(item.token_ids, item.sampling, limits))
         or _out_of_range("n", item.n, CHOICES_RANGE)
+        or _too_many_logprobs(_num_prompt_logprobs(len(item.token_ids), item.sampling) * item.n)
         or _out_of_range("priority", item.priority, PRIORITY_RANGE)
         or _deadline_problem(item.deadline_unix_s)
     )

@@ -11,7 +11,7 @@ from bros_batch.openai_api.decisions.input_text import instructions_text, text_o
 from bros_batch.openai_api.decisions.reads import MAX_OPTIONS
 from bros_batch.openai_api.endpoints import DECISIONS, EndpointPath
 from bros_batch.openai_api.request_fields import Ignored
-from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.openai_api.served_request import CHARS_PER_PROMPT, ServedRequest
 from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 
@@ -82,7 +82,7 @@ class DecisionRequest(ServedRequest):
 
 
 def _num_chars(question: DecisionQuestion) -> int:
-    return len(question.instructions) + sum(map(len, question.options))
+    return CHARS_PER_PROMPT + len(question.instructions) + sum(map(len, question.options))
 
 
 def parse_decision(raw: bytes | str) -> DecisionRequest:

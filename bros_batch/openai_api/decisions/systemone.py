@@ -14,8 +14,8 @@ from bros_batch.openai_api.decisions.reads import Answer, Option, Read, answers,
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.endpoints import SYSTEMONE, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests
-from bros_batch.openai_api.request_fields import Ignored, problem
-from bros_batch.openai_api.served_request import ServedRequest
+from bros_batch.openai_api.request_fields import Ignored, TemplateKwargs, problem
+from bros_batch.openai_api.served_request import CHARS_PER_PROMPT, ServedRequest
 from bros_batch.openai_api.validation import RequestPart, validate
 from bros_batch.request_error import RequestError
 from bros_batch.text.tokenizer import ModelTokenizer
@@ -52,6 +52,11 @@ class SystemOneQuestion(RequestPart):
             return {"yes": given.get("true"), "no": given.get("false")}
         return {str(index): _text(level) for index, level in enumerate(self.criteria)}
 
+    @property
+    def num_chars(self) -> int:
+        """Characters that the question adds to its prompt, about."""
+        return CHARS_PER_PROMPT + sum(len(str(part)) for part in (self.instructions, self.criteria))
+
 
 class SystemOneRequest(ServedRequest):
     """The whole body. The state is kept as text."""
@@ -62,13 +67,14 @@ class SystemOneRequest(ServedRequest):
     state: Annotated[Any, AfterValidator(_state_text)]
     questions: dict[str, SystemOneQuestion] = Field(min_length=1, max_length=MAX_QUESTIONS)
     instructions: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs = None
 
     cache_salt: Ignored = None
 
     @property
     def num_prompt_chars(self) -> int:
-        return len(self.state) + len(self.instructions or "")
+        questions = sum(question.num_chars for question in self.questions.values())
+        return len(self.state) + len(self.instructions or "") + questions
 
     @property
     def template_kwargs(self) -> Mapping[str, Any]:

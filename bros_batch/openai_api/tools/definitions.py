@@ -33,6 +33,12 @@ class Tool(LenientPart):
     type: Literal["function"]
     function: FunctionDefinition
 
+    @property
+    def num_chars(self) -> int:
+        """Characters of what the tool adds to the prompt, about."""
+        function = self.function
+        return len(function.name) + len(function.description or "") + len(str(function.parameters or ""))
+
     def as_template_input(self) -> dict[str, Any]:
         """Return the tool as chat templates read it."""
         fields = self.function.model_dump(include={"name", "description", "parameters"}, exclude_none=True)

@@ -28,7 +28,6 @@ from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
-from bros_batch.web.errors import JSONResponse
 from bros_batch.web.generation import Generation, plan_generation
 from bros_batch.web.ignored_fields import note_ignored
 
@@ -43,7 +42,8 @@ async def complete(http: HttpRequest) -> Response | ASGIApp:
     note_ignored(http, endpoint.unused_parameters(request, generation.model.tokenizer))
     if isinstance(request, BaseRequest) and request.stream:
         return EventStream(http, CompletionStream(generation, head, request.stream_options).events())
-    return JSONResponse(await while_connected(http, generation.response(head)))
+    body = await while_connected(http, generation.encoded_response(head))
+    return Response(body, media_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)

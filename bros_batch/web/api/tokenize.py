@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,15 +27,20 @@ async def tokenize(http: Request) -> Response:
     request = await state.parsed(http, parse_tokenize)
     _check_model(state, request.model)
     tokenizer = await state.tokenizer()
-    token_ids = await _run(state, request.num_chars, lambda: request.token_ids(tokenizer))
     client = state.engine.connected
-    body = {
-        "count": len(token_ids),
-        "max_model_len": tokenizer.max_model_len if client is None else client.welcome.max_model_len,
-        "tokens": token_ids,
-        "token_strs": tokenizer.names_of(token_ids) if request.return_token_strs else None,
-    }
-    return JSONResponse(body)
+    max_model_len = tokenizer.max_model_len if client is None else client.welcome.max_model_len
+
+    def body() -> bytes:
+        token_ids = request.token_ids(tokenizer)
+        answer = {
+            "count": len(token_ids),
+            "max_model_len": max_model_len,
+            "tokens": token_ids,
+            "token_strs": tokenizer.names_of(token_ids) if request.return_token_strs else None,
+        }
+        return msgspec.json.encode(answer)
+
+    return Response(await _run(state, request.num_chars, body), media_type="application/json")
 
 
 async def detokenize(http: Request) -> Response:

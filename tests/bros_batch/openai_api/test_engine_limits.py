@@ -9,7 +9,7 @@ import pytest
 
 from bros_batch.documents.form import BATCH
 from bros_batch.documents.item_requests import job_requests
-from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS
 from bros_batch.request_error import RequestError
 from bros_batch.text.tokenizer import ModelTokenizer
 from tests.bros_batch.openai_api.factories import served_model
@@ -41,3 +41,15 @@ def test_a_line_that_no_engine_can_compute(
     assert (caught.value.param, caught.value.code) == (param, "invalid_request")
     assert caught.value.message.startswith(f"'{param}' ")
     assert requests.engine_requests(model, json.dumps(CHAT), 1).shared_ids
+
+
+def test_log_probabilities_of_the_prompt_count_for_each_choice(tokenizer: ModelTokenizer) -> None:
+    requests = job_requests(COMPLETIONS, "m", BATCH, {})
+    model = served_model(tokenizer)
+    line = {"model": "m", "prompt": [5] * 400, "max_tokens": 0, "prompt_logprobs": 20}
+    assert requests.engine_requests(model, json.dumps({**line, "n": 59}), 1).num_choices == 59
+    with pytest.raises(RequestError, match="at most 500000") as caught:
+        requests.engine_requests(model, json.dumps({**line, "n": 60}), 1)
+    assert caught.value.param == "prompt_logprobs"
+    with pytest.raises(RequestError, match="at most 500000"):
+        requests.engine_requests(model, json.dumps({**line, "prompt": [[5] * 400] * 2, "n": 30}), 1)

@@ -92,7 +92,7 @@ def test_parts_that_an_item_may_have() -> None:
 @pytest.mark.parametrize(
     ("wrong", "param", "message"),
     [
-        (item([ItemPart([5], SCORES)] * 257, n=2), "parts", f"at most {MAX_PARTS}"),
+        (item([ItemPart([5], SCORES)] * (MAX_PARTS // 2 + 1), n=2), "parts", f"at most {MAX_PARTS}"),
         (
             item([ItemPart([5], SCORES)] * 2, shared=[5] * MAX_ITEM_TOKENS),
             "parts",
