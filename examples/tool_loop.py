@@ -37,13 +37,16 @@ model = client.models.list().data[0].id
 messages = [{"role": "user", "content": sys.argv[1]}]
 for number in range(MAX_ROUNDS):
     # The first answer must be a call. Later ones are up to the model.
-    answer = client.chat.completions.parse(
-        model=model,
-        messages=messages,
-        tools=tools,
-        tool_choice="auto" if number else "required",
-        max_tokens=500,
-    )
+    try:
+        answer = client.chat.completions.parse(
+            model=model,
+            messages=messages,
+            tools=tools,
+            tool_choice="auto" if number else "required",
+            max_tokens=500,
+        )
+    except openai.LengthFinishReasonError:
+        sys.exit("The answer is longer than 500 tokens.")
     message = answer.choices[0].message
     if not message.tool_calls:
         print(message.content)

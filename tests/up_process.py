@@ -36,10 +36,10 @@ class Up:
     mark: str
     log: Path
 
-    def ready(self) -> dict[str, Any]:
+    def ready(self, timeout_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         """Wait until everything is ready and return what `up` printed."""
         assert self.process.stdout is not None
-        can_read, _, _ = select.select([self.process.stdout], [], [], READY_TIMEOUT_S)
+        can_read, _, _ = select.select([self.process.stdout], [], [], timeout_s)
         line = self.process.stdout.readline() if can_read else ""
         assert line, f"up is not ready\n{self.output()}\n{self.last_lines()}"
         answer: dict[str, Any] = json.loads(line)

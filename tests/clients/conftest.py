@@ -11,7 +11,9 @@ from bros_batch.settings import DEMO_MODEL_DIR
 from tests.clients.model import make_model
 from tests.clients.run import UP_FLAGS, Server
 from tests.services import unavailable
-from tests.up_process import running_up
+from tests.up_process import start_up, stop
+
+START_TIMEOUT_S = 600.0  # the first start on a machine compiles kernels
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +23,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory: Path = tmp_path_factory.mktemp("clients")
     model = make_model(directory / "model")
     flags = ("--model", str(model), "--served-model-name", "served", *UP_FLAGS)
-    with running_up(directory / "data", *flags, engine=()) as up:
+    up = start_up(directory / "data", *flags, engine=())
+    try:
+        up.ready(START_TIMEOUT_S)
         yield Server(up.state()["url"], "served", model)
+    finally:
+        stop(up)
