@@ -88,7 +88,7 @@ class Generation:
 
     async def encoded_response(self, head: ResponseHead) -> bytes:
         """Return the response body as JSON. Raises ApiError like `response`."""
-        return await self._respond(head, msgspec.json.encode)
+        return await self._respond(head, encoded_in_pieces)
 
     async def _respond(self, head: ResponseHead, form: Callable[[Json], T]) -> T:
         outcome = await self._outcome()
@@ -241,6 +241,18 @@ class Generation:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def encoded_in_pieces(body: Json) -> bytes:
+    """Return `body` as JSON, encoded one choice at a time: other threads run only between two calls of the encoder."""
+    members = []
+    for name, value in body.items():
+        if isinstance(value, list):
+            text = b"[" + b",".join(map(msgspec.json.encode, value)) + b"]"
+        else:
+            text = msgspec.json.encode(value)
+        members.append(msgspec.json.encode(name) + b":" + text)
+    return b"{" + b",".join(members) + b"}"
 
 
 def _reason(finished: Finished) -> StopReason:

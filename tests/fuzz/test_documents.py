@@ -18,7 +18,18 @@ BATCH_LINE = {
     "url": "/v1/chat/completions",
     "body": {"model": "tiny", "messages": [{"role": "user", "content": "Total?"}], "max_tokens": 2},
 }
+DECISION_LINE = {
+    "custom_id": "a",
+    "method": "POST",
+    "url": "/v1/decisions",
+    "body": {
+        "model": "tiny",
+        "input": "Paid.",
+        "questions": [{"type": "predicate", "instructions": "Is it paid?"}],
+    },
+}
 DOCUMENT = {"id": "a", "text": "Total: 12.50 EUR", "title": "Invoice", "n": 1.5}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["a", 1]}}}
 
 
 def as_line(value: object) -> bytes:
@@ -27,6 +38,7 @@ def as_line(value: object) -> bytes:
 
 lines = st.one_of(
     changed(BATCH_LINE).map(as_line),
+    changed(DECISION_LINE).map(as_line),
     changed(DOCUMENT).map(as_line),
     st.just(as_line(DOCUMENT)),
     values.map(as_line),
@@ -43,6 +55,7 @@ files = st.builds(
 defaults = st.one_of(
     st.fixed_dictionaries({"prompt": st.one_of(st.just("{text}"), texts), "max_tokens": st.just(2)}),
     changed({"prompt": "{text}", "max_tokens": 2, "system": "Be brief.", "temperature": 0.5}),
+    changed({"prompt": "{text}", "max_tokens": 2, "response_format": FORMAT}),
 )
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
+from bros_batch.openai_api.endpoints import ENDPOINTS
 from bros_batch.settings import Settings
 from bros_batch.web.app import create_app
 from tests.fuzz.examples import EXAMPLES, fuzz
@@ -44,6 +45,64 @@ SAMPLING = {
     "user": "a",
     "metadata": {"a": "b"},
 }
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "total": {"type": "number", "minimum": 0},
+        "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}, "maxItems": 3},
+        "kind": {"enum": ["a", "b"]},
+        "code": {"type": "string", "pattern": "^[A-Z]{2,4}$", "maxLength": 8},
+    },
+    "required": ["total"],
+    "$defs": {"line": {"oneOf": [{"type": "string", "minLength": 1}, {"type": "null"}]}},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "description": "-", "parameters": SCHEMA, "strict": True}}
+]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"total": 1}'}}
+CONVERSATION = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    *MESSAGES,
+    {"role": "assistant", "content": None, "reasoning_content": "<think>", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "1"},
+]
+ITEMS = [
+    {"role": "user", "content": [{"type": "input_text", "text": "What is the total?"}]},
+    {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "call_1", "output": "1"},
+    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "-"}]},
+]
+QUESTIONS = [
+    {"type": "predicate", "instructions": "Is it paid?", "name": "a"},
+    {
+        "type": "choice",
+        "instructions": "Which?",
+        "choices": [{"value": "x", "description": "-"}, {"value": True}],
+    },
+    {
+        "type": "score",
+        "instructions": [{"type": "input_text", "text": "?"}],
+        "levels": [{"label": "0"}, {"label": "1"}],
+    },
+]
+# What a request says about the answer's shape; each is drawn by itself, because a request has at most one.
+SHAPES: tuple[dict[str, Any], ...] = (
+    {},
+    {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "a", "strict": True, "schema": SCHEMA},
+        }
+    },
+    {"response_format": {"type": "json_object", "schema": SCHEMA}},
+    {"structured_outputs": {"json": json.dumps(SCHEMA), "disable_any_whitespace": True}},
+    {"structured_outputs": {"choice": ["a", "b"]}},
+    {"guided_json": SCHEMA},
+    {"guided_regex": "[a-z]{1,5}(x|y)?"},
+    {"guided_choice": ["yes", "no"]},
+    {"guided_grammar": 'start: "a" b+\nb: /[0-9]/ | %json {"type": "null"}'},
+    {"guided_grammar": 'root ::= "a" b\nb ::= [0-9]+'},
+)
 # A valid body of each route that takes one; routes without an entry get any JSON.
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": {
@@ -51,15 +110,59 @@ BODIES: dict[str, Any] = {
         "messages": MESSAGES,
         "logprobs": True,
         "top_logprobs": 2,
+        "prompt_logprobs": None,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "reasoning_effort": "low",
+        "include_reasoning": True,
+        "truncate_prompt_tokens": 100,
         **SAMPLING,
     },
     "/v1/completions": {
         "model": "tiny",
         "prompt": ["Total:", [5, 6, 7]],
         "logprobs": 2,
-        "echo": False,
+        "echo": True,
+        "prompt_logprobs": 3,
         **SAMPLING,
     },
+    "/v1/responses": {
+        "model": "tiny",
+        "input": ITEMS,
+        "instructions": "Be brief.",
+        "max_output_tokens": 4,
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}, "verbosity": "low"},
+        "reasoning": {"effort": "low"},
+        "tools": [{"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}],
+        "tool_choice": "auto",
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "truncation": "auto",
+        "metadata": {"a": "b"},
+        "previous_response_id": None,
+        "store": True,
+        "background": False,
+        "stream": False,
+    },
+    "/v1/decisions": {"model": "tiny", "input": ITEMS[:1], "questions": QUESTIONS},
+    "/v1/systemone": {
+        "model": "tiny",
+        "state": {"a": 1},
+        "instructions": "Be brief.",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "questions": {
+            "a": {"type": "choice", "instructions": "Which?", "criteria": {"x": None, "y": "-"}},
+            "b": {"type": "score", "criteria": ["low", "high"]},
+            "c": {"type": "noul", "criteria": {"true": "paid"}},
+        },
+    },
+    "/v1/embeddings": {
+        "model": "tiny",
+        "input": ["Total:", "Invoice"],
+        "encoding_format": "base64",
+        "dimensions": 8,
+    },
+    "/tokenize": {"model": "tiny", "messages": MESSAGES, "tools": [], "return_token_strs": True},
+    "/detokenize": {"model": "tiny", "tokens": [5, 6, 7]},
     "/v1/batches": {
         "input_file_id": "file-none",
         "endpoint": "/v1/chat/completions",
@@ -69,6 +172,35 @@ BODIES: dict[str, Any] = {
         "defaults": {"prompt": "{text}", "max_tokens": 4},
     },
     "/chat": {"messages": MESSAGES},
+}
+# Further bodies: with each shape, with tools, and with the other fields that cannot stand beside each other.
+VARIANTS: dict[str, list[Any]] = {
+    "/v1/chat/completions": [
+        *({**BODIES["/v1/chat/completions"], **shape} for shape in SHAPES),
+        *(
+            {
+                "model": "tiny",
+                "messages": CONVERSATION,
+                "max_tokens": 4,
+                "tools": TOOLS,
+                "tool_choice": choice,
+                **shape,
+            }
+            for choice in ("auto", "required", {"type": "function", "function": {"name": "f"}})
+            for shape in SHAPES[:2]
+        ),
+        {"model": "tiny", "messages": CONVERSATION, "max_tokens": 4, "continue_final_message": True},
+    ],
+    "/v1/completions": [
+        *({"model": "tiny", "prompt": "Total:", **SAMPLING, **shape} for shape in SHAPES),
+        BODIES["/v1/completions"],
+        {"model": "tiny", "prompt": "Total:", "max_tokens": 0, "prompt_logprobs": 2, "n": 2},
+    ],
+    "/v1/responses": [
+        BODIES["/v1/responses"],
+        {"model": "tiny", "input": "Total?", "background": True, "max_output_tokens": 2, "stream": True},
+    ],
+    "/tokenize": [BODIES["/tokenize"], {"model": "tiny", "prompt": "Total:", "add_special_tokens": False}],
 }
 FILE = b'{"text": "one"}\n{"text": "two"}\n'
 
@@ -80,6 +212,13 @@ def all_routes() -> list[tuple[str, str]]:
 
 
 ROUTES = all_routes()
+
+
+def test_every_endpoint_has_a_body() -> None:
+    """A new endpoint is drawn from as soon as it exists."""
+    assert {*ENDPOINTS, "/tokenize", "/detokenize"} <= BODIES.keys()
+
+
 path_values = st.one_of(texts, st.sampled_from(["..", "batch_x", "file-x", "-1", "a/b", "%2e%2e"])).map(
     lambda text: quote(text, safe="", errors="replace")
 )
@@ -105,7 +244,9 @@ params = st.dictionaries(
 @st.composite
 def requests(draw: st.DrawFn, method: str, path: str) -> dict[str, Any]:
     """The arguments of a request to a route: any values in its path, nearly right or any JSON as its body."""
-    bodies = st.one_of(changed(BODIES[path]), values) if path in BODIES else values
+    bodies = (
+        st.one_of(*map(changed, VARIANTS.get(path, [BODIES[path]])), values) if path in BODIES else values
+    )
     body = st.one_of(*[bodies.map(json.dumps)] * 9, deep)
     return {
         "method": method,

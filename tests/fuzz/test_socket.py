@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engine.wire.protocol import (
     LENGTH_PREFIX,
     Cancel,
+    Grammar,
     Hello,
     Sampling,
     Slo,
@@ -44,6 +45,11 @@ SAMPLING = Sampling(
 MESSAGES = (
     Submit("a", [5, 6, 7], SAMPLING, "rt", Slo(0.5, 0.1), 1, 2e9),
     Submit("b", [5, 6, 7], SAMPLING, "be", None, 1, 2e9),
+    Submit("c", [5, 6, 7], Sampling(max_tokens=3, grammar=Grammar("json_schema", '{"enum": [1, "a"]}'))),
+    Submit("d", [5, 6, 7], Sampling(max_tokens=3, grammar=Grammar("lark", 'start: "a"+ /[0-9]/'))),
+    Submit("e", [5, 6, 7], Sampling(max_tokens=0, score_token_ids=(5, 6))),
+    Submit("f", [5, 6, 7], Sampling(max_tokens=0, pooling="last"), "be"),
+    Submit("g", [5, 6, 7], Sampling(max_tokens=1, prompt_logprobs=2)),
     Cancel("a"),
     StatsQuery(True),
     Hello(),

@@ -8,7 +8,18 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.wire.protocol import RESULTS_KEY, Choice, ItemRequest, ItemResult, Sampling, encode, items_key
+from engine.wire.protocol import (
+    RESULTS_KEY,
+    Choice,
+    Grammar,
+    ItemPart,
+    ItemRequest,
+    ItemResult,
+    PositionLogprobs,
+    Sampling,
+    encode,
+    items_key,
+)
 from tests.fuzz.examples import fuzz
 from tests.fuzz.jobs import run_job
 from tests.fuzz.strategies import NUMBERS, changed, texts, values
@@ -19,7 +30,31 @@ from tests.services import wait_for
 ITEM = ItemRequest(
     1, 1, "batch_none", [5, 6, 7], Sampling(max_tokens=4, seed=1), n=2, priority=1, deadline_unix_s=2e9
 )
+PARTS = ItemRequest(
+    2,
+    1,
+    "batch_none",
+    [5, 6],
+    Sampling(max_tokens=1),
+    parts=[
+        ItemPart([7], Sampling(max_tokens=0, score_token_ids=(5, 6))),
+        ItemPart([8], Sampling(max_tokens=0, pooling="mean")),
+        ItemPart([9], Sampling(max_tokens=2, prompt_logprobs=2, grammar=Grammar("regex", "[a-z]+"))),
+    ],
+)
 RESULT = ItemResult(1, 1, "batch_none", "engine-0", [Choice([5, 6], "stop")], 3)
+READ = ItemResult(
+    2,
+    1,
+    "batch_none",
+    "engine-0",
+    [
+        Choice([], "length", scores=[-1.0, -2.0]),
+        Choice([], "length", embedding=b"\0" * 16),
+        Choice([5], "length", prompt_logprobs=[PositionLogprobs(-1.0, ((5, -0.5),))], prompt_tail=[7]),
+    ],
+    3,
+)
 
 
 def plain(message: msgspec.Struct) -> Any:
@@ -28,7 +63,7 @@ def plain(message: msgspec.Struct) -> Any:
 
 numbers = st.one_of(st.sampled_from(NUMBERS).map(str), texts).map(lambda text: text.encode(errors="replace"))
 payloads = st.one_of(
-    st.sampled_from([ITEM, RESULT]).flatmap(lambda message: changed(plain(message))).map(packed),
+    st.sampled_from([ITEM, PARTS, RESULT, READ]).flatmap(lambda message: changed(plain(message))).map(packed),
     values.map(packed),
     st.binary(max_size=60),
 )
