@@ -52,6 +52,9 @@ from engine.wire.protocol import (
 
 # A client that falls this far behind, which is thousands of token frames, is disconnected.
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
+# The answers about prompts, log-probabilities and vectors, are megabytes each, and a client that reads well gets
+# many of them at once. So many bytes of them may be unsent in addition.
+MAX_UNSENT_ANSWER_BYTES = 64 * 1024 * 1024
 # A client that has not said hello may send no more than this, and has this long to say it.
 MAX_HELLO_BYTES = 4096
 HELLO_TIMEOUT_S = 10.0
@@ -98,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._num_open_be = 0
         self._open: dict[str, Request] = {}  # by the client's id, which the client may reuse after a cancel
         self._unsent = bytearray()
+        self._unsent_answer_bytes = 0  # about, of what was queued since the client last had everything
         self._held: dict[str, Tokens] = {}  # BE tokens that wait to be sent together, by the client's id
         self._released_s = float("-inf")
         self._num_queries = 0  # stats queries without an answer
@@ -323,6 +327,7 @@ class Connection(asyncio.Protocol):
         if (held := self._held.get(client_id)) is not None:
             self._queue(held)
         self._ended(client_id)
+        num_bytes = len(self._unsent)
         self._queue(
             Finished(
                 client_id,
@@ -336,6 +341,7 @@ class Connection(asyncio.Protocol):
                 embedding=embedding(event, sampling),
             )
         )
+        self._unsent_answer_bytes += len(self._unsent) - num_bytes
 
     def _abort(self, client_id: str) -> None:
         self._exchange.abort(self._open[client_id].request_id)
@@ -386,7 +392,10 @@ class Connection(asyncio.Protocol):
         if self._held and monotonic() - self._released_s >= BE_SEND_INTERVAL_S:
             self._released_s = monotonic()
             self._release()
-        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        num_bytes = self._transport.get_write_buffer_size()
+        if not num_bytes:
+            self._unsent_answer_bytes = len(self._unsent)
+        if num_bytes > MAX_UNSENT_BYTES + min(self._unsent_answer_bytes, MAX_UNSENT_ANSWER_BYTES):
             self._transport.abort()  # waiting for a client this slow would delay the others
             return
         if self._unsent:
