@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 # Long prompts that are tokenized at once: each takes much memory.
 LONG_PROMPTS = 2
+# Stored conversations that are read at once, for the same reason.
+CONVERSATIONS = 2
 # Each holds an open file and up to half a megabyte.
 MAX_UPLOADS = 64
 
@@ -65,6 +67,7 @@ class AppState:
     threads: BoundedThreads = field(default_factory=_database_threads)
     uploads: SharedCapacity = field(default_factory=lambda: SharedCapacity(MAX_UPLOADS))
     long_prompts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LONG_PROMPTS))
+    conversations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONVERSATIONS))
     login_attempts: LoginAttempts = field(default_factory=LoginAttempts)
     problems: SharedAnswer[dict[str, str | None]] = field(default_factory=SharedAnswer)
     keys: KeyRing = field(init=False)

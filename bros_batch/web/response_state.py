@@ -17,8 +17,9 @@ from bros_batch.request_error import RequestError
 Json = dict[str, Any]
 
 PARAM = "previous_response_id"
-# What a response may continue, in bytes of JSON: as much as the body of a request may have by default.
-MAX_CONVERSATION_BYTES = 32 * 1024**2
+# What a response may continue, in bytes of JSON. Two million tokens fit, and each request that continues it holds it in
+# memory.
+MAX_CONVERSATION_BYTES = 8 * 1024**2
 CONTINUABLE = ("completed", "incomplete")
 
 

@@ -89,9 +89,10 @@ async def create_response(http: Request) -> Response | ASGIApp:
     conversation = Conversation()
     request = parsed.request
     if request is None:
-        conversation = await _conversation(state, body.previous_response_id or "")
-        items = [*conversation.items, *parsed.items]
-        request = await asyncio.to_thread(response_request, body, items)
+        async with state.conversations:
+            conversation = await _conversation(state, body.previous_response_id or "")
+            items = [*conversation.items, *parsed.items]
+            request = await asyncio.to_thread(response_request, body, items)
     if state.settings.strict:
         check_strict(request)
     note_ignored(http, request.ignored_names())
@@ -238,7 +239,9 @@ async def list_input_items(
     found = await _find(request, response_id, with_input=True)
     earlier: Sequence[Json] = ()
     if found.row.previous_id is not None:
-        earlier = (await _conversation(app_state(request), found.row.previous_id)).items
+        state = app_state(request)
+        async with state.conversations:
+            earlier = (await _conversation(state, found.row.previous_id)).items
     own = await asyncio.to_thread(msgspec.json.decode, found.row.input)
     by_id = {item["id"]: item for item in reversed([*earlier, *own])}  # an item may have been sent again
     listed = list(by_id.values())
