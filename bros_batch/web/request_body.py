@@ -26,7 +26,7 @@ SMALL_BYTES = 64 * 1024
 # Large bodies take turns: each takes time of the event loop whenever some of it arrives, and with many of them at once
 # everybody else's requests wait for all.
 LARGE_BODIES_BYTES = 8 * 1024**2
-GROWTH_BYTES = 256 * 1024
+GROWTH_BYTES = 64 * 1024
 # Parsing less than this takes less time than others may wait. A text counts by its length, because it may hold a schema
 # or a grammar.
 INLINE_NODES = 500

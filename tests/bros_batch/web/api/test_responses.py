@@ -312,6 +312,7 @@ def test_a_key_may_have_so_many_unfinished_responses_in_the_background(
     client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bros_batch.db.response_jobs.MAX_UNFINISHED", 1)
+    batches = client.batches.list().data
     waiting = client.responses.create(model=MODEL_NAME, input="Hello", background=True)
     assert (waiting.status, waiting.background, waiting.service_tier) == ("queued", True, "flex")
     with pytest.raises(openai.RateLimitError, match="POST /v1/batches"):
@@ -319,7 +320,7 @@ def test_a_key_may_have_so_many_unfinished_responses_in_the_background(
     cancelled = client.responses.cancel(waiting.id)
     assert cancelled.status == "cancelled"
     assert client.responses.cancel(waiting.id) == cancelled
-    assert client.batches.list().data == [], "its job is not a batch"
+    assert client.batches.list().data == batches, "its job is not a batch"
 
 
 def test_an_answer_comes_even_if_it_cannot_be_stored(
