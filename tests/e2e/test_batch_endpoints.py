@@ -29,7 +29,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/v1/embeddings": {"input": ["one", "two", "three"]},
 }
-VARYING = ("id", "created", "created_at", "completed_at")
+VARYING = ("id", "created", "created_at", "completed_at", "cached_tokens")
 
 
 def comparable(body: Any) -> Any:
