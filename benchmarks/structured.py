@@ -1,7 +1,7 @@
 """What do schemas cost? Bulk that follows one beside bulk that does not, and a neighbour with slow schemas.
 
     python -m benchmarks.reference_model DIR --vocab-size 150000
-    python -m benchmarks.structured --model-dir DIR --vocab-size 150000 [--own=--no-forced-tokens]
+    python -m benchmarks.structured --model-dir DIR --vocab-size 150000 [--own=--forced-tokens]
 
 Runs the load of the serving benchmark (64 documents in flight, and chats on a schedule) in turns: without a grammar,
 with every document in one schema, and with chats of a neighbour whose schemas take long to compile. The answers of the

@@ -78,7 +78,7 @@ class EngineConfig:
         None, "schedule each step while the previous one is being computed (default: on a GPU)"
     )
     forced_tokens: bool = _flag(
-        True,
+        False,
         "append the tokens that a request's grammar leaves no choice about without computing a step for each",
     )
     max_model_len: int | None = _flag(

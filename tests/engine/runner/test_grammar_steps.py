@@ -47,7 +47,7 @@ def plain(model: Path) -> Iterator[TorchRunner]:
 
 @pytest.fixture(scope="module")
 def forcing(model: Path) -> Iterator[TorchRunner]:
-    runner = load_runner(model)
+    runner = load_runner(model, forced_tokens=True)
     yield runner
     runner.close()
 
