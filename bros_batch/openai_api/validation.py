@@ -64,8 +64,9 @@ class LenientPart(RequestPart):
     def ignored_names(self) -> Iterator[str]:
         """Yield the names of the fields that were given a value and have no effect, also those of nested parts."""
         for prefix, part in _lenient_parts("", self):
+            given = part.model_fields_set
             for name in (*part._ignored_fields, *(part.model_extra or ())):
-                if getattr(part, name) is not None:
+                if name in given and getattr(part, name) is not None:
                     yield prefix + name
 
     def unknown_names(self) -> Iterator[str]:
@@ -78,7 +79,10 @@ class LenientPart(RequestPart):
 def _lenient_parts(prefix: str, part: LenientPart) -> Iterator[tuple[str, LenientPart]]:
     """Yield `part` and the lenient parts within it, each with what precedes the names of its fields."""
     yield prefix, part
+    given = part.model_fields_set  # few of the fields of a request, and this is done for each line of a job
     for name in type(part).model_fields:
+        if name not in given:
+            continue
         value = getattr(part, name)
         if isinstance(value, LenientPart):
             yield from _lenient_parts(f"{prefix}{name}.", value)
@@ -113,9 +117,6 @@ def _request_error(error: ValidationError) -> RequestError:
         return cause
     if kind == "json_invalid":
         return RequestError(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.")
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RequestError):  # of a check of several fields together
-        return cause
     steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     param = "".join(steps).removeprefix(".")
     if not param:
