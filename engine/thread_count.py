@@ -42,6 +42,14 @@ def cpu_times_s() -> tuple[float, float] | None:
     return (total_running_ns / 1e9, total_waiting_ns / 1e9) if total_running_ns else None
 
 
+def _waiting_share(before: tuple[float, float] | None, now: tuple[float, float] | None) -> float | None:
+    """The share of the time that the threads wanted to run and had to wait, between two results of `cpu_times_s`."""
+    if before is None or now is None:
+        return None
+    running_s, waiting_s = now[0] - before[0], now[1] - before[1]
+    return waiting_s / (running_s + waiting_s) if running_s + waiting_s > 0 else 0.0
+
+
 class ThreadCount:
     """Sets the number of threads after each step, as the machine allows.
 
@@ -68,7 +76,7 @@ class ThreadCount:
         # By number of threads: how long to wait after the next trial in vain, and the window until which to wait.
         self._pauses: dict[int, int] = {}
         self._paused_until: dict[int, int] = {}
-        self._begin_window()
+        self._begin_window(cpu_times())
 
     def after_step(self, step_s: float, expected_s: float) -> None:
         """Take note of a step, and of how long it takes by the coefficients of the cost model."""
@@ -80,30 +88,21 @@ class ThreadCount:
         num_needed = WINDOW_STEPS if self._tried_from is None else 2 * WINDOW_STEPS
         if self._num_steps < num_needed or self._clock() - self._started_s < WINDOW_S:
             return
-        slowdown = self._steps_s / self._expected_s
+        slowdown, times = self._steps_s / self._expected_s, self._cpu_times()
         if self._tried_from is None:
-            self._maybe_try(slowdown)
+            self._maybe_try(slowdown, _waiting_share(self._times, times))
         else:
             self._judge(self._tried_from, slowdown)
         self._num_windows += 1
-        self._begin_window()
+        self._begin_window(times)
 
-    def _begin_window(self) -> None:
+    def _begin_window(self, times: tuple[float, float] | None) -> None:
         self._num_steps = 0
         self._steps_s = self._expected_s = 0.0
         self._started_s = self._clock()
-        self._times = self._cpu_times()
+        self._times = times
 
-    def _waiting_share(self) -> float | None:
-        """The share of the time that the threads wanted to run and had to wait, since the window began."""
-        before, now = self._times, self._cpu_times()
-        if before is None or now is None:
-            return None
-        running_s, waiting_s = now[0] - before[0], now[1] - before[1]
-        return waiting_s / (running_s + waiting_s) if running_s + waiting_s > 0 else 0.0
-
-    def _maybe_try(self, slowdown: float) -> None:
-        share = self._waiting_share()
+    def _maybe_try(self, slowdown: float, share: float | None) -> None:
         if share is None:
             return
         count = self.count
