@@ -128,7 +128,6 @@ def make_endpoints(
         max_model_len=scheduler.max_request_tokens,
         vocab_size=info.vocab_size,
         hidden_size=info.hidden_size,
-        pooling=info.pooling,
     )
     default_slo = SLO(config.default_ttft_s, config.default_tpot_s)
     context = ServerContext(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.core.plan import StepPlan, StepResult
-from engine.core.terms import Pooling
 from engine.grammars.contract import GrammarCompiler
 
 
@@ -17,8 +16,7 @@ class RunnerInfo:
     It has `num_blocks * block_size` slots of KV memory, `max_num_seqs` slot-table rows of `max_model_len` positions
     each, and `num_host_slots` slots of host memory for the tokens that preempted requests give up. A step computes at
     most `max_num_batched_tokens` tokens. `computes_beside_host` says that the host's processor is free while a step is
-    computed. `hidden_size` is 0 if the hidden states cannot be read; `pooling` is how the model's own configuration
-    makes embeddings of them, if it says so.
+    computed. `hidden_size` is 0 if the hidden states cannot be read.
     """
 
     num_blocks: int
@@ -32,7 +30,6 @@ class RunnerInfo:
     computes_beside_host: bool = False
     max_num_batched_tokens: int = 512
     hidden_size: int = 0
-    pooling: Pooling | None = None
 
 
 class UnsupportedModel(ValueError):

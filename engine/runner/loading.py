@@ -19,7 +19,6 @@ from engine.runner.kv.memory import (
 )
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.model.loading import load_model
-from engine.runner.model.own_pooling import own_pooling
 from engine.runner.peak_memory import largest_step, measure_step_bytes
 from engine.runner.ranks.memory_probe import LargestPass, MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
@@ -124,7 +123,6 @@ def _runner_info(
         computes_beside_host=is_gpu,
         max_num_batched_tokens=config.max_step_tokens(is_gpu),
         hidden_size=model.hidden_size,
-        pooling=own_pooling(config.model) if model.hidden_size else None,
     )
     if ranks is None:
         return info

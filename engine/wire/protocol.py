@@ -151,8 +151,7 @@ class Welcome(Struct, frozen=True, tag="welcome"):
 
     `max_model_len` is the number of tokens that the prompt and the output of a request may have together. `vocab_size`
     is the number of logits, which may be more than the tokens that the tokenizer knows. `hidden_size` is the length of
-    an embedding; 0 if the model's hidden states cannot be read. `pooling` is how the model's sentence-transformers
-    configuration says that embeddings are made, if it says so.
+    an embedding; 0 if the model's hidden states cannot be read.
     """
 
     version: int
@@ -161,7 +160,6 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     max_model_len: int
     vocab_size: int
     hidden_size: int = 0
-    pooling: Pooling | None = None
 
 
 class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):

@@ -52,7 +52,7 @@ async def test_answers_equal_those_of_transformers(engine: RunningEngine, model:
     prompts = [document + [rng.randrange(3, VOCAB_SIZE) for _ in range(9)] for _ in range(3)]
     labels = (5, 17, 300)
     client = await EngineClient.connect(engine.url)
-    assert (client.welcome.hidden_size, client.welcome.pooling) == (64, None)
+    assert client.welcome.hidden_size == 64
     asked = [
         (prompt, lane, sampling)
         for prompt in prompts

@@ -1,4 +1,4 @@
-"""The pooling that a model's sentence-transformers configuration names."""
+"""How embeddings are made, as a model's sentence-transformers configuration says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.runner.model.own_pooling import own_pooling
+from bros_batch.text.embedding_form import own_embedding_form
 
 TYPES = "sentence_transformers.models."
 MODULES = [
@@ -18,11 +18,16 @@ MODULES = [
 ]
 
 
-def made(directory: Path, config: Any, modules: Any = MODULES) -> str:
+def own_pooling(directory: Path) -> str | None:
+    form = own_embedding_form(directory)
+    return None if form is None else form.pooling
+
+
+def made(directory: Path, config: Any, modules: Any = MODULES) -> Path:
     (directory / "1_Pooling").mkdir()
     (directory / "modules.json").write_text(json.dumps(modules))
     (directory / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    return str(directory)
+    return directory
 
 
 @pytest.mark.parametrize(
@@ -43,9 +48,18 @@ def test_pooling_of_a_configuration(config: Any, pooling: str | None, tmp_path: 
 
 
 def test_a_model_without_a_configuration(tmp_path: Path) -> None:
-    assert own_pooling(str(tmp_path)) is None
+    assert own_pooling(tmp_path) is None
     (tmp_path / "modules.json").write_text("{not json")
-    assert own_pooling(str(tmp_path)) is None
+    assert own_pooling(tmp_path) is None
     (tmp_path / "modules.json").write_text(json.dumps(MODULES[:1]))
-    assert own_pooling(str(tmp_path)) is None
-    assert own_pooling(str(tmp_path / "missing.gguf")) is None
+    assert own_pooling(tmp_path) is None
+    assert own_pooling(tmp_path / "missing.gguf") is None
+
+
+@pytest.mark.parametrize("is_normalized", [True, False])
+def test_a_configuration_says_whether_vectors_have_the_length_1(is_normalized: bool, tmp_path: Path) -> None:
+    form = own_embedding_form(
+        made(tmp_path, {"pooling_mode": "mean"}, MODULES if is_normalized else MODULES[:2])
+    )
+    assert form is not None
+    assert form.is_normalized is is_normalized
