@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.request_error import RequestError
-from engine.wire.limits import EngineLimits, Problem, problem_with, problem_with_item
+from engine.wire.limits import EngineLimits, problem_with, problem_with_item
 from engine.wire.protocol import Slo
-
-_OF_PART = re.compile(r"parts\[(\d+)\]\.(\w+)")
 
 
 def check_limits(
@@ -29,9 +26,9 @@ def check_limits(
     param = prompt_param if len(requests.parts) == 1 else param_of_part(0)
     if problem is None and len(requests.parts) * requests.num_choices > 1:
         problem = problem_with_item(requests.as_item(), limits)
-        if problem is not None and (found := _OF_PART.fullmatch(problem.param)):
-            param = param_of_part(int(found[1]))
-            problem = Problem(problem.code, problem.message.split(": ", 1)[1], found[2])
+        if problem is not None and problem.of_part is not None:
+            number, problem = problem.of_part
+            param = param_of_part(number)
     if problem is None:
         return
     if problem.param == "parts":

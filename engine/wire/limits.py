@@ -74,11 +74,15 @@ CHOICES_RANGE = Range(1, MAX_CHOICES)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a request cannot be computed: one of the codes of `Rejected`, a sentence, and the field at fault."""
+    """Why a request cannot be computed: one of the codes of `Rejected`, a sentence, and the field at fault.
+
+    If that is a field of one part of an item, `of_part` has its number, and the problem as if it were the whole prompt.
+    """
 
     code: str
     message: str
     param: str
+    of_part: tuple[int, Problem] | None = None
 
 
 class EngineLimits(Protocol):
@@ -147,7 +151,10 @@ def _parts_problem(item: ItemRequest, limits: EngineLimits) -> Problem | None:
     for number, part in enumerate(parts):
         if problem := _part_problem(num_shared, part, limits):
             return Problem(
-                problem.code, f"Part {number}: {problem.message}", f"parts[{number}].{problem.param}"
+                problem.code,
+                f"Part {number}: {problem.message}",
+                f"parts[{number}].{problem.param}",
+                (number, problem),
             )
         num_logprobs += _num_prompt_logprobs(num_shared + len(part.token_ids), part.sampling) * item.n
     return _too_many_logprobs(num_logprobs)
