@@ -15,9 +15,10 @@ def schema_problem(schema: Any) -> str | None:
         text = msgspec.json.encode(compilable(schema)).decode()
     except UnusableSchema as error:
         return str(error)
-    if _compiler_problem(text) is None:
+    problem = _compiler_problem(text)
+    if problem is None:
         return None
-    return located(msgspec.json.encode(schema).decode(), _compiler_problem)
+    return located(msgspec.json.encode(schema).decode(), problem, _compiler_problem)
 
 
 def _compiler_problem(text: str) -> str | None:

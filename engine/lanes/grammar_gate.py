@@ -131,7 +131,6 @@ class GrammarGate:
             return None
 
         try:
-            found = located(text, problem_of)
+            return located(text, problem, problem_of)
         except UnusableSchema as error:
             return str(error)
-        return found if "it is not supported" not in found else problem

@@ -118,16 +118,16 @@ def decoded(text: str) -> Any:
         raise UnusableSchema(f"The schema is not valid JSON: {error}.") from None
 
 
-def located(text: str, problem_of: Callable[[str], str | None]) -> str:
+def located(text: str, problem: str, problem_of: Callable[[str], str | None]) -> str:
     """Return why the grammar compiler refuses a schema, with the innermost place that it refuses by itself.
 
-    `problem_of` compiles a plain schema, given as text, and returns the compiler's message, or None for success.
+    `problem` is its message for the whole. `problem_of` compiles a plain schema, given as text, and returns the
+    compiler's message, or None for success.
     """
     walk = _Walk(decoded(text))
     walk.plain()
     parts = walk.parts
     place: Steps = ()
-    problem = problem_of(_encoded(walk.plain())) or "it is not supported"
     waiting, seen = parts.get(place, []), {place}
     for _ in range(MAX_COMPILED_TO_LOCATE):
         if not waiting:
