@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bros_batch.text.partial_match import num_begun_chars
+
 
 class StopCutter:
     """Cuts text at the first stop string, and holds back an end of the text that may be the beginning of one."""
 
-    __slots__ = ("_keeps_stop", "_longest", "_pending", "_stops", "stopped")
+    __slots__ = ("_keeps_stop", "_pending", "_stops", "stopped")
 
     def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
         """With `keeps_stop`, the text is cut after the stop string."""
         self._stops = tuple(stops)
         self._keeps_stop = keeps_stop
-        self._longest = max(map(len, stops), default=0)
         self._pending = ""
         self.stopped = False
 
@@ -36,7 +37,7 @@ class StopCutter:
                 self.stopped = True
                 self._pending = ""
                 return text[: start + length] if self._keeps_stop else text[:start]
-        keep = self._held_back(text)
+        keep = max(num_begun_chars(text, stop) for stop in self._stops)
         self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -44,11 +45,3 @@ class StopCutter:
         """Return the text that was held back, now that no more follows."""
         text, self._pending = self._pending, ""
         return text
-
-    def _held_back(self, text: str) -> int:
-        """Return the length of the longest end of `text` that begins a stop string without completing it."""
-        for length in range(min(len(text), self._longest - 1), 0, -1):
-            end = text[-length:]
-            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
