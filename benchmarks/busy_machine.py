@@ -28,7 +28,7 @@ from benchmarks.serving.client import Client
 from benchmarks.serving.load import FIRST_TEXT_ID, Load
 from benchmarks.serving.own_server import Server, own_server
 from benchmarks.serving.phase import Observed, Timing, observe
-from benchmarks.serving.report import Limits, report
+from benchmarks.serving.report import Limits, beside_each_other, report
 
 
 def spin() -> None:
@@ -71,14 +71,10 @@ async def measure(
 
 def figures(count: int, found: dict[str, Any]) -> dict[str, Any]:
     """The figures of a number of processes."""
-    counters, window_s = found["counters"], found["window_s"]
-    tokens = sum(counters.get(f"bros_{kind}_tokens_total.be", 0.0) for kind in ("prompt", "generation"))
     return {
         "spinning": count,
-        "be_tokens_per_s": tokens / window_s,
-        "engine_cpu_s_per_s": found["cpu_s"]["server"] / window_s,
-        "rt": {key: found["rt"][key] for key in ("requests", "attainment", "ttft_ms", "tpot_ms", "errors")},
-        "be_errors": found["be"]["errors"],
+        "engine_cpu_s_per_s": found["cpu_s"]["server"] / found["window_s"],
+        **beside_each_other(found),
         "cost_model_error": found.get("cost_model_error"),
     }
 

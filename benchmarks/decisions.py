@@ -23,7 +23,7 @@ from benchmarks.machine import write_result
 from benchmarks.serving.__main__ import until_ready
 from benchmarks.serving.client import Client
 from benchmarks.serving.load import FIRST_TEXT_ID, Load
-from benchmarks.serving.own_server import own_server
+from benchmarks.serving.own_server import Server, own_server
 from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
 from bros_batch.settings import DEMO_MODEL_DIR
 
@@ -65,8 +65,9 @@ def chat_body(text: str) -> dict[str, Any]:
     }
 
 
-async def measure(url: str, num_documents: int, rounds: int) -> dict[str, list[float]]:
+async def measure(server: Server, num_documents: int, rounds: int) -> dict[str, list[float]]:
     """Return documents per second of each kind, by round."""
+    await until_ready(Client(server.url, "model"), server, Load(token_ids=(FIRST_TEXT_ID, 1536)))
     texts = [
         each.text for each in generate_documents(num_documents * rounds * 2 + IN_FLIGHT, HELD_OUT_SEED + 9)
     ]
@@ -76,9 +77,9 @@ async def measure(url: str, num_documents: int, rounds: int) -> dict[str, list[f
 
         async def ask(kind: str, text: str) -> None:
             if kind == "JSON":
-                response = await http.post(f"{url}/v1/chat/completions", json=chat_body(text))
+                response = await http.post(f"{server.url}/v1/chat/completions", json=chat_body(text))
             else:
-                response = await http.post(f"{url}/v1/decisions", json=decision_body(text))
+                response = await http.post(f"{server.url}/v1/decisions", json=decision_body(text))
             response.raise_for_status()
 
         for kind in KINDS:
@@ -92,11 +93,6 @@ async def measure(url: str, num_documents: int, rounds: int) -> dict[str, list[f
     return found
 
 
-async def measure_when_ready(server: Any, num_documents: int, rounds: int) -> dict[str, list[float]]:
-    await until_ready(Client(server.url, "model"), server, Load(token_ids=(FIRST_TEXT_ID, 1536)))
-    return await measure(server.url, num_documents, rounds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -108,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     with own_server(options.model_dir, "model", options.own) as server:
-        found = asyncio.run(measure_when_ready(server, options.documents, options.rounds))
+        found = asyncio.run(measure(server, options.documents, options.rounds))
     for kind in KINDS:
         rates = ", ".join(f"{rate:.1f}" for rate in found[kind])
         print(f"{kind:10} {median(found[kind]):8.1f} documents/s  ({rates})")

@@ -33,7 +33,7 @@ from benchmarks.serving.client import Client
 from benchmarks.serving.load import FIRST_TEXT_ID, Load
 from benchmarks.serving.own_server import Server, own_server
 from benchmarks.serving.phase import Observed, Timing, observe
-from benchmarks.serving.report import Limits, report
+from benchmarks.serving.report import Limits, beside_each_other, report
 from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
 from bros_batch.demo.prompts import EXTRACTION_PROMPT, EXTRACTION_SCHEMA
 from bros_batch.settings import DEMO_MODEL_DIR
@@ -128,14 +128,10 @@ async def measure(
 
 
 def figures(variant: str, found: dict[str, Any]) -> dict[str, Any]:
-    counters, window_s = found["counters"], found["window_s"]
-    tokens = sum(counters.get(f"bros_{kind}_tokens_total.be", 0.0) for kind in ("prompt", "generation"))
     return {
         "variant": variant,
-        "be_tokens_per_s": tokens / window_s,
-        "cpu_s_per_s": found["cpu_s"]["server"] / window_s,
-        "rt": {key: found["rt"][key] for key in ("requests", "attainment", "ttft_ms", "tpot_ms", "errors")},
-        "be_errors": found["be"]["errors"],
+        "cpu_s_per_s": found["cpu_s"]["server"] / found["window_s"],
+        **beside_each_other(found),
     }
 
 

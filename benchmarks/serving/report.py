@@ -51,6 +51,17 @@ def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
     return result
 
 
+def beside_each_other(found: dict[str, Any]) -> dict[str, Any]:
+    """From a report of a load with both lanes: the tokens of bulk, prompts and outputs, and how chats fared."""
+    counters = found["counters"]
+    tokens = sum(counters.get(f"bros_{kind}_tokens_total.be", 0.0) for kind in ("prompt", "generation"))
+    return {
+        "be_tokens_per_s": tokens / found["window_s"],
+        "rt": {key: found["rt"][key] for key in ("requests", "attainment", "ttft_ms", "tpot_ms", "errors")},
+        "be_errors": found["be"]["errors"],
+    }
+
+
 def _sums(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Sum the values of each name over all windows, without those that are 0."""
     total: collections.Counter[str] = collections.Counter()
