@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,6 +14,11 @@ from bros_batch.web.dashboard import formats, job_words
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
+STATIC_FILES = frozenset(path.name for path in STATIC.iterdir())
+# A hash of all static files.
+VERSION = hashlib.sha256(b"".join((STATIC / name).read_bytes() for name in sorted(STATIC_FILES))).hexdigest()[
+    :12
+]
 # The policy allows no inline scripts or styles, so injected markup could not run.
 HEADERS = {
     "Content-Security-Policy": (
@@ -39,11 +43,10 @@ class Page:
     status: int = 200
 
 
-@cache
 def asset(name: str) -> str:
-    """The URL of a static file, with a hash of its content so that browsers can keep it until it changes."""
-    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()
-    return f"/static/{name}?v={digest[:12]}"
+    """The URL of a static file. It contains the version, so that browsers can keep the file, and so that scripts that
+    import each other by relative paths are all of one version."""
+    return f"/static/{VERSION}/{name}"
 
 
 def _environment() -> Environment:

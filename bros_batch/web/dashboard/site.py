@@ -20,11 +20,10 @@ from bros_batch.web.dashboard.history import EngineHistory
 from bros_batch.web.dashboard.job_page import read_job
 from bros_batch.web.dashboard.jobs_page import read_jobs
 from bros_batch.web.dashboard.rates import JobRates
-from bros_batch.web.dashboard.rendering import STATIC, Page, html
+from bros_batch.web.dashboard.rendering import STATIC, STATIC_FILES, VERSION, Page, html
 from bros_batch.web.errors import ApiError
 
 GZIP_LEVEL = 5
-STATIC_FILES = frozenset(path.name for path in STATIC.iterdir())
 
 
 def dashboard_routes() -> list[Route]:
@@ -37,7 +36,7 @@ def dashboard_routes() -> list[Route]:
         _page("/engine", partial(read_engine, history=history)),
         _page("/chat", read_chat),
         Route("/chat", chat_page.answer, methods=["POST"]),
-        Route("/static/{name}", _static_file),
+        Route("/static/{version}/{name}", _static_file),
     ]
 
 
@@ -86,8 +85,10 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _static_file(request: Request) -> Response:
-    """A file of the pages. Its URL contains a hash of its content, so browsers may keep it forever."""
-    name = request.path_params["name"]
+    """A file of the pages. Its URL contains its version, so browsers may keep it forever."""
+    name, version = request.path_params["name"], request.path_params["version"]
     if name not in STATIC_FILES:
         raise HTTPException(404)
-    return FileResponse(STATIC / name, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+    # A page that was opened before an upgrade gets the new file, but must not keep it under the old version.
+    kept = "private, max-age=31536000, immutable" if version == VERSION else "no-store"
+    return FileResponse(STATIC / name, headers={"Cache-Control": kept})

@@ -417,7 +417,7 @@ def test_it_asks_for_the_key(redis_of_session: RedisServer, text_model: Path, ch
         assert chrome.current_url == f"{web.url}/engine"
         chrome.delete_all_cookies()
         # The open stream goes on; the next one needs a session.
-        chrome.execute_script("lost()")  # type: ignore[no-untyped-call]
+        chrome.execute_script("document.dispatchEvent(new Event('visibilitychange'))")  # type: ignore[no-untyped-call]
         wait_text(chrome, "Your session has ended", "What you see is from", "KV memory")
         chrome.get_log("browser")  # type: ignore[no-untyped-call]  # the rejected requests
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import AsyncGeneratorType
@@ -101,15 +102,17 @@ def test_pages_and_files_are_compressed_and_files_are_kept(site: Web) -> None:
         page = http.get("/")
         assert page.headers["content-encoding"] == "gzip"
         assert page.headers["cache-control"] == "no-store"
-        for name in ("style.css", "dashboard.js", "icon.svg"):
-            url = page.text.partition(f"/static/{name}?v=")
-            version = url[2].partition('"')[0]
-            assert len(version) == 12
-            answer = http.get(f"/static/{name}", params={"v": version})
+        files = re.findall(r"/static/(\w{12})/([\w.]+)", page.text)
+        assert {"style.css", "jobs.js", "icon.svg"} <= {name for _, name in files}
+        (version,) = {version for version, _ in files}
+        for name in ("style.css", "jobs.js", "morph.js", "icon.svg"):
+            answer = http.get(f"/static/{version}/{name}")
             assert answer.status_code == 200
             assert "immutable" in answer.headers["cache-control"]
+        old = http.get("/static/0123456789ab/page.js")
+        assert (old.status_code, old.headers["cache-control"]) == (200, "no-store")
         for name in ("nothing.js", "..%2fsite.py", "%2e%2e/site.py"):
-            assert http.get(f"/static/{name}").status_code == 404
+            assert http.get(f"/static/{version}/{name}").status_code == 404
 
 
 def test_unknown_pages_lead_home(site: Web) -> None:
