@@ -42,6 +42,7 @@ class Job:
     error_file_id: Key | None
     defaults: dict[str, Any]
     metadata: dict[str, Any] | None
+    source: dict[str, Any] | None  # the table that the documents came from: name, format, columns, id_field
     errors: list[dict[str, Any]]
     total: Count
     succeeded: Count

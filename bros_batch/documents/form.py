@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bros_batch.request_error import RequestError
@@ -11,6 +11,8 @@ BATCH = "batch"
 DOCUMENT = "document"
 
 ID_FIELDS = ("custom_id", "id")
+# The only field of a line that stands for a row which could not be read; its value is the message of the failed item.
+ERROR_FIELD = "_error"
 MAX_CUSTOM_ID_CHARS = 512
 # Every whole number up to here is exact as a float, which is what pandas makes of whole numbers beside missing ones.
 MAX_EXACT_FLOAT = 2**53
@@ -28,9 +30,17 @@ def form_of(value: Mapping[str, Any], prompt_fields: Collection[str]) -> str:
     return BATCH if is_batch else DOCUMENT
 
 
-def document_id(document: Mapping[str, Any]) -> str | None:
-    """Return the id of a document as text, or None if it has none. Raises RequestError for a value that is no id."""
-    for name in ID_FIELDS:
+def is_bad_row(document: Mapping[str, Any]) -> bool:
+    """Return whether a line stands for a row that could not be read."""
+    return len(document) == 1 and isinstance(document.get(ERROR_FIELD), str)
+
+
+def document_id(document: Mapping[str, Any], names: Sequence[str] = ID_FIELDS) -> str | None:
+    """Return the id of a document as text, or None if it has none. Raises RequestError for a value that is no id.
+
+    The id is in the first field of these names that has a value.
+    """
+    for name in names:
         value = document.get(name)
         if value is None or value == "":
             continue

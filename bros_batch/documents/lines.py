@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import msgspec
 
 from bros_batch.documents.error_messages import storable
-from bros_batch.documents.form import BATCH, DOCUMENT, checked_id, document_id, form_of
+from bros_batch.documents.form import (
+    BATCH,
+    DOCUMENT,
+    ERROR_FIELD,
+    ID_FIELDS,
+    checked_id,
+    document_id,
+    form_of,
+    is_bad_row,
+)
 from bros_batch.documents.item_requests import without_stream
+from bros_batch.documents.json_object import json_object
 from bros_batch.documents.new_item import NewItem
 from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.registry import parse_body
@@ -29,15 +38,14 @@ class BatchLine(msgspec.Struct):
 
 
 _decode_batch_line = msgspec.json.Decoder(BatchLine).decode
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class LineReader:
     """Reads the lines of one file. The first good line decides the form of all of them.
 
-    `prompt_fields` are the fields of the job's own prompt. Without `models`, batch lines run with the job's model,
-    whichever they name. `ignored` collects the names of fields without effect, unless `strict` makes those that are not
-    known an error of their line.
+    `prompt_fields` are the fields of the job's own prompt. `id_field` is the field with the id of a document. Without
+    `models`, batch lines run with the job's model, whichever they name. `ignored` collects the names of fields without
+    effect, unless `strict` makes those that are not known an error of their line.
     """
 
     def __init__(
@@ -47,10 +55,12 @@ class LineReader:
         form: str | None,
         prompt_fields: Collection[str] = (),
         *,
+        id_field: str | None = None,
         strict: bool = False,
     ) -> None:
         self.form = form
         self.ignored: set[str] = set()
+        self._id_fields = ID_FIELDS if id_field is None else (id_field,)
         self._strict = strict
         self._endpoint = endpoint
         self._models = models
@@ -63,7 +73,10 @@ class LineReader:
                 return self._read_batch_line(line, line_no)
             if self.form == DOCUMENT:
                 return self._read_document(line, line_no)
-            form = form_of(_decode(line), self._prompt_fields)
+            value = json_object(line)
+            if is_bad_row(value):
+                return self._read_document(line, line_no)  # says nothing about the form of the others
+            form = form_of(value, self._prompt_fields)
             item = (self._read_batch_line if form == BATCH else self._read_document)(line, line_no)
             self.form = form
             return item
@@ -100,23 +113,12 @@ class LineReader:
         return body
 
     def _read_document(self, line: bytes, line_no: int) -> NewItem:
-        custom_id = document_id(_decode(line))
+        document = json_object(line)
+        if is_bad_row(document):
+            message = storable(document[ERROR_FIELD])
+            return NewItem(line_no, str(line_no), None, "invalid_request", message, id_may_repeat=True)
+        custom_id = document_id(document, self._id_fields)
         return NewItem(line_no, custom_id or str(line_no), _text(line), id_may_repeat=True)
-
-
-def _decode(line: bytes) -> dict[str, Any]:
-    try:
-        return _decode_object(line)
-    except msgspec.ValidationError as error:
-        if "out of range" in str(error):  # the only sign of it
-            raise RequestError("this contains a number that is out of range.") from None
-        raise RequestError("this is not a JSON object.") from None
-    except UnicodeDecodeError:
-        raise RequestError("this is not valid UTF-8.") from None
-    except RecursionError:
-        raise RequestError("this is nested too deeply.") from None
-    except msgspec.DecodeError as error:
-        raise RequestError(f"this is not valid JSON: {_reason(error)}.") from None
 
 
 def _failed(line_no: int, custom_id: str | None, error: RequestError) -> NewItem:
@@ -127,7 +129,7 @@ def _failed(line_no: int, custom_id: str | None, error: RequestError) -> NewItem
 
 def _failed_envelope(line: bytes, line_no: int) -> NewItem:
     """The failed item of a line that is not a batch line. Slow, because it looks for the reason."""
-    value = _decode(line)
+    value = json_object(line)
     if "custom_id" not in value:
         raise RequestError("'custom_id' is missing.", "custom_id")
     if not isinstance(value["custom_id"], str):
@@ -146,7 +148,3 @@ def _text(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         raise RequestError("this is not valid UTF-8.") from None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).removeprefix("JSON is malformed: ")

@@ -123,7 +123,12 @@ class _Ingester:
         defaults = self._job.defaults
         models = self._settings.model_names if defaults.get("model") is None else None
         reader = LineReader(
-            self._job.endpoint, models, self._form, prompt_fields(defaults), strict=self._settings.strict
+            self._job.endpoint,
+            models,
+            self._form,
+            prompt_fields(defaults),
+            id_field=(self._job.source or {}).get("id_field"),
+            strict=self._settings.strict,
         )
         items: list[NewItem] = []
         size, reached = 0, offset

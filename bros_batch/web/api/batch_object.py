@@ -49,6 +49,7 @@ def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
         },
         "metadata": job.metadata,
         "name": job.name,
+        "source": job.source,
         "priority": job.priority,
         "deadline_at": _seconds(job.deadline_at),
         "paused_at": _seconds(job.paused_at),

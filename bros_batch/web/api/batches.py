@@ -39,6 +39,9 @@ router = APIRouter(prefix="/v1/batches")
 
 # PostgreSQL cannot store text that contains NUL.
 PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+# As many columns as a sheet of Excel may have.
+MAX_COLUMNS = 16_384
+MAX_COLUMN_CHARS = 1024
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
@@ -48,6 +51,15 @@ class OutputExpiry(RequestPart):
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=MIN_EXPIRY_S, le=MAX_EXPIRY_S)
+
+
+class Source(RequestPart):
+    """The table that the documents of the input file came from, for whoever shows or writes the rows again."""
+
+    name: PlainText | None = Field(None, max_length=1024)
+    format: PlainText | None = Field(None, max_length=32)
+    columns: list[PlainText] | None = Field(None, max_length=MAX_COLUMNS)
+    id_field: PlainText | None = Field(None, min_length=1, max_length=MAX_COLUMN_CHARS)
 
 
 class BatchRequest(LenientPart):
@@ -63,6 +75,7 @@ class BatchRequest(LenientPart):
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
     defaults: dict[str, Any] | None = None
     deadline: str | float | None = None
+    source: Source | None = None
 
 
 @router.post("")
@@ -109,6 +122,7 @@ async def create_batch(request: Request) -> Response:
             priority=body.priority,
             defaults=body.defaults,
             metadata=body.metadata,
+            source=None if body.source is None else body.source.model_dump(exclude_none=True),
             deadline_at=deadline_at,
             completion_window=body.completion_window,
             window_s=window_s,
