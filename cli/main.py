@@ -23,7 +23,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "cancel": ("cli.jobs.control:cancel", "Cancel a job; finished items keep their results."),
         "pause": ("cli.jobs.control:pause", "Pause a job."),
         "resume": ("cli.jobs.control:resume", "Resume a paused job."),
-        "retry": ("cli.jobs.control:retry", "Run the failed items of a job again."),
+        "rerun": ("cli.jobs.rerun:rerun", "Compute rows of a job again: the failed ones, or some by number."),
     },
     "Chat": {
         "chat": ("cli.chat:chat", "Ask the model a question, or chat interactively."),

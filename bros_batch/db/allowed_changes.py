@@ -6,13 +6,21 @@ from typing import Literal
 
 from sqlalchemy import Connection, text
 
-from bros_batch.db.states import ENDED_JOB, JOB_TRANSITIONS, JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.states import JOB_TRANSITIONS, JobStatus
+from bros_batch.db.tables import IS_WITHOUT_RESULT, Job
 
-Change = Literal["pause", "resume", "retry", "cancel"]
+Change = Literal["pause", "resume", "rerun", "cancel"]
 
-# The items that a retry runs again: those without a result that could be read.
-RETRIABLE_ITEMS = "job_id = :job_id AND body IS NOT NULL AND status IN ('failed', 'cancelled', 'expired')"
+# The jobs whose rows can be computed again.
+RERUNNABLE_JOBS = frozenset(
+    {
+        JobStatus.IN_PROGRESS,
+        JobStatus.PAUSED,
+        JobStatus.COMPLETED,
+        JobStatus.EXPIRED,
+        JobStatus.CANCELLED,
+    }
+)
 
 
 def allowed_changes(connection: Connection, job: Job) -> list[Change]:
@@ -24,8 +32,8 @@ def allowed_changes(connection: Connection, job: Job) -> list[Change]:
         allowed.append("pause")
     if may_resume(status):
         allowed.append("resume")
-    if may_retry(status) and has_retriable_items(connection, job):
-        allowed.append("retry")
+    if status in RERUNNABLE_JOBS and has_failed_rows(connection, job):
+        allowed.append("rerun")
     if JobStatus.CANCELLING in targets:
         allowed.append("cancel")
     return allowed
@@ -35,13 +43,9 @@ def may_resume(status: str) -> bool:
     return status == JobStatus.PAUSED
 
 
-def may_retry(status: str) -> bool:
-    """Whether the status allows a retry; it also needs an item that can run again."""
-    return status in ENDED_JOB and JobStatus.IN_PROGRESS in JOB_TRANSITIONS[JobStatus(status)]
-
-
-def has_retriable_items(connection: Connection, job: Job) -> bool:
+def has_failed_rows(connection: Connection, job: Job) -> bool:
+    """Whether a job has rows without a result that can be computed again; those that could not be read cannot."""
     if not job.counts.without_result:
         return False
-    query = f"SELECT EXISTS (SELECT 1 FROM items WHERE {RETRIABLE_ITEMS})"
+    query = f"SELECT EXISTS (SELECT 1 FROM items WHERE job_id = :job_id AND body IS NOT NULL AND {IS_WITHOUT_RESULT})"
     return bool(connection.scalar(text(query), {"job_id": job.id}))

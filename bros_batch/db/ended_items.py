@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, func, literal_column, select, text
 
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus
-from bros_batch.db.tables import items
+from bros_batch.db.tables import IS_WITHOUT_RESULT, items
 
 PAGE_ROWS = 500
 
@@ -54,4 +54,6 @@ def count_error_codes(connection: Connection, job_id: str) -> dict[str, int]:
 
 def _status_in(*statuses: ItemStatus) -> ColumnElement[bool]:
     # Literals and not parameters: a planner that sees a parameter cannot know that a partial index covers it.
+    if frozenset(statuses) == WITHOUT_RESULT:
+        return text(IS_WITHOUT_RESULT)  # type: ignore[return-value]
     return items.c.status.in_([literal_column(f"'{status.value}'") for status in sorted(statuses)])

@@ -41,8 +41,7 @@ class IllegalTransition(ValueError):
 
 #   pending <-> queued
 #      |          |
-#      +----------+--> succeeded
-#      +----------+--> failed | cancelled | expired --(retry)--> pending
+#      +----------+--> succeeded | failed | cancelled | expired --(rerun)--> pending
 #
 # An item that was taken back is pending while an engine may still have it, and ends with that result if it comes.
 ITEM_TRANSITIONS: dict[ItemStatus, frozenset[ItemStatus]] = {
@@ -64,13 +63,13 @@ ITEM_TRANSITIONS: dict[ItemStatus, frozenset[ItemStatus]] = {
             ItemStatus.EXPIRED,
         }
     ),
-    ItemStatus.SUCCEEDED: frozenset(),
+    ItemStatus.SUCCEEDED: frozenset({ItemStatus.PENDING}),
     ItemStatus.FAILED: frozenset({ItemStatus.PENDING}),
     ItemStatus.CANCELLED: frozenset({ItemStatus.PENDING}),
     ItemStatus.EXPIRED: frozenset({ItemStatus.PENDING}),
 }
 
-#   validating -> in_progress <-> paused         completed | expired | cancelled --(retry)--> in_progress
+#   validating -> in_progress <-> paused         completed | expired | cancelled --(rerun)--> in_progress
 #       |             |             |
 #       |             +-> finalizing+-> completed | expired
 #       +-> failed    +-> cancelling (also from validating and paused) -> cancelled

@@ -12,6 +12,9 @@ from bros_batch.item_counts import ItemCounts
 
 metadata = MetaData()
 
+# The condition of a partial index. SQLite uses the index only for queries that have the same words.
+IS_WITHOUT_RESULT = "status IN ('failed', 'cancelled', 'expired')"
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -224,7 +227,7 @@ items = table_of(
             ("ix_items_pending", "status = 'pending'"),
             ("ix_items_queued", "status = 'queued'"),
             ("ix_items_succeeded", "status = 'succeeded'"),
-            ("ix_items_without_result", "status IN ('failed', 'cancelled', 'expired')"),
+            ("ix_items_without_result", IS_WITHOUT_RESULT),
         )
     ),
     sqlite_autoincrement=True,

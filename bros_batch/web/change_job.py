@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from bros_batch.db import job_control
+from bros_batch.db import job_control, rerun
 from bros_batch.db.allowed_changes import Change
+from bros_batch.db.rerun import CannotRerun
 from bros_batch.db.states import IllegalTransition
-from bros_batch.db.tables import Job
+from bros_batch.db.tables import File, Job
 from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.web.app_state import AppState, app_state
@@ -31,7 +34,6 @@ CHANGES: dict[Change, Callable[[Connection, str], Job]] = {
     "cancel": job_control.cancel_job,
     "pause": job_control.pause_job,
     "resume": job_control.resume_job,
-    "retry": job_control.retry_job,
 }
 
 
@@ -40,7 +42,8 @@ async def change_job(request: Request, job_id: str, change: Change) -> Job:
 
     Raises ApiError 404 for an unknown job, and 409 if its status does not allow the change.
     """
-
+    if change == "rerun":
+        return await rerun_rows(request, job_id)
     state = app_state(request)
 
     def query(connection: Connection) -> Job:
@@ -59,8 +62,36 @@ async def change_job(request: Request, job_id: str, change: Change) -> Job:
             await state.threads.run(lambda: _take_back(state, job), TAKE_BACK_S)
     if change == "cancel":
         state.dispatcher.send("finalize", job_id)
-    elif change in ("resume", "retry"):
+    elif change == "resume":
         state.dispatcher.send("prepare", job.model)
+    return job
+
+
+async def rerun_rows(request: Request, job_id: str, rows: Sequence[int] | None = None) -> Job:
+    """Compute rows of a job again: those with these numbers, or all without a result.
+
+    Raises ApiError 404 for an unknown job, 409 if its status does not allow that or no row can run, and 400 for a row
+    that does not exist or could not be read.
+    """
+    state = app_state(request)
+
+    def query(connection: Connection) -> tuple[Job, list[File]]:
+        try:
+            return rerun.rerun_rows(connection, job_id, rows)
+        except CannotRerun as error:
+            message = f"Cannot rerun rows of the batch '{job_id}'. {error}"
+            if error.is_conflict:
+                raise ApiError(409, message, param="batch_id", code="illegal_transition") from None
+            raise ApiError(400, message, param="rows", code="invalid_request") from None
+        except LookupError:
+            raise not_found("batch", job_id, "batch_id") from None
+
+    job, old_files = await state.write(query)
+    # After the commit: a row without content would be a broken file, but content without a row only takes up space.
+    for file in old_files:
+        await run_in_threadpool(Path(file.path).unlink, missing_ok=True)
+    log_change(request.scope, "job.rerun", job=job_id)
+    state.dispatcher.send("prepare", job.model)
     return job
 
 

@@ -1,4 +1,4 @@
-"""`bros-batch cancel`, `pause`, `resume` and `retry`."""
+"""`bros-batch cancel`, `pause` and `resume`."""
 
 from __future__ import annotations
 
@@ -35,4 +35,3 @@ pause = _command(
     "pause", "Pause JOB. It stops within two seconds; unfinished items run again after `resume`."
 )
 resume = _command("resume", "Resume JOB after a pause.")
-retry = _command("retry", "Run the items of JOB again that failed, expired or were cancelled.")

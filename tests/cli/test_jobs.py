@@ -160,7 +160,7 @@ def test_results_and_errors(cli, finished, tmp_path):
     assert record["error"]["code"] == "invalid_request"
 
 
-def test_pause_resume_cancel_retry(cli):
+def test_pause_resume_cancel_rerun(cli):
     job = cli.ok("submit", "-", "--prompt", "{text}", "--max-tokens", "200", stdin=documents(1500)).strip()
     wait_for(lambda: cli.json("status", job)["status"] == "in_progress")
     assert cli.ok("pause", job) == f"{job} is paused\n"
@@ -177,7 +177,7 @@ def test_pause_resume_cancel_retry(cli):
     again = cli.run("pause", job)
     assert again.returncode == 1
     assert "cannot" in again.stderr
-    assert cli.json("retry", job)["status"] == "in_progress"
+    assert cli.json("rerun", job, "--only-failed")["status"] == "in_progress"
     assert cli.run("status", job, "--watch").returncode == 0
     assert len(cli.lines("results", job)) == 1500
 

@@ -1,4 +1,4 @@
-"""`/v1/batches`: create, list, get, cancel, pause, resume and retry batches, and stream their results so far."""
+"""`/v1/batches`: create, list, get, cancel, pause and resume batches, and stream their results so far."""
 
 from __future__ import annotations
 
@@ -229,12 +229,6 @@ async def pause_batch(request: Request, batch_id: str) -> Response:
 async def resume_batch(request: Request, batch_id: str) -> Response:
     """Continue a paused job."""
     return JSONResponse(batch_object(await change_job(request, batch_id, "resume")))
-
-
-@router.post("/{batch_id}/retry")
-async def retry_batch(request: Request, batch_id: str) -> Response:
-    """Run the lines of an ended job that have no result again."""
-    return JSONResponse(batch_object(await change_job(request, batch_id, "retry")))
 
 
 @router.get("/{batch_id}/results")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from typing import get_args
 from urllib.parse import quote
 
 from sqlalchemy import Connection
@@ -17,7 +18,7 @@ from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT
 from bros_batch.db.tables import File, Job
 from bros_batch.db.waiting import waiting_reasons
 from bros_batch.web.app_state import app_state
-from bros_batch.web.change_job import CHANGES, change_job
+from bros_batch.web.change_job import change_job
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import not_found
@@ -135,9 +136,9 @@ def cut(message: str | None) -> str:
 
 
 async def change(request: Request) -> Response:
-    """Pause, resume, retry or cancel a job. The response is empty for a script, and a redirect for a plain form."""
+    """Pause, resume, rerun or cancel a job. The response is empty for a script, and a redirect for a plain form."""
     job_id, name = request.path_params["job_id"], request.path_params["change"]
-    if name not in CHANGES:
+    if name not in get_args(Change):
         raise not_found("change", name, "change")
     await change_job(request, job_id, name)
     if "text/html" in request.headers.get("accept", ""):

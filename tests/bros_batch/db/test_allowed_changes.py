@@ -11,6 +11,7 @@ from bros_batch.db import tables
 from bros_batch.db.allowed_changes import allowed_changes
 from bros_batch.db.connections import writing
 from bros_batch.db.jobs import lock_job
+from bros_batch.db.rerun import CannotRerun, rerun_rows
 from bros_batch.db.states import IllegalTransition, JobStatus
 from bros_batch.web.change_job import CHANGES
 from tests.bros_batch.world import World, batch_line
@@ -51,17 +52,18 @@ def test_a_change_is_offered_exactly_where_it_is_accepted(world: World, kind: st
                 update(tables.jobs).where(tables.jobs.c.id == job_id).values(status=status.value)
             )
             offered = allowed_changes(connection, lock_job(connection, job_id))
-        for change, apply in CHANGES.items():
+        for change, apply in {**CHANGES, "rerun": rerun_rows}.items():
             with writing(world.database) as connection, connection.begin_nested() as attempt:
                 try:
-                    accepted = apply(connection, job_id).status != status
-                except IllegalTransition:
+                    apply(connection, job_id)
+                    accepted = change == "rerun" or lock_job(connection, job_id).status != status
+                except (IllegalTransition, CannotRerun):
                     accepted = False
                 attempt.rollback()
             assert (change in offered) == accepted, (status, change)
 
 
-def test_a_retry_of_unreadable_lines_alone_is_not_offered(world: World) -> None:
+def test_a_rerun_of_unreadable_lines_alone_is_not_offered(world: World) -> None:
     job_id = job_of(world, "one unreadable")
     with writing(world.database) as connection:
         connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(status="completed"))

@@ -1,8 +1,6 @@
-"""Cancel, pause, resume and retry."""
+"""Cancel, pause and resume."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
@@ -119,7 +117,7 @@ def test_a_paused_job_is_finalized_when_its_last_item_ends(world: World) -> None
 
 def test_only_running_jobs_pause_and_only_paused_ones_resume(world: World) -> None:
     job_id = world.submit(batch_lines(1))
-    for name in ("pause", "resume", "retry"):
+    for name in ("pause", "resume"):
         with pytest.raises(IllegalTransition):
             step(world, name, job_id)
     world.ingest(job_id)
@@ -127,57 +125,3 @@ def test_only_running_jobs_pause_and_only_paused_ones_resume(world: World) -> No
     for name in ("pause", "resume"):
         with pytest.raises(IllegalTransition):
             step(world, name, job_id)
-
-
-# Retry ------------------------------------------------------------------------------------------------------------
-
-
-def test_retry_runs_items_without_a_result_again(world: World) -> None:
-    bad = b"nonsense"
-    lines = [json.dumps(line).encode() for line in batch_lines(4)]
-    job_id = world.running(b"\n".join([*lines, bad]))
-    world.prepare()
-    taken = world.engine.take()
-    world.engine.answer(taken[:2], "the first time")
-    world.engine.answer(taken[2:], choices=[], error_code="engine_lost", error_message="gone")
-    world.record()
-    world.finalize(job_id)
-    first = world.check_counts(job_id)
-    assert (first.status, first.succeeded, first.failed) == ("completed", 2, 3)
-
-    job = step(world, "retry", job_id)
-    assert (job.status, job.succeeded, job.failed, job.total) == ("in_progress", 2, 1, 5)
-    assert (job.output_file_id, job.completed_at) == (None, None)
-    world.check_counts(job_id)
-    assert world.prepare().queued == 2
-    world.engine.answer(taken[2:], "late, of the first time")
-    assert world.record().changed == 0
-    job = world.run_through(job_id)
-    world.check_counts(job_id)
-    assert (job.status, job.succeeded, job.failed) == ("completed", 4, 1)
-    assert job.output_file_id != first.output_file_id
-    output = world.file_lines(job.output_file_id)
-    assert [line["custom_id"] for line in output] == [f"doc-{number}" for number in range(4)]
-    assert "the first time" in json.dumps(output[0]) and "the first time" not in json.dumps(output[2])
-    with pytest.raises(IllegalTransition, match="nothing of the job can be run again"):
-        step(world, "retry", job_id)
-
-
-def test_a_cancelled_job_can_be_retried(world: World) -> None:
-    job_id = world.running(batch_lines(3))
-    step(world, "cancel", job_id)
-    world.finalize(job_id)
-    assert step(world, "retry", job_id).cancelled == 0
-    job = world.run_through(job_id)
-    assert (job.status, job.succeeded, job.cancelled_at, job.error_file_id) == ("completed", 3, None, None)
-    world.check_counts(job_id)
-
-
-def test_a_retried_job_gets_a_new_window(world: World) -> None:
-    job_id = world.running(batch_lines(2), window_s=-1.0)
-    world.sweep()
-    world.finalize(job_id)
-    assert world.job(job_id).status == "expired"
-    step(world, "retry", job_id)
-    world.sweep(later_s=1000)
-    assert world.run_through(job_id).status == "completed"

@@ -69,7 +69,7 @@ def test_there_are_no_other_transitions_of_a_job() -> None:
 
 
 def test_transitions_of_an_item() -> None:
-    assert ITEM_TRANSITIONS[ItemStatus.SUCCEEDED] == frozenset(), "a result is final"
+    assert ITEM_TRANSITIONS[ItemStatus.SUCCEEDED] == {ItemStatus.PENDING}, "only a rerun replaces a result"
     for ended in (ItemStatus.SUCCEEDED, ItemStatus.CANCELLED):
         assert set(item_sources(ended)) == {ItemStatus.PENDING, ItemStatus.QUEUED}
     for source, target in itertools.product(ItemStatus, ItemStatus):

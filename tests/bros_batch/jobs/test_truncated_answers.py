@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bros_batch.db.connections import writing
-from bros_batch.db.job_control import retry_job
+from bros_batch.db.rerun import rerun_rows
 from engine.wire.protocol import Choice
 from tests.bros_batch.world import World, batch_line
 
@@ -61,10 +61,10 @@ def test_a_cut_answer_of_a_batch_line_is_a_result(world: World) -> None:
     assert world.check_counts(job_id).succeeded == 1
 
 
-def test_a_retry_forgets_the_text_that_was_cut(world: World) -> None:
+def test_a_rerun_forgets_the_text_that_was_cut(world: World) -> None:
     job_id = answered(world, [{"text": "t"}], CUT, defaults=with_schema())
     with writing(world.database) as connection:
-        retry_job(connection, job_id)
+        rerun_rows(connection, job_id)
     assert [item.result for item in world.items(job_id)] == [None]
     world.prepare()
     world.engine.answer(world.engine.take(), WHOLE)

@@ -170,7 +170,6 @@ def test_allowed_and_illegal_changes(web: Web, client: OpenAI, database: Engine,
             return answer.status_code, body["status"] if answer.is_success else body["error"]["code"]
 
         assert post("pause") == (200, "paused")
-        assert post("retry") == (409, "illegal_transition")
         assert post("resume") == (200, "in_progress")
         assert post("cancel") == (200, "cancelling")
         assert post("cancel") == (200, "cancelling")

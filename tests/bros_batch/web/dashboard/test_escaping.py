@@ -102,7 +102,7 @@ def pages(job: Job, text: str) -> list[Page]:
     }
     return [
         Page("jobs.html", listing, ("listing",)),
-        job_page(Details(named, ["retry"], file, {text: 3}, [ended]), JobRates(), 0.0),
+        job_page(Details(named, ["rerun"], file, {text: 3}, [ended]), JobRates(), 0.0),
         job_page(Details(named, [], None, {}, []), JobRates(), 0.0),
         job_page(Details(replace(named, status="in_progress"), ["pause"], file, {}, []), JobRates(), 0.0),
         engine_page(text, text, {}, EngineHistory()),

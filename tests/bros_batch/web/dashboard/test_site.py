@@ -213,7 +213,7 @@ def test_changes_need_a_page_of_this_site(site: Web) -> None:
         stream = http.get("/", headers={**EVENTS, "Sec-Fetch-Site": "cross-site"})
         assert stream.json()["error"]["code"] == "cross_site_request"
         assert http.post(f"/jobs/{job_id}/explode").status_code == 404
-        wrong = http.post(f"/jobs/{job_id}/retry", headers={"Origin": site.url})
+        wrong = http.post(f"/jobs/{job_id}/rerun", headers={"Origin": site.url})
         assert wrong.json()["error"]["code"] == "illegal_transition"
         assert http.post("/jobs/none/pause").status_code == 404
         right = http.post(f"/jobs/{job_id}/resume", headers={"Origin": site.url})

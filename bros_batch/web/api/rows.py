@@ -1,0 +1,128 @@
+"""`/v1/batches/{id}/rows`: pages of a job's rows, one row, and all rows as a stream; and `rerun`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from pydantic import Field, StringConstraints
+from sqlalchemy import Connection
+from starlette.responses import Response, StreamingResponse
+
+from bros_batch.db.jobs import get_job
+from bros_batch.db.rows import ItemRow, RowQuery, get_row, rows_page
+from bros_batch.db.states import ItemStatus
+from bros_batch.db.tables import Job
+from bros_batch.openai_api.validation import LenientPart, validate
+from bros_batch.request_error import RequestError
+from bros_batch.web.api.batch_object import batch_object
+from bros_batch.web.api.row_object import RowObject, contains, contents_of, row_object, whole_row
+from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.change_job import rerun_rows
+from bros_batch.web.errors import JSONResponse, not_found
+
+router = APIRouter(prefix="/v1/batches")
+
+NDJSON = "application/x-ndjson"
+MAX_ROWS = 1_000
+STREAMED_ROWS = 1_000
+MAX_RERUN_ROWS = 100_000
+
+Search = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class RerunRequest(LenientPart):
+    """Body of `POST /v1/batches/{id}/rerun`: the numbers of rows, or all rows without a result."""
+
+    rows: list[Annotated[int, Field(ge=1, lt=2**31)]] | None = Field(
+        None, min_length=1, max_length=MAX_RERUN_ROWS
+    )
+    only: Literal["failed"] | None = None
+
+
+@router.get("/{batch_id}/rows")
+async def list_rows(
+    request: Request,
+    batch_id: str,
+    after: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 100,
+    order: Literal["asc", "desc"] = "asc",
+    status: ItemStatus | None = None,
+    search: Search | None = None,
+    ended: bool = False,
+) -> Response:
+    """List the rows of a job by number, or stream all of them as JSON lines (`Accept: application/x-ndjson`)."""
+    query = RowQuery(after, limit, order == "desc", status, search, ended=ended)
+    state = app_state(request)
+    if NDJSON in request.headers.get("accept", ""):
+        await state.read(lambda connection: _job(connection, batch_id))
+        return StreamingResponse(_lines(state, batch_id, query), media_type=NDJSON)
+
+    def read(connection: Connection) -> bytes:
+        found, next_after = _page(connection, batch_id, query)
+        page = {"object": "list", "data": found, "has_more": next_after is not None, "next_after": next_after}
+        return msgspec.json.encode(page)
+
+    return Response(await state.read(read), media_type="application/json")
+
+
+@router.get("/{batch_id}/rows/{row}")
+async def get_one_row(request: Request, batch_id: str, row: int) -> Response:
+    """Return a row with its rendered prompt, its request and the whole response."""
+
+    def read(connection: Connection) -> tuple[Job, ItemRow | None]:
+        job = _job(connection, batch_id)
+        return job, get_row(connection, job.id, row) if 0 < row < 2**31 else None
+
+    job, found = await app_state(request).read(read)
+    if found is None:
+        raise not_found("row", str(row), "row")
+    return JSONResponse(whole_row(found, job))
+
+
+@router.post("/{batch_id}/rerun")
+async def rerun_batch(request: Request, batch_id: str) -> Response:
+    """Compute rows of a job again, by number or all that have no result; their results are replaced."""
+    body = await app_state(request).parsed(request, lambda raw: validate(RerunRequest, raw))
+    if (body.rows is None) == (body.only is None):
+        raise RequestError("Name the rows with either 'rows' or 'only'.", "rows")
+    return JSONResponse(batch_object(await rerun_rows(request, batch_id, body.rows)))
+
+
+def _job(connection: Connection, job_id: str) -> Job:
+    job = get_job(connection, job_id)
+    if job is None:
+        raise not_found("batch", job_id, "batch_id")
+    return job
+
+
+def _page(connection: Connection, job_id: str, query: RowQuery) -> tuple[list[RowObject], int | None]:
+    """The rows of a page, and the row after which the next page begins, if there is one."""
+    job = _job(connection, job_id)
+    contents = contents_of(job)
+    search = query.search
+    if search is not None:
+        query = replace(query, matches=lambda row: contains(row, contents, search))
+    page = rows_page(connection, job, query)
+    return [row_object(row, contents) for row in page.rows], page.next_after
+
+
+async def _lines(state: AppState, job_id: str, query: RowQuery) -> AsyncIterator[bytes]:
+    """Yield rows as JSON lines, page by page, so that no transaction stays open while a slow client reads."""
+    encoder = msgspec.json.Encoder()
+    next_after = query.after
+    while True:
+        query = replace(query, after=next_after, limit=STREAMED_ROWS)
+
+        def read(connection: Connection, query: RowQuery = query) -> tuple[bytes, int | None]:
+            rows, next_after = _page(connection, job_id, query)
+            return encoder.encode_lines(rows), next_after
+
+        lines, next_after = await state.read(read)
+        if lines:
+            yield lines
+        if next_after is None:
+            return
