@@ -42,7 +42,7 @@ def csv_table(name: str, stream: BinaryIO, encoding: str, preferred: str) -> Tab
     if encoding != UTF8:
         notes.append(f"Its text is read as {encoding.upper()}.")
     return Table(
-        name, "tsv" if dialect.delimiter == "\t" else "csv", columns, _rows(rows, columns, text), notes
+        name, "tsv" if dialect.delimiter == "\t" else "csv", columns, _rows(rows, columns, text), notes=notes
     )
 
 

@@ -31,7 +31,7 @@ class DecodedText:
     def lines(self) -> Iterator[str]:
         """Yield lines with their ends: LF, CR LF or CR. Other characters that Python counts as line ends are text."""
         rest = ""
-        for text in self._pieces():
+        for text in self.pieces():
             text = rest + text
             held = len(text) - 1 if text.endswith("\r") else len(text)  # LF may follow
             rest = ""
@@ -46,7 +46,8 @@ class DecodedText:
         if rest:
             yield rest
 
-    def _pieces(self) -> Iterator[str]:
+    def pieces(self) -> Iterator[str]:
+        """Yield the text in pieces of about READ_BYTES."""
         while data := self._stream.read(READ_BYTES):
             yield self._decoded(data)
         yield self._decoded(b"", final=True)

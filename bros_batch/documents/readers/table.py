@@ -32,15 +32,18 @@ class BadRow(msgspec.Struct, frozen=True):
 class Table:
     """A table that is open for reading. Iterating over it raises UnreadableTable where a damaged file ends.
 
-    `columns` is None if only the rows themselves say what their columns are. `notes` are sentences for the user about
-    how the source was read. `size_bytes` is None if the source does not say its size.
+    `columns` is None if only the rows themselves say what their columns are. `lines` are the rows of JSON lines as they
+    are written, which one reads instead of the rows. `notes` are sentences for the user about how the source was read.
+    `id_field` is the column that identifies a row, if the format has one. `size_bytes` is None if it is not known.
     """
 
     name: str
     format: str
     columns: list[str] | None
     rows: Iterator[Row | BadRow]
+    lines: Iterator[bytes] | None = None
     notes: list[str] = field(default_factory=list)
+    id_field: str | None = None
     size_bytes: int | None = None
     bytes_read: Callable[[], int] = lambda: 0
     close: Callable[[], None] = lambda: None

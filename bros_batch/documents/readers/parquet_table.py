@@ -1,0 +1,93 @@
+"""Parquet: read batch by batch, with values that JSON has."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from bros_batch.documents.readers.column_names import column_names
+from bros_batch.documents.readers.table import BadRow, Row, Table, UnreadableTable
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+BATCH_ROWS = 1000
+BUFFER_BYTES = 1024**2
+_PLAIN = (str, int, bool, type(None))
+
+
+def parquet_table(name: str, file: BinaryIO) -> Table:
+    """Open a Parquet file."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UnreadableTable(
+            f"{name} is a Parquet file; to read it, install pyarrow: pip install 'bros-batch[tables]'."
+        ) from None
+    try:
+        parquet = pyarrow.parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        names = parquet.schema_arrow.names
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UnreadableTable(f"{name} is a damaged Parquet file: {_reason(error)}") from None
+    columns = list(names) if len(set(names)) == len(names) else column_names(names)
+    return Table(name, "parquet", columns, _rows(name, parquet, columns))
+
+
+def _rows(name: str, parquet: pyarrow.parquet.ParquetFile, columns: list[str]) -> Iterator[Row | BadRow]:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in parquet.iter_batches(BATCH_ROWS):
+            for document in _in_microseconds(batch, columns).to_pylist():
+                number += 1
+                yield Row(number, {key: _value(value) for key, value in document.items()})
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UnreadableTable(f"{name} is damaged after row {number}: {_reason(error)}") from None
+
+
+def _in_microseconds(batch: pyarrow.RecordBatch, names: list[str]) -> pyarrow.RecordBatch:
+    """Python's times have no nanoseconds."""
+    import pyarrow
+
+    columns = []
+    for column in batch.columns:
+        kind = column.type
+        if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
+            column = column.cast(pyarrow.timestamp("us", kind.tz), safe=False)
+        elif pyarrow.types.is_time64(kind) and kind.unit == "ns":
+            column = column.cast(pyarrow.time64("us"), safe=False)
+        elif pyarrow.types.is_duration(kind) and kind.unit == "ns":
+            column = column.cast(pyarrow.duration("us"), safe=False)
+        columns.append(column)
+    return pyarrow.RecordBatch.from_arrays(columns, names=names)
+
+
+def _value(value: Any) -> Any:
+    """Return a value that JSON has: times as ISO 8601, bytes as text or else in base64, decimals as text."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(each) for each in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{text.rstrip('.')}."
