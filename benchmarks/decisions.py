@@ -1,11 +1,11 @@
 """How many documents per second can be asked eight questions, as decisions and as answers in constrained JSON?
 
-    python -m benchmarks.decisions [--model-dir DIR] [--documents 200] [--rounds 3]
+    python -m benchmarks.decisions [--model-dir DIR] [--documents 200] [--rounds 3] [--lane chat]
 
 Both ask the same questions about the same documents, with 32 requests in flight, in turns on one server. A decision
 reads the probabilities of the labels after one pass over the document; JSON is generated token by token, and its schema
-allows only the eight answers. Prompts differ from round to round, so that none is in the prefix cache. Writes a JSON
-file.
+allows only the eight answers, without white space. Documents differ from round to round, so that none is in the prefix
+cache. Writes a JSON file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,14 +30,14 @@ from bros_batch.settings import DEMO_MODEL_DIR
 
 IN_FLIGHT = 32
 QUESTIONS = {
-    "invoice": "The document is an invoice.",
-    "paid": "The document has been paid.",
-    "euro": "The amount is in euros.",
-    "large": "The amount is above 1000.",
-    "old": "The document is older than a year.",
-    "person": "The document names a person.",
-    "address": "The document has an address.",
-    "urgent": "The document asks for a quick reply.",
+    "is_invoice": "The document is an invoice.",
+    "is_paid": "The document has been paid.",
+    "is_in_euros": "The amount is in euros.",
+    "is_above_1000": "The amount is above 1000.",
+    "is_older_than_a_year": "The document is older than a year.",
+    "names_a_person": "The document names a person.",
+    "has_an_address": "The document has an address.",
+    "asks_for_a_reply": "The document asks for a quick reply.",
 }
 KINDS = ("decisions", "JSON")
 
@@ -61,26 +62,41 @@ def chat_body(text: str) -> dict[str, Any]:
         "messages": [{"role": "user", "content": f"{text}\n\nWhich of these are true?\n{asked}"}],
         "temperature": 0,
         "max_tokens": 400,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "answers", "schema": schema}},
+        "structured_outputs": {"json": schema, "disable_any_whitespace": True},
     }
 
 
-async def measure(server: Server, num_documents: int, rounds: int) -> dict[str, list[float]]:
-    """Return documents per second of each kind, by round."""
+@dataclass(slots=True)
+class Measured:
+    """What one kind of question costs, by round."""
+
+    documents_per_s: list[float] = field(default_factory=list)
+    # Per document: tokens of prompts that were not found in the prefix cache, and tokens of answers.
+    computed_prompt_tokens: list[float] = field(default_factory=list)
+    output_tokens: list[float] = field(default_factory=list)
+
+
+async def measure(server: Server, num_documents: int, rounds: int, lane: str) -> dict[str, Measured]:
     await until_ready(Client(server.url, "model"), server, Load(token_ids=(FIRST_TEXT_ID, 1536)))
     texts = [
         each.text for each in generate_documents(num_documents * rounds * 2 + IN_FLIGHT, HELD_OUT_SEED + 9)
     ]
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    found = {kind: Measured() for kind in KINDS}
     limits = httpx.Limits(max_connections=IN_FLIGHT)
+    tier = {"service_tier": "flex" if lane == "bulk" else "default"}
     async with httpx.AsyncClient(trust_env=False, timeout=300, limits=limits) as http:
 
-        async def ask(kind: str, text: str) -> None:
+        async def ask(kind: str, text: str) -> tuple[int, int]:
             if kind == "JSON":
-                response = await http.post(f"{server.url}/v1/chat/completions", json=chat_body(text))
+                response = await http.post(f"{server.url}/v1/chat/completions", json=chat_body(text) | tier)
             else:
-                response = await http.post(f"{server.url}/v1/decisions", json=decision_body(text))
+                response = await http.post(f"{server.url}/v1/decisions", json=decision_body(text) | tier)
             response.raise_for_status()
+            usage = response.json()["usage"]
+            if kind == "JSON":
+                cached = usage["prompt_tokens_details"]["cached_tokens"]
+                return usage["prompt_tokens"] - cached, usage["completion_tokens"]
+            return usage["input_tokens"] - usage["input_tokens_details"]["cached_tokens"], 0
 
         for kind in KINDS:
             await asyncio.gather(*(ask(kind, texts.pop()) for _ in range(IN_FLIGHT // 2)))
@@ -88,8 +104,12 @@ async def measure(server: Server, num_documents: int, rounds: int) -> dict[str, 
             for kind in KINDS if number % 2 == 0 else KINDS[::-1]:
                 mine = [texts.pop() for _ in range(num_documents)]
                 begun_s = time.perf_counter()
-                await asyncio.gather(*(ask(kind, text) for text in mine))
-                found[kind].append(num_documents / (time.perf_counter() - begun_s))
+                tokens = await asyncio.gather(*(ask(kind, text) for text in mine))
+                elapsed_s = time.perf_counter() - begun_s
+                prompt_tokens, output_tokens = map(sum, zip(*tokens, strict=True))
+                found[kind].documents_per_s.append(num_documents / elapsed_s)
+                found[kind].computed_prompt_tokens.append(prompt_tokens / num_documents)
+                found[kind].output_tokens.append(output_tokens / num_documents)
     return found
 
 
@@ -101,19 +121,25 @@ def main() -> None:
     parser.add_argument("--own", default="", metavar="FLAGS", help="flags of the engine")
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lane", choices=("bulk", "chat"), default="bulk")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     with own_server(options.model_dir, "model", options.own) as server:
-        found = asyncio.run(measure(server, options.documents, options.rounds))
-    for kind in KINDS:
-        rates = ", ".join(f"{rate:.1f}" for rate in found[kind])
-        print(f"{kind:10} {median(found[kind]):8.1f} documents/s  ({rates})")
-    ratio = median(found["decisions"]) / median(found["JSON"])
+        found = asyncio.run(measure(server, options.documents, options.rounds, options.lane))
+    for kind, measured in found.items():
+        rates = ", ".join(f"{rate:.1f}" for rate in measured.documents_per_s)
+        print(
+            f"{kind:10} {median(measured.documents_per_s):8.1f} documents/s  ({rates}), "
+            f"{median(measured.computed_prompt_tokens):.0f} prompt tokens and "
+            f"{median(measured.output_tokens):.0f} output tokens computed per document"
+        )
+    ratio = median(found["decisions"].documents_per_s) / median(found["JSON"].documents_per_s)
     print(f"decisions / JSON: {ratio:.2f}")
     result = {
         "model": options.model_dir.name,
+        "lane": options.lane,
         "documents": options.documents,
-        "documents_per_s": found,
+        "measured": {kind: asdict(measured) for kind, measured in found.items()},
         "ratio": ratio,
     }
     print(write_result(options.out, "decisions", result))

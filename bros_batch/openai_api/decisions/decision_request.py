@@ -16,6 +16,7 @@ from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 
 MAX_QUESTIONS = 400
+PREDICATE_OPTIONS = ("true", "false")
 
 
 class ChoiceOption(LenientPart):
@@ -54,7 +55,7 @@ class DecisionQuestion(LenientPart):
     def options(self) -> Sequence[str]:
         """What the model chooses from, in order."""
         if self.type == "predicate":
-            return ("true", "false")
+            return PREDICATE_OPTIONS
         return [option.text for option in self.choices or self.levels or ()]
 
 

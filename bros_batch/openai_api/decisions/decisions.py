@@ -6,13 +6,25 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
-from bros_batch.openai_api.decisions.decision_request import DecisionQuestion, DecisionRequest, parse_decision
-from bros_batch.openai_api.decisions.labels import answer_start
-from bros_batch.openai_api.decisions.reads import Answer, Option, Read, answers, engine_requests
+from bros_batch.openai_api.decisions.decision_request import (
+    PREDICATE_OPTIONS,
+    DecisionQuestion,
+    DecisionRequest,
+    parse_decision,
+)
+from bros_batch.openai_api.decisions.labels import AnswerStart, answer_start
+from bros_batch.openai_api.decisions.reads import (
+    INSTRUCTION,
+    Answer,
+    Option,
+    Read,
+    answers,
+    engine_requests,
+    options_text,
+)
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.endpoints import DECISIONS, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests
-from bros_batch.text.tokenizer import ModelTokenizer
 
 
 class Decisions(Endpoint[DecisionRequest]):
@@ -28,8 +40,14 @@ class Decisions(Endpoint[DecisionRequest]):
         return request.model_copy(update={"input": prompt if system is None else f"{system}\n\n{prompt}"})
 
     def engine_requests(self, request: DecisionRequest, model: ServedModel) -> EngineRequests:
-        tokenizer = model.tokenizer
-        return engine_requests(tokenizer, request.input, _reads(request, tokenizer), request.template_kwargs)
+        tokenizer, kwargs = model.tokenizer, request.template_kwargs
+        start = answer_start(tokenizer, kwargs)
+        # Always stated, so that an answer does not depend on which other questions are asked.
+        of_predicates = options_text(_options(start, PREDICATE_OPTIONS, "questions"))
+        instruction = f"{INSTRUCTION} If the question lists none, the options are:\n{of_predicates}"
+        return engine_requests(
+            tokenizer, request.input, _reads(request, start), kwargs, instruction=instruction
+        )
 
     def param_of_part(self, request: DecisionRequest, index: int) -> str:
         return f"questions[{index}]"
@@ -37,7 +55,8 @@ class Decisions(Endpoint[DecisionRequest]):
     def response(
         self, head: ResponseHead, request: DecisionRequest, model: ServedModel, outcome: Outcome
     ) -> Json:
-        found = answers(_reads(request, model.tokenizer), outcome)
+        start = answer_start(model.tokenizer, request.template_kwargs)
+        found = answers(_reads(request, start), outcome)
         return {
             "model": head.model,
             "answers": [
@@ -53,19 +72,22 @@ class Decisions(Endpoint[DecisionRequest]):
         }
 
 
-def _reads(request: DecisionRequest, tokenizer: ModelTokenizer) -> Sequence[Read]:
-    start = answer_start(tokenizer, request.template_kwargs)
+def _reads(request: DecisionRequest, start: AnswerStart) -> Sequence[Read]:
     reads = []
     for index, question in enumerate(request.questions):
         param = f"questions[{index}]"
-        meanings = question.options
-        labels = start.letters(len(meanings), param)
-        options = [
-            Option(label, (token_id,), meaning)
-            for (label, token_id), meaning in zip(labels.items(), meanings, strict=True)
-        ]
-        reads.append(Read(param, question.instructions, options))
+        options = _options(start, question.options, param)
+        reads.append(Read(param, question.instructions, options, question.type != "predicate"))
     return reads
+
+
+def _options(start: AnswerStart, meanings: Sequence[str], param: str) -> Sequence[Option]:
+    """Return options with letters as labels."""
+    labels = start.letters(len(meanings), param)
+    return [
+        Option(label, (token_id,), meaning)
+        for (label, token_id), meaning in zip(labels.items(), meanings, strict=True)
+    ]
 
 
 def _answer(question: DecisionQuestion, answer: Answer) -> Json:

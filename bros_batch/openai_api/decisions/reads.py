@@ -1,14 +1,16 @@
 """Reads: how the model is asked a question about a text whose answer is one token.
 
-    | text | question, options with labels, instruction | the template's end | -> log-probabilities of the labels
+    | instruction | text | question, options with labels | the template's end | -> log-probabilities of the labels
 
-The text comes first, so its tokens and their KV memory are shared by all questions.
+All questions about a text share its tokens and their KV memory, and all texts those of the instruction. What follows
+the text is computed for each question, so it is kept short: options that are the same for every question of a kind are
+a part of the instruction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from engine.wire.limits import MAX_ITEM_TOKENS
 from engine.wire.protocol import Sampling
 
 MAX_OPTIONS = 255
+INSTRUCTION = "Read the text. Answer the question after it with the label of one option and nothing else."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +36,28 @@ class Option:
     meaning: str
 
 
+def options_text(options: Iterable[Option]) -> str:
+    """Return options as the model reads them, one per line."""
+    return "\n".join(f"{each.label}: {each.meaning}" if each.meaning else each.label for each in options)
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One question. `param` is the field of the request that asks it."""
+    """One question. `param` is the field of the request that asks it. With `lists_options` false, the instruction of
+    the request says which options it has."""
 
     param: str
     question: str
     options: Sequence[Option]
+    lists_options: bool = True
 
     @property
     def text(self) -> str:
         """The question as the model reads it."""
-        lines = [f"Question: {self.question}"] if self.question else []
-        lines += [f"{each.label}: {each.meaning}" if each.meaning else each.label for each in self.options]
-        return "\n".join([*lines, "Answer with one of these labels and nothing else."])
+        lines = [f"Question: {self.question}"] if self.question or not self.lists_options else []
+        if self.lists_options:
+            lines.append(options_text(self.options))
+        return "\n".join(lines)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -82,12 +93,14 @@ def engine_requests(
     text: str,
     reads: Sequence[Read],
     template_kwargs: Mapping[str, Any],
+    *,
+    instruction: str = INSTRUCTION,
     system: str | None = None,
 ) -> EngineRequests:
     """Return one part per read. Raises RequestError if the chat template does not show the questions as they are."""
     first, *others = (read.text for read in reads)
     messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": f"{text}\n\n{first}"})
+    messages.append({"role": "user", "content": f"{instruction}\n\n{text}\n\n{first}"})
     chat = tokenizer.chat_text(messages, template_kwargs)
     tail = answer_start(tokenizer, template_kwargs).tail
     begin = chat.rfind(first)

@@ -105,7 +105,11 @@ class SystemOne(Endpoint[SystemOneRequest]):
     def engine_requests(self, request: SystemOneRequest, model: ServedModel) -> EngineRequests:
         reads = list(_reads(request, model.tokenizer))
         return engine_requests(
-            model.tokenizer, request.state, reads, request.template_kwargs, request.instructions or None
+            model.tokenizer,
+            request.state,
+            reads,
+            request.template_kwargs,
+            system=request.instructions or None,
         )
 
     def param_of_part(self, request: SystemOneRequest, index: int) -> str:

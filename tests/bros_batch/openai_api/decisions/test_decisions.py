@@ -37,22 +37,40 @@ def body(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "input": DOCUMENT, "questions": [PREDICATE, CHOICE, SCORE], **fields}
 
 
-def test_each_question_is_a_prompt_with_the_document_first(tokenizer: ModelTokenizer) -> None:
+def test_each_question_is_a_prompt_that_begins_with_instruction_and_document(
+    tokenizer: ModelTokenizer,
+) -> None:
     endpoint = endpoint_at(DECISIONS)
     work = endpoint.checked_engine_requests(endpoint.parse(json.dumps(body())), served_model(tokenizer, 2048))
     texts = [tokenizer.decode_all(work.prompt_of(part)) for part in work.parts]
     for text, part, asked in zip(texts, work.parts, (PREDICATE, CHOICE, SCORE), strict=True):
-        assert f"{DOCUMENT}\n\nQuestion: {asked['instructions']}\nA: " in text
+        instruction, _, question = text.partition(f"\n\n{DOCUMENT}\n\n")
+        assert instruction.endswith("If the question lists none, the options are:\nA: true\nB: false")
+        assert question.startswith(f"Question: {asked['instructions']}")
         assert tokenizer.encode_part(text)[0] == work.prompt_of(part)
         assert [tokenizer.bytes_of(token_id) for token_id in part.sampling.score_token_ids] == [
             label.encode() for label in "ABC"[: 3 if asked is CHOICE else 2]
         ]
         assert part.sampling.max_tokens == 0
-    assert "A: true\nB: false\n" in texts[0]
-    assert "A: EUR\nB: USD (dollars)\nC: true\n" in texts[1]
+    tail = "<|end|><|assistant|>"
+    assert texts[0].endswith(f"Question: {PREDICATE['instructions']}{tail}")
+    assert texts[1].endswith(f"\nA: EUR\nB: USD (dollars)\nC: true{tail}")
+    assert texts[2].endswith(f"\nA: low\nB: high{tail}")
     shared = tokenizer.decode_all(work.shared_ids)
     assert shared.endswith("Question: ")
     assert DOCUMENT in shared
+
+
+def test_the_prompt_of_a_question_depends_on_no_other(tokenizer: ModelTokenizer) -> None:
+    endpoint = endpoint_at(DECISIONS)
+
+    def prompts(*questions: dict[str, Any]) -> list[list[int]]:
+        request = endpoint.parse(json.dumps(body(questions=questions)))
+        work = endpoint.checked_engine_requests(request, served_model(tokenizer, 2048))
+        return [work.prompt_of(part) for part in work.parts]
+
+    together = prompts(PREDICATE, CHOICE, SCORE)
+    assert together == [*prompts(PREDICATE), *prompts(CHOICE), *prompts(SCORE)]
 
 
 def test_scores_become_answers_in_the_order_of_the_questions(tokenizer: ModelTokenizer) -> None:
@@ -163,8 +181,8 @@ def test_systemone_names_its_questions_and_answers(tokenizer: ModelTokenizer) ->
     work = endpoint.checked_engine_requests(request, served_model(tokenizer))
     first, second = (tokenizer.decode_all(work.prompt_of(part)) for part in work.parts)
     assert "Be fair." in first
-    assert '{"mail": "Pay!"}\n\nQuestion: Who?\nA: billing (money)\nB: sales\n' in first
-    assert "\n\n0: calm\n1: furious\n" in second
+    assert '{"mail": "Pay!"}\n\nQuestion: Who?\nA: billing (money)\nB: sales<' in first
+    assert "\n\n0: calm\n1: furious<" in second
     scores = [[math.log(0.3), math.log(0.1)], [math.log(0.1), math.log(0.4)]]
     outcome = Outcome([Choice([], "length", scores=each) for each in scores], [[]] * 2, 50, 0)
     found = endpoint.response(
