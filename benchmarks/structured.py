@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.extraction import extract
 from benchmarks.machine import write_result
 from benchmarks.serving.__main__ import until_ready
 from benchmarks.serving.client import Client
@@ -34,8 +35,6 @@ from benchmarks.serving.load import FIRST_TEXT_ID, Load
 from benchmarks.serving.own_server import Server, own_server
 from benchmarks.serving.phase import Observed, Timing, observe
 from benchmarks.serving.report import Limits, beside_each_other, report
-from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
-from bros_batch.demo.prompts import EXTRACTION_PROMPT, EXTRACTION_SCHEMA
 from bros_batch.settings import DEMO_MODEL_DIR
 
 VARIANTS = ("free", "schema", "schema and slow neighbour")
@@ -55,18 +54,6 @@ ROW = {
     "additionalProperties": False,
 }
 ENDLESS_ROWS = {"type": "array", "minItems": 100_000, "items": ROW}
-# The demo's four fields, and as many that follow from them.
-EIGHT_FIELDS = {
-    **EXTRACTION_SCHEMA,
-    "properties": {
-        **EXTRACTION_SCHEMA["properties"],
-        "has_vendor": {"type": "boolean"},
-        "has_date": {"type": "boolean"},
-        "has_total": {"type": "boolean"},
-        "has_currency": {"type": "boolean"},
-    },
-    "required": [*EXTRACTION_SCHEMA["required"], "has_vendor", "has_date", "has_total", "has_currency"],
-}
 
 
 def shape(schema: Any) -> dict[str, Any]:
@@ -135,40 +122,12 @@ def figures(variant: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def extract(server: Server, num_documents: int) -> float:
-    """Return the documents per second of an extraction with 64 of them in flight."""
-    documents = generate_documents(num_documents + 64, HELD_OUT_SEED + 3)
-    client = Client(server.url, "model")
-    await until_ready(client, server, Load(token_ids=(FIRST_TEXT_ID, 1536)))
-    async with httpx.AsyncClient(
-        trust_env=False, timeout=120, limits=httpx.Limits(max_connections=64)
-    ) as http:
-
-        async def answer(text: str) -> None:
-            body = {
-                "model": "model",
-                "messages": [{"role": "user", "content": EXTRACTION_PROMPT.format(text=text)}],
-                "temperature": 0,
-                "max_tokens": 160,
-                "service_tier": "flex",
-            }
-            response = await http.post(
-                f"{server.url}/v1/chat/completions", json={**body, **shape(EIGHT_FIELDS)}
-            )
-            response.raise_for_status()
-
-        await asyncio.gather(*(answer(each.text) for each in itertools.islice(documents, 64)))
-        begun_s = time.perf_counter()
-        await asyncio.gather(*(answer(each.text) for each in documents))
-        return num_documents / (time.perf_counter() - begun_s)
-
-
 def measure_forced(num_documents: int, own: str) -> None:
     model_dir = Path(DEMO_MODEL_DIR)
     for flag in ("--forced-tokens", "--no-forced-tokens"):
         with own_server(model_dir, "model", f"{own} {flag}") as server:
-            per_s = asyncio.run(extract(server, num_documents))
-        print(f"{flag:18} {per_s:8.1f} documents/s")
+            found = asyncio.run(extract(server, "model", num_documents))
+        print(f"{flag:18} {found.documents_per_s:8.1f} documents/s")
 
 
 def main() -> None:

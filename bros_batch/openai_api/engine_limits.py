@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.request_error import RequestError
-from engine.wire.limits import EngineLimits, problem_with, problem_with_item
+from engine.wire.limits import EngineLimits, problem_with, problem_with_item, slo_problem
 from engine.wire.protocol import Slo
 
 
@@ -21,11 +21,12 @@ def check_limits(
 
     `prompt_param` is the field of the request that holds its prompts, and `param_of_part` names one of them.
     """
-    first = requests.parts[0]
-    problem = problem_with(requests.prompt_of(first), first.sampling, limits, slo)
-    param = prompt_param if len(requests.parts) == 1 else param_of_part(0)
-    if problem is None and len(requests.parts) * requests.num_choices > 1:
-        problem = problem_with_item(requests.as_item(), limits)
+    param = prompt_param
+    if len(requests.parts) * requests.num_choices == 1:
+        part = requests.parts[0]
+        problem = problem_with(requests.prompt_of(part), part.sampling, limits, slo)
+    else:
+        problem = problem_with_item(requests.as_item(), limits) or slo_problem(slo)
         if problem is not None and problem.of_part is not None:
             number, problem = problem.of_part
             param = param_of_part(number)

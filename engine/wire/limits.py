@@ -131,7 +131,7 @@ def problem_with(
         or _vocabulary_problem(token_ids, limits)
         or sampling_problem(sampling, limits)
         or _too_many_logprobs(_num_prompt_logprobs(len(token_ids), sampling))
-        or _slo_problem(slo)
+        or slo_problem(slo)
     )
 
 
@@ -297,7 +297,8 @@ def _bias_problem(biases: Collection[tuple[int, float]], limits: EngineLimits) -
     return None
 
 
-def _slo_problem(slo: Slo | None) -> Problem | None:
+def slo_problem(slo: Slo | None) -> Problem | None:
+    """What is wrong with an SLO, or None."""
     if slo is None:
         return None
     least, most = SLO_RANGE_S

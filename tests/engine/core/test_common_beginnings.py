@@ -13,7 +13,15 @@ from engine.core.request import Request
 from engine.core.terms import FinishReason, Lane, Policy, SamplingParams
 from engine.runner.base import PendingStep
 from engine.runner.simulated import SimulatedRunner
-from tests.factories import Outputs, RestartingRunner, Steps, request, runner_info, scheduler_for
+from tests.factories import (
+    Outputs,
+    RestartingRunner,
+    Steps,
+    request,
+    run_to_end,
+    runner_info,
+    scheduler_for,
+)
 
 BLOCK = 4
 SCORES = SamplingParams(max_tokens=0, score_token_ids=(4, 5))
@@ -143,6 +151,23 @@ def test_a_chat_without_time_to_wait_computes_what_another_computes() -> None:
         scheduler.add(request([*document, 5], lane=Lane.RT, arrival_s=arrival_s))
         scheduler.add(request([*document, 6], lane=Lane.RT, arrival_s=arrival_s))
         assert scheduler.schedule(0.0).counts == counts
+
+
+def test_chats_that_are_late_compute_what_they_share_once() -> None:
+    """There is no first token in time to be lost by waiting, and all would be later."""
+    rng = random.Random(3)
+    documents = [tokens(rng, 40) for _ in range(3)]
+    prompts = [[*document, question] for document in documents for question in (5, 6, 7)]
+    runner = CountingRunner(num_blocks=200, max_num_seqs=16)
+    scheduler = scheduler_for(runner.info, max_num_batched_tokens=90)
+    requests = [request(prompt, lane=Lane.RT, arrival_s=-9.0, sampling=SCORES) for prompt in prompts]
+    for each in requests:
+        scheduler.add(each)
+    assert scheduler.schedule(0.0).counts == [41, 41, 8]
+    scheduler.take_back()
+    outputs = run_to_end(scheduler, runner)
+    assert_right(runner, outputs, requests, prompts)
+    assert runner.num_prompt_tokens == num_distinct(prompts)
 
 
 def test_a_chat_does_not_wait_for_bulk_and_bulk_takes_over_what_it_computes() -> None:
