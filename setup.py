@@ -24,7 +24,13 @@ def extensions() -> list[object]:
     files = [
         str(path) for folder in FOLDERS for path in Path(folder).rglob("*.py") if path.stem != "__init__"
     ]
-    return list(mypycify(["--config-file=", *sorted(files), *FILES]))
+    return list(
+        mypycify(
+            ["--config-file=", *sorted(files), *FILES],
+            opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"),
+            debug_level=os.environ.get("MYPYC_DEBUG_LEVEL", "1"),
+        )
+    )
 
 
 setup(ext_modules=extensions())

@@ -26,6 +26,20 @@ hypothesis.settings.register_profile("bros", deadline=None)
 hypothesis.settings.load_profile("bros")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        from tests.distribution import in_order
+
+        items[:] = in_order(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> object:
+    from tests.distribution import Distribution
+
+    return Distribution(config)
+
+
 @pytest.fixture(scope="session")
 def redis_of_session() -> Iterator[services.RedisServer]:
     with services.redis_server() as server:
@@ -46,7 +60,7 @@ def redis_server(redis_of_session: services.RedisServer) -> services.RedisServer
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database. Each test that uses it runs on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'bros.db'}"
@@ -55,3 +69,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     url = server.create_database()
     yield url
     server.drop_database(url)
+
+
+@pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    """The URL of a database for services, which make its schema."""
+    return empty_database_url

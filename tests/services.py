@@ -233,10 +233,11 @@ class PostgresServer:
     url: str  # of the database "postgres"
     pid: int | None = None  # None for an external server
 
-    def create_database(self) -> str:
-        """Create an empty database and return its URL."""
+    def create_database(self, *, like: str | None = None) -> str:
+        """Create a database, empty or a copy of the one with the URL `like`, and return its URL."""
         name = f"bros_test_{uuid.uuid4().hex[:12]}"
-        self._execute(f'CREATE DATABASE "{name}"')
+        template = "template1" if like is None else make_url(like).database
+        self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self._with_database(name)
 
     def drop_database(self, url: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
 from tests.bros_batch.world import World
 from tests.factories_text import make_text_model
-from tests.services import RedisServer
+from tests.services import PostgresServer, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +27,37 @@ def tokenizer(text_model: Path) -> ModelTokenizer:
     return load_tokenizer(str(text_model))
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "bros.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_of_session: PostgresServer) -> str:
+    url = postgres_of_session.create_database()
+    upgrade(url)
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with the newest schema: a copy, which is made faster than by the migrations."""
+    if request.param == "sqlite":
+        path = tmp_path / "bros.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_of_session")
+    url = server.create_database(like=request.getfixturevalue("postgres_template"))
+    yield url
+    server.drop_database(url)
+
+
 @pytest.fixture
 def database(database_url: str) -> Iterator[Engine]:
     """A database with the newest schema, on SQLite and on PostgreSQL."""
-    upgrade(database_url)
     opened = open_database(database_url)
     yield opened
     opened.dispose()

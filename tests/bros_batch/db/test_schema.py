@@ -23,11 +23,11 @@ def test_the_migrations_create_the_tables_of_the_code(database: Engine) -> None:
     check_schema(database)
 
 
-def test_an_empty_database_is_too_old(database_url: str) -> None:
-    database = open_database(database_url)
+def test_an_empty_database_is_too_old(empty_database_url: str) -> None:
+    database = open_database(empty_database_url)
     with pytest.raises(DatabaseTooOld, match="bros-batch db upgrade"):
         check_schema(database)
-    upgrade(database_url)
+    upgrade(empty_database_url)
     check_schema(database)
     database.dispose()
 
@@ -39,9 +39,9 @@ def test_a_database_of_a_newer_program_is_rejected(database: Engine) -> None:
         check_schema(database)
 
 
-def test_upgrading_twice_is_no_error(database_url: str) -> None:
-    upgrade(database_url)
-    upgrade(database_url)
+def test_upgrading_twice_is_no_error(empty_database_url: str) -> None:
+    upgrade(empty_database_url)
+    upgrade(empty_database_url)
 
 
 def test_each_migration_can_be_undone_and_done_again(database: Engine, database_url: str) -> None:
@@ -54,15 +54,17 @@ def test_each_migration_can_be_undone_and_done_again(database: Engine, database_
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_many_processes_may_upgrade_at_once(database_url: str) -> None:
+def test_many_processes_may_upgrade_at_once(empty_database_url: str) -> None:
     program = "import sys; from bros_batch.db.schema import upgrade; upgrade(sys.argv[1])"
     running = [
-        subprocess.Popen([sys.executable, "-c", program, database_url], cwd=ROOT, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", program, empty_database_url], cwd=ROOT, stderr=subprocess.PIPE
+        )
         for _ in range(4)
     ]
     for process in running:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()
-    database = open_database(database_url)
+    database = open_database(empty_database_url)
     check_schema(database)
     database.dispose()
