@@ -1,0 +1,19 @@
+"""Compiles the kernels for CPUs into the checkout's cache, before several test processes would each compile them."""
+
+from __future__ import annotations
+
+import torch
+
+from bros_batch.settings import DEMO_MODEL_DIR
+from tests.engine.runner.driver import load_runner
+
+
+def main() -> None:
+    """Loads the demo model in each dtype, which compiles what its steps call."""
+    torch.set_num_threads(1)
+    for dtype in ("auto", "float32"):
+        load_runner(DEMO_MODEL_DIR, dtype=dtype).close()
+
+
+if __name__ == "__main__":
+    main()
