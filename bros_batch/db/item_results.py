@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, case, select, text, update
 
 from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
+from bros_batch.db.job_events import add_event
 from bros_batch.db.jobs import lock_jobs, set_status
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import items, jobs
@@ -182,6 +183,8 @@ def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
     finalizing = []
     for job in lock_jobs(connection, list(counts)).values():
+        if job.succeeded and job.succeeded == counts[job.id]["succeeded"]:
+            add_event(connection, job, "first_result", now_s)
         if job.ended >= job.total and job.status in (JobStatus.IN_PROGRESS, JobStatus.PAUSED):
             set_status(connection, job, JobStatus.FINALIZING, now_s)
             finalizing.append(job.id)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, or_, select, text, tuple_, update
 
+from bros_batch.db.job_events import add_change, add_event
 from bros_batch.db.states import JobStatus, ensure_job
 from bros_batch.db.tables import Job, jobs
 
@@ -79,7 +80,9 @@ def create_job(
             expires_at=now_s + window_s if deadline_at is None else deadline_at,
         )
     )
-    return lock_job(connection, job_id)
+    job = lock_job(connection, job_id)
+    add_event(connection, job, "created", now_s)
+    return job
 
 
 def get_job(connection: Connection, job_id: str) -> Job | None:
@@ -136,8 +139,11 @@ def set_status(
 ) -> Job:
     """Change the status of a locked job, together with other columns. Raises `IllegalTransition`."""
     ensure_job(job.status, target)
+    now_s = time.time() if now_s is None else now_s
     stamp = STAMPS.get(target)
     if stamp:
-        values[stamp] = time.time() if now_s is None else now_s
+        values[stamp] = now_s
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(status=target.value, **values))
-    return lock_job(connection, job.id)
+    changed = lock_job(connection, job.id)
+    add_change(connection, job, changed, now_s)
+    return changed

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, select, text, update
 from bros_batch.db.allowed_changes import RERUNNABLE_JOBS
 from bros_batch.db.connections import IDS_PER_QUERY
 from bros_batch.db.files import delete_file
+from bros_batch.db.job_events import add_event
 from bros_batch.db.job_leases import NO_LEASE
 from bros_batch.db.jobs import DEFAULT_WINDOW_S, lock_job, set_status
 from bros_batch.db.states import ENDED_ITEM, ENDED_JOB, ItemStatus, JobStatus, ensure_item
@@ -86,7 +87,9 @@ def rerun_rows(
         values["cached_tokens"] = job.cached_tokens * values["prompt_tokens"] // max(job.prompt_tokens, 1)
     if job.status not in ENDED_JOB:
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-        return lock_job(connection, job_id), []
+        again = lock_job(connection, job_id)
+        add_event(connection, again, "rerun", now_s)
+        return again, []
     old = [delete_file(connection, file_id) for file_id in (job.output_file_id, job.error_file_id) if file_id]
     deadline_at = job.deadline_at if job.deadline_at is not None and job.deadline_at > now_s else None
     again = set_status(

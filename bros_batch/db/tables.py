@@ -125,6 +125,27 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job. `detail` has the job's counters at that time."""
+
+    id: Annotated[int, BigInteger().with_variant(Integer(), "sqlite")]
+    job_id: Key
+    at: float
+    kind: Word
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PaceMinute:
+    """What a series had in one minute. Its id consists of the other two, so that the same minute is stored once."""
+
+    id: Annotated[str, String(192)]
+    series: Annotated[str, String(160)]
+    at: float
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRow:
     """An engine's latest heartbeat."""
 
@@ -210,6 +231,15 @@ jobs = table_of(
         sqlite_where=text("input_file_id <> ''"),
     ),
     Index("ix_jobs_status", "status"),
+    # Lists of the jobs with one status, and the number of jobs with each.
+    Index(
+        "ix_jobs_listed",
+        "status",
+        "created_at",
+        "id",
+        postgresql_where=text("input_file_id <> ''"),
+        sqlite_where=text("input_file_id <> ''"),
+    ),
 )
 
 # There is no foreign key to jobs: it would cost a lookup and a lock per line at ingest, and jobs are never deleted.
@@ -233,6 +263,14 @@ items = table_of(
     sqlite_autoincrement=True,
 )
 
+job_events = table_of("job_events", JobEvent, metadata, Index("ix_job_events_job", "job_id", "id"))
+pace_minutes = table_of(
+    "pace_minutes",
+    PaceMinute,
+    metadata,
+    Index("ix_pace_minutes_series", "series", "at"),
+    Index("ix_pace_minutes_at", "at"),
+)
 engines = table_of("engines", EngineRow, metadata)
 api_keys = table_of("api_keys", ApiKey, metadata, UniqueConstraint("sha256"))
 idempotency_keys = table_of(

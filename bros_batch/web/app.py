@@ -18,6 +18,8 @@ from bros_batch.web.api import batches, completions, files, health, metrics, mod
 from bros_batch.web.api.uploads import remove_abandoned
 from bros_batch.web.app_state import AppState
 from bros_batch.web.cross_origin import CrossOrigin
+from bros_batch.web.dashboard.history import EngineHistory
+from bros_batch.web.dashboard.sampler import Sampler
 from bros_batch.web.dashboard.site import dashboard_routes, dashboard_site
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import EXCEPTION_HANDLERS
@@ -26,6 +28,7 @@ from bros_batch.web.middleware import RequestIds
 
 def create_app(settings: Settings) -> FastAPI:
     """Create the application. While it runs, it keeps a connection to the engine and a pool to the database."""
+    history = EngineHistory()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -37,8 +40,10 @@ def create_app(settings: Settings) -> FastAPI:
                 app.state.app_state = state
                 # Load the tokenizer ahead of the first request. If that fails, the request reports the error.
                 loading = asyncio.create_task(state.tokenizer())
+                sampling = asyncio.create_task(Sampler(state, history).run())
                 yield
-                await asyncio.gather(loading, return_exceptions=True)
+                sampling.cancel()
+                await asyncio.gather(loading, sampling, return_exceptions=True)
                 await asyncio.to_thread(state.dispatcher.close)
                 state.threads.close()
         finally:
@@ -61,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in routers:
         _answer_head(router)
         app.include_router(router)
-    pages = dashboard_routes()
+    pages = dashboard_routes(history)
     app.state.routes = [*plain_routes, *(route for router in routers for route in router.routes), *pages]
     # Streams without an end ask this, so that a stopping server need not wait for them. `serve` replaces it.
     app.state.is_stopping = lambda: False

@@ -30,6 +30,7 @@ class EngineLink:
         self._token = token
         self._client: EngineClient | None = None
         self._silence: EngineSilent | None = None  # why the open connection is not used at the moment
+        self._is_late = False
         self._failure = EngineGone("no connection has been attempted yet")
         self._tried = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -53,6 +54,11 @@ class EngineLink:
         client = self._client
         is_usable = client is not None and not client.closed.is_set() and self._silence is None
         return client if is_usable else None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the engine has said nothing since the latest probe, which is a second ago or more."""
+        return self._is_late
 
     async def client(self) -> EngineClient:
         """Return the open connection; if there is none, try to connect now. Raises EngineGone, at once for an engine
@@ -94,7 +100,7 @@ class EngineLink:
             try:
                 self._failure = await self._watch(client)
             finally:
-                self._silence = None
+                self._silence, self._is_late = None, False
             logger.warning("%s", self._failure)
 
     async def _connect(self) -> EngineClient:
@@ -125,6 +131,7 @@ class EngineLink:
                 async with asyncio.timeout(PROBE_INTERVAL_S):
                     await client.closed.wait()
             num_silent = num_silent + 1 if client.num_received == num_received else 0
+            self._is_late = num_silent > 0
             problem = _problem(answer.result()) if _is_answered(answer) else None
             if num_silent >= SILENT_PROBES:
                 problem = EngineSilent(f"the engine has not answered for {num_silent * PROBE_INTERVAL_S:g} s")

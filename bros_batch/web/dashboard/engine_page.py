@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any
 
 from starlette.requests import Request
 
 from bros_batch.web.app_state import app_state
-from bros_batch.web.dashboard.chart import Chart, Series, chart
+from bros_batch.web.dashboard.chart import Chart, Series, Span, chart
 from bros_batch.web.dashboard.formats import milliseconds, number, per_second, percent
-from bros_batch.web.dashboard.history import EngineHistory
+from bros_batch.web.dashboard.history import MINUTE_S, EngineHistory, with_gaps
 from bros_batch.web.dashboard.kv_memory import memory_picture
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import engine_error
@@ -19,6 +18,13 @@ from engine.wire.client import EngineGone
 
 LANES = (("rt", "Chat"), ("be", "Bulk"))
 Facts = list[tuple[str, str]]
+# By the value in the URL. The shortest one has a point per second, the others have one per minute.
+SPANS = {
+    "5m": Span(300.0, "5 min ago"),
+    "1h": Span(3600.0, "1 h ago", interval_s=MINUTE_S),
+    "24h": Span(24 * 3600.0, "24 h ago", interval_s=MINUTE_S),
+}
+SPAN_WORDS = {"5m": "5 minutes", "1h": "1 hour", "24h": "24 hours"}
 
 
 async def read_engine(request: Request, history: EngineHistory) -> Page:
@@ -28,18 +34,23 @@ async def read_engine(request: Request, history: EngineHistory) -> Page:
         stats = await client.stats(with_memory=True)
     except EngineGone as error:
         raise engine_error(error) from error
-    history.observe(monotonic(), stats)
-    return engine_page(client.welcome.engine_id, client.welcome.model, stats, history)
+    span = request.query_params.get("span", "")
+    return engine_page(client.welcome.engine_id, client.welcome.model, stats, history, span)
 
 
-def engine_page(engine_id: str, model: str, stats: Mapping[str, Any], history: EngineHistory) -> Page:
+def engine_page(
+    engine_id: str, model: str, stats: Mapping[str, Any], history: EngineHistory, span: str = ""
+) -> Page:
     """The page for the engine's stats."""
+    span = span if span in SPANS else "5m"
     lanes: Mapping[str, Mapping[str, Any]] = stats.get("lanes", {})
     values = {
         "facts": general(engine_id, model, stats),
         "memory": memory_picture(stats["memory"], int(stats["kv_blocks"])) if "memory" in stats else None,
         "lanes": [(lane, title, lane_facts(lane, lanes.get(lane, {}))) for lane, title in LANES],
-        "charts": charts(history),
+        "charts": charts(history, span),
+        "span": span,
+        "spans": SPAN_WORDS,
     }
     return Page("engine.html", values, live=("summary", "memory", "lanes", "charts"))
 
@@ -79,15 +90,17 @@ def _percentile(histogram: Mapping[str, Any], key: str) -> str:
     return "–" if value is None else milliseconds(value)
 
 
-def charts(history: EngineHistory) -> list[Chart]:
-    """The charts of the last two minutes."""
-    points = tuple(history.points)
+def charts(history: EngineHistory, span_name: str) -> list[Chart]:
+    """The charts of a span of time."""
+    span = SPANS[span_name]
+    points = tuple(history.seconds) if span_name == "5m" else tuple(with_gaps(history.minutes))
     return [
         chart(
             "Output tokens",
             (Series("rt_tokens", "chat", "rt"), Series("be_tokens", "bulk", "be")),
             points,
             per_second,
+            span=span,
             note="Tokens generated per second.",
         ),
         chart(
@@ -99,6 +112,7 @@ def charts(history: EngineHistory) -> list[Chart]:
             ),
             points,
             milliseconds,
+            span=span,
             note="The limit is the time that the next step may take before a chat would be late. The cap is its "
             "highest value, kept because a chat may arrive during any step.",
         ),
@@ -107,6 +121,7 @@ def charts(history: EngineHistory) -> list[Chart]:
             (Series("attainment", "latest 512", "rt"),),
             points,
             percent,
+            span=span,
             top=1.0,
             note="Chats whose first and next tokens came by their deadlines.",
         ),
@@ -115,6 +130,7 @@ def charts(history: EngineHistory) -> list[Chart]:
             (Series("preemptions", "preemptions", "lost"),),
             points,
             per_second,
+            span=span,
             least_top=1.0,
             note="Requests that gave up KV memory for more urgent ones. They continue later.",
         ),
@@ -128,6 +144,7 @@ def charts(history: EngineHistory) -> list[Chart]:
             ),
             points,
             per_second,
+            span=span,
             note="Tokens truncated from KV memory, and the ways in which they came back.",
         ),
         chart(
@@ -135,6 +152,7 @@ def charts(history: EngineHistory) -> list[Chart]:
             (Series("error_ratio", "median of the latest 512", "plain"),),
             points,
             percent,
+            span=span,
             least_top=0.1,
             note="How far the cost model's predictions are from the times measured.",
         ),

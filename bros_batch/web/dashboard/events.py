@@ -10,12 +10,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bros_batch.web.api.event_stream import EventStream, event
-from bros_batch.web.app_state import app_state
 from bros_batch.web.auth import still_has_access
+from bros_batch.web.dashboard.engine_word import engine_word
 from bros_batch.web.dashboard.rendering import Page, engine_state, fragments
 from bros_batch.web.errors import ApiError
 
 REFRESH_S = 1.0
+PATIENCE_S = 1.5  # a page says within three seconds that its data are old
+LATE = "The server waits for the engine or the database."
 ZLIB_LEVEL, GZIP_FORMAT = 1, 31  # a list's rows are so alike that higher levels gain little
 
 Read = Callable[[Request], Awaitable[Page]]
@@ -31,24 +33,37 @@ async def changes(request: Request, read: Read) -> AsyncGenerator[bytes]:
     """Events `{"fragments": {id: html}, "problem": sentence or null}` until the server stops or the key is revoked.
 
     The first event has every live part, later ones only the parts that changed. An event without changes still tells
-    the browser that its data are fresh. `problem` says why they cannot be read at the moment. The generator holds all
-    that the server knows of an open page.
+    the browser that its data are fresh. `problem` says why they cannot be read at the moment, or that this takes long.
+    The generator holds all that the server knows of an open page.
     """
     sent: dict[str, str] = {}
+
+    def changed(current: dict[str, str]) -> dict[str, str]:
+        new = {name: html for name, html in current.items() if sent.get(name) != html}
+        sent.update(new)
+        return new
+
     while True:
-        engine_up = app_state(request).engine.connected is not None
-        current = {"engine_state": engine_state(engine_up)}
-        problem = None
+        reading = asyncio.ensure_future(read(request))
         try:
-            current |= fragments(await read(request))
+            while not (await asyncio.wait([reading], timeout=PATIENCE_S))[0]:
+                yield event({"fragments": changed(_header(request)), "problem": LATE})
+        finally:
+            reading.cancel()  # unless it is done
+        problem = None
+        current = _header(request)
+        try:
+            current |= fragments(await reading)
         except ApiError as error:
             problem = error.message
-        changed = {name: html for name, html in current.items() if sent.get(name) != html}
-        sent |= changed
-        yield event({"fragments": changed, "problem": problem})
+        yield event({"fragments": changed(current), "problem": problem})
         await asyncio.sleep(REFRESH_S)
         if request.app.state.is_stopping() or not await still_has_access(request):
             return
+
+
+def _header(request: Request) -> dict[str, str]:
+    return {"engine_state": engine_state(engine_word(request))}
 
 
 class Gzipped:

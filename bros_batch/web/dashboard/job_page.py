@@ -1,9 +1,11 @@
-"""One job: its progress, what went wrong, its files, and the buttons that change it."""
+"""One job: its progress, its rows, what went wrong, its files, its log, and the buttons that change it."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 from urllib.parse import quote
@@ -12,31 +14,37 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from bros_batch.db import ended_items, files, jobs
+from bros_batch.db import files, job_events, jobs, pace
 from bros_batch.db.allowed_changes import Change, allowed_changes
-from bros_batch.db.states import ENDED_JOB, WITHOUT_RESULT
-from bros_batch.db.tables import File, Job
+from bros_batch.db.states import ENDED_JOB
+from bros_batch.db.tables import File, Job, JobEvent, PaceMinute
 from bros_batch.db.waiting import waiting_reasons
 from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import change_job
+from bros_batch.web.dashboard.chart import Chart, Series, Span, chart
+from bros_batch.web.dashboard.error_groups import ErrorGroup, ErrorReports
+from bros_batch.web.dashboard.formats import duration, local_time, per_second
+from bros_batch.web.dashboard.history import MINUTE_S, Point, with_gaps
+from bros_batch.web.dashboard.job_log import log_lines
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import not_found
 
-SHOWN_FAILURES = 20
-MAX_MESSAGE_CHARS = 300
+MAX_DEFAULT_CHARS = 2_000
+PACE_SPAN_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What the page shows of a job from the database. `failures` are its first items without a result."""
+    """What the page shows of a job from the database."""
 
     job: Job
     changes: list[Change]
     input_file: File | None
-    error_codes: dict[str, int]
-    failures: list[ended_items.EndedItem]
+    errors: Sequence[ErrorGroup] = ()
     waiting_reason: str | None = None
+    events: Sequence[JobEvent] = ()
+    minutes: Sequence[PaceMinute] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +57,27 @@ class Download:
     so_far: int | None = None
 
 
-def read_details(connection: Connection, job_id: str) -> Details | None:
+def read_details(connection: Connection, job_id: str, reports: ErrorReports) -> Details | None:
     """A job's details, or None if there is no such job."""
     job = jobs.get_job(connection, job_id)
     if job is None:
         return None
-    without_result = job.counts.without_result
-    codes = ended_items.count_error_codes(connection, job_id) if without_result else {}
-    failures = (
-        ended_items.ended_page(connection, job_id, 0, SHOWN_FAILURES, *WITHOUT_RESULT)
-        if without_result
-        else []
+    now_s = time.time()
+    return Details(
+        job,
+        allowed_changes(connection, job),
+        files.get_file(connection, job.input_file_id),
+        reports.of_job(connection, job),
+        waiting_reasons(connection, [job], now_s).get(job_id),
+        job_events.list_events(connection, job_id),
+        pace.minutes_of(connection, pace.job_series(job_id), now_s - PACE_SPAN_S),
     )
-    changes = allowed_changes(connection, job)
-    reason = waiting_reasons(connection, [job], time.time()).get(job_id)
-    return Details(job, changes, files.get_file(connection, job.input_file_id), codes, failures, reason)
 
 
-async def read_job(request: Request, rates: JobRates) -> Page:
+async def read_job(request: Request, rates: JobRates, reports: ErrorReports) -> Page:
     """The job that the path names."""
     job_id = request.path_params["job_id"]
-    details = await app_state(request).read(lambda connection: read_details(connection, job_id))
+    details = await app_state(request).read(lambda connection: read_details(connection, job_id, reports))
     if details is None:
         return Page("404.html", {"heading": "No such job", "what": job_id}, status=404)
     now_s = time.time()
@@ -79,6 +87,14 @@ async def read_job(request: Request, rates: JobRates) -> Page:
 def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
     """The page of a job at a time."""
     job = details.job
+    row_states = [
+        ("all rows", "", job.total),
+        ("done", "succeeded", job.succeeded),
+        ("failed", "failed", job.failed),
+    ]
+    row_states += [
+        (name, name, getattr(job, name)) for name in ("cancelled", "expired") if getattr(job, name)
+    ]
     values = {
         "now_s": now_s,
         "job": job,
@@ -88,11 +104,30 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
         "changes": details.changes,
         "waiting_reason": details.waiting_reason,
         "downloads": downloads(details),
-        "error_codes": details.error_codes,
-        "failures": failures(details),
+        "errors": details.errors,
+        "has_rows": bool(job.ingest_line),
+        "row_states": row_states,
+        "version": f"{job.ended}.{job.succeeded}.{job.ingest_line}",
+        "log": log_lines(details.events),
+        "pace": pace_chart(details.minutes),
         "defaults": {name: cut(as_text(value)) for name, value in job.defaults.items()},
     }
-    return Page("job.html", values, live=("heading", "actions", "details"))
+    live = ("heading", "actions", "progress", "row_states", "rows_state", "details")
+    return Page("job.html", values, live=live)
+
+
+def pace_chart(minutes: Sequence[PaceMinute]) -> Chart | None:
+    """The rows that ended per second, in each minute of the last day in which the job ran; None for a short job."""
+    points = [
+        Point(now.at, {"rows": max(0.0, now.numbers["ended"] - then.numbers["ended"]) / (now.at - then.at)})
+        for then, now in itertools.pairwise(minutes)
+    ]
+    if len(points) < 2:
+        return None
+    seconds = points[-1].at_s - points[0].at_s
+    span = Span(seconds, f"{duration(seconds)} before", local_time(points[-1].at_s)[11:16], MINUTE_S)
+    series = (Series("rows", "rows, mean of each minute", "be"),)
+    return chart("Pace", series, with_gaps(points), per_second, note="Rows that ended per second.", span=span)
 
 
 def downloads(details: Details) -> list[Download]:
@@ -115,24 +150,14 @@ def downloads(details: Details) -> list[Download]:
     return links
 
 
-def failures(details: Details) -> list[tuple[object, str, object, str]]:
-    """Line, id, code and message of the first items without a result, or of lines that made the whole file invalid."""
-    if details.error_codes:
-        return [
-            (item.line_no, item.custom_id or "", item.error_code or item.status, cut(item.error_message))
-            for item in details.failures
-        ]
-    return [(each.get("line"), "", each.get("code"), cut(each.get("message"))) for each in details.job.errors]
-
-
 def as_text(value: object) -> str:
     """A default of a job as the page shows it: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def cut(message: str | None) -> str:
-    """The first MAX_MESSAGE_CHARS characters of a message."""
-    return (message or "")[:MAX_MESSAGE_CHARS]
+def cut(message: str) -> str:
+    """The first MAX_DEFAULT_CHARS characters of a text."""
+    return message[:MAX_DEFAULT_CHARS]
 
 
 async def change(request: Request) -> Response:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from bros_batch.db.states import ENDED_JOB, JobStatus
+from bros_batch.db.states import ENDED_JOB, ItemStatus, JobStatus
 from bros_batch.db.tables import Job
 
-STATUS_WORDS = {
+STATUS_WORDS: dict[str, str] = {
     JobStatus.VALIDATING: "reading",
     JobStatus.IN_PROGRESS: "running",
     JobStatus.FINALIZING: "writing files",
+    ItemStatus.PENDING: "waiting",
+    ItemStatus.SUCCEEDED: "done",
 }
 
 
 def status_word(status: str) -> str:
-    """The word for a job's status."""
-    return STATUS_WORDS.get(JobStatus(status), status)
+    """The word for the status of a job or a row."""
+    return STATUS_WORDS.get(status, status)
 
 
 def took_s(job: Job) -> float | None:

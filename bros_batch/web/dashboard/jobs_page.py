@@ -1,48 +1,113 @@
-"""The list of jobs, newest first, with a search, a filter by status, and live progress."""
+"""The list of jobs: a search, a filter by status and an order, all in the URL, with live progress."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import Connection
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from bros_batch.db import jobs
+from bros_batch.db.job_list import ORDERS, JobFilter, JobsPage, count_by_status, jobs_page
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.waiting import waiting_reasons
 from bros_batch.web.app_state import app_state
 from bros_batch.web.dashboard.job_words import STATUS_WORDS
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import Page
 
 ROWS = 50
-MAX_ROWS = 500  # the list is rendered each second, in about 0.05 ms per row
+MAX_SEARCH_CHARS = 200
 STATUSES = {each.value: STATUS_WORDS.get(each, each.value) for each in JobStatus}
+ORDER_WORDS = {
+    "newest": "Newest first",
+    "oldest": "Oldest first",
+    "finished": "Finished last",
+    "name": "By name",
+    "largest": "Most rows",
+    "failed": "Most failures",
+    "tokens": "Most tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the URL asks for. Anything strange in it is as if it were not there."""
+
+    search: str = ""
+    status: str = ""
+    sort: str = "newest"
+    after: str = ""
+    before: str = ""
+
+    @classmethod
+    def of_query(cls, query: QueryParams) -> Listing:
+        status, sort = query.get("status", ""), query.get("sort", "")
+        return cls(
+            query.get("search", "").strip()[:MAX_SEARCH_CHARS],
+            status if status in STATUSES else "",
+            sort if sort in ORDERS else "newest",
+            query.get("after", ""),
+            query.get("before", ""),
+        )
+
+    def url(self, **changes: str) -> str:
+        """The URL of this listing with some changes, on its first page unless a change names another one."""
+        changed = asdict(replace(self, **{"after": "", "before": "", **changes}))
+        fields = {
+            name: value for name, value in changed.items() if value and (name, value) != ("sort", "newest")
+        }
+        return f"/?{urlencode(fields)}" if fields else "/"
+
+    @property
+    def filter(self) -> JobFilter:
+        return JobFilter(self.search, self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the database has for a listing. `waiting` has a sentence for each job that waits."""
+
+    page: JobsPage
+    counts: dict[str, int]
+    waiting: dict[str, str]
 
 
 async def read_jobs(request: Request, rates: JobRates) -> Page:
-    """The jobs that the URL asks for: `search`, `status` and `rows`."""
-    query = request.query_params
-    search = query.get("search", "").strip()
-    status = query.get("status", "")
-    status = status if status in STATUSES else ""
-    rows = query.get("rows", "")
-    num_rows = min(max(int(rows), ROWS), MAX_ROWS) if rows.isdecimal() and len(rows) < 9 else ROWS
-
-    def read(connection: Connection) -> list[Job]:
-        return jobs.list_jobs(connection, limit=num_rows + 1, status=status or None, search=search or None)
-
-    found = await app_state(request).read(read)
+    """The jobs that the URL asks for."""
+    listing = Listing.of_query(request.query_params)
     now_s = time.time()
-    more = {"search": search, "status": status, "rows": str(num_rows + ROWS)}
-    values = {
+
+    def read(connection: Connection) -> Listed:
+        page = jobs_page(
+            connection, listing.filter, listing.sort, ROWS, after=listing.after, before=listing.before
+        )
+        counts = count_by_status(connection, listing.search)
+        return Listed(page, counts, waiting_reasons(connection, page.jobs, now_s))
+
+    return listing_page(listing, await app_state(request).read(read), rates, now_s)
+
+
+def listing_page(listing: Listing, listed: Listed, rates: JobRates, now_s: float) -> Page:
+    """The page of a listing at a time."""
+    shown, total = listed.page.jobs, sum(listed.counts.values())
+    states = [("all", "", total)]
+    states += [
+        (word, status, listed.counts.get(status, 0))
+        for status, word in STATUSES.items()
+        if listed.counts.get(status) or status == listing.status
+    ]
+    values: dict[str, Any] = {
         "now_s": now_s,
-        "jobs": [(job, rates.observe(job, now_s)) for job in found[:num_rows]],
-        "search": search,
-        "status": status,
-        "statuses": STATUSES,
-        "more": f"/?{urlencode(more)}" if len(found) > num_rows else None,
-        "max_rows": MAX_ROWS if num_rows == MAX_ROWS else None,
+        "jobs": [(job, rates.observe(job, now_s), listed.waiting.get(job.id)) for job in shown],
+        "listing": listing,
+        "states": [(word, status, count, listing.url(status=status)) for word, status, count in states],
+        "orders": ORDER_WORDS,
+        "matching": listed.counts.get(listing.status, 0) if listing.status else total,
+        "previous": listing.url(before=shown[0].id) if shown and listed.page.has_before else None,
+        "next": listing.url(after=shown[-1].id) if shown and listed.page.has_after else None,
     }
-    return Page("jobs.html", values, live=("listing",))
+    return Page("jobs.html", values, live=("states", "listing"))

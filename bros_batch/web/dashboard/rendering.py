@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from bros_batch.web.dashboard import formats, job_words
+from bros_batch.web.dashboard.engine_word import EngineWord
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
@@ -62,6 +63,7 @@ def _environment() -> Environment:
         number=formats.number,
         duration=formats.duration,
         local_time=formats.local_time,
+        short_time=formats.milliseconds,
         status_word=job_words.status_word,
         took_s=job_words.took_s,
     )
@@ -74,12 +76,10 @@ def _environment() -> Environment:
 ENVIRONMENT = _environment()
 
 
-def html(page: Page, *, engine_up: bool, has_session: bool) -> Response:
+def html(page: Page, *, engine: EngineWord, has_session: bool) -> Response:
     """The whole page. One that was opened with a session has a button to end it."""
     template = ENVIRONMENT.get_template(page.template)
-    content = template.render(
-        {"problem": None, **page.values, "engine_up": engine_up, "has_session": has_session}
-    )
+    content = template.render({"problem": None, **page.values, "engine": engine, "has_session": has_session})
     return HTMLResponse(content, page.status, HEADERS)
 
 
@@ -90,7 +90,7 @@ def fragments(page: Page) -> dict[str, str]:
     return {name: "".join(template.blocks[name](context)) for name in page.live}
 
 
-def engine_state(engine_up: bool) -> str:
+def engine_state(engine: EngineWord) -> str:
     """The HTML of the header's note about the engine, which is live on every page."""
     template = ENVIRONMENT.get_template("layout.html")
-    return "".join(template.blocks["engine_state"](template.new_context({"engine_up": engine_up})))
+    return "".join(template.blocks["engine_state"](template.new_context({"engine": engine})))

@@ -7,31 +7,38 @@ from functools import partial
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bros_batch.web.app_state import app_state
-from bros_batch.web.dashboard import chat_page, job_page
+from bros_batch.web.dashboard import chat_page, job_page, row_page
+from bros_batch.web.dashboard.bulk_changes import change_jobs
 from bros_batch.web.dashboard.chat_page import read_chat
 from bros_batch.web.dashboard.engine_page import read_engine
+from bros_batch.web.dashboard.engine_word import engine_word
+from bros_batch.web.dashboard.error_groups import ErrorReports
 from bros_batch.web.dashboard.events import Read, event_stream
 from bros_batch.web.dashboard.history import EngineHistory
 from bros_batch.web.dashboard.job_page import read_job
 from bros_batch.web.dashboard.jobs_page import read_jobs
 from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import STATIC, STATIC_FILES, VERSION, Page, html
+from bros_batch.web.dashboard.row_page import read_row
 from bros_batch.web.errors import ApiError
 
 GZIP_LEVEL = 5
 
 
-def dashboard_routes() -> list[Route]:
-    """All routes of the dashboard. They share the rates of jobs and the history of the engine."""
-    rates, history = JobRates(), EngineHistory()
+def dashboard_routes(history: EngineHistory) -> list[Route]:
+    """All routes of the dashboard. They share the rates of jobs and the history of the engine, which a task fills."""
+    rates, reports = JobRates(), ErrorReports()
     return [
         _page("/", partial(read_jobs, rates=rates)),
-        _page("/jobs/{job_id}", partial(read_job, rates=rates)),
+        _page("/jobs/{job_id}", partial(read_job, rates=rates, reports=reports)),
+        Route("/jobs", _home),
+        Route("/jobs", change_jobs, methods=["POST"]),
+        _page("/jobs/{job_id}/rows/{row}", read_row),
+        Route("/jobs/{job_id}/rows/{row}/rerun", row_page.rerun, methods=["POST"]),
         Route("/jobs/{job_id}/{change}", job_page.change, methods=["POST"]),
         _page("/engine", partial(read_engine, history=history)),
         _page("/chat", read_chat),
@@ -65,14 +72,20 @@ def _page(path: str, read: Read) -> Route:
     return Route(path, respond)
 
 
+async def _home(_request: Request) -> Response:
+    """The list of jobs is at the root."""
+    return RedirectResponse("/", 307)
+
+
 def _wants_page(request: Request) -> bool:
     """Return whether an error should be a page: a browser asks for HTML, other clients get the API's JSON."""
     return "text/html" in request.headers.get("accept", "")
 
 
 def _answer(request: Request, page: Page) -> Response:
-    engine_up = app_state(request).engine.connected is not None
-    return html(page, engine_up=engine_up, has_session=getattr(request.state, "key", None) is not None)
+    return html(
+        page, engine=engine_word(request), has_session=getattr(request.state, "key", None) is not None
+    )
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -43,6 +43,33 @@ export function show(url, isSmall = false) {
   connect();
 }
 
+// Makes links with `data-show` change the URL without loading the page. If the attribute names a field of the query, only
+// this field changes, and the page is the first one: the others may have changed since the link was made. `change` is
+// called with the new query, also when a person goes back or forward.
+export function showOnClick(change = () => {}) {
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-show]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    show(urlOf(link));
+    change(new URLSearchParams(location.search));
+  });
+  window.addEventListener("popstate", () => {
+    connect();
+    change(new URLSearchParams(location.search));
+  });
+}
+
+function urlOf(link) {
+  const name = link.dataset.show;
+  if (!name) return link.href;
+  const url = new URL(location.href);
+  const value = new URL(link.href).searchParams.get(name);
+  for (const each of [name, "after", "before"]) url.searchParams.delete(each);
+  if (value) url.searchParams.set(name, value);
+  return url.href;
+}
+
 function disconnect() {
   clearTimeout(retry);
   stream?.close();

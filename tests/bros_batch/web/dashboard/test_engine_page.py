@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bros_batch.web.dashboard.chart import Chart, Series, chart
-from bros_batch.web.dashboard.engine_page import engine_page
+from bros_batch.web.dashboard.chart import WINDOW_S, Chart, Series, chart
+from bros_batch.web.dashboard.engine_page import charts, engine_page
 from bros_batch.web.dashboard.formats import milliseconds, per_second, percent
-from bros_batch.web.dashboard.history import WINDOW_S, EngineHistory
+from bros_batch.web.dashboard.history import SECONDS_KEPT_S, EngineHistory, Point, with_gaps
 from bros_batch.web.dashboard.kv_memory import memory_picture
 from bros_batch.web.dashboard.rendering import ENVIRONMENT, fragments
 
@@ -31,7 +31,7 @@ def test_counters_become_rates() -> None:
     history.observe(100.0, stats(10, 50))
     history.observe(100.1, stats(11, 60))
     history.observe(102.0, stats(30, 90))
-    first, last = history.points[-2].values, history.points[-1].values
+    first, last = history.seconds[-2].values, history.seconds[-1].values
     assert (first["rt_tokens"], first["cap_s"]) == (None, 0.25)
     assert last["rt_tokens"] == 20.0
     assert last["copied"] == 100.0
@@ -44,10 +44,10 @@ def test_a_restarted_engine_and_a_long_gap_break_the_line() -> None:
     for now_s, steps in ((0.0, 10), (1.0, 20), (2.0, 3), (3.0, 4), (60.0, 5), (61.0, 6)):
         history.observe(now_s, stats(steps, 10 * steps))
     known = [
-        (point.at_s, point.values["rt_tokens"]) for point in history.points if "rt_tokens" in point.values
+        (point.at_s, point.values["rt_tokens"]) for point in history.seconds if "rt_tokens" in point.values
     ]
     assert known == [(0.0, None), (1.0, 100.0), (2.0, None), (3.0, 10.0), (60.0, None), (61.0, 10.0)]
-    drawn = chart("Tokens", [Series("cap_s", "cap", "rt")], list(history.points), milliseconds)
+    drawn = chart("Tokens", [Series("cap_s", "cap", "rt")], list(history.seconds), milliseconds)
     assert len(drawn.lines) == 3
 
 
@@ -55,15 +55,43 @@ def test_the_window_moves() -> None:
     history = EngineHistory()
     for second in range(500):
         history.observe(float(second), stats(second, second))
-    assert WINDOW_S <= len(history.points) <= WINDOW_S + 2
-    drawn = chart("Tokens", [Series("rt_tokens", "rt", "rt")], list(history.points), per_second)
+    assert SECONDS_KEPT_S <= len(history.seconds) <= SECONDS_KEPT_S + 2
+    drawn = chart("Tokens", [Series("rt_tokens", "rt", "rt")], list(history.seconds), per_second)
     xs = [float(x) for _, line in drawn.lines for x in re.findall(r"([\d.-]+),[\d.]+", line)]
-    assert (min(xs), max(xs)) == (0.0, 600.0)
+    assert (min(xs), max(xs)) == (-600 / WINDOW_S, 600.0)
+
+
+def test_a_clock_that_is_set_back_replaces_what_comes_after() -> None:
+    history = EngineHistory()
+    for step, at_s in enumerate((*range(100), *range(50, 60))):
+        history.observe(float(at_s), stats(step, step))
+    times = [point.at_s for point in history.seconds]
+    assert times == sorted(times)
+    assert times[-1] == 59.0
+
+
+def test_minutes_are_means_and_are_loaded_again() -> None:
+    history = EngineHistory()
+    ended = [history.observe(float(second), stats(second, 10 * second)) for second in range(130)]
+    first, second = (minute for minute in ended if minute is not None)
+    assert (first.at_s, second.at_s) == (0.0, 60.0)
+    assert first.values["rt_tokens"] == pytest.approx(10.0)
+    assert first.values["cap_s"] == 0.25
+    again = EngineHistory()
+    again.load(Point(each.at_s, dict(each.values)) for each in history.minutes)
+    for each in (history, again):
+        (drawn,) = (each for each in charts(each, "1h") if each.title == "Output tokens")
+        assert drawn.legend[0] == ("rt", "chat", "10/s")
+        assert (drawn.begin, drawn.end) == ("1 h ago", "now")
+    with_hole = with_gaps([*history.minutes, Point(6000.0, {"rt_tokens": 1.0})])
+    assert [point.values.get("rt_tokens") for point in with_hole][2:] == [None, 1.0]
 
 
 def html_of(drawn: Chart) -> str:
     block = ENVIRONMENT.get_template("engine.html").blocks["charts"]
-    context = ENVIRONMENT.get_template("engine.html").new_context({"charts": [drawn]})
+    context = ENVIRONMENT.get_template("engine.html").new_context(
+        {"charts": [drawn], "spans": {}, "span": ""}
+    )
     return "".join(block(context))
 
 
@@ -71,7 +99,7 @@ def test_a_chart_shows_its_scale_and_newest_values() -> None:
     history = EngineHistory()
     history.observe(0.0, stats(1, 0))
     history.observe(1.0, stats(2, 1234))
-    drawn = html_of(chart("A <b>", [Series("rt_tokens", "chat", "rt")], list(history.points), per_second))
+    drawn = html_of(chart("A <b>", [Series("rt_tokens", "chat", "rt")], list(history.seconds), per_second))
     assert "A &lt;b&gt;" in drawn
     assert '<span class="top">1\u202f500/s</span>' in drawn
     assert "chat <b>1\u202f234/s</b>" in drawn

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,15 +15,18 @@ from sqlalchemy import Connection
 
 from bros_batch.db import jobs
 from bros_batch.db.connections import open_database, writing
-from bros_batch.db.ended_items import EndedItem
+from bros_batch.db.job_list import JobsPage
+from bros_batch.db.rows import ItemRow
 from bros_batch.db.schema import upgrade
-from bros_batch.db.tables import File, Job
+from bros_batch.db.tables import File, Job, JobEvent, PaceMinute
 from bros_batch.web.dashboard.engine_page import engine_page
+from bros_batch.web.dashboard.error_groups import ErrorGroup
 from bros_batch.web.dashboard.history import EngineHistory
 from bros_batch.web.dashboard.job_page import Details, job_page
-from bros_batch.web.dashboard.jobs_page import STATUSES
-from bros_batch.web.dashboard.rates import JobRates, Rate
+from bros_batch.web.dashboard.jobs_page import Listed, Listing, listing_page
+from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import FOLDER, Page, fragments, html
+from bros_batch.web.dashboard.row_page import RowDetails, row_page
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -90,25 +93,33 @@ def pages(job: Job, text: str) -> list[Page]:
         errors=[{"code": text, "line": text, "message": text, "param": text}],
     )
     file = File(text, "batch", text, 1, text, text, 0.0, None)
-    ended = EndedItem(1, 1, text, "failed", 0, text, text, text)
-    listing: dict[str, Any] = {
-        "now_s": 0.0,
-        "jobs": [(named, Rate(1.0, 2.0, 3.0))],
-        "search": text,
-        "status": "",
-        "statuses": STATUSES,
-        "more": None,
-        "max_rows": None,
-    }
+    group = ErrorGroup(text, text, text, [1])
+    events = [JobEvent(1, text, 0.0, kind, {}) for kind in ("created", "completed")]
+    minutes = [PaceMinute(text, text, 60.0 * n, {"ended": 5.0 * n}) for n in range(4)]
+    listed = Listed(JobsPage([named], True, True), {"completed": 1}, {text: text})
+    listing = Listing(search=text, sort="name", after=text)
+    item = ItemRow(1, 1, text, "failed", 1, 1, _json(text), _result(text), text, text, 1, 1, 1.0, 2.0)
+    documents = replace(named, ingest_form="document", endpoint="/v1/completions")
     return [
-        Page("jobs.html", listing, ("listing",)),
-        job_page(Details(named, ["rerun"], file, {text: 3}, [ended]), JobRates(), 0.0),
-        job_page(Details(named, [], None, {}, []), JobRates(), 0.0),
-        job_page(Details(replace(named, status="in_progress"), ["pause"], file, {}, []), JobRates(), 0.0),
+        listing_page(listing, listed, JobRates(), 0.0),
+        job_page(Details(named, ["rerun"], file, [group], text, events, minutes), JobRates(), 0.0),
+        job_page(Details(named, [], None), JobRates(), 0.0),
+        job_page(Details(replace(named, status="in_progress"), ["pause"], file), JobRates(), 0.0),
+        row_page(RowDetails(documents, item, 1, None), "", 0.0),
+        row_page(RowDetails(replace(named, ingest_form="batch"), item, None, 3), "failed", 0.0),
         engine_page(text, text, {}, EngineHistory()),
         Page("404.html", {"heading": "No such job", "what": text}),
         Page("unavailable.html", {"problem": text}),
     ]
+
+
+def _json(text: str) -> str:
+    return json.dumps({text: text, "b": [text, {text: None}]})
+
+
+def _result(text: str) -> str:
+    choice = {"text": text, "finish_reason": text, "message": {"content": text}}
+    return json.dumps({"choices": [choice], text: text})
 
 
 def check(job: Job, text: str) -> None:
@@ -123,7 +134,7 @@ def check(job: Job, text: str) -> None:
 
 
 def _whole(page: Page) -> str:
-    return bytes(html(page, engine_up=True, has_session=True).body).decode(errors="replace")
+    return bytes(html(page, engine="up", has_session=True).body).decode(errors="replace")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

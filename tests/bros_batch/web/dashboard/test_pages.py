@@ -123,8 +123,8 @@ def test_a_job_is_followed_to_its_end(site: Web, chrome: Chrome) -> None:
         job_id = submit(client, lines(30) + b"no json\n", "my first job")
         wait_text(chrome, "my first job")
         wait_text(chrome, "completed", "30 / 31", "1 failed")
-        chrome.find_element(By.CSS_SELECTOR, f'a.job[id="{job_id}"]').click()
-        wait_text(chrome, "30 of 31", "invalid_request", "Results", "Errors", "First items without a result")
+        chrome.find_element(By.CSS_SELECTOR, f'tr.job[id="{job_id}"] .name a').click()
+        wait_text(chrome, "30 of 31", "invalid_request", "Results", "Errors", "What was wrong")
         assert chrome.current_url == f"{site.url}/jobs/{job_id}"
         links = {
             link.text: link.get_attribute("href")
@@ -186,33 +186,47 @@ def test_filters(site: Web, chrome: Chrome) -> None:
     chrome.find_element(By.CSS_SELECTOR, '[aria-label="Search"]').send_keys("needle")
     wait_for(lambda: "other thing" not in shown(chrome), "the search")
     assert "needle in the hay" in shown(chrome)
-    Select(chrome.find_element(By.CSS_SELECTOR, '[aria-label="Status"]')).select_by_visible_text("completed")
-    wait_text(chrome, "No job matches")
-    assert chrome.current_url == f"{site.url}/?search=needle&status=completed"
+    assert "all 1" in wait_text(chrome, "paused 1")
+    Select(chrome.find_element(By.CSS_SELECTOR, '[aria-label="Order"]')).select_by_visible_text("By name")
+    wait_for(lambda: chrome.current_url == f"{site.url}/?search=needle&sort=name", "the order in the URL")
+    chrome.find_element(By.ID, "state-paused").click()
+    wait_for(lambda: chrome.find_element(By.ID, "state-paused").get_attribute("aria-current"), "the filter")
+    assert chrome.current_url == f"{site.url}/?search=needle&sort=name&status=paused"
     chrome.refresh()
-    assert "No job matches" in shown(chrome)
+    assert "needle in the hay" in shown(chrome)
+    field = chrome.find_element(By.CSS_SELECTOR, '[aria-label="Search"]')
+    assert field.get_attribute("value") == "needle"
+    field.send_keys(" nowhere")
+    wait_text(chrome, "No job matches")
+    chrome.back()
+    wait_text(chrome, "needle in the hay")
     assert chrome.find_element(By.CSS_SELECTOR, '[aria-label="Search"]').get_attribute("value") == "needle"
+    chrome.back()
+    chrome.back()
+    wait_text(chrome, "needle in the hay")
+    assert chrome.current_url == f"{site.url}/?search=needle"
 
 
 def test_focus_and_selection_survive_refreshes(site: Web, chrome: Chrome) -> None:
     job_id = unattended_job(site, "focused", total=1000)
     chrome.get(f"{site.url}/?search=focused")
     wait_text(chrome, "focused", "0 / 1\u202f000")
-    for _ in range(20):
+    for _ in range(30):
         chrome.switch_to.active_element.send_keys(Keys.TAB)
-        if chrome.switch_to.active_element.get_attribute("id") == job_id:
+        if (chrome.switch_to.active_element.get_attribute("href") or "").endswith(job_id):
             break
     unattended_job(site, "focused, newer", total=10)
     wait_text(chrome, "focused, newer")
     update_job(site, job_id, succeeded=400)
     wait_text(chrome, "400 / 1\u202f000")
-    assert chrome.switch_to.active_element.get_attribute("id") == job_id
+    assert (chrome.switch_to.active_element.get_attribute("href") or "").endswith(job_id)
     chrome.switch_to.active_element.send_keys(Keys.ENTER)
     wait_text(chrome, "400 of 1\u202f000")
     assert chrome.current_url == f"{site.url}/jobs/{job_id}"
 
     chrome.execute_script(  # type: ignore[no-untyped-call]
-        "document.getElementById('cancel').focus(); getSelection().selectAllChildren(document.querySelector('p.id'))"
+        "document.getElementById('cancel').focus();"
+        "getSelection().selectAllChildren(document.querySelector('.id span'))"
     )
     update_job(site, job_id, succeeded=500, failed=1)
     wait_text(chrome, "500 of 1\u202f000")
@@ -220,23 +234,46 @@ def test_focus_and_selection_survive_refreshes(site: Web, chrome: Chrome) -> Non
     assert chrome.switch_to.active_element.text == "Cancel"
 
 
-def test_more_rows_and_the_way_back(site: Web, chrome: Chrome) -> None:
+def test_many_jobs_are_paged_selected_and_changed_together(site: Web, chrome: Chrome) -> None:
     database = open_database(site.settings.resolved_database_url)
     with writing(database) as connection:
         for number in range(60):
             job = jobs.create_job(
-                connection, input_file_id="none", endpoint=CHAT, model=MODEL_NAME, name=f"many {number}"
+                connection, input_file_id="none", endpoint=CHAT, model=MODEL_NAME, name=f"many {number:02d}"
             )
+            status = "completed" if number == 59 else "paused"
             connection.execute(
-                update(tables.jobs).where(tables.jobs.c.id == job.id).values(status="paused", total=5)
+                update(tables.jobs).where(tables.jobs.c.id == job.id).values(status=status, total=5)
             )
     database.dispose()
-    chrome.get(f"{site.url}/?search=many")
-    assert len(chrome.find_elements(By.CSS_SELECTOR, "a.job")) == 50
-    chrome.find_element(By.ID, "more").click()
-    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "a.job")) == 60, "all rows")
-    assert chrome.current_url == f"{site.url}/?search=many&status=&rows=100"
-    assert not chrome.find_elements(By.ID, "more")
+    chrome.get(f"{site.url}/?search=many&sort=name")
+
+    def names() -> list[str]:
+        script = "return [...document.querySelectorAll('tr.job .name a')].map((each) => each.textContent)"
+        return list(chrome.execute_script(script))  # type: ignore[no-untyped-call]
+
+    assert names() == [f"many {number:02d}" for number in range(50)]
+    chrome.find_element(By.ID, "next").click()
+    wait_for(lambda: names() == [f"many {number:02d}" for number in range(50, 60)], "the second page")
+    second = chrome.current_url
+    chrome.find_element(By.ID, "previous").click()
+    wait_for(lambda: len(names()) == 50, "the first page")
+    chrome.back()
+    wait_for(lambda: chrome.current_url == second and len(names()) == 10, "the second page again")
+    chrome.get(f"{site.url}/?search=many&sort=name")
+    chrome.find_element(By.ID, "pick-page").click()
+    wait_text(chrome, "50 jobs selected")
+    press(chrome, "Select all 60 jobs")
+    wait_text(chrome, "60 jobs selected")
+    press(chrome, "Cancel")
+    wait_text(chrome, "Cancel 60 jobs?")
+    press(chrome, "Keep as they are")
+    assert "paused 59" in shown(chrome)
+    press(chrome, "Cancel")
+    press(chrome, "Cancel 60 jobs")
+    text = wait_text(chrome, "59 jobs cancelled; 1 job left as they were")
+    assert "jobs selected" not in text
+    wait_for(lambda: "paused" not in chrome.find_element(By.ID, "states").text, "the new counts")
 
 
 def test_a_name_is_only_a_name(site: Web, chrome: Chrome) -> None:

@@ -144,7 +144,8 @@ def test_a_page_streams_what_changes(site: Web) -> None:
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["content-encoding"] == "gzip"
         (first,) = events(response, 1)
-    assert set(first["fragments"]) == {"engine_state", "heading", "actions", "details"}
+    parts = {"heading", "actions", "progress", "row_states", "rows_state", "details"}
+    assert set(first["fragments"]) == {"engine_state", *parts}
     assert first["problem"] is None
     headers = {**EVENTS, "Accept-Encoding": "identity"}
     with site.http(headers=headers) as http, http.stream("GET", "/chat") as response:
@@ -258,7 +259,7 @@ def test_a_session_chats_but_does_not_use_the_api(tmp_path: Path, text_model: Pa
 
 
 @pytest.mark.parametrize(
-    "query", ["rows=x", "rows=-1", "rows=99999999999999", "status=nothing", "search=%25"]
+    "query", ["sort=x", "after=none", "before=%25", "status=nothing", "search=%25", "sort=name&before=x"]
 )
 def test_a_strange_query_shows_a_page(site: Web, query: str) -> None:
     with site.http(headers=HTML) as http:

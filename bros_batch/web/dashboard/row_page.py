@@ -1,0 +1,202 @@
+"""One row of a job: its document, the prompt, the answer, what went wrong, and a button that runs it again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from bros_batch.db import jobs
+from bros_batch.db.allowed_changes import RERUNNABLE_JOBS
+from bros_batch.db.rows import ItemRow, RowQuery, get_row, rows_page
+from bros_batch.db.states import ENDED_ITEM, ItemStatus
+from bros_batch.db.tables import Job
+from bros_batch.documents.row_contents import requested_schema
+from bros_batch.web.api.row_object import WholeRow, whole_row
+from bros_batch.web.app_state import app_state
+from bros_batch.web.change_job import rerun_rows
+from bros_batch.web.dashboard.formats import number
+from bros_batch.web.dashboard.rendering import Page
+from bros_batch.web.errors import not_found
+
+MAX_TEXT_CHARS = 100_000
+MAX_ROW = 2**31
+ROW_STATUSES = frozenset(status.value for status in ItemStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class RowDetails:
+    """A row of a job, and its neighbors among the rows with the status that the URL names."""
+
+    job: Job
+    row: ItemRow
+    previous: int | None
+    next: int | None
+
+
+async def read_row(request: Request) -> Page:
+    """The row that the path names."""
+    job_id, row = request.path_params["job_id"], _row_number(request)
+    status = request.query_params.get("status", "")
+    status = status if status in ROW_STATUSES else ""
+
+    def read(connection: Connection) -> RowDetails | None:
+        return read_details(connection, job_id, row, status)
+
+    details = await app_state(request).read(read)
+    if details is None:
+        what = f"{job_id}, row {request.path_params['row']}"
+        return Page("404.html", {"heading": "No such row", "what": what}, status=404)
+    return await run_in_threadpool(row_page, details, status, time.time())
+
+
+def read_details(connection: Connection, job_id: str, row: int | None, status: str) -> RowDetails | None:
+    """A row's details, or None if there is no such row."""
+    job = jobs.get_job(connection, job_id)
+    found = get_row(connection, job_id, row) if job is not None and row is not None else None
+    if job is None or found is None:
+        return None
+    among = ItemStatus(status) if status else None
+    neighbors = (
+        rows_page(connection, job, RowQuery(row, 1, is_before, among)).rows for is_before in (True, False)
+    )
+    previous, following = (page[0].line_no if page else None for page in neighbors)
+    return RowDetails(job, found, previous, following)
+
+
+def row_page(details: RowDetails, status: str, now_s: float) -> Page:
+    """The page of a row."""
+    job, row = details.job, details.row
+    whole = whole_row(row, job)
+    response = _decoded(whole.response)
+    base = f"/jobs/{quote(job.id)}/rows"
+    among = f"?status={status}" if status else ""
+    values = {
+        "now_s": now_s,
+        "job": job,
+        "row": row,
+        "document": _fields(_decoded(whole.document), "document"),
+        "prompt": _cut(whole.prompt) if whole.prompt is not None else None,
+        "request": None if row.body is None else _cut(_pretty(whole.request)),
+        "answer": _fields(_object_in(_decoded(whole.answer)), "answer"),
+        "check": _check(whole, response),
+        "finish": _finish_reason(response),
+        "response": None if response is None else _cut(_pretty(response)),
+        "attempts": whole.attempts,
+        "took_s": row.finished_at - row.queued_at if row.finished_at and row.queued_at else None,
+        "may_rerun": row.status in ENDED_ITEM and row.body is not None and job.status in RERUNNABLE_JOBS,
+        "previous": f"{base}/{details.previous}{among}" if details.previous is not None else None,
+        "next": f"{base}/{details.next}{among}" if details.next is not None else None,
+        "status": status,
+        "api_url": f"/v1/batches/{quote(job.id)}/rows/{row.line_no}",
+    }
+    return Page("row.html", values, live=("heading", "actions", "row"))
+
+
+async def rerun(request: Request) -> Response:
+    """Run a row again. The response is empty for a script, and a redirect for a plain form."""
+    row = _row_number(request)
+    if row is None:
+        raise not_found("row", request.path_params["row"], "row")
+    job_id = request.path_params["job_id"]
+    await rerun_rows(request, job_id, [row])
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse(f"/jobs/{quote(job_id)}/rows/{row}", 303)
+    return Response(status_code=204)
+
+
+def _row_number(request: Request) -> int | None:
+    text = request.path_params["row"]
+    return (
+        int(text)
+        if text.isascii() and text.isdecimal() and len(text) < 11 and 0 < int(text) < MAX_ROW
+        else None
+    )
+
+
+def _decoded(value: Any) -> Any:
+    """A value without pieces of JSON that are still text."""
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    except (msgspec.MsgspecError, RecursionError):
+        return bytes(value).decode(errors="replace") if isinstance(value, msgspec.Raw) else str(value)
+
+
+def _object_in(answer: Any) -> Any:
+    """The object that a text is in JSON, although no schema asked for one; anything else as it is."""
+    if isinstance(answer, str) and answer.lstrip().startswith("{"):
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+            return msgspec.json.decode(answer)
+    return answer
+
+
+def _fields(value: Any, name: str) -> list[tuple[str, str]]:
+    """The names and texts of an object's fields, or the text of anything else under one name."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return [(str(key), _cut(_pretty(each))) for key, each in value.items()]
+    return [(name, _cut(_pretty(value)))]
+
+
+def _pretty(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_TEXT_CHARS:
+        return text
+    return f"{text[:MAX_TEXT_CHARS]}\n… ({number(len(text) - MAX_TEXT_CHARS)} more characters)"
+
+
+def _choice(response: Any) -> Mapping[str, Any]:
+    try:
+        choice = response["choices"][0]
+    except (TypeError, KeyError, IndexError):
+        return {}
+    return choice if isinstance(choice, Mapping) else {}
+
+
+def _finish_reason(response: Any) -> str | None:
+    reason = _choice(response).get("finish_reason")
+    words = {"stop": "by itself", "length": "at the token limit", "tool_calls": "with a call of a tool"}
+    return words.get(reason, str(reason)) if reason else None
+
+
+def _check(whole: WholeRow, response: Any) -> tuple[bool, str] | None:
+    """Whether the answer is what its schema asks for, and a sentence about it; None without a schema.
+
+    The engine has shaped the answer token by token. Here, no code that compiles schemas runs: a schema may crash it.
+    """
+    request = _decoded(whole.request)
+    schema = requested_schema(request) if isinstance(request, Mapping) else None
+    choice = _choice(response)
+    message = choice.get("message")
+    answer = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+    if not isinstance(schema, Mapping) or not isinstance(answer, str):
+        return None
+    if choice.get("finish_reason") == "length":
+        return False, "The answer is not complete: it was cut off at the token limit."
+    try:
+        value = msgspec.json.decode(answer)
+    except (msgspec.MsgspecError, RecursionError):
+        return False, "The answer is not JSON."
+    required = schema.get("required")
+    fields = value if isinstance(value, Mapping) else {}
+    missing = [str(name) for name in required if name not in fields] if isinstance(required, list) else []
+    if missing:
+        return False, f"Fields that the schema requires are missing: {', '.join(missing)}."
+    return True, "The answer is complete JSON with all fields that its schema requires."
