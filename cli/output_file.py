@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -54,25 +55,41 @@ def write_lines(lines: Iterable[bytes], output: str | None) -> int:
 
     Raises OSError, which names `output`, if it cannot be written.
     """
+    with written_file(output) as file:
+        return _write(lines, file)
+
+
+@contextlib.contextmanager
+def written_file(output: str | None) -> Iterator[IO[bytes]]:
+    """Open a file that appears under the name `output` once it is complete, or stdout.
+
+    Raises OSError, which names `output`, if it cannot be written.
+    """
     if output is None or output == "-":
-        count = _write(lines, sys.stdout.buffer)
+        yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-        return count
+        return
     try:
         path = _target(output)
         if path is None:
             with Path(output).open("wb") as file:
-                return _write(lines, file)
+                yield file
+            return
         partial = _partial(path)
         try:
-            with partial.open("wb") as file:
-                count = _write(lines, file)
+            with partial.open("w+b") as file:
+                yield file
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, _place(output, error), output) from error
-    return count
+
+
+def parent_of(output: str | None) -> Path | None:
+    """The directory of the file that is written, for what has to be beside it; None if it is not a regular file."""
+    path = None if output in (None, "-") else _target(str(output))
+    return None if path is None else path.parent
 
 
 def _write(lines: Iterable[bytes], file: IO[bytes]) -> int:

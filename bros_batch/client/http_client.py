@@ -146,7 +146,18 @@ class Client:
 
         `status` is `succeeded` for the output file and `failed` for the error file. The job may still be running.
         """
-        with self._stream("GET", f"/v1/batches/{batch_id}/results", params={"status": status}) as response:
+        yield from self._lines(f"/v1/batches/{batch_id}/results", params={"status": status})
+
+    def row_lines(self, batch_id: str, **params: str) -> Iterator[bytes]:
+        """Yield the rows of a batch in input order, each as a line of JSON, as `GET /v1/batches/{id}/rows` lists them.
+
+        `only="ended"` leaves out unfinished rows, and `only="failed"` those with a result as well.
+        """
+        headers = {"Accept": "application/x-ndjson"}
+        yield from self._lines(f"/v1/batches/{batch_id}/rows", params=params, headers=headers)
+
+    def _lines(self, path: str, **arguments: Any) -> Iterator[bytes]:
+        with self._stream("GET", path, **arguments) as response:
             rest = b""
             for data in response.iter_bytes():
                 *lines, rest = (rest + data).split(b"\n")

@@ -56,7 +56,8 @@ class ItemRow:
 class RowQuery:
     """Which rows of a job are asked for: those after a row in either direction, with a status and with a text.
 
-    `ended` leaves out the rows that have neither a result nor an error yet. The database looks for `search` in all
+    `ended` leaves out the rows that have neither a result nor an error yet, and `only_failed` all but those that ended
+    without a result. The database looks for `search` in all
     stored text, and `matches` then decides.
     """
 
@@ -67,6 +68,7 @@ class RowQuery:
     search: str | None = None
     matches: Callable[[ItemRow], bool] | None = None
     ended: bool = False
+    only_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ def _part(
         conditions.append(line_no >= last if query.descending else line_no <= last)
     if query.status is not None:
         conditions.append(_has_status(query.status))
+    if query.only_failed:
+        conditions.append(text(IS_WITHOUT_RESULT))  # type: ignore[arg-type]
     if query.ended:
         conditions.append(items.c.status.not_in(("pending", "queued")))
     if query.search is not None:
@@ -155,7 +159,7 @@ def _part(
 
 def _has_index(job: Job, query: RowQuery) -> bool:
     """Whether all rows in an index are rows of a query; those without a result share one."""
-    if query.ended and job.ended < job.total:
+    if query.ended and not query.only_failed and job.ended < job.total:
         return False
     if query.status in WITHOUT_RESULT:
         counts = {"failed": job.failed, "cancelled": job.cancelled, "expired": job.expired}

@@ -93,13 +93,14 @@ class RowContents:
         self._has_documents = form == DOCUMENT
         self._job_has_json = asks_for_json(defaults)
 
-    def document(self, body: str | None) -> msgspec.Raw | None:
-        """The row's columns and values as JSON. That of a batch line is what it asks the model about, as `text`."""
+    def document(self, body: str | None, custom_id: str | None) -> msgspec.Raw | None:
+        """The row's columns and values as JSON. Those of a batch line are its id, and what it asks the model about."""
         if body is None:
             return None
         if self._has_documents:
             return msgspec.Raw(body)
-        return msgspec.Raw(msgspec.json.encode({"text": _text_of_request(_read(_decode_request, body))}))
+        asked = _text_of_request(_read(_decode_request, body))
+        return msgspec.Raw(msgspec.json.encode({"custom_id": custom_id, "text": asked}))
 
     def answer(self, body: str | None, result: str | None) -> Any:
         """The answer in a response: text, the JSON that was asked for, decisions by name, or an embedding.

@@ -10,6 +10,7 @@ import click
 
 from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
+from cli.jobs.result_table import Selection, check_table, table_format, write_result_table
 from cli.output import note, safe
 from cli.output_file import check_output, output_option, write_lines
 
@@ -17,27 +18,59 @@ if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
 
 
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+
 @click.command()
 @click.argument("job")
 @output_option
 @click.option(
+    "--select",
+    multiple=True,
+    metavar="COLUMNS",
+    help="Write these columns only, in this order: id,total,_error. Can be repeated.",
+)
+@click.option("--only-failed", is_flag=True, help="Write only the rows that have no answer.")
+@click.option(
     "--json",
     is_flag=True,
     expose_value=False,
-    help="Accepted for consistency; results are always JSON lines.",
+    help="Accepted for consistency; without a file, results are always JSON lines.",
 )
 @connection_options
-def results(client: Client, job: str, output: str | None) -> None:
-    """Fetch the results of JOB as JSON lines in input order. A running job returns the results it has so far."""
+def results(client: Client, job: str, output: str | None, select: tuple[str, ...], only_failed: bool) -> None:
+    """Fetch the rows of JOB with their answers, in input order. A running job returns the rows that have ended so far.
+
+    The suffix of the file says how they are written: .csv, .tsv, .xlsx, .parquet or .jsonl. The columns are those of
+    the input, those of the answers, and _error. The results of a file in OpenAI's batch format are written in the
+    format of OpenAI's output files, except to .csv, .tsv, .xlsx and .parquet.
+    """
     check_output(output)
     batch = client.find_batch(job)
-    count = write_lines(client.result_lines(batch["id"], "succeeded"), output)
+    counts = ItemCounts.of_batch(batch)
+    kind = table_format(batch, output)
+    if kind is None and (select or only_failed):
+        option = "--select" if select else "--only-failed"
+        raise click.UsageError(f"{option} is for tables; write to a .csv, .tsv, .xlsx or .parquet file.")
+    if kind is None:
+        count = write_lines(client.result_lines(batch["id"], "succeeded"), output)
+        total, what = counts.total, "results"
+    else:
+        expected = counts.without_result if only_failed else counts.ended
+        check_table(kind, expected)
+        count = write_result_table(client, batch, kind, output, Selection(select, only_failed))
+        total, what = counts.total, "rows"
     where = "" if output in (None, "-") else f" in {output}"
-    if batch["status"] != "completed":
-        total = ItemCounts.of_batch(batch).total
-        note(f"{count} of {total} results so far{where}; the job is {batch['status']}.")
+    if batch["status"] not in ENDED:
+        note(f"{count} of {total} {what} so far{where}; the job is {batch['status']}.")
     elif where:
-        note(f"{count} results{where}")
+        note(f"{count} {what}{where}{_without_answer(kind, counts)}")
+
+
+def _without_answer(kind: str | None, counts: ItemCounts) -> str:
+    if kind is None or not counts.without_result:
+        return ""
+    return f", {counts.without_result} of them without an answer (see the column _error)"
 
 
 @click.command()

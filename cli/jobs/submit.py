@@ -170,7 +170,7 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
         note(f"The job continues to run. To watch it again: bros-batch status {job} --watch")
         raise
     if output is not None:
-        count = _write_results(client, job, output)
+        count = _write_results(client, batch, output)
         if output != "-":
             note(f"{count} results in {output}")
     if as_json:
@@ -182,8 +182,14 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
         raise Failure(_shortfall(batch))
 
 
-def _write_results(client: Client, job: str, output: str) -> int:
+def _write_results(client: Client, batch: dict[str, Any], output: str) -> int:
+    from cli.jobs.result_table import Selection, table_format, write_result_table
+
+    job = batch["id"]
     try:
+        kind = table_format(batch, output)
+        if kind is not None:
+            return write_result_table(client, batch, kind, output, Selection())
         return write_lines(client.result_lines(job, "succeeded"), output)
     except BrokenPipeError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pty
@@ -10,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
+from python_calamine import CalamineWorkbook
 
 from tests.services import wait_for
 from tests.up_process import Up
@@ -83,9 +86,9 @@ def test_submit_wait_writes_results_and_plain_progress(cli, tmp_path):
     ]
     done = cli.run("submit", str(source), *flags, "--name", "nightly", "--priority", "3", "-o", str(output))
     assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in output.read_bytes().splitlines()]
-    assert [result["custom_id"] for result in results] == [f"doc-{n}" for n in range(30)]
-    assert all(result["response"]["body"]["usage"]["completion_tokens"] <= 5 for result in results)
+    rows = [json.loads(line) for line in output.read_bytes().splitlines()]
+    assert [row["id"] for row in rows] == [f"doc-{n}" for n in range(30)]
+    assert all(list(row) == ["id", "text", "answer", "_error"] and row["answer"] for row in rows)
     assert "status:  completed after " in done.stdout
     assert "nightly: completed, 30 of 30 done" in done.stderr
     assert f"30 results in {output}" in done.stderr
@@ -103,7 +106,7 @@ def test_submit_reads_stdin_and_prints_the_job_id(cli):
 
 def test_submit_writes_only_results_to_stdout(cli):
     out = cli.ok("submit", "-", "--prompt", "{text}", "--max-tokens", "3", "-o", "-", stdin=documents(3))
-    assert [json.loads(line)["custom_id"] for line in out.strip().split("\n")] == ["doc-0", "doc-1", "doc-2"]
+    assert [json.loads(line)["id"] for line in out.strip().split("\n")] == ["doc-0", "doc-1", "doc-2"]
 
 
 def test_openai_batch_lines_need_no_prompt(cli):
@@ -150,7 +153,10 @@ def test_list_is_a_table_or_json(cli, finished):
 
 def test_results_and_errors(cli, finished, tmp_path):
     lines = cli.lines("results", finished["id"])
-    assert [json.loads(line)["custom_id"] for line in lines] == [f"doc-{n}" for n in range(39)]
+    rows = [json.loads(line) for line in lines]
+    assert [row["id"] for row in rows] == [*(f"doc-{n}" for n in range(39)), None]
+    assert [bool(row["answer"]) for row in rows] == [True] * 39 + [False]
+    assert "Line 40" in rows[-1]["_error"] and rows[0]["_error"] is None
     done = cli.run("results", finished["id"], "-o", str(tmp_path / "r.jsonl"))
     assert done.stdout == ""
     assert (tmp_path / "r.jsonl").read_text() == "\n".join([*lines, ""])
@@ -158,6 +164,61 @@ def test_results_and_errors(cli, finished, tmp_path):
     assert "invalid_request: Line 40" in error
     (record,) = map(json.loads, cli.ok("errors", finished["id"], "--json").splitlines())
     assert record["error"]["code"] == "invalid_request"
+
+
+def test_results_as_tables(cli, finished, tmp_path):
+    path = tmp_path / "r.csv"
+    done = cli.run("results", finished["id"], "-o", str(path))
+    assert done.stderr == f"40 rows in {path}, 1 of them without an answer (see the column _error)\n"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["id", "text", "answer", "_error"]
+    assert [row[:2] for row in rows[:39]] == [[f"doc-{n}", f"text number {n}"] for n in range(39)]
+    for name in ("r.parquet", "r.xlsx", "r.tsv"):
+        cli.ok("results", finished["id"], "-o", str(tmp_path / name))
+    table = pyarrow.parquet.read_table(tmp_path / "r.parquet")
+    assert table.column("text").to_pylist() == [*(f"text number {n}" for n in range(39)), None]
+    sheet = CalamineWorkbook.from_path(tmp_path / "r.xlsx").get_sheet_by_index(0).to_python()
+    assert [row[0] for row in sheet] == ["id", *(f"doc-{n}" for n in range(39)), ""]
+
+    (failed,) = cli.lines("results", finished["id"], "--only-failed", "--select", "_error,answer")
+    assert list(json.loads(failed)) == ["_error", "answer"]
+    wrong = cli.run("results", finished["id"], "--select", "txt", "-o", str(path))
+    assert wrong.returncode == 2 and path.stat().st_size > 1000, "the file is as it was"
+    assert wrong.stderr == (
+        "bros-batch: There is no column 'txt'. Did you mean 'text'? The columns are: id, text, answer, _error.\n"
+    )
+
+
+def test_the_results_of_openai_batch_lines_keep_their_format_unless_a_table_is_asked_for(cli, tmp_path):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi, who?"}], "max_tokens": 4}
+    line = {"custom_id": "x", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    job = cli.json("submit", "-", "--wait", stdin=json.dumps(line))["id"]
+    (result,) = map(json.loads, cli.lines("results", job))
+    assert result["response"]["body"]["object"] == "chat.completion"
+    cli.ok("results", job, "-o", str(tmp_path / "r.csv"))
+    with (tmp_path / "r.csv").open(encoding="utf-8-sig", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["custom_id"], row["text"]) == ("x", "Hi, who?")
+    assert row["answer"] == result["response"]["body"]["choices"][0]["message"]["content"]
+    refused = cli.run("results", job, "--select", "text")
+    assert refused.returncode == 2 and "--select is for tables" in refused.stderr
+
+
+def test_rows_are_computed_again_by_number(cli):
+    job = cli.ok(
+        "submit", "-", "--prompt", "{text}", "--max-tokens", "3", "--wait", "--json", stdin=documents(6)
+    )
+    job = json.loads(job)["id"]
+    for wrong, message in (("0", "numbered from 1"), ("5-3", "not a range"), ("a", "'a' is not a row")):
+        done = cli.run("rerun", job, "--rows", wrong)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert cli.run("rerun", job).returncode == 2
+    assert "It has no row 7" in cli.run("rerun", job, "--rows", "6-7").stderr
+    assert cli.ok("rerun", job, "--rows", "2,4-5") == f"{job} is in_progress\n"
+    assert cli.run("status", job, "--watch").returncode == 0
+    assert len(cli.lines("results", job)) == 6
+    assert "No row of it failed" in cli.run("rerun", job, "--only-failed").stderr
 
 
 def test_pause_resume_cancel_rerun(cli):

@@ -50,6 +50,7 @@ def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
         "metadata": job.metadata,
         "name": job.name,
         "source": job.source,
+        "line_form": job.ingest_form,
         "priority": job.priority,
         "deadline_at": _seconds(job.deadline_at),
         "paused_at": _seconds(job.paused_at),

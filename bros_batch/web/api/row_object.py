@@ -78,7 +78,7 @@ def contains(row: ItemRow, contents: RowContents, search: str) -> bool:
         return True
     return any(
         wanted in text.casefold()
-        for value in (contents.document(row.body), contents.answer(row.body, row.result))
+        for value in (contents.document(row.body, row.custom_id), contents.answer(row.body, row.result))
         for text in _texts(value)
     )
 
@@ -110,7 +110,7 @@ def _fields(row: ItemRow, contents: RowContents) -> tuple[Any, ...]:
         row.line_no,
         row.custom_id,
         row.status,
-        contents.document(row.body),
+        contents.document(row.body, row.custom_id),
         contents.answer(row.body, row.result),
         error,
         row.prompt_tokens,

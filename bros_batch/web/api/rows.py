@@ -52,10 +52,12 @@ async def list_rows(
     order: Literal["asc", "desc"] = "asc",
     status: ItemStatus | None = None,
     search: Search | None = None,
-    ended: bool = False,
+    only: Literal["failed", "ended"] | None = None,
 ) -> Response:
     """List the rows of a job by number, or stream all of them as JSON lines (`Accept: application/x-ndjson`)."""
-    query = RowQuery(after, limit, order == "desc", status, search, ended=ended)
+    query = RowQuery(
+        after, limit, order == "desc", status, search, ended=only == "ended", only_failed=only == "failed"
+    )
     state = app_state(request)
     if NDJSON in request.headers.get("accept", ""):
         await state.read(lambda connection: _job(connection, batch_id))

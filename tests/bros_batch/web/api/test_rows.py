@@ -97,8 +97,8 @@ def test_answers_of_a_schema_are_parsed_and_batch_lines_have_a_text(world: World
     lines = [batch_line("x", "Who?", response_format=schema), batch_line("y", "Why?", n=2)]
     job_id = finished(world, lines, '{"a": 1}')
     first, second = get(http, f"{job_id}/rows")["data"]
-    assert (first["document"], first["answer"]) == ({"text": "Who?"}, {"a": 1})
-    assert (second["document"], second["answer"]) == ({"text": "Why?"}, ['{"a": 1}'] * 2)
+    assert (first["document"], first["answer"]) == ({"custom_id": "x", "text": "Who?"}, {"a": 1})
+    assert (second["document"], second["answer"]) == ({"custom_id": "y", "text": "Why?"}, ['{"a": 1}'] * 2)
     whole = get(http, f"{job_id}/rows/2")
     assert (whole["prompt"], whole["request"]) == (None, lines[1]["body"])
 
@@ -122,7 +122,7 @@ def test_pages_in_both_directions_and_by_status(world: World, http: httpx.Client
     assert numbers(get(http, url, status="failed")) == [5]
     assert numbers(get(http, url, status="succeeded", after=2)) == [3, 4, 6, 7]
     assert numbers(get(http, url, status="queued")) == [8, 9, 10]
-    assert numbers(get(http, url, ended=True)) == list(range(1, 8))
+    assert numbers(get(http, url, only="ended")) == list(range(1, 8))
     assert http.get(url, params={"status": "asleep"}).json()["error"]["param"] == "status"
     assert http.get(url, params={"limit": 1001}).json()["error"]["param"] == "limit"
     world.cancel(job_id)
@@ -130,6 +130,7 @@ def test_pages_in_both_directions_and_by_status(world: World, http: httpx.Client
     assert numbers(get(http, url, status="failed")) == [5]
     assert numbers(get(http, url, status="cancelled")) == [8, 9, 10]
     assert numbers(get(http, url, status="cancelled", order="desc", limit=2)) == [10, 9]
+    assert numbers(get(http, url, only="failed")) == [5, 8, 9, 10]
 
 
 def test_search_finds_values_and_answers(world: World, http: httpx.Client) -> None:

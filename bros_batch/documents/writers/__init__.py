@@ -1,0 +1,1 @@
+"""Tables as files: CSV, TSV, JSON lines, Parquet and xlsx, written row by row."""
