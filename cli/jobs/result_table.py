@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bros_batch.documents.answer_columns import AnswerColumns
-from bros_batch.documents.writers.write_table import (
-    UnwritableTable,
-    check_library,
-    check_num_rows,
-    format_of,
-    write_table,
-)
+from bros_batch.documents.writers.table_limits import UnwritableTable, check_num_rows
+from bros_batch.documents.writers.write_table import check_library, format_of, write_table
 from cli.failure import USAGE_ERROR, Failure
 from cli.output_file import parent_of, written_file
 

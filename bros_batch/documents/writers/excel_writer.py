@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from bros_batch.documents.writers.cells import cell_text
-from bros_batch.documents.writers.write_table import MAX_EXCEL_ROWS, UnwritableTable
+from bros_batch.documents.writers.table_limits import (
+    MAX_EXCEL_CELL_CHARS,
+    MAX_EXCEL_COLUMNS,
+    UnwritableTable,
+    check_num_rows,
+)
 
 if TYPE_CHECKING:
     import xlsxwriter
 
-MAX_COLUMNS = 16_384
-MAX_CELL_CHARS = 32_767
 # Excel computes with 64-bit floats. A whole number that is larger than that keeps its digits as text.
 MAX_WHOLE_NUMBER = 2**53
 
@@ -31,9 +34,9 @@ def write_excel(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence
     """
     import xlsxwriter
 
-    if len(columns) > MAX_COLUMNS:
+    if len(columns) > MAX_EXCEL_COLUMNS:
         raise UnwritableTable(
-            f"A sheet of Excel has room for {MAX_COLUMNS:,} columns, and these are {len(columns):,}; "
+            f"A sheet of Excel has room for {MAX_EXCEL_COLUMNS:,} columns, and these are {len(columns):,}; "
             "choose some of them with --select."
         )
     options = {
@@ -62,10 +65,7 @@ def _fill(workbook: xlsxwriter.Workbook, columns: Sequence[str], rows: Iterable[
         sheet.write_string(0, column, _fitting(name, 0, name), bold)
     number = 0
     for number, row in enumerate(rows, start=1):
-        if number > MAX_EXCEL_ROWS:
-            raise UnwritableTable(
-                f"A sheet of Excel has room for {MAX_EXCEL_ROWS:,} rows; write to a .csv or .parquet file instead."
-            )
+        check_num_rows("xlsx", number)
         for column, value in enumerate(row):
             if value is None or value == "":
                 continue
@@ -81,9 +81,9 @@ def _fill(workbook: xlsxwriter.Workbook, columns: Sequence[str], rows: Iterable[
 
 
 def _fitting(text: str, row: int, column: str) -> str:
-    if len(text) > MAX_CELL_CHARS:
+    if len(text) > MAX_EXCEL_CELL_CHARS:
         raise UnwritableTable(
             f"Row {row}, column {column[:80]!r} has {len(text):,} characters, and a cell of Excel has room for "
-            f"{MAX_CELL_CHARS:,}; write to a .csv or .parquet file, or leave the column out with --select."
+            f"{MAX_EXCEL_CELL_CHARS:,}; write to a .csv or .parquet file, or leave the column out with --select."
         )
     return text

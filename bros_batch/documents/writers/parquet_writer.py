@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from bros_batch.documents.writers.cells import cell_text
-from bros_batch.documents.writers.write_table import Rows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -18,7 +17,9 @@ GROUP_BYTES = 64 * 1024**2
 MAX_FIELDS = 256
 
 
-def write_parquet(file: IO[bytes], columns: Sequence[str], rows: Rows) -> int:
+def write_parquet(
+    file: IO[bytes], columns: Sequence[str], rows: Callable[[], Iterable[Sequence[Any]]]
+) -> int:
     """Write a table. Returns the number of rows.
 
     Whole numbers, numbers, truth values, texts, lists and objects keep their types. A column with values that have no

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
 from typing import IO, Any
 
+from bros_batch.documents.writers.table_limits import UnwritableTable
+
 FORMATS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -16,27 +18,13 @@ FORMATS = {
     ".parquet": "parquet",
     ".xlsx": "xlsx",
 }
-MAX_EXCEL_ROWS = 1_048_575  # and the names of the columns
 
 Rows = Callable[[], Iterable[Sequence[Any]]]
-
-
-class UnwritableTable(Exception):
-    """A table that a format cannot hold. The message is one sentence with a way out."""
 
 
 def format_of(path: str) -> str | None:
     """Return the format that the suffix of a file stands for, or None."""
     return FORMATS.get(PurePath(path).suffix.lower())
-
-
-def check_num_rows(kind: str, num_rows: int) -> None:
-    """Raise UnwritableTable if a table has more rows than a file of this format can hold."""
-    if kind == "xlsx" and num_rows > MAX_EXCEL_ROWS:
-        raise UnwritableTable(
-            f"A sheet of Excel has room for {MAX_EXCEL_ROWS:,} rows, and these are {num_rows:,}; "
-            "write to a .csv or .parquet file instead."
-        )
 
 
 def check_library(kind: str) -> None:

@@ -14,13 +14,8 @@ import pyarrow.parquet
 import pytest
 from python_calamine import CalamineWorkbook
 
-from bros_batch.documents.writers import write_table as write_table_module
-from bros_batch.documents.writers.write_table import (
-    UnwritableTable,
-    check_num_rows,
-    format_of,
-    write_table,
-)
+from bros_batch.documents.writers.table_limits import UnwritableTable, check_num_rows
+from bros_batch.documents.writers.write_table import format_of, write_table
 
 TEXTS = [
     "", " x ", "0012", "1e5", "=1+1", "@SUM(A1)", "http://example.com", 'a "quoted", cell', "two\nlines",
@@ -76,9 +71,7 @@ def test_cells_of_excel_keep_text_numbers_and_truth_values(tmp_path: Path) -> No
     assert rows[1:3] == [["9007199254740993"], ["[1,2]"]], "digits are not lost"
 
 
-def test_what_excel_cannot_hold_is_said_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_excel_cannot_hold_is_said_in_one_sentence(tmp_path: Path) -> None:
     def refused(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         with pytest.raises(UnwritableTable) as caught:
             written(tmp_path, "xlsx", columns, rows)
@@ -92,7 +85,6 @@ def test_what_excel_cannot_hold_is_said_in_one_sentence(
     check_num_rows("csv", 10**9)
     with pytest.raises(UnwritableTable, match=r"1,048,576; write to a \.csv"):
         check_num_rows("xlsx", 1_048_576)
-    monkeypatch.setitem(write_table_module.FORMATS, ".xlsx", "xlsx")
     written(tmp_path, "xlsx", ["text"], [["x" * 32767]])
 
 
