@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -28,10 +28,9 @@ from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionL
 # Tokenizing less text than this, or writing a response of fewer values, takes less time than others may wait.
 INLINE_CHARS = 16_384
 INLINE_VALUES = 4096
+PIECE_ELEMENTS = 512  # of a list, which are encoded as JSON in one go
 # So many outputs of one request are computed at once. Each has its whole prompt in memory.
 MAX_PARALLEL = 256
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -84,23 +83,23 @@ class Generation:
 
     async def response(self, head: ResponseHead) -> Json:
         """Return the response body. Raises ApiError if the engine rejects the request or fails."""
-        return await self._respond(head, lambda body: body)
+        outcome = await self._outcome()
+        respond = partial(self.endpoint.response, head, self.request, self.model, outcome)
+        return respond() if self._is_short(outcome) else await asyncio.to_thread(respond)
 
     async def encoded_response(self, head: ResponseHead) -> bytes:
         """Return the response body as JSON. Raises ApiError like `response`."""
-        return await self._respond(head, encoded_in_pieces)
-
-    async def _respond(self, head: ResponseHead, form: Callable[[Json], T]) -> T:
         outcome = await self._outcome()
+        respond = partial(self.endpoint.response, head, self.request, self.model, outcome)
+        if self._is_short(outcome):
+            return msgspec.json.encode(respond())
+        return await asyncio.to_thread(lambda: encoded_in_pieces(respond()))
 
-        def respond() -> T:
-            return form(self.endpoint.response(head, self.request, self.model, outcome))
-
+    def _is_short(self, outcome: Outcome) -> bool:
+        """Whether others can wait while the response is written."""
         # What shows the prompt tokenizes it again.
         is_long = self.request.shows_prompt and self.request.num_prompt_chars >= INLINE_CHARS
-        if outcome.num_values < INLINE_VALUES and not is_long:
-            return respond()
-        return await asyncio.to_thread(respond)
+        return outcome.num_values < INLINE_VALUES and not is_long
 
     async def updates(self) -> AsyncGenerator[Update]:
         """Yield the updates of all outputs as they arrive; closing the generator early cancels the request.
@@ -142,70 +141,71 @@ class Generation:
         prompt = self.work.prompt_of(output.part)
         token_ids: list[int] = []
         logprobs: list[PositionLogprobs] = []
-        reason: StopReason | None = None
-        finished: Finished | None = None
         decoder = OutputDecoder(self.model.tokenizer, output.sampling, prompt)
-        async with contextlib.aclosing(self._messages(prompt, output.sampling)) as messages:
+        end: Finished | None = None
+        async with contextlib.aclosing(self._messages(output, prompt, decoder)) as messages:
             async for message in messages:
                 if isinstance(message, Finished):
-                    if output.counts_prompt:
-                        self.usage.cached_tokens += message.cached_tokens
-                    finished, reason = message, _reason(message)
-                    break
-                if decoder.stopped:  # as in `_updates_of`
-                    reason = "stop"
+                    end = message
                     break
                 token_ids += message.ids
                 logprobs += message.logprobs or ()
                 if output.sampling.stop:
                     decoder.push(message.ids, message.logprobs)
-        assert reason is not None  # a stream that ends early raises an error
-        self.usage.completion_tokens += len(token_ids)
+        assert end is not None  # a stream that ends early raises an error
         return Choice(
             token_ids,
-            reason,
+            _reason(end),
             logprobs or None,
-            scores=None if finished is None else finished.scores,
-            prompt_logprobs=None if finished is None else finished.prompt_logprobs,
-            embedding=None if finished is None else finished.embedding,
+            scores=end.scores,
+            prompt_logprobs=end.prompt_logprobs,
+            embedding=end.embedding,
             prompt_tail=prompt[-PROMPT_TAIL_TOKENS:],
         )
 
-    async def _messages(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Tokens | Finished]:
-        """Yield what the engine sends; closing the generator early cancels the request."""
+    async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
+        prompt = self.work.prompt_of(output.part)
+        decoder = self.form.decoder(self.model.tokenizer, output.sampling, prompt)
+        num_tokens = 0
+        async with contextlib.aclosing(self._messages(output, prompt, decoder)) as messages:
+            async for message in messages:
+                if isinstance(message, Finished):
+                    yield self._last_update(output, decoder, num_tokens, _reason(message))
+                    return
+                num_tokens += len(message.ids)
+                piece = decoder.push(message.ids, message.logprobs)
+                if not piece.is_empty:
+                    yield Update(output.index, piece, num_tokens, decoder.num_reasoning_tokens)
+
+    async def _messages(
+        self, output: Output, prompt: list[int], decoder: OutputDecoder | MessageDecoder
+    ) -> AsyncGenerator[Tokens | Finished]:
+        """Yield the tokens that the engine sends for one output, and its end. They are counted in `usage`.
+
+        The output ends early when its decoder has stopped. Closing the generator early cancels the request.
+        """
         request = self.request
         stream = self.client.submit(
             prompt,
-            sampling,
+            output.sampling,
             lane=lane_of(request),
             slo=slo_of(request),
             priority=request.priority or 0,
         )
         async with stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
             async for message in messages:
-                yield message
-
-    async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
-        prompt = self.work.prompt_of(output.part)
-        decoder = self.form.decoder(self.model.tokenizer, output.sampling, prompt)
-        num_tokens = 0
-        async with contextlib.aclosing(self._messages(prompt, output.sampling)) as messages:
-            async for message in messages:
                 if isinstance(message, Finished):
                     if output.counts_prompt:
                         self.usage.cached_tokens += message.cached_tokens
-                    yield self._last_update(output, decoder, num_tokens, _reason(message))
+                    yield message
                     return
                 if decoder.stopped:
                     # The engine ends at the same token and says so in the same write. Should it have found another
                     # text, what it computes beyond the stop string is of no use.
-                    yield self._last_update(output, decoder, num_tokens, "stop")
+                    yield Finished("", "stop", prompt_tokens=0, output_tokens=0)
                     return
-                num_tokens += len(message.ids)
                 self.usage.completion_tokens += len(message.ids)
-                piece = decoder.push(message.ids, message.logprobs)
-                if not piece.is_empty:
-                    yield Update(output.index, piece, num_tokens, decoder.num_reasoning_tokens)
+                yield message
 
     def _last_update(
         self, output: Output, decoder: OutputDecoder | MessageDecoder, num_tokens: int, reason: StopReason
@@ -243,16 +243,20 @@ class Generation:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def encoded_in_pieces(body: Json) -> bytes:
-    """Return `body` as JSON, encoded one choice at a time: other threads run only between two calls of the encoder."""
-    members = []
-    for name, value in body.items():
-        if isinstance(value, list):
-            text = b"[" + b",".join(map(msgspec.json.encode, value)) + b"]"
-        else:
-            text = msgspec.json.encode(value)
-        members.append(msgspec.json.encode(name) + b":" + text)
-    return b"{" + b",".join(members) + b"}"
+def encoded_in_pieces(value: Any) -> bytes:
+    """Return `value` as JSON, encoded in pieces: other threads run only between two calls of the encoder."""
+    if isinstance(value, dict):
+        return b"{" + b",".join(_member(name, each) for name, each in value.items()) + b"}"
+    if not isinstance(value, list):
+        return msgspec.json.encode(value)
+    if len(value) <= PIECE_ELEMENTS:
+        return b"[" + b",".join(map(encoded_in_pieces, value)) + b"]"
+    pieces = (value[first : first + PIECE_ELEMENTS] for first in range(0, len(value), PIECE_ELEMENTS))
+    return b"[" + b",".join(msgspec.json.encode(piece)[1:-1] for piece in pieces) + b"]"
+
+
+def _member(name: str, value: Any) -> bytes:
+    return msgspec.json.encode(name) + b":" + encoded_in_pieces(value)
 
 
 def _reason(finished: Finished) -> StopReason:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bros_batch.web.generation import encoded_in_pieces
+from bros_batch.web import generation
 
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), st.text()),
@@ -17,6 +18,8 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(), values, max_size=4))
-def test_pieces_are_the_whole(body: dict[str, Any]) -> None:
-    assert encoded_in_pieces(body) == msgspec.json.encode(body)
+@given(st.dictionaries(st.text(), values, max_size=4), st.integers(1, 3))
+def test_pieces_are_the_whole(body: dict[str, Any], piece_elements: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "PIECE_ELEMENTS", piece_elements)
+        assert generation.encoded_in_pieces(body) == msgspec.json.encode(body)
