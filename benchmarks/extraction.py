@@ -29,6 +29,7 @@ from bros_batch.demo.prompts import EXTRACTION_PROMPT, EXTRACTION_SCHEMA
 from bros_batch.settings import DEMO_MODEL_DIR
 
 IN_FLIGHT = 64
+NUM_WARM_UP = 8
 # The demo's four fields, and as many that follow from them. All have an end, also where the weights are random.
 EIGHT_FIELDS = {
     **EXTRACTION_SCHEMA,
@@ -67,8 +68,8 @@ def body_of(text: str, model: str) -> dict[str, Any]:
 
 
 async def extract(server: Server, model: str, num_documents: int) -> Extraction:
-    """Extract from documents once the server answers. As many as are in flight at first do not count."""
-    texts = [each.text for each in generate_documents(num_documents + IN_FLIGHT, HELD_OUT_SEED + 3)]
+    """Extract from documents once the server answers. The first few, for which it compiles, do not count."""
+    texts = [each.text for each in generate_documents(num_documents + NUM_WARM_UP, HELD_OUT_SEED + 3)]
     await until_ready(Client(server.url, model), server, Load(token_ids=(FIRST_TEXT_ID, 1536)))
     # A queue in the client would take more of the cores than the server's web process.
     in_flight = asyncio.Semaphore(IN_FLIGHT)
@@ -82,9 +83,9 @@ async def extract(server: Server, model: str, num_documents: int) -> Extraction:
             usage = response.json()["usage"]
             return usage["prompt_tokens"], usage["completion_tokens"]
 
-        await asyncio.gather(*map(answer, texts[:IN_FLIGHT]))
+        await asyncio.gather(*map(answer, texts[:NUM_WARM_UP]))
         begun_s = time.perf_counter()
-        tokens = await asyncio.gather(*map(answer, texts[IN_FLIGHT:]))
+        tokens = await asyncio.gather(*map(answer, texts[NUM_WARM_UP:]))
         elapsed_s = time.perf_counter() - begun_s
     prompt_tokens, output_tokens = map(sum, zip(*tokens, strict=True))
     return Extraction(num_documents / elapsed_s, prompt_tokens / num_documents, output_tokens / num_documents)
