@@ -34,6 +34,7 @@ from engine.pulse import Pulse
 from engine.runner.base import ModelRunner, RunnerInfo
 from engine.step_mark import LastStep, StepMark, open_step_mark
 from engine.thread_count import ThreadCount
+from engine.weights_id import weights_id
 from engine.wire.protocol import PROTOCOL_VERSION, Welcome
 
 log = logging.getLogger("engine")
@@ -161,6 +162,7 @@ def make_endpoints(
         },
         default_slo=default_slo,
         last_step=last_step,
+        weights=weights_id(config, info.dtype),
     )
     return Endpoints(
         server,

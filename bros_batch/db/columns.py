@@ -6,7 +6,19 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from sqlalchemy import JSON, BigInteger, Column, Double, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
@@ -28,6 +40,8 @@ _COLUMN_TYPES: dict[type, TypeEngine[Any]] = {
     str: Text(),
     int: Integer(),
     float: Double(),
+    bool: Boolean(),
+    bytes: LargeBinary(),
     dict: JSON(none_as_null=True),
     list: JSON(),
 }

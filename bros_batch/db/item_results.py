@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, case, select, text, update
 
 from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
+from bros_batch.db.content_keys import set_sources
 from bros_batch.db.job_events import add_event
 from bros_batch.db.jobs import lock_jobs, set_status
 from bros_batch.db.states import ItemStatus, JobStatus
@@ -33,6 +34,11 @@ class FinishedItem:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    # How many of the prompt and output tokens were taken from earlier answers; `cached_tokens` does not count them. If
+    # all were, `source_id` is the item that had them.
+    reused_prompt_tokens: int = 0
+    reused_output_tokens: int = 0
+    source_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ def finish_items(connection: Connection, finished: Sequence[FinishedItem], now_s
     finished = [item for item in finished if item.job_id in locked]
     finish = _finish_postgres if is_postgres(connection) else _finish_sqlite
     changed = [by_id[item_id] for item_id in finish(connection, finished, now_s)]
+    set_sources(connection, [(item.id, item.source_id) for item in changed if item.source_id is not None])
     return FinishResult(len(changed), _count(connection, changed, now_s))
 
 
@@ -175,9 +182,12 @@ def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float
     for item in changed:
         count = counts.setdefault(item.job_id, Counter())
         count[item.status.value] += 1
-        count["prompt_tokens"] += item.prompt_tokens
+        count["prompt_tokens"] += item.prompt_tokens - item.reused_prompt_tokens
         count["cached_tokens"] += item.cached_tokens
-        count["output_tokens"] += item.output_tokens
+        count["output_tokens"] += item.output_tokens - item.reused_output_tokens
+        count["reused"] += item.source_id is not None
+        count["reused_prompt_tokens"] += item.reused_prompt_tokens
+        count["reused_output_tokens"] += item.reused_output_tokens
     for job_id, count in counts.items():
         values = {jobs.c[name]: jobs.c[name] + number for name, number in count.items() if number}
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))

@@ -51,6 +51,7 @@ def create_job(
     completion_window: str = "24h",
     window_s: float = DEFAULT_WINDOW_S,
     output_expires_after_s: float | None = None,
+    fresh: bool = False,
     job_id: str | None = None,
     now_s: float | None = None,
 ) -> Job:
@@ -75,6 +76,7 @@ def create_job(
             errors=[],
             completion_window=completion_window,
             output_expires_after_s=output_expires_after_s,
+            fresh=fresh,
             deadline_at=deadline_at,
             created_at=now_s,
             expires_at=now_s + window_s if deadline_at is None else deadline_at,

@@ -27,9 +27,10 @@ _CLAIM = """
 UPDATE items SET status = 'queued', epoch = epoch + 1, queued_at = :now
 WHERE id IN (
     SELECT id FROM items WHERE job_id = :job_id AND status = 'pending' AND {attempts}
+    AND (source_id IS NULL OR source_id = id)
     ORDER BY line_no LIMIT :limit {skip_locked}
 )
-RETURNING id, epoch, line_no, body
+RETURNING id, epoch, line_no, body, source_id
 """
 
 _RELEASE = text(
@@ -55,6 +56,7 @@ class RunnableJob:
     ingest_line: int
     defaults: dict[str, Any]
     input_file_id: str
+    fresh: bool
 
     @property
     def runs_as_chat(self) -> bool:
@@ -74,6 +76,7 @@ class QueuedItem:
     epoch: int
     line_no: int
     body: str
+    source_id: int | None
 
 
 def urgency(priority: int, deadline_at: float | None) -> tuple[float, float]:
@@ -120,7 +123,7 @@ def claim_items(
     connection: Connection, job_id: str, limit: int, now_s: float, *, lost_before: bool = False
 ) -> list[QueuedItem]:
     """Mark up to `limit` pending items of a job as queued, first lines first, and return them. These are items that
-    were never lost, or with `lost_before` only others.
+    were never lost, or with `lost_before` only others. Items that wait for the answer of another one are left out.
 
     Two callers never get the same item: each skips what the other has locked (and SQLite has one writer at a time).
     """

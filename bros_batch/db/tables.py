@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from sqlalchemy import BigInteger, Double, Index, Integer, MetaData, String, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+    text,
+)
 
 from bros_batch.db.columns import BigCount, Count, Key, ServerDefault, Word, table_of
 from bros_batch.item_counts import ItemCounts
@@ -55,6 +65,12 @@ class Job:
     prompt_tokens: BigCount
     cached_tokens: BigCount
     output_tokens: BigCount
+    # Items that took the answers of others, and the tokens that were not computed because of that. The three counts
+    # above have only what was computed.
+    reused: Count
+    reused_prompt_tokens: BigCount
+    reused_output_tokens: BigCount
+    fresh: Annotated[bool, ServerDefault("false")]  # whether all of its items must be computed
     completion_window: Word
     output_expires_after_s: float | None
     deadline_at: float | None
@@ -122,6 +138,23 @@ class Item:
     output_tokens: Count
     queued_at: float | None
     finished_at: float | None
+    # The item whose answer this one has taken or, while it is pending, waits for. Its own id if it must not take the
+    # answer of another.
+    source_id: Annotated[int, BigInteger()] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    """The answer to all requests with this content key, and the item that computed it.
+
+    `choices` is the engine's output, as `engine.wire.protocol.Choice` in msgpack, so that a response can be made of it
+    as of an output that has just been computed.
+    """
+
+    key: Annotated[bytes, LargeBinary(16)]
+    item_id: Annotated[int, BigInteger()]
+    prompt_tokens: int
+    choices: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +293,12 @@ items = table_of(
             ("ix_items_without_result", IS_WITHOUT_RESULT),
         )
     ),
+    Index(
+        "ix_items_waiting",
+        "source_id",
+        postgresql_where=text("status = 'pending' AND source_id IS NOT NULL"),
+        sqlite_where=text("status = 'pending' AND source_id IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -271,6 +310,8 @@ pace_minutes = table_of(
     Index("ix_pace_minutes_series", "series", "at"),
     Index("ix_pace_minutes_at", "at"),
 )
+content_keys = table_of("content_keys", ContentKey, metadata, Index("ix_content_keys_item", "item_id"))
+
 engines = table_of("engines", EngineRow, metadata)
 api_keys = table_of("api_keys", ApiKey, metadata, UniqueConstraint("sha256"))
 idempotency_keys = table_of(

@@ -18,6 +18,7 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.item_results import FinishedItem
 from bros_batch.db.pending_items import QueuedItem, RunnableJob
 from bros_batch.db.states import ItemStatus
+from bros_batch.documents.content_key import content_keys
 from bros_batch.documents.error_messages import storable
 from bros_batch.documents.item_requests import JobRequests
 from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit
@@ -25,7 +26,8 @@ from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
 from bros_batch.jobs.queue_room import queue_room
-from bros_batch.jobs.streams import StreamEntry, enqueue, redis_time_ms
+from bros_batch.jobs.reuse import PreparedItem, Reuse
+from bros_batch.jobs.streams import enqueue, redis_time_ms
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.withdraw import take_back_waiting, withdraw_job
 from bros_batch.jobs.worker import Worker
@@ -40,8 +42,9 @@ ENQUEUE_BYTES = 1024**2
 def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None) -> TaskRun:
     """Fill the stream of a model with a few seconds of work, or until `time.monotonic()` reaches `until_s`."""
     ensure_generation(worker)
-    preparer = _Preparer(worker, until_s)
+    preparer = _Preparer(worker, model, until_s)
     while True:
+        preparer.reuse.release_waiting()
         _make_room(worker, model)
         room = queue_room(worker, model).free
         if not room:
@@ -118,23 +121,32 @@ def _claim(
 class _Preparer:
     """Makes stream entries of claimed items and counts what became of them."""
 
-    def __init__(self, worker: Worker, until_s: float) -> None:
+    def __init__(self, worker: Worker, model: str, until_s: float) -> None:
         self._worker = worker
         self._until_s = until_s
         self.claims_end_ms = 0.0
         self._model = worker.model
+        self.reuse = Reuse(worker, model, self._model)
         self._queued = 0
         self._failed = 0
+        self._reused = 0
         self._finalizing: list[str] = []
 
     def task_run(self, progress: Progress) -> TaskRun:
-        return TaskRun(progress, finalize=self._finalizing, queued=self._queued, failed=self._failed)
+        return TaskRun(
+            progress,
+            finalize=self._finalizing,
+            queued=self._queued,
+            failed=self._failed,
+            reused=self._reused,
+        )
 
     def prepare_items(self, job: RunnableJob, queued: list[QueuedItem]) -> None:
         """Enqueue items until the time is up. Items that cannot be prepared end, and the rest become pending again."""
         requests = limited_job_requests(job.endpoint, job.model, job.ingest_form, job.defaults)
-        entries: list[StreamEntry] = []
-        failures: list[FinishedItem] = []
+        scope = self.reuse.scope_of(job)
+        prepared: list[PreparedItem] = []
+        ended: list[FinishedItem] = []
         size = done = 0
         try:
             for position, item in enumerate(queued):
@@ -142,50 +154,66 @@ class _Preparer:
                     if isinstance(requests, RequestError):
                         raise requests
                     with cpu_limit(LINE_CPU_LIMIT_S):
-                        payload = self._payload(job, requests, item)
+                        ready = self._prepared(job, requests, item, scope)
                 except RequestError as error:
-                    failures.append(_failure(job, item, error.code, error.message))
+                    ended.append(_failure(job, item, error.code, error.message))
                 except CpuLimitExceeded:
                     message = f"The line takes more than {LINE_CPU_LIMIT_S:g} s of CPU time to prepare."
-                    failures.append(_failure(job, item, "invalid_request", message))
+                    ended.append(_failure(job, item, "invalid_request", message))
                 except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
                     message = f"The line can't be prepared: {error}"
-                    failures.append(_failure(job, item, "invalid_request", message))
+                    ended.append(_failure(job, item, "invalid_request", message))
                 else:
-                    entries.append(StreamEntry(item.id, item.epoch, job.id, job.priority, payload))
-                    size += len(payload)
+                    prepared.append(ready)
+                    size += len(ready.payload)
                 time_is_up = time.monotonic() >= self._until_s
                 if size >= ENQUEUE_BYTES or time_is_up or position + 1 == len(queued):
-                    self._enqueue(job.model, entries)
-                    entries, size, done = [], 0, position + 1
+                    ended += self._enqueue(job, requests, prepared)
+                    prepared, size, done = [], 0, position + 1
                     if time_is_up:
                         break
         finally:
-            failed_ids = {failure.id for failure in failures}
-            unused = [item for item in queued[done:] if item.id not in failed_ids]
-            if unused or failures:
+            ended_ids = {item.id for item in ended}
+            unused = [item for item in queued[done:] if item.id not in ended_ids]
+            if unused or ended:
                 with writing(self._worker.database) as connection:
-                    finished = item_results.finish_items(connection, failures, time.time())
+                    finished = item_results.finish_items(connection, ended, time.time())
                     pending_items.release_items(connection, [(item.id, item.epoch) for item in unused])
-                self._failed += finished.changed
+                reused = sum(item.status == ItemStatus.SUCCEEDED for item in ended)
+                self._reused += reused
+                self._failed += finished.changed - reused
                 self._finalizing += finished.finalizing
 
-    def _enqueue(self, model: str, entries: list[StreamEntry]) -> None:
-        """Add items to the stream, except those whose claims ended meanwhile and that others have claimed since."""
-        redis = self._worker.redis
-        while not enqueue(redis, model, entries, self.claims_end_ms):
+    def _enqueue(
+        self, job: RunnableJob, requests: JobRequests | RequestError, prepared: list[PreparedItem]
+    ) -> list[FinishedItem]:
+        """Add items to the stream, except those whose claims ended meanwhile and that others have claimed since.
+
+        Returns those that end at once, because their answers are known.
+        """
+        if isinstance(requests, RequestError) or not prepared:
+            return []
+        settled = self.reuse.settle(job, requests, prepared)
+        redis, entries = self._worker.redis, settled.entries
+        while not enqueue(redis, job.model, entries, self.claims_end_ms):
             self.claims_end_ms = _claims_end_ms(self._worker)
             with writing(self._worker.database) as connection:
                 claims = ((entry.item_id, entry.epoch) for entry in entries)
                 ours = pending_items.renew_claims(connection, claims, time.time())
             entries = [entry for entry in entries if (entry.item_id, entry.epoch) in ours]
         self._queued += len(entries)
+        return settled.ended
 
-    def _payload(self, job: RunnableJob, requests: JobRequests, item: QueuedItem) -> bytes:
+    def _prepared(
+        self, job: RunnableJob, requests: JobRequests, item: QueuedItem, scope: bytes | None
+    ) -> PreparedItem:
         work = requests.engine_requests(self._model, item.body, item.line_no)
+        keys = [] if scope is None else content_keys(work, scope)
+        memo = self.reuse.memo(keys, work).encoded() if keys else b""
         try:
-            entry = work.as_item(item.id, item.epoch, job.id, job.priority, job.deadline_at)
-            return encode(msgspec.structs.replace(entry, lane="rt") if job.runs_as_chat else entry)
+            entry = work.as_item(item.id, item.epoch, job.id, job.priority, job.deadline_at, memo)
+            payload = encode(msgspec.structs.replace(entry, lane="rt") if job.runs_as_chat else entry)
+            return PreparedItem(item, work, keys, payload)
         except (msgspec.MsgspecError, OverflowError) as error:
             raise RequestError(f"The line can't be sent to an engine: {error}.") from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,19 +19,15 @@ from sqlalchemy.exc import DataError, IntegrityError, InternalError, Programming
 
 from bros_batch.db import item_results
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.item_results import FinishedItem, ItemOrigin
-from bros_batch.db.states import ItemStatus
-from bros_batch.documents.error_messages import storable
+from bros_batch.db.item_results import FinishedItem
 from bros_batch.documents.item_requests import JobRequests
-from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit
+from bros_batch.jobs.computed_answers import ComputedAnswers
+from bros_batch.jobs.finished_item import finished_item
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
 from bros_batch.jobs.streams import acknowledge
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
-from bros_batch.openai_api.batch_output import request_id
-from bros_batch.openai_api.completion_response import ResponseHead, has_incomplete_json
-from bros_batch.openai_api.endpoint import outcome_of
 from bros_batch.request_error import RequestError
 from engine.wire.decoding import DECODE_ERRORS
 from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
@@ -42,10 +38,6 @@ READ_ENTRIES = 256
 # One consumer name for all workers: a lock lets one of them record at a time, and what it had read when it died is
 # found under this name at once, without waiting until it counts as idle.
 CONSUMER = "recorder"
-TRUNCATED = (
-    "The answer reached its limit of tokens before its JSON was complete. Its text is in the 'response' of this line; "
-    "submit the document again with a higher 'max_tokens'."
-)
 # Errors that are about the row itself and not about the connection: to try again would not help.
 UNSTORABLE = (DataError, IntegrityError, InternalError, ProgrammingError, OverflowError, ValueError)
 
@@ -139,21 +131,26 @@ class _Recorder:
         self._requests: dict[str, JobRequests | RequestError] = {}
         self._changed = 0
         self._finalizing: list[str] = []
+        self._preparing: set[str] = set()  # models of which items waited for an answer that is there now
 
     def task_run(self, progress: Progress) -> TaskRun:
-        return TaskRun(progress, finalize=self._finalizing, changed=self._changed)
+        return TaskRun(
+            progress, prepare=sorted(self._preparing), finalize=self._finalizing, changed=self._changed
+        )
 
     def record_entries(self, entries: Sequence[ResultEntry]) -> None:
-        finished = self._finished([entry.result for entry in entries if entry.result is not None])
+        answers = ComputedAnswers(self._worker)
+        finished = self._finished([entry.result for entry in entries if entry.result is not None], answers)
         try:
-            self._commit(finished)
+            self._commit(finished, answers)
         except UNSTORABLE as error:
             log.error("a result can't be stored (%s); trying them one by one", error)
             for item in finished:
                 try:
-                    self._commit([item])
+                    self._commit([item], answers)
                 except UNSTORABLE:
                     log.exception("the result of item %d can't be stored and is dropped", item.id)
+        self._preparing.update(answers.settle())
         redis = self._worker.redis
         acknowledge(redis, RESULTS_KEY, RECORD_GROUP, [entry.id for entry in entries])
         for stream in {
@@ -162,13 +159,14 @@ class _Recorder:
             ids = [entry.item_entry_id for entry in entries if entry.items_stream == stream]
             acknowledge(redis, stream, ENGINE_GROUP, filter(None, ids))
 
-    def _commit(self, finished: Sequence[FinishedItem]) -> None:
+    def _commit(self, finished: Sequence[FinishedItem], answers: ComputedAnswers) -> None:
         with writing(self._worker.database) as connection:
             done = item_results.finish_items(connection, finished, time.time())
+            answers.store(connection, finished)
         self._changed += done.changed
         self._finalizing += done.finalizing
 
-    def _finished(self, results: Sequence[ItemResult]) -> list[FinishedItem]:
+    def _finished(self, results: Sequence[ItemResult], answers: ComputedAnswers) -> list[FinishedItem]:
         with reading(self._worker.database) as connection:
             origins = item_results.item_origins(connection, [result.item_id for result in results])
             new_jobs = {origin.job_id for origin in origins.values()} - self._requests.keys()
@@ -182,47 +180,7 @@ class _Recorder:
         for result in results:
             item_origin = origins.get(result.item_id)
             if item_origin is not None:
-                finished.append(self._finished_item(result, item_origin))
+                whole, reused = answers.completed(result, item_origin.model)
+                requests = self._requests[item_origin.job_id]
+                finished.append(finished_item(whole, item_origin, requests, self._model, reused))
         return finished
-
-    def _finished_item(self, result: ItemResult, origin: ItemOrigin) -> FinishedItem:
-        failed = FinishedItem(result.item_id, result.epoch, origin.job_id, ItemStatus.FAILED)
-        if result.error_code is not None:
-            message = storable(result.error_message or result.error_code)
-            return replace(failed, error_code=storable(result.error_code)[:64], error_message=message)
-        try:
-            with cpu_limit(LINE_CPU_LIMIT_S):
-                body, problem = self._body(result, origin)
-        except (
-            CpuLimitExceeded,
-            RequestError,
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            msgspec.MsgspecError,
-        ) as error:
-            message = storable(f"The engine's output can't be read: {error}")
-            return replace(failed, error_code="engine_lost", error_message=message)
-        if problem is not None:
-            return replace(failed, error_code="output_truncated", error_message=problem, result=body)
-        return replace(
-            failed,
-            status=ItemStatus.SUCCEEDED,
-            result=body,
-            prompt_tokens=result.prompt_tokens,
-            cached_tokens=result.cached_tokens,
-            output_tokens=sum(len(choice.token_ids) for choice in result.choices),
-        )
-
-    def _body(self, result: ItemResult, origin: ItemOrigin) -> tuple[str, str | None]:
-        """The JSON text of the response body, and what is wrong with it for a job whose answers follow a schema."""
-        requests = self._requests[origin.job_id]
-        if isinstance(requests, RequestError):
-            raise requests
-        head = ResponseHead(
-            origin.endpoint, request_id(result.item_id, result.epoch), origin.model, int(time.time())
-        )
-        body = requests.response(head, self._model, origin.body or "", outcome_of(result))
-        problem = TRUNCATED if requests.has_schema and has_incomplete_json(body) else None
-        return msgspec.json.encode(body).decode(), problem

@@ -26,6 +26,7 @@ class TaskRun:
 
     queued: int = 0  # items put into a stream
     failed: int = 0  # items that could not be prepared
+    reused: int = 0  # items that took the answers of others
     changed: int = 0  # items that ended with a recorded result
     returned: int = 0  # items returned to pending because Redis came back empty
     lost: int = 0  # items that were queued but in no stream

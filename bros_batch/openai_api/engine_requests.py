@@ -43,6 +43,7 @@ class EngineRequests:
         job_id: str = "",
         priority: int = 0,
         deadline_unix_s: float | None = None,
+        memo: bytes = b"",
     ) -> ItemRequest:
         """Return the requests as one item of a job."""
         first, several = self.parts[0], len(self.parts) > 1
@@ -56,4 +57,5 @@ class EngineRequests:
             priority=priority,
             deadline_unix_s=deadline_unix_s,
             parts=[ItemPart(part.token_ids, part.sampling) for part in self.parts] if several else [],
+            memo=memo,
         )

@@ -67,6 +67,10 @@ def summary(batch: dict[str, Any]) -> str:
     rows.append(("items", ", ".join([counts.of_total(), *(counts.shortfalls() or ["0 failed"])])))
     if usage.get("total_tokens"):
         rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))
+    reused = batch.get("reused") or {}
+    if reused.get("input_tokens"):
+        tokens = f"{reused['input_tokens']:,} in, {reused.get('output_tokens', 0):,} out"
+        rows.append(("reused", f"{reused.get('items', 0):,} items, {tokens}; not computed again"))
     listed = (batch.get("errors") or {}).get("data") or []
     rows += [("error", error["message"]) for error in listed[:SHOWN_ERRORS]]
     more = max(counts.failed, len(listed)) - SHOWN_ERRORS  # the list of a job has a limit

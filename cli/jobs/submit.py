@@ -84,6 +84,11 @@ if TYPE_CHECKING:
     help="When the job expires: 90m, 6h, 2d, or a date and time in ISO 8601.",
 )
 @click.option(
+    "--fresh",
+    is_flag=True,
+    help="Compute every answer, even if an earlier item has had the same request and its answer is known.",
+)
+@click.option(
     "--endpoint",
     type=click.Choice(ENDPOINTS),
     default=ENDPOINTS[0],
@@ -102,6 +107,7 @@ def submit(
     name: str | None,
     priority: int,
     deadline: str | None,
+    fresh: bool,
     endpoint: str,
     wait: bool,
     output: str | None,
@@ -144,6 +150,8 @@ def submit(
     }
     if deadline:
         body["deadline"] = deadline
+    if fresh:
+        body["fresh"] = True
     batch = client.create_batch(body)
     if not wait and output is None:
         if as_json:

@@ -66,7 +66,8 @@ class ItemPullerConfig:
     `max_in_flight` limits the entries that it holds: those of running requests and a few that wait. It takes in as many
     again if they have a higher priority than others it holds. After the engine died `max_attempts` times while it
     computed one item by itself, that item fails. `last_step` is the step in which the last run of this engine died.
-    `about` is added to each heartbeat. Items of the RT lane have the SLO `default_slo`.
+    `about` is added to each heartbeat. Items of the RT lane have the SLO `default_slo`. `weights` is the identity
+    of what the engine computes with.
     """
 
     model: str
@@ -78,6 +79,7 @@ class ItemPullerConfig:
     about: dict[str, Any]
     default_slo: SLO
     last_step: LastStep
+    weights: str = ""
 
 
 class ItemPuller:
@@ -96,7 +98,7 @@ class ItemPuller:
         self._claims = StreamClaims(redis, self._key, config.engine_id)
         self._suspects = Suspects(redis, config.model, config.last_step)
         self._results = ResultQueue(redis, self._key)
-        about = {**config.about, "max_in_flight": config.max_in_flight}
+        about = {**config.about, "weights": config.weights, "max_in_flight": config.max_in_flight}
         self._heartbeat = Heartbeat(config.engine_id, about, exchange, redis, lambda: bool(self._items))
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -336,7 +338,7 @@ class ItemPuller:
         try:
             pulled.record(index, event)
             if pulled.is_finished and pulled.entry_id in self._items:
-                result = pulled.result(self._config.engine_id)
+                result = pulled.result(self._config.engine_id, self._config.weights)
                 self._heartbeat.rate.count(pulled.num_tokens)
                 self._end(pulled, result)
         except Exception as error:

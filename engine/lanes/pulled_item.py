@@ -118,7 +118,7 @@ class PulledItem:
         """Ids of the requests that are still running."""
         return [r for r, end in zip(self.request_ids, self._ends, strict=True) if end is None]
 
-    def result(self, engine_id: str) -> ItemResult:
+    def result(self, engine_id: str, weights: str = "") -> ItemResult:
         """The result to push once all outputs are finished."""
         if self._error is not None:
             return self.failure(engine_id, "engine_error", self._error)
@@ -132,6 +132,8 @@ class PulledItem:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             prompt_tail=self.item.token_ids[-PROMPT_TAIL_TOKENS:],
+            memo=self.item.memo,
+            weights=weights,
         )
 
     def _choice(self, index: int, end: FinishedEvent) -> Choice:
@@ -159,5 +161,11 @@ class PulledItem:
 def failed_item(item: ItemRequest, engine_id: str, code: str, message: str) -> ItemResult:
     """The result of an item that the engine has not computed."""
     return ItemResult(
-        item.item_id, item.epoch, item.job_id, engine_id, error_code=code, error_message=message
+        item.item_id,
+        item.epoch,
+        item.job_id,
+        engine_id,
+        error_code=code,
+        error_message=message,
+        memo=item.memo,
     )

@@ -31,6 +31,7 @@ MAX_LOGIT_BIASES = 1024  # each takes time in every step, which the requests bes
 MAX_GRAMMAR_CHARS = 256 * 1024  # far more than people write; each item carries its grammar through Redis
 MAX_SCORES = 1024
 MAX_PARTS = 2048  # as many inputs as OpenAI takes for embeddings
+MAX_MEMO_BYTES = 1024 * 1024
 
 LaneName = Literal["rt", "be"]
 GrammarKind = Literal["json_schema", "regex", "lark"]
@@ -241,7 +242,8 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
 
     If it has `parts`, each of them is a prompt of its own with its own parameters, and `sampling` is not used. Parts
     share what they begin with, so that it is computed once. There are `n` choices per part, in the order of the parts.
-    In the lane "rt" it is scheduled as a chat, by the engine's default SLO.
+    In the lane "rt" it is scheduled as a chat, by the engine's default SLO. `memo` is for the sender: the result
+    repeats it, and the engine does not read it.
     """
 
     item_id: RowNumber
@@ -254,6 +256,7 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
     deadline_unix_s: float | None = None
     lane: LaneName = "be"
     parts: Annotated[list[ItemPart], Meta(max_length=MAX_PARTS)] = []
+    memo: Annotated[bytes, Meta(max_length=MAX_MEMO_BYTES)] = b""
 
 
 class Choice(Struct, frozen=True, omit_defaults=True):
@@ -276,7 +279,8 @@ class ItemResult(Struct, frozen=True, omit_defaults=True):
     """The outcome of one `ItemRequest`: its choices, or an error (then `error_code` is set).
 
     `prompt_tail` holds the last tokens of the prompt, on which the text of the first output tokens may depend. Token
-    counts of an item with parts are the sums over its parts.
+    counts of an item with parts are the sums over its parts. `memo` is that of the request, and `weights` says what has
+    computed it, as in the engine's heartbeat.
     """
 
     item_id: RowNumber
@@ -289,6 +293,8 @@ class ItemResult(Struct, frozen=True, omit_defaults=True):
     prompt_tail: list[int] = []
     error_code: str | None = None
     error_message: str | None = None
+    memo: bytes = b""
+    weights: str = ""
 
 
 # Redis keys that both sides use.
@@ -308,8 +314,9 @@ def items_key(model: str) -> str:
 def engine_key(engine_id: str) -> str:
     """Key of an engine's heartbeat: a msgpack map that expires unless the engine renews it.
 
-    Among its fields are the `model`, and what decides how many items are queued for the engine: `max_in_flight`, the
-    number of items that it holds at the same time, and `items_per_s`, the number that it has lately ended per second.
+    Among its fields are the `model`, the `weights` (engines with the same text give the same answers), and what decides
+    how many items are queued for the engine: `max_in_flight`, the number of items that it holds at the same time, and
+    `items_per_s`, the number that it has lately ended per second.
     """
     return f"bros:engine:{engine_id}"
 

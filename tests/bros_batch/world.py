@@ -82,6 +82,7 @@ class TinyEngine:
         self._tokenizer = tokenizer
         self._model = model
         self.key = items_key(model)
+        self.weights = ""  # what it computes with; unless a test sets it, no answer is reused
 
     def announce(self, **about: Any) -> None:
         """Send a heartbeat; `about` overrides fields."""
@@ -90,6 +91,7 @@ class TinyEngine:
             "model": self._model,
             "max_in_flight": 0,
             "items_per_s": 1e6,
+            "weights": self.weights,
             **about,
         }
         self._redis.set(engine_key("tiny"), encode(heartbeat))
@@ -115,6 +117,8 @@ class TinyEngine:
             values: dict[str, Any] = {
                 "choices": [Choice(token_ids, "stop")] * each.item.n,
                 "prompt_tokens": len(each.item.token_ids),
+                "memo": each.item.memo,
+                "weights": self.weights,
                 **result,
             }
             answer = ItemResult(each.item.item_id, each.item.epoch, each.item.job_id, "tiny", **values)
@@ -195,7 +199,7 @@ class World:
             prepared = self.prepare()
             taken = self.engine.take()
             self.engine.answer(taken)
-            assert self.record().changed or prepared.failed, "the job makes no progress"
+            assert self.record().changed or prepared.failed or prepared.reused, "the job makes no progress"
         self.finalize(job_id)
         return self.job(job_id)
 
@@ -239,6 +243,6 @@ class World:
         assert ended == {status: counts[status] for status in ended}
         assert job.total == sum(counts.values())
         items = self.items(job_id)
-        assert job.prompt_tokens == sum(item.prompt_tokens for item in items)
-        assert job.output_tokens == sum(item.output_tokens for item in items)
+        assert job.prompt_tokens + job.reused_prompt_tokens == sum(item.prompt_tokens for item in items)
+        assert job.output_tokens + job.reused_output_tokens == sum(item.output_tokens for item in items)
         return job

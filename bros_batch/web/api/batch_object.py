@@ -11,7 +11,8 @@ def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
     """Return all fields of the object; unset ones are null.
 
     `request_counts` has OpenAI's names for what `item_counts` says in ours. Items that were cancelled or expired have
-    not failed: only `item_counts` has them.
+    not failed: only `item_counts` has them. `usage` has what was computed, and `reused` what was taken from earlier
+    answers instead.
     """
     counts = job.counts
     total_tokens = job.prompt_tokens + job.output_tokens
@@ -60,6 +61,12 @@ def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
             "failed": counts.failed,
             "cancelled": counts.cancelled,
             "expired": counts.expired,
+        },
+        "fresh": job.fresh,
+        "reused": {
+            "items": job.reused,
+            "input_tokens": job.reused_prompt_tokens,
+            "output_tokens": job.reused_output_tokens,
         },
     }
 

@@ -76,6 +76,7 @@ class BatchRequest(LenientPart):
     defaults: dict[str, Any] | None = None
     deadline: str | float | None = None
     source: Source | None = None
+    fresh: bool = False
 
 
 @router.post("")
@@ -127,6 +128,7 @@ async def create_batch(request: Request) -> Response:
             completion_window=body.completion_window,
             window_s=window_s,
             output_expires_after_s=None if kept_for is None else kept_for.seconds,
+            fresh=body.fresh,
             job_id=None if claimed is None else claimed.job_id,
             now_s=now_s,
         )
