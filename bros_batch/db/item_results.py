@@ -34,8 +34,8 @@ class FinishedItem:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    # How many of the prompt and output tokens were taken from earlier answers; `cached_tokens` does not count them. If
-    # all were, `source_id` is the item that had them.
+    # Tokens that were taken from earlier answers, which the above do not count. If all were, `source_id` is the
+    # item that had them.
     reused_prompt_tokens: int = 0
     reused_output_tokens: int = 0
     source_id: int | None = None
@@ -182,9 +182,9 @@ def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float
     for item in changed:
         count = counts.setdefault(item.job_id, Counter())
         count[item.status.value] += 1
-        count["prompt_tokens"] += item.prompt_tokens - item.reused_prompt_tokens
+        count["prompt_tokens"] += item.prompt_tokens
         count["cached_tokens"] += item.cached_tokens
-        count["output_tokens"] += item.output_tokens - item.reused_output_tokens
+        count["output_tokens"] += item.output_tokens
         count["reused"] += item.source_id is not None
         count["reused_prompt_tokens"] += item.reused_prompt_tokens
         count["reused_output_tokens"] += item.reused_output_tokens

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select, text, update
+from sqlalchemy import ColumnElement, Connection, func, select, text, update
 
 from bros_batch.db.allowed_changes import RERUNNABLE_JOBS
 from bros_batch.db.connections import IDS_PER_QUERY
@@ -21,7 +21,7 @@ from bros_batch.db.tables import IS_WITHOUT_RESULT, File, Job, items, jobs
 # The next epoch: a result from before the rerun changes nothing.
 _AGAIN = (
     "UPDATE items SET status = 'pending', epoch = epoch + 1, attempts = 0, error_code = NULL, error_message = NULL, "
-    "result = NULL, prompt_tokens = 0, output_tokens = 0, finished_at = NULL, queued_at = NULL "
+    "result = NULL, prompt_tokens = 0, output_tokens = 0, finished_at = NULL, queued_at = NULL, source_id = {} "
     "WHERE job_id = :job_id AND body IS NOT NULL AND "
 )
 _COLUMNS: list[ColumnElement[Any]] = [
@@ -31,6 +31,7 @@ _COLUMNS: list[ColumnElement[Any]] = [
     items.c.error_message,
     items.c.prompt_tokens,
     items.c.output_tokens,
+    func.coalesce(items.c.source_id, items.c.id) != items.c.id,
 ]
 # What a job that has ended forgets when some of its rows are computed again.
 _ENDED_BEFORE: dict[str, Any] = {
@@ -110,7 +111,7 @@ def rerun_rows(
 def _all_failed(connection: Connection, job: Job) -> Counter[str]:
     """Make all rows without a result pending again. Returns what that takes from the counters of the job."""
     without_result = Counter(failed=job.failed, cancelled=job.cancelled, expired=job.expired)
-    count = connection.execute(text(_AGAIN + IS_WITHOUT_RESULT), {"job_id": job.id}).rowcount
+    count = connection.execute(text(_AGAIN.format("NULL") + IS_WITHOUT_RESULT), {"job_id": job.id}).rowcount
     if not count:
         unreadable = " Rows that could not be read have nothing to compute." if job.failed else ""
         raise CannotRerun(f"No row of it failed, expired or was cancelled.{unreadable}")
@@ -131,7 +132,7 @@ def _by_number(connection: Connection, job: Job, rows: Sequence[int]) -> Counter
         for row in part:
             if row not in found:
                 raise CannotRerun(f"It has no row {row}.", is_conflict=False)
-            status, is_unreadable, message, prompt_tokens, output_tokens = found[row]
+            status, is_unreadable, message, prompt_tokens, output_tokens, is_reused = found[row]
             if is_unreadable:
                 raise CannotRerun(
                     f"Row {row} could not be read, so there is nothing to compute: {message}",
@@ -139,13 +140,16 @@ def _by_number(connection: Connection, job: Job, rows: Sequence[int]) -> Counter
                 )
             if status in ENDED_ITEM:
                 changed.update({status: 1, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens})
+                changed["reused"] += bool(is_reused)
                 again.append(row)
     if not again:
         raise CannotRerun("These rows are not finished yet.")
-    # By numbers that follow each other: one statement for most requests.
+    # By numbers that follow each other: one statement for most requests. `source_id`: they take no known answers.
     for first, last in _ranges(again):
         where = "line_no BETWEEN :first AND :last AND status NOT IN ('pending', 'queued')"
-        connection.execute(text(_AGAIN + where), {"job_id": job.id, "first": first, "last": last})
+        connection.execute(
+            text(_AGAIN.format("id") + where), {"job_id": job.id, "first": first, "last": last}
+        )
     return changed
 
 

@@ -66,7 +66,7 @@ class Job:
     cached_tokens: BigCount
     output_tokens: BigCount
     # Items that took the answers of others, and the tokens that were not computed because of that. The three counts
-    # above have only what was computed.
+    # above, and those of items, have only what was computed.
     reused: Count
     reused_prompt_tokens: BigCount
     reused_output_tokens: BigCount

@@ -67,9 +67,9 @@ def finished_item(
         failed,
         status=ItemStatus.SUCCEEDED,
         result=body,
-        prompt_tokens=result.prompt_tokens,
+        prompt_tokens=result.prompt_tokens - reused.prompt_tokens,
         cached_tokens=result.cached_tokens - reused.prompt_tokens,
-        output_tokens=sum(len(choice.token_ids) for choice in result.choices),
+        output_tokens=sum(len(choice.token_ids) for choice in result.choices) - reused.output_tokens,
         reused_prompt_tokens=reused.prompt_tokens,
         reused_output_tokens=reused.output_tokens,
     )

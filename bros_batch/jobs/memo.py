@@ -7,6 +7,7 @@ has become of the item or of the engine since.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -17,6 +18,8 @@ from engine.wire.protocol import Choice, ItemResult
 
 # Log-probabilities of a long prompt take more than the answer is worth.
 MAX_ANSWER_BYTES = 256 * 1024
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # what a column holds
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_choices = msgspec.msgpack.Decoder(list[Choice]).decode
@@ -31,7 +34,7 @@ class Memo(msgspec.Struct, frozen=True, array_like=True):
 
     weights: str
     keys: Sequence[bytes]
-    prompt_tokens: Sequence[int]
+    prompt_tokens: Sequence[_Count]
     known: Sequence[Sequence[Choice] | None] = ()
 
     def encoded(self) -> bytes:

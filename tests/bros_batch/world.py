@@ -243,6 +243,6 @@ class World:
         assert ended == {status: counts[status] for status in ended}
         assert job.total == sum(counts.values())
         items = self.items(job_id)
-        assert job.prompt_tokens + job.reused_prompt_tokens == sum(item.prompt_tokens for item in items)
-        assert job.output_tokens + job.reused_output_tokens == sum(item.output_tokens for item in items)
+        assert job.prompt_tokens == sum(item.prompt_tokens for item in items)
+        assert job.output_tokens == sum(item.output_tokens for item in items)
         return job

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from bros_batch.db import content_keys, job_control
 from bros_batch.db.connections import reading, writing
+from bros_batch.db.rerun import rerun_rows
 from bros_batch.db.states import ItemStatus
 from bros_batch.jobs import reuse
 from engine.wire.protocol import Choice
@@ -71,7 +72,8 @@ def test_duplicates_in_a_job_are_computed_once(world: World) -> None:
     job = world.check_counts(job_id)
     items = world.items(job_id)
     assert (job.status, job.succeeded, job.reused) == ("completed", 10, 3)
-    assert job.prompt_tokens == sum(item.prompt_tokens for item in items[:7])
+    assert [item.prompt_tokens for item in items[7:]] == [0] * 3
+    assert job.reused_prompt_tokens == sum(item.prompt_tokens for item in items[:3])
     assert job.reused_output_tokens == 3 * items[0].output_tokens > 0
     assert [item.source_id for item in items[7:]] == [item.id for item in items[:3]]
     outputs = world.file_lines(job.output_file_id)
@@ -79,7 +81,7 @@ def test_duplicates_in_a_job_are_computed_once(world: World) -> None:
     assert len({line["response"]["request_id"] for line in outputs}) == 10
     assert contents(world, job_id) == ["Known."] * 10
     usage = outputs[7]["response"]["body"]["usage"]
-    assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] == items[7].prompt_tokens
+    assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] == items[0].prompt_tokens
 
 
 def test_a_later_job_takes_the_answers_of_an_earlier_one_unless_it_is_fresh(world: World) -> None:
@@ -207,11 +209,14 @@ def test_what_waits_outlives_an_empty_redis_and_lost_items(world: World) -> None
 def test_a_row_that_is_to_run_again_does_not_take_an_earlier_answer(world: World) -> None:
     job_id = world.running(greedy("same", "same", "else"))
     assert complete(world, job_id, "Old.") == 2
-    second = world.running(greedy("same"))
-    with writing(world.database) as connection:
-        connection.execute(text("UPDATE items SET source_id = id WHERE job_id = :job_id"), {"job_id": second})
-    assert complete(world, second, "New.") == 1
-    assert contents(world, second) == ["New."]
+    for row, reused in ((1, 1), (2, 0)):
+        with writing(world.database) as connection:
+            rerun_rows(connection, job_id, [row])
+        assert complete(world, job_id, f"New {row}.") == 1
+        assert world.job(job_id).reused == reused
+    assert contents(world, job_id) == ["New 1.", "New 2.", "Old."]
+    later = world.running(greedy("same"))
+    assert complete(world, later) == 0 and contents(world, later) == ["New 2."]
 
 
 def test_at_most_so_many_items_wait_and_the_others_are_computed(
