@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bros_batch.jobs import cpu_limit as cpu_limit_module
-from bros_batch.jobs import limited_requests, record, tasks
+from bros_batch.jobs import finished_item, limited_requests, tasks
 from bros_batch.jobs import prepare as prepare_module
 from bros_batch.jobs.celery_app import app
 from bros_batch.jobs.cpu_limit import CpuLimitExceeded, cpu_limit
@@ -27,7 +27,7 @@ LIMIT_S = 0.2
 
 @pytest.fixture
 def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (prepare_module, record, limited_requests):
+    for module in (prepare_module, finished_item, limited_requests):
         monkeypatch.setattr(module, "LINE_CPU_LIMIT_S", LIMIT_S)
 
 
@@ -89,14 +89,14 @@ def test_a_result_that_takes_forever_to_read_fails_alone(
     taken = world.engine.take()
     world.engine.answer(taken)
     poisoned = str(taken[2].item.item_id)
-    real = record._Recorder._body
+    real = finished_item._body
 
-    def body(self: record._Recorder, result: Any, origin: Any) -> str:
+    def body(result: Any, *others: Any) -> tuple[str, str | None]:
         while str(result.item_id) == poisoned:
             pass
-        return real(self, result, origin)
+        return real(result, *others)
 
-    monkeypatch.setattr(record._Recorder, "_body", body)
+    monkeypatch.setattr(finished_item, "_body", body)
     assert world.record().changed == 4
     assert world.statuses(job_id) == ["succeeded", "succeeded", "failed", "succeeded"]
 
