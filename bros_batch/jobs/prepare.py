@@ -25,6 +25,7 @@ from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_li
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
+from bros_batch.jobs.prefix_order import prompt_order
 from bros_batch.jobs.queue_room import queue_room
 from bros_batch.jobs.reuse import PreparedItem, Reuse
 from bros_batch.jobs.streams import enqueue, redis_time_ms
@@ -194,7 +195,12 @@ class _Preparer:
         if isinstance(requests, RequestError) or not prepared:
             return []
         settled = self.reuse.settle(job, requests, prepared)
-        redis, entries = self._worker.redis, settled.entries
+        redis = self._worker.redis
+        # Every other group the other way round, so that it begins with the prefixes that the last one ended with.
+        is_descending = prepared[0].item.line_no // CLAIM_ITEMS % 2 == 1
+        entries = sorted(
+            settled.entries, key=lambda entry: prompt_order(entry.payload), reverse=is_descending
+        )
         while not enqueue(redis, job.model, entries, self.claims_end_ms):
             self.claims_end_ms = _claims_end_ms(self._worker)
             with writing(self._worker.database) as connection:
