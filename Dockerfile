@@ -1,7 +1,8 @@
 # One image for every service; docker-compose.yml sets the command of each.
 FROM python:3.12-slim
 
-ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+# Kernels that the engine has compiled outlive its container.
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 TRITON_CACHE_DIR=/data/triton
 WORKDIR /opt/bros-batch
 
 COPY pyproject.toml README.md LICENSE ./

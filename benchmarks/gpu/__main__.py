@@ -6,12 +6,13 @@
 It needs this repository, torch, triton, transformers and numpy, but no checkpoint, network or server. The models have
 the shapes of well-known ones and random weights. The parts run in this order, each with its share of the time:
 
-    ceilings     memory bandwidth, matrix rate, launches, copies to and from the host
+    ceilings     memory bandwidth, matrix rate, products by tokens, launches, copies to and from the host
     correctness  every Triton kernel against its reference
-    kernels      every Triton kernel against its floor, and against torch's own if there is one
-    steps        decoding and a long prompt against their floors; time by kernel; idle time between steps
+    steps        decoding, mixed steps and a long prompt against their floors; time by kernel; graphs against eager
+                 steps; idle time between steps
     alone        documents alone, chats alone
     hybrid       both, by policy, with enough KV memory and with a quarter of it
+    kernels      every Triton kernel against its floor, and against torch's own if there is one
     others       the same documents in transformers' continuous batching, and in vLLM if it is installed
     more         steps with float8 KV, of the other models, and without CUDA graphs
 
@@ -36,7 +37,7 @@ from benchmarks.gpu.report import Run
 from benchmarks.gpu.scale import MODELS, SHARES
 
 # Parts that share a process. A failure in one group does not affect the other groups.
-GROUPS = (("ceilings",), ("correctness",), ("kernels",), ("steps", "alone", "hybrid"), ("others",), ("more",))
+GROUPS = (("ceilings",), ("correctness",), ("steps", "alone", "hybrid"), ("kernels",), ("others",), ("more",))
 # A process is killed when its parts are this late. The grace period covers the last measurement that it began.
 GRACE_S = 60.0
 

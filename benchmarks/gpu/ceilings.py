@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from benchmarks.gpu.report import Part, Run, brief
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.timing import Stopwatch
 
 NUM_LAUNCHES = 500
+# The products of a layer of Llama-3-8B: query, key and value; output; gate and up; down.
+PRODUCT_SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
+TINY_PRODUCT_SHAPES = ((96, 64), (64, 128))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,38 @@ def measure_ceilings(part: Part, watch: Stopwatch, scale: Scale, dtype: torch.dt
     }
     for name, figures in part.figures.items():
         print(f"  {name:44} {brief(figures)}", flush=True)
+    part.measure("products by tokens", lambda: _products_by_tokens(watch, scale, dtype, ceilings))
     part.measure("launch", lambda: _launch_us(watch))
     part.measure("host copies", lambda: _host_copies(watch, scale))
     return ceilings
+
+
+def _products_by_tokens(
+    watch: Stopwatch, scale: Scale, dtype: torch.dtype, ceilings: Ceilings
+) -> dict[str, list[float]]:
+    """Measure the products of one layer of an 8B model at several numbers of tokens.
+
+    A product is divided into tiles, and the last wave of tiles may leave most of a GPU idle. Where the share of the
+    peak falls from one number of tokens to the next, a step of fewer tokens computes more tokens per second.
+    """
+    shapes = PRODUCT_SHAPES if not scale.shape else TINY_PRODUCT_SHAPES
+    weights = [torch.randn(*shape, device=watch.device, dtype=dtype) for shape in shapes]
+    figures: dict[str, list[float]] = {"tokens": [], "us": [], "share_of_peak": []}
+    for num_tokens in scale.product_tokens:
+        inputs = {
+            width: torch.randn(num_tokens, width, device=watch.device, dtype=dtype) for _, width in shapes
+        }
+
+        def layer(inputs: dict[int, torch.Tensor] = inputs) -> None:
+            for weight in weights:
+                linear(inputs[weight.shape[1]], weight)
+
+        seconds = watch.seconds(layer, is_cold=False, max_s=0.1, max_runs=20)
+        num_flops = sum(2 * num_tokens * weight.numel() for weight in weights)
+        figures["tokens"].append(num_tokens)
+        figures["us"].append(seconds * 1e6)
+        figures["share_of_peak"].append(num_flops / seconds / ceilings.flops_per_s)
+    return figures
 
 
 def about_device(device: torch.device) -> dict[str, Any]:

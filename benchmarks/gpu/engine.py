@@ -91,16 +91,6 @@ class EngineBench:
             except Exception as error:
                 part.fail(title, error)
             free_memory()
-        self._compare_graphs(part)
-
-    def _compare_graphs(self, part: Part) -> None:
-        """Check that the first model samples the same tokens with and without graphs, except for rounding."""
-        steps = self._run.result["parts"].get("steps", {"figures": {}})["figures"]
-        name = self._models[0].name
-        if agreed := agreement(steps, f"{name} {AS_SERVED}", part.figures, f"{name} eager"):
-            part.figures["tokens that graphs draw as eager steps do"] = agreed
-            if agreed["share"] < agreed["at_least"]:
-                part.mismatches.append("graphs draw other tokens than eager steps")
 
     def _load(self, part: Part, model: Model, **settings: Any) -> Engine | None:
         """Load a model; None, with the failure recorded, if that is impossible."""
@@ -122,13 +112,21 @@ class EngineBench:
     def _measure_steps(self, part: Part, engine: Engine) -> None:
         model, title = self._models[0], f"{self._models[0].name} {AS_SERVED}"
         measure_steps(part, title, model, engine.runner, self._scale, self._ceilings)
+        measure_profile(part, title, engine.runner, self._scale)
+        part.measure("tokens that graphs draw as eager steps do", lambda: self._compare_graphs(part, engine))
         for ahead in (True, False):  # first as served
             for num_rows in self._scale.idle_rows:
                 part.measure(
                     f"idle at {num_rows} rows, {'asynchronous' if ahead else 'synchronous'}",
                     lambda n=num_rows, a=ahead: idle_share(engine, n, ahead=a),  # type: ignore[misc]
                 )
-        measure_profile(part, title, engine.runner, self._scale)
+
+    def _compare_graphs(self, part: Part, engine: Engine) -> dict[str, float]:
+        """Check that steps sample the same tokens with and without graphs, except for rounding."""
+        agreed = agreement(engine.runner, self._scale)
+        if agreed["share"] < agreed["at_least"]:
+            part.mismatches.append("graphs draw other tokens than eager steps")
+        return agreed
 
     def _measure_alone(self, part: Part, engine: Engine) -> None:
         scale = self._scale

@@ -139,7 +139,7 @@ class KernelBench:
         x, weight = self._maker.noise(count, sizes.hidden), self._maker.noise(2 * sizes.inner, sizes.hidden)
 
         def tiled(tiling: Tiling) -> Callable[[], object]:
-            return lambda: linear_few(x, weight, None, tiling, self._maker.num_processors)
+            return lambda: linear_few(x, weight, None, tiling, self._maker.processors)
 
         best = min(TILINGS, key=lambda tiling: self._watch.seconds(tiled(tiling), max_s=0.05))
         return Timed(tiled(best), weight.nbytes, 2 * count * weight.numel(), lambda: linear(x, weight))

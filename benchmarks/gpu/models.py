@@ -170,7 +170,22 @@ def load_runner(model: Model, device: torch.device, scale: Scale, **settings: An
         num_host_slots=scale.num_host_slots,
         **settings,
     )
-    return loading.load_runner(config)
+    runner = loading.load_runner(config)
+    if device.type == "cuda":
+        _check_form(runner, wants_graphs=not config.enforce_eager)
+    return runner
+
+
+def _check_form(runner: TorchRunner, *, wants_graphs: bool) -> None:
+    """Raise an error if the runner is not what would be served: measuring a fallback would waste the time of a GPU."""
+    missing = None
+    if not runner.is_fused:
+        missing = "fused kernels"
+    elif wants_graphs and not runner.graph_sizes:
+        missing = "CUDA graphs"
+    if missing:
+        runner.close()
+        raise RuntimeError(f"the model runs without {missing}; the warning above says why")
 
 
 @contextmanager

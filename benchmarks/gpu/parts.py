@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     run = Run(arguments.result, {name: SHARES[name] for name in arguments.all.split(",")}, arguments.end)
-    logging.getLogger("engine").addHandler(run.warnings)
+    logger = logging.getLogger("engine")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(run.log)
     chosen = arguments.now.split(",")
     scale = TINY if arguments.tiny else FULL
     if chosen == ["correctness"]:

@@ -56,6 +56,8 @@ class Part:
             return None
         self.figures[name] = value
         print(f"  {name:44} {brief(value)}", flush=True)
+        for row in value.get("top", []) if isinstance(value, Mapping) else []:
+            print(f"    {brief(row)}", flush=True)
         self.save()
         return value
 
@@ -98,7 +100,7 @@ class Run:
         if path.exists():
             self._document = json.loads(path.read_text())
         self.result: dict[str, Any] = self._document["result"]
-        self.warnings = Warnings(self.result.setdefault("warnings", []))
+        self.log = Log(self.result.setdefault("log", []), self.result.setdefault("warnings", []))
         self._parts: dict[str, Part] = {}
         self.write()
 
@@ -147,7 +149,7 @@ class Run:
 
     def summary(self) -> str:
         """Return the last lines of the output: warnings, problems and targets."""
-        found = [f"warning: {message}" for message in self.result["warnings"]]
+        found = [f"warning: {message.partition(chr(10))[0]}" for message in self.result["warnings"]]
         for name, part in self.result["parts"].items():
             problems = {"FAILED": "failed", "MISMATCH": "mismatches", "skipped": "skipped"}
             found += [
@@ -163,18 +165,25 @@ class Run:
         )
 
 
-class Warnings(logging.Handler):
-    """A log handler for the logger `engine` that keeps its warnings in the result.
+class Log(logging.Handler):
+    """A log handler for the logger `engine` that prints all messages and keeps them in the result.
 
-    They matter for reading the figures, for example when a model cannot run on the engine's own kernels.
+    They matter for reading the figures: which product is used for which number of tokens, how many graphs there are, or
+    why a model cannot run on the engine's own kernels.
     """
 
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, messages: list[str], warnings: list[str]) -> None:
+        super().__init__(logging.INFO)
         self._messages = messages
+        self._warnings = warnings
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append(record.getMessage()[:500])
+        text = self.format(record)  # with the traceback of an error
+        print(f"  {record.levelname.lower()}: {text}", flush=True)
+        is_warning = record.levelno >= logging.WARNING
+        (self._warnings if is_warning else self._messages).append(
+            text if len(text) < 8000 else text[:2000] + " ... " + text[-6000:]
+        )
 
 
 def rounded(value: Any) -> Any:

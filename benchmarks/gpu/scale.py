@@ -9,12 +9,12 @@ from engine.sim.traces.workloads import WORKLOADS, Workload
 
 # The parts of a run in order, and the weight of each in the time: about what it needs on an H200.
 SHARES = {
-    "ceilings": 2.0,
+    "ceilings": 4.0,
     "correctness": 12.0,
+    "steps": 27.0,
+    "alone": 10.0,
+    "hybrid": 26.0,
     "kernels": 8.0,
-    "steps": 21.0,
-    "alone": 12.0,
-    "hybrid": 28.0,
     "others": 10.0,
     "more": 7.0,
 }
@@ -33,7 +33,11 @@ class Scale:
     num_kv_blocks: int | None  # None: as many as fit
     num_host_slots: int
     decodes: tuple[tuple[int, int], ...]  # rows, context of each
+    mixed: tuple[
+        tuple[int, int, int], ...
+    ]  # rows with one token each, context of each, length of one more row's chunk
     prefill: int
+    product_tokens: tuple[int, ...]  # numbers of tokens whose products are timed
     step_s: float  # approximate time for all runs of a step
     idle_rows: tuple[int, ...]  # concurrent decode rows while idle time is measured
     idle_load: Workload
@@ -52,12 +56,14 @@ FULL = Scale(
     product_size=8192,
     max_num_seqs=256,
     max_num_batched_tokens=2048,
-    max_model_len=16384,
+    max_model_len=131072,
     num_kv_blocks=None,
     num_host_slots=32768,
-    # The two with a target come first; the last is about what fits into 141 GB beside 8B parameters.
+    # Those with a target come first; the last is about what fits into 141 GB beside 8B parameters.
     decodes=((1, 1000), (256, 1000), (32, 1000), (1, 8000), (32, 8000), (80, 8000)),
+    mixed=((8, 1000, 100), (64, 1000, 448), (224, 800, 1824)),
     prefill=8192,
+    product_tokens=tuple(range(256, 2049, 64)),
     step_s=1.0,
     idle_rows=(1, 32, 224),
     idle_load=Workload("steady decoding", Uniform(256, 256), Uniform(300, 300), "this benchmark"),
@@ -78,7 +84,9 @@ TINY = Scale(
     num_kv_blocks=128,
     num_host_slots=512,
     decodes=((1, 20), (4, 60)),
+    mixed=((3, 20, 17),),
     prefill=96,
+    product_tokens=(16, 32),
     step_s=0.1,
     idle_rows=(4,),
     idle_load=Workload("tiny steady decoding", Uniform(16, 16), Uniform(24, 24), "this benchmark"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -68,6 +69,17 @@ def measure_steps(
             2 * num_rows * (model.layer_params + model.head_params),
         )
         part.measure(title, lambda r=rows, c=context, f=floor_s: decode(runner, scale, r, c, f))  # type: ignore[misc]
+    for num_rows, context, chunk in scale.mixed:
+        title = f"{name}, {num_rows} rows at {context} and a chunk of {chunk}"
+        rows = Rows.scattered(runner, num_rows + 1, max(context + 1, chunk))
+        if rows is None:
+            part.skipped.append(f"{title} (does not fit into KV memory)")
+            continue
+        floor_s = ceilings.floor_s(
+            model.step_bytes(itemsize, kv_itemsize, num_rows, context),
+            2 * (num_rows + chunk) * model.layer_params + 2 * (num_rows + 1) * model.head_params,
+        )
+        part.measure(title, lambda r=rows, c=context, n=chunk, f=floor_s: mixed(runner, scale, r, c, n, f))  # type: ignore[misc]
     floor_s = ceilings.floor_s(itemsize * model.layer_params, model.prefill_flops(scale.prefill))
     part.measure(f"{name}, prompt of {scale.prefill}", lambda: prefill(runner, scale, floor_s))
 
@@ -85,42 +97,82 @@ def measure_profile(part: Part, name: str, runner: ModelRunner, scale: Scale) ->
     part.measure(f"{name}, time by kernel, a full chunk", lambda: kernels_of(runner, chunk))
 
 
-def agreement(
-    steps: dict[str, Any], name: str, others: dict[str, Any], other_name: str
-) -> dict[str, float] | None:
-    """Return the share of rows that sampled the same token in the decode steps of both variants.
+def agreement(runner: ModelRunner, scale: Scale) -> dict[str, float]:
+    """Return the share of rows that sample the same token in a graph and in an eager step, at all sizes of the scale.
 
     It need not be 1: rounding depends on how a product is split, and with random weights the most likely tokens have
     similar scores.
     """
-    pairs = [
-        (a, b)
-        for title, figures in steps.items()
-        if title.startswith(f"{name}, ") and "sampled" in figures
-        for a, b in zip(
-            figures["sampled"],
-            others.get(title.replace(name, other_name), {}).get("sampled", []),
-            strict=False,
-        )
-    ]
-    if not pairs:
-        return None
-    return {"rows": len(pairs), "share": sum(a == b for a, b in pairs) / len(pairs), "at_least": 0.8}
+    num_same = num_rows = 0
+    for count, context in scale.decodes:
+        rows = Rows.scattered(runner, count, context + 1)
+        if rows is None or context > runner.info.num_host_slots:
+            continue
+        fill(runner, rows, context, scale.max_num_batched_tokens)
+        plan = decode_plan(runner, rows, context)
+        in_graph = runner.execute(plan).sampled
+        with mock.patch.object(
+            runner, "_graphs", None
+        ):  # no flag of the engine switches them off once captured
+            eager = runner.execute(plan).sampled
+        num_same += sum(a == b for a, b in zip(in_graph, eager, strict=True))
+        num_rows += count
+    return {"rows": num_rows, "share": num_same / num_rows, "at_least": 0.8}
 
 
 def decode(runner: ModelRunner, scale: Scale, rows: Rows, context: int, floor_s: float) -> dict[str, Any]:
     """Measure a step in which every row computes one token after `context` others.
 
     For `step_ms`, each step is awaited before the next is launched. For `overlapped_ms`, the next one is launched
-    first, as the engine's loop does on a GPU.
+    first, as the engine's loop does on a GPU. `launch_ms` is the part of a step in which the host launches it.
     """
     fill(runner, rows, context, scale.max_num_batched_tokens)
     plan = decode_plan(runner, rows, context)
-    step_s = median_s(lambda: runner.execute(plan), scale.step_s)
-    figures = _against(
-        floor_s, {"step": step_s, "overlapped": overlapped_s(runner, plan, _num_runs(step_s, scale.step_s))}
+    return _times_of(runner, plan, scale, floor_s)
+
+
+def mixed(
+    runner: ModelRunner, scale: Scale, rows: Rows, context: int, chunk: int, floor_s: float
+) -> dict[str, Any]:
+    """Measure a step in which all rows but the last compute one token after `context` others, and the last row the
+    first `chunk` tokens of a prompt. Otherwise the same as `decode`."""
+    *others, last = rows.slots
+    fill(runner, Rows(others), context, scale.max_num_batched_tokens)
+    num_rows = len(others)
+    decoding = decode_plan(runner, Rows(others), context)
+    token_ids = np.random.default_rng(2).integers(3, runner.info.vocab_size, chunk).tolist()
+    runner.execute(
+        StepPlan(
+            [], [], [], [], [], [], row_starts=[RowStart(num_rows, "chunk", token_ids, chunk, [], GREEDY)]
+        )
     )
-    return figures | {"sampled": runner.execute(plan).sampled}
+    plan = StepPlan(
+        rows=[*decoding.rows, num_rows],
+        starts=[*decoding.starts, 0],
+        counts=[*decoding.counts, chunk],
+        samples=[True] * (num_rows + 1),
+        token_ids=[*decoding.token_ids, *token_ids],
+        slots=[*decoding.slots, *last[:chunk]],
+    )
+    return _times_of(runner, plan, scale, floor_s)
+
+
+def _times_of(runner: ModelRunner, plan: StepPlan, scale: Scale, floor_s: float) -> dict[str, float]:
+    step_s = median_s(lambda: runner.execute(plan), scale.step_s)
+    num_runs = _num_runs(step_s, scale.step_s)
+    figures = _against(floor_s, {"step": step_s, "overlapped": overlapped_s(runner, plan, num_runs)})
+    return figures | {"launch_ms": launch_s(runner, plan, num_runs) * 1e3}
+
+
+def launch_s(runner: ModelRunner, plan: StepPlan, num_runs: int) -> float:
+    """Return the median time that launching a step takes while the device is idle."""
+    times_s = []
+    for _ in range(num_runs):
+        started_s = time.perf_counter()
+        pending = runner.launch(plan)
+        times_s.append(time.perf_counter() - started_s)
+        pending.result()
+    return statistics.median(times_s)
 
 
 def decode_plan(runner: ModelRunner, rows: Rows, context: int) -> StepPlan:

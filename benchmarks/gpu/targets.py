@@ -100,8 +100,9 @@ def _idle(figures: Figures, model: str) -> float | None:
 
 TARGETS = (
     Target("decode step, 1 row at 1000, times the floor", 1.25, True, _over_floor("1 rows at 1000")),
-    Target("decode step, 256 rows at 1000, times the floor", 1.4, True, _over_floor("256 rows at 1000")),
-    Target("prompt of 8192, times the floor", 1.4, True, _over_floor("prompt of 8192")),
+    Target("decode step, 32 rows at 1000, times the floor", 1.3, True, _over_floor("32 rows at 1000")),
+    Target("decode step, 256 rows at 1000, times the floor", 1.45, True, _over_floor("256 rows at 1000")),
+    Target("prompt of 8192, times the floor", 1.35, True, _over_floor("prompt of 8192")),
     Target("GPU idle in steady decode, share", 0.05, True, _idle),
     Target(
         "documents, times transformers' batching",

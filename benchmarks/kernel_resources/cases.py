@@ -19,6 +19,7 @@ from engine.kernels.triton import linear as triton_linear
 from engine.kernels.triton import masks as triton_masks
 from engine.kernels.triton import sampling as triton_sampling
 from engine.kernels.triton import slots as triton_slots
+from engine.kernels.triton.gpu import Processors
 
 BF16, FP8, FP32 = torch.bfloat16, torch.float8_e4m3fn, torch.float32
 _NUM_SLOTS = 16
@@ -91,7 +92,9 @@ def linear(
 ) -> None:
     weight = torch.empty(num_outputs, num_inputs, dtype=BF16)
     x = torch.empty(num_tokens, num_inputs, dtype=BF16)
-    triton_linear.linear_few(x, weight, weight[:, 0].contiguous() if has_bias else None, tiling, 132)
+    triton_linear.linear_few(
+        x, weight, weight[:, 0].contiguous() if has_bias else None, tiling, Processors(132, 228 * 1024)
+    )
 
 
 def caches(shape: ModelShape, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,13 +28,14 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from benchmarks.kernel_resources.cases import CASES, Case
+from engine.kernels.triton.gpu import Processors
 
 CAPABILITIES = (80, 90)
 # The most that a block may use of the 164 and 228 KiB of a multiprocessor (CUDA C++ programming guide, table of
 # technical specifications per compute capability).
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 # Multiprocessors of an A100, and of an H100 or H200. Launchers divide their work by this number.
-_PROCESSORS = {80: 108, 90: 132}
+_PROCESSORS = {80: Processors(108, 164 * 1024), 90: Processors(132, 228 * 1024)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def record(case: Case, capability: int) -> list[Launch]:
 def _launchers_see(capability: int) -> Iterator[None]:
     """Makes launchers see the properties of the GPU that is compiled for."""
     answers = {
-        "num_processors": lambda device: _PROCESSORS[capability],
+        "processors_of": lambda device: _PROCESSORS[capability],
         "capability": lambda device: divmod(capability, 10),
     }
     modules = [sys.modules[name] for name in sys.modules if name.startswith("engine.kernels.triton.")]

@@ -156,7 +156,10 @@ class DecodeGraphs:
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
                 log.warning(
-                    "no CUDA graphs of up to %d rows, because the model fails in one: %s", size, reason
+                    "no CUDA graphs of up to %d rows, because the model fails in one: %s",
+                    size,
+                    reason,
+                    exc_info=True,
                 )
                 break
             else:

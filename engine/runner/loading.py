@@ -1,4 +1,4 @@
-"""From a configuration to a runner: load the model, size and allocate KV memory, capture CUDA graphs."""
+"""From a configuration to a runner: load the model, size and allocate KV memory, capture CUDA graphs, warm up."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from engine.runner.peak_memory import largest_step, measure_step_bytes
 from engine.runner.ranks.memory_probe import LargestPass, MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchRunner
+from engine.runner.warm_up import warm_up
 
 KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn}
 GRAPH_BYTES = 1 << 30  # device memory for CUDA graphs
@@ -77,6 +78,8 @@ def runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = N
     )
     if has_graphs:
         runner.capture_graphs(CudaGraphs(model.device), GRAPH_BYTES)
+    if is_gpu:
+        warm_up(runner)
     runner.begin_to_load_tokenizer()
     return runner
 

@@ -112,6 +112,16 @@ class TorchRunner:
         return self._info
 
     @property
+    def is_fused(self) -> bool:
+        """Whether the model runs on our own kernels, and not layer by layer in transformers."""
+        return self._model.fused is not None
+
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        """The numbers of rows for which CUDA graphs were captured."""
+        return () if self._graphs is None else self._graphs.sizes.sizes
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         return self._model.eos_token_ids
 

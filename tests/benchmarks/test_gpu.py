@@ -76,6 +76,10 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
     for model in ("llama-8b", "qwen3-4b"):
         assert steps[f"{model} as served, 4 rows at 60"]["step_ms"] > 0
         assert steps[f"{model} as served, prompt of 96"]["tokens_per_s"] > 0
+        mixed = steps[f"{model} as served, 3 rows at 20 and a chunk of 17"]
+        assert 0 < mixed["launch_ms"] <= mixed["step_ms"] * 2
+    products = parts["ceilings"]["figures"]["products by tokens"]
+    assert len(products["tokens"]) == len(products["share_of_peak"]) > 1
     for mode in ("synchronous", "asynchronous"):
         idle = steps[f"idle at 4 rows, {mode}"]
         assert idle["steps"] > 5
@@ -95,7 +99,7 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
     ours = parts["alone"]["figures"]["as many documents as the others get"]
     drawn = [figures["output_tokens_per_s"] * figures["seconds"] for figures in (ours, theirs)]
     assert drawn[0] == pytest.approx(drawn[1], rel=0.01)
-    assert parts["more"]["figures"]["tokens that graphs draw as eager steps do"]["share"] == 1
+    assert parts["steps"]["figures"]["tokens that graphs draw as eager steps do"]["share"] == 1
     assert path.with_suffix(".png").stat().st_size > 1000
     assert [row["name"] for row in result["targets"]] == [target.name for target in TARGETS]
     assert all(row["name"] in ran.stdout for row in result["targets"])
@@ -153,7 +157,7 @@ def test_time_that_a_part_does_not_need_goes_to_the_next(tmp_path: Path) -> None
 def test_another_process_continues_the_file(tmp_path: Path) -> None:
     run = make_run(tmp_path, Clock())
     run.part("first").measure("quick", lambda: 1)
-    run.warnings.handle(logging.LogRecord("engine", logging.WARNING, "", 0, "slow kernels", None, None))
+    run.log.handle(logging.LogRecord("engine", logging.WARNING, "", 0, "slow kernels", None, None))
     run.write()
     other = make_run(tmp_path, Clock())
     other.part("second").measure("quick", lambda: 2)

@@ -10,6 +10,7 @@ import torch
 
 from engine.kernels.reference import layer as reference
 from engine.kernels.reference.slots import TorchSlotCopier
+from engine.kernels.triton.gpu import Processors, processors_of
 
 EPSILON = 1e-6
 FP8 = torch.float8_e4m3fn
@@ -151,7 +152,7 @@ class Maker:
         expected = x.float() @ weight.float().T + bias.float()
         worst: dict[str, float] = {"error": 0.0}
         for tiling in TILINGS:
-            out = linear_few(x, weight, bias, tiling, self.num_processors)
+            out = linear_few(x, weight, bias, tiling, self.processors)
             out = out.sum(dim=0).to(self._dtype) if out.dim() == 3 else out
             figures = self._error(out, expected)
             if not figures["error"] <= worst["error"]:
@@ -179,10 +180,8 @@ class Maker:
         return {"error": 0.0 if is_same else float("inf"), "tolerance": 0.0}
 
     @property
-    def num_processors(self) -> int:
-        if self._device.type != "cuda":
-            return 4
-        return torch.cuda.get_device_properties(self._device).multi_processor_count
+    def processors(self) -> Processors:
+        return processors_of(self._device)
 
     def _permutation(self, count: int) -> torch.Tensor:
         return torch.randperm(count, generator=self._generator, device=self._device)

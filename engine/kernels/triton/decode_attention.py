@@ -17,7 +17,7 @@ from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention_inputs import AttentionInputs
 from engine.kernels.triton.attention_tiling import decode_tiling
 from engine.kernels.triton.fp8 import to_dot_dtype
-from engine.kernels.triton.gpu import num_processors
+from engine.kernels.triton.gpu import processors_of
 from engine.kernels.triton.scores import LOG2_E, base2_scores
 
 # A shorter share is not worth its cost in the merge.
@@ -247,7 +247,7 @@ def attend_singles(inputs: AttentionInputs, layout: StepLayout) -> None:
     longest = layout.max_single_context
     if inputs.window:
         longest = min(longest, inputs.window)
-    num_splits = choose_splits(num_singles * head_blocks, longest, num_processors(inputs.q.device))
+    num_splits = choose_splits(num_singles * head_blocks, longest, processors_of(inputs.q.device).count)
     part = part_log = inputs.out
     if num_splits > 1:
         part, part_log = _parts(layout, num_heads, num_splits, size_v)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """A GPU's streaming multiprocessors: how many there are, and the shared memory of each."""
+
+    count: int
+    shared_bytes: int
 
 
 @cache
@@ -14,6 +23,9 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 @cache
-def num_processors(device: torch.device) -> int:
-    """The number of a GPU's streaming multiprocessors. A CPU, where only tests run, counts as a small GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+def processors_of(device: torch.device) -> Processors:
+    """The multiprocessors of a GPU. A CPU, where only tests run, counts as a small H100."""
+    if device.type != "cuda":
+        return Processors(8, 228 * 1024)
+    properties = torch.cuda.get_device_properties(device)
+    return Processors(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)

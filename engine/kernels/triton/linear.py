@@ -21,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.triton.gpu import Processors
+
 # With more tokens, a product must read the tokens in blocks too.
 MAX_TOKENS = 64
 # The parts of a product are written and read once more: eight are less than 2% of a weight with rows of 4096.
@@ -29,6 +31,8 @@ _MAX_SPLITS = 8
 _MIN_BLOCKS = 4
 # The smallest number of columns that all of the matrix unit's instructions support.
 _MIN_TOKENS = 16
+# The shared memory of each program that CUDA takes for itself.
+_RESERVED_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +42,19 @@ class Tiling:
     rows: int  # of the weight, per program
     columns: int  # of the weight, per block
     num_stages: int  # blocks in shared memory: one being multiplied, the others being loaded
-    programs_per_processor: int  # that fit on a multiprocessor at the same time
+
+    def shared_bytes(self, num_tokens: int, itemsize: int) -> int:
+        """What a program takes of its multiprocessor's shared memory."""
+        return self.num_stages * self.columns * (self.rows + _padded(num_tokens)) * itemsize + _RESERVED_BYTES
 
 
 # 64 rows are the matrix unit's height; 128 columns are 256 bytes of a row, two cache lines of 128. With three stages,
 # 64 rows keep 32 KiB under way and three such programs 96 KiB. Bandwidth times latency on an H200 (4.8 TB/s, about
 # 0.8 us, 132 multiprocessors) is 29 KiB per multiprocessor, so that they use all of the memory's bandwidth.
 TILINGS = (
-    Tiling(64, 128, 3, 3),
-    Tiling(128, 128, 3, 2),
-    Tiling(64, 256, 3, 1),
+    Tiling(64, 128, 3),
+    Tiling(128, 128, 3),
+    Tiling(64, 256, 3),
 )
 
 
@@ -105,9 +112,9 @@ def linear_few(
     weight: torch.Tensor,  # [N, K]
     bias: torch.Tensor | None,  # [N]
     tiling: Tiling,
-    num_processors: int,
+    processors: Processors,
 ) -> torch.Tensor:  # [T, N], x's dtype, or [S, T, N] float32
-    """x @ weight.T + bias, or S parts that add up to it. `num_processors`: the GPU's number of multiprocessors."""
+    """x @ weight.T + bias, or S parts that add up to it. `processors` are those of the GPU."""
     num_tokens, num_inputs = x.shape
     num_outputs = len(weight)
     if not 0 < num_tokens <= MAX_TOKENS:
@@ -118,7 +125,8 @@ def linear_few(
         )
     if not (x.is_contiguous() and weight.is_contiguous()):
         raise ValueError("tokens and weight must be contiguous")
-    splits = num_splits(num_outputs, num_inputs, tiling, num_processors)
+    per_processor = processors.shared_bytes // tiling.shared_bytes(num_tokens, x.dtype.itemsize)
+    splits = num_splits(num_outputs, num_inputs, tiling, processors.count * max(1, per_processor))
     if splits == 1:
         out = torch.empty((num_tokens, num_outputs), dtype=x.dtype, device=x.device)
     else:
@@ -133,7 +141,7 @@ def linear_few(
         num_inputs,
         HAS_BIAS=bias is not None,
         IS_EVEN=num_inputs % tiling.columns == 0,
-        TOKENS=max(_MIN_TOKENS, triton.next_power_of_2(num_tokens)),
+        TOKENS=_padded(num_tokens),
         ROWS=tiling.rows,
         COLUMNS=tiling.columns,
         STAGES=tiling.num_stages,
@@ -142,11 +150,14 @@ def linear_few(
     return out
 
 
-def num_splits(num_outputs: int, num_inputs: int, tiling: Tiling, num_processors: int) -> int:
-    """The largest number of parts, a power of two, with which all programs run at once and have a few blocks each."""
+def num_splits(num_outputs: int, num_inputs: int, tiling: Tiling, num_programs: int) -> int:
+    """The largest number of parts, a power of two, with which all programs have a few blocks each and run at once, if
+    the GPU runs `num_programs` at once."""
     num_bands = triton.cdiv(num_outputs, tiling.rows)
     num_blocks = triton.cdiv(num_inputs, tiling.columns)
-    limit = min(
-        _MAX_SPLITS, num_blocks // _MIN_BLOCKS, num_processors * tiling.programs_per_processor // num_bands
-    )
+    limit = min(_MAX_SPLITS, num_blocks // _MIN_BLOCKS, num_programs // num_bands)
     return 1 << max(0, limit.bit_length() - 1) if limit > 0 else 1
+
+
+def _padded(num_tokens: int) -> int:
+    return max(_MIN_TOKENS, int(triton.next_power_of_2(num_tokens)))

@@ -2,7 +2,9 @@
 
 torch's products are made for large batches. How fast they are for a few tokens depends on the GPU, the version of the
 library and the matrix. So both are measured for each kind of layer and each number of tokens up to `MAX_TOKENS`, in
-powers of two, and the faster one is kept. This takes about a second, plus one compilation.
+powers of two, and the faster one is kept. They are measured as replays of a graph, because a launch from Python takes
+longer than many of these products, and steps of so few tokens are replayed too. All kinds together take about a second,
+plus the compilation of our kernel, once for each tiling and each power of two from 16 tokens on.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ import torch
 from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
-from engine.kernels.triton.gpu import num_processors
+from engine.kernels.triton.gpu import processors_of
 from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Tiling, linear_few
+from engine.runner.graph_timing import replayed_s
 
 log = logging.getLogger("engine.model")
 
 # This many bytes of weights are read, from one layer after another, before a weight is read again: ten times the size
 # of an H200's L2 cache (50 MiB), so that each weight comes from memory, as it does in a step.
 _MEASURED_BYTES = 512 * 2**20
-_NUM_MEASUREMENTS = 3
 # Our kernel must be this much faster than torch's; a smaller difference is noise.
 _CLEAR_GAIN = 0.97
 _TOKEN_COUNTS = tuple(1 << i for i in range(MAX_TOKENS.bit_length()))  # 1, 2, 4 ... MAX_TOKENS
@@ -65,10 +67,11 @@ def tune_linear(layers: Sequence[LinearWeights], seconds: Seconds | None = None)
     shape, dtype = layers[0].weight.shape, layers[0].weight.dtype
     if dtype is torch.float32:
         return TunedLinear()  # our kernel multiplies float32 without the matrix unit, to be exact
-    measure = seconds if seconds is not None else _seconds_on_gpu
+    measure = seconds if seconds is not None else replayed_s
     num_measured = max(1, -(-_MEASURED_BYTES // (layers[0].weight.numel() * dtype.itemsize)))
     measured = layers[:num_measured]
     tilings: list[Tiling | None] = []
+    table: list[str] = []
     candidates: list[Tiling] = list(TILINGS)
     for count in _TOKEN_COUNTS:
         x = torch.randn(count, shape[1], device=measured[0].weight.device).to(dtype)
@@ -76,14 +79,22 @@ def tune_linear(layers: Sequence[LinearWeights], seconds: Seconds | None = None)
         def run(tiling: Tiling | None, x: torch.Tensor = x) -> Callable[[], None]:
             return lambda: _run_all(measured, x, tiling)
 
-        times = {tiling: _seconds_if_it_fits(measure, run(tiling)) for tiling in candidates}
-        by_torch = measure(run(None))
+        times = {tiling: _seconds_if_it_fits(measure, run(tiling)) / len(measured) for tiling in candidates}
+        by_torch = measure(run(None)) / len(measured)
         best = min(times, key=lambda tiling: times[tiling])
         tilings.append(best if times[best] < by_torch * _CLEAR_GAIN else None)
-        log.debug("%s with %d tokens: torch %.3g s, ours %.3g s", tuple(shape), count, by_torch, times[best])
+        table.append(f"{count}: {_us(by_torch)} {_us(times[best])}{'' if tilings[-1] is None else '*'}")
         # A tiling that is slow for a few tokens is not the fastest for more, and each has to be compiled.
         candidates = sorted(candidates, key=lambda tiling: times[tiling])[:2]
+    log.info(
+        "products of %d x %d weights, tokens: microseconds by torch and by our kernel (* is used): %s",
+        *shape, ", ".join(table),
+    )  # fmt: skip
     return TunedLinear(tilings)
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}"
 
 
 def _seconds_if_it_fits(measure: Seconds, run: Callable[[], None]) -> float:
@@ -102,18 +113,4 @@ def _run_all(layers: Sequence[LinearWeights], x: torch.Tensor, tiling: Tiling | 
 def _linear(weights: LinearWeights, x: torch.Tensor, tiling: Tiling | None) -> torch.Tensor:
     if tiling is None:
         return F.linear(x, weights.weight, weights.bias)
-    return linear_few(x, weights.weight, weights.bias, tiling, num_processors(x.device))
-
-
-def _seconds_on_gpu(run: Callable[[], None]) -> float:
-    """The least of a few measurements, after one that does not count: it compiles, and raises the GPU's clock rate."""
-    times: list[float] = []
-    for _ in range(1 + _NUM_MEASUREMENTS):
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return min(times[1:])
+    return linear_few(x, weights.weight, weights.bias, tiling, processors_of(x.device))

@@ -122,7 +122,9 @@ def _fused(name: str, loaded: CausalLM, expected: list[torch.Tensor]) -> CausalL
         check_packed(fused, expected)
         return fused
     except Exception as error:  # a kernel or its compiler may raise anything
-        log.warning("%s runs without fused kernels: %s", name, first_line(error))
+        log.warning(
+            "%s runs without fused kernels, several times slower: %s", name, first_line(error), exc_info=True
+        )
         return None
 
 

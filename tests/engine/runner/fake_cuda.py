@@ -6,6 +6,7 @@ launches in order to repeat them. For tests of nothing but the order of streams,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.interpreter import GridExecutor
 
-from engine.kernels.triton.gpu import capability, num_processors
+from engine.kernels.triton.gpu import capability, processors_of
 from tests.engine.runner.fake_gpu import GPU, FakeGpu, GpuTensor, _current, gpu
 
 
@@ -27,10 +28,14 @@ class _Event:
 
     def record(self, *_: Any) -> _Event:
         self._copies = list(gpu().under_way)
+        self._recorded_s = time.perf_counter()
         return self
 
     def query(self) -> bool:
         return not any(copy in gpu().under_way for copy in self._copies)
+
+    def elapsed_time(self, end: _Event) -> float:
+        return 1e3 * (end._recorded_s - self._recorded_s)
 
     def synchronize(self) -> None:
         gpu().waits("the host waits for an event")
@@ -100,14 +105,16 @@ def cuda(memory_bytes: int = 8 << 30) -> Iterator[FakeGpu]:
     fake_gpu = FakeGpu()
     _current.append(fake_gpu)
     own_call = GridExecutor.__call__
-    caches = (capability, num_processors)
+    caches = (capability, processors_of)
     fakes: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
         "current_device": lambda: 0,
         "get_device_name": lambda *_: "no GPU",
         "get_device_capability": lambda *_: (9, 0),
-        "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=4),
+        "get_device_properties": lambda *_: SimpleNamespace(
+            multi_processor_count=4, shared_memory_per_multiprocessor=228 * 1024
+        ),
         "synchronize": fake_gpu.synchronize,
         "empty_cache": lambda: None,
         "mem_get_info": lambda *_: (memory_bytes, memory_bytes),

@@ -22,6 +22,7 @@ from engine.runner.cuda_graphs import CudaGraphs
 from engine.runner.model.loading import load_model
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.torch_runner import TorchRunner
+from engine.runner.warm_up import warm_up
 from tests.engine.runner.driver import GREEDY, Driver, load_runner
 from tests.factories_models import make_model
 
@@ -75,6 +76,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def gpu() -> Iterator[FakeGpu]:
     with cuda() as fake:
         yield fake
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips the warm-up at load, which takes most of a test's time in the interpreter. One test makes it itself."""
+    monkeypatch.setattr(loading, "warm_up", lambda runner: None)
 
 
 @pytest.fixture
@@ -142,6 +149,31 @@ def test_it_draws_the_same_as_a_cpu(
     assert_same(computed, outputs(load_runner(path, device="cpu", **SETTINGS)))
     assert [len(tokens) for tokens in computed[0]] == [3, 4, 2, 3]
     assert [len(logprobs) for logprobs in computed[1]] == [0, 0, 2, 3]
+    runner.close()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_no_request_launches_a_variant_that_the_warm_up_did_not(
+    models: Callable[[str], Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that none waits for a compiler, not even with a given number of KV blocks, where no step is measured."""
+    variants = set[tuple[Any, ...]]()
+    launch = gpu.launch
+
+    def noted(call: Any, executor: Any, *arguments: Any, **constants: Any) -> Any:
+        dtypes = [argument.dtype for argument in arguments if isinstance(argument, torch.Tensor)]
+        variants.add((executor.fn.__name__, *dtypes, *sorted(constants.items())))
+        return launch(call, executor, *arguments, **constants)
+
+    monkeypatch.setattr(gpu, "launch", noted)
+    runner = load_runner(
+        models("llama"), device="cuda", enforce_eager=True, **SETTINGS | {"dtype": "bfloat16"}
+    )
+    warm_up(runner)
+    at_load = set(variants)
+    assert {name for name, *_ in at_load} >= {"_copy_slots", "_draw_kernel", "_mask_kernel"}
+    outputs(runner)
+    assert variants == at_load
     runner.close()
 
 

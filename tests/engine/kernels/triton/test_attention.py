@@ -144,7 +144,9 @@ def test_more_shares_than_tokens_or_fewer(
 
 
 def test_contexts_are_split_with_the_default_limits_too() -> None:
-    assert decode_attention.choose_splits(2, 601, decode_attention.num_processors(torch.device(DEVICE))) > 1
+    assert (
+        decode_attention.choose_splits(2, 601, decode_attention.processors_of(torch.device(DEVICE)).count) > 1
+    )
     assert_like_reference(case_of(7, [(600, 1), (20, 1)], heads=(2, 1)))
 
 

@@ -8,12 +8,13 @@ import torch
 
 pytest.importorskip("triton")
 
+from engine.kernels.triton.gpu import Processors
 from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Tiling, linear_few, num_splits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 TOLERANCE = {FP32: 1e-5, FP16: 2e-3, BF16: 1.6e-2}
-PROCESSORS = 8
+PROCESSORS = Processors(8, 228 * 1024)  # a small H100
 
 
 def noise(seed: int, *shape: int, dtype: torch.dtype = FP32) -> torch.Tensor:
@@ -62,12 +63,23 @@ def test_parts_add_up(tiling: Tiling) -> None:
 
 
 def test_splits_fill_a_gpu_and_no_more() -> None:
-    tiling = Tiling(rows=64, columns=128, num_stages=3, programs_per_processor=3)
-    assert num_splits(4096, 4096, tiling, 132) == 4  # 256 programs of the 396 that fit; 8 parts would be 512
-    assert num_splits(28672, 4096, tiling, 132) == 1  # 448 programs are enough
-    assert num_splits(64, 1 << 20, tiling, 132) == 8
-    assert num_splits(64, 1024, tiling, 132) == 2  # four blocks each
-    assert num_splits(64, 100, tiling, 132) == 1
+    tiling = Tiling(rows=64, columns=128, num_stages=3)
+    assert (
+        num_splits(4096, 4096, tiling, 3 * 132) == 4
+    )  # 256 programs of the 396 that fit; 8 parts would be 512
+    assert num_splits(28672, 4096, tiling, 3 * 132) == 1  # 448 programs are enough
+    assert num_splits(64, 1 << 20, tiling, 3 * 132) == 8
+    assert num_splits(64, 1024, tiling, 3 * 132) == 2  # four blocks each
+    assert num_splits(64, 100, tiling, 3 * 132) == 1
+
+
+def test_more_tokens_leave_room_for_fewer_programs() -> None:
+    """The numbers of programs that fit on a multiprocessor, for 1 and for 64 tokens."""
+    fitting = [
+        tuple(PROCESSORS.shared_bytes // tiling.shared_bytes(count, itemsize=2) for count in (1, 64))
+        for tiling in TILINGS
+    ]
+    assert fitting == [(3, 2), (2, 1), (1, 1)]
 
 
 def test_bad_input_is_rejected() -> None:
