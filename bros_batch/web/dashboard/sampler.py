@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from sqlalchemy import Connection
 
@@ -24,25 +25,29 @@ LATE_S = 2.0
 class Sampler:
     """Fills the history of pace, and stores each minute of it."""
 
-    def __init__(self, state: AppState, history: EngineHistory) -> None:
+    def __init__(
+        self, state: AppState, history: EngineHistory, clock: Callable[[], float] = time.time
+    ) -> None:
         self._state = state
         self._history = history
+        self._clock = clock
         self._engine_id: str | None = None
-        self._minute = int((time.time() - LATE_S) // pace.MINUTE_S)
+        self._minute = int((clock() - LATE_S) // pace.MINUTE_S)
 
     async def run(self) -> None:
         """Sample until cancelled. What cannot be read or stored now is missing in the history."""
         while True:
             await asyncio.sleep(INTERVAL_S)
             try:
-                await self._look()
+                await self.look()
             except (EngineGone, ApiError):
                 continue
             except Exception:
                 logger.exception("the history of pace misses a point")
 
-    async def _look(self) -> None:
-        now_s = time.time()
+    async def look(self) -> None:
+        """Take one sample. Raises EngineGone, and ApiError if the database is not available."""
+        now_s = self._clock()
         minute = int((now_s - LATE_S) // pace.MINUTE_S)
         if minute != self._minute:
             self._minute = minute

@@ -11,7 +11,8 @@ from tests.bros_batch.web.serving import Web, serving
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 PATHS = (
-    "/", "/engine", "/chat", "/jobs/x", "/jobs/x/pause", "/jobs/x/nothing", "/static/x/style.css", "/static/x/none",
+    "/", "/engine", "/chat", "/jobs/x", "/jobs/x/pause", "/jobs/x/nothing", "/jobs",
+    "/jobs/x/rows/1", "/jobs/x/rows/1/rerun", "/static/x/style.css", "/static/x/none",
     "/login", "/logout", "/health", "/ready", "/version", "/metrics", "/tokenize", "/detokenize", "/nowhere",
     "/v1", "/v1/", "/v1/models", "/v1/models/x", "/v1/models/a/b", "/v1/files", "/v1/files/x", "/v1/files/x/content",
     "/v1/batches", "/v1/batches/x", "/v1/batches/x/cancel", "/v1/batches/x/results", "/v1/completions",

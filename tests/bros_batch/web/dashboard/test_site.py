@@ -230,6 +230,28 @@ def test_a_form_without_a_script_comes_back_to_the_job(site: Web) -> None:
         assert "paused" in page.text
 
 
+def test_a_change_of_many_jobs_says_what_it_did(site: Web) -> None:
+    paused, ended = (add_job(site, status) for status in (JobStatus.PAUSED, JobStatus.COMPLETED))
+    with site.http() as http:
+        bodies = [
+            b"",
+            b"[]",
+            b'{"change": "explode"}',
+            b'{"change": "pause", "jobs": 1}',
+            b'{"x": ' + b"[" * 100_000,
+        ]
+        for body in (*bodies, json.dumps({"change": "pause", "jobs": ["x"] * 26}).encode()):
+            answer = http.post("/jobs", content=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request"), body
+        answer = http.post("/jobs", json={"change": "resume", "jobs": [paused, ended, "none"]}).json()
+        assert (answer["changed"], answer["after"]) == (1, None)
+        assert [each["id"] for each in answer["refused"]] == [ended, "none"]
+        assert "No such batch: 'none'." in answer["refused"][1]["message"]
+        answer = http.post("/jobs", json={"change": "pause", "search": paused}).json()
+        assert answer == {"changed": 1, "refused": [], "after": None}
+        assert http.get("/jobs", follow_redirects=True, headers=HTML).url == f"{site.url}/"
+
+
 def test_chat_takes_a_conversation_only(site: Web) -> None:
     with site.http() as http:
         bodies = [b"", b"[]", b'{"messages": 1}', b'{"messages": []}', b'{"messages": [{"role": "x"}]}']
