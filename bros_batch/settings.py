@@ -100,6 +100,17 @@ class Settings(BaseSettings):
         le=100 * 366 * 24 * 3600.0,
         description="How long files are kept, uploads and results alike; 0 keeps them until they are deleted",
     )
+    row_retention_s: float = Field(
+        30 * 24 * 3600.0,
+        ge=0,
+        le=100 * 366 * 24 * 3600.0,
+        description="How long the rows of a job are kept after it has ended; 0 keeps them",
+    )
+    max_stored_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes of all rows and files above which those of the jobs that ended first are removed; 0: no limit",
+    )
 
     webhook_url: str = Field(
         "",

@@ -79,6 +79,8 @@ def rerun_rows(
     job = lock_job(connection, job_id)
     if job.status not in RERUNNABLE_JOBS:
         raise CannotRerun(_reason(job))
+    if job.rows_removed_at is not None:
+        raise CannotRerun("Its rows were removed after the time for which they are kept.")
     for source in ENDED_ITEM:
         ensure_item(source, ItemStatus.PENDING)
     changed = _all_failed(connection, job) if rows is None else _by_number(connection, job, rows)

@@ -95,6 +95,8 @@ class Job:
     # Which run of ingest or finalize holds the job, and until when it may stay silent.
     lease_token: Annotated[str, String(32)] | None
     lease_until: Annotated[float, Double(), ServerDefault("0")]
+    # When retention removed its rows. Its counts stay.
+    rows_removed_at: float | None
 
     @property
     def counts(self) -> ItemCounts:

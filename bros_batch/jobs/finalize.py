@@ -185,6 +185,8 @@ class _Finalizer:
                 job,
                 _final_status(job),
                 now_s,
+                written_output_bytes=self._sizes["output"],
+                written_error_bytes=self._sizes["error"],
                 output_file_id=_id_of(written["output"]),
                 error_file_id=_id_of(written["error"]),
                 **NO_LEASE,

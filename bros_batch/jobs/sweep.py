@@ -1,4 +1,4 @@
-"""Periodic maintenance: lost items, expiry, abandoned jobs and the retention of files and responses.
+"""Periodic maintenance: lost items, expiry, abandoned jobs and the retention of files, rows and responses.
 
 The sweep only changes rows; it names the tasks that have to run because of that in its result.
 """
@@ -16,6 +16,7 @@ from bros_batch.db import files, idempotency, job_endings, job_leases, lost_item
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.jobs.generation import ensure_generation
+from bros_batch.jobs.row_retention import remove_old_rows
 from bros_batch.jobs.streams import queued_entries
 from bros_batch.jobs.task_run import TaskRun
 from bros_batch.jobs.worker import Worker
@@ -40,6 +41,7 @@ def sweep(worker: Worker, now_s: float | None = None) -> TaskRun:
     ingest, unattended = _move_jobs(worker, now_s)
     finalize += [job_id for job_id in unattended if job_id not in finalize]
     files_removed = _remove_old_files(worker, now_s)
+    remove_old_rows(worker, now_s)
     _forget_old_keys(worker, now_s)
     _remove_old_responses(worker, now_s)
     return TaskRun(ingest=ingest, finalize=finalize, returned=returned, lost=lost, files=files_removed)

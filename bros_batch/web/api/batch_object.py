@@ -55,6 +55,7 @@ def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
         "priority": job.priority,
         "deadline_at": _seconds(job.deadline_at),
         "paused_at": _seconds(job.paused_at),
+        "rows_removed_at": _seconds(job.rows_removed_at),
         "waiting_reason": waiting_reason,
         "item_counts": {
             "succeeded": counts.succeeded,

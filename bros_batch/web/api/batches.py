@@ -30,6 +30,7 @@ from bros_batch.web.api.batch_object import batch_object
 from bros_batch.web.api.durations import MAX_EXPIRY_S, MIN_EXPIRY_S, deadline_of, seconds_of
 from bros_batch.web.api.idempotency_key import digest, earlier_job, idempotency_key, replayed
 from bros_batch.web.api.pagination import list_page
+from bros_batch.web.api.rows import check_rows
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.change_job import change_job
@@ -245,7 +246,7 @@ async def stream_results(
     This works while the batch runs, and also after it was cancelled or has failed.
     """
     state = app_state(request)
-    await _find(state, batch_id)
+    check_rows(await _find(state, batch_id))
     return StreamingResponse(_lines(state, batch_id, status, after_line), media_type="application/jsonl")
 
 

@@ -22,7 +22,7 @@ from bros_batch.web.api.batch_object import batch_object
 from bros_batch.web.api.row_object import RowObject, contains, contents_of, row_object, whole_row
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.change_job import rerun_rows
-from bros_batch.web.errors import JSONResponse, not_found
+from bros_batch.web.errors import ApiError, JSONResponse, not_found
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -95,10 +95,22 @@ async def rerun_batch(request: Request, batch_id: str) -> Response:
 
 
 def _job(connection: Connection, job_id: str) -> Job:
+    """The job whose rows are asked for. Raises ApiError if there is none, or if its rows are no longer kept."""
     job = get_job(connection, job_id)
     if job is None:
         raise not_found("batch", job_id, "batch_id")
+    check_rows(job)
     return job
+
+
+def check_rows(job: Job) -> None:
+    """Raise ApiError 410 if the rows of a job were removed."""
+    if job.rows_removed_at is not None:
+        message = (
+            f"The rows of the batch '{job.id}' were removed after the time for which they are kept "
+            "(BROS_ROW_RETENTION_S, BROS_MAX_STORED_BYTES)."
+        )
+        raise ApiError(410, message, param="batch_id", code="rows_removed")
 
 
 def _page(connection: Connection, job_id: str, query: RowQuery) -> tuple[list[RowObject], int | None]:
