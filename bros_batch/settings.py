@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     max_stored_bytes: int = Field(
         0,
         ge=0,
-        description="Bytes of all rows and files above which those of the jobs that ended first are removed; 0: no limit",
+        description="Bytes of all rows and files above which those of the jobs that ended first go; 0: no limit",
     )
 
     webhook_url: str = Field(
