@@ -130,9 +130,7 @@ class Processes:
             "--without-gossip",
             "--without-mingle",
         ]
-        return self.start(
-            [sys.executable, "-m", "celery", "-A", "bros_batch.jobs.celery_app", "worker", *flags]
-        )
+        return self.start([sys.executable, "-m", "celery", "-A", "bros_batch.jobs.tasks", "worker", *flags])
 
     def beat(self) -> Process:
         """Start Celery beat."""

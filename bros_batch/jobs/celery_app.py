@@ -1,7 +1,8 @@
-"""The Celery application: `celery -A bros_batch.jobs.celery_app worker` and `... beat`.
+"""The Celery application: `celery -A bros_batch.jobs.tasks worker` and `celery -A bros_batch.jobs.celery_app beat`.
 
 The broker carries ids only, and it may lose them: the sweep finds the work that waits in the database. So there is no
-result backend, and a message that a dead worker held is delivered again after a short time.
+result backend, and a message that a dead worker held is delivered again after a short time. Beat knows tasks by their
+names only, so it starts without what they import.
 """
 
 from __future__ import annotations
@@ -65,7 +66,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_send_task_events": False,
         "enable_utc": True,
-        "imports": ["bros_batch.jobs.tasks"],
         "beat_schedule": {
             "pump": {
                 "task": "bros.pump",

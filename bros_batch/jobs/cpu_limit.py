@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import cache
 from types import FrameType, TracebackType
 
 LINE_CPU_LIMIT_S = 20.0
@@ -19,6 +20,11 @@ class CpuLimitExceeded(Exception):
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
     raise CpuLimitExceeded
+
+
+@cache  # to ask for the handler, or to set it, would take longer than most lines
+def _handle_signal() -> None:
+    signal.signal(signal.SIGPROF, _stop)
 
 
 class cpu_limit:
@@ -33,8 +39,7 @@ class cpu_limit:
 
     def __enter__(self) -> None:
         if self._is_main:
-            if signal.getsignal(signal.SIGPROF) is not _stop:
-                signal.signal(signal.SIGPROF, _stop)
+            _handle_signal()
             signal.setitimer(signal.ITIMER_PROF, self._seconds)
 
     def __exit__(

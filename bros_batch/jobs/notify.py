@@ -13,7 +13,6 @@ import hmac
 import logging
 import time
 
-import httpx
 import msgspec
 
 from bros_batch.db import response_jobs
@@ -77,6 +76,8 @@ def _call(settings: Settings, response: EndedResponse, now_s: float) -> str | No
         signed = f"{event_id}.{int(now_s)}.".encode() + body
         digest = hmac.digest(secret_bytes(settings.webhook_secret), signed, "sha256")
         headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
+    import httpx  # takes a third of a second, which most workers never need
+
     try:
         answer = httpx.post(settings.webhook_url, content=body, headers=headers, timeout=TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -13,6 +13,7 @@ from functools import wraps
 from inspect import Signature, signature
 from typing import Literal, ParamSpec
 
+from celery.signals import worker_init
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
@@ -34,7 +35,7 @@ from bros_batch.jobs.streams import heartbeats
 from bros_batch.jobs.sweep import sweep as run_sweep
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.withdraw import withdraw_job
-from bros_batch.jobs.worker import Worker, get_worker
+from bros_batch.jobs.worker import Worker, get_worker, load_before_fork
 from engine.wire.protocol import RESULTS_KEY
 
 log = logging.getLogger("bros.tasks")
@@ -101,6 +102,11 @@ def _are_ids(arguments: Signature, args: Sequence[object], kwargs: Mapping[str, 
         isinstance(value, str) and len(value) <= MAX_ID_CHARS and value.isprintable()
         for value in bound.arguments.values()
     )
+
+
+@worker_init.connect
+def _load(**_signal: object) -> None:
+    load_before_fork()
 
 
 @app.task(name="bros.ingest")

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from bros_batch.heartbeat import touch_heartbeat
 from bros_batch.jobs.locks import claim_tick
-from bros_batch.jobs.worker import get_worker
+from bros_batch.jobs.redis_connection import get_redis
 
 log = logging.getLogger("bros.ticker")
 
@@ -41,7 +41,7 @@ class Ticker(Scheduler):
 
     def _send(self, name: str, entry: ScheduleEntry) -> None:
         try:
-            may_send = claim_tick(get_worker().redis, name)
+            may_send = claim_tick(get_redis(), name)
         except RedisError as error:
             log.warning("cannot send %s now: %s", name, error)
             return

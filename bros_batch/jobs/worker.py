@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from redis import Redis
 from sqlalchemy import Engine
 
 from bros_batch.db.connections import get_database
+from bros_batch.jobs.redis_connection import get_redis
 from bros_batch.openai_api.endpoint import ServedModel, embedding_form
 from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.settings import Settings, get_settings
@@ -42,7 +46,19 @@ class Worker:
 
 @cache
 def get_worker() -> Worker:
-    """The context of this process's tasks, made on first use and so after a fork."""
-    settings = get_settings()
-    redis = Redis.from_url(settings.resolved_redis_url, socket_connect_timeout=5.0, socket_timeout=30.0)
-    return Worker(settings, get_database(), redis)
+    """The context of this process's tasks. Nothing connects before it is used, so a process may fork with it."""
+    return Worker(get_settings(), get_database(), get_redis())
+
+
+def load_before_fork() -> None:
+    """Load once what the processes of a worker would each load by themselves, and they share its memory.
+
+    What fails here fails again in the first task, which says so. A model on the Hugging Face Hub is left to the tasks,
+    because its client has threads.
+    """
+    with contextlib.suppress(Exception):
+        worker = get_worker()
+        if Path(worker.settings.model).expanduser().is_dir():
+            _ = worker.model
+    gc.collect()
+    gc.freeze()  # the collector would write to all of it, and each process get its own copy

@@ -13,7 +13,7 @@ from bros_batch.settings import Settings
 
 # -P: do not import a directory named `engine` or `cli` from the user's current directory.
 PYTHON = (sys.executable, "-P", "-u")
-CELERY = (*PYTHON, "-m", "celery", "--quiet", "--app", "bros_batch.jobs.celery_app")
+CELERY = (*PYTHON, "-m", "celery", "--quiet", "--app")
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -51,7 +51,7 @@ def engine_command(settings: Settings, extra: Sequence[str] = ()) -> list[str]:
 def worker_command(concurrency: int, extra: Sequence[str] = ()) -> list[str]:
     """Build the command line of a Celery worker with `concurrency` processes."""
     return [
-        *CELERY, "worker",
+        *CELERY, "bros_batch.jobs.tasks", "worker",
         "--loglevel", "INFO", "--concurrency", str(concurrency),
         "--without-gossip", "--without-mingle",
         *extra,
@@ -60,7 +60,7 @@ def worker_command(concurrency: int, extra: Sequence[str] = ()) -> list[str]:
 
 def beat_command(extra: Sequence[str] = ()) -> list[str]:
     """Build the command line of Celery beat."""
-    return [*CELERY, "beat", "--loglevel", "INFO", "--pidfile", "", *extra]
+    return [*CELERY, "bros_batch.jobs.celery_app", "beat", "--loglevel", "INFO", "--pidfile", "", *extra]
 
 
 def web_command() -> list[str]:

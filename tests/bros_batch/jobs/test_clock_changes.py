@@ -53,7 +53,7 @@ def test_a_lock_from_before_the_clock_was_set_back_ends_in_seconds(world: World)
 def sent(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the tasks that a ticker sends."""
     names: list[str] = []
-    monkeypatch.setattr(ticker, "get_worker", lambda: world.worker)
+    monkeypatch.setattr(ticker, "get_redis", lambda: world.redis)
     monkeypatch.setattr(ticker.Ticker, "producer", None)
     monkeypatch.setattr(ticker.Ticker, "apply_entry", lambda _self, entry, producer: names.append(entry.task))
     return names
