@@ -71,9 +71,14 @@ def _open_sqlite(url: str) -> Engine:
 
 @contextmanager
 def reading(database: Engine) -> Iterator[Connection]:
-    """A transaction that only reads: one consistent snapshot on SQLite, one per statement on PostgreSQL."""
-    with database.begin() as connection:
-        yield connection
+    """Statements that only read: one consistent snapshot on SQLite, one per statement on PostgreSQL."""
+    if database.dialect.name == "postgresql":
+        # As transactions of their own, since a BEGIN and a COMMIT around them would be two more trips to the server.
+        with database.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            yield connection
+    else:
+        with database.begin() as connection:
+            yield connection
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Connection, case, select, text, update
@@ -15,9 +15,10 @@ from sqlalchemy import Connection, case, select, text, update
 from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
 from bros_batch.db.content_keys import set_sources
 from bros_batch.db.job_events import add_event
-from bros_batch.db.jobs import lock_jobs, set_status
+from bros_batch.db.jobs import lock_job, set_status
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import items, jobs
+from bros_batch.item_counts import ItemCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ def finish_items(connection: Connection, finished: Sequence[FinishedItem], now_s
         one, two = finish_items(connection, first, now_s), finish_items(connection, rest, now_s)
         return FinishResult(one.changed + two.changed, one.finalizing + two.finalizing)
 
-    locked = lock_jobs(connection, [item.job_id for item in finished])
+    job_ids = sorted({item.job_id for item in finished})
+    query = select(jobs.c.id).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id).with_for_update()
+    locked = set(connection.scalars(query))
     finished = [item for item in finished if item.job_id in locked]
     finish = _finish_postgres if is_postgres(connection) else _finish_sqlite
     changed = [by_id[item_id] for item_id in finish(connection, finished, now_s)]
@@ -176,6 +179,9 @@ def _finish_sqlite(connection: Connection, finished: Sequence[FinishedItem], now
     return [item.id for item in matching]
 
 
+_COUNTS = tuple(jobs.c[field.name] for field in fields(ItemCounts))
+
+
 def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float) -> list[str]:
     """Add finished items to the counters of their jobs, whose rows are locked. Returns the jobs that now finalize."""
     counts: dict[str, Counter[str]] = {}
@@ -188,14 +194,15 @@ def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float
         count["reused"] += item.source_id is not None
         count["reused_prompt_tokens"] += item.reused_prompt_tokens
         count["reused_output_tokens"] += item.reused_output_tokens
+    finalizing = []
     for job_id, count in counts.items():
         values = {jobs.c[name]: jobs.c[name] + number for name, number in count.items() if number}
-        connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-    finalizing = []
-    for job in lock_jobs(connection, list(counts)).values():
-        if job.succeeded and job.succeeded == counts[job.id]["succeeded"]:
-            add_event(connection, job, "first_result", now_s)
-        if job.ended >= job.total and job.status in (JobStatus.IN_PROGRESS, JobStatus.PAUSED):
-            set_status(connection, job, JobStatus.FINALIZING, now_s)
-            finalizing.append(job.id)
+        query = update(jobs).where(jobs.c.id == job_id).values(values).returning(jobs.c.status, *_COUNTS)
+        status, *numbers = connection.execute(query).one()
+        now = ItemCounts(*numbers)
+        if now.succeeded and now.succeeded == count[ItemStatus.SUCCEEDED.value]:
+            add_event(connection, lock_job(connection, job_id), "first_result", now_s)
+        if now.ended >= now.total and status in (JobStatus.IN_PROGRESS, JobStatus.PAUSED):
+            set_status(connection, lock_job(connection, job_id), JobStatus.FINALIZING, now_s)
+            finalizing.append(job_id)
     return finalizing

@@ -6,6 +6,7 @@ They only save duplicate work: everything that is done under a lock must also be
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from redis import Redis
 
 # A lock that has not been renewed for this long belongs to a dead worker.
 LOCK_TTL_MS = 5_000
+RENEW_INTERVAL_S = 1.0
 
 # A lock that lasts longer than its TTL was taken before the clock was set back; it gets its TTL again.
 _ACQUIRE = """
@@ -31,11 +33,17 @@ class Lock:
         self._redis = redis
         self._key = key
         self._token = secrets.token_hex(8)
+        self._renew_at_s = 0.0
 
     def acquire(self) -> bool:
+        self._renew_at_s = time.monotonic() + RENEW_INTERVAL_S
         return bool(self._redis.eval(_ACQUIRE, 1, self._key, self._token, LOCK_TTL_MS))
 
     def renew(self) -> None:
+        """Renew the lock, unless that was done a moment ago."""
+        if time.monotonic() < self._renew_at_s:
+            return
+        self._renew_at_s = time.monotonic() + RENEW_INTERVAL_S
         self._redis.eval(_RENEW, 1, self._key, self._token, LOCK_TTL_MS)
 
     def release(self) -> None:

@@ -26,7 +26,7 @@ from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
 from bros_batch.jobs.prefix_order import prompt_order
-from bros_batch.jobs.queue_room import queue_room
+from bros_batch.jobs.queue_room import RecentHeartbeats, queue_room
 from bros_batch.jobs.reuse import PreparedItem, Reuse
 from bros_batch.jobs.streams import enqueue, redis_time_ms
 from bros_batch.jobs.task_run import Progress, TaskRun
@@ -38,17 +38,20 @@ from engine.wire.protocol import encode
 CLAIM_ITEMS = 256
 CLAIM_BYTES = 16 * 1024**2
 ENQUEUE_BYTES = 1024**2
+LAST_CLAIM_S = 0.2  # what is claimed later is seldom done in time, and is claimed again by the next run
 
 
 def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None) -> TaskRun:
     """Fill the stream of a model with a few seconds of work, or until `time.monotonic()` reaches `until_s`."""
     ensure_generation(worker)
     preparer = _Preparer(worker, model, until_s)
+    alive = RecentHeartbeats(worker.redis)
     while True:
         preparer.reuse.release_waiting()
-        _make_room(worker, model)
-        room = queue_room(worker, model).free
+        room = queue_room(worker, model, alive).free
         if not room:
+            if _make_room(worker, model):
+                continue
             return preparer.task_run(Progress.DONE)
         preparer.claims_end_ms = _claims_end_ms(worker)
         claimed, outranked = _claim(worker, model, min(room, CLAIM_ITEMS))
@@ -58,18 +61,18 @@ def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None
         for job, queued in claimed:
             preparer.prepare_items(job, queued)
         _withdraw_stopped(worker, [job.id for job, _ in claimed])
-        if time.monotonic() >= until_s:
+        if time.monotonic() >= until_s - LAST_CLAIM_S:
             return preparer.task_run(Progress.MORE)
         if lock is not None:
             lock.renew()
 
 
-def _make_room(worker: Worker, model: str) -> None:
-    """Take back items that keep a more urgent job out of a full stream."""
+def _make_room(worker: Worker, model: str) -> int:
+    """Take back items that keep a more urgent job out of a full stream. Returns how many those were."""
     with reading(worker.database) as connection:
         runnable = pending_items.runnable_jobs(connection, model)
         outranked = pending_items.outranked_jobs(connection, model, runnable)
-    take_back_waiting(worker, model, outranked)
+    return take_back_waiting(worker, model, outranked)
 
 
 def _claims_end_ms(worker: Worker) -> float:

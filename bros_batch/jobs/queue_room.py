@@ -6,15 +6,19 @@ More would only make what is queued answer later to a pause or to a more urgent 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from redis import Redis
 
 from bros_batch.jobs.streams import heartbeats, stream_counts
 from bros_batch.jobs.worker import Worker
 
 # So many items are queued while no engine is running, so that one that starts has something to do at once.
 ITEMS_WITHOUT_ENGINE = 256
+RECENT_S = 0.25  # as often as an engine looks whether its rate has changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,29 @@ class QueueRoom:
         return self.free * 2 > self.wanted
 
 
-def queue_room(worker: Worker, model: str) -> QueueRoom:
-    """How many items the stream of a model wants and lacks.
+class RecentHeartbeats:
+    """The heartbeats of the engines that are alive, read again at most a few times per second.
+
+    To find them, Redis looks at the names of all its keys.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._read_at_s = -math.inf
+        self._found: Sequence[Mapping[str, Any]] = ()
+
+    def __call__(self) -> Sequence[Mapping[str, Any]]:
+        now_s = time.monotonic()
+        if now_s - self._read_at_s >= RECENT_S:
+            self._read_at_s = now_s
+            self._found = heartbeats(self._redis)
+        return self._found
+
+
+def queue_room(
+    worker: Worker, model: str, alive: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+) -> QueueRoom:
+    """How many items the stream of a model wants and lacks. `alive` returns the heartbeats, if not those of now.
 
     Each engine may find as many items waiting as it holds, since those may all end at the same time, and in addition
     what it ends in `queue_s` seconds. Items whose results wait to be recorded do not wait, but they take up memory in
@@ -40,7 +65,7 @@ def queue_room(worker: Worker, model: str) -> QueueRoom:
     settings = worker.settings
     engines = [
         heartbeat
-        for heartbeat in heartbeats(worker.redis)
+        for heartbeat in (alive() if alive is not None else heartbeats(worker.redis))
         if heartbeat.get("model") == model and not heartbeat.get("is_stuck")
     ]
     held = sum(int(_number(engine, "max_in_flight")) for engine in engines)

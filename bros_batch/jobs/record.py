@@ -25,16 +25,19 @@ from bros_batch.jobs.computed_answers import ComputedAnswers
 from bros_batch.jobs.finished_item import finished_item
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
-from bros_batch.jobs.streams import acknowledge
+from bros_batch.jobs.streams import remove_recorded
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
+from engine.wire.protocol import RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
 
 log = logging.getLogger("bros.record")
 
 READ_ENTRIES = 256
+# After a group that was much smaller, more results are on their way. A transaction for every few of them would cost
+# more than the rest of the work.
+GATHER_S = 0.02
 # One consumer name for all workers: a lock lets one of them record at a time, and what it had read when it died is
 # found under this name at once, without waiting until it counts as idle.
 CONSUMER = "recorder"
@@ -81,6 +84,8 @@ def record(
             return recorder.task_run(Progress.MORE)
         if lock is not None:
             lock.renew()
+        if len(entries) < READ_ENTRIES // 2 and not recorder.has_ended_a_job:
+            time.sleep(GATHER_S)
 
 
 def _read(redis: Redis, start: bytes) -> list[ResultEntry]:
@@ -133,6 +138,10 @@ class _Recorder:
         self._finalizing: list[str] = []
         self._preparing: set[str] = set()  # models of which items waited for an answer that is there now
 
+    @property
+    def has_ended_a_job(self) -> bool:
+        return bool(self._finalizing)
+
     def task_run(self, progress: Progress) -> TaskRun:
         return TaskRun(
             progress, prepare=sorted(self._preparing), finalize=self._finalizing, changed=self._changed
@@ -151,13 +160,12 @@ class _Recorder:
                 except UNSTORABLE:
                     log.exception("the result of item %d can't be stored and is dropped", item.id)
         self._preparing.update(answers.settle())
-        redis = self._worker.redis
-        acknowledge(redis, RESULTS_KEY, RECORD_GROUP, [entry.id for entry in entries])
-        for stream in {
-            entry.items_stream for entry in entries if entry.items_stream.startswith(b"bros:items:")
-        }:
-            ids = [entry.item_entry_id for entry in entries if entry.items_stream == stream]
-            acknowledge(redis, stream, ENGINE_GROUP, filter(None, ids))
+        items = [
+            (entry.items_stream, entry.item_entry_id)
+            for entry in entries
+            if entry.item_entry_id and entry.items_stream.startswith(b"bros:items:")
+        ]
+        remove_recorded(self._worker.redis, [entry.id for entry in entries], items)
 
     def _commit(self, finished: Sequence[FinishedItem], answers: ComputedAnswers) -> None:
         with writing(self._worker.database) as connection:

@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import ENGINE_GROUP, RESULTS_KEY, engine_key, items_key
+from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, engine_key, items_key
 from engine.wire.stream_entries import MAX_EPOCH, MAX_ITEM_ID, read_number
 
 LIST_PAGE = 1_000
@@ -163,14 +163,19 @@ def remove_jobs(
     return [(item_id, epoch) for item_id, epoch in numbers if item_id is not None and epoch is not None]
 
 
-def acknowledge(redis: Redis, key: str | bytes, group: str, entry_ids: Iterable[bytes]) -> None:
-    """Remove entries from a stream and from the group's list of entries in flight."""
-    ids = list(entry_ids)
-    if ids:
-        pipeline = redis.pipeline(transaction=False)
-        pipeline.xack(key, group, *ids)
-        pipeline.xdel(key, *ids)
-        pipeline.execute()
+def remove_recorded(redis: Redis, result_ids: Sequence[bytes], items: Iterable[tuple[bytes, bytes]]) -> None:
+    """Remove results, and then their items, given as (stream, entry id), from their streams and from the lists of
+    entries in flight."""
+    by_stream: dict[bytes, list[bytes]] = {}
+    for stream, entry_id in items:
+        by_stream.setdefault(stream, []).append(entry_id)
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.xack(RESULTS_KEY, RECORD_GROUP, *result_ids)
+    pipeline.xdel(RESULTS_KEY, *result_ids)
+    for stream, ids in by_stream.items():
+        pipeline.xack(stream, ENGINE_GROUP, *ids)
+        pipeline.xdel(stream, *ids)
+    pipeline.execute()
 
 
 def heartbeats(redis: Redis) -> list[Mapping[str, Any]]:

@@ -29,7 +29,7 @@ from bros_batch.jobs.locks import end_tick, try_lock
 from bros_batch.jobs.notify import notify as run_notify
 from bros_batch.jobs.outage import is_outage
 from bros_batch.jobs.prepare import prepare as run_prepare
-from bros_batch.jobs.queue_room import queue_room
+from bros_batch.jobs.queue_room import RecentHeartbeats, queue_room
 from bros_batch.jobs.record import record as run_record
 from bros_batch.jobs.streams import heartbeats
 from bros_batch.jobs.sweep import sweep as run_sweep
@@ -149,10 +149,11 @@ class _Refill:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._alive = RecentHeartbeats(worker.redis)
         self._dispatched = False
 
     def __call__(self) -> None:
-        is_low = queue_room(self._worker, self._worker.settings.model_name).is_low
+        is_low = queue_room(self._worker, self._worker.settings.model_name, self._alive).is_low
         if is_low and not self._dispatched:
             dispatch("prepare", self._worker.settings.model_name)
         self._dispatched = is_low
