@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from bros_batch.documents.alike_requests import AlikeRequests
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
@@ -32,13 +33,14 @@ class JobRequests:
     """How the items of one job become tokens.
 
     `shared` is the request that all documents of a job have in common, apart from their text. It is None for batch
-    lines, each of which is a request of its own.
+    lines, each of which is a request of its own; `alike` then knows what they have in common after all.
     """
 
     endpoint: Endpoint[Any]
     shared: ServedRequest | None
     prompt: Template
     system: Template | None
+    alike: AlikeRequests
 
     @property
     def has_schema(self) -> bool:
@@ -51,10 +53,11 @@ class JobRequests:
 
     def response(self, head: ResponseHead, model: ServedModel, body: str, outcome: Outcome) -> Json:
         """The response body for an item that the engine has computed."""
-        if self.shared is not None and not self.shared.shows_prompt:
-            return self.endpoint.response(head, self.shared, model, outcome)
-        request = self._request_of(body, 0)
-        return self.endpoint.response(head, request, model, outcome)
+        if self.shared is None:
+            request = self.alike.without_prompt(body)
+        else:
+            request = None if self.shared.shows_prompt else self.shared
+        return self.endpoint.response(head, request or self._request_of(body, 0), model, outcome)
 
     def _request_of(self, body: str, line_no: int) -> ServedRequest:
         if self.shared is None:
@@ -74,11 +77,11 @@ def job_requests(path: str, model: str, form: str | None, defaults: Mapping[str,
     system = _template(options.pop("system"), "system") if "system" in options else None
     endpoint = endpoint_at(path)
     if form != DOCUMENT:
-        return JobRequests(endpoint, None, prompt, system)
+        return JobRequests(endpoint, None, prompt, system, AlikeRequests(endpoint))
     body = msgspec.json.encode({**options, "model": model, **endpoint.document_fields})
     shared = without_stream(endpoint.parse(body))
     check_strict(shared)  # nobody but our own clients writes a job's defaults: an unknown name is a mistake
-    return JobRequests(endpoint, shared, prompt, system)
+    return JobRequests(endpoint, shared, prompt, system, AlikeRequests(endpoint))
 
 
 def _template(source: Any, name: str) -> Template:

@@ -1,0 +1,88 @@
+"""Batch lines that are alike but for their prompts are parsed once, and answered as if each had been parsed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bros_batch.documents.alike_requests import MAX_KINDS
+from bros_batch.documents.item_requests import JobRequests, job_requests
+from bros_batch.openai_api.completion_response import ResponseHead
+from bros_batch.openai_api.endpoint import Outcome, ServedModel
+from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.protocol import Choice, PositionLogprobs
+from tests.bros_batch.openai_api.factories import served_model
+from tests.factories_text import make_text_model
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"n": 2},
+    {"stop": "b"},
+    {"logprobs": True, "top_logprobs": 1},
+    {"tools": [WEATHER], "tool_choice": "none"},
+    {"prompt_logprobs": 1},
+    {"return_tokens_as_token_ids": True, "logprobs": True},
+    {"max_tokens": 3, "metadata": {"a": "b"}},
+]
+
+
+class NeverAlike:
+    def without_prompt(self, body: str) -> None:
+        return None
+
+
+def outcome(body: dict[str, Any], num_prompt_tokens: int) -> Outcome:
+    """Three tokens per choice, with everything that a request may ask for."""
+    ids = [10, 11, 12]
+    position = PositionLogprobs(-0.5, ((10, -0.5), (11, -1.5)))
+    asks_about_prompt = [position] * (num_prompt_tokens - 1) if "prompt_logprobs" in body else None
+    choice = Choice(ids, "length", [position] * 3, prompt_logprobs=asks_about_prompt)
+    number = body.get("n", 1)
+    return Outcome([choice] * number, [[5, 6]] * number, 20, 0)
+
+
+def answer(requests: JobRequests, model: ServedModel, body: dict[str, Any]) -> Any:
+    head = ResponseHead(requests.endpoint.path, "req_1", "m", 1)
+    text = json.dumps(body)
+    num_prompt_tokens = requests.engine_requests(model, text, 1).num_prompt_tokens
+    return requests.response(head, model, text, outcome(body, num_prompt_tokens))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    return served_model(ModelTokenizer(make_text_model(tmp_path_factory.mktemp("model"))))
+
+
+def test_lines_are_answered_as_if_each_were_parsed_by_itself(model: ServedModel) -> None:
+    requests = job_requests(CHAT, "m", "batch", {})
+    apart = replace(requests, alike=NeverAlike())  # type: ignore[arg-type]
+    for text in ("a first line", "another"):
+        for settings in SETTINGS:
+            body = {"model": "m", "messages": [{"role": "user", "content": text}], **settings}
+            assert answer(requests, model, body) == answer(apart, model, body), settings
+
+
+def test_a_body_whose_fields_need_its_own_prompt_is_parsed_whole(model: ServedModel) -> None:
+    requests = job_requests(COMPLETIONS, "m", "batch", {})
+    body = {"model": "m", "prompt": "an echo", "echo": True, "max_tokens": 3}
+    assert requests.alike.without_prompt(json.dumps(body)) is None
+    assert answer(requests, model, body)["choices"][0]["text"].startswith("an echo")
+
+
+def test_lines_that_are_alike_share_one_request_and_the_others_are_forgotten() -> None:
+    alike = job_requests(COMPLETIONS, "m", "batch", {}).alike
+
+    def request(prompt: str, seed: int) -> Any:
+        return alike.without_prompt(json.dumps({"model": "m", "seed": seed, "prompt": prompt}))
+
+    first = request("a", 0)
+    assert request("b", 0) is first and first.seed == 0
+    for seed in range(1, MAX_KINDS + 1):
+        assert request("a", seed).seed == seed
+    assert request("a", 0) is not first
