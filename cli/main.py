@@ -14,7 +14,7 @@ from cli.failure import Failure, failure_of
 # Section -> command -> (module and attribute, one line of help). `--help` reads this table and imports no command.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Bulk jobs": {
-        "submit": ("cli.jobs.submit:submit", "Submit a file of documents or requests as a job."),
+        "submit": ("cli.jobs.submit:submit", "Submit a table, documents or requests as a job."),
         "ask": ("cli.jobs.ask:ask", "Answer questions about every row of a file, with probabilities."),
         "list": ("cli.jobs.list_jobs:list_jobs", "List jobs, newest first."),
         "status": ("cli.jobs.status:status", "Show or watch the progress of a job."),
@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("cli.demo:demo", "Try bulk and chat together on 300 generated documents."),
         "up": ("cli.up:up", "Run all services on this machine."),
         "doctor": ("cli.doctor:doctor", "Check the installation and suggest fixes."),
+        "completion": ("cli.completion:completion", "Print the completion script for a shell."),
     },
     "Capacity planning": {
         "simulate": (

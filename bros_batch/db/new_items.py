@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from sqlalchemy import Connection, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, text
 
-from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
-from bros_batch.db.tables import items
+from bros_batch.db.connections import is_postgres
 from bros_batch.documents.new_item import NewItem
 
 
-class DuplicateCustomId(Exception):
-    """A custom_id among the new items is already in the job."""
-
-
 def insert_items(connection: Connection, job_id: str, rows: Sequence[NewItem], now_s: float) -> None:
-    """Insert items into a job, all of them or none. Raises `DuplicateCustomId`."""
-    if not rows:
-        return
-    insert = _copy if is_postgres(connection) else _insert_many
-    savepoint = connection.begin_nested()
-    try:
-        insert(connection, job_id, rows, now_s)
-    except IntegrityError as error:
-        savepoint.rollback()
-        raise DuplicateCustomId from error
-    # After any other error the savepoint ends with the transaction. SQLite has undone all of it when the disk is full.
-    savepoint.commit()
-
-
-def lines_of_custom_ids(connection: Connection, job_id: str, custom_ids: Iterable[str]) -> dict[str, int]:
-    """The lines of those of these custom ids that are already in the job."""
-    wanted = list(custom_ids)
-    found: dict[str, int] = {}
-    for start in range(0, len(wanted), IDS_PER_QUERY):
-        part = wanted[start : start + IDS_PER_QUERY]
-        query = select(items.c.custom_id, items.c.line_no).where(
-            items.c.job_id == job_id, items.c.custom_id.in_(part)
-        )
-        found.update((custom_id, line_no) for custom_id, line_no in connection.execute(query))
-    return found
+    """Insert items into a job."""
+    if rows:
+        (_copy if is_postgres(connection) else _insert_many)(connection, job_id, rows, now_s)
 
 
 def analyze_items(connection: Connection) -> None:
@@ -80,9 +52,6 @@ def _copy(connection: Connection, job_id: str, rows: Sequence[NewItem], now_s: f
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     statement = f"COPY items ({_COLUMNS}) FROM STDIN"
-    try:
-        with driver.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                copy.write_row(_values(job_id, row, now_s))
-    except psycopg.errors.UniqueViolation as error:
-        raise IntegrityError(statement, None, error) from error
+    with driver.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row(_values(job_id, row, now_s))

@@ -284,7 +284,6 @@ items = table_of(
     Item,
     metadata,
     UniqueConstraint("job_id", "line_no", name="uq_items_line"),
-    UniqueConstraint("job_id", "custom_id", name="uq_items_custom_id"),
     # The indexes are partial so that a million finished items do not slow down the search for the next hundred.
     *(
         Index(name, "job_id", "line_no", postgresql_where=text(where), sqlite_where=text(where))

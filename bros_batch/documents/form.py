@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from bros_batch.document_fields import NO_FIELD, found_field
 from bros_batch.request_error import RequestError
 
 BATCH = "batch"
@@ -24,7 +25,7 @@ def form_of(value: Mapping[str, Any], prompt_fields: Collection[str]) -> str:
     A batch line has an object as its body and says where that would be posted. A document may have fields of the same
     names; it is one if the job's prompt has fields and the line has all of them.
     """
-    if prompt_fields and all(name in value for name in prompt_fields):
+    if prompt_fields and all(found_field(value, name) is not NO_FIELD for name in prompt_fields):
         return DOCUMENT
     is_batch = isinstance(value.get("body"), dict) and ("method" in value or "url" in value)
     return BATCH if is_batch else DOCUMENT

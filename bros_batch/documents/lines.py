@@ -116,9 +116,9 @@ class LineReader:
         document = json_object(line)
         if is_bad_row(document):
             message = storable(document[ERROR_FIELD])
-            return NewItem(line_no, str(line_no), None, "invalid_request", message, id_may_repeat=True)
+            return NewItem(line_no, str(line_no), None, "invalid_request", message)
         custom_id = document_id(document, self._id_fields)
-        return NewItem(line_no, custom_id or str(line_no), _text(line), id_may_repeat=True)
+        return NewItem(line_no, custom_id or str(line_no), _text(line))
 
 
 def _failed(line_no: int, custom_id: str | None, error: RequestError) -> NewItem:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """An item to insert: pending with a body, or failed with an error.
-
-    `id_may_repeat` is set for documents: their ids are data, so a second document with the same id is no mistake.
-    """
+    """An item to insert: pending with a body, or failed with an error. Its id may be that of another item, too."""
 
     line_no: int
     custom_id: str | None
@@ -18,4 +15,3 @@ class NewItem:
     error_code: str | None = None
     error_message: str | None = None
     error_param: str | None = None
-    id_may_repeat: bool = False

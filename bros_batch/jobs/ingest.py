@@ -9,20 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
-
 from bros_batch.db import files, job_leases, jobs, new_items
 from bros_batch.db.connections import writing
 from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
-from bros_batch.db.new_items import DuplicateCustomId
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
-from bros_batch.documents.error_messages import storable
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import prompt_fields
 from bros_batch.documents.lines import LineReader
@@ -160,15 +156,11 @@ class _Ingester:
             )
 
     def _commit(self, group: LineGroup) -> None:
-        rows = _with_own_ids(group.items, {})
+        rows = group.items
         now_s = time.time()
         with writing(self._database) as connection:
             job = job_leases.hold_lease(connection, self._lease)
-            try:
-                new_items.insert_items(connection, job.id, rows, now_s)
-            except DuplicateCustomId:
-                rows = _with_own_ids(group.items, _taken_ids(connection, job.id, group.items))
-                new_items.insert_items(connection, job.id, rows, now_s)
+            new_items.insert_items(connection, job.id, rows, now_s)
             bad = [row for row in rows if row.error_code is not None]
             room = max(MAX_ERRORS_LISTED - len(job.errors), 0)
             job_leases.extend_lease(
@@ -211,54 +203,6 @@ def _skip_line(source: BufferedReader) -> int:
 def _too_long(line_no: int, limit: int) -> NewItem:
     message = f"Line {line_no} is longer than the {limit} bytes that a line may have."
     return NewItem(line_no, None, None, "invalid_request", message)
-
-
-def _taken_ids(connection: Connection, job_id: str, rows: list[NewItem]) -> dict[str, int]:
-    """Which lines of the job have the ids that these rows have or may get."""
-    wanted = [row.custom_id for row in rows if row.custom_id is not None]
-    taken: dict[str, int] = {}
-    while found := new_items.lines_of_custom_ids(connection, job_id, wanted):
-        taken |= found
-        rows = _with_own_ids(rows, taken)
-        wanted = [row.custom_id for row in rows if row.custom_id is not None and row.custom_id not in taken]
-    return taken
-
-
-def _with_own_ids(rows: list[NewItem], taken: dict[str, int]) -> list[NewItem]:
-    """The rows, none of which has a custom_id that is taken (by which line) or that an earlier row has.
-
-    The first of two equal ids stays. A document that repeats one is kept under its id and line number; a batch line
-    that does so becomes an error, since its custom_id must tell it from all others.
-    """
-    taken = dict(taken)
-    kept = []
-    for row in rows:
-        if row.custom_id is not None and row.custom_id in taken:
-            row = _with_line_in_id(row, taken) if row.id_may_repeat else _repeated(row, taken[row.custom_id])
-        if row.custom_id is not None:
-            taken[row.custom_id] = row.line_no
-        kept.append(row)
-    return kept
-
-
-def _with_line_in_id(row: NewItem, taken: dict[str, int]) -> NewItem:
-    custom_id = row.custom_id or ""
-    while custom_id in taken:
-        custom_id = f"{custom_id}:line-{row.line_no}"
-    return replace(row, custom_id=custom_id)
-
-
-def _repeated(row: NewItem, first_line: int) -> NewItem:
-    name = repr((row.custom_id or "")[:80])
-    message = f"Line {row.line_no}: the custom_id {name} was used by an earlier line, line {first_line}."
-    return replace(
-        row,
-        custom_id=None,
-        body=None,
-        error_code="invalid_request",
-        error_message=storable(message),
-        error_param="custom_id",
-    )
 
 
 def _listed(row: NewItem) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bros_batch.db.pending_items import QueuedItem, RunnableJob
 from bros_batch.db.states import ItemStatus
 from bros_batch.documents.content_key import content_keys
 from bros_batch.documents.error_messages import storable
+from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import JobRequests
 from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit
 from bros_batch.jobs.generation import ensure_generation
@@ -228,7 +229,8 @@ class _Preparer:
 
 
 def _failure(job: RunnableJob, item: QueuedItem, code: str, message: str) -> FinishedItem:
-    named = message if message.startswith(f"Line {item.line_no}") else f"Line {item.line_no}: {message}"
+    place = f"{'Row' if job.ingest_form == DOCUMENT else 'Line'} {item.line_no}"
+    named = message if message.startswith(place) else f"{place}: {message}"
     return FinishedItem(
         item.id, item.epoch, job.id, ItemStatus.FAILED, error_code=code, error_message=storable(named)
     )

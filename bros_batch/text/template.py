@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from bros_batch.document_fields import NO_FIELD, found_field, plain_name
 from bros_batch.request_error import RequestError
 
 MAX_TEMPLATE_CHARS = 200_000
@@ -17,10 +19,11 @@ MAX_PLACES = 1_000
 MAX_PROMPT_CHARS = 16 * 1024**2
 MAX_NAMED_FIELDS = 20
 MAX_NAME_CHARS = 100
+MAX_COMPARED_FIELDS = 1000
 
 # Each alternative is decided in one pass over its characters (the possessive `++` never gives one back), and no two
 # attempts share characters, so that finding all marks takes time in proportion to the length of the template.
-_MARKS = re.compile(r'\{\{|\}\}|\{([^{}"\r\n]++)\}')
+_MARKS = re.compile(r'\{\{|\}\}|\{([^\S\r\n]*+[^\s{}"][^{}"\r\n]*+)\}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,13 @@ class Template:
         """Return the template with the values of `document` in its places.
 
         Strings are inserted as they are, null as nothing, and all other values as JSON. Raises RequestError, which
-        names the line of the document, for a missing field and for a prompt of more than MAX_PROMPT_CHARS.
+        names the row of the document, for a missing field and for a prompt of more than MAX_PROMPT_CHARS.
         """
         values = {name: self._value(document, name, line) for name in self.fields}
         size = sum(map(len, self.texts)) + sum(len(values[name]) for name in self.names)
         if size > MAX_PROMPT_CHARS:
             raise RequestError(
-                f"Line {line}: the prompt has {size:,} characters with the document's fields in it; "
+                f"Row {line}: the prompt has {size:,} characters with the document's fields in it; "
                 f"{MAX_PROMPT_CHARS:,} are allowed.",
                 "prompt",
             )
@@ -56,9 +59,9 @@ class Template:
 
     @staticmethod
     def _value(document: Mapping[str, Any], name: str, line: int) -> str:
-        if name not in document:
-            raise RequestError(f"Line {line}: {missing_field(name, document)}", name)
-        value = document[name]
+        value = document[name] if name in document else found_field(document, name)
+        if value is NO_FIELD:
+            raise RequestError(f"Row {line}: {missing_field(name, document)}", name)
         if value is None:
             return ""
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -84,8 +87,6 @@ def parse_template(source: str) -> Template:
         name = (mark[1] or "").strip()
         if mark[0] == "}}" and not num_open:  # the end of nested JSON
             continue
-        if mark[1] is not None and not name:  # only spaces between the braces
-            continue
         text.append(source[end : mark.start()])
         end = mark.end()
         if name:
@@ -101,12 +102,21 @@ def parse_template(source: str) -> Template:
     return Template(tuple(texts), tuple(names))
 
 
-def missing_field(name: str, document: Mapping[str, Any]) -> str:
-    """Return the sentence about a field that a template uses and a document lacks."""
+@lru_cache(maxsize=32)
+def _closest(name: str, fields: tuple[str, ...]) -> str | None:
+    """Return the field whose name is most like this one. The documents of a table all have the same fields."""
+    by_lower = {each.casefold(): each for each in reversed(fields)}
+    close = difflib.get_close_matches(name.casefold()[:MAX_NAME_CHARS], by_lower, n=1)
+    return by_lower[close[0]] if close else None
+
+
+def missing_field(name: str, document: Mapping[str, Any], user: str = "the prompt") -> str:
+    """Return the sentence about a field that a template, or another user, names and a document lacks."""
     fields = ", ".join(each[:MAX_NAME_CHARS] for each in list(document)[:MAX_NAMED_FIELDS]) or "none"
     more = ", ..." if len(document) > MAX_NAMED_FIELDS else ""
     shown = name if len(name) <= MAX_NAME_CHARS else f"{name[:MAX_NAME_CHARS]}..."
-    return (
-        f"the prompt uses the field '{shown}', which the document does not have. Its fields: {fields}{more}. "
-        "For braces as text, write {{ and }}."
-    )
+    closest = _closest(name, tuple(document)[:MAX_COMPARED_FIELDS])
+    hint = f" Did you mean '{plain_name(closest)[:MAX_NAME_CHARS]}'?" if closest is not None else ""
+    braces = " For braces as text, write {{ and }}." if user == "the prompt" else ""
+    problem = f"{user} uses the field '{shown}', which the document does not have."
+    return f"{problem}{hint} Its fields: {fields}{more}.{braces}"

@@ -6,10 +6,11 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from bros_batch.documents.readers.table import BadRow, Row
 from bros_batch.openai_api.endpoints import DECISIONS
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import Template, missing_field, parse_template
@@ -17,21 +18,24 @@ from cli.connection_options import connection_options
 from cli.escapes import unescape
 from cli.failure import USAGE_ERROR, Failure
 from cli.jobs.questions import Question, choice, predicate, score
-from cli.jobs.rows import Row, check_suffix, columns_of, read_rows, written_rows
+from cli.jobs.rows import check_suffix, written_rows
+from cli.jobs.table_source import job_name, opened_table
 from cli.output import note
 from cli.output_file import check_not_input, check_output, write_lines
-from cli.text_options import TEXT, shown_name
+from cli.text_options import TEXT
 
 if TYPE_CHECKING:
     from io import IOBase
 
     from bros_batch.client.http_client import Client
 
+Values = dict[str, Any]
+
 MAX_SHOWN_ERRORS = 5
 
 
 @click.command()
-@click.argument("source", metavar="FILE", type=click.Path(dir_okay=False))
+@click.argument("source", metavar="FILE", type=click.Path())
 @click.option(
     "--question",
     "predicates",
@@ -86,8 +90,8 @@ def ask(
 ) -> None:
     r"""Answer questions about every row of FILE with probabilities.
 
-    FILE is a CSV or TSV file whose first line names the columns, or JSON lines. The rows are written to the output
-    file with further columns: for a question NAME its answer, the probability of the answer (NAME_probability), and
+    FILE is a table or a folder of documents, as for submit. The rows are written to the output file with further
+    columns: for a question NAME its answer, the probability of the answer (NAME_probability), and
     the probabilities of all options (NAME_probabilities).
 
     \b
@@ -95,7 +99,8 @@ def ask(
             --choice "team: billing|access|sales" -o answers.csv
     """
     questions = [*map(predicate, predicates), *map(choice, choices), *map(score, scores)]
-    check_suffix(source)
+    if source == "-":
+        raise click.UsageError("The rows are read twice, which stdin cannot be; save them as a file.")
     check_suffix(output)
     check_output(output)
     columns = _columns(source, output, questions)
@@ -112,7 +117,7 @@ def ask(
         "input_file_id": file["id"],
         "endpoint": DECISIONS,
         "completion_window": "24h",
-        "name": name or shown_name(Path(source).name),
+        "name": name or job_name([source]),
         "defaults": {"prompt": "{text}", "questions": [question.body for question in questions]},
     }
     job = _watched(client, client.create_batch(body))
@@ -132,9 +137,13 @@ def ask(
 def _columns(source: str, output: str, questions: Sequence[Question]) -> list[str]:
     if not questions:
         raise click.UsageError("Ask at least one question: with --question, --choice or --score.")
-    with Path(source).open("rb") if Path(source).is_file() else _missing(source) as file:
-        check_not_input(output, file, source)
-    columns = columns_of(source)
+    if Path(source).is_file():
+        with Path(source).open("rb") as file:
+            check_not_input(output, file, source)
+    with opened_table([source]) as table:
+        columns = table.columns or next((list(row.document) for row in table if isinstance(row, Row)), [])
+    if not columns:
+        raise Failure(f"{source} has no rows.", USAGE_ERROR)
     taken = list(columns)
     for column in (column for question in questions for column in question.columns):
         if column in taken:
@@ -143,10 +152,6 @@ def _columns(source: str, output: str, questions: Sequence[Question]) -> list[st
             )
         taken.append(column)
     return columns
-
-
-def _missing(source: str) -> IO[bytes]:
-    raise Failure(f"{source}: no such file.", USAGE_ERROR)
 
 
 def _template(prompt: str, source: str, columns: Sequence[str]) -> Template:
@@ -171,16 +176,18 @@ def _template(prompt: str, source: str, columns: Sequence[str]) -> Template:
 
 def _documents(source: str, template: Template, problems: list[str]) -> Iterator[bytes]:
     """Yield a document per row, whose id is the number of the row. What is wrong with others goes to `problems`."""
-    for number, row in enumerate(read_rows(source), start=1):
-        try:
-            if isinstance(row, RequestError):
-                raise row
-            text = template.render(row, number)
-            yield json.dumps({"custom_id": str(number), "text": text}, ensure_ascii=False).encode() + b"\n"
-        except RequestError as error:
-            problems.append(error.message)
-        except UnicodeEncodeError:
-            problems.append(f"Row {number} is not UTF-8 text.")
+    with opened_table([source], quiet=True) as table:
+        for row in table:
+            if isinstance(row, BadRow):
+                problems.append(row.message)
+                continue
+            try:
+                text = template.render(row.document, row.number)
+            except RequestError as error:
+                problems.append(error.message)
+            else:
+                document = {"custom_id": str(row.number), "text": text}
+                yield json.dumps(document, ensure_ascii=False).encode() + b"\n"
 
 
 def _watched(client: Client, batch: dict[str, Any]) -> dict[str, Any]:
@@ -195,13 +202,13 @@ def _watched(client: Client, batch: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _answers(client: Client, job: str, questions: Sequence[Question]) -> dict[int, Row]:
+def _answers(client: Client, job: str, questions: Sequence[Question]) -> dict[int, Values]:
     """Return the columns to add, by the number of the row."""
-    found: dict[int, Row] = {}
+    found: dict[int, Values] = {}
     for line in client.result_lines(job, "succeeded"):
         result = json.loads(line)
         answers = result["response"]["body"]["answers"]
-        values: Row = {}
+        values: Values = {}
         for question, answer in zip(questions, answers, strict=True):
             values |= question.values(answer)
         found[int(result["custom_id"])] = values
@@ -213,8 +220,9 @@ def _errors(client: Client, job: str) -> list[str]:
     return [f"Row {line['custom_id']}: {line['error']['message']}" for line in lines]
 
 
-def _with_answers(source: str, answers: dict[int, Row], added: Sequence[str]) -> Iterator[Row]:
+def _with_answers(source: str, answers: dict[int, Values], added: Sequence[str]) -> Iterator[Values]:
     nothing = dict.fromkeys(added)
-    for number, row in enumerate(read_rows(source), start=1):
-        if isinstance(row, dict):
-            yield {**row, **answers.get(number, nothing)}
+    with opened_table([source], quiet=True) as table:
+        for row in table:
+            if isinstance(row, Row):
+                yield {**row.document, **answers.get(row.number, nothing)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from bros_batch.documents.form import BATCH, document_id, form_of
+from bros_batch.document_fields import NO_FIELD, found_field
+from bros_batch.documents.form import BATCH, ERROR_FIELD, ID_FIELDS, document_id, form_of, is_bad_row
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import Template, missing_field, parse_template
 from cli.text_options import is_text
@@ -16,53 +17,47 @@ HEAD_LINES = 100
 HEAD_BYTES = 16 * 1024**2
 MAX_WARNINGS = 5
 UTF8_BOM = b"\xef\xbb\xbf"
-# The first bytes of files that are no text, with what they are and what to do.
-FOREIGN_FORMATS = (
-    (b"\x1f\x8b", "compressed (gzip); unpack it first: gunzip -c FILE | bros-batch submit -"),
-    (b"BZh", "compressed (bzip2); unpack it first: bunzip2 -c FILE | bros-batch submit -"),
-    (b"\x28\xb5\x2f\xfd", "compressed (zstd); unpack it first: zstd -dc FILE | bros-batch submit -"),
-    (b"PK\x03\x04", "a zip archive or an Office document; save it as JSON lines, one object per line"),
-    (b"PAR1", "a Parquet file; save it as JSON lines: df.to_json(FILE, orient='records', lines=True)"),
-    (b"%PDF", "a PDF document; extract its text and save it as JSON lines, one object per line"),
-    (b"\xff\xfe", "UTF-16 text; save it as UTF-8"),
-    (b"\xfe\xff", "UTF-16 text; save it as UTF-8"),
-)
-ARRAY_HINT = "; if the file is one array, convert it with jq -c '.[]'"
 
 
 class BadInput(ValueError):
     """The file cannot become a job; the message says what is wrong and in which line."""
 
 
-def read_head(source: IO[bytes]) -> bytes:
-    """Read the first lines: at most HEAD_LINES lines and HEAD_BYTES bytes."""
-    lines: list[bytes] = []
+def read_head(lines: Iterator[bytes]) -> list[bytes]:
+    """Take the first lines: at most HEAD_LINES of them, and about HEAD_BYTES."""
+    head: list[bytes] = []
     size = 0
-    while len(lines) < HEAD_LINES and size < HEAD_BYTES:
-        line = source.readline(HEAD_BYTES - size)
-        if not line:
+    while len(head) < HEAD_LINES and size < HEAD_BYTES:
+        line = next(lines, None)
+        if line is None:
             break
-        lines.append(line)
+        head.append(line)
         size += len(line)
-    return b"".join(lines)
+    return head
 
 
 def check_head(
-    head: bytes, prompt: str | None, other_flags: Sequence[str] = (), system: str | None = None
+    head: bytes,
+    prompt: str | None,
+    other_flags: Sequence[str] = (),
+    system: str | None = None,
+    id_field: str | None = None,
+    word: str = "Line",
 ) -> list[str]:
-    """Check the first lines against the options, and return warnings about lines that will fail or be renamed.
+    """Check the first lines against the options, and return warnings about lines that will fail.
+
+    `word` is what the user calls a line: a line of JSON lines, or a row of another table.
 
     Raises BadInput if no line is usable, or if the options do not fit the first usable line: a plain document needs a
     prompt; a batch request must have neither a prompt nor any of `other_flags`.
     """
     template = _template(prompt, "--prompt")
     system_fields = parsed.fields if (parsed := _template(system, "--system")) else ()
-    _check_format(head)
     if len(head) >= HEAD_BYTES:
         head = head[: head.rfind(b"\n") + 1]  # leave a line this long for the server to judge
         if not head:
             return []
-    checker = _Checker(prompt, template, other_flags, system_fields)
+    checker = _Checker(prompt, template, other_flags, system_fields, id_field, word)
     for number, line in enumerate(head.removeprefix(UTF8_BOM).split(b"\n"), start=1):
         if line.strip():
             checker.check(line, number)
@@ -70,7 +65,11 @@ def check_head(
         raise BadInput(checker.warnings[0].removesuffix(FAILS) if checker.warnings else "The file is empty.")
     more = len(checker.warnings) - MAX_WARNINGS
     shown = checker.warnings[:MAX_WARNINGS]
-    return [*shown, f"{more} more of the first {HEAD_LINES} lines have such problems."] if more > 0 else shown
+    return (
+        [*shown, f"{more} more of the first {HEAD_LINES} {word.lower()}s have such problems."]
+        if more > 0
+        else shown
+    )
 
 
 FAILS = " It will count as a failed item."
@@ -85,6 +84,8 @@ class _Checker:
         template: Template | None,
         other_flags: Sequence[str],
         system_fields: Sequence[str],
+        id_field: str | None,
+        word: str,
     ) -> None:
         self.form: str | None = None
         self.warnings: list[str] = []
@@ -92,12 +93,17 @@ class _Checker:
         self._template = template
         self._other_flags = other_flags
         self._system_fields = system_fields
+        self._id_field = id_field
+        self._word = word
         self._lines_of_ids: dict[str, int] = {}
 
     def check(self, line: bytes, number: int) -> None:
         problem, value = _object(line, number)
         if value is None:
             self.warnings.append(problem + FAILS)
+            return
+        if is_bad_row(value):
+            self.warnings.append(value[ERROR_FIELD] + FAILS)
             return
         is_first = self.form is None
         if is_first:
@@ -124,13 +130,13 @@ class _Checker:
         names = ", ".join(list(value)[:8]) or "none"
         if self._template is None:
             raise BadInput(
-                f"Line {number} is a plain document (its fields: {names}); "
+                f"{self._word} {number} is a plain document (its fields: {names}); "
                 'add a prompt, such as --prompt "Summarize: {text}".'
             )
         if not self._template.fields:
             raise BadInput(
                 "The --prompt contains no {field}, so every document would get the same question. "
-                f"The fields of line {number}: {names}."
+                f"The fields of {self._word.lower()} {number}: {names}."
             )
 
     def _check_request(self, value: dict[str, Any], number: int) -> None:
@@ -141,25 +147,21 @@ class _Checker:
             raise BadInput(f"Line {number}: 'custom_id' must be a string.")
         first = self._lines_of_ids.setdefault(custom_id, number)
         if first != number:
-            raise BadInput(f"Line {number} has the custom_id {custom_id[:80]!r} of line {first}.")
+            self.warnings.append(
+                f"Line {number} has the custom_id {custom_id[:80]!r} of line {first}; both will run."
+            )
 
     def _check_document(self, value: dict[str, Any], number: int) -> None:
         assert self._template is not None
         for field in dict.fromkeys([*self._template.fields, *self._system_fields]):
-            if field not in value:
-                raise BadInput(f"Line {number}: {missing_field(field, value)}")
+            if found_field(value, field) is NO_FIELD:
+                raise BadInput(f"{self._word} {number}: {missing_field(field, value)}")
+        if self._id_field is not None and self._id_field not in value:
+            raise BadInput(f"{self._word} {number}: {missing_field(self._id_field, value, 'The --id-field')}")
         try:
-            given = document_id(value)
+            document_id(value, ID_FIELDS if self._id_field is None else (self._id_field,))
         except RequestError as error:
-            raise BadInput(f"Line {number}: {error.message}") from None
-        if given is None:
-            return
-        first = self._lines_of_ids.setdefault(given, number)
-        if first != number:
-            self.warnings.append(
-                f"Line {number} has the id {given[:80]!r} of line {first}; "
-                f"its result will have the id '{given[:80]}:line-{number}'."
-            )
+            raise BadInput(f"{self._word} {number}: {error.message}") from None
 
 
 def _template(source: str | None, flag: str) -> Template | None:
@@ -171,12 +173,6 @@ def _template(source: str | None, flag: str) -> Template | None:
         return parse_template(source)
     except RequestError as error:
         raise BadInput(f"The {flag} is not usable: {error.message[:1].lower()}{error.message[1:]}") from None
-
-
-def _check_format(head: bytes) -> None:
-    for start, kind in FOREIGN_FORMATS:
-        if head.startswith(start):
-            raise BadInput(f"The file is {kind}.")
 
 
 def _object(line: bytes, number: int) -> tuple[str, dict[str, Any] | None]:
@@ -192,17 +188,14 @@ def _object(line: bytes, number: int) -> tuple[str, dict[str, Any] | None]:
         if str(error).startswith("Exceeds the limit"):  # of the digits that Python converts
             return f"Line {number} contains a number that is out of range.", None
         message = getattr(error, "msg", str(error))
-        array = ARRAY_HINT if line.strip() == b"[" else ""
         return (
-            f"Line {number} is not JSON ({message[:1].lower()}{message[1:]}); each line must be a JSON object"
-            f"{array}.",
+            f"Line {number} is not JSON ({message[:1].lower()}{message[1:]}); each line must be a JSON object.",
             None,
         )
     if b"\\u" in line and not is_text(json.dumps(value, ensure_ascii=False)):
         return f"Line {number} contains half of a surrogate pair, such as \\ud83d without \\ude00.", None
     if not isinstance(value, dict):
-        array = ARRAY_HINT if isinstance(value, list) else ""
-        return f'Line {number} is JSON, but not an object like {{"text": "..."}}{array}.', None
+        return f'Line {number} is JSON, but not an object like {{"text": "..."}}.', None
     return "", value
 
 

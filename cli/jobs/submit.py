@@ -1,48 +1,49 @@
-"""`bros-batch submit`: upload a file as a job."""
+"""`bros-batch submit`: upload a table, documents or requests as a job."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bros_batch.item_counts import ItemCounts
 from bros_batch.openai_api.endpoints import ENDPOINTS
+from cli.column_option import column_option, columns_format
 from cli.connection_options import connection_options
 from cli.escapes import unescape
 from cli.failure import USAGE_ERROR, Failure
+from cli.jobs.first_rows import MAX_ROWS, confirm_all, run_first_rows, take_lines
 from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
 from cli.output import json_option, note, print_json
 from cli.output_file import check_not_input, check_output, output_option, write_lines
+from cli.prompt_option import FILES, prompt_text
 from cli.schema_option import response_format, schema_option
-from cli.text_options import TEXT, shown_name
+from cli.text_options import TEXT
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
+    from bros_batch.documents.readers.table import Table
+
+MAX_NAME_CHARS = 256
 
 
 @click.command()
-@click.argument("source", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument("sources", metavar="FILE", type=click.Path(allow_dash=True), nargs=-1, required=True)
 @click.option(
     "--prompt",
     type=TEXT,
-    callback=unescape,
-    help=r"""Prompt template for plain documents, such as "Summarize: {text}". {name} stands for any field of a
-    document, {{ and }} for single braces; \n is a line break, \t a tab, and \\ a backslash.""",
-)
-@click.option(
-    "--prompt-file",
-    type=click.Path(dir_okay=False),
-    help="Read the prompt template from this file, as it is; a line break at its end is dropped.",
+    callback=prompt_text,
+    help=r"""Prompt template, such as "Summarize: {text}", or @FILE for one in a file. {name} stands for any column,
+    {order.id} for a value within one; {{ and }} are braces, \n is a line break, \t a tab, and \\ a backslash.""",
 )
 @click.option(
     "--system",
     type=TEXT,
-    callback=unescape,
+    callback=prompt_text,
     help="System message for every document; a template with the rules of --prompt.",
 )
 @click.option(
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     help="Name of the model. Requests in OpenAI's batch format run with it, whichever model they name.",
 )
 @schema_option
+@column_option
 @click.option("--max-tokens", type=NUM_TOKENS, help="Maximum length of an answer, in tokens.")
 @click.option("--temperature", type=TEMPERATURE, help="Sampling temperature; 0 is greedy decoding.")
 @click.option(
@@ -68,6 +70,20 @@ if TYPE_CHECKING:
     callback=unescape,
     help=r"Text that ends an answer, with \n, \t and \\ as in --prompt; can be repeated.",
 )
+@click.option(
+    "--id-field",
+    type=TEXT,
+    show_default="custom_id or id",
+    help="Column with the ids of the rows, which may repeat.",
+)
+@click.option("--sheet", type=TEXT, show_default="the first with cells", help="Sheet of a workbook to read.")
+@click.option(
+    "--first",
+    type=click.IntRange(1, MAX_ROWS),
+    metavar="N",
+    help="Compute the first N rows at once, show their answers, and ask whether to compute all.",
+)
+@click.option("--yes", is_flag=True, help="With --first, compute all rows without a question.")
 @click.option("--name", type=TEXT, show_default="the file name", help="Name of the job.")
 @click.option(
     "--priority",
@@ -103,7 +119,7 @@ if TYPE_CHECKING:
 @connection_options
 def submit(
     client: Client,
-    source: str,
+    sources: Sequence[str],
     name: str | None,
     priority: int,
     deadline: str | None,
@@ -113,38 +129,47 @@ def submit(
     output: str | None,
     as_json: bool,
     model: str | None,
-    prompt_file: str | None,
     schema: str | None,
+    columns: Sequence[str],
+    id_field: str | None,
+    sheet: str | None,
+    first: int | None,
+    yes: bool,
     **defaults: Any,
 ) -> None:
-    """Submit FILE, or stdin if FILE is -, as a job.
+    """Submit FILE as a job: a table, a directory or pattern of documents, a URL, or stdin if FILE is -.
 
-    FILE holds one JSON object per line. Each object is either a document, whose fields fill the --prompt template:
+    A table is CSV, TSV, JSON, JSON lines, Parquet or Excel, and may be packed as gz, zst or zip. Each row is put into
+    the --prompt. Documents are txt, md, html, pdf and docx files; each is a row with the columns path, text and pages.
+    Several documents can be listed one by one.
 
     \b
-        {"id": "a1", "text": "Dear Sirs, ..."}
+        bros-batch submit invoices.xlsx --prompt "Who issued this? {Text}" --column "vendor: text"
+        bros-batch submit contracts/ --prompt "Summarize: {text}"
 
-    or a request in OpenAI's batch format, without --prompt. With -o, the command waits for the job and writes the
-    results to that file.
+    JSON lines may also be requests in OpenAI's batch format, without --prompt. With -o, the command waits for the job
+    and writes the results to that file.
     """
+    from cli.jobs.table_source import job_name, opened_table
+    from cli.jobs.upload import upload
+
     if as_json and output == "-":
         raise click.UsageError("--json and -o - both print to stdout; use only one of them.")
     check_output(output)
-    if prompt_file is not None:
-        if defaults["prompt"] is not None:
-            raise click.UsageError("Use either --prompt or --prompt-file.")
-        defaults["prompt"] = _read_prompt(prompt_file, output)
+    _check_not_input(output, [*sources, *click.get_current_context().meta.get(FILES, ())])
     given = {key: value for key, value in defaults.items() if value not in (None, ())}
+    if schema is not None and columns:
+        raise click.UsageError("Use either --schema or --column.")
     if schema is not None:
         given["response_format"] = response_format(schema)
-    with _opened(source) as (stream, size):
-        check_not_input(output, stream, source if source != "-" else "the file on stdin")
-        file = _upload(client, source, stream, size, given)
+    if columns:
+        given["response_format"], explanation = columns_format(columns)
+        if "prompt" in given:
+            given["prompt"] += explanation
     body: dict[str, Any] = {
-        "input_file_id": file["id"],
         "endpoint": endpoint,
         "completion_window": "24h",
-        "name": name or (None if source == "-" else shown_name(Path(source).name)),
+        "name": name or job_name(sources),
         "priority": priority,
         "defaults": {**given, **({"model": model} if model else {})},
     }
@@ -152,7 +177,21 @@ def submit(
         body["deadline"] = deadline
     if fresh:
         body["fresh"] = True
-    batch = client.create_batch(body)
+    with opened_table(sources, sheet) as table:
+        lines, fields = _checked(table, given, id_field, "--column" if columns else "--schema")
+        body["source"] = _source(table, body["name"], id_field)
+        batch = None
+        if first is not None:
+            taken = take_lines(lines, first)
+            batch = run_first_rows(client, taken, body, fields)
+            rest = take_lines(lines, 1)
+            if rest:
+                if not yes:
+                    confirm_all(batch, is_stdin="-" in sources)
+                batch, lines = None, chain(taken, rest, lines)
+        if batch is None:
+            file = upload(client, f"{Path(body['name']).stem}.jsonl", lines, table)
+            batch = client.create_batch({**body, "input_file_id": file["id"]})
     if not wait and output is None:
         if as_json:
             print_json(batch)
@@ -162,6 +201,50 @@ def submit(
             click.echo(batch["id"])  # JOB=$(bros-batch submit ...)
         return
     finish(client, batch, output, as_json)
+
+
+def _checked(
+    table: Table, given: Mapping[str, Any], id_field: str | None, schema_flag: str
+) -> tuple[Iterator[bytes], list[str]]:
+    """Check the first rows against the options. Returns all lines, and the fields that the prompt uses."""
+    from bros_batch.documents.readers.table_lines import table_lines
+    from bros_batch.text.template import parse_template
+    from cli.jobs.input_check import BadInput, check_head, read_head
+
+    lines = table_lines(table)
+    head = read_head(lines)
+    flags = {"response_format": schema_flag}
+    other_flags = [flags.get(name, f"--{name.replace('_', '-')}") for name in given if name != "prompt"]
+    word = "Line" if table.format == "jsonl" else "Row"
+    try:
+        for warning in check_head(
+            b"".join(head), given.get("prompt"), other_flags, given.get("system"), id_field, word
+        ):
+            note(warning)
+    except BadInput as error:
+        raise Failure(str(error), USAGE_ERROR) from None
+    prompt = given.get("prompt")
+    return chain(head, lines), [] if prompt is None else parse_template(prompt).fields
+
+
+def _source(table: Table, name: str, id_field: str | None) -> dict[str, Any]:
+    """What the job remembers about its table, from which results are written as a table again."""
+    source = {
+        "name": name[:MAX_NAME_CHARS],
+        "format": table.format,
+        "columns": table.columns,
+        "id_field": id_field or table.id_field,
+    }
+    return {key: value for key, value in source.items() if value is not None}
+
+
+def _check_not_input(output: str | None, sources: Sequence[str]) -> None:
+    for source in sources:
+        if source == "-":
+            check_not_input(output, sys.stdin.buffer, "the file on stdin")
+        elif Path(source).is_file():
+            with Path(source).open("rb") as file:
+                check_not_input(output, file, source)
 
 
 def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: bool) -> None:
@@ -219,65 +302,3 @@ def _shortfall(batch: dict[str, Any]) -> str:
             f"the job did not complete: it is {batch['status']}, and {counts.succeeded} items have results."
         )
     return f"{counts.without_result} of {counts.total} items failed; run `bros-batch errors {batch['id']}` to see why."
-
-
-def _read_prompt(path: str, output: str | None) -> str:
-    try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            check_not_input(output, file, path)
-            text = file.read()
-    except OSError as error:
-        raise Failure(f"{path}: {error.strerror}.", USAGE_ERROR) from None
-    except UnicodeDecodeError:
-        raise Failure(f"{path} is not UTF-8 text.", USAGE_ERROR) from None
-    return text.removesuffix("\n")
-
-
-@contextmanager
-def _opened(source: str) -> Iterator[tuple[BinaryIO, int | None]]:
-    if source == "-":
-        yield sys.stdin.buffer, None
-        return
-    try:
-        with Path(source).open("rb") as file:
-            yield file, Path(source).stat().st_size
-    except OSError as error:
-        if error.filename != source:
-            raise
-        raise Failure(f"{source}: {error.strerror}.", USAGE_ERROR) from None
-
-
-def _upload(
-    client: Client, source: str, stream: BinaryIO, size: int | None, given: dict[str, Any]
-) -> dict[str, Any]:
-    from cli.jobs.headed_stream import HeadedStream
-    from cli.jobs.input_check import BadInput, check_head, read_head
-
-    head = read_head(stream)
-    try:
-        flags = {"response_format": "--schema"}
-        other_flags = [flags.get(name, f"--{name.replace('_', '-')}") for name in given if name != "prompt"]
-        for warning in check_head(head, given.get("prompt"), other_flags, given.get("system")):
-            note(warning)
-    except BadInput as error:
-        raise Failure(str(error), USAGE_ERROR) from None
-    with _upload_bar(size) as advance:
-        body = HeadedStream(head, stream, advance, size)
-        name = "stdin.jsonl" if source == "-" else shown_name(Path(source).name)
-        return client.upload(name, body)
-
-
-@contextmanager
-def _upload_bar(size: int | None) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal or (size is not None and size < 4 * 1024**2):
-        yield lambda count: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("uploading"), BarColumn(24), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=size)
-        yield lambda count: bar.advance(task, count)

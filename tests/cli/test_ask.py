@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from bros_batch.documents.readers.open_table import open_table
+from bros_batch.documents.readers.table import Row
 from cli.failure import Failure
 from cli.jobs.questions import choice, predicate, score
-from cli.jobs.rows import columns_of, read_rows, written_rows
+from cli.jobs.rows import written_rows
 from tests.up_process import Up
 
 
@@ -68,18 +70,13 @@ def test_answers_become_columns() -> None:
     assert (found["q"], found["q_probability"]) == (3.9, 0.9)
 
 
-def test_tables_are_read_and_written(tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    table.write_bytes('\ufeffid,text\r\n1,"two\nlines, ""quoted"""\r\n2,käse\r\n3,a,b\r\n'.encode())
-    assert columns_of(str(table)) == ["id", "text"]
-    first, second, third = read_rows(str(table))
-    assert (first, second) == ({"id": "1", "text": 'two\nlines, "quoted"'}, {"id": "2", "text": "käse"})
-    assert not isinstance(third, dict)
-    rows = [{**row, "ok": True} for row in (first, second) if isinstance(row, dict)]
+def test_rows_are_written_as_they_are_read(tmp_path: Path) -> None:
+    rows = [{"id": "1", "text": 'two\nlines, "quoted"', "ok": True}, {"id": "2", "text": "käse", "ok": True}]
     for suffix in ("csv", "tsv", "jsonl"):
         written = tmp_path / f"out.{suffix}"
         written.write_bytes(b"".join(written_rows(str(written), rows, ["id", "text", "ok"])))
-        again = [row for row in read_rows(str(written)) if isinstance(row, dict)]
+        with open_table(written) as table:
+            again = [row.document for row in table if isinstance(row, Row)]
         assert [row["text"] for row in again] == ['two\nlines, "quoted"', "käse"]
         assert [row["ok"] for row in again] == ([True] * 2 if suffix == "jsonl" else ["true"] * 2)
 
@@ -112,8 +109,8 @@ def test_rows_without_answers_are_named(service: Up, tmp_path: Path) -> None:
     source.write_text('{"text": "a"}\n{"other": "b"}\nnot json\n{"text": "c"}\n')
     done = ask(service, str(source), "--question", "ok: Is it?", "-o", str(output))
     assert done.returncode == 1
-    assert "Line 2" in done.stderr
-    assert "Line 3" in done.stderr
+    assert "Row 2" in done.stderr
+    assert "Row 3" in done.stderr
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["ok"] is None for row in rows] == [False, True, False]
 

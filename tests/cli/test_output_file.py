@@ -50,7 +50,7 @@ def test_the_prompt_file_is_not_replaced(tmp_path: Path) -> None:
     source, prompt = tmp_path / "docs.jsonl", tmp_path / "prompt.txt"
     source.write_text(DOCUMENT)
     prompt.write_text("{text}")
-    command = ["submit", str(source), "--prompt-file", str(prompt), "--url", NOT_LISTENING, "-o"]
+    command = ["submit", str(source), "--prompt", f"@{prompt}", "--url", NOT_LISTENING, "-o"]
     assert CliRunner().invoke(main, [*command, str(prompt)]).exit_code == 2
     assert CliRunner().invoke(main, [*command, str(tmp_path / "out")]).exit_code == 3
     assert prompt.read_text() == "{text}"

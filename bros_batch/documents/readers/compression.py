@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO, cast
 
 from bros_batch.documents.readers.byte_source import ByteSource, Counted
@@ -42,15 +43,19 @@ def unpacked(source: ByteSource) -> ByteSource:
         if file_name.lower().endswith(suffix):
             file_name = file_name[: -len(suffix)]
         packed = Counted(source.stream(), lambda error: None)
-        stream = Unpacked(source.name, kind, opener(cast("BinaryIO", packed)), packed)
+        stream = Unpacked(source.name, kind, opener(cast("BinaryIO", packed)), partial(_bytes_read, packed))
         source = ByteSource(source.name, cast("BinaryIO", stream), source.resources, file_name)
     raise UnreadableTable(f"{source.name} is compressed more than {MAX_LAYERS} times; unpack it first.")
+
+
+def _bytes_read(packed: Counted) -> int:
+    return packed.bytes_read
 
 
 class Unpacked(Counted):
     """The content of a compressed stream. Raises UnreadableTable if it is damaged or of no reasonable size."""
 
-    def __init__(self, name: str, kind: str, content: BinaryIO, packed: Counted) -> None:
+    def __init__(self, name: str, kind: str, content: BinaryIO, packed_bytes: Callable[[], int]) -> None:
         super().__init__(
             content,
             lambda error: (
@@ -61,14 +66,14 @@ class Unpacked(Counted):
         )
         self._name = name
         self._kind = kind
-        self._packed = packed
+        self._packed_bytes = packed_bytes
 
     def seekable(self) -> bool:
         return False
 
     def read(self, size: int = -1) -> bytes:
         data = super().read(size)
-        if self.bytes_read > max(SMALL_BYTES, self._packed.bytes_read * MAX_RATIO):
+        if self.bytes_read > max(SMALL_BYTES, self._packed_bytes() * MAX_RATIO):
             raise UnreadableTable(
                 f"{self._name} unpacks to more than {MAX_RATIO} times its size, as only a harmful {self._kind} file "
                 "does; unpack it yourself if you trust it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 from bros_batch.documents.readers.csv_rows import NO_DELIMITER, Dialect, csv_rows
@@ -22,21 +23,24 @@ def dialect_of(lines: list[str], preferred: str = ",") -> Dialect:
     Of several such dialects it is the one with the most columns, then that with the preferred delimiter.
     """
     candidates = [preferred, *(each for each in DELIMITERS if each != preferred)]
+    has_escapes = any('\\"' in line for line in lines)
     best, best_score = Dialect(NO_DELIMITER), (0.0, 0)
     for delimiter in candidates:
-        for escape in (None, "\\"):
-            if escape and not any('\\"' in line for line in lines):
-                continue
-            dialect = Dialect(delimiter, escape, _skips_space(lines, delimiter))
-            score = _score(lines, dialect)
+        for escape in (None, "\\") if has_escapes else (None,):
+            dialect = Dialect(delimiter, escape)
+            score = _score(_sampled(lines, dialect))
             if score > best_score:
                 best, best_score = dialect, score
-    return best
+    spaced = replace(best, skips_space=True)
+    return spaced if _quotes_after_spaces(lines, best, spaced) else best
 
 
-def _score(lines: list[str], dialect: Dialect) -> tuple[float, int]:
+def _sampled(lines: list[str], dialect: Dialect) -> list[list[str] | str]:
+    return list(islice(csv_rows(lines, dialect), SAMPLE_ROWS))
+
+
+def _score(rows: list[list[str] | str]) -> tuple[float, int]:
     """Return the share of regular rows, and the number of columns."""
-    rows = list(islice(csv_rows(lines, dialect), SAMPLE_ROWS))
     width = len(rows[0]) if rows and isinstance(rows[0], list) else 0
     if width < 2:
         return 0.0, 0
@@ -44,7 +48,15 @@ def _score(lines: list[str], dialect: Dialect) -> tuple[float, int]:
     return regular / len(rows), width
 
 
-def _skips_space(lines: list[str], delimiter: str) -> bool:
+def _quotes_after_spaces(lines: list[str], plain: Dialect, spaced: Dialect) -> bool:
     """Whether quotation marks come after a delimiter and a space, and never after a delimiter alone."""
     text = "".join(lines)
-    return f'{delimiter} "' in text and f'{delimiter}"' not in text
+    if f'{plain.delimiter} "' not in text or f'{plain.delimiter}"' in text:
+        return False
+    as_plain, as_spaced = _sampled(lines, plain), _sampled(lines, spaced)
+    if _score(as_spaced) < _score(as_plain):
+        return False
+    # A cell that was quoted as a whole, its first space included, is the same in both.
+    plain_cells = [cell for row in as_plain if isinstance(row, list) for cell in row]
+    spaced_cells = {cell for row in as_spaced if isinstance(row, list) for cell in row}
+    return any(cell.startswith(' "') and cell not in spaced_cells for cell in plain_cells)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 MAX_CELL_CHARS = 16 * 1024**2
-# Separates the cells of a table that has one column: no text contains it.
-NO_DELIMITER = "\x1f"
+# Separates the cells of a table that has one column: it is no character, so no text contains it.
+NO_DELIMITER = "\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)

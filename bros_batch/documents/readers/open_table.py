@@ -167,14 +167,18 @@ def _of_zip(source: ByteSource, sheet: str | None) -> Table:
     files = members(archive)
     names = [info.filename for info in files]
     if len(files) > 1 and all(map(is_document, names)):
-        opened = (DocumentFile(info.filename, partial(member_stream, archive, info)) for info in files)
+        opened = (
+            DocumentFile(info.filename, partial(member_stream, source.name, archive, info)) for info in files
+        )
         return documents_table(source.name, opened)
     if len(files) != 1:
         shown = f"{len(files)} files ({', '.join(names[:5])})" if files else "no files"
         raise UnreadableTable(
             f"{source.name} is a zip file with {shown}; submit a zip file with one table, or with documents only."
         )
-    packed = Counted(member_stream(archive, files[0]), _not_explained)
-    content = Unpacked(source.name, "zip", cast("BinaryIO", packed), packed)
+    packed_bytes = files[0].compress_size
+    content = Unpacked(
+        source.name, "zip", member_stream(source.name, archive, files[0]), lambda: packed_bytes
+    )
     inner = unpacked(ByteSource(source.name, cast("BinaryIO", content), source.resources, names[0]))
     return _table(inner, sheet)

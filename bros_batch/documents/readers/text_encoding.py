@@ -16,6 +16,9 @@ _MARKS = (
 )
 # Most characters of most tables, delimiters and line breaks among them, are in Latin-1: one byte of two is NUL.
 MIN_NUL_SHARE = 0.3
+# A few control characters make a text untidy, and many make it no text.
+MAX_CONTROLS = 2
+MAX_CONTROL_SHARE = 0.02
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
@@ -28,10 +31,9 @@ def encoding_of(head: bytes, is_whole: bool) -> tuple[str, int] | None:
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding, len(mark)
-    if b"\0" in head:
-        utf16 = _utf16_without_mark(head)
-        return None if utf16 is None else (utf16, 0)
-    if _CONTROL.search(head):
+    if b"\0" in head and (utf16 := _utf16_without_mark(head)) is not None:
+        return utf16, 0
+    if len(_CONTROL.findall(head)) > MAX_CONTROLS + MAX_CONTROL_SHARE * len(head):
         return None
     if _is_mostly_utf8(head, is_whole):
         return UTF8, 0

@@ -61,9 +61,7 @@ def check_sizes(
     size = 0
     try:
         for info in archive.infolist():
-            info.file_size = (
-                MAX_OFFICE_BYTES + 1
-            )  # reads to the end of the data instead of to the declared size
+            info.file_size = 2 * MAX_OFFICE_BYTES + READ_BYTES  # to the end of the data, or beyond the bound
             see = look(info.filename) if look is not None else None
             with archive.open(info) as member:
                 while data := member.read(READ_BYTES):
@@ -78,6 +76,9 @@ def check_sizes(
         raise UnreadableTable(f"{name} is damaged: a part of it cannot be unpacked.") from None
 
 
-def member_stream(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    """Open a member for reading."""
-    return cast("BinaryIO", archive.open(info))
+def member_stream(name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
+    """Open a member for reading. Raises UnreadableTable if it is damaged where it begins."""
+    try:
+        return cast("BinaryIO", archive.open(info))
+    except ERRORS:
+        raise UnreadableTable(f"{name} is damaged: {info.filename} cannot be unpacked.") from None

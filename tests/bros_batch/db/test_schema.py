@@ -68,3 +68,29 @@ def test_many_processes_may_upgrade_at_once(empty_database_url: str) -> None:
     database = open_database(empty_database_url)
     check_schema(database)
     database.dispose()
+
+
+def test_items_survive_the_upgrade_after_which_ids_may_repeat(database_url: str) -> None:
+    config = alembic_config()
+    database = open_database(database_url)
+    insert = text(
+        "INSERT INTO items (job_id, line_no, custom_id, status, body) VALUES ('j', :line, :id, 'pending', 'x') "
+        "RETURNING id"
+    )
+    with writing(database) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+        given = [connection.scalar(insert, {"line": line, "id": f"id-{line}"}) for line in (1, 2, 3)]
+        connection.execute(text("DELETE FROM items WHERE line_no = 3"))
+        command.upgrade(config, "head")
+        last = connection.scalar(insert, {"line": 4, "id": "id-1"})
+        assert last > given[2], "no id is used again"
+        assert connection.execute(text("SELECT id, custom_id FROM items ORDER BY id")).all() == [
+            (given[0], "id-1"),
+            (given[1], "id-2"),
+            (last, "id-1"),
+        ]
+        command.downgrade(config, "0005")
+        ids = connection.scalars(text("SELECT custom_id FROM items ORDER BY line_no")).all()
+    assert ids == ["id-1", "id-2", "id-1:line-4"]
+    database.dispose()

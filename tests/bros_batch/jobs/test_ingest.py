@@ -55,7 +55,6 @@ BAD_LINES = {
     "empty custom_id": (line(custom_id=""), "'custom_id' is empty", "custom_id"),
     "long custom_id": (line(custom_id="x" * 513), "longer than 512", "custom_id"),
     "NUL in custom_id": (line(custom_id="a\0b"), "NUL", "custom_id"),
-    "repeated custom_id": (GOOD, "used by an earlier line", "custom_id"),
     "no method": (line(method=None), "'method' is missing", "method"),
     "GET": (line(method="GET"), "'method' must be 'POST'", "method"),
     "no url": (line(url=None), "'url' is missing", "url"),
@@ -73,7 +72,7 @@ BAD_LINES = {
 
 
 # Alone in a file, these are documents or good lines.
-FINE_ALONE = {"no body", "body is text", "an empty object", "repeated custom_id"}
+FINE_ALONE = {"no body", "body is text", "an empty object"}
 LIMITS = pytest.mark.parametrize("options", [{"max_line_bytes": 500_000, "strict": True}], ids=["limits"])
 
 
@@ -205,15 +204,6 @@ def test_a_model_that_is_not_served_fails_the_job(world: World) -> None:
     assert "'gpt-5' is not served" in world.job(job_id).errors[0]["message"]
 
 
-@pytest.mark.parametrize("options", [{"ingest_group_lines": 10}])
-def test_repeated_ids_are_found_across_groups(world: World) -> None:
-    lines = [batch_line(f"doc-{number % 17}") for number in range(35)]
-    job_id = world.running(lines)
-    job = world.check_counts(job_id)
-    assert (job.total, job.failed) == (35, 18)
-    assert world.statuses(job_id) == ["pending"] * 17 + ["failed"] * 18
-
-
 def test_only_the_first_hundred_errors_are_listed(world: World) -> None:
     world.settings = world.settings.model_copy(update={"ingest_group_lines": 30})
     job_id = world.running(b"\n".join([GOOD, *[b"nonsense"] * 250]))
@@ -260,7 +250,7 @@ def test_ingest_continues_where_a_dead_run_stopped(world: World, monkeypatch: py
             world.check_counts(job_id)
     assert deaths > 5, "the test kills too rarely"
     job = world.check_counts(job_id)
-    assert (job.status, job.total, job.failed) == ("in_progress", 100, 2)
+    assert (job.status, job.total, job.failed) == ("in_progress", 100, 1)
     assert [item.line_no for item in world.items(job_id)] == [n for n in range(1, 102) if n != 61]
 
 

@@ -23,27 +23,30 @@ def test_pages_with_a_url_and_a_body_are_documents(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"ingest_group_lines": 3}])
-def test_documents_that_repeat_an_id_are_all_run(world: World) -> None:
-    lines = [
-        {"id": each, "text": "x"} for each in ("a", "b", "a", "c", "a", "a:line-7", "a", "b", "a:line-7")
-    ]
+def test_documents_and_requests_that_repeat_an_id_are_all_run(world: World) -> None:
+    given = ["a", "b", "a", "c", "a", "a:line-7", "a", "b", "a:line-7"]
+    for lines in ([{"id": each, "text": "x"} for each in given], [batch_line(each) for each in given]):
+        job_id = world.running(lines)
+        assert ids(world, job_id) == given
+        job = world.run_through(job_id)
+        assert (job.succeeded, job.failed) == (len(given), 0)
+        assert [line["custom_id"] for line in world.file_lines(job.output_file_id)] == given
+
+
+def test_the_id_of_a_row_is_in_the_field_that_its_job_names(world: World) -> None:
+    lines = [{"id": 1, "key": "x"}, {"id": 2, "key": "x"}, {"id": 3}, {"key": 1.5}]
+    job_id = world.running(lines, source={"id_field": "key"}, defaults={"prompt": "{id}"})
+    assert ids(world, job_id) == ["x", "x", "3", None]
+    assert "'key' must be a string or a whole number" in world.job(job_id).errors[0]["message"]
+
+
+def test_a_row_that_could_not_be_read_is_a_failed_item_with_its_message(world: World) -> None:
+    lines = [{"_error": "Row 1, column 'b': bytes."}, {"text": "a"}, {"text": "b", "_error": "an old one"}]
     job_id = world.running(lines)
-    assert ids(world, job_id) == [
-        "a", "b", "a:line-3", "c", "a:line-5", "a:line-7", "a:line-7:line-7", "b:line-8", "a:line-7:line-9",
-    ]  # fmt: skip
     job = world.run_through(job_id)
-    assert (job.succeeded, job.failed) == (len(lines), 0)
-    assert [line["custom_id"] for line in world.file_lines(job.output_file_id)] == ids(world, job_id)
-
-
-@pytest.mark.parametrize("options", [{"ingest_group_lines": 2}])
-def test_a_batch_line_that_repeats_an_id_names_both_lines(world: World) -> None:
-    job_id = world.running([batch_line(each) for each in ("a", "b", "c", "a", "d", "d")])
-    messages = [error["message"] for error in world.job(job_id).errors]
-    assert messages == [
-        "Line 4: the custom_id 'a' was used by an earlier line, line 1.",
-        "Line 6: the custom_id 'd' was used by an earlier line, line 5.",
-    ]
+    assert (job.ingest_form, job.succeeded, job.failed) == ("document", 2, 1)
+    (error,) = world.file_lines(job.error_file_id)
+    assert (error["custom_id"], error["error"]["message"]) == ("1", "Row 1, column 'b': bytes.")
 
 
 def test_whole_numbers_that_became_floats_are_ids(world: World) -> None:
@@ -68,7 +71,7 @@ def test_a_field_that_one_document_lacks_fails_that_line(world: World) -> None:
     job = world.run_through(job_id)
     assert (job.succeeded, job.failed) == (1, 1)
     (error,) = world.file_lines(job.error_file_id)
-    assert "Line 2: the prompt uses the field 'Amount (EUR)'" in error["error"]["message"]
+    assert "Row 2: the prompt uses the field 'Amount (EUR)'" in error["error"]["message"]
 
 
 def test_a_template_that_is_too_long_fails_the_job_at_once(world: World) -> None:

@@ -20,7 +20,7 @@ def test_documents_fill_a_template() -> None:
 
 
 def test_the_error_for_a_missing_field_names_line_and_fields() -> None:
-    with pytest.raises(RequestError, match=r"Line 7.*'title'.*text") as caught:
+    with pytest.raises(RequestError, match=r"Row 7.*'title'.*text") as caught:
         parse_template("{text} {title}").render({"text": "x"}, 7)
     assert caught.value.param == "title"
 
@@ -136,6 +136,25 @@ def test_a_template_has_bounds() -> None:
 
 def test_a_prompt_that_repeats_a_long_field_has_a_bound() -> None:
     template = parse_template("{a}" * MAX_PLACES)
-    with pytest.raises(RequestError, match=r"Line 3: the prompt has .* characters") as caught:
+    with pytest.raises(RequestError, match=r"Row 3: the prompt has .* characters") as caught:
         template.render({"a": "x" * (MAX_PROMPT_CHARS // MAX_PLACES + 1)}, 3)
     assert caught.value.param == "prompt"
+
+
+def test_a_name_may_be_a_path_into_nested_values() -> None:
+    document = {"order": {"id": 7, "a.b": [{"c": "x"}]}, "order.total": 5, "items": ["a", "b"]}
+    template = parse_template("{order.id} {order.total} {order.a.b.0.c} {items.1}")
+    assert template.render(document, 1) == "7 5 x b"
+    for name in ("order.ids", "items.2", "items.x", "order.id.x"):
+        with pytest.raises(RequestError, match=f"uses the field '{name}'"):
+            parse_template(f"{{{name}}}").render(document, 1)
+
+
+def test_a_name_that_no_template_can_contain_is_written_without_its_odd_characters() -> None:
+    document = {"Amount\n(EUR)": 1, 'Size 5"': 2, "a{b}": 3}
+    assert parse_template("{Amount (EUR)} {Size 5} {ab}").render(document, 1) == "1 2 3"
+
+
+def test_the_closest_name_is_suggested() -> None:
+    with pytest.raises(RequestError, match="Did you mean 'Amount'"):
+        parse_template("{amonut}").render({"Vendor": 1, "Amount": 2}, 1)

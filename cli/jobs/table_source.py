@@ -1,0 +1,49 @@
+"""The table that a command reads: opened, with its problems as failures of the command and its notes on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.failure import USAGE_ERROR, Failure
+from cli.output import note
+from cli.text_options import shown_name
+
+if TYPE_CHECKING:
+    from bros_batch.documents.readers.table import Table
+
+
+@contextmanager
+def opened_table(sources: Sequence[str], sheet: str | None = None, quiet: bool = False) -> Iterator[Table]:
+    """Open the one table of these sources: a file, a directory, a pattern, a URL or stdin, or a list of documents.
+
+    `quiet` leaves its notes out, for a table that is read a second time.
+    """
+    from bros_batch.documents.readers.documents_table import local_files
+    from bros_batch.documents.readers.open_table import open_table
+    from bros_batch.documents.readers.table import UnreadableTable
+
+    try:
+        with local_files(sources) if len(sources) > 1 else open_table(sources[0], sheet=sheet) as table:
+            for sentence in () if quiet else table.notes:
+                note(f"{shown_name(table.name)}: {sentence}")
+            yield table
+    except UnreadableTable as error:
+        raise Failure(shown_name(str(error)), USAGE_ERROR) from None
+    except OSError as error:
+        if error.filename is None or str(error.filename) not in sources:
+            raise
+        raise Failure(f"{shown_name(str(error.filename))}: {error.strerror}.", USAGE_ERROR) from None
+
+
+def job_name(sources: Sequence[str]) -> str:
+    """Return the name of a job over these sources if it gets no other."""
+    from bros_batch.documents.readers.places import last_part, protocol_of
+
+    first = sources[0]
+    if first == "-":
+        return "stdin"
+    name = last_part(first) if protocol_of(first) else Path(first).resolve().name or first
+    return shown_name(name if len(sources) == 1 else f"{name} and {len(sources) - 1} more")[:256]
