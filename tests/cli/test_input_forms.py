@@ -118,7 +118,7 @@ def test_line_breaks_in_a_prompt_and_in_a_file_are_the_same(command: Cli, tmp_pa
 
     def answer(*arguments: str) -> str:
         out = command.ok("submit", "-", *arguments, "--max-tokens", "8", "-o", "-", stdin='{"text": "x"}\n')
-        content: str = json.loads(out)["response"]["body"]["choices"][0]["message"]["content"]
+        content: str = json.loads(out)["answer"]
         return content
 
     path = tmp_path / "prompt.txt"
@@ -172,5 +172,9 @@ def test_documents_of_pandas_and_with_repeated_ids_are_all_run(command: Cli) -> 
     lines = '{"id": 1.0, "text": "a"}\n{"id": 2.0, "text": "b"}\n{"id": 1.0, "text": "c"}\n'
     done = command.run("submit", "-", "--prompt", "{text}", "--max-tokens", "3", "-o", "-", stdin=lines)
     assert done.returncode == 0, done.stderr
-    ids = [json.loads(line)["custom_id"] for line in done.stdout.strip().split("\n")]
-    assert ids == ["1", "2", "1"]
+    rows = [json.loads(line) for line in done.stdout.strip().split("\n")]
+    assert [(row["id"], row["text"], row["_error"]) for row in rows] == [
+        (1, "a", None),
+        (2, "b", None),
+        (1, "c", None),
+    ]
