@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pty
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +161,15 @@ def test_a_shell_completes_commands(cli: Cli) -> None:
     program = "from cli.main import main; main(prog_name='bros-batch')"
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert done.stdout == "plain,submit\n"
+
+
+def test_a_file_that_turns_out_to_be_damaged_makes_no_job(cli: Cli, tmp_path: Path) -> None:
+    numbers = random.Random(3)
+    rows = "".join(f"{number},{numbers.random()}\n" for number in range(60_000))
+    path = tmp_path / "damaged.csv.gz"
+    path.write_bytes(gzip.compress(f"id,text\n{rows}".encode())[:-100_000])
+    done = cli.run("submit", str(path), "--prompt", "{text}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "damaged.csv.gz is damaged: its gzip data cannot be unpacked" in done.stderr
+    found = httpx.get(f"{cli.env['BROS_URL']}/v1/batches", params={"search": "damaged.csv"}).json()["data"]
+    assert found == []

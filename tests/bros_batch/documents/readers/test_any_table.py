@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import random
-from itertools import islice
+import tracemalloc
+from contextlib import nullcontext
+from itertools import chain, islice, repeat
+from typing import BinaryIO, cast
 
 import pytest
 from hypothesis import assume, given, settings
@@ -128,3 +131,20 @@ def test_a_stream_of_lines_is_read_in_any_sizes() -> None:
     for size in (1, 7, 4096, -1):
         stream = LineStream(lines)
         assert b"".join(iter(lambda: stream.read(size), b"")) == b"".join(lines)  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("start", "row"),
+    [(b"a,b\n", b"1,%s\n"), (b"", b'{"a": 1, "b": "%s"}\n'), (b"[", b'{"a": 1, "b": "%s"},\n')],
+)
+def test_memory_does_not_grow_with_the_table(start: bytes, row: bytes) -> None:
+    stream = LineStream(chain([start], repeat(row % (b"x" * 1000), 20_000)))
+    tracemalloc.start()
+    count = 0
+    with pytest.raises(UnreadableTable) if start == b"[" else nullcontext():  # the array does not end
+        for _ in open_table(cast("BinaryIO", stream)):
+            count += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 12 * 1024**2
