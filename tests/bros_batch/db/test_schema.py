@@ -79,7 +79,7 @@ def test_items_survive_the_upgrade_after_which_ids_may_repeat(database_url: str)
     )
     with writing(database) as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0006")
+        command.upgrade(config, "0007")
         given = [connection.scalar(insert, {"line": line, "id": f"id-{line}"}) for line in (1, 2, 3)]
         connection.execute(text("DELETE FROM items WHERE line_no = 3"))
         command.upgrade(config, "head")
@@ -90,7 +90,7 @@ def test_items_survive_the_upgrade_after_which_ids_may_repeat(database_url: str)
             (given[1], "id-2"),
             (last, "id-1"),
         ]
-        command.downgrade(config, "0006")
+        command.downgrade(config, "0007")
         ids = connection.scalars(text("SELECT custom_id FROM items ORDER BY line_no")).all()
     assert ids == ["id-1", "id-2", "id-1:line-4"]
     database.dispose()
