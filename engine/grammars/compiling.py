@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
-from typing import TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine.core.terms import Grammar
-
-T = TypeVar("T")
+from engine.grammars.contract import Problem
+from engine.grammars.errors import NOTHING_MATCHES, explained
 
 # A mask takes a few milliseconds at most: llguidance does about 14,000 units of the first and 20,000 of the second in
 # one. Grammars of real schemas take a hundredth of that.
@@ -23,6 +24,10 @@ MAX_ERROR_CHARS = 500
 class UnusableGrammar(ValueError):
     """A grammar that does not compile, or whose masks would take too long."""
 
+    def __init__(self, text: str, *, is_costly: bool = False) -> None:
+        super().__init__(text)
+        self.problem = Problem(text, is_costly)
+
 
 def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     """The matcher before its first token. Raises UnusableGrammar. The interpreter is free for others meanwhile.
@@ -32,14 +37,20 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     try:
         matcher = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=LIMITS)
     except (ValueError, OverflowError) as error:  # of text that has no UTF-8 form, among others
-        raise UnusableGrammar(_shortened(str(error))) from None
+        raise _unusable(grammar, str(error)) from None
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
-        raise UnusableGrammar(_shortened(matcher.get_error() or "it cannot be compiled"))
+        raise _unusable(grammar, matcher.get_error())
     if matcher.is_stopped() and not matcher.is_accepting():
-        raise UnusableGrammar("no output matches it")
+        raise _unusable(grammar, NOTHING_MATCHES)
     return matcher
+
+
+def _unusable(grammar: Grammar, error: str) -> UnusableGrammar:
+    """The error in our words. That of a JSON schema is needed as it is, to find its place in the schema."""
+    error = error.strip() or "it cannot be compiled"
+    return UnusableGrammar(_shortened(error if grammar.kind == "json_schema" else explained(grammar, error)))
 
 
 def _source(grammar: Grammar) -> str:
@@ -53,8 +64,7 @@ def _source(grammar: Grammar) -> str:
 
 
 def _shortened(error: str) -> str:
-    text = error.strip()
-    return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]} ..."
+    return error if len(error) <= MAX_ERROR_CHARS else f"{error[:MAX_ERROR_CHARS]} ..."
 
 
 _stack_size = threading.Lock()
@@ -70,3 +80,13 @@ def thread_with_stack(num_bytes: int, target: Callable[[], None], name: str) -> 
         finally:
             threading.stack_size(before)
     return thread
+
+
+def wait_for_idle_cpu() -> None:
+    """Lets this thread compute only where no other wants to, from now on. Elsewhere than on Linux, nothing changes.
+
+    A low priority (`nice`) is not enough: a thread that has begun to run keeps its CPU for a millisecond or two, and
+    the threads of a step wait for each other hundreds of times.
+    """
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

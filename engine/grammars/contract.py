@@ -13,6 +13,17 @@ class TooManyGrammars(Exception):
     """More grammars wait to be compiled than may wait. The message says how many."""
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a grammar cannot be used.
+
+    `is_costly`: the grammar as a whole takes more time or memory than one may, so no part of it is wrong by itself.
+    """
+
+    text: str
+    is_costly: bool = False
+
+
 @dataclass(slots=True)
 class GrammarCounts:
     """What a runner has done for grammars: compiled them (`num_cached`: they were known already), computed masks, and
@@ -33,9 +44,9 @@ class GrammarCompiler(Protocol):
     @property
     def counts(self) -> GrammarCounts: ...
 
-    def begin(self, grammar: Grammar) -> Future[str | None]:
+    def begin(self, grammar: Grammar) -> Future[Problem | None]:
         """Begins to compile a grammar, from any thread. The result is None once requests may use it, or why they
-        cannot. Raises TooManyGrammars."""
+        cannot. Raises TooManyGrammars, and so may the future."""
 
 
 class AnyGrammar:
@@ -44,7 +55,7 @@ class AnyGrammar:
     def __init__(self) -> None:
         self.counts = GrammarCounts()
 
-    def begin(self, grammar: Grammar) -> Future[str | None]:
-        done: Future[str | None] = Future()
+    def begin(self, grammar: Grammar) -> Future[Problem | None]:
+        done: Future[Problem | None] = Future()
         done.set_result(None)
         return done

@@ -1,102 +1,132 @@
-"""A judge: a process that finds out whether a grammar can be compiled, within a time limit."""
+"""A judge: processes that find out whether a grammar can be compiled, within a limit of processor time."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import logging
 import os
-import selectors
 import signal
+import socket
 import subprocess
 import sys
-import time
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.terms import Grammar
-from engine.grammars.judge_process import COMPILE_LIMIT_S
-
-log = logging.getLogger("engine.grammars")
+from engine.grammars.contract import Problem
 
 _PROGRAM = "engine.grammars.judge_process"
-# Far more than it may take by itself (`COMPILE_LIMIT_S`), because the machine may be busy.
-LIMIT_S = 60.0
-START_LIMIT_S = 60.0  # in addition, for a process that has to load its tokenizer first
+# Far more than a grammar may take of processor time, because the machine may be busy, and more than it takes to start.
+ANSWER_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is wrong with a grammar, and the processor time that this took to find out. `is_unfinished`: its time was up
+    before that was known."""
+
+    problem: Problem | None
+    is_unfinished: bool
+    cpu_s: float
+
+
+class JudgeEnded(Exception):
+    """The processes of a judge ended before they answered."""
 
 
 class Judge:
-    """Judges one grammar after the other, from one thread. Its process is started for the first of them."""
+    """Judges a grammar for each of some callers at a time. Its processes are started for the first of them."""
 
-    def __init__(self, vocabulary: Path, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, vocabulary: Path, num_callers: int) -> None:
         self._vocabulary = vocabulary
-        self._limit_s = limit_s
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._connections: list[socket.socket] = []
+        self._in_use = [threading.Lock() for _ in range(num_callers)]  # each connection
+        self._is_closed = False
 
-    def problem_with(self, grammar: Grammar) -> str | None:
-        """Why the grammar cannot be used, or None. Raises OSError if no process can be started."""
-        limit_s = self._limit_s
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-            limit_s += START_LIMIT_S
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(dataclasses.asdict(grammar)).encode() + b"\n")
-            process.stdin.flush()
-            answer = self._answer(process, time.monotonic() + limit_s)
-        except BrokenPipeError:
-            answer = b""
-        except TimeoutError:
-            self.close()
-            return f"it takes more than {self._limit_s:g} s to compile"
-        if not answer.endswith(b"\n"):
-            self.close()
-            status = process.returncode
-            if status == -signal.SIGPROF:
-                return f"it takes more than {COMPILE_LIMIT_S:g} s to compile"
-            how = signal.Signals(-status).name if status < 0 else f"status {status}"
-            log.warning("a grammar ended the process that compiled it (%s)", how)
-            return f"it is too complex: its compiler ended ({how})"
-        problem: str | None = json.loads(answer)
-        return problem
+    def verdict(self, caller: int, grammar: Grammar, limit_s: float, *, is_idle: bool) -> Verdict:
+        """Judges a grammar for this caller, a number from 0 on, within so many seconds of processor time. With
+        `is_idle`, it takes only the time that nothing else wants.
 
-    @staticmethod
-    def _answer(process: subprocess.Popen[bytes], end_s: float) -> bytes:
-        """One line, or less if the process ends. Raises TimeoutError."""
-        assert process.stdout is not None
-        answer = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not answer.endswith(b"\n"):
-                if not selector.select(max(0.0, end_s - time.monotonic())):
-                    raise TimeoutError
-                part = os.read(process.stdout.fileno(), 65536)
-                if not part:
-                    break
-                answer += part
-        return answer
-
-    def _start(self) -> None:
-        self.close()
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", _PROGRAM, str(self._vocabulary)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is meant for the engine, which closes its judges
+        Raises JudgeEnded or OSError, after which it can be called again.
+        """
+        request = {"kind": grammar.kind, "text": grammar.text, "limit_s": limit_s, "is_idle": is_idle}
+        with self._in_use[caller]:
+            with self._lock:
+                if self._process is None:
+                    self._start()
+                process, connection = self._process, self._connections[caller]
+            try:
+                connection.sendall(json.dumps(request).encode() + b"\n")
+                answer = _line(connection)
+            except OSError as error:  # such as a timeout, and the end of all processes
+                connection.close()
+                self._end(process)
+                raise JudgeEnded from error
+        found = json.loads(answer)
+        problem = found["problem"]
+        return Verdict(
+            None if problem is None else Problem(**problem), found["is_unfinished"], found["cpu_s"]
         )
 
     def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
-            self._process = None
+        """Ends the processes, for good."""
+        self._is_closed = True
+        self._end(self._process)
+
+    def _start(self) -> None:
+        if self._is_closed:
+            raise JudgeEnded
+        pairs = [socket.socketpair() for _ in self._in_use]
+        theirs = [each.fileno() for _, each in pairs]
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _PROGRAM, str(self._vocabulary), *map(str, theirs)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=theirs,
+                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                # A group of its own, because Ctrl-C is meant for the engine, which ends its judge. Not a session of its
+                # own: Linux may divide the CPU evenly among sessions, and then priorities count only within one.
+                process_group=0,
+            )
+        finally:
+            for _, each in pairs:
+                each.close()
+            if self._process is None:
+                for each, _ in pairs:
+                    each.close()
+        self._connections = [each for each, _ in pairs]
+        for each in self._connections:
+            each.settimeout(ANSWER_LIMIT_S)
+
+    def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Ends these processes. Another caller may have done so already."""
+        with self._lock:
+            if process is None or process is not self._process:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for connection, in_use in zip(self._connections, self._in_use, strict=True):
+                if in_use.acquire(blocking=False):
+                    connection.close()
+                    in_use.release()
+                # Otherwise its caller reads that the other end is closed, and closes it.
+            self._process, self._connections = None, []
+
+
+def _line(connection: socket.socket) -> bytes:
+    """One line. Raises OSError if there is none."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = connection.recv(65536)
+        if not part:
+            raise ConnectionError("the judge has ended")
+        line += part
+    return line

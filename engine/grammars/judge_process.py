@@ -1,67 +1,125 @@
-"""The program of a judge: `python -m engine.grammars.judge_process VOCABULARY`.
+"""The program of a judge: `python -m engine.grammars.judge_process VOCABULARY SOCKET...`.
 
-It compiles each grammar that it reads from standard input, one JSON object per line, computes a few masks, and answers
-with one line: null, or why the grammar cannot be used. It is a process because a grammar may exhaust the stack, the
-memory or the patience of whoever compiles it; then only this process ends.
+From each socket (a number of an open file) it reads grammars, one JSON object per line. A process of its own compiles
+each and computes a few masks, because a grammar may exhaust the stack, the memory or the patience of whoever compiles
+it; then only that process ends. The answer is one line:
+
+    {"problem": null, or why the grammar cannot be used, "is_unfinished": whether its time was up first,
+     "cpu_s": the processor time that this took}
+
+All processes are forks of this one, which share its tokenizer: one begins and ends within milliseconds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 from llguidance import LLMatcher, LLTokenizer
 
 from engine.core.terms import Grammar
-from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack
+from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack, wait_for_idle_cpu
+from engine.grammars.contract import Problem
 from engine.grammars.tokenizer import Vocabulary
 
 # The engine compiles with four times this stack, and so do the threads that compute masks.
 STACK_BYTES = 4 << 20
 MEMORY_BYTES = 8 << 30  # of address space, most of which is never used
 MAX_GROWTH_BYTES = 128 << 20  # by one grammar, of which an engine keeps hundreds
-# Of processor time, so that it does not matter what else runs. Then SIGPROF ends the process.
-COMPILE_LIMIT_S = 5.0
 # Of processor time, for one mask of a few in a random output. A thousandth of this is usual.
 MAX_MASK_S = 0.1
 NUM_TRIED_TOKENS = 32
+TOO_MUCH_MEMORY = Problem("it takes too much memory", is_costly=True)
 
 
 def main() -> None:
-    os.nice(19)
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     vocabulary = Vocabulary(**json.loads(Path(sys.argv[1]).read_text()))
     tokenizer = vocabulary.build()
-    thread_with_stack(STACK_BYTES, lambda: _serve(tokenizer), "judge").join()
+    sockets = [socket.socket(fileno=int(number)) for number in sys.argv[2:]]
+    for own in sockets:
+        if os.fork() == 0:
+            for other in sockets:
+                if other is not own:
+                    other.close()
+            _serve(own, tokenizer)
+            return
+    for each in sockets:
+        each.close()
+    for _ in sockets:
+        os.wait()
 
 
-def _serve(tokenizer: LLTokenizer) -> None:
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, COMPILE_LIMIT_S)
-        problem = _problem(Grammar(**json.loads(line)), tokenizer)
+def _serve(connection: socket.socket, tokenizer: LLTokenizer) -> None:
+    """Judges one grammar after the other until the other end of the connection closes."""
+    for line in connection.makefile("rb"):
+        answer, to_answer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _judge(json.loads(line), tokenizer, to_answer)
+        os.close(to_answer)
+        with os.fdopen(answer, "rb") as pipe:
+            found = pipe.read()
+        _, status, used = os.wait4(pid, 0)
+        problem, is_unfinished = (
+            (json.loads(found), False) if found else _end(os.waitstatus_to_exitcode(status))
+        )
+        cpu_s = used.ru_utime + used.ru_stime
+        answer_to_engine = {"problem": problem, "is_unfinished": is_unfinished, "cpu_s": cpu_s}
+        connection.sendall(json.dumps(answer_to_engine).encode() + b"\n")
+
+
+def _end(code: int) -> tuple[dict[str, Any] | None, bool]:
+    """The problem of a grammar whose process ended without an answer, and whether its time was up."""
+    if code == -signal.SIGPROF:
+        return None, True
+    how = signal.Signals(-code).name if code < 0 else f"status {code}"
+    return _values(Problem(f"it is too complex: its compiler ended ({how})", is_costly=True)), False
+
+
+def _values(problem: Problem | None) -> dict[str, Any] | None:
+    return None if problem is None else dataclasses.asdict(problem)
+
+
+def _judge(asked: dict[str, Any], tokenizer: LLTokenizer, to_answer: int) -> NoReturn:
+    """Judges one grammar, in a process of its own, which ends here or by SIGPROF."""
+    grammar = Grammar(asked["kind"], asked["text"])
+    if asked["is_idle"]:
+        os.nice(19)
+        wait_for_idle_cpu()
+
+    def judge() -> None:
+        answer = json.dumps(_values(_problem(grammar, tokenizer))).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(problem), flush=True)
+        os.write(to_answer, answer)  # less than a pipe holds
+        os._exit(0)
+
+    # Of processor time, so that it does not matter what else runs.
+    signal.setitimer(signal.ITIMER_PROF, asked["limit_s"])
+    thread_with_stack(STACK_BYTES, judge, "judge").join()
+    os._exit(1)
 
 
-def _problem(grammar: Grammar, tokenizer: LLTokenizer) -> str | None:
+def _problem(grammar: Grammar, tokenizer: LLTokenizer) -> Problem | None:
     before_bytes = _peak_bytes()
     try:
         _try_tokens(compile_grammar(grammar, tokenizer))
-        if _peak_bytes() - before_bytes > MAX_GROWTH_BYTES:
-            return "it takes too much memory"
     except UnusableGrammar as error:
-        return str(error)
+        return error.problem
     except MemoryError:
-        return "it takes too much memory"
-    return None
+        return TOO_MUCH_MEMORY
+    return TOO_MUCH_MEMORY if _peak_bytes() - before_bytes > MAX_GROWTH_BYTES else None
 
 
 def _peak_bytes() -> int:
@@ -75,9 +133,11 @@ def _try_tokens(matcher: LLMatcher) -> None:
         started_s = time.thread_time()
         mask = int.from_bytes(matcher.compute_bitmask(), "little")
         if time.thread_time() - started_s > MAX_MASK_S:
-            raise UnusableGrammar("it is too complex: the tokens that may come next take too long to find")
+            raise UnusableGrammar(
+                "it is too complex: the tokens that may come next take too long to find", is_costly=True
+            )
         if matcher.is_error():
-            raise UnusableGrammar(f"it is too complex: {matcher.get_error()}")
+            raise UnusableGrammar(f"it is too complex: {matcher.get_error()}", is_costly=True)
         if matcher.is_stopped() or not mask:
             return
         allowed = mask >> rng.randrange(mask.bit_length())

@@ -3,6 +3,10 @@
 any thread   begin(grammar) -> a future: None, or why the grammar cannot be used
 workers      a judge compiles it first, in a process that may die or be ended; then it is compiled here
 the runner   matcher(grammar) -> a copy of the compiled grammar, which takes microseconds
+
+How long a grammar takes is not known before it is compiled. So each may first take a little time; if that is not
+enough, it waits for a longer turn, behind all grammars that have had fewer turns. One worker gives first turns, and
+another one all later ones, so that a quick grammar never waits for one that takes seconds.
 """
 
 from __future__ import annotations
@@ -17,24 +21,35 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 from llguidance import LLMatcher, LLTokenizer
 
 from engine.core.terms import Grammar
-from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack
-from engine.grammars.contract import GrammarCounts, TooManyGrammars
-from engine.grammars.judge import Judge
+from engine.grammars.allowance import Allowance
+from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack, wait_for_idle_cpu
+from engine.grammars.contract import GrammarCounts, Problem, TooManyGrammars
+from engine.grammars.judge import Judge, JudgeEnded, Verdict
 from engine.grammars.judge_process import STACK_BYTES
 from engine.grammars.tokenizer import Vocabulary
 
 log = logging.getLogger("engine.grammars")
 
-# A grammar that takes seconds occupies one worker; those of others are compiled by the next.
-NUM_WORKERS = 3
-MAX_WAITING = 64  # grammars that no worker has begun; then requests with new ones are rejected for a while
+# Of processor time, in each turn. Grammars of real schemas take 1 to 7 ms.
+TURNS_S = (0.05, 0.5, 5.0)
+WORKERS: tuple[range, ...] = (range(1), range(1, len(TURNS_S)))  # the turns that each worker gives
+# Grammars that wait for their first turn, and for later ones; then requests with new ones are rejected for a while.
+MAX_WAITING = 64
+MAX_UNFINISHED = 16
 MAX_KEPT = 256  # compiled ones, and the reasons why others cannot be used
 COMPILER_STACK_BYTES = 4 * STACK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    grammar: Grammar
+    future: Future[Problem | None]
 
 
 class Grammars:
@@ -51,40 +66,38 @@ class Grammars:
         self._num_words_without = -(-vocab_size // 32)  # a tokenizer
         self._lock = threading.Lock()
         self._wanted = threading.Condition(self._lock)
-        self._waiting: deque[tuple[Grammar, Future[str | None]]] = deque()
-        self._known: OrderedDict[Grammar, Future[str | None]] = OrderedDict()
+        self._waiting: list[deque[_Wanted]] = [deque() for _ in TURNS_S]  # for each turn
+        self._known: OrderedDict[Grammar, Future[Problem | None]] = OrderedDict()
         self._compiled: dict[Grammar, LLMatcher] = {}
-        self._num_workers = self._num_idle = 0
+        self._workers: set[int] = set()  # those that have been started
         self._is_closed = False
         self._loading = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._vocabulary: Vocabulary | None = None
         self._unusable: str | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._judges: list[Judge] = []
+        self._judge: Judge | None = None
+        self._allowance = Allowance()  # of first turns, which one worker gives
         self.counts = GrammarCounts()
 
     # What lanes and runners ask ---------------------------------------------------------------------------
 
-    def begin(self, grammar: Grammar) -> Future[str | None]:
+    def begin(self, grammar: Grammar) -> Future[Problem | None]:
         """Begins to compile the grammar, unless it is known. The result is None, or why it cannot be used. Raises
-        TooManyGrammars."""
+        TooManyGrammars, and so may the future, if other grammars that take long wait already."""
         with self._lock:
             known = self._known.get(grammar)
             if known is not None:
                 self._known.move_to_end(grammar)
                 self.counts.num_cached += 1
                 return known
-            if len(self._waiting) >= MAX_WAITING:
-                raise TooManyGrammars(f"{len(self._waiting)} other grammars wait to be compiled")
-            future: Future[str | None] = Future()
+            if len(self._waiting[0]) >= MAX_WAITING:
+                raise TooManyGrammars(f"{len(self._waiting[0])} other grammars wait to be compiled")
+            future: Future[Problem | None] = Future()
+            future.set_running_or_notify_cancel()  # from now on, it cannot be cancelled
             self._known[grammar] = future
             self._forget_oldest()
-            self._waiting.append((grammar, future))
-            if self._num_idle < len(self._waiting) and self._num_workers < NUM_WORKERS:
-                self._num_workers += 1
-                thread_with_stack(COMPILER_STACK_BYTES, self._work, f"grammars-{self._num_workers}")
-            self._wanted.notify()
+            self._wait(_Wanted(grammar, future), 0)
         return future
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
@@ -119,72 +132,132 @@ class Grammars:
         return self._vocabulary.eos_token_ids if self._vocabulary else ()
 
     def close(self) -> None:
-        """Ends the workers and their judges; what waits is not compiled."""
+        """Ends the workers and their judge; what waits is not compiled."""
         with self._lock:
             self._is_closed = True
-            self._waiting.clear()
+            for each in self._waiting:
+                each.clear()
             self._wanted.notify_all()
-            judges = list(self._judges)
-        for judge in judges:
+            judge = self._judge
+        if judge is not None:
             judge.close()
         if self._directory is not None:
             self._directory.cleanup()
 
     # Workers ------------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread, on Linux
-        except OSError:
-            log.debug("the priority of a thread cannot be lowered")
-        judge: Judge | None = None
+    def _wait(self, wanted: _Wanted, turn: int) -> None:
+        """Has a grammar wait for a turn. The lock is held."""
+        self._waiting[turn].append(wanted)
+        self._wanted.notify_all()
+        for worker, turns in enumerate(WORKERS):
+            if turn in turns and worker not in self._workers:
+                self._workers.add(worker)
+                threading.Thread(
+                    target=self._work, args=(worker,), name=f"grammars-{worker}", daemon=True
+                ).start()
+
+    def _work(self, worker: int) -> None:
+        def next_turn() -> int | None:
+            return next((turn for turn in WORKERS[worker] if self._waiting[turn]), None)
+
         while True:
             with self._lock:
-                self._num_idle += 1
-                self._wanted.wait_for(lambda: self._waiting or self._is_closed)
-                self._num_idle -= 1
+                self._wanted.wait_for(lambda: self._is_closed or next_turn() is not None)
+                turn = next_turn()
+                if self._is_closed or turn is None:
+                    return
+                wanted = self._waiting[turn].popleft()
+            started_s = time.monotonic()
+            compiled: LLMatcher | None = None
+            problem: Problem | None = None
+            try:
+                compiled = self._compiled_in_turn(wanted.grammar, worker, turn)
+            except UnusableGrammar as error:
+                problem = error.problem
+            except BaseException as error:
                 if self._is_closed:
                     return
-                grammar, future = self._waiting.popleft()
-            started_s = time.monotonic()
-            try:
-                if judge is None:
-                    judge = self._new_judge()
-                problem = self._compile(grammar, judge)
-            except UnusableGrammar as error:
-                problem = str(error)
-            except BaseException as error:
                 log.exception("a grammar could not be compiled")
-                problem = f"the engine could not compile it ({type(error).__name__})"
+                problem = Problem(f"the engine could not compile it ({type(error).__name__})")
             with self._lock:
                 self.counts.compile_s += time.monotonic() - started_s
-                if problem is None:
+                if compiled is not None:
                     self.counts.num_compiled += 1
-                else:
+                    if wanted.grammar in self._known:
+                        self._compiled[wanted.grammar] = compiled
+                elif problem is not None:
                     self.counts.num_failed += 1
-            future.set_result(problem)
+            if compiled is None and problem is None:
+                self._wait_again(wanted, turn + 1)
+            else:
+                wanted.future.set_result(problem)
 
-    def _new_judge(self) -> Judge:
+    def _wait_again(self, wanted: _Wanted, turn: int) -> None:
+        """Has a grammar wait for its next turn, unless too many others do."""
+        with self._lock:
+            num_unfinished = sum(map(len, self._waiting[1:]))
+            if turn > 1 or num_unfinished < MAX_UNFINISHED:
+                self._wait(wanted, turn)
+                return
+            self._known.pop(wanted.grammar, None)
+        text = f"{num_unfinished} other grammars that take long wait to be compiled"
+        wanted.future.set_exception(TooManyGrammars(text))
+
+    def _compiled_in_turn(self, grammar: Grammar, worker: int, turn: int) -> LLMatcher | None:
+        """The compiled grammar, or None if this turn was too short. Raises UnusableGrammar."""
+        is_idle = turn > 0 or not self._allowance.is_left()
+
+        def verdict_of_judge() -> Verdict:
+            return self._ready_judge().verdict(worker, grammar, TURNS_S[turn], is_idle=is_idle)
+
+        try:
+            verdict = verdict_of_judge()
+        except JudgeEnded:  # perhaps because of another grammar
+            verdict = verdict_of_judge()
+        if not is_idle:
+            self._allowance.spend(verdict.cpu_s)
+        if verdict.is_unfinished:
+            if turn + 1 < len(TURNS_S):
+                return None
+            raise UnusableGrammar(
+                f"it takes more than {TURNS_S[turn]:g} s of processor time to compile", is_costly=True
+            )
+        if verdict.problem is not None:
+            raise UnusableGrammar(verdict.problem.text, is_costly=verdict.problem.is_costly)
+        return self._compiled_here(grammar, is_idle=is_idle)
+
+    def _compiled_here(self, grammar: Grammar, *, is_idle: bool) -> LLMatcher:
+        tokenizer = self.tokenizer()
+        found: list[LLMatcher | BaseException] = []
+
+        def compile_it() -> None:
+            if is_idle:
+                wait_for_idle_cpu()  # which cannot be undone, so this thread does nothing else
+            try:
+                found.append(compile_grammar(grammar, tokenizer))
+            except BaseException as error:
+                found.append(error)
+            if not is_idle:
+                self._allowance.spend(time.thread_time())
+
+        thread_with_stack(COMPILER_STACK_BYTES, compile_it, "grammar-compiler").join()
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
+
+    def _ready_judge(self) -> Judge:
         self.tokenizer()
-        assert self._vocabulary is not None
         with self._lock:
-            if self._directory is None:
+            if self._judge is None:
+                assert self._vocabulary is not None
                 self._directory = tempfile.TemporaryDirectory(prefix="bros-grammars-")
-                text = json.dumps(dataclasses.asdict(self._vocabulary))
-                Path(self._directory.name, "vocabulary.json").write_text(text)
-            judge = Judge(Path(self._directory.name, "vocabulary.json"))
-            self._judges.append(judge)
-            return judge
-
-    def _compile(self, grammar: Grammar, judge: Judge) -> str | None:
-        problem = judge.problem_with(grammar)
-        if problem is not None:
-            return problem
-        compiled = compile_grammar(grammar, self.tokenizer())
-        with self._lock:
-            if grammar in self._known:
-                self._compiled[grammar] = compiled
-        return None
+                path = Path(self._directory.name, "vocabulary.json")
+                path.write_text(json.dumps(dataclasses.asdict(self._vocabulary)))
+                self._judge = Judge(path, len(WORKERS))
+                if self._is_closed:
+                    self._judge.close()
+            return self._judge
 
     def _forget_oldest(self) -> None:
         """Forgets grammars that were not asked for lately. Requests that have a matcher keep it."""

@@ -11,8 +11,10 @@ from contextlib import suppress
 
 from engine.core import terms
 from engine.grammars.contract import GrammarCompiler, TooManyGrammars
-from engine.wire.json_schemas import UnusableSchema, compilable_text, located
+from engine.wire.json_schemas import compilable_text
 from engine.wire.protocol import Grammar
+from engine.wire.schema_errors import located
+from engine.wire.schema_keywords import UnusableSchema
 
 log = logging.getLogger("engine.io")
 
@@ -21,7 +23,6 @@ MAX_WAITING = 256
 MAX_KEPT = 256
 NAMES = {"regex": "regular expression", "lark": "Lark grammar"}
 RETRY_S = 2.0
-TOO_MUCH = "it "  # such a problem is not about any one keyword: it is too complex, or takes too long
 LOCATE_S = 5.0  # so long the compiler looks for the place of an error
 
 
@@ -112,14 +113,14 @@ class GrammarGate:
         if problem is None:
             return own
         if grammar.kind == "json_schema":
-            problem = await loop.run_in_executor(self._locator, self._located, grammar.text, problem)
-            return f"'grammar' is a JSON schema that is not supported: {problem}"
-        return f"'grammar' is not a usable {NAMES[grammar.kind]}: {problem}"
+            why = problem.text
+            if not problem.is_costly:
+                why = await loop.run_in_executor(self._locator, self._located, grammar.text, why)
+            return f"'grammar' is a JSON schema that is not supported: {why}"
+        return f"'grammar' is not a usable {NAMES[grammar.kind]}: {problem.text}"
 
     def _located(self, text: str, problem: str) -> str:
         """The problem with a schema, with its place if that is found soon. Runs in the locator, which may wait."""
-        if problem.startswith(TOO_MUCH):
-            return problem
         end_s = time.monotonic() + LOCATE_S
 
         def problem_of(part: str) -> str | None:
@@ -127,7 +128,8 @@ class GrammarGate:
             if left_s <= 0:
                 return None
             with suppress(TooManyGrammars, TimeoutError):
-                return self._compiler.begin(terms.Grammar("json_schema", part)).result(left_s)
+                found = self._compiler.begin(terms.Grammar("json_schema", part)).result(left_s)
+                return None if found is None or found.is_costly else found.text
             return None
 
         try:

@@ -24,7 +24,7 @@ from typing import NoReturn
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan, StepResult
 from engine.core.terms import Grammar
-from engine.grammars.contract import GrammarCounts
+from engine.grammars.contract import GrammarCounts, Problem
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from engine.runner.base import RunnerInfo, RunnerRestarted
@@ -60,7 +60,7 @@ class ParallelGrammars:
     def counts(self) -> GrammarCounts:
         return self._own.counts
 
-    def begin(self, grammar: Grammar) -> Future[str | None]:
+    def begin(self, grammar: Grammar) -> Future[Problem | None]:
         known = self.counts.num_cached
         future = self._own.begin(grammar)
         if self.counts.num_cached == known:

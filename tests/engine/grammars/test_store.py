@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from transformers import AutoTokenizer
 
 from engine.core.terms import Grammar
 from engine.grammars import store
-from engine.grammars.contract import TooManyGrammars
+from engine.grammars.allowance import MOST_S, SHARE, Allowance
+from engine.grammars.contract import Problem, TooManyGrammars
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from tests.factories_models import VOCAB_SIZE, make_tokenizer
+from tests.services import wait_for
 
 EOS = 2
 # A chain of rules so long that llguidance exhausts the stack while it compiles them.
@@ -89,24 +94,34 @@ def test_masks_hold_digits_and_the_end_and_no_special_token(grammars: Grammars) 
 def test_an_error_says_what_is_wrong(grammars: Grammars, grammar: Grammar, why: str) -> None:
     problem = grammars.begin(grammar).result()
     assert problem is not None
-    assert why in problem
+    assert why in problem.text
+    assert not problem.is_costly
 
 
-@pytest.mark.slow
-def test_a_grammar_that_kills_its_compiler_or_takes_too_long_fails_alone(grammars: Grammars) -> None:
-    """All workers meet such a grammar, and the ones after it are compiled."""
-    others = [Grammar("regex", f"[a-{end}]+") for end in "bcdef"]
-    bad = [Grammar(DEEP.kind, DEEP.text + " " * i) for i in range(store.NUM_WORKERS)]
-    futures = [grammars.begin(each) for each in (*bad, SLOW, *others)]
-    problems = [future.result() for future in futures]
-    assert all(problem is not None and "too complex" in problem for problem in problems[: len(bad)])
-    assert problems[len(bad)] is not None
-    assert problems[len(bad) + 1 :] == [None] * len(others)
+def test_a_grammar_that_kills_its_compiler_or_takes_too_long_fails_alone(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several of both kinds, and the grammars after them do not wait for those that take long."""
+    monkeypatch.setattr(store, "TURNS_S", (0.05, 0.1))
+    quick = [Grammar("regex", f"[a-{end}]+") for end in "bcdef"]
+    deadly = [Grammar(DEEP.kind, DEEP.text + " " * i) for i in range(3)]
+    slow = [Grammar(SLOW.kind, SLOW.text + " " * i) for i in range(2)]
+    order: list[Grammar] = []
+    futures = {each: grammars.begin(each) for each in (*deadly, *slow, *quick)}
+    for each, future in futures.items():
+        future.add_done_callback(lambda _, each=each: order.append(each))  # type: ignore[misc]
+    found = {each: future.result() for each, future in futures.items()}
+    for each in deadly:
+        assert found[each] == Problem("it is too complex: its compiler ended (SIGSEGV)", is_costly=True)
+    for each in slow:
+        assert found[each] == Problem("it takes more than 0.1 s of processor time to compile", is_costly=True)
+    assert [found[each] for each in quick] == [None] * len(quick)
+    assert max(map(order.index, quick)) < min(map(order.index, slow))
 
 
 def test_only_some_grammars_wait(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without workers, which would take them."""
-    monkeypatch.setattr(store, "NUM_WORKERS", 0)
+    monkeypatch.setattr(store, "WORKERS", ())
     grammars = Grammars(lambda: vocabulary(tokenizer_dir), VOCAB_SIZE)
     for i in range(store.MAX_WAITING):
         grammars.begin(Grammar("regex", f"a{{{i}}}"))
@@ -116,12 +131,70 @@ def test_only_some_grammars_wait(tokenizer_dir: Path, monkeypatch: pytest.Monkey
     grammars.close()
 
 
+def test_only_some_grammars_that_take_long_wait_and_others_may_come_again(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_UNFINISHED", 0)
+    monkeypatch.setattr(store, "TURNS_S", (0.01, 0.02))
+    slow = Grammar(SLOW.kind, SLOW.text + "   ")
+    for _ in range(2):
+        future = grammars.begin(slow)
+        with pytest.raises(TooManyGrammars):
+            future.result()
+    monkeypatch.setattr(store, "TURNS_S", (0.01,))
+    problem = grammars.begin(slow).result()
+    assert problem is not None
+    assert problem.is_costly
+
+
+def test_a_judge_whose_processes_are_killed_starts_again(grammars: Grammars) -> None:
+    assert grammars.begin(Grammar("regex", "x{2}")).result() is None
+    (judge,) = psutil.Process().children()
+    for each in judge.children():
+        each.kill()
+    assert grammars.begin(Grammar("regex", "x{3}")).result() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a priority")
+def test_compilation_takes_only_the_cpu_that_steps_leave(grammars: Grammars) -> None:
+    """Its priority is the lowest, and counts: Linux compares priorities within a session only."""
+    future = grammars.begin(Grammar(SLOW.kind, SLOW.text + "  "))  # which is not compiled in its first turn
+    judge = wait_for(lambda: next(iter(psutil.Process().children()), None))
+    assert judge is not None
+    assert os.getsid(judge.pid) == os.getsid(0)
+    assert os.getpgid(judge.pid) != os.getpgid(0)
+    wait_for(lambda: os.SCHED_IDLE in map(policy, judge.children(recursive=True)))
+    assert not future.done()
+
+
+def policy(process: psutil.Process) -> int | None:
+    try:
+        return os.sched_getscheduler(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def test_compilation_takes_a_small_share_of_the_cpu_from_steps() -> None:
+    now_s = 0.0
+    allowance = Allowance(lambda: now_s)
+    spent_s = 0.0
+    for now_s in range(1_000):  # noqa: B007
+        while allowance.is_left():
+            allowance.spend(0.03)
+            spent_s += 0.03
+    assert MOST_S + 1_000 * SHARE - 0.1 <= spent_s <= MOST_S + 1_000 * SHARE + 0.1
+    now_s += 1_000
+    assert allowance.is_left()
+    allowance.spend(MOST_S)
+    assert not allowance.is_left()
+
+
 def test_without_a_tokenizer_no_grammar_can_be_used(tokenizer_dir: Path) -> None:
     def broken() -> Vocabulary:
         raise ValueError("there is none")
 
     grammars = Grammars(broken, VOCAB_SIZE)
-    assert grammars.begin(DIGITS).result() == "there is none"
+    assert grammars.begin(DIGITS).result() == Problem("there is none")
     grammars.close()
 
 

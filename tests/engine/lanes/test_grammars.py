@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from transformers import AutoTokenizer
 
+from engine.grammars import store
 from engine.runner.torch_runner import TorchRunner
 from engine.wire import protocol
 from engine.wire.client import EngineClient, EngineRejected
@@ -29,7 +30,7 @@ SCHEMA = {
     "required": ["color", "count"],
     "additionalProperties": False,
 }  # fmt: skip
-# Takes seconds, and then fails because of that.
+# Takes too long, and fails because of that.
 SLOW = Grammar("json_schema", '{"type": "integer", "multipleOf": 9999991}')
 BAD = {
     "type": "object",
@@ -45,7 +46,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runner(model: Path) -> Iterator[TorchRunner]:
+def runner(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TorchRunner]:
+    monkeypatch.setattr(store, "TURNS_S", (0.05,))  # so that slow grammars take less time here
     runner = load_runner(model)
     yield runner
     runner.close()
