@@ -145,7 +145,7 @@ class Sampler:
             logprobs = _Logprobs(logits, with_logprobs, sent["with_logprobs"], counts)
         logits = _change(logits, sent)
         if parameters is None:
-            token_ids = logits.argmax(dim=-1)
+            token_ids = cpu_sampling.likeliest(logits) if logits.is_cpu else logits.argmax(dim=-1)
         elif logits.is_cuda:
             # Imported here because Triton is not installed everywhere.
             from engine.kernels.triton import sampling as triton_sampling
