@@ -13,8 +13,9 @@ import msgspec
 
 from bros_batch.openai_api.request_fields import NOTHING, is_one_of
 from bros_batch.request_error import RequestError
-from engine.wire.json_schemas import OPTIONS_KEYWORD, UnusableSchema, compilable_text, without_white_space
+from engine.wire.json_schemas import OPTIONS_KEYWORD, compilable_text, without_white_space
 from engine.wire.protocol import MAX_GRAMMAR_CHARS, Grammar
+from engine.wire.schema_keywords import UnusableSchema
 
 JSON_OBJECT = {"type": "object"}
 FORMATS = ("text", "json_object", "json_schema")

@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
-from engine.wire.json_schemas import UnusableSchema, compilable, located
+from engine.wire.json_schemas import compilable
+from engine.wire.schema_errors import located
+from engine.wire.schema_keywords import UnusableSchema
 
 
 def schema_problem(schema: Any) -> str | None:

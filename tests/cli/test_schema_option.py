@@ -104,7 +104,10 @@ def test_a_file_without_a_usable_schema(directory, text, problem):
         ("schema_option_models:Order", "schema_option_models has no pydantic model named Order."),
         ("schema_option_models:number", "schema_option_models has no pydantic model named number."),
         ("schema_option_models:Unusable", "schema_option_models:Unusable has no JSON schema: "),
-        ("schema_option_models:Unique", "'uniqueItems' is not supported (at #/properties/names)."),
+        (
+            "schema_option_models:Unique",
+            "'uniqueItems' is supported only for arrays of at most 5 values, listed by 'enum' (at #/properties/names).",
+        ),
     ],
 )
 def test_a_model_or_file_that_cannot_be_used(directory, source, problem):

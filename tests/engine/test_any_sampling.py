@@ -18,9 +18,10 @@ from engine.core.terms import FinishReason, Grammar, SamplingParams, TokenLogpro
 from engine.lanes.translation import sampling_params
 from engine.runner.model.loading import load_model
 from engine.runner.torch_runner import TorchRunner
-from engine.wire.json_schemas import UnusableSchema, compilable_text
+from engine.wire.json_schemas import compilable_text
 from engine.wire.limits import SAMPLING_RANGES, ModelLimits, problem_with, sampling_problem
 from engine.wire.protocol import Sampling
+from engine.wire.schema_keywords import UnusableSchema
 from tests.engine.runner.driver import Driver, load_runner
 from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import VOCAB_SIZE, make_model, make_tokenizer
