@@ -22,7 +22,8 @@ from bros_batch.openai_api.schema_check import schema_problem
 from bros_batch.settings import DEMO_MODEL_DIR
 from engine.wire.json_schemas import compilable_text
 
-LAYOUTS: tuple[dict[str, Any], ...] = ({}, {"separators": (",", ":")}, {"indent": 2})
+# With little indentation, because outputs have at most 20 characters of white space in a row.
+LAYOUTS: tuple[dict[str, Any], ...] = ({}, {"separators": (",", ":")}, {"indent": 1})
 
 
 def main() -> None:
