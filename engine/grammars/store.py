@@ -176,9 +176,8 @@ class Grammars:
             except UnusableGrammar as error:
                 problem = error.problem
             except BaseException as error:
-                if self._is_closed:
-                    return
-                log.exception("a grammar could not be compiled")
+                if not self._is_closed:
+                    log.exception("a grammar could not be compiled")
                 problem = Problem(f"the engine could not compile it ({type(error).__name__})")
             with self._lock:
                 self.counts.compile_s += time.monotonic() - started_s

@@ -116,23 +116,16 @@ async def test_an_unusable_grammar_is_rejected_with_the_reason(
     assert (await collect(client, schema(SCHEMA)))[0]
 
 
-@pytest.mark.slow
-async def test_nobody_waits_for_the_grammar_of_another(client: EngineClient) -> None:
-    ends: list[str] = []
-
-    async def ask(name: str, sampling: Sampling) -> None:
-        try:
-            await collect(client, sampling)
-        except EngineRejected as error:
-            assert "takes more than" in str(error)
-        ends.append(name)
-
-    await asyncio.gather(
-        ask("slow", Sampling(max_tokens=5, grammar=SLOW)),
-        ask("plain", Sampling(max_tokens=5)),
-        ask("constrained", schema(SCHEMA)),
-    )
-    assert ends[-1] == "slow"
+async def test_nobody_waits_for_the_grammar_of_another(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "TURNS_S", (0.05, 60.0))
+    slow = asyncio.create_task(collect(client, Sampling(max_tokens=5, grammar=SLOW)))
+    await asyncio.gather(collect(client, Sampling(max_tokens=5)), collect(client, schema(SCHEMA)))
+    assert not slow.done()
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
 
 
 @pytest.mark.slow
