@@ -15,6 +15,7 @@ import json
 import random
 import tempfile
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,12 @@ def _verdict(schema: dict[str, Any], text: str, finished: str | None) -> str:
     if finished != "stop":
         return f"failed ({finished})"
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=Decimal)
     except ValueError:
         return "not JSON"
+    schema = json.loads(
+        json.dumps(schema), parse_float=Decimal
+    )  # 0.3 is a multiple of 0.1, but not as a float
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     checker = kind(schema, format_checker=kind.FORMAT_CHECKER)
     return "valid" if checker.is_valid(value) else "INVALID"

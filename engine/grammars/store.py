@@ -66,6 +66,7 @@ class Grammars:
         self._num_words_without = -(-vocab_size // 32)  # a tokenizer
         self._lock = threading.Lock()
         self._wanted = threading.Condition(self._lock)
+        self._turns_s = TURNS_S
         self._waiting: list[deque[_Wanted]] = [deque() for _ in TURNS_S]  # for each turn
         self._known: OrderedDict[Grammar, Future[Problem | None]] = OrderedDict()
         self._compiled: dict[Grammar, LLMatcher] = {}
@@ -208,7 +209,7 @@ class Grammars:
         is_idle = turn > 0 or not self._allowance.is_left()
 
         def verdict_of_judge() -> Verdict:
-            return self._ready_judge().verdict(worker, grammar, TURNS_S[turn], is_idle=is_idle)
+            return self._ready_judge().verdict(worker, grammar, self._turns_s[turn], is_idle=is_idle)
 
         try:
             verdict = verdict_of_judge()
@@ -217,10 +218,10 @@ class Grammars:
         if not is_idle:
             self._allowance.spend(verdict.cpu_s)
         if verdict.is_unfinished:
-            if turn + 1 < len(TURNS_S):
+            if turn + 1 < len(self._turns_s):
                 return None
             raise UnusableGrammar(
-                f"it takes more than {TURNS_S[turn]:g} s of processor time to compile", is_costly=True
+                f"it takes more than {self._turns_s[turn]:g} s of processor time to compile", is_costly=True
             )
         if verdict.problem is not None:
             raise UnusableGrammar(verdict.problem.text, is_costly=verdict.problem.is_costly)

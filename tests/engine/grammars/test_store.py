@@ -45,6 +45,14 @@ def grammars(tokenizer_dir: Path) -> Iterator[Grammars]:
     grammars.close()
 
 
+@pytest.fixture
+def grammars_of_short_turns(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Grammars]:
+    monkeypatch.setattr(store, "TURNS_S", (0.05, 0.1))
+    grammars = Grammars(lambda: vocabulary(tokenizer_dir), VOCAB_SIZE)
+    yield grammars
+    grammars.close()
+
+
 def allowed(grammars: Grammars, grammar: Grammar, output: str = "") -> set[int]:
     """The tokens that may follow an output."""
     matcher = grammars.matcher(grammar)
@@ -99,10 +107,10 @@ def test_an_error_says_what_is_wrong(grammars: Grammars, grammar: Grammar, why: 
 
 
 def test_a_grammar_that_kills_its_compiler_or_takes_too_long_fails_alone(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+    grammars_of_short_turns: Grammars,
 ) -> None:
     """Several of both kinds, and the grammars after them do not wait for those that take long."""
-    monkeypatch.setattr(store, "TURNS_S", (0.05, 0.1))
+    grammars = grammars_of_short_turns
     quick = [Grammar("regex", f"[a-{end}]+") for end in "bcdef"]
     deadly = [Grammar(DEEP.kind, DEEP.text + " " * i) for i in range(3)]
     slow = [Grammar(SLOW.kind, SLOW.text + " " * i) for i in range(2)]
@@ -132,17 +140,15 @@ def test_only_some_grammars_wait(tokenizer_dir: Path, monkeypatch: pytest.Monkey
 
 
 def test_only_some_grammars_that_take_long_wait_and_others_may_come_again(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+    grammars_of_short_turns: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MAX_UNFINISHED", 0)
-    monkeypatch.setattr(store, "TURNS_S", (0.01, 0.02))
-    slow = Grammar(SLOW.kind, SLOW.text + "   ")
     for _ in range(2):
-        future = grammars.begin(slow)
+        future = grammars_of_short_turns.begin(SLOW)
         with pytest.raises(TooManyGrammars):
             future.result()
-    monkeypatch.setattr(store, "TURNS_S", (0.01,))
-    problem = grammars.begin(slow).result()
+    monkeypatch.undo()
+    problem = grammars_of_short_turns.begin(SLOW).result()
     assert problem is not None
     assert problem.is_costly
 

@@ -46,8 +46,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runner(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TorchRunner]:
-    monkeypatch.setattr(store, "TURNS_S", (0.05,))  # so that slow grammars take less time here
+def turns_s() -> tuple[float, ...]:
+    """The turns of a grammar: less time than usual, so that slow ones fail early."""
+    return (0.05,)
+
+
+@pytest.fixture
+def runner(model: Path, turns_s: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> Iterator[TorchRunner]:
+    monkeypatch.setattr(store, "TURNS_S", turns_s)
     runner = load_runner(model)
     yield runner
     runner.close()
@@ -116,10 +122,8 @@ async def test_an_unusable_grammar_is_rejected_with_the_reason(
     assert (await collect(client, schema(SCHEMA)))[0]
 
 
-async def test_nobody_waits_for_the_grammar_of_another(
-    client: EngineClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "TURNS_S", (0.05, 60.0))
+@pytest.mark.parametrize("turns_s", [(0.05, 60.0)])
+async def test_nobody_waits_for_the_grammar_of_another(client: EngineClient) -> None:
     slow = asyncio.create_task(collect(client, Sampling(max_tokens=5, grammar=SLOW)))
     await asyncio.gather(collect(client, Sampling(max_tokens=5)), collect(client, schema(SCHEMA)))
     assert not slow.done()
