@@ -154,7 +154,7 @@ def test_lines_that_cannot_be_prepared_fail_alone(world: World) -> None:
     items = world.items(job_id)
     assert [item.status for item in items] == ["queued", "failed", "failed"]
     assert [item.error_code for item in items[1:]] == ["context_length_exceeded", "invalid_request"]
-    assert "Line 3" in (items[2].error_message or "") and "'text'" in (items[2].error_message or "")
+    assert "Row 3" in (items[2].error_message or "") and "'text'" in (items[2].error_message or "")
     job = world.run_through(job_id)
     assert (job.status, job.succeeded, job.failed) == ("completed", 1, 2)
 
