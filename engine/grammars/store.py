@@ -38,7 +38,7 @@ log = logging.getLogger("engine.grammars")
 
 # Of processor time, in each turn. Grammars of real schemas take 1 to 7 ms.
 TURNS_S = (0.05, 0.5, 5.0)
-WORKERS: tuple[range, ...] = (range(1), range(1, len(TURNS_S)))  # the turns that each worker gives
+NUM_WORKERS = 2  # the first gives first turns, the other one all later ones
 # Grammars that wait for their first turn, and for later ones; then requests with new ones are rejected for a while.
 MAX_WAITING = 64
 MAX_UNFINISHED = 16
@@ -151,16 +151,18 @@ class Grammars:
         """Has a grammar wait for a turn. The lock is held."""
         self._waiting[turn].append(wanted)
         self._wanted.notify_all()
-        for worker, turns in enumerate(WORKERS):
-            if turn in turns and worker not in self._workers:
-                self._workers.add(worker)
-                threading.Thread(
-                    target=self._work, args=(worker,), name=f"grammars-{worker}", daemon=True
-                ).start()
+        worker = min(turn, 1)
+        if worker < NUM_WORKERS and worker not in self._workers:
+            self._workers.add(worker)
+            threading.Thread(
+                target=self._work, args=(worker,), name=f"grammars-{worker}", daemon=True
+            ).start()
 
     def _work(self, worker: int) -> None:
+        turns = range(1) if worker == 0 else range(1, len(self._turns_s))
+
         def next_turn() -> int | None:
-            return next((turn for turn in WORKERS[worker] if self._waiting[turn]), None)
+            return next((turn for turn in turns if self._waiting[turn]), None)
 
         while True:
             with self._lock:
@@ -254,7 +256,7 @@ class Grammars:
                 self._directory = tempfile.TemporaryDirectory(prefix="bros-grammars-")
                 path = Path(self._directory.name, "vocabulary.json")
                 path.write_text(json.dumps(dataclasses.asdict(self._vocabulary)))
-                self._judge = Judge(path, len(WORKERS))
+                self._judge = Judge(path, NUM_WORKERS)
                 if self._is_closed:
                     self._judge.close()
             return self._judge

@@ -129,7 +129,7 @@ def test_a_grammar_that_kills_its_compiler_or_takes_too_long_fails_alone(
 
 def test_only_some_grammars_wait(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without workers, which would take them."""
-    monkeypatch.setattr(store, "WORKERS", ())
+    monkeypatch.setattr(store, "NUM_WORKERS", 0)
     grammars = Grammars(lambda: vocabulary(tokenizer_dir), VOCAB_SIZE)
     for i in range(store.MAX_WAITING):
         grammars.begin(Grammar("regex", f"a{{{i}}}"))
