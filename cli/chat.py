@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.client.plain_text import is_text, safe
 from cli.connection_options import connection_options
 from cli.escapes import unescape
 from cli.numbers import NUM_TOKENS, TEMPERATURE
-from cli.output import json_option, note, print_json, safe
-from cli.schema_option import response_format, schema_option
-from cli.text_options import TEXT, is_text, read_stdin
+from cli.output import json_option, note, print_json
+from cli.schema_option import schema_option
+from cli.text_options import TEXT, read_stdin
 
 if TYPE_CHECKING:
     from bros_batch.client.chat_stream import ChatAnswer
@@ -59,7 +60,7 @@ def chat(
             raise click.UsageError("No message was received on stdin.")
     elif message and not text.strip():
         raise click.UsageError("MESSAGE is empty; leave it out to start an interactive chat.")
-    shape = None if schema is None else response_format(schema)
+    shape = None if schema is None else _response_format(schema)
     options = {
         "model": model or client.served_model(),
         "max_tokens": max_tokens,
@@ -90,6 +91,12 @@ def chat(
         )
     if stats:
         note(f"({answer.stats()})")
+
+
+def _response_format(schema: str) -> dict[str, Any]:
+    from bros_batch.client.answer_schema import response_format
+
+    return response_format(schema)
 
 
 def _ask(client: Client, body: dict[str, Any], *, echo: bool) -> ChatAnswer:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.client.plain_text import safe
 from cli.failure import Failure
-from cli.output import json_option, print_json, program, safe
+from cli.output import json_option, print_json, program
 
 if TYPE_CHECKING:
     from bros_batch.demo.run import ChatResult, DemoReport
@@ -68,7 +69,7 @@ class _View:
         from rich.console import Console
         from rich.live import Live
 
-        from cli.jobs.progress import Meter
+        from bros_batch.client.progress import Meter
 
         self._console = Console(stderr=True, highlight=False)
         self._meter = Meter()
@@ -81,7 +82,7 @@ class _View:
     def progress(self, batch: dict[str, Any]) -> None:
         from rich.live import Live
 
-        from cli.jobs.progress import live_line
+        from bros_batch.client.progress import live_line
 
         progress = self._meter.read(batch, time.monotonic())
         if not self._console.is_terminal:

@@ -6,8 +6,9 @@ import dataclasses
 
 import click
 
+from bros_batch.client.plain_text import safe
 from cli.failure import Failure
-from cli.output import json_option, print_json, safe
+from cli.output import json_option, print_json
 from cli.settings_options import load_settings, settings_options
 
 COLORS = {"ok": "green", "note": "yellow", "broken": "red"}

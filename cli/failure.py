@@ -37,9 +37,9 @@ def failure_of(error: Exception) -> Failure:
     if kind == "ServiceError":
         hint = "; set BROS_API_KEY or use --api-key" if getattr(error, "status", None) == 401 else ""
         return Failure(f"{str(error).rstrip('.')}{hint}.")
-    if kind in ("StartupError", "LookupError"):
+    if kind in ("StartupError", "LookupError", "UnwritableTable"):
         return Failure(str(error))
-    if kind in ("SettingsError", "UnreadableTable"):
+    if kind in ("SettingsError", "UnreadableTable", "BadInput"):
         return Failure(str(error), USAGE_ERROR)
     if isinstance(error, OSError) and error.strerror:
         return Failure(f"{error.filename or 'System error'}: {error.strerror}.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.client.plain_text import duration, safe
 from cli.failure import Failure
-from cli.output import duration, json_option, note, print_json, safe
+from cli.output import json_option, note, print_json
 from cli.settings_options import load_settings, settings_options
 
 if TYPE_CHECKING:

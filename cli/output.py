@@ -29,22 +29,3 @@ def program() -> str:
 def note(message: str) -> None:
     """Print a message to stderr, where it does not mix with the data on stdout."""
     click.echo(message, err=True)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration as `8 s`, `3 min 20 s`, `2 h 5 min` or `3 d 4 h`."""
-    whole = max(0, round(seconds))
-    for size, unit, part_size, part_unit in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            part = whole % size // part_size
-            return f"{whole // size} {unit}" + (f" {part} {part_unit}" if part else "")
-    return f"{whole} s"
-
-
-def safe(text: object) -> str:
-    """Replace control characters in untrusted text, which could otherwise rewrite the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in str(text))

@@ -10,19 +10,7 @@ from typing import Any
 
 import click
 
-
-def is_text(value: str) -> bool:
-    """Return whether a request can contain the text."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def shown_name(name: str) -> str:
-    """Return the name of a file as text: bytes that are not UTF-8 become replacement characters."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+from bros_batch.client.plain_text import is_text
 
 
 def read_stdin() -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.connection_options import DEFAULT_URL, local_url
+from bros_batch.client.server_url import server_url
 from cli.failure import Failure
 from cli.numbers import Finite
 from cli.output import program
@@ -116,7 +116,7 @@ def _print_json(state: UpState) -> None:
 
 
 def _print_welcome(state: UpState) -> None:
-    found = os.environ.get("BROS_URL") or local_url() or DEFAULT_URL
+    found = server_url(None)
     url = "" if found == state.url else f" --url {state.url}"
     click.echo(
         f"""

@@ -72,6 +72,10 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections."""
         self._http.close()
 
     def get(self, path: str, **params: Any) -> Json:
@@ -205,9 +209,9 @@ class Client:
             yield
         except httpx.ConnectError as error:
             raise ServiceUnreachable(
-                f"Cannot reach bros-batch at {self.url} ({_reason(error)}); is `bros-batch up` running there? "
-                "Set another address with BROS_URL or --url."
-            ) from error
+                f"Cannot reach bros-batch at {self.url} ({_reason(error)}). "
+                "Start it with `bros-batch up`, or set another address with BROS_URL."
+            ) from None
         except httpx.TimeoutException as error:
             raise ServiceUnreachable(f"bros-batch at {self.url} did not respond in time.") from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:

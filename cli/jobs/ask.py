@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from bros_batch.client.submission import job_name
 from bros_batch.documents.readers.table import BadRow, Row
 from bros_batch.openai_api.endpoints import DECISIONS
 from bros_batch.request_error import RequestError
@@ -19,7 +20,7 @@ from cli.escapes import unescape
 from cli.failure import USAGE_ERROR, Failure
 from cli.jobs.questions import Question, choice, predicate, score
 from cli.jobs.rows import check_suffix, written_rows
-from cli.jobs.table_source import job_name, opened_table
+from cli.jobs.table_source import opened_table
 from cli.output import note
 from cli.output_file import check_not_input, check_output, write_lines
 from cli.text_options import TEXT
@@ -193,7 +194,7 @@ def _documents(source: str, template: Template, problems: list[str]) -> Iterator
 def _watched(client: Client, batch: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
-    from cli.jobs.progress import follow
+    from bros_batch.client.progress import follow
 
     try:
         return follow(client, batch, Console(stderr=True))

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.client.plain_text import duration, safe
 from bros_batch.documents.readers.table_lines import LineStream
 from cli.failure import Failure
-from cli.output import duration, note, safe
+from cli.output import note
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,7 @@ def run_first_rows(
     """Run these lines as a job, and show its answers beside these fields. Returns the batch when it has ended."""
     from rich.console import Console
 
-    from cli.jobs.progress import follow
+    from bros_batch.client.progress import follow
 
     file = client.upload("first-rows.jsonl", LineStream(lines))
     name = f"{body['name'][:200]} (first rows)"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.client.plain_text import duration, safe
 from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
-from cli.output import duration, json_option, print_json, safe
+from cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client

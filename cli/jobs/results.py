@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.client.plain_text import safe
+from bros_batch.client.result_table import Selection, check_table, table_format, write_result_table
 from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
-from cli.jobs.result_table import Selection, check_table, table_format, write_result_table
-from cli.output import note, safe
+from cli.output import note
 from cli.output_file import check_output, output_option, write_lines
 
 if TYPE_CHECKING:

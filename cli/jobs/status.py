@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bros_batch.client.plain_text import duration, safe
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
 from cli.failure import WORK_FAILED, Failure
-from cli.output import duration, json_option, print_json, safe
+from cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
@@ -36,7 +37,7 @@ def status(client: Client, job: str, watch: bool, as_json: bool) -> None:
     if watch:
         from rich.console import Console
 
-        from cli.jobs.progress import follow, observe
+        from bros_batch.client.progress import follow, observe
 
         if as_json:
             last = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +13,20 @@ import click
 
 from bros_batch.item_counts import ItemCounts
 from bros_batch.openai_api.endpoints import ENDPOINTS
-from cli.column_option import column_option, columns_format
+from cli.column_option import column_option
 from cli.connection_options import connection_options
 from cli.escapes import unescape
-from cli.failure import USAGE_ERROR, Failure
+from cli.failure import Failure
 from cli.jobs.first_rows import MAX_ROWS, confirm_all, run_first_rows, take_lines
 from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
 from cli.output import json_option, note, print_json
 from cli.output_file import check_not_input, check_output, output_option, write_lines
 from cli.prompt_option import FILES, prompt_text
-from cli.schema_option import response_format, schema_option
+from cli.schema_option import schema_option
 from cli.text_options import TEXT
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
-    from bros_batch.documents.readers.table import Table
-
-MAX_NAME_CHARS = 256
 
 
 @click.command()
@@ -150,8 +148,13 @@ def submit(
     JSON lines may also be requests in OpenAI's batch format, without --prompt. With -o, the command waits for the job
     and writes the results to that file.
     """
-    from cli.jobs.table_source import job_name, opened_table
-    from cli.jobs.upload import upload
+    from rich.console import Console
+
+    from bros_batch.client.added_columns import columns_format
+    from bros_batch.client.answer_schema import response_format
+    from bros_batch.client.submission import checked_lines, create_job, job_name, source_object
+    from bros_batch.text.template import parse_template
+    from cli.jobs.table_source import opened_table
 
     if as_json and output == "-":
         raise click.UsageError("--json and -o - both print to stdout; use only one of them.")
@@ -178,11 +181,13 @@ def submit(
     if fresh:
         body["fresh"] = True
     with opened_table(sources, sheet) as table:
-        lines, fields = _checked(table, given, id_field, "--column" if columns else "--schema")
-        body["source"] = _source(table, body["name"], id_field)
+        spelled = partial(_spelled, schema_flag="--column" if columns else "--schema")
+        lines = checked_lines(table, given, id_field, spelled, note)
+        body["source"] = source_object(table, body["name"], id_field)
         batch = None
         if first is not None:
             taken = take_lines(lines, first)
+            fields = parse_template(given["prompt"]).fields if "prompt" in given else []
             batch = run_first_rows(client, taken, body, fields)
             rest = take_lines(lines, 1)
             if rest:
@@ -190,8 +195,7 @@ def submit(
                     confirm_all(batch, is_stdin="-" in sources)
                 batch, lines = None, chain(taken, rest, lines)
         if batch is None:
-            file = upload(client, f"{Path(body['name']).stem}.jsonl", lines, table)
-            batch = client.create_batch({**body, "input_file_id": file["id"]})
+            batch = create_job(client, lines, table, body, Console(stderr=True))
     if not wait and output is None:
         if as_json:
             print_json(batch)
@@ -203,39 +207,9 @@ def submit(
     finish(client, batch, output, as_json)
 
 
-def _checked(
-    table: Table, given: Mapping[str, Any], id_field: str | None, schema_flag: str
-) -> tuple[Iterator[bytes], list[str]]:
-    """Check the first rows against the options. Returns all lines, and the fields that the prompt uses."""
-    from bros_batch.documents.readers.table_lines import table_lines
-    from bros_batch.text.template import parse_template
-    from cli.jobs.input_check import BadInput, check_head, read_head
-
-    lines = table_lines(table)
-    head = read_head(lines)
-    flags = {"response_format": schema_flag}
-    other_flags = [flags.get(name, f"--{name.replace('_', '-')}") for name in given if name != "prompt"]
-    word = "Line" if table.format == "jsonl" else "Row"
-    try:
-        for warning in check_head(
-            b"".join(head), given.get("prompt"), other_flags, given.get("system"), id_field, word
-        ):
-            note(warning)
-    except BadInput as error:
-        raise Failure(str(error), USAGE_ERROR) from None
-    prompt = given.get("prompt")
-    return chain(head, lines), [] if prompt is None else parse_template(prompt).fields
-
-
-def _source(table: Table, name: str, id_field: str | None) -> dict[str, Any]:
-    """What the job remembers about its table, from which results are written as a table again."""
-    source = {
-        "name": name[:MAX_NAME_CHARS],
-        "format": table.format,
-        "columns": table.columns,
-        "id_field": id_field or table.id_field,
-    }
-    return {key: value for key, value in source.items() if value is not None}
+def _spelled(name: str, schema_flag: str) -> str:
+    """Return the name of an option for a value of the job's defaults."""
+    return schema_flag if name == "response_format" else f"--{name.replace('_', '-')}"
 
 
 def _check_not_input(output: str | None, sources: Sequence[str]) -> None:
@@ -251,7 +225,7 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
     """Watch the job until it ends, fetch its results, and fail unless every item succeeded."""
     from rich.console import Console
 
-    from cli.jobs.progress import follow
+    from bros_batch.client.progress import follow
     from cli.jobs.status import summary
 
     job = batch["id"]
@@ -274,7 +248,7 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
 
 
 def _write_results(client: Client, batch: dict[str, Any], output: str) -> int:
-    from cli.jobs.result_table import Selection, table_format, write_result_table
+    from bros_batch.client.result_table import Selection, table_format, write_result_table
 
     job = batch["id"]
     try:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bros_batch.client.plain_text import shown_name
 from cli.failure import USAGE_ERROR, Failure
 from cli.output import note
-from cli.text_options import shown_name
 
 if TYPE_CHECKING:
     from bros_batch.documents.readers.table import Table
@@ -36,14 +35,3 @@ def opened_table(sources: Sequence[str], sheet: str | None = None, quiet: bool =
         if error.filename is None or str(error.filename) not in sources:
             raise
         raise Failure(f"{shown_name(str(error.filename))}: {error.strerror}.", USAGE_ERROR) from None
-
-
-def job_name(sources: Sequence[str]) -> str:
-    """Return the name of a job over these sources if it gets no other."""
-    from bros_batch.documents.readers.places import last_part, protocol_of
-
-    first = sources[0]
-    if first == "-":
-        return "stdin"
-    name = last_part(first) if protocol_of(first) else Path(first).resolve().name or first
-    return shown_name(name if len(sources) == 1 else f"{name} and {len(sources) - 1} more")[:256]

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from bros_batch.client.progress import Meter
 from bros_batch.item_counts import ItemCounts
 from cli.jobs.list_jobs import _row
-from cli.jobs.progress import Meter
 from cli.jobs.status import summary
 
 

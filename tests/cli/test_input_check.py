@@ -7,13 +7,21 @@ import json
 
 import pytest
 
+from bros_batch.client.bad_input import BadInput
+from bros_batch.client.input_check import HEAD_BYTES, check_head, read_head
 from bros_batch.documents.lines import LineReader
-from cli.jobs.input_check import HEAD_BYTES, BadInput, check_head, read_head
 
 DOCUMENT = b'{"id": "a", "text": "x"}\n'
 REQUEST = json.dumps(
     {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}
 ).encode()
+
+
+def check(head, prompt, **others):
+    """Check the lines against these options of the command line."""
+    options = {"prompt": prompt, **others}
+    defaults = {name: value for name, value in options.items() if value is not None}
+    return check_head(head, defaults, spelled=lambda name: f"--{name.replace('_', '-')}")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +47,7 @@ REQUEST = json.dumps(
 )
 def test_an_unusable_file_is_rejected_with_the_line(head, prompt, sentence):
     with pytest.raises(BadInput) as error:
-        check_head(head, prompt)
+        check(head, prompt)
     assert sentence in str(error.value)
 
 
@@ -54,17 +62,17 @@ def test_an_unusable_file_is_rejected_with_the_line(head, prompt, sentence):
     ],
 )
 def test_a_usable_file_passes(head, prompt):
-    assert check_head(head, prompt) == []
+    assert check(head, prompt) == []
 
 
 def test_a_bad_line_before_a_good_one_is_only_a_warning():
-    (warning,) = check_head(b"oops\n" + DOCUMENT, "{text}")
+    (warning,) = check(b"oops\n" + DOCUMENT, "{text}")
     assert warning.startswith("Line 1 is not JSON")
 
 
 def test_sampling_options_are_rejected_for_batch_requests():
     with pytest.raises(BadInput, match="remove --max-tokens, --seed"):
-        check_head(REQUEST, None, ["--max-tokens", "--seed"])
+        check(REQUEST, None, max_tokens=1, seed=2)
 
 
 def test_an_endless_line_is_not_held_in_memory():
@@ -75,8 +83,8 @@ def test_an_endless_line_is_not_held_in_memory():
 
 def test_a_line_cut_off_by_the_head_is_left_to_the_server():
     cut_off = b'{"text": "' + b"x" * HEAD_BYTES
-    assert check_head(cut_off[:HEAD_BYTES], "Read: {text}") == []
-    assert check_head((b'{"text": "a"}\n' + cut_off)[:HEAD_BYTES], "Read: {text}") == []
+    assert check(cut_off[:HEAD_BYTES], "Read: {text}") == []
+    assert check((b'{"text": "a"}\n' + cut_off)[:HEAD_BYTES], "Read: {text}") == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +105,7 @@ def test_a_line_cut_off_by_the_head_is_left_to_the_server():
 def test_the_check_and_ingest_agree_on_bad_values(value):
     line = b'{"text": %b}' % value
     item = LineReader("/v1/chat/completions", None, None).read(line, 2)
-    warnings = check_head(DOCUMENT + line, "{text}")
+    warnings = check(DOCUMENT + line, "{text}")
     assert bool(warnings) == (item.error_code is not None)
     if value[:3] in (b"1e9", b"[-1", b"100", b"999") and warnings:
         assert "out of range" in warnings[0]

@@ -6,12 +6,20 @@ import json
 
 import pytest
 
+from bros_batch.client.bad_input import BadInput
+from bros_batch.client.input_check import check_head
 from cli.escapes import unescaped
-from cli.jobs.input_check import BadInput, check_head
 from tests.cli.test_jobs import Cli
 from tests.up_process import Up
 
 REQUEST = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}
+
+
+def check(head, prompt, **others):
+    """Check the lines against these options of the command line."""
+    options = {"prompt": prompt, **others}
+    defaults = {name: value for name, value in options.items() if value is not None}
+    return check_head(head, defaults, spelled=lambda name: f"--{name.replace('_', '-')}")
 
 
 def head(*lines: object) -> bytes:
@@ -22,27 +30,27 @@ def head(*lines: object) -> bytes:
 
 
 def test_a_prompt_may_name_any_column() -> None:
-    assert check_head(head({"Vendor": "A", "Amount (EUR)": 5}), "{Vendor}: {Amount (EUR)}") == []
+    assert check(head({"Vendor": "A", "Amount (EUR)": 5}), "{Vendor}: {Amount (EUR)}") == []
 
 
 def test_a_field_that_does_not_exist_is_reported_before_the_upload() -> None:
     with pytest.raises(
         BadInput, match=r"'Amount \(USD\)'.*Its fields: Vendor, Amount \(EUR\)\..*write \{\{ and \}\}"
     ):
-        check_head(head({"Vendor": "A", "Amount (EUR)": 5}), "{Vendor}: {Amount (USD)}")
+        check(head({"Vendor": "A", "Amount (EUR)": 5}), "{Vendor}: {Amount (USD)}")
 
 
 def test_a_page_with_a_url_and_a_body_is_a_document() -> None:
     page = {"url": "https://example.org", "title": "A page", "body": "Its text."}
-    assert check_head(head(page), "{body}") == []
-    assert check_head(head({**page, "body": {"html": "x"}}), "{body}") == []
+    assert check(head(page), "{body}") == []
+    assert check(head({**page, "body": {"html": "x"}}), "{body}") == []
     with pytest.raises(BadInput, match="batch request with its own parameters; remove --prompt"):
-        check_head(head(REQUEST), "{text}")
+        check(head(REQUEST), "{text}")
 
 
 def test_lines_that_will_fail_are_named() -> None:
     lines = [{"id": 1, "text": "a"}, {"id": 2}, {"id": 2.5, "text": "b"}, [1]]
-    warnings = check_head(head(*lines) + b'{"text": NaN}\n', "{text}")
+    warnings = check(head(*lines) + b'{"text": NaN}\n', "{text}")
     assert [warning.split(":")[0] for warning in warnings[:2]] == ["Line 2", "Line 3"]
     assert "not 2.5" in warnings[1]
     assert warnings[2].startswith("Line 4 is JSON, but not an object")
@@ -51,21 +59,21 @@ def test_lines_that_will_fail_are_named() -> None:
 
 
 def test_only_some_warnings_are_shown() -> None:
-    warnings = check_head(head({"text": "a"}, *[{}] * 50), "{text}")
+    warnings = check(head({"text": "a"}, *[{}] * 50), "{text}")
     assert len(warnings) == 6
     assert warnings[-1] == "45 more of the first 100 lines have such problems."
 
 
 def test_repeated_ids_are_ids_and_those_of_requests_are_named() -> None:
-    assert check_head(head({"id": "a", "text": ""}, {"id": "a", "text": ""}), "{text}") == []
-    (warning,) = check_head(head(REQUEST, REQUEST), None)
+    assert check(head({"id": "a", "text": ""}, {"id": "a", "text": ""}), "{text}") == []
+    (warning,) = check(head(REQUEST, REQUEST), None)
     assert warning == "Line 2 has the custom_id 'a' of line 1; both will run."
 
 
 def test_whole_numbers_that_became_floats_are_ids() -> None:
-    assert check_head(b'{"id": 1.0, "text": "a"}\n{"id": 2.0, "text": "b"}\n', "{text}") == []
+    assert check(b'{"id": 1.0, "text": "a"}\n{"id": 2.0, "text": "b"}\n', "{text}") == []
     with pytest.raises(BadInput, match="Line 1: 'id' must be a string or a whole number, not true"):
-        check_head(b'{"id": true, "text": "a"}\n', "{text}")
+        check(b'{"id": true, "text": "a"}\n', "{text}")
 
 
 @pytest.mark.parametrize(
@@ -83,13 +91,13 @@ def test_whole_numbers_that_became_floats_are_ids() -> None:
 )
 def test_lines_that_are_not_objects_are_recognized(content: bytes, sentence: str) -> None:
     with pytest.raises(BadInput) as caught:
-        check_head(content, "{text}")
+        check(content, "{text}")
     assert sentence in str(caught.value)
 
 
 def test_a_template_that_is_too_long_is_reported_before_the_upload() -> None:
     with pytest.raises(BadInput, match=r"--prompt is not usable: the template has 400,004 characters"):
-        check_head(head({"text": "a"}), "{a" + " " * 400_000 + "x}")
+        check(head({"text": "a"}), "{a" + " " * 400_000 + "x}")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cli.jobs.progress import Meter
-from cli.output import duration, safe
+from bros_batch.client.plain_text import duration, safe
+from bros_batch.client.progress import Meter
 from cli.output_file import write_lines
 
 

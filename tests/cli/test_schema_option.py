@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from cli.failure import Failure
-from cli.schema_option import response_format
+from bros_batch.client.answer_schema import response_format
+from bros_batch.client.bad_input import BadInput
 
 MODULE = """
 from typing import Callable
@@ -45,10 +45,9 @@ def directory(tmp_path, monkeypatch):
 
 
 def message(source):
-    with pytest.raises(Failure) as raised:
+    with pytest.raises(BadInput) as raised:
         response_format(source)
-    assert raised.value.exit_code == 2
-    return raised.value.message
+    return str(raised.value)
 
 
 def test_a_file_and_a_model_become_a_response_format(directory):

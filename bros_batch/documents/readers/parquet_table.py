@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from bros_batch.documents.native_value import native_value
 from bros_batch.documents.readers.column_names import column_names
 from bros_batch.documents.readers.table import BadRow, Row, Table, UnreadableTable
 
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1000
 BUFFER_BYTES = 1024**2
-_PLAIN = (str, int, bool, type(None))
 
 
 def parquet_table(name: str, file: BinaryIO) -> Table:
@@ -44,11 +41,17 @@ def _rows(name: str, parquet: pyarrow.parquet.ParquetFile, columns: list[str]) -
     number = 0
     try:
         for batch in parquet.iter_batches(BATCH_ROWS):
-            for document in _in_microseconds(batch, columns).to_pylist():
+            for document in batch_documents(batch, columns):
                 number += 1
-                yield Row(number, {key: _value(value) for key, value in document.items()})
+                yield Row(number, document)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UnreadableTable(f"{name} is damaged after row {number}: {_reason(error)}") from None
+
+
+def batch_documents(batch: pyarrow.RecordBatch, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch with these names of its columns."""
+    for document in _in_microseconds(batch, names).to_pylist():
+        yield {key: native_value(value) for key, value in document.items()}
 
 
 def _in_microseconds(batch: pyarrow.RecordBatch, names: list[str]) -> pyarrow.RecordBatch:
@@ -66,26 +69,6 @@ def _in_microseconds(batch: pyarrow.RecordBatch, names: list[str]) -> pyarrow.Re
             column = column.cast(pyarrow.duration("us"), safe=False)
         columns.append(column)
     return pyarrow.RecordBatch.from_arrays(columns, names=names)
-
-
-def _value(value: Any) -> Any:
-    """Return a value that JSON has: times as ISO 8601, bytes as text or else in base64, decimals as text."""
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _value(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_value(each) for each in value]
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return base64.b64encode(value).decode()
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat()
-    return str(value)
 
 
 def _reason(error: Exception) -> str:

@@ -50,6 +50,12 @@ def write_parquet(
     return count + num_rows
 
 
+def column_array(values: Sequence[Any]) -> pyarrow.Array:
+    """Return the values as a column of the type that `write_parquet` gives them."""
+    (kind,) = _types(1, ([value] for value in values))
+    return _array(list(values), kind)
+
+
 def _batches(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
     batch: list[Sequence[Any]] = []
     for row in rows:

@@ -1,7 +1,8 @@
-"""Progress of a running job: a live line on a terminal, occasional plain lines elsewhere."""
+"""Progress of a running job: a live line on a terminal, a bar in a notebook, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
+import html
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from bros_batch.client.http_client import Client, ServiceUnreachable
+from bros_batch.client.plain_text import duration, safe
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.item_counts import ItemCounts
-from cli.output import duration, safe
 
 # The HTTP API has no way to wait for a job, so it is polled.
 POLL_INTERVAL_S = 0.5
@@ -77,21 +78,35 @@ class Meter:
         return Progress(batch["status"], counts, tokens_per_s, eta_s)
 
 
+class JobWatch:
+    """Asks for a batch again and again. A server that is unreachable for a while leaves it as it was."""
+
+    def __init__(self, client: Client, batch: dict[str, Any]) -> None:
+        self._client = client
+        self._batch = batch
+        self._unreachable_since_s: float | None = None
+
+    def poll(self) -> dict[str, Any]:
+        """Return the batch as it is now. Raises ServiceUnreachable after MAX_OUTAGE_S."""
+        try:
+            self._batch = self._client.batch(self._batch["id"])
+            self._unreachable_since_s = None
+        except ServiceUnreachable:
+            self._unreachable_since_s = self._unreachable_since_s or time.monotonic()
+            if time.monotonic() - self._unreachable_since_s > MAX_OUTAGE_S:
+                raise
+        return self._batch
+
+
 def observe(client: Client, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Poll a batch and yield it each time, until it has ended."""
-    unreachable_since_s: float | None = None
+    watch = JobWatch(client, batch)
     while True:
         yield batch
         if batch["status"] in ENDED_JOB:
             return
         time.sleep(POLL_INTERVAL_S)
-        try:
-            batch = client.batch(batch["id"])
-            unreachable_since_s = None
-        except ServiceUnreachable:
-            unreachable_since_s = unreachable_since_s or time.monotonic()
-            if time.monotonic() - unreachable_since_s > MAX_OUTAGE_S:
-                raise
+        batch = watch.poll()
 
 
 def follow(
@@ -102,7 +117,7 @@ def follow(
 ) -> dict[str, Any]:
     """Show the progress of a job until it has ended. Returns its final batch object."""
     meter = Meter()
-    with _display(batch, console) as show:
+    with progress_display(batch, console) as show:
         for seen in observe(client, batch):
             batch = seen
             progress = meter.read(batch, time.monotonic())
@@ -112,8 +127,15 @@ def follow(
 
 
 @contextmanager
-def _display(batch: dict[str, Any], console: Console) -> Iterator[Callable[[Progress], None]]:
+def progress_display(batch: dict[str, Any], console: Console | None) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function that shows the progress of a job: in a notebook, on a terminal, or as occasional lines."""
     name = safe(batch.get("name") or batch["id"])
+    if console is None:
+        yield lambda progress: None
+        return
+    if console.is_jupyter:
+        yield _notebook_display(name)
+        return
     if console.is_terminal:
         with Live(console=console, refresh_per_second=8, transient=True) as live:
             yield lambda progress: live.update(live_line(name, progress))
@@ -128,6 +150,26 @@ def _display(batch: dict[str, Any], console: Console) -> Iterator[Callable[[Prog
             console.print(f"{name}: {progress.line()}", markup=False, highlight=False, soft_wrap=True)
 
     yield show
+
+
+def visible_console() -> Console | None:
+    """Return a console on stderr if somebody looks at it: in a terminal or a notebook."""
+    console = Console(stderr=True)
+    return console if console.is_terminal or console.is_jupyter else None
+
+
+def _notebook_display(name: str) -> Callable[[Progress], None]:
+    """Return a function that shows progress in one output of a notebook's cell. It needs no widgets."""
+    from IPython.display import display
+
+    shown = display({"text/plain": name}, raw=True, display_id=True)
+
+    def show(progress: Progress) -> None:
+        text = f"{name}: {progress.line()}"
+        bar = f'<progress value="{progress.counts.ended}" max="{progress.counts.total or 1}"></progress>'
+        shown.update({"text/plain": text, "text/html": f"{bar} {html.escape(text)}"}, raw=True)
+
+    return show
 
 
 def live_line(name: str, progress: Progress) -> Table:

@@ -1,26 +1,23 @@
-"""Checks the first lines of an input file, so that common mistakes are reported before the upload."""
+"""Checks the first lines of a job's input, so that common mistakes are reported before the upload."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from bros_batch.client.bad_input import BadInput
+from bros_batch.client.plain_text import is_text
 from bros_batch.document_fields import NO_FIELD, found_field
 from bros_batch.documents.form import BATCH, ERROR_FIELD, ID_FIELDS, document_id, form_of, is_bad_row
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import Template, missing_field, parse_template
-from cli.text_options import is_text
 
 HEAD_LINES = 100
 HEAD_BYTES = 16 * 1024**2
 MAX_WARNINGS = 5
 UTF8_BOM = b"\xef\xbb\xbf"
-
-
-class BadInput(ValueError):
-    """The file cannot become a job; the message says what is wrong and in which line."""
 
 
 def read_head(lines: Iterator[bytes]) -> list[bytes]:
@@ -38,26 +35,26 @@ def read_head(lines: Iterator[bytes]) -> list[bytes]:
 
 def check_head(
     head: bytes,
-    prompt: str | None,
-    other_flags: Sequence[str] = (),
-    system: str | None = None,
+    defaults: Mapping[str, Any],
     id_field: str | None = None,
     word: str = "Line",
+    spelled: Callable[[str], str] = str,
 ) -> list[str]:
-    """Check the first lines against the options, and return warnings about lines that will fail.
+    """Check the first lines against the defaults of their job, and return warnings about lines that will fail.
 
-    `word` is what the user calls a line: a line of JSON lines, or a row of another table.
+    `word` is what the user calls a line: a line of JSON lines, or a row of another table. `spelled` returns the name of
+    an option as the user writes it.
 
     Raises BadInput if no line is usable, or if the options do not fit the first usable line: a plain document needs a
-    prompt; a batch request must have neither a prompt nor any of `other_flags`.
+    prompt; a batch request must have neither a prompt nor any other default.
     """
-    template = _template(prompt, "--prompt")
-    system_fields = parsed.fields if (parsed := _template(system, "--system")) else ()
+    template = _template(defaults.get("prompt"), "prompt", spelled)
+    system = _template(defaults.get("system"), "system", spelled)
     if len(head) >= HEAD_BYTES:
         head = head[: head.rfind(b"\n") + 1]  # leave a line this long for the server to judge
         if not head:
             return []
-    checker = _Checker(prompt, template, other_flags, system_fields, id_field, word)
+    checker = _Checker(defaults, template, system.fields if system else (), id_field, word, spelled)
     for number, line in enumerate(head.removeprefix(UTF8_BOM).split(b"\n"), start=1):
         if line.strip():
             checker.check(line, number)
@@ -80,21 +77,21 @@ class _Checker:
 
     def __init__(
         self,
-        prompt: str | None,
+        defaults: Mapping[str, Any],
         template: Template | None,
-        other_flags: Sequence[str],
         system_fields: Sequence[str],
         id_field: str | None,
         word: str,
+        spelled: Callable[[str], str],
     ) -> None:
         self.form: str | None = None
         self.warnings: list[str] = []
-        self._prompt = prompt
+        self._defaults = defaults
         self._template = template
-        self._other_flags = other_flags
         self._system_fields = system_fields
         self._id_field = id_field
         self._word = word
+        self._spelled = spelled
         self._lines_of_ids: dict[str, int] = {}
 
     def check(self, line: bytes, number: int) -> None:
@@ -121,21 +118,20 @@ class _Checker:
 
     def _check_options(self, value: dict[str, Any], number: int) -> None:
         if self.form == BATCH:
-            useless = ["--prompt"] if self._prompt is not None else self._other_flags
+            useless = ["prompt"] if "prompt" in self._defaults else list(self._defaults)
             if useless:
-                raise BadInput(
-                    f"Line {number} is a batch request with its own parameters; remove {', '.join(useless)}."
-                )
+                names = ", ".join(map(self._spelled, useless))
+                raise BadInput(f"Line {number} is a batch request with its own parameters; remove {names}.")
             return
         names = ", ".join(list(value)[:8]) or "none"
         if self._template is None:
             raise BadInput(
                 f"{self._word} {number} is a plain document (its fields: {names}); "
-                'add a prompt, such as --prompt "Summarize: {text}".'
+                f'add a prompt, such as {self._spelled("prompt")} "Summarize: {{text}}".'
             )
         if not self._template.fields:
             raise BadInput(
-                "The --prompt contains no {field}, so every document would get the same question. "
+                f"The {self._spelled('prompt')} contains no {{field}}, so every document would get the same question. "
                 f"The fields of {self._word.lower()} {number}: {names}."
             )
 
@@ -157,22 +153,24 @@ class _Checker:
             if found_field(value, field) is NO_FIELD:
                 raise BadInput(f"{self._word} {number}: {missing_field(field, value)}")
         if self._id_field is not None and self._id_field not in value:
-            raise BadInput(f"{self._word} {number}: {missing_field(self._id_field, value, 'The --id-field')}")
+            user = f"The {self._spelled('id_field')}"
+            raise BadInput(f"{self._word} {number}: {missing_field(self._id_field, value, user)}")
         try:
             document_id(value, ID_FIELDS if self._id_field is None else (self._id_field,))
         except RequestError as error:
             raise BadInput(f"{self._word} {number}: {error.message}") from None
 
 
-def _template(source: str | None, flag: str) -> Template | None:
+def _template(source: str | None, name: str, spelled: Callable[[str], str]) -> Template | None:
     if source is None:
         return None
-    if flag == "--prompt" and not source.strip():
-        raise BadInput("The --prompt is empty.")
+    if name == "prompt" and not source.strip():
+        raise BadInput(f"The {spelled(name)} is empty.")
     try:
         return parse_template(source)
     except RequestError as error:
-        raise BadInput(f"The {flag} is not usable: {error.message[:1].lower()}{error.message[1:]}") from None
+        problem = f"{error.message[:1].lower()}{error.message[1:]}"
+        raise BadInput(f"The {spelled(name)} is not usable: {problem}") from None
 
 
 def _object(line: bytes, number: int) -> tuple[str, dict[str, Any] | None]:

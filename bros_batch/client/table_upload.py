@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bros_batch.documents.readers.table_lines import LineStream
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bros_batch.client.http_client import Client
     from bros_batch.documents.readers.table import Table
 
@@ -15,17 +17,16 @@ SHOWN_FROM_BYTES = 4 * 1024**2
 UPDATE_LINES = 1000
 
 
-def upload(client: Client, name: str, lines: Iterable[bytes], table: Table) -> dict[str, Any]:
+def upload(
+    client: Client, name: str, lines: Iterable[bytes], table: Table, console: Console | None
+) -> dict[str, Any]:
     """Upload lines that come from a table, and show on a terminal how much of it has been read."""
-    return client.upload(name, LineStream(_shown(lines, table)))
+    return client.upload(name, LineStream(_shown(lines, table, console)))
 
 
-def _shown(lines: Iterable[bytes], table: Table) -> Iterator[bytes]:
-    from rich.console import Console
-
-    console = Console(stderr=True)
+def _shown(lines: Iterable[bytes], table: Table, console: Console | None) -> Iterator[bytes]:
     size = table.size_bytes
-    if not console.is_terminal or (size is not None and size < SHOWN_FROM_BYTES):
+    if console is None or not console.is_terminal or (size is not None and size < SHOWN_FROM_BYTES):
         yield from lines
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

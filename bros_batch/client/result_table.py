@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bros_batch.client.bad_input import BadInput
+from bros_batch.client.output_file import parent_of, written_file
 from bros_batch.documents.answer_columns import AnswerColumns
 from bros_batch.documents.writers.table_limits import UnwritableTable, check_num_rows
 from bros_batch.documents.writers.write_table import check_library, format_of, write_table
-from cli.failure import USAGE_ERROR, Failure
-from cli.output_file import parent_of, written_file
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
@@ -43,12 +43,12 @@ def table_format(batch: dict[str, Any], output: str | None) -> str | None:
 
 
 def check_table(kind: str, num_rows: int) -> None:
-    """Fail if a table cannot be written in this format, so that this is known before the rows are fetched."""
+    """Raise BadInput if a table cannot be written in this format, so that this is known before the rows are fetched."""
     try:
         check_library(kind)
         check_num_rows(kind, num_rows)
     except UnwritableTable as error:
-        raise Failure(str(error), USAGE_ERROR) from None
+        raise BadInput(str(error)) from None
 
 
 def write_result_table(
@@ -57,7 +57,8 @@ def write_result_table(
     """Write the rows of a job that have ended. Returns their number.
 
     All of them are fetched first, into a temporary file beside the output, because the last row may have a column that
-    the others have not. Raises OSError, which names the output, if it cannot be written.
+    the others have not. Raises OSError, which names the output, if it cannot be written, and UnwritableTable for a
+    table that the format cannot hold.
     """
     columns = AnswerColumns(batch["endpoint"], (batch.get("source") or {}).get("columns"))
     only = "failed" if selection.only_failed else "ended"
@@ -72,11 +73,8 @@ def write_result_table(
             spool.seek(0)
             return map(values, map(decode, spool))
 
-        try:
-            with written_file(output) as file:
-                return write_table(kind, file, names, rows)
-        except UnwritableTable as error:
-            raise Failure(str(error)) from None
+        with written_file(output) as file:
+            return write_table(kind, file, names, rows)
 
 
 def _selected(
@@ -100,5 +98,5 @@ def _split(wanted: Iterable[str], names: Sequence[str]) -> Iterator[str]:
                 close = difflib.get_close_matches(name, names, 1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 shown = ", ".join(names[:MAX_NAMED_COLUMNS])
-                raise Failure(f"There is no column {name!r}.{hint} The columns are: {shown}.", USAGE_ERROR)
+                raise BadInput(f"There is no column {name!r}.{hint} The columns are: {shown}.")
             yield name

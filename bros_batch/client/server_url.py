@@ -1,0 +1,29 @@
+"""Which server the command line and Python use if none is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE = "BROS_URL"
+KEY_VARIABLE = "BROS_API_KEY"
+
+
+def server_url(url: str | None) -> str:
+    """Return this URL, or else that in BROS_URL, or else that of the local server, or else DEFAULT_URL."""
+    return url or os.environ.get(URL_VARIABLE) or local_url() or DEFAULT_URL
+
+
+def local_url() -> str | None:
+    """Return the URL of an `up` that runs on ./bros-data (or BROS_DATA_DIR), if this user owns that directory."""
+    from bros_batch.up.lock import read_state
+
+    data_dir = Path(os.environ.get("BROS_DATA_DIR", "bros-data"))
+    try:
+        if data_dir.stat().st_uid != os.getuid():
+            return None
+    except OSError:
+        return None
+    state = read_state(data_dir)
+    return state.url if state is not None else None

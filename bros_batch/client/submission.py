@@ -1,0 +1,69 @@
+"""How a table becomes a job, for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bros_batch.client.input_check import check_head, read_head
+from bros_batch.client.plain_text import shown_name
+from bros_batch.client.table_upload import upload
+from bros_batch.documents.readers.places import last_part, protocol_of
+from bros_batch.documents.readers.table_lines import table_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bros_batch.client.http_client import Client
+    from bros_batch.documents.readers.table import Table
+
+MAX_NAME_CHARS = 256
+
+
+def checked_lines(
+    table: Table,
+    defaults: Mapping[str, Any],
+    id_field: str | None,
+    spelled: Callable[[str], str],
+    on_warning: Callable[[str], None],
+) -> Iterator[bytes]:
+    """Check the first rows of a table against the defaults of their job, and return the lines of all rows.
+
+    Raises BadInput if no row is usable or the defaults do not fit the rows. See `check_head` for `spelled`.
+    """
+    lines = table_lines(table)
+    head = read_head(lines)
+    word = "Line" if table.format == "jsonl" else "Row"
+    for warning in check_head(b"".join(head), defaults, id_field, word, spelled):
+        on_warning(warning)
+    return chain(head, lines)
+
+
+def source_object(table: Table, name: str, id_field: str | None) -> dict[str, Any]:
+    """What a job remembers about its table, from which results are written as a table again."""
+    source = {
+        "name": name[:MAX_NAME_CHARS],
+        "format": table.format,
+        "columns": table.columns,
+        "id_field": id_field or table.id_field,
+    }
+    return {key: value for key, value in source.items() if value is not None}
+
+
+def create_job(
+    client: Client, lines: Iterator[bytes], table: Table, body: Mapping[str, Any], console: Console | None
+) -> dict[str, Any]:
+    """Upload the lines of a table and create the job that computes them. Returns its batch object."""
+    file = upload(client, f"{Path(body['name']).stem}.jsonl", lines, table, console)
+    return client.create_batch({**body, "input_file_id": file["id"]})
+
+
+def job_name(sources: Sequence[str]) -> str:
+    """Return the name of a job over these sources if it gets no other."""
+    first = sources[0]
+    if first == "-":
+        return "stdin"
+    name = last_part(first) if protocol_of(first) else Path(first).resolve().name or first
+    return shown_name(name if len(sources) == 1 else f"{name} and {len(sources) - 1} more")[:MAX_NAME_CHARS]

@@ -1,0 +1,96 @@
+"""From the arguments of a call to a job on the server."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bros_batch.client.added_columns import columns_format
+from bros_batch.client.answer_schema import Schema, response_format
+from bros_batch.client.bad_input import BadInput
+from bros_batch.client.http_client import Client as HttpClient
+from bros_batch.client.progress import visible_console
+from bros_batch.client.submission import checked_lines, create_job, job_name, source_object
+from bros_batch.documents.readers.open_table import open_table
+from bros_batch.documents.readers.table import Table, UnreadableTable
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, DECISIONS
+from bros_batch.python.options import JOB_OPTIONS, REQUEST_OPTIONS, check_names, given
+from bros_batch.python.questions import Questions, api_questions
+from bros_batch.python.sources import Source
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+def job_body(
+    prompt: str | None,
+    schema: Schema | None,
+    columns: Mapping[str, str] | Sequence[str] | None,
+    questions: Questions | None,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, Any], type[BaseModel] | None]:
+    """Return the body of the job's creation without its input, and the class of its answers if there is one.
+
+    Raises BadInput, or TypeError for an option that does not exist.
+    """
+    check_names(options)
+    shapes = {"schema": schema, "columns": columns, "questions": questions}
+    used = [name for name, value in shapes.items() if value is not None]
+    if len(used) > 1:
+        raise BadInput(f"Use only one of {' and '.join(used)}.")
+    defaults = given(options, REQUEST_OPTIONS)
+    if prompt is not None:
+        defaults["prompt"] = prompt
+    if schema is not None:
+        defaults["response_format"] = response_format(schema)
+    if columns is not None:
+        texts = (
+            [f"{name}: {text}" for name, text in columns.items()] if isinstance(columns, Mapping) else columns
+        )
+        defaults["response_format"], explanation = columns_format(texts)
+        if prompt is not None:
+            defaults["prompt"] = prompt + explanation
+    if questions is not None:
+        defaults["questions"] = api_questions(questions)
+    body = {
+        "endpoint": CHAT_COMPLETIONS if questions is None else DECISIONS,
+        "completion_window": "24h",
+        **given(options, JOB_OPTIONS),
+        "defaults": defaults,
+    }
+    return body, schema if isinstance(schema, type) else None
+
+
+def submitted(
+    client: HttpClient,
+    table: str | Path | Source,
+    body: Mapping[str, Any],
+    options: Mapping[str, Any],
+    progress: bool,
+) -> dict[str, Any]:
+    """Check, upload and submit a table. Returns the batch object of its job. Raises BadInput and OSError."""
+    id_field = options.get("id_field")
+    with _opened(table, options.get("sheet")) as opened:
+        name = body.get("name") or (job_name([str(table)]) if isinstance(table, str | Path) else opened.name)
+        checked = {key: value for key, value in body["defaults"].items() if key != "model"}
+        lines = checked_lines(opened, checked, id_field, str, lambda warning: None)
+        source = source_object(opened, name, id_field)
+        console = visible_console() if progress else None
+        return create_job(client, lines, opened, {**body, "name": name, "source": source}, console)
+
+
+@contextmanager
+def _opened(table: str | Path | Source, sheet: str | None) -> Iterator[Table]:
+    if not isinstance(table, str | Path):
+        yield table.table()
+        return
+    try:
+        with open_table(table, sheet=sheet) as opened:
+            for sentence in opened.notes:
+                warnings.warn(f"{opened.name}: {sentence}", stacklevel=6)
+            yield opened
+    except UnreadableTable as error:
+        raise BadInput(str(error)) from None
