@@ -226,7 +226,7 @@ def test_pause_resume_cancel_rerun(cli):
     wait_for(lambda: cli.json("status", job)["status"] == "in_progress")
     assert cli.ok("pause", job) == f"{job} is paused\n"
     partial = cli.run("results", job)
-    assert "results so far; the job is paused" in partial.stderr
+    assert "rows so far; the job is paused" in partial.stderr
     assert partial.stdout.count("\n") < 1500
     assert cli.json("resume", job)["status"] == "in_progress"
     assert cli.json("pause", job)["status"] == "paused"
