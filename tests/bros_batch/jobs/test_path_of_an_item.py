@@ -55,7 +55,9 @@ def test_documents_fill_the_prompt(world: World) -> None:
     job_id = world.running(documents, defaults=defaults)
     assert [item.custom_id for item in world.items(job_id)] == ["7", "2", "c"]
     world.prepare()
-    taken = world.engine.take()
+    taken = sorted(
+        world.engine.take(), key=lambda each: each.item.item_id
+    )  # rows that begin alike are queued together
     prompts = [world.tokenizer.decode(each.item.token_ids) for each in taken]
     assert ["Be brief." in prompt for prompt in prompts] == [True] * 3
     assert [prompt.split("Read: ")[1].split("\n")[0] for prompt in prompts] == ["one", "two", '{"deep": [1]}']
