@@ -80,10 +80,11 @@ def store_answers(connection: Connection, answers: Iterable[ContentKey]) -> None
     connection.exec_driver_sql(_STORE_POSTGRES, columns)
 
 
-def delete_answers_of_job(connection: Connection, job_id: str) -> None:
-    """Delete the answers that the items of a job have computed, before the items themselves are deleted."""
-    query = "DELETE FROM content_keys WHERE item_id IN (SELECT id FROM items WHERE job_id = :job_id)"
-    connection.execute(text(query), {"job_id": job_id})
+def delete_answers(connection: Connection, job_id: str, last_row: int) -> None:
+    """Delete what the rows of a job up to this one have computed, before the rows themselves are deleted."""
+    rows = "SELECT id FROM items WHERE job_id = :job_id AND line_no <= :last"
+    query = f"DELETE FROM content_keys WHERE item_id IN ({rows})"
+    connection.execute(text(query), {"job_id": job_id, "last": last_row})
 
 
 def items_in_hand(connection: Connection, item_ids: Collection[int]) -> set[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, text, update
 
 from bros_batch.db import files as files_module
+from bros_batch.db.content_keys import delete_answers
 from bros_batch.db.jobs import HAS_FILE, lock_job
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.db.tables import File, files, items, jobs
@@ -87,6 +88,7 @@ def remove_rows(connection: Connection, job_id: str, limit: int) -> bool:
     )
     if last is None:
         return True
+    delete_answers(connection, job_id, last)
     values = {"job_id": job_id, "last": last}
     count = connection.execute(
         text("DELETE FROM items WHERE job_id = :job_id AND line_no <= :last"), values

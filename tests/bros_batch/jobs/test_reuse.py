@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from bros_batch.db import content_keys, job_control
+from bros_batch.db import job_control
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.rerun import rerun_rows
+from bros_batch.db.row_retention import begin_removal, remove_rows
 from bros_batch.db.states import ItemStatus
 from bros_batch.jobs import reuse
 from engine.wire.protocol import Choice
@@ -233,7 +234,7 @@ def test_the_answers_of_a_job_go_with_it(world: World) -> None:
     job_id = world.running(greedy("one"))
     assert complete(world, job_id) == 1
     with writing(world.database) as connection:
-        content_keys.delete_answers_of_job(connection, job_id)
+        assert begin_removal(connection, job_id) and remove_rows(connection, job_id, limit=100)
         assert connection.scalar(text("SELECT count(*) FROM content_keys")) == 0
     assert complete(world, world.running(greedy("one"))) == 1
     # And an answer whose item is gone is not used, even if it was left behind.
