@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def is_text(value: str) -> bool:
     """Return whether a request can contain the text."""
@@ -15,6 +17,12 @@ def is_text(value: str) -> bool:
 def shown_name(name: str) -> str:
     """Return the name of a file as text: bytes that are not UTF-8 become replacement characters."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def time_left(forecast: Mapping[str, float]) -> str:
+    """Format the forecast of a job as `about 3 min 20 s (2 min 50 s to 4 min)`."""
+    low, middle, high = (duration(forecast[name]) for name in ("p10", "p50", "p90"))
+    return f"about {middle}" + ("" if low == high else f" ({low} to {high})")
 
 
 def safe(text: object) -> str:

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from bros_batch.client.http_client import Client, ServiceUnreachable
-from bros_batch.client.plain_text import duration, safe
+from bros_batch.client.plain_text import safe, time_left
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.item_counts import ItemCounts
 
@@ -37,15 +37,18 @@ STATUS_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a job at one point in time. Rates cover the last RATE_WINDOW_S, and are None until they are known."""
+    """Progress of a job at one point in time.
+
+    The rate covers the last RATE_WINDOW_S; `forecast` is that of the batch object. Both are None until they are known.
+    """
 
     status: str
     counts: ItemCounts
     tokens_per_s: float | None
-    eta_s: float | None
+    forecast: dict[str, float] | None
 
     def line(self) -> str:
-        """Describe the progress in words, such as `running, 20 of 100 done, about 80 s left`."""
+        """Describe the progress in words, such as `running, 20 of 100 done, about 1 min 20 s (1 min to 2 min) left`."""
         parts = [
             STATUS_WORDS.get(self.status, self.status),
             self.counts.of_total(),
@@ -53,13 +56,13 @@ class Progress:
         ]
         if self.tokens_per_s is not None:
             parts.append(f"{self.tokens_per_s:,.0f} tokens/s")
-        if self.eta_s is not None:
-            parts.append(f"about {duration(self.eta_s)} left")
+        if self.forecast is not None:
+            parts.append(f"{time_left(self.forecast)} left")
         return ", ".join(parts)
 
 
 class Meter:
-    """Computes rates over a sliding window from successive batch objects."""
+    """Computes the rate of tokens over a sliding window from successive batch objects."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque()
@@ -71,11 +74,10 @@ class Meter:
         while len(self._seen) > 2 and now_s - self._seen[0][0] > RATE_WINDOW_S:
             self._seen.popleft()
         then_s, then_ended, then_tokens = self._seen[0]
-        tokens_per_s = eta_s = None
+        tokens_per_s = None
         if counts.ended > then_ended and batch["status"] == "in_progress":
             tokens_per_s = (tokens - then_tokens) / (now_s - then_s) if tokens > then_tokens else None
-            eta_s = (counts.total - counts.ended) * (now_s - then_s) / (counts.ended - then_ended)
-        return Progress(batch["status"], counts, tokens_per_s, eta_s)
+        return Progress(batch["status"], counts, tokens_per_s, batch.get("forecast"))
 
 
 class JobWatch:

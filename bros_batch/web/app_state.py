@@ -24,6 +24,7 @@ from bros_batch.web.dispatcher import Dispatcher
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable, disk_full
 from bros_batch.web.ignored_fields import note_ignored
+from bros_batch.web.job_rates import JobRates
 from bros_batch.web.login_attempts import LoginAttempts
 from bros_batch.web.request_body import JsonReader
 from bros_batch.web.session_cookie import Sessions
@@ -67,6 +68,7 @@ class AppState:
     threads: BoundedThreads = field(default_factory=_database_threads)
     uploads: SharedCapacity = field(default_factory=lambda: SharedCapacity(MAX_UPLOADS))
     long_prompts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LONG_PROMPTS))
+    rates: JobRates = field(default_factory=JobRates)
     conversations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONVERSATIONS))
     login_attempts: LoginAttempts = field(default_factory=LoginAttempts)
     problems: SharedAnswer[dict[str, str | None]] = field(default_factory=SharedAnswer)

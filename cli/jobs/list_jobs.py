@@ -32,7 +32,10 @@ def list_jobs(client: Client, limit: int, job_status: str | None, as_json: bool)
     if not found:
         click.echo("No jobs yet; use `bros-batch submit` to create one.", err=True)
         return
-    rows = [("JOB", "NAME", "STATUS", "DONE", "FAILED", "NOT RUN", "AGE"), *(_row(batch) for batch in found)]
+    rows = [
+        ("JOB", "NAME", "STATUS", "DONE", "FAILED", "NOT RUN", "AGE", "LEFT"),
+        *(_row(batch) for batch in found),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -48,4 +51,5 @@ def _row(batch: dict[str, Any]) -> tuple[str, ...]:
         str(counts.failed),
         str(counts.cancelled + counts.expired),
         duration(time.time() - batch["created_at"]),
+        duration(forecast["p50"]) if (forecast := batch.get("forecast")) else "",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bros_batch.client.plain_text import duration, safe
+from bros_batch.client.plain_text import duration, safe, time_left
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
@@ -66,6 +66,8 @@ def summary(batch: dict[str, Any]) -> str:
     if batch.get("waiting_reason"):
         rows.append(("waiting", batch["waiting_reason"]))
     rows.append(("items", ", ".join([counts.of_total(), *(counts.shortfalls() or ["0 failed"])])))
+    if batch.get("forecast"):
+        rows.append(("left", time_left(batch["forecast"])))
     if usage.get("total_tokens"):
         rows.append(("tokens", f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"))
     reused = batch.get("reused") or {}

@@ -141,7 +141,7 @@ def test_jobs_are_found_by_prefix_and_by_last(cli, finished):
 
 def test_list_is_a_table_or_json(cli, finished):
     table = cli.ok("list", "--limit", "100").splitlines()
-    assert table[0].split() == ["JOB", "NAME", "STATUS", "DONE", "FAILED", "NOT", "RUN", "AGE"]
+    assert table[0].split() == ["JOB", "NAME", "STATUS", "DONE", "FAILED", "NOT", "RUN", "AGE", "LEFT"]
     (row,) = (line for line in table if finished["id"] in line)
     assert row.split()[1:6] == ["mixed.jsonl", "completed", "39/40", "1", "0"]
     listed = json.loads(cli.ok("list", "--json", "--limit", "100"))

@@ -10,8 +10,12 @@ from bros_batch.client.plain_text import duration, safe
 from bros_batch.client.progress import Meter
 from cli.output_file import write_lines
 
+FORECAST = {"p10": 70.0, "p50": 80.0, "p90": 95.0}
 
-def batch(status: str = "in_progress", done: int = 0, failed: int = 0, tokens: int = 0) -> dict:
+
+def batch(
+    status: str = "in_progress", done: int = 0, failed: int = 0, tokens: int = 0, forecast: dict | None = None
+) -> dict:
     counts = {"total": 100, "completed": done, "failed": failed}
     items = {"succeeded": done, "failed": failed, "cancelled": 0, "expired": 0}
     return {
@@ -21,6 +25,7 @@ def batch(status: str = "in_progress", done: int = 0, failed: int = 0, tokens: i
         "request_counts": counts,
         "item_counts": items,
         "usage": {"total_tokens": tokens},
+        "forecast": forecast,
     }
 
 
@@ -28,10 +33,10 @@ def test_rates_are_over_the_window():
     meter = Meter()
     assert meter.read(batch("validating"), 0.0).tokens_per_s is None
     meter.read(batch(done=0), 10.0)
-    progress = meter.read(batch(done=18, failed=2, tokens=4000), 20.0)
+    progress = meter.read(batch(done=18, failed=2, tokens=4000, forecast=FORECAST), 20.0)
     assert progress.tokens_per_s == 200
-    assert progress.eta_s == pytest.approx(80)
-    assert progress.line() == "running, 18 of 100 done, 2 failed, 200 tokens/s, about 1 min 20 s left"
+    left = "about 1 min 20 s (1 min 10 s to 1 min 35 s) left"
+    assert progress.line() == f"running, 18 of 100 done, 2 failed, 200 tokens/s, {left}"
     later = meter.read(batch(done=60, tokens=9000), 40.0)
     assert later.tokens_per_s == 250, "the first observation has left the window"
 
@@ -40,7 +45,7 @@ def test_no_rates_without_progress():
     meter = Meter()
     meter.read(batch(done=5, tokens=10), 0.0)
     progress = meter.read(batch(done=5, tokens=10), 5.0)
-    assert (progress.tokens_per_s, progress.eta_s) == (None, None)
+    assert (progress.tokens_per_s, progress.forecast) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from bros_batch.db.tables import Job
+from bros_batch.forecast import Forecast
 
 
-def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
+def batch_object(
+    job: Job, waiting_reason: str | None = None, forecast: Forecast | None = None
+) -> dict[str, Any]:
     """Return all fields of the object; unset ones are null.
 
     `request_counts` has OpenAI's names for what `item_counts` says in ours. Items that were cancelled or expired have
     not failed: only `item_counts` has them. `usage` has what was computed, and `reused` what was taken from earlier
-    answers instead.
+    answers instead. `forecast` is null unless the job is running and enough is known.
     """
     counts = job.counts
     total_tokens = job.prompt_tokens + job.output_tokens
@@ -57,6 +60,7 @@ def batch_object(job: Job, waiting_reason: str | None = None) -> dict[str, Any]:
         "paused_at": _seconds(job.paused_at),
         "rows_removed_at": _seconds(job.rows_removed_at),
         "waiting_reason": waiting_reason,
+        "forecast": None if forecast is None else forecast.as_json(),
         "item_counts": {
             "succeeded": counts.succeeded,
             "failed": counts.failed,

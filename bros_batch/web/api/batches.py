@@ -35,6 +35,7 @@ from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import JSONResponse, not_found
+from bros_batch.web.job_forecasts import forecasts
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -204,16 +205,14 @@ async def list_batches(
         return jobs.list_jobs(connection, after=after, limit=limit + 1, status=status, search=search)
 
     found = await app_state(request).read(query)
-    reasons = await _waiting_reasons(app_state(request), found)
-    return JSONResponse(list_page([batch_object(job, reasons.get(job.id)) for job in found], limit))
+    return JSONResponse(list_page(await _batch_objects(app_state(request), found), limit))
 
 
 @router.get("/{batch_id}")
 async def get_batch(request: Request, batch_id: str) -> Response:
     """Return a job with its progress."""
     job = await _find(app_state(request), batch_id)
-    reasons = await _waiting_reasons(app_state(request), [job])
-    return JSONResponse(batch_object(job, reasons.get(job.id)))
+    return JSONResponse((await _batch_objects(app_state(request), [job]))[0])
 
 
 @router.post("/{batch_id}/cancel")
@@ -279,7 +278,15 @@ async def _find(state: AppState, job_id: str) -> Job:
     return job
 
 
-async def _waiting_reasons(state: AppState, found: Sequence[Job]) -> dict[str, str]:
+async def _batch_objects(state: AppState, found: Sequence[Job]) -> list[dict[str, Any]]:
+    """Return jobs as batch objects, with what running ones wait for and when they will be done."""
     if not any(job.status == JobStatus.IN_PROGRESS for job in found):
-        return {}
-    return await state.read(lambda connection: waiting_reasons(connection, found, time.time()))
+        return [batch_object(job) for job in found]
+    now_s = time.time()
+
+    def query(connection: Connection) -> list[dict[str, Any]]:
+        reasons = waiting_reasons(connection, found, now_s)
+        expected = forecasts(connection, state.rates, found, now_s)
+        return [batch_object(job, reasons.get(job.id), expected.get(job.id)) for job in found]
+
+    return await state.read(query)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from bros_batch.forecast import Forecast
+
 
 def number(value: int) -> str:
     """An integer with thin spaces between the thousands, which no language reads as a decimal point."""
@@ -23,6 +25,12 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def time_left(forecast: Forecast) -> str:
+    """When a job is done, with the interval that has a probability of 80%: `40 s (30 s to 1 min)`."""
+    low, middle, high = map(duration, (forecast.p10, forecast.p50, forecast.p90))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def local_time(at_s: float) -> str:

@@ -19,6 +19,7 @@ from bros_batch.db.allowed_changes import Change, allowed_changes
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.db.tables import File, Job, JobEvent, PaceMinute
 from bros_batch.db.waiting import waiting_reasons
+from bros_batch.forecast import Forecast
 from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import change_job
 from bros_batch.web.dashboard.chart import Chart, Series, Span, chart
@@ -26,9 +27,10 @@ from bros_batch.web.dashboard.error_groups import ErrorGroup, ErrorReports
 from bros_batch.web.dashboard.formats import duration, local_time, per_second
 from bros_batch.web.dashboard.history import MINUTE_S, Point, with_gaps
 from bros_batch.web.dashboard.job_log import log_lines
-from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import not_found
+from bros_batch.web.job_forecasts import forecasts
+from bros_batch.web.job_rates import JobRates
 
 MAX_DEFAULT_CHARS = 2_000
 PACE_SPAN_S = 24 * 3600.0
@@ -45,6 +47,7 @@ class Details:
     waiting_reason: str | None = None
     events: Sequence[JobEvent] = ()
     minutes: Sequence[PaceMinute] = ()
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,9 @@ class Download:
     so_far: int | None = None
 
 
-def read_details(connection: Connection, job_id: str, reports: ErrorReports) -> Details | None:
+def read_details(
+    connection: Connection, job_id: str, reports: ErrorReports, rates: JobRates
+) -> Details | None:
     """A job's details, or None if there is no such job."""
     job = jobs.get_job(connection, job_id)
     if job is None:
@@ -71,17 +76,19 @@ def read_details(connection: Connection, job_id: str, reports: ErrorReports) -> 
         waiting_reasons(connection, [job], now_s).get(job_id),
         job_events.list_events(connection, job_id),
         pace.minutes_of(connection, pace.job_series(job_id), now_s - PACE_SPAN_S),
+        forecasts(connection, rates, [job], now_s).get(job_id),
     )
 
 
-async def read_job(request: Request, rates: JobRates, reports: ErrorReports) -> Page:
+async def read_job(request: Request, reports: ErrorReports) -> Page:
     """The job that the path names."""
     job_id = request.path_params["job_id"]
-    details = await app_state(request).read(lambda connection: read_details(connection, job_id, reports))
+    state = app_state(request)
+    details = await state.read(lambda connection: read_details(connection, job_id, reports, state.rates))
     if details is None:
         return Page("404.html", {"heading": "No such job", "what": job_id}, status=404)
     now_s = time.time()
-    return job_page(details, rates, now_s)
+    return job_page(details, state.rates, now_s)
 
 
 def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
@@ -101,6 +108,7 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
         "input_file": details.input_file,
         "ended": job.status in ENDED_JOB,
         "rate": rates.observe(job, now_s),
+        "forecast": details.forecast,
         "changes": details.changes,
         "waiting_reason": details.waiting_reason,
         "downloads": downloads(details),

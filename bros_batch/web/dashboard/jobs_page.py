@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,10 +14,12 @@ from starlette.requests import Request
 from bros_batch.db.job_list import ORDERS, JobFilter, JobsPage, count_by_status, jobs_page
 from bros_batch.db.states import JobStatus
 from bros_batch.db.waiting import waiting_reasons
+from bros_batch.forecast import Forecast
 from bros_batch.web.app_state import app_state
 from bros_batch.web.dashboard.job_words import STATUS_WORDS
-from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import Page
+from bros_batch.web.job_forecasts import forecasts
+from bros_batch.web.job_rates import JobRates
 
 ROWS = 50
 MAX_SEARCH_CHARS = 200
@@ -74,19 +76,21 @@ class Listed:
     page: JobsPage
     counts: dict[str, int]
     waiting: dict[str, str]
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
 
 
-async def read_jobs(request: Request, rates: JobRates) -> Page:
+async def read_jobs(request: Request) -> Page:
     """The jobs that the URL asks for."""
     listing = Listing.of_query(request.query_params)
-    now_s = time.time()
+    now_s, rates = time.time(), app_state(request).rates
 
     def read(connection: Connection) -> Listed:
         page = jobs_page(
             connection, listing.filter, listing.sort, ROWS, after=listing.after, before=listing.before
         )
         counts = count_by_status(connection, listing.search)
-        return Listed(page, counts, waiting_reasons(connection, page.jobs, now_s))
+        reasons = waiting_reasons(connection, page.jobs, now_s)
+        return Listed(page, counts, reasons, forecasts(connection, rates, page.jobs, now_s))
 
     return listing_page(listing, await app_state(request).read(read), rates, now_s)
 
@@ -102,7 +106,10 @@ def listing_page(listing: Listing, listed: Listed, rates: JobRates, now_s: float
     ]
     values: dict[str, Any] = {
         "now_s": now_s,
-        "jobs": [(job, rates.observe(job, now_s), listed.waiting.get(job.id)) for job in shown],
+        "jobs": [
+            (job, rates.observe(job, now_s), listed.forecasts.get(job.id), listed.waiting.get(job.id))
+            for job in shown
+        ],
         "listing": listing,
         "states": [(word, status, count, listing.url(status=status)) for word, status, count in states],
         "orders": ORDER_WORDS,

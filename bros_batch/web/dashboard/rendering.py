@@ -62,6 +62,7 @@ def _environment() -> Environment:
     environment.filters.update(
         number=formats.number,
         duration=formats.duration,
+        time_left=formats.time_left,
         local_time=formats.local_time,
         short_time=formats.milliseconds,
         status_word=job_words.status_word,

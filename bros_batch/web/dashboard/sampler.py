@@ -1,4 +1,4 @@
-"""The task that looks at the engine each second and at running jobs each minute, whether or not a page is open."""
+"""The task that looks at the engine and at running jobs each second, whether or not a page is open."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class Sampler:
         if minute != self._minute:
             self._minute = minute
             await self._state.write(lambda connection: _store_jobs(connection, now_s - LATE_S))
+        for job in await self._state.read(pace.running_jobs):
+            self._state.rates.observe(job, now_s)
         client = self._state.engine.connected
         if client is None:
             return

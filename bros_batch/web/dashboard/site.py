@@ -21,7 +21,6 @@ from bros_batch.web.dashboard.events import Read, event_stream
 from bros_batch.web.dashboard.history import EngineHistory
 from bros_batch.web.dashboard.job_page import read_job
 from bros_batch.web.dashboard.jobs_page import read_jobs
-from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import STATIC, STATIC_FILES, VERSION, Page, html
 from bros_batch.web.dashboard.row_page import read_row
 from bros_batch.web.errors import ApiError
@@ -30,11 +29,11 @@ GZIP_LEVEL = 5
 
 
 def dashboard_routes(history: EngineHistory) -> list[Route]:
-    """All routes of the dashboard. They share the rates of jobs and the history of the engine, which a task fills."""
-    rates, reports = JobRates(), ErrorReports()
+    """All routes of the dashboard. They share the history of the engine, which a task fills."""
+    reports = ErrorReports()
     return [
-        _page("/", partial(read_jobs, rates=rates)),
-        _page("/jobs/{job_id}", partial(read_job, rates=rates, reports=reports)),
+        _page("/", read_jobs),
+        _page("/jobs/{job_id}", partial(read_job, reports=reports)),
         Route("/jobs", _home),
         Route("/jobs", change_jobs, methods=["POST"]),
         _page("/jobs/{job_id}/rows/{row}", read_row),

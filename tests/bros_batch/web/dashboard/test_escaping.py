@@ -24,9 +24,9 @@ from bros_batch.web.dashboard.error_groups import ErrorGroup
 from bros_batch.web.dashboard.history import EngineHistory
 from bros_batch.web.dashboard.job_page import Details, job_page
 from bros_batch.web.dashboard.jobs_page import Listed, Listing, listing_page
-from bros_batch.web.dashboard.rates import JobRates
 from bros_batch.web.dashboard.rendering import FOLDER, Page, fragments, html
 from bros_batch.web.dashboard.row_page import RowDetails, row_page
+from bros_batch.web.job_rates import JobRates
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -114,7 +114,7 @@ def pages(job: Job, text: str) -> list[Page]:
 
 
 def _json(text: str) -> str:
-    return json.dumps({text: text, "b": [text, {text: None}]})
+    return json.dumps({text: text, f"{text} ": [text, {text: None}]})
 
 
 def _result(text: str) -> str:

@@ -6,28 +6,29 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from bros_batch.db.tables import Job
+from bros_batch.forecast import Estimate, recent_pace
 
-WINDOW_S = 30.0
+WINDOW_S = 60.0
 MAX_JOBS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Items and tokens per second, and the time left at this speed; None while too little is known."""
+    """Items and tokens per second; None while too little is known."""
 
     items_per_s: float | None = None
     tokens_per_s: float | None = None
-    eta_s: float | None = None
 
 
 class JobRates:
-    """The latest counters of each running job. All pages share one, so a page that opens shows a rate at once."""
+    """The latest counters of each running job. A task looks at them each second, so a page that opens shows a rate at
+    once."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
 
     def observe(self, job: Job, now_s: float) -> Rate:
-        """Record a job's counters, and return its rate over the last half minute."""
+        """Record a job's counters, and return its rate over the last minute."""
         if job.status != "in_progress":
             self._seen.pop(job.id, None)
             return Rate()
@@ -36,6 +37,8 @@ class JobRates:
         while len(self._seen) > MAX_JOBS:
             self._seen.popitem(last=False)
         tokens = job.prompt_tokens + job.output_tokens
+        if not job.ended:
+            seen.clear()  # the time in which a job waits for its turn says nothing about its speed
         if not seen or now_s - seen[-1][0] >= 0.5:
             seen.append((now_s, job.ended, tokens))
         while len(seen) > 2 and seen[1][0] < now_s - WINDOW_S:
@@ -44,6 +47,9 @@ class JobRates:
         elapsed_s = now_s - then_s
         if elapsed_s < 1.0 or job.ended < then_ended:
             return Rate()
-        items_per_s = (job.ended - then_ended) / elapsed_s
-        eta_s = (job.total - job.ended) / items_per_s if items_per_s else None
-        return Rate(items_per_s, (tokens - then_tokens) / elapsed_s, eta_s)
+        return Rate((job.ended - then_ended) / elapsed_s, (tokens - then_tokens) / elapsed_s)
+
+    def pace(self, job: Job, now_s: float) -> Estimate | None:
+        """How many items of a job end per second; None if none has ended lately."""
+        seen = [(at_s, float(ended)) for at_s, ended, _ in tuple(self._seen.get(job.id, ()))]
+        return recent_pace(seen, now_s)
