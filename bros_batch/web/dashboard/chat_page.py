@@ -23,11 +23,15 @@ from bros_batch.web.errors import ApiError
 from bros_batch.web.generation import plan_generation
 
 
-class Conversation(msgspec.Struct):
-    """Body of `POST /chat`: all messages so far, and the JSON schema that the answer follows, if there is one."""
+class Conversation(msgspec.Struct, omit_defaults=True):
+    """Body of `POST /chat`: all messages so far, the JSON schema that the answer follows, if there is one, and what the
+    person has set for the conversation."""
 
     messages: list[dict[str, str]]
     schema: dict[str, Any] | None = None
+    model: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
 
 
 async def read_chat(_request: Request) -> Page:
@@ -57,11 +61,12 @@ def _chat_request(model: str, raw: bytes) -> ChatCompletionRequest:
         raise ApiError(400, f"Not a conversation: {error}.", code="invalid_request") from None
     body: dict[str, Any] = {
         "model": model,
-        "messages": conversation.messages,
+        **msgspec.to_builtins(conversation),
         "stream": True,
-        "stream_options": {"include_usage": True},
+        # In every chunk, so that the tokens of an answer that is stopped are known.
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
-    if conversation.schema is not None:
+    if body.pop("schema", None) is not None:
         body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "answer", "schema": conversation.schema},

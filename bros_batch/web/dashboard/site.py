@@ -21,6 +21,7 @@ from bros_batch.web.dashboard.events import Read, event_stream
 from bros_batch.web.dashboard.history import EngineHistory
 from bros_batch.web.dashboard.job_page import read_job
 from bros_batch.web.dashboard.jobs_page import read_jobs
+from bros_batch.web.dashboard.markdown import format_markdown
 from bros_batch.web.dashboard.rendering import STATIC, STATIC_FILES, VERSION, Page, html
 from bros_batch.web.dashboard.row_page import read_row
 from bros_batch.web.errors import ApiError
@@ -42,6 +43,7 @@ def dashboard_routes(history: EngineHistory) -> list[Route]:
         _page("/engine", partial(read_engine, history=history)),
         _page("/chat", read_chat),
         Route("/chat", chat_page.answer, methods=["POST"]),
+        Route("/chat/markdown", format_markdown, methods=["POST"]),
         Route("/static/{version}/{name}", _static_file),
     ]
 

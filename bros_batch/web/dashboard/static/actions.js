@@ -15,7 +15,7 @@ export function toast(message, isGood = false) {
   toastTimer = setTimeout(() => setText(byId("toast"), ""), TOAST_MS);
 }
 
-// Sends JSON. Throws an Error with a message for people unless the server accepts it.
+// Sends JSON. Throws an Error with a message for people, and the server's code, unless the server accepts it.
 export async function post(url, body, signal) {
   const headers = { Accept: "application/json", "Content-Type": "application/json" };
   let answer;
@@ -26,7 +26,7 @@ export async function post(url, body, signal) {
   }
   if (!answer.ok) {
     const { error } = await answer.json().catch(() => ({}));
-    throw new Error(error?.message ?? `The server answered ${answer.status}.`);
+    throw Object.assign(new Error(error?.message ?? `The server answered ${answer.status}.`), { code: error?.code });
   }
   return answer;
 }
