@@ -39,7 +39,7 @@ def failure_of(error: Exception) -> Failure:
         return Failure(f"{str(error).rstrip('.')}{hint}.")
     if kind in ("StartupError", "LookupError", "UnwritableTable"):
         return Failure(str(error))
-    if kind in ("SettingsError", "UnreadableTable", "BadInput"):
+    if kind in ("SettingsError", "UnreadableTable", "BadInput", "DamagedArchive"):
         return Failure(str(error), USAGE_ERROR)
     if isinstance(error, OSError) and error.strerror:
         return Failure(f"{error.filename or 'System error'}: {error.strerror}.")

@@ -24,6 +24,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "pause": ("cli.jobs.control:pause", "Pause a job."),
         "resume": ("cli.jobs.control:resume", "Resume a paused job."),
         "rerun": ("cli.jobs.rerun:rerun", "Compute rows of a job again: the failed ones, or some by number."),
+        "export": ("cli.jobs.transfer:export_job", "Write a job with everything to a zip file."),
+        "import": ("cli.jobs.transfer:import_job", "Bring an exported job to this server."),
     },
     "Chat": {
         "chat": ("cli.chat:chat", "Ask the model a question, or chat interactively."),

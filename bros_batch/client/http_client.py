@@ -86,6 +86,9 @@ class Client:
     ) -> Json:
         return self._send("POST", path, json=body, headers=dict(headers or {}))
 
+    def delete(self, path: str) -> Json:
+        return self._send("DELETE", path)
+
     def create_batch(self, body: Mapping[str, Any]) -> Json:
         """Create a batch. While the service cannot be reached, the request is repeated for up to RETRY_S.
 
@@ -159,6 +162,10 @@ class Client:
         """
         headers = {"Accept": "application/x-ndjson"}
         yield from self._lines(f"/v1/batches/{batch_id}/rows", params=params, headers=headers)
+
+    def export_lines(self, batch_id: str) -> Iterator[bytes]:
+        """Yield the lines of a batch with everything, as `POST /v1/batches/import` reads them."""
+        yield from self._lines(f"/v1/batches/{batch_id}/export")
 
     def _lines(self, path: str, **arguments: Any) -> Iterator[bytes]:
         with self._stream("GET", path, **arguments) as response:

@@ -32,8 +32,13 @@ class RemovableJob:
 
 
 def jobs_ended_before(connection: Connection, before_s: float, limit: int) -> list[str]:
-    """Jobs whose rows are still there although they ended before this time, the oldest first."""
-    query = select(jobs.c.id).where(_has_rows(), before_s > _ENDED_AT).order_by(_ENDED_AT).limit(limit)
+    """Jobs whose rows are still there although they ended before this time, the oldest first.
+
+    A job that came from another server after that time is not among them: its file is newer than its end.
+    """
+    is_new = exists().where(files.c.id == jobs.c.input_file_id, files.c.created_at >= before_s)
+    query = select(jobs.c.id).where(_has_rows(), before_s > _ENDED_AT, ~is_new)
+    query = query.order_by(_ENDED_AT).limit(limit)
     return list(connection.scalars(query))
 
 

@@ -180,11 +180,13 @@ class _Finalizer:
                         ),
                         now_s=now_s,
                     )
+            status = _final_status(job)
             jobs.set_status(
                 connection,
                 job,
-                _final_status(job),
-                now_s,
+                status,
+                getattr(job, jobs.STAMPS[status])
+                or now_s,  # a job from another server ended when it ended there
                 written_output_bytes=self._sizes["output"],
                 written_error_bytes=self._sizes["error"],
                 output_file_id=_id_of(written["output"]),

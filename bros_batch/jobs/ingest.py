@@ -21,8 +21,10 @@ from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import prompt_fields
+from bros_batch.documents.job_file import JOB_FILE
 from bros_batch.documents.lines import LineReader
 from bros_batch.documents.new_item import NewItem
+from bros_batch.jobs.import_job import import_job
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
@@ -65,6 +67,9 @@ def ingest(worker: Worker, job_id: str, until_s: float) -> TaskRun:
     try:
         if file is None:
             return ingester.fail("The input file is gone.", "input_file_id")
+        if job.ingest_form == JOB_FILE:
+            with Path(file.path).open("rb") as source:
+                return import_job(worker, job, lease, source, until_s)
         if job.model != settings.model_name:
             return ingester.fail(
                 f"The model {job.model!r} is not served here; this service has {settings.model_name!r}.",

@@ -14,7 +14,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bros_batch.db.connections import open_database
 from bros_batch.settings import Settings
 from bros_batch.web import auth, login
-from bros_batch.web.api import batches, completions, files, health, metrics, models, responses, rows, tokenize
+from bros_batch.web.api import (
+    batches,
+    completions,
+    files,
+    health,
+    job_files,
+    metrics,
+    models,
+    responses,
+    rows,
+    tokenize,
+)
 from bros_batch.web.api.uploads import remove_abandoned
 from bros_batch.web.app_state import AppState
 from bros_batch.web.cross_origin import CrossOrigin
@@ -62,7 +73,15 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_exception_handler(error_type, handler)
     plain_routes = [*completions.routes, *responses.routes, *tokenize.routes, *metrics.routes, *login.routes]
     app.router.routes += plain_routes
-    routers = (health.router, models.router, files.router, batches.router, rows.router, responses.router)
+    routers = (
+        health.router,
+        models.router,
+        files.router,
+        batches.router,
+        rows.router,
+        job_files.router,
+        responses.router,
+    )
     for router in routers:
         _answer_head(router)
         app.include_router(router)

@@ -1,1 +1,1 @@
-"""Commands about jobs: submit, list, status, results, errors, cancel, pause, resume and rerun."""
+"""Commands about jobs: submit, list, status, results, errors, cancel, pause, resume, rerun, export and import."""

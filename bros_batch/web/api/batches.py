@@ -104,9 +104,9 @@ async def create_batch(request: Request) -> Response:
     deadline_at = None
     if body.deadline is not None:
         deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
-    model = _checked_defaults(body, state.settings.model_names)
+    model = checked_defaults(body, state.settings.model_names)
     kept_for = body.output_expires_after
-    file = await state.read(lambda connection: _input_file(connection, body))
+    file = await state.read(lambda connection: input_file(connection, body.input_file_id))
     if (body.defaults or {}).get("model") is None:
         await run_in_threadpool(_check_requested_model, file, state.settings.model_names, body)
 
@@ -118,7 +118,7 @@ async def create_batch(request: Request) -> Response:
                 return earlier, True
         job = jobs.create_job(
             connection,
-            input_file_id=_input_file(connection, body).id,
+            input_file_id=input_file(connection, body.input_file_id).id,
             endpoint=body.endpoint,
             model=model,
             name=body.name,
@@ -144,10 +144,11 @@ async def create_batch(request: Request) -> Response:
     return JSONResponse(batch_object(job))
 
 
-def _input_file(connection: Connection, body: BatchRequest) -> File:
-    file = files.get_file(connection, body.input_file_id)
+def input_file(connection: Connection, file_id: str) -> File:
+    """The file that a job is made of. Raises an error for the client if it cannot be."""
+    file = files.get_file(connection, file_id)
     if file is None:
-        raise not_found("file", body.input_file_id, "input_file_id")
+        raise not_found("file", file_id, "input_file_id")
     if file.purpose != "batch":
         message = f"The file '{file.id}' was not uploaded with the purpose 'batch'."
         raise RequestError(message, "input_file_id")
@@ -170,7 +171,7 @@ def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> fl
         raise RequestError(f"Invalid '{param}': it {error}.", param) from None
 
 
-def _checked_defaults(body: BatchRequest, models: ModelNames) -> str:
+def checked_defaults(body: BatchRequest, models: ModelNames) -> str:
     """Return the job's model. Raises RequestError if a document with the job's defaults is not a valid request.
 
     Without defaults, the lines may be requests of their own. Ingest says what is wrong if they are documents.

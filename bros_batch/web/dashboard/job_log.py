@@ -33,6 +33,8 @@ def _sentence(kind: str, detail: Mapping[str, Any]) -> str:
             return f"Paused: {ended}"
         case "resumed":
             return "Resumed"
+        case "imported":
+            return f"Came from another server: {ended}"
         case "rerun":
             return f"Run again: {_rows(total - succeeded - without)}"
         case "finalizing":
