@@ -59,7 +59,7 @@ def import_job(client: Client, file: str, as_json: bool) -> None:
         with contextlib.suppress(Exception):  # the error above is what matters
             client.delete(f"/v1/files/{uploaded['id']}")
         raise
-    while batch["status"] == "validating":
+    while batch["status"] in ("validating", "finalizing", "cancelling"):
         time.sleep(POLL_S)
         batch = client.batch(batch["id"])
     for error in (batch["errors"] or {}).get("data") or []:

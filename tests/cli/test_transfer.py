@@ -26,7 +26,6 @@ def test_a_job_is_exported_and_imported_as_a_second_job(cli: Cli, tmp_path: Path
     assert done.returncode == 0 and "with 5 rows" in done.stderr
     copy = cli.json("import", str(path))
     assert copy["id"] != job["id"]
-    copy = cli.json("status", copy["id"], "--watch")
     own = {"id", "input_file_id", "output_file_id", "error_file_id"}
     assert {**copy, **dict.fromkeys(own)} == {**cli.json("status", job["id"]), **dict.fromkeys(own)}
     assert cli.lines("results", copy["id"]) == cli.lines("results", job["id"])

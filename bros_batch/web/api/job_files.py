@@ -32,6 +32,7 @@ from bros_batch.documents.job_file import (
     StoredRow,
     read_head,
 )
+from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object
@@ -77,12 +78,7 @@ async def import_batch(request: Request) -> Response:
     body = await state.parsed(request, lambda raw: validate(ImportRequest, raw))
     file = await state.read(lambda connection: input_file(connection, body.input_file_id))
     exported = (await run_in_threadpool(_read_head, file)).job
-    fields = {name: value for name in _CHECKED if (value := getattr(exported, name)) is not None}
-    new = validate(BatchRequest, msgspec.json.encode({**fields, "input_file_id": file.id}))
-    model = exported.model
-    if exported.status not in ENDED_JOB:  # the rows of one that has ended may be read without the model
-        model = state.settings.model_names.resolve(exported.model)
-        checked_defaults(new, state.settings.model_names)
+    model = _checked_model(exported, state.settings.model_names)
 
     def query(connection: Connection) -> Job:
         input_file(connection, file.id)
@@ -92,6 +88,19 @@ async def import_batch(request: Request) -> Response:
     log_change(request.scope, "job.imported", job=job.id)
     state.dispatcher.send("ingest", job.id)
     return JSONResponse(batch_object(job))
+
+
+def _checked_model(exported: ExportedJob, models: ModelNames) -> str:
+    """The model that the job has here. Raises RequestError for a job that could not have been created here.
+
+    The rows of a job that has ended may be read without its model.
+    """
+    fields = {name: value for name in _CHECKED if (value := getattr(exported, name)) is not None}
+    new = validate(BatchRequest, msgspec.json.encode({**fields, "input_file_id": ""}))
+    if exported.status in ENDED_JOB:
+        return exported.model
+    checked_defaults(new, models)
+    return models.resolve(exported.model)
 
 
 def _read_head(file: File) -> JobHead:
