@@ -1,4 +1,4 @@
-"""Client of the HTTP API for the command line and the demo. Other programs can use the `openai` package."""
+"""Client of the HTTP API for the command line, Python and the demo. Other programs can use the `openai` package."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bros_batch.client.bad_input import BadInput
+from bros_batch.client.bad_input import BadInput, NoRows
 from bros_batch.client.plain_text import is_text
 from bros_batch.document_fields import NO_FIELD, found_field
 from bros_batch.documents.form import BATCH, ERROR_FIELD, ID_FIELDS, document_id, form_of, is_bad_row
@@ -59,7 +59,9 @@ def check_head(
         if line.strip():
             checker.check(line, number)
     if checker.form is None:
-        raise BadInput(checker.warnings[0].removesuffix(FAILS) if checker.warnings else "The file is empty.")
+        if checker.warnings:
+            raise BadInput(checker.warnings[0].removesuffix(FAILS))
+        raise NoRows("The file is empty." if word == "Line" else "The table has no rows.")
     more = len(checker.warnings) - MAX_WARNINGS
     shown = checker.warnings[:MAX_WARNINGS]
     return (

@@ -9,19 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-import msgspec
-
-from bros_batch.client.answer_schema import Schema, response_format
-from bros_batch.client.chat_stream import ask as streamed_answer
+from bros_batch.client.answer_schema import Schema
+from bros_batch.client.bad_input import NoRows
 from bros_batch.client.http_client import Client as HttpClient
 from bros_batch.client.server_url import KEY_VARIABLE, server_url
-from bros_batch.python.answers import Asked, InvalidAnswer, validated
+from bros_batch.python.chat import chat_answer
 from bros_batch.python.job import Job
 from bros_batch.python.options import JobOptions
 from bros_batch.python.output import check_output
 from bros_batch.python.questions import Questions
 from bros_batch.python.sources import Frame, source_of
-from bros_batch.python.submission import job_body, submitted
+from bros_batch.python.submission import Work, submitted, without_rows
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -76,10 +74,10 @@ class Client:
         **options: Unpack[JobOptions],
     ) -> Job:
         """Submit a table as a job, and return the job without waiting for it. The arguments are those of `map`."""
-        body, model = job_body(prompt, schema, columns, questions, options)
-        source = None if isinstance(table, str | Path) else source_of(table)
-        batch = submitted(self._http, table if source is None else source, body, options, progress)
-        return Job(self._http, batch, source, Asked.of_job(body, model))
+        work = Work.of_arguments(prompt, schema, columns, questions, options)
+        source = table if isinstance(table, str | Path) else source_of(table)
+        batch = submitted(self._http, source, work, options, progress)
+        return Job(self._http, batch, None if isinstance(source, str | Path) else source, work.asked)
 
     @overload
     def map(
@@ -166,15 +164,13 @@ class Client:
         """
         if output is not None:
             check_output(output, table)
-        job = self.submit(
-            table,
-            prompt,
-            schema=schema,
-            columns=columns,
-            questions=questions,
-            progress=progress,
-            **options,
-        )
+        shape: Any = {"schema": schema, "columns": columns, "questions": questions}
+        try:
+            job = self.submit(table, prompt, **shape, progress=progress, **options)
+        except NoRows:
+            if output is not None or isinstance(table, str | Path):
+                raise
+            return without_rows(table, Work.of_arguments(prompt, **shape, options=options))
         return job.result(output, progress=progress)
 
     async def map_async(
@@ -192,16 +188,13 @@ class Client:
         """Do what `map` does, while the event loop does other work. If it is cancelled, the job continues to run."""
         if output is not None:
             check_output(output, table)
-        job = await asyncio.to_thread(
-            self.submit,
-            table,
-            prompt,
-            schema=schema,
-            columns=columns,
-            questions=questions,
-            progress=progress,
-            **options,
-        )
+        shape: Any = {"schema": schema, "columns": columns, "questions": questions}
+        try:
+            job = await asyncio.to_thread(self.submit, table, prompt, **shape, progress=progress, **options)
+        except NoRows:
+            if output is not None or isinstance(table, str | Path):
+                raise
+            return without_rows(table, Work.of_arguments(prompt, **shape, options=options))
         return await job.result_async(output, progress=progress)
 
     def ask(
@@ -274,25 +267,7 @@ class Client:
         called with each piece of the answer as it arrives. `options` are parameters of a chat completion, such as
         `model`, `max_tokens` and `temperature`. Raises InvalidAnswer if the answer was cut and is not JSON.
         """
-        messages = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        body = {
-            "model": options.pop("model", None) or self._http.served_model(),
-            "messages": messages,
-            **options,
-        }
-        if schema is not None:
-            body["response_format"] = response_format(schema)
-        answer = streamed_answer(self._http, body, on_text or (lambda piece: None))
-        if schema is None:
-            return answer.text
-        try:
-            value = msgspec.json.decode(answer.text)
-        except msgspec.DecodeError:
-            reason = "it reached max_tokens" if answer.finish_reason == "length" else "it is not JSON"
-            raise InvalidAnswer(f"The answer does not follow the schema: {reason}.") from None
-        return validated(value, schema) if isinstance(schema, type) else value
+        return chat_answer(self._http, message, schema, system, on_text, options)
 
     def jobs(self, limit: int = 20) -> list[Job]:
         """Return the newest jobs, newest first."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bros_batch.client.added_columns import columns_format
 from bros_batch.client.answer_schema import Schema, response_format
@@ -17,62 +18,68 @@ from bros_batch.client.submission import checked_lines, create_job, job_name, so
 from bros_batch.documents.readers.open_table import open_table
 from bros_batch.documents.readers.table import Table, UnreadableTable
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, DECISIONS
+from bros_batch.python.answers import Answers, Asked, with_answers
 from bros_batch.python.options import JOB_OPTIONS, REQUEST_OPTIONS, check_names, given
 from bros_batch.python.questions import Questions, api_questions
-from bros_batch.python.sources import Source
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+from bros_batch.python.sources import Source, source_of
 
 
-def job_body(
-    prompt: str | None,
-    schema: Schema | None,
-    columns: Mapping[str, str] | Sequence[str] | None,
-    questions: Questions | None,
-    options: Mapping[str, Any],
-) -> tuple[dict[str, Any], type[BaseModel] | None]:
-    """Return the body of the job's creation without its input, and the class of its answers if there is one.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The body of a job's creation without its input, and what it asks about each row."""
 
-    Raises BadInput, or TypeError for an option that does not exist.
-    """
-    check_names(options)
-    shapes = {"schema": schema, "columns": columns, "questions": questions}
-    used = [name for name, value in shapes.items() if value is not None]
-    if len(used) > 1:
-        raise BadInput(f"Use only one of {' and '.join(used)}.")
-    defaults = given(options, REQUEST_OPTIONS)
-    if prompt is not None:
-        defaults["prompt"] = prompt
-    if schema is not None:
-        defaults["response_format"] = response_format(schema)
-    if columns is not None:
-        texts = (
-            [f"{name}: {text}" for name, text in columns.items()] if isinstance(columns, Mapping) else columns
-        )
-        defaults["response_format"], explanation = columns_format(texts)
+    body: dict[str, Any]
+    asked: Asked
+
+    @classmethod
+    def of_arguments(
+        cls,
+        prompt: str | None,
+        schema: Schema | None,
+        columns: Mapping[str, str] | Sequence[str] | None,
+        questions: Questions | None,
+        options: Mapping[str, Any],
+    ) -> Work:
+        """Check the arguments of a call. Raises BadInput, and TypeError for an option that does not exist."""
+        check_names(options)
+        shapes = {"schema": schema, "columns": columns, "questions": questions}
+        used = [name for name, value in shapes.items() if value is not None]
+        if len(used) > 1:
+            raise BadInput(f"Use only one of {' and '.join(used)}.")
+        defaults = given(options, REQUEST_OPTIONS)
         if prompt is not None:
-            defaults["prompt"] = prompt + explanation
-    if questions is not None:
-        defaults["questions"] = api_questions(questions)
-    body = {
-        "endpoint": CHAT_COMPLETIONS if questions is None else DECISIONS,
-        "completion_window": "24h",
-        **given(options, JOB_OPTIONS),
-        "defaults": defaults,
-    }
-    return body, schema if isinstance(schema, type) else None
+            defaults["prompt"] = prompt
+        if schema is not None:
+            defaults["response_format"] = response_format(schema)
+        if columns is not None:
+            words = (
+                [f"{name}: {text}" for name, text in columns.items()]
+                if isinstance(columns, Mapping)
+                else columns
+            )
+            defaults["response_format"], explanation = columns_format(words)
+            if prompt is not None:
+                defaults["prompt"] = prompt + explanation
+        if questions is not None:
+            defaults["questions"] = api_questions(questions)
+        body = {
+            "endpoint": CHAT_COMPLETIONS if questions is None else DECISIONS,
+            "completion_window": "24h",
+            **given(options, JOB_OPTIONS),
+            "defaults": defaults,
+        }
+        return cls(body, Asked.of_job(body, schema if isinstance(schema, type) else None))
 
 
 def submitted(
     client: HttpClient,
     table: str | Path | Source,
-    body: Mapping[str, Any],
+    work: Work,
     options: Mapping[str, Any],
     progress: bool,
 ) -> dict[str, Any]:
     """Check, upload and submit a table. Returns the batch object of its job. Raises BadInput and OSError."""
-    id_field = options.get("id_field")
+    body, id_field = work.body, options.get("id_field")
     with _opened(table, options.get("sheet")) as opened:
         name = body.get("name") or (job_name([str(table)]) if isinstance(table, str | Path) else opened.name)
         checked = {key: value for key, value in body["defaults"].items() if key != "model"}
@@ -80,6 +87,11 @@ def submitted(
         source = source_object(opened, name, id_field)
         console = visible_console() if progress else None
         return create_job(client, lines, opened, {**body, "name": name, "source": source}, console)
+
+
+def without_rows(table: Any, work: Work) -> Any:
+    """Return a table that has no rows with the columns of the answers."""
+    return with_answers(source_of(table), work.asked, Answers([], []))
 
 
 @contextmanager

@@ -13,8 +13,13 @@ import pytest
 from tests.up_process import Up
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ELSEWHERE = {"extract_pydantic.py", "tool_loop.py"}  # tests/clients: they need a model that computes
+ELSEWHERE = {
+    "extract_pydantic.py",
+    "map_table.py",
+    "tool_loop.py",
+}  # tests/clients: they need a model that computes
 TESTED = {
+    "ask_data_frame.py",
     "background_response.py",
     "bulk_openai.py",
     "chat_stream.py",
@@ -81,6 +86,15 @@ def test_questions_about_a_text(run):
     lines = run("decide.py", "My card was charged twice.").splitlines()
     assert [line.partition(":")[0] for line in lines] == ["urgent", "team", "mood"]
     assert all("%" in line for line in lines)
+
+
+def test_questions_about_a_data_frame(run, tmp_path):
+    path = tmp_path / "mails.csv"
+    path.write_text("text\nWhere is my invoice?\nI cannot log in.\n")
+    header, *rows = run("ask_data_frame.py", str(path)).splitlines()
+    questions = ("urgent", "team", "mood")
+    assert header.split() == ["text", *(part for name in questions for part in (name, f"{name}_probability"))]
+    assert sorted(row.split()[0] for row in rows) == ["0", "1"]
 
 
 def test_both_lanes_at_once(run):

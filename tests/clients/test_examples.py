@@ -35,6 +35,22 @@ def test_a_document_becomes_a_pydantic_model(server: Server, tmp_path: Path) -> 
     }
 
 
+def test_a_table_gets_a_column_for_each_field_of_a_model(server: Server, tmp_path: Path) -> None:
+    path, output = tmp_path / "invoices.csv", tmp_path / "out.jsonl"
+    path.write_text(f'no,text\n007,"{INVOICE}"\n')
+    done = run(server, "map_table.py", str(path), str(output))
+    assert (done.returncode, done.stdout) == (0, f"{output}\n"), done.stderr
+    assert json.loads(output.read_text()) == {
+        "no": "007",
+        "text": INVOICE,
+        "vendor": "ACME Ltd",
+        "date": "2026-03-03",
+        "total": "12.50",
+        "currency": "EUR",
+        "_error": None,
+    }
+
+
 def test_the_model_calls_a_function(server: Server) -> None:
     # The first answer has to be a call. Whether the demo model ever answers in words is a matter of chance.
     done = run(server, "tool_loop.py", "How many US dollars are 12.50 euros?")

@@ -130,7 +130,7 @@ def test_questions_become_a_value_and_a_probability(client: bros_batch.Client) -
     ("arguments", "sentence"),
     [
         ((["a"], "no place"), "The prompt contains no {field}"),
-        (([], "{text}"), "is empty"),
+        (([{}], "{text}"), "does not have"),
         ((["a", {"text": "b"}], "{text}"), "Row 2 is a dict, and row 1 is a text."),
         ((3, "{text}"), "not int"),
         (("missing.csv", "{text}"), "missing.csv"),
