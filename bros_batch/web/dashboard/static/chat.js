@@ -1,15 +1,15 @@
 // The chat page: the list of conversations, the one that is shown, and the form for the next question.
 
 import { toast } from "./actions.js";
+import { listenToSettings, requestSettings, showSettings } from "./chat_settings.js";
 import * as store from "./chat_store.js";
+import { copyText } from "./copy_text.js";
 import { byId, make, setText } from "./dom.js";
 import "./page.js";
 import { Talk, isEnter } from "./talk.js";
 import { label, readTextFile } from "./text_files.js";
 
-const COPIED_MS = 1500;
 const TITLE_CHARS = 60;
-const SETTINGS = ["system", "model", "temperature", "max_tokens", "schema"];
 
 const form = byId("ask");
 const field = form.elements.question;
@@ -17,7 +17,7 @@ const talks = new Map(); // those that this page has shown, by id: their answers
 let shown = null; // the talk on the page
 let files = []; // of the next question
 
-const page = { settings, changed, focus: () => field.focus() };
+const page = { settings: requestSettings, changed, focus: () => field.focus() };
 
 // Conversations ------------------------------------------------------------------------------------------------------
 
@@ -31,10 +31,7 @@ function open(id) {
   talks.set(talk.conversation.id, talk);
   shown = talk;
   byId("talk").replaceChildren(talk.element);
-  for (const name of SETTINGS) form.elements[name].value = talk.conversation.settings[name] ?? "";
-  // A model that is not served any more is not chosen.
-  if (form.elements.model.selectedIndex < 0) form.elements.model.selectedIndex = 0;
-  showSettings();
+  showSettings(talk.conversation.settings);
   showState();
   showPast(false);
   scrollTo(0, document.documentElement.scrollHeight);
@@ -44,6 +41,7 @@ function open(id) {
 function changed(talk) {
   const { conversation } = talk;
   const { messages } = conversation;
+  if (talks.get(conversation.id) !== talk) return; // it was deleted meanwhile
   const isAnswered = messages.at(-1)?.role === "assistant";
   if (isAnswered) {
     const [first] = messages;
@@ -137,66 +135,6 @@ store.onOtherTab((id) => {
   showList();
 });
 
-// Settings -----------------------------------------------------------------------------------------------------------
-
-// The fields of a request that the person has set. Throws an Error if one of them makes no sense.
-function settings() {
-  const { system, model, temperature, max_tokens: most, schema } = form.elements;
-  const numberOf = (input) => (input.value ? input.valueAsNumber : undefined);
-  const isDefaultModel = model.selectedIndex <= 0;
-  return {
-    system: system.value.trim(),
-    schema: schemaIn(schema),
-    model: isDefaultModel ? undefined : model.value,
-    temperature: numberOf(temperature),
-    max_tokens: numberOf(most),
-  };
-}
-
-function schemaIn({ value }) {
-  if (!value.trim()) return undefined;
-  try {
-    return JSON.parse(value);
-  } catch (error) {
-    form.querySelector("details").open = true;
-    throw new Error(`The schema is not JSON: ${error.message}`);
-  }
-}
-
-function showSettings() {
-  const { system, model, temperature, max_tokens: most, schema } = form.elements;
-  const set = [
-    system.value.trim() && "system prompt",
-    model.selectedIndex > 0 && model.value,
-    temperature.value && `temperature ${temperature.value}`,
-    most.value && `at most ${most.value} tokens`,
-    schema.value.trim() && "JSON schema",
-  ];
-  byId("set").textContent = set.filter(Boolean).join(" · ");
-}
-
-form.querySelector(".settings").addEventListener("input", () => {
-  const values = Object.fromEntries(SETTINGS.map((name) => [name, form.elements[name].value]));
-  shown.conversation.settings = values;
-  store.saveSettings({ ...values, schema: "" }); // a schema belongs to its conversation
-  if (shown.conversation.messages.length && !shown.isRunning) store.save(shown.conversation);
-  showSettings();
-});
-
-async function loadModels() {
-  const answer = await fetch("/v1/models").catch(() => null);
-  if (!answer?.ok) return; // the server's own defaults hold
-  const { data } = await answer.json();
-  const { model, temperature, max_tokens: most } = form.elements;
-  model.replaceChildren(...data.map(({ id }) => new Option(id)));
-  model.value = shown.conversation.settings.model ?? "";
-  if (model.selectedIndex < 0) model.selectedIndex = 0;
-  const defaults = data[0].sampling_defaults;
-  temperature.placeholder = `${defaults.temperature} by default`;
-  if (defaults.chat_tokens) most.placeholder = `${defaults.chat_tokens} by default`;
-  showSettings();
-}
-
 // The next question --------------------------------------------------------------------------------------------------
 
 const saveDraft = () => store.saveDraft(field.value, files);
@@ -277,15 +215,13 @@ for (const type of ["dragover", "dragleave", "drop"]) {
   });
 }
 
-// Buttons of turns ---------------------------------------------------------------------------------------------------
-
 byId("talk").addEventListener("click", ({ target }) => {
   const turn = target.closest(".turn");
   if (target.matches(".copy")) {
     const { content, calls = [] } = shown.messageOf(turn);
-    copy(content || calls.join("\n"), target);
+    copyText(content || calls.join("\n"), target);
   } else if (target.matches(".copy-code")) {
-    copy(target.parentElement.querySelector("pre").textContent, target);
+    copyText(target.parentElement.querySelector("pre").textContent, target);
   } else if (target.matches(".again")) {
     shown.regenerate();
     field.focus();
@@ -294,28 +230,13 @@ byId("talk").addEventListener("click", ({ target }) => {
   }
 });
 
-async function copy(text, button) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    copySelected(text); // a page without HTTPS has no clipboard
-  }
-  button.textContent = "Copied";
-  setTimeout(() => (button.textContent = "Copy"), COPIED_MS);
-  button.focus();
-}
-
-function copySelected(text) {
-  const carrier = make("textarea", "carrier");
-  carrier.value = text;
-  document.body.append(carrier);
-  carrier.select();
-  document.execCommand("copy");
-  carrier.remove();
-}
-
 open(addressed());
 ({ text: field.value, files } = store.draft());
 showFiles();
 showList();
-loadModels();
+listenToSettings((values) => {
+  const { conversation } = shown;
+  conversation.settings = values;
+  store.saveSettings({ ...values, schema: "" }); // a schema belongs to its conversation
+  if (conversation.messages.length && !shown.isRunning) store.save(conversation);
+});

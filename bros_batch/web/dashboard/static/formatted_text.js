@@ -18,6 +18,7 @@ export class FormattedText {
   #timer = 0;
   #isFormatting = false;
   #isComplete = false;
+  #isGivenUp = false;
 
   constructor(element) {
     this.#element = element;
@@ -27,7 +28,7 @@ export class FormattedText {
   show(text) {
     this.#text = text;
     this.#showTail();
-    if (!this.#timer && !this.#isFormatting) this.#timer = setTimeout(() => this.#format(), PAUSE_MS);
+    if (!this.#timer && !this.#isFormatting && !this.#isGivenUp) this.#timer = setTimeout(() => this.#format(), PAUSE_MS);
   }
 
   // Shows the whole text, formatted as soon as possible.
@@ -36,7 +37,7 @@ export class FormattedText {
     this.#text = text;
     this.#showTail();
     clearTimeout(this.#timer);
-    if (!this.#isFormatting) this.#format();
+    if (!this.#isFormatting && !this.#isGivenUp) this.#format();
   }
 
   async #format() {
@@ -46,13 +47,14 @@ export class FormattedText {
     turn = turn.then(() => this.#formatOnce());
     await turn;
     this.#isFormatting = false;
-    if (this.#numFormatted === this.#text.length) return;
+    if (this.#numFormatted === this.#text.length || this.#isGivenUp) return;
     const pause = this.#isComplete ? 0 : Math.max(PAUSE_MS, PAUSES_PER_FORMATTING * (performance.now() - begun));
     this.#timer = setTimeout(() => this.#format(), pause);
   }
 
   async #formatOnce() {
     const text = this.#text;
+    const wasComplete = this.#isComplete;
     try {
       const { html } = await (await post("/chat/markdown", JSON.stringify({ text }))).json();
       const fresh = make("div");
@@ -63,10 +65,9 @@ export class FormattedText {
       this.#element.classList.add("formatted");
       this.#numFormatted = text.length;
       this.#showTail();
-    } catch {
-      // It stays plain: the text is what matters.
-      this.#showTail();
-      if (this.#isComplete) this.#numFormatted = this.#text.length;
+    } catch (error) {
+      // What is not formatted stays plain: the text is what matters.
+      this.#isGivenUp = wasComplete || error.code === "too_large";
     }
   }
 

@@ -41,17 +41,14 @@ export class Talk {
   // Asks another question instead of the last one.
   #replace(content) {
     const { files } = this.conversation.messages.at(-2);
-    return this.#run([{ role: "user", content, files }], this.#take(2), () => this.edit(content), () => {
-      this.#closeEdit();
-      this.#replace(content);
-    });
+    const retry = () => this.element.querySelector(".edit-form").requestSubmit();
+    return this.#run([{ role: "user", content, files }], this.#take(2), () => this.edit(content), retry);
   }
 
   // Opens a form with the last question in place of its text.
   edit(content = this.conversation.messages.at(-2)?.content) {
     if (this.isRunning || this.conversation.messages.length < 2) return;
     this.#closeEdit();
-    this.element.querySelector(".failed")?.remove();
     const form = make("form", "edit-form");
     const field = make("textarea");
     field.value = content;
@@ -84,7 +81,9 @@ export class Talk {
     });
   }
 
+  // Its retry button goes with the form.
   #closeEdit() {
+    this.element.querySelector(".failed")?.remove();
     for (const each of this.element.querySelectorAll(".edit-form")) {
       each.closest(".turn").classList.remove("editing");
       each.remove();
@@ -156,6 +155,7 @@ export class Talk {
     }
     this.#stop = null;
     cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
     const isAtEnd = atEnd();
     if (isBegun) turn.show(answer, true);
     else this.#undo(turn, questions, replaced, giveBack);
@@ -206,8 +206,8 @@ export class Talk {
   }
 
   #drawSoon(turn, answer) {
-    cancelAnimationFrame(this.#frame);
-    this.#frame = requestAnimationFrame(() => {
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
       const isAtEnd = atEnd();
       turn.show(answer, false);
       if (isAtEnd) scrollDown();

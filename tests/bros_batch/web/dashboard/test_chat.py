@@ -340,10 +340,12 @@ def test_a_rejected_question_is_kept_and_asked_again(
     page.chrome.back()
     page.until(lambda: page.texts(".mine") == [STORY], "the first conversation")
     assert not page.is_idle(), "its answer has gone on"
-    page.press("Stop")
-    page.until(page.is_idle, "the stop")
+    page.all(".past .delete")[0].click()
+    page.press("Delete")
+    wait_for(lambda: not service.engine.scheduler.has_work, "the engine to be free")
+    page.until(lambda: page.texts(".turn") == [] and page.is_idle(), "a new conversation")
+    assert page.texts(".past a") == []
     service.runner.pause_s = 0.0
-    page.press("New chat")
     page.press("Send")
     page.until(
         lambda: page.texts(".theirs.formatted p") == ["File notes.txt:", "The king is called Otto.", "Who?"],
