@@ -18,6 +18,7 @@ from bros_batch.documents.job_file import (
     JobEnd,
     RowCounts,
     StoredRow,
+    form_of_rows,
     read_head,
     read_line,
 )
@@ -69,27 +70,28 @@ def archive_lines(path: str) -> Iterator[bytes]:
 def check_archive(path: str) -> RowCounts:
     """The counts of the job in a zip file. Raises DamagedArchive unless all of it can be imported."""
     counts = RowCounts()
+    form = ""
     for number, line in enumerate(archive_lines(path)):
         where = JOB
         try:
             if number == 0:
-                read_head(line)
+                form = form_of_rows(read_head(line))
             elif line.startswith(END):
-                read = read_line(line)
+                read = read_line(line, form)
                 assert isinstance(read, JobEnd)
                 counts.check_end(read.end)
             else:
                 where = f"line {number} of {ROWS}"
-                counts.add(_read_row(line))
+                counts.add(_read_row(line, form))
         except RequestError as error:
             raise DamagedArchive(f"{path} cannot be imported: {where}: {error.message}") from None
     return counts
 
 
-def _read_row(line: bytes) -> StoredRow:
+def _read_row(line: bytes, form: str) -> StoredRow:
     if not line.endswith(b"\n"):
         raise RequestError("it is too long or cut short.")
-    row = read_line(line)
+    row = read_line(line, form)
     assert isinstance(row, StoredRow)  # only a last line begins like one
     return row
 

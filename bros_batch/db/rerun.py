@@ -17,6 +17,7 @@ from bros_batch.db.job_leases import NO_LEASE
 from bros_batch.db.jobs import DEFAULT_WINDOW_S, lock_job, set_status
 from bros_batch.db.states import ENDED_ITEM, ENDED_JOB, ItemStatus, JobStatus, ensure_item
 from bros_batch.db.tables import IS_WITHOUT_RESULT, File, Job, items, jobs
+from bros_batch.documents.job_file import JOB_FILE
 
 # The next epoch: a result from before the rerun changes nothing.
 _AGAIN = (
@@ -81,6 +82,8 @@ def rerun_rows(
         raise CannotRerun(_reason(job))
     if job.rows_removed_at is not None:
         raise CannotRerun("Its rows were removed after the time for which they are kept.")
+    if job.ingest_form == JOB_FILE:
+        raise CannotRerun("It was cancelled while it was imported, so it lacks rows. Import it again.")
     for source in ENDED_ITEM:
         ensure_item(source, ItemStatus.PENDING)
     changed = _all_failed(connection, job) if rows is None else _by_number(connection, job, rows)

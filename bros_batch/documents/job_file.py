@@ -39,8 +39,8 @@ class JobError(msgspec.Struct, frozen=True):
 
     code: _Short
     line: int | None
-    message: _Short
-    param: _Short | None
+    message: _Text
+    param: _Text | None
 
 
 class LoggedEvent(msgspec.Struct, frozen=True):
@@ -107,7 +107,7 @@ class StoredRow(msgspec.Struct, frozen=True):
     body: _Text | None
     result: _Text | None
     error_code: Annotated[str, Meta(pattern=r"^[^\x00]*\Z", max_length=64)] | None
-    error_message: _Short | None
+    error_message: _Text | None
     prompt_tokens: _Count
     output_tokens: _Count
     queued_at: _Time | None
@@ -163,14 +163,17 @@ def read_head(line: bytes) -> JobHead:
     return _converted(value, JobHead)
 
 
-def read_line(line: bytes) -> StoredRow | JobEnd:
-    """A line after the first. Raises RequestError for one that could not have been exported."""
+def read_line(line: bytes, form: str) -> StoredRow | JobEnd:
+    """A line after the first, of a job with rows of this form. Raises RequestError for one that nobody has exported."""
     if line.startswith(END):
         return _converted(json_object(line), JobEnd)
     row = _decoded_row(line)
-    for name, text in (("body", row.body), ("result", row.result)):
-        if text is not None:
-            _check_object(text, name)
+    if row.body is not None:
+        _check_object(row.body, "body")
+        if form == DOCUMENT:
+            _check_document(row.body)
+    if row.result is not None:
+        _check_object(row.result, "result")
     if row.body is None and row.status != "failed":
         raise RequestError("'body' is missing.")
     if row.status == "succeeded" and (row.result is None or row.error_code is not None):
@@ -195,13 +198,20 @@ def _decoded_row(line: bytes) -> StoredRow:
 
 
 def _check_object(text: str, name: str) -> None:
-    """Raise RequestError unless a text can be put on a line of JSON lines as an object."""
+    """Raise RequestError unless a text can stand on a line of JSON lines as an object."""
+    try:
+        _checked_json(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise RequestError(f"'{name}' is not valid JSON.") from None
+    if not text.lstrip().startswith("{") or "\n" in text:
+        raise RequestError(f"'{name}' is not a JSON object on one line.")
+
+
+def _check_document(text: str) -> None:
     try:
         json_object(text.encode())
     except RequestError as error:
-        raise RequestError(f"'{name}': {error.message}") from None
-    if "\n" in text or "\r" in text:
-        raise RequestError(f"'{name}' has more than one line.")
+        raise RequestError(f"'body': {error.message}") from None
 
 
 def _converted(value: object, kind: type[_T]) -> _T:
@@ -224,3 +234,4 @@ def _lowered(sentence: str) -> str:
 
 
 _decode_row = msgspec.json.Decoder(StoredRow).decode
+_checked_json = msgspec.json.Decoder(msgspec.Raw).decode

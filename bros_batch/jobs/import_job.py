@@ -37,6 +37,7 @@ def import_job(worker: Worker, job: Job, lease: Lease, source: BufferedReader, u
     number = counts.total + 1  # of the line in the file
     try:
         head = read_head(source.readline(MAX_HEAD_BYTES))
+        form = form_of_rows(head)
         source.seek(max(job.ingest_offset, source.tell()))
         rows: list[StoredRow] = []
         size = 0
@@ -46,7 +47,7 @@ def import_job(worker: Worker, job: Job, lease: Lease, source: BufferedReader, u
             if not line.endswith(b"\n"):
                 problem = "is too long" if len(line) > MAX_ROW_BYTES else "the file ends too early"
                 raise RequestError(f"{problem}.")
-            read = read_line(line)
+            read = read_line(line, form)
             if isinstance(read, JobEnd):
                 counts.check_end(read.end)
                 if source.read(1):
@@ -63,7 +64,7 @@ def import_job(worker: Worker, job: Job, lease: Lease, source: BufferedReader, u
                         job_leases.drop_lease(connection, lease)
                     return TaskRun(Progress.MORE)
         _commit(worker, lease, rows, imported_jobs.count_columns(counts), source.tell())
-        return _finish(worker, lease, head)
+        return _finish(worker, lease, head, form)
     except RequestError as error:
         with writing(worker.database) as connection:
             held = job_leases.hold_lease(connection, lease)
@@ -80,10 +81,10 @@ def _commit(worker: Worker, lease: Lease, rows: list[StoredRow], counts: dict[st
         job_leases.extend_lease(connection, lease, until, ingest_offset=offset, **counts)
 
 
-def _finish(worker: Worker, lease: Lease, head: JobHead) -> TaskRun:
+def _finish(worker: Worker, lease: Lease, head: JobHead, form: str) -> TaskRun:
     with writing(worker.database) as connection:
         job = job_leases.hold_lease(connection, lease)
-        job = imported_jobs.finish_import(connection, job, head, form_of_rows(head))
+        job = imported_jobs.finish_import(connection, job, head, form)
     if job.status == JobStatus.IN_PROGRESS:
         return TaskRun(prepare=[job.model])
     ends = job.status in (JobStatus.FINALIZING, JobStatus.CANCELLING)

@@ -147,16 +147,17 @@ async def _lines(state: AppState, job_id: str, head: bytes) -> AsyncIterator[byt
     next_after: int | None = 0
     while next_after is not None:
 
-        def query(connection: Connection, after: int = next_after) -> tuple[list[StoredRow], int | None]:
+        def query(connection: Connection, after: int = next_after) -> tuple[bytes, int | None]:
             page = rows_page(connection, _job(connection, job_id), RowQuery(after, STREAMED_ROWS))
             rows = [
                 StoredRow(row.line_no, *(getattr(row, name) for name in StoredRow.__struct_fields__[1:]))
                 for row in page.rows
             ]
-            return rows, page.next_after
+            for row in rows:
+                counts.add(row)
+            return encoder.encode_lines(rows), page.next_after
 
-        rows, next_after = await state.read(query)
-        for row in rows:
-            counts.add(row)
-        yield encoder.encode_lines(rows)
+        lines, next_after = await state.read(query)
+        if lines:
+            yield lines
     yield encoder.encode(JobEnd(counts)) + b"\n"

@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from bros_batch.client.http_client import Client, ServiceError
 from bros_batch.client.job_archive import DamagedArchive, archive_lines, check_archive, write_archive
-from bros_batch.db import job_control, job_events
+from bros_batch.db import imported_jobs, job_control, job_events
 from bros_batch.db.connections import open_database, reading, writing
 from bros_batch.db.schema import upgrade
 from bros_batch.db.tables import Job, jobs
@@ -22,7 +22,7 @@ from bros_batch.documents.readers.table_lines import LineStream
 from bros_batch.jobs.task_run import Progress
 from bros_batch.web.app import create_app
 from tests.bros_batch.web.serving import serving_app
-from tests.bros_batch.world import World
+from tests.bros_batch.world import World, batch_line
 
 DOCUMENTS = [
     {"id": "a", "city": 'Zürich "1"'},
@@ -172,16 +172,43 @@ def test_an_unfinished_job_continues_on_another_server(
 
 
 def test_an_import_that_dies_between_two_groups_continues(
-    world: World, here: Client, other: World, there: Client, tmp_path: Path
+    world: World, here: Client, other: World, there: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = world.running([{"id": str(number), "text": "x" * number} for number in range(50)])
+    job_id = world.running([batch_line(f"line-{number}", temperature=0.0) for number in range(50)])
     copy = imported(there, exported(here, job_id, tmp_path / "job.zip"))
     other.settings.__dict__["ingest_group_lines"] = 7
+
+    def die(*_arguments: object) -> None:
+        raise SystemExit
+
+    assert other.ingest(copy, until_s=0).progress is Progress.MORE
+    with monkeypatch.context() as patch:
+        patch.setattr(imported_jobs, "insert_rows", die)
+        with pytest.raises(SystemExit):
+            other.ingest(copy)
+    assert (other.job(copy).status, len(other.items(copy))) == ("validating", 7)
+    assert other.ingest(copy).progress is Progress.NOT_OURS, "the lease of the dead run is still valid"
+    with writing(other.database) as connection:
+        connection.execute(update(jobs).where(jobs.c.id == copy).values(lease_until=1.0))
+    assert other.sweep().ingest == [copy]
     while other.ingest(copy, until_s=0).progress is Progress.MORE:
-        assert other.job(copy).status == "validating"
         assert len(other.items(copy)) % 7 == 0
     assert other.job(copy).status == "in_progress"
     assert rows(other, copy) == rows(world, job_id)
+
+
+def test_an_import_that_is_cancelled_cannot_be_rerun(
+    world: World, here: Client, other: World, there: Client, tmp_path: Path
+) -> None:
+    job_id = world.running([{"id": str(number), "text": "x"} for number in range(5)])
+    copy = imported(there, exported(here, job_id, tmp_path / "job.zip"))
+    other.settings.__dict__["ingest_group_lines"] = 2
+    other.ingest(copy, until_s=0)
+    other.cancel(copy)
+    other.finalize(copy)
+    assert (other.job(copy).status, other.statuses(copy)) == ("cancelled", ["cancelled"] * 2)
+    with pytest.raises(ServiceError, match="Import it again"):
+        there.post(f"/v1/batches/{copy}/rerun", {"only": "failed"})
 
 
 def rewritten(path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
