@@ -20,6 +20,7 @@ from bros_batch.web.api import (
     files,
     health,
     job_files,
+    job_forecast,
     metrics,
     models,
     responses,
@@ -73,15 +74,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_exception_handler(error_type, handler)
     plain_routes = [*completions.routes, *responses.routes, *tokenize.routes, *metrics.routes, *login.routes]
     app.router.routes += plain_routes
-    routers = (
-        health.router,
-        models.router,
-        files.router,
-        batches.router,
-        rows.router,
-        job_files.router,
-        responses.router,
-    )
+    modules = (health, models, files, batches, job_forecast, rows, job_files, responses)
+    routers = [module.router for module in modules]
     for router in routers:
         _answer_head(router)
         app.include_router(router)

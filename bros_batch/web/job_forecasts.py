@@ -39,13 +39,14 @@ OUTPUT_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job that has not been submitted: its rows, and the tokens of the prompt of a row."""
+    """A job that has not been submitted: its rows, the tokens of a prompt, and the limit of an output."""
 
     model: str
     endpoint: str
     defaults: Mapping[str, Any]
     rows: int
     prompt_tokens: float
+    max_output: float
     priority: int = 0
     deadline_at: float | None = None
 
@@ -67,7 +68,7 @@ def forecasts(
 def forecast_of_new(connection: Connection, new: NewJob, now_s: float) -> tuple[Forecast | None, float]:
     """When a job would be done if it were submitted now, and the output tokens of a row that this assumes."""
     load = Load(connection, new.model, now_s)
-    output, doubt = load.output_tokens(new.endpoint, new.defaults)
+    output, doubt = load.output_tokens(new.endpoint, new.defaults, new.max_output)
     work = Estimate(Tokens(new.prompt_tokens, output).work, doubt)
     order = (*urgency(new.priority, new.deadline_at), now_s, "")
     result = forecast(
@@ -132,20 +133,23 @@ class Load:
         tpots = [_number(engine.stats, "stats", "lanes", "be", "tpot", "p50_s") for engine in self._engines]
         return output_tokens * min((each for each in tpots if each), default=0.0)
 
-    def output_tokens(self, endpoint: str, defaults: Mapping[str, Any]) -> tuple[float, float]:
+    def output_tokens(
+        self, endpoint: str, defaults: Mapping[str, Any], limit: float | None = None
+    ) -> tuple[float, float]:
         """The tokens of an output, and the doubt about them: by earlier jobs with the same defaults, or by a guess."""
         if defaults:
-            same = [job for job in self._earlier_jobs(endpoint) if job.defaults == defaults and job.succeeded]
-            if same:
-                rows = sum(job.succeeded - job.reused for job in same) or 1
-                return sum(job.output_tokens for job in same) / rows, SAME_JOB_DOUBT
-        guess = _schema_tokens(defaults.get("response_format"))
-        limit = next(
-            (defaults[name] for name in ("max_completion_tokens", "max_tokens") if defaults.get(name)), None
-        )
-        if guess is None:
-            guess = OUTPUT_TOKENS if limit is None else limit / 2
-        return (min(guess, limit) if isinstance(limit, int) else guess), GUESS_DOUBT
+            same = [job for job in self._earlier_jobs(endpoint) if job.defaults == defaults]
+            computed = sum(job.succeeded - job.reused for job in same)
+            if computed > 0:
+                return sum(job.output_tokens for job in same) / computed, SAME_JOB_DOUBT
+        if limit is None:
+            given = (defaults.get(name) for name in ("max_completion_tokens", "max_tokens"))
+            limit = next((float(each) for each in given if isinstance(each, int)), math.inf)
+        of_schema = _schema_tokens(defaults.get("response_format"))
+        if of_schema is not None:
+            return min(of_schema, limit), GUESS_DOUBT
+        # Few answers are as long as they may be, unless that is short.
+        return min(OUTPUT_TOKENS, max(limit / 2, 1.0)), GUESS_DOUBT
 
     def _work(self, job: Job) -> tuple[Estimate, float]:
         """The work of a row of a job, and the tokens of its output: by the rows that have ended, if any have."""

@@ -17,6 +17,7 @@ from cli.column_option import column_option
 from cli.connection_options import connection_options
 from cli.escapes import unescape
 from cli.failure import Failure
+from cli.jobs.dry_run import show_forecast
 from cli.jobs.first_rows import MAX_ROWS, confirm_all, run_first_rows, take_lines
 from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
 from cli.output import json_option, note, print_json
@@ -81,6 +82,11 @@ if TYPE_CHECKING:
     metavar="N",
     help="Compute the first N rows at once, show their answers, and ask whether to compute all.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Submit nothing; show rows, tokens, rows that would be rejected, the first prompt and the time it would take.",
+)
 @click.option("--yes", is_flag=True, help="With --first, compute all rows without a question.")
 @click.option("--name", type=TEXT, show_default="the file name", help="Name of the job.")
 @click.option(
@@ -132,6 +138,7 @@ def submit(
     id_field: str | None,
     sheet: str | None,
     first: int | None,
+    dry_run: bool,
     yes: bool,
     **defaults: Any,
 ) -> None:
@@ -158,6 +165,8 @@ def submit(
 
     if as_json and output == "-":
         raise click.UsageError("--json and -o - both print to stdout; use only one of them.")
+    if dry_run and first is not None:
+        raise click.UsageError("Use either --dry-run or --first: --first computes rows.")
     check_output(output)
     _check_not_input(output, [*sources, *click.get_current_context().meta.get(FILES, ())])
     given = {key: value for key, value in defaults.items() if value not in (None, ())}
@@ -184,6 +193,9 @@ def submit(
         spelled = partial(_spelled, schema_flag="--column" if columns else "--schema")
         lines = checked_lines(table, given, id_field, spelled, note)
         body["source"] = source_object(table, body["name"], id_field)
+        if dry_run:
+            show_forecast(client, lines, body, as_json)
+            return
         batch = None
         if first is not None:
             taken = take_lines(lines, first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -104,7 +104,7 @@ async def create_batch(request: Request) -> Response:
     deadline_at = None
     if body.deadline is not None:
         deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
-    model = checked_defaults(body, state.settings.model_names)
+    model = checked_defaults(body.endpoint, body.defaults or {}, state.settings.model_names)
     kept_for = body.output_expires_after
     file = await state.read(lambda connection: input_file(connection, body.input_file_id))
     if (body.defaults or {}).get("model") is None:
@@ -171,19 +171,18 @@ def _parsed(param: str, parse: Callable[[Any], float], value: str | float) -> fl
         raise RequestError(f"Invalid '{param}': it {error}.", param) from None
 
 
-def checked_defaults(body: BatchRequest, models: ModelNames) -> str:
+def checked_defaults(endpoint: EndpointPath, defaults: Mapping[str, Any], models: ModelNames) -> str:
     """Return the job's model. Raises RequestError if a document with the job's defaults is not a valid request.
 
     Without defaults, the lines may be requests of their own. Ingest says what is wrong if they are documents.
     """
-    defaults = body.defaults or {}
     model = defaults.get("model") or models.served
     if not isinstance(model, str):
         raise RequestError("Invalid 'defaults.model': it must be a string.", "defaults.model")
     model = models.resolve(model, "defaults.model")
     has_options = any(value is not None for name, value in defaults.items() if name != "model")
     try:
-        job_requests(body.endpoint, model, DOCUMENT if has_options else None, defaults)
+        job_requests(endpoint, model, DOCUMENT if has_options else None, defaults)
     except RequestError as error:
         message = error.message.replace(f"'{error.param}'", f"'defaults.{error.param}'")
         raise RequestError(message, f"defaults.{error.param}", error.code) from None

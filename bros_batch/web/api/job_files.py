@@ -99,7 +99,7 @@ def _checked_model(exported: ExportedJob, models: ModelNames) -> str:
     new = validate(BatchRequest, msgspec.json.encode({**fields, "input_file_id": ""}))
     if exported.status in ENDED_JOB:
         return exported.model
-    checked_defaults(new, models)
+    checked_defaults(new.endpoint, new.defaults or {}, models)
     return models.resolve(exported.model)
 
 

@@ -76,7 +76,7 @@ def test_a_job_that_runs_is_judged_by_its_own_pace(world: World) -> None:
 def test_a_new_job_with_the_defaults_of_an_earlier_one_has_its_lengths(world: World) -> None:
     announce(world)
     defaults = {"prompt": "{text}", "max_tokens": 50}
-    new = NewJob(world.settings.model_name, CHAT, defaults, 100, 10.0)
+    new = NewJob(world.settings.model_name, CHAT, defaults, 100, 10.0, 50.0)
     with reading(world.database) as connection:
         guess, output = forecast_of_new(connection, new, time.time())
     assert output == 25
