@@ -100,6 +100,18 @@ async def create_batch(request: Request) -> Response:
         earlier = await state.read(lambda connection: earlier_job(connection, claimed))
         if earlier is not None:
             return replayed(earlier)
+    job, is_earlier = await start_job(request, body, now_s, claimed)
+    return replayed(job) if is_earlier else JSONResponse(batch_object(job))
+
+
+async def start_job(
+    request: Request, body: BatchRequest, now_s: float, claimed: IdempotencyKey | None = None
+) -> tuple[Job, bool]:
+    """Check the request for a job, create it, and have its file read. Raises RequestError and ApiError.
+
+    Returns the job, and whether another request has created it with the same key before.
+    """
+    state = app_state(request)
     window_s = _parsed("completion_window", seconds_of, body.completion_window)
     deadline_at = None
     if body.deadline is not None:
@@ -137,11 +149,10 @@ async def create_batch(request: Request) -> Response:
         return job, False
 
     job, is_earlier = await state.write(query)
-    if is_earlier:
-        return replayed(job)
-    log_change(request.scope, "job.created", job=job.id)
-    state.dispatcher.send("ingest", job.id)
-    return JSONResponse(batch_object(job))
+    if not is_earlier:
+        log_change(request.scope, "job.created", job=job.id)
+        state.dispatcher.send("ingest", job.id)
+    return job, is_earlier
 
 
 def input_file(connection: Connection, file_id: str) -> File:

@@ -32,22 +32,32 @@ router = APIRouter(prefix="/v1/files")
 async def create_file(request: Request) -> Response:
     """Store the file of a form with `file` and `purpose`, as OpenAI's clients send it."""
     state = app_state(request)
-    directory = state.settings.files_dir
+    upload = await received_upload(request)
+    file = await keep_upload(state, upload)
+    log_change(request.scope, "file.created", file=file.id)
+    return JSONResponse(file_object(file))
+
+
+async def received_upload(request: Request) -> Upload:
+    """Receive the file of a form, once there is room for one more upload. The caller must keep or remove it."""
+    state = app_state(request)
     async with state.uploads.share(request.client.host if request.client else None) as share:
         await share.grow(1)
-        upload = await receive_upload(request, directory, state.settings.max_upload_bytes)
-    kept = directory / files.new_file_id()
+        return await receive_upload(request, state.settings.files_dir, state.settings.max_upload_bytes)
+
+
+async def keep_upload(state: AppState, upload: Upload) -> File:
+    """Make a file of what was uploaded, as the fields of its form say. What was uploaded is removed after an error."""
+    kept = state.settings.files_dir / files.new_file_id()
     try:
         purpose = _purpose(upload.fields)
         expires_at = _expires_at(upload.fields, state.settings.file_retention_s)
         await guarded(lambda: _rename(upload.path, kept))
-        file = await state.write(lambda connection: _record(connection, upload, kept, purpose, expires_at))
+        return await state.write(lambda connection: _record(connection, upload, kept, purpose, expires_at))
     except BaseException:
         upload.path.unlink(missing_ok=True)
         kept.unlink(missing_ok=True)
         raise
-    log_change(request.scope, "file.created", file=file.id)
-    return JSONResponse(file_object(file))
 
 
 def _record(

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bros_batch.web.dashboard import chat_page, job_page, row_page
+from bros_batch.web.dashboard import chat_page, job_page, new_job_page, row_page
 from bros_batch.web.dashboard.bulk_changes import change_jobs
 from bros_batch.web.dashboard.chat_page import read_chat
 from bros_batch.web.dashboard.engine_page import read_engine
@@ -24,6 +24,7 @@ from bros_batch.web.dashboard.jobs_page import read_jobs
 from bros_batch.web.dashboard.markdown import format_markdown
 from bros_batch.web.dashboard.rendering import STATIC, STATIC_FILES, VERSION, Page, html
 from bros_batch.web.dashboard.row_page import read_row
+from bros_batch.web.dashboard.table_upload import TableUploads
 from bros_batch.web.errors import ApiError
 
 GZIP_LEVEL = 5
@@ -35,6 +36,11 @@ def dashboard_routes(history: EngineHistory) -> list[Route]:
     return [
         _page("/", read_jobs),
         _page("/jobs/{job_id}", partial(read_job, reports=reports)),
+        _page("/new", new_job_page.read_new_job),
+        Route("/new/table", TableUploads().receive, methods=["POST"]),
+        Route("/new/preview", new_job_page.preview, methods=["POST"]),
+        Route("/new/try", new_job_page.try_row, methods=["POST"]),
+        Route("/new/start", new_job_page.start, methods=["POST"]),
         Route("/jobs", _home),
         Route("/jobs", change_jobs, methods=["POST"]),
         _page("/jobs/{job_id}/rows/{row}", read_row),

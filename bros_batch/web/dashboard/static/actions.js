@@ -15,7 +15,8 @@ export function toast(message, isGood = false) {
   toastTimer = setTimeout(() => setText(byId("toast"), ""), TOAST_MS);
 }
 
-// Sends JSON. Throws an Error with a message for people, and the server's code, unless the server accepts it.
+// Sends JSON. Throws an Error with a message for people unless the server accepts it. The error has the server's code, and
+// names the field at fault (`param`), if there is one.
 export async function post(url, body, signal) {
   const headers = { Accept: "application/json", "Content-Type": "application/json" };
   let answer;
@@ -26,7 +27,8 @@ export async function post(url, body, signal) {
   }
   if (!answer.ok) {
     const { error } = await answer.json().catch(() => ({}));
-    throw Object.assign(new Error(error?.message ?? `The server answered ${answer.status}.`), { code: error?.code });
+    const message = error?.message ?? `The server answered ${answer.status}.`;
+    throw Object.assign(new Error(message), { code: error?.code, param: error?.param });
   }
   return answer;
 }

@@ -26,7 +26,7 @@ axe.run().then(({ violations, passes }) => done([passes.length, violations.map(
 """
 OPEN_ALL = """
 for (const each of document.querySelectorAll("details")) each.open = true;
-for (const each of document.querySelectorAll("#stale, #toast, #bulk")) each.hidden = false;
+for (const each of document.querySelectorAll("#stale, #toast, #bulk, #job, #table, #reading")) each.hidden = false;
 for (const each of document.querySelectorAll("#stale, #toast")) each.textContent = "words";
 """
 
@@ -85,6 +85,7 @@ def test_no_page_has_a_finding(site: Web, axe: str, dark: bool) -> None:
             f"{rows}/rows/3",
             "/engine",
             "/chat",
+            "/new",
             "/nowhere",
         ):
             chrome.get(site.url + path)

@@ -1,0 +1,42 @@
+"""The first documents of an input file, for whoever looks at them before a job computes all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bros_batch.documents.form import is_bad_row
+from bros_batch.documents.json_object import json_object
+from bros_batch.request_error import RequestError
+
+MAX_LINES = 100
+MAX_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class FirstDocument:
+    """A document with the number of its row, and its line as it is in the file."""
+
+    row: int
+    document: dict[str, Any]
+    line: str
+
+
+def first_documents(path: Path, count: int) -> list[FirstDocument]:
+    """Return the first `count` documents among the first lines. Lines that hold none are left out."""
+    found: list[FirstDocument] = []
+    left = MAX_BYTES
+    with path.open("rb") as file:
+        for row in range(1, MAX_LINES + 1):
+            line = file.readline(left)
+            left -= len(line)
+            if not line or left <= 0 or len(found) == count:
+                break
+            try:
+                document = json_object(line)
+            except RequestError:
+                continue
+            if not is_bad_row(document):
+                found.append(FirstDocument(row, document, line.decode()))
+    return found

@@ -1,0 +1,142 @@
+"""The page for a new job: what its prompt becomes for the first rows, a try of single rows, and the start of all."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bros_batch.db import files
+from bros_batch.documents.first_documents import MAX_LINES, FirstDocument, first_documents
+from bros_batch.documents.form import DOCUMENT
+from bros_batch.documents.item_requests import job_requests
+from bros_batch.documents.row_contents import RowContents
+from bros_batch.documents.row_request import row_request
+from bros_batch.openai_api.completion_response import ResponseHead
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
+from bros_batch.openai_api.registry import endpoint_at
+from bros_batch.request_error import RequestError
+from bros_batch.web.api.batches import start_job
+from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.client_disconnect import while_connected
+from bros_batch.web.dashboard.job_draft import (
+    KINDS,
+    JobDraft,
+    batch_request,
+    check_prompt,
+    decoded_draft,
+    defaults_of,
+)
+from bros_batch.web.dashboard.rendering import Page
+from bros_batch.web.errors import JSONResponse, not_found
+from bros_batch.web.generation import plan_generation
+
+PREVIEWED_ROWS = 3
+MAX_PROMPT_CHARS = 4000
+Json = dict[str, Any]
+
+
+class TriedRow(msgspec.Struct):
+    """Body of `POST /new/try`: a job, and one of its first rows."""
+
+    job: JobDraft
+    row: int
+
+
+async def read_new_job(request: Request) -> Page:
+    """The page, which is the same for everyone: a job exists only in the browser until it is started."""
+    limit_bytes = app_state(request).settings.max_upload_bytes
+    return Page("new.html", {"kinds": KINDS, "limit_bytes": limit_bytes})
+
+
+async def preview(request: Request) -> Response:
+    """The prompts of the first rows, or what is wrong with the job and in which field."""
+    state = app_state(request)
+    draft = await state.parsed(request, decoded_draft)
+    documents = await _first_documents(state, draft, PREVIEWED_ROWS)
+    problem: RequestError | None = None
+    try:
+        check_prompt(draft, documents)
+        defaults = defaults_of(draft)
+    except RequestError as error:
+        problem, defaults = error, {"prompt": draft.prompt}
+    rows = await run_in_threadpool(lambda: [_previewed(each, defaults) for each in documents])
+    shown = None if problem is None else {"message": problem.message, "param": problem.param}
+    return JSONResponse({"rows": rows, "problem": shown})
+
+
+def _previewed(document: FirstDocument, defaults: Json) -> Json:
+    try:
+        request = row_request(CHAT_COMPLETIONS, "", DOCUMENT, defaults, document.line, document.row)
+    except RequestError as error:
+        return {"row": document.row, "problem": error.message}
+    prompt = request.prompt or ""
+    cut = prompt if len(prompt) <= MAX_PROMPT_CHARS else f"{prompt[:MAX_PROMPT_CHARS]}…"
+    return {"row": document.row, "prompt": cut, "chars": len(prompt)}
+
+
+async def try_row(request: Request) -> Response:
+    """The answer for one row, computed at once like that of a chat."""
+    state = app_state(request)
+    tried = await state.parsed(request, partial(_decoded, TriedRow))
+    draft = tried.job
+    documents = await _first_documents(state, draft, MAX_LINES)
+    check_prompt(draft, documents)
+    document = next((each for each in documents if each.row == tried.row), None)
+    if document is None:
+        raise not_found("row", str(tried.row), "row")
+    defaults = defaults_of(draft)
+    model = state.settings.model_name
+    job_requests(CHAT_COMPLETIONS, model, DOCUMENT, defaults)  # checks them
+    body = row_request(CHAT_COMPLETIONS, model, DOCUMENT, defaults, document.line, document.row).body
+    endpoint = endpoint_at(CHAT_COMPLETIONS)
+    parsed = await run_in_threadpool(lambda: endpoint.parse(msgspec.json.encode(body).decode()))
+    start_s = time.monotonic()
+    generation = await plan_generation(state, endpoint, parsed)
+    head = ResponseHead(CHAT_COMPLETIONS, request.state.request_id, model, int(time.time()))
+    result = await while_connected(request, generation.encoded_response(head))
+    usage = generation.usage
+    response = msgspec.json.decode(result)
+    answer = RowContents(CHAT_COMPLETIONS, DOCUMENT, defaults).answer(None, result.decode())
+    return JSONResponse(
+        {
+            "row": document.row,
+            "answer": answer,
+            "is_cut": response["choices"][0]["finish_reason"] == "length",
+            "prompt_tokens": usage.prompt_tokens,
+            "output_tokens": usage.completion_tokens,
+            "seconds": time.monotonic() - start_s,
+        }
+    )
+
+
+async def start(request: Request) -> Response:
+    """Create the job, as `POST /v1/batches` does. The page cannot use that: a session may only read the API."""
+    state = app_state(request)
+    draft = await state.parsed(request, decoded_draft)
+    check_prompt(draft, await _first_documents(state, draft, PREVIEWED_ROWS))
+    job, _ = await start_job(request, batch_request(draft), time.time())
+    return JSONResponse({"id": job.id})
+
+
+async def _first_documents(state: AppState, draft: JobDraft, count: int) -> list[FirstDocument]:
+    file = await state.read(lambda connection: files.get_file(connection, draft.file))
+    if file is None:
+        raise RequestError("The file of this job is gone. Choose it again.", "file")
+    try:
+        return await run_in_threadpool(first_documents, Path(file.path), count)
+    except FileNotFoundError:
+        raise RequestError("The file of this job is gone. Choose it again.", "file") from None
+
+
+def _decoded(kind: type[TriedRow], raw: bytes) -> TriedRow:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"Not a row of a job: {error}.") from None

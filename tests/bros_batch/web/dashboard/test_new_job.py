@@ -1,0 +1,152 @@
+"""A new job in a real browser: from the file of a table to the answers of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select
+
+from tests.bros_batch.web.browser import browser
+from tests.bros_batch.web.dashboard.test_pages import press, shown, wait_text
+from tests.bros_batch.web.dashboard.test_rows import wait_row
+from tests.bros_batch.web.serving import Web, whole_service
+from tests.services import RedisServer, wait_for
+
+# Semicolons, Windows-1252, and names with braces and quotes, with two spaces, and of HTML.
+TABLE = (
+    'Nr;Käufer  Name;"Text {raw} ""x""";<b>Total</b>\n'
+    + "".join(f'R-{row};Müller {row};"Bill; no. {row}";{row},50\n' for row in range(1, 41))
+).encode("cp1252")
+
+
+@pytest.fixture(scope="module")
+def site(redis_of_session: RedisServer, text_model: Path) -> Iterator[Web]:
+    with whole_service(redis_of_session.url, text_model) as service:
+        yield service[0]
+
+
+@pytest.fixture
+def chrome() -> Iterator[Chrome]:
+    with browser() as chrome:
+        yield chrome
+
+
+def field(chrome: Chrome, selector: str) -> WebElement:
+    return chrome.find_element(By.CSS_SELECTOR, selector)
+
+
+def choose(chrome: Chrome, path: Path) -> None:
+    field(chrome, "#file").send_keys(str(path))
+
+
+def previews(chrome: Chrome) -> list[str]:
+    texts: Any = chrome.execute_script(  # type: ignore[no-untyped-call]
+        "return [...document.querySelectorAll('#preview article p')].map((each) => each.textContent)"
+    )
+    return list(texts)
+
+
+def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> None:
+    table = tmp_path / "Rechnungen März.csv"
+    table.write_bytes(TABLE)
+    chrome.get(site.url)
+    chrome.find_element(By.LINK_TEXT, "New job").click()
+    choose(chrome, table)
+    wait_text(
+        chrome, "Rechnungen März.csv", "40 rows", "4 columns", "WINDOWS-1252", "Bill; no. 5", "<b>Total</b>"
+    )
+
+    prompt = field(chrome, "#prompt")
+    prompt.send_keys("Who is ")
+    press(chrome, "Käufer Name")
+    prompt.send_keys(", and what is ")
+    press(chrome, "Text raw x")
+    prompt.send_keys("?")
+    assert prompt.get_attribute("value") == "Who is {Käufer Name}, and what is {Text raw x}?"
+    wait_for(
+        lambda: previews(chrome)[2:] == ["Who is Müller 3, and what is Bill; no. 3?"], "the third prompt"
+    )
+
+    prompt.send_keys(" {Käufer Nam}")
+    wait_text(chrome, "uses the field 'Käufer Nam'", "Did you mean 'Käufer Name'?")
+    prompt.send_keys("\b" * len(" {Käufer Nam}"))
+    wait_for(lambda: "Did you mean" not in shown(chrome), "no problem")
+
+    field(chrome, "#wanted .name").send_keys("paid")
+    Select(field(chrome, "#wanted .kind")).select_by_visible_text("boolean")
+    field(chrome, "#wanted .about").send_keys("if {it} is")
+    press(chrome, "Add a column")
+    kind = field(chrome, "#wanted li:nth-child(2)")
+    kind.find_element(By.CSS_SELECTOR, ".name").send_keys("kind")
+    Select(kind.find_element(By.CSS_SELECTOR, ".kind")).select_by_visible_text("one of")
+    wait_text(chrome, "'kind' needs at least two options")
+    kind.find_element(By.CSS_SELECTOR, ".options").send_keys("bill, letter")
+    wait_for(
+        lambda: previews(chrome)[0].endswith("- paid (boolean): if {it} is\n- kind (one of: bill, letter)"),
+        "the columns in the prompt",
+    )
+    field(chrome, "#options summary").click()
+    Select(field(chrome, "[name=id_field]")).select_by_visible_text("Nr")
+    tokens = field(chrome, "[name=max_tokens]")
+    tokens.send_keys("-3")
+    press(chrome, "Start")
+    wait_text(chrome, "max_tokens")
+    assert tokens.get_attribute("aria-invalid") == "true"
+
+    chrome.refresh()
+    tokens = wait_for(lambda: field(chrome, "[name=max_tokens]"), "the page")
+    assert tokens is not None
+    assert tokens.get_attribute("value") == "-3"
+    assert field(chrome, "#wanted li:nth-child(2) .options").get_attribute("value") == "bill, letter"
+    chrome.execute_script("arguments[0].value = '1000'", tokens)  # type: ignore[no-untyped-call]
+    press(chrome, "Try 3 rows")
+    wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "#tried-rows .count")) == 9, "three answers")
+
+    press(chrome, "Start")
+    wait_for(lambda: "/jobs/batch_" in chrome.current_url, "the page of the job")
+    wait_text(chrome, "Rechnungen März.csv", "completed", "40 of 40")
+    shown_row = ["done", "R-5", "Müller 5", "Bill; no. 5", "5,50"]
+    wait_for(lambda: wait_row(chrome, 5)[:5] == shown_row, "the fifth row")
+    with site.http() as http:
+        batch = http.get(f"/v1/batches/{chrome.current_url.rpartition('/')[2]}").json()
+        rows = http.get(f"/v1/batches/{batch['id']}/rows?limit=40").json()["data"]
+    columns = ["Nr", "Käufer  Name", 'Text {raw} "x"', "<b>Total</b>"]
+    assert batch["source"] == {"name": table.name, "format": "csv", "columns": columns, "id_field": "Nr"}
+    assert {row["answer"]["kind"] for row in rows if isinstance(row["answer"], dict)} <= {"bill", "letter"}
+    assert rows[4]["document"]["<b>Total</b>"] == "5,50"
+    # A browser notes each request that is rejected, as the start with -3 tokens was.
+    log = [each["message"] for each in chrome.get_log("browser")]  # type: ignore[no-untyped-call]
+    assert [each for each in log if "/new/start - Failed to load resource" not in each] == []
+
+
+def test_what_cannot_be_read_is_said_in_a_sentence(site: Web, chrome: Chrome, tmp_path: Path) -> None:
+    chrome.get(f"{site.url}/new")
+    for name, content, sentence in (
+        (
+            "scan.png",
+            b"\x89PNG\r\n\x1a\n" + bytes(64),
+            "scan.png is an image; a table, PDF or text is needed.",
+        ),
+        ("empty.csv", b"a,b\n", "empty.csv has no rows."),
+        ("broken.xlsx", b"PK\x03\x04" + bytes(300), "broken.xlsx is a damaged zip file"),
+        ("a.pdf", b"%PDF-1.4 junk", "No row of a.pdf can be read. Row 1, a.pdf: the PDF is damaged"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        choose(chrome, path)
+        wait_for(lambda sentence=sentence: sentence in field(chrome, "#problem-file").text, sentence)
+        assert "Traceback" not in shown(chrome)
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"text": "one"}\n')
+    choose(chrome, good)
+    wait_text(chrome, "good.jsonl", "1 row ")
+    assert not field(chrome, "#problem-file").is_displayed()
+    press(chrome, "Start")
+    wait_text(chrome, "Write what the model should do with each row.")
+    assert list(site.settings.files_dir.glob("*.upload")) == []
