@@ -11,7 +11,7 @@ from bros_batch.db import job_control, job_events, jobs, pace, tables
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.job_list import ORDERS, JobFilter, count_by_status, jobs_page, next_job_ids
 from bros_batch.db.rerun import rerun_rows
-from tests.bros_batch.world import World, batch_line, batch_lines
+from tests.bros_batch.world import World, batch_lines
 
 NAMES = ("b", "A", None, "c", "c", "Ünder_score", "50% off")
 
@@ -85,7 +85,7 @@ def test_filters_and_counts(database: Engine) -> None:
 
 
 def test_a_job_tells_what_happened_to_it(world: World) -> None:
-    lines = [*batch_lines(3), batch_line("doc-0")]
+    lines = [*batch_lines(3), {"custom_id": "without a method"}]
     job_id = world.running(lines)
     with writing(world.database) as connection:
         job_control.pause_job(connection, job_id)
