@@ -1,7 +1,8 @@
-"""The first documents of an input file, for whoever looks at them before a job computes all."""
+"""A few documents of an input file, for whoever looks at them before a job computes all."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from bros_batch.request_error import RequestError
 
 MAX_LINES = 100
 MAX_BYTES = 16 * 1024**2
+SAMPLE_BYTES = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +42,21 @@ def first_documents(path: Path, count: int) -> list[FirstDocument]:
             if not is_bad_row(document):
                 found.append(FirstDocument(row, document, line.decode()))
     return found
+
+
+def sampled_lines(path: Path, count: int) -> list[str]:
+    """Return the first line of a file, and up to `count` lines from random places of it."""
+    size_bytes = path.stat().st_size
+    left = SAMPLE_BYTES
+    with path.open("rb") as file:
+        lines = [file.readline(left)]
+        for _ in range(count):
+            left -= len(lines[-1])
+            file.seek(random.randrange(max(size_bytes, 1)))
+            file.readline(MAX_BYTES)  # the rest of the line that this place is in
+            line = file.readline(max(left, 1))
+            if left <= len(line):
+                break
+            if line.strip():
+                lines.append(line)
+    return [line.decode(errors="replace") for line in lines]

@@ -69,6 +69,8 @@ def convert(name: str, source: Path, target: Path, limit_bytes: int) -> Converte
             return _written(table, out, limit_bytes)
     except UnreadableTable as error:
         return Problem(str(error))
+    except MemoryError:
+        return Problem(f"{name} needs more memory than there is; split it, or save it as CSV.")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Problem("The disk is full.", is_disk_full=True)

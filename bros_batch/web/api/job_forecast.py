@@ -58,6 +58,11 @@ async def forecast_batch(request: Request) -> Response:
     """
     state = app_state(request)
     body = await state.parsed(request, lambda raw: validate(ForecastRequest, raw))
+    return JSONResponse(await forecast_object(state, body))
+
+
+async def forecast_object(state: AppState, body: ForecastRequest) -> dict[str, Any]:
+    """Return what the job would be, as the API shows it."""
     defaults = body.defaults or {}
     model = checked_defaults(body.endpoint, defaults, state.settings.model_names)
     served = await _served_model(state)
@@ -85,23 +90,21 @@ async def forecast_batch(request: Request) -> Response:
     )
     expected = await state.read(lambda connection: forecast_of_new(connection, new, time.time()))
     seconds, output_tokens = expected if sample.accepted else (None, 0.0)
-    return JSONResponse(
-        {
-            "object": "batch.forecast",
-            "model": model,
-            "line_form": sample.form,
-            "rows": body.rows,
-            "sampled": sample.looked_at,
-            "rejected": {
-                "rows": body.rows - new.rows,
-                "data": [{"row": row, "message": text} for row, text in sample.rejected[:SHOWN_REJECTED]],
-            },
-            "input_tokens": round(sample.prompt_tokens / max(sample.accepted, 1) * new.rows),
-            "output_tokens": round(output_tokens * new.rows),
-            "first": _first(sample),
-            "forecast": None if seconds is None else seconds.as_json(),
-        }
-    )
+    return {
+        "object": "batch.forecast",
+        "model": model,
+        "line_form": sample.form,
+        "rows": body.rows,
+        "sampled": sample.looked_at,
+        "rejected": {
+            "rows": body.rows - new.rows,
+            "data": [{"row": row, "message": text} for row, text in sample.rejected[:SHOWN_REJECTED]],
+        },
+        "input_tokens": round(sample.prompt_tokens / max(sample.accepted, 1) * new.rows),
+        "output_tokens": round(output_tokens * new.rows),
+        "first": _first(sample),
+        "forecast": None if seconds is None else seconds.as_json(),
+    }
 
 
 def _read(reader: SampleReader, lines: list[tuple[int, str]]) -> Sample:

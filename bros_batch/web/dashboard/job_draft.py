@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import missing_field, parse_template
 from bros_batch.web.api.batches import BatchRequest
+
+T = TypeVar("T")
 
 ONE_OF = "one of"
 KINDS = (*TYPES, ONE_OF)
@@ -67,18 +69,17 @@ class JobDraft(msgspec.Struct):
     priority: int = 0
 
 
-def decoded_draft(raw: bytes) -> JobDraft:
-    """Read the body of a request of the page."""
+def decoded(kind: type[T], raw: bytes) -> T:
+    """Read the body of a request of the page. Raises RequestError, with the field at fault as its `param`."""
     try:
-        return msgspec.json.decode(raw, type=JobDraft)
+        return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"Not a job: {error}.", _field_in(str(error))) from None
-
-
-def _field_in(message: str) -> str | None:
-    """The field that a message of the decoder names at its end: `... - at `$.priority``."""
-    _, found, path = message.rpartition("`$.")
-    return path.rstrip("`").split("[")[0] if found else None
+        # The decoder names the field at the end: `... - at `$.job.priority``.
+        _, _, path = str(error).rpartition("`$.")
+        name = path.rstrip("`").rpartition(".")[2]
+        if name in ("max_tokens", "priority"):
+            raise RequestError("Write a whole number here.", name) from None
+        raise RequestError(f"Not a job: {error}.", name or None) from None
 
 
 def defaults_of(draft: JobDraft) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bros_batch.db import files
-from bros_batch.documents.first_documents import MAX_LINES, FirstDocument, first_documents
+from bros_batch.documents.first_documents import MAX_LINES, FirstDocument, first_documents, sampled_lines
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import job_requests
 from bros_batch.documents.row_contents import RowContents
@@ -21,8 +21,10 @@ from bros_batch.documents.row_request import row_request
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.registry import endpoint_at
+from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batches import start_job
+from bros_batch.web.api.job_forecast import MAX_ROWS, ForecastRequest, forecast_object
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.dashboard.job_draft import (
@@ -30,7 +32,7 @@ from bros_batch.web.dashboard.job_draft import (
     JobDraft,
     batch_request,
     check_prompt,
-    decoded_draft,
+    decoded,
     defaults_of,
 )
 from bros_batch.web.dashboard.rendering import Page
@@ -39,6 +41,7 @@ from bros_batch.web.generation import plan_generation
 
 PREVIEWED_ROWS = 3
 MAX_PROMPT_CHARS = 4000
+SAMPLED_LINES = 200
 Json = dict[str, Any]
 
 
@@ -47,6 +50,13 @@ class TriedRow(msgspec.Struct):
 
     job: JobDraft
     row: int
+
+
+class WholeJob(msgspec.Struct):
+    """Body of `POST /new/forecast`: a job, and the number of its rows."""
+
+    job: JobDraft
+    rows: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]
 
 
 async def read_new_job(request: Request) -> Page:
@@ -58,7 +68,7 @@ async def read_new_job(request: Request) -> Page:
 async def preview(request: Request) -> Response:
     """The prompts of the first rows, or what is wrong with the job and in which field."""
     state = app_state(request)
-    draft = await state.parsed(request, decoded_draft)
+    draft = await state.parsed(request, partial(decoded, JobDraft))
     documents = await _first_documents(state, draft, PREVIEWED_ROWS)
     problem: RequestError | None = None
     try:
@@ -84,7 +94,7 @@ def _previewed(document: FirstDocument, defaults: Json) -> Json:
 async def try_row(request: Request) -> Response:
     """The answer for one row, computed at once like that of a chat."""
     state = app_state(request)
-    tried = await state.parsed(request, partial(_decoded, TriedRow))
+    tried = await state.parsed(request, partial(decoded, TriedRow))
     draft = tried.job
     documents = await _first_documents(state, draft, MAX_LINES)
     check_prompt(draft, documents)
@@ -116,27 +126,44 @@ async def try_row(request: Request) -> Response:
     )
 
 
+async def forecast(request: Request) -> Response:
+    """The tokens of all rows, and when the job would be done if it were started now."""
+    state = app_state(request)
+    asked = await state.parsed(request, partial(decoded, WholeJob))
+    path = await _path(state, asked.job)
+    lines = await run_in_threadpool(sampled_lines, path, SAMPLED_LINES)
+    batch = batch_request(asked.job)
+    body = {
+        "endpoint": batch.endpoint,
+        "rows": asked.rows,
+        # Which rows they are is not known, and not shown.
+        "lines": [
+            {"row": min(number, asked.rows), "line": line} for number, line in enumerate(lines, start=1)
+        ],
+        "defaults": batch.defaults,
+        "priority": batch.priority,
+        "id_field": asked.job.id_field or None,
+    }
+    found = await forecast_object(state, validate(ForecastRequest, msgspec.json.encode(body)))
+    shown = ("forecast", "input_tokens", "output_tokens")
+    return JSONResponse({name: found[name] for name in shown})
+
+
 async def start(request: Request) -> Response:
     """Create the job, as `POST /v1/batches` does. The page cannot use that: a session may only read the API."""
     state = app_state(request)
-    draft = await state.parsed(request, decoded_draft)
+    draft = await state.parsed(request, partial(decoded, JobDraft))
     check_prompt(draft, await _first_documents(state, draft, PREVIEWED_ROWS))
     job, _ = await start_job(request, batch_request(draft), time.time())
     return JSONResponse({"id": job.id})
 
 
 async def _first_documents(state: AppState, draft: JobDraft, count: int) -> list[FirstDocument]:
+    return await run_in_threadpool(first_documents, await _path(state, draft), count)
+
+
+async def _path(state: AppState, draft: JobDraft) -> Path:
     file = await state.read(lambda connection: files.get_file(connection, draft.file))
-    if file is None:
+    if file is None or not await run_in_threadpool(Path(file.path).is_file):
         raise RequestError("The file of this job is gone. Choose it again.", "file")
-    try:
-        return await run_in_threadpool(first_documents, Path(file.path), count)
-    except FileNotFoundError:
-        raise RequestError("The file of this job is gone. Choose it again.", "file") from None
-
-
-def _decoded(kind: type[TriedRow], raw: bytes) -> TriedRow:
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"Not a row of a job: {error}.") from None
+    return Path(file.path)

@@ -40,6 +40,7 @@ def dashboard_routes(history: EngineHistory) -> list[Route]:
         Route("/new/table", TableUploads().receive, methods=["POST"]),
         Route("/new/preview", new_job_page.preview, methods=["POST"]),
         Route("/new/try", new_job_page.try_row, methods=["POST"]),
+        Route("/new/forecast", new_job_page.forecast, methods=["POST"]),
         Route("/new/start", new_job_page.start, methods=["POST"]),
         Route("/jobs", _home),
         Route("/jobs", change_jobs, methods=["POST"]),

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,14 @@ from bros_batch.document_fields import plain_name
 from bros_batch.documents.first_documents import FirstDocument, first_documents
 from bros_batch.documents.form import BATCH, form_of
 from bros_batch.documents.readers.convert_table import Converted, Problem
+from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.api.files import keep_upload, received_upload
 from bros_batch.web.api.uploads import UPLOAD_SUFFIX, Upload
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
-from bros_batch.web.errors import disk_full, internal_error
+from bros_batch.web.errors import disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ SHOWN_ROWS = 5
 SHOWN_COLUMNS = 50
 MAX_CELL_CHARS = 300
 MAX_COLUMNS = 16_384
-MAX_ERROR_CHARS = 2000
+# The longest line that the reading process writes: it has the names of all columns.
+MAX_REPORT_BYTES = 64 * 1024**2
 
 _decode = msgspec.json.Decoder(Converted | Problem).decode
 
@@ -89,7 +91,7 @@ async def _reports(state: AppState, upload: Upload, target: Path) -> AsyncGenera
     arguments = (upload.filename, str(upload.path), str(target), str(state.settings.max_upload_bytes))
     program = ("-m", "bros_batch.documents.readers.convert_table")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *program, *arguments, stdout=PIPE, stderr=PIPE, limit=16 * 1024**2
+        sys.executable, *program, *arguments, stdout=PIPE, limit=MAX_REPORT_BYTES
     )
     try:
         assert process.stdout is not None
@@ -105,21 +107,14 @@ async def _reports(state: AppState, upload: Upload, target: Path) -> AsyncGenera
             else:
                 raise RequestError(report.message, "file")
             return
-        raise await _died(process, upload.filename)
+        # What it wrote to stderr is in the log of the server.
+        logger.error("the process that read an uploaded table ended with %s", await process.wait())
+        message = f"{upload.filename} cannot be read: it is damaged, or needs too much memory."
+        raise RequestError(message, "file")
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-async def _died(process: Process, name: str) -> Exception:
-    """The error of a process that ended without a word: a file that no reader expects."""
-    assert process.stderr is not None
-    said = (await process.stderr.read())[-MAX_ERROR_CHARS:].decode(errors="replace")
-    logger.error("the process that read an uploaded table ended with %s: %s", await process.wait(), said)
-    if b"MemoryError" in said.encode() or (process.returncode or 0) < 0:
-        return RequestError(f"{name} cannot be read: it is damaged, or needs too much memory.", "file")
-    return internal_error()
 
 
 def table_object(file_id: str, table: Converted, shown: list[FirstDocument]) -> dict[str, Any]:
@@ -132,7 +127,7 @@ def table_object(file_id: str, table: Converted, shown: list[FirstDocument]) -> 
     return {
         "file": file_id,
         "form": BATCH if is_requests else "document",
-        "endpoint": shown[0].document.get("url") if is_requests else None,
+        "endpoint": shown[0].document.get("url", CHAT_COMPLETIONS) if is_requests else None,
         "source": {
             "name": table.name,
             "format": table.format,

@@ -8,6 +8,7 @@ import { uploadTable } from "./table_upload.js";
 import { addColumn, clearColumns, wantedColumns } from "./wanted_columns.js";
 
 const PREVIEW_AFTER_MS = 250;
+const FORECAST_AFTER_MS = 750; // after the preview: it costs the server more
 const SAVED = "new-job"; // what was typed, while this tab is open
 const TRIED_ROWS = 3;
 const PROBLEMS = [...document.querySelectorAll(".problem")].map((each) => each.id.slice("problem-".length));
@@ -188,6 +189,7 @@ function showShape() {
 async function preview() {
   previewing?.abort();
   const controller = (previewing = new AbortController());
+  clearTimeout(timer);
   try {
     const answer = await post("/new/preview", JSON.stringify(draft()), controller.signal);
     const { rows, problem } = await answer.json();
@@ -198,9 +200,31 @@ async function preview() {
     // A problem of all rows is said once, next to the prompt.
     const shown = prompt.value.trim() ? rows.filter((row) => !problem || !row.problem) : [];
     byId("preview").replaceChildren(...(shown.length ? shown.map(previewOf) : [noPreview]));
+    if (problem) setText(byId("forecast"), "");
+    else timer = setTimeout(forecast, FORECAST_AFTER_MS);
   } catch (error) {
     if (error.name !== "AbortError") showError(error);
   }
+}
+
+async function forecast() {
+  const body = JSON.stringify({ job: draft(), rows: table.rows });
+  const answer = await post("/new/forecast", body, previewing.signal).catch(() => null); // a problem is said elsewhere
+  const { forecast: seconds, input_tokens: read, output_tokens: written } = (await answer?.json()) ?? {};
+  if (!read) {
+    setText(byId("forecast"), "");
+    return;
+  }
+  const tokens = `${counted(read, "token")} in, about ${number(written)} out`;
+  const time = seconds ? `about ${span(seconds.p50)} (${span(seconds.p10)} to ${span(seconds.p90)}), ` : "";
+  setText(byId("forecast"), `${counted(table.rows, "row")}: ${time}${tokens}`);
+}
+
+// A time in words, as precise as a forecast is.
+function span(seconds) {
+  const units = [["h", 3600], ["min", 60], ["s", 1]];
+  const [word, size] = units.find(([, each]) => seconds >= 2 * each) ?? units[2];
+  return `${number(Math.max(1, Math.round(seconds / size)))} ${word}`;
 }
 
 function previewOf({ row, prompt: text, chars, problem }) {

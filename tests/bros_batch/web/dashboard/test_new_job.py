@@ -91,9 +91,13 @@ def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> Non
         lambda: previews(chrome)[0].endswith("- paid (boolean): if {it} is\n- kind (one of: bill, letter)"),
         "the columns in the prompt",
     )
+    wait_text(chrome, "40 rows: ", "tokens in, about ")
     field(chrome, "#options summary").click()
     Select(field(chrome, "[name=id_field]")).select_by_visible_text("Nr")
     tokens = field(chrome, "[name=max_tokens]")
+    tokens.send_keys("2.5")
+    wait_text(chrome, "Write a whole number here.")
+    tokens.clear()
     tokens.send_keys("-3")
     press(chrome, "Start")
     wait_text(chrome, "max_tokens")
@@ -115,14 +119,24 @@ def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> Non
     wait_for(lambda: wait_row(chrome, 5)[:5] == shown_row, "the fifth row")
     with site.http() as http:
         batch = http.get(f"/v1/batches/{chrome.current_url.rpartition('/')[2]}").json()
-        rows = http.get(f"/v1/batches/{batch['id']}/rows?limit=40").json()["data"]
+        row = http.get(f"/v1/batches/{batch['id']}/rows/5").json()
     columns = ["Nr", "Käufer  Name", 'Text {raw} "x"', "<b>Total</b>"]
     assert batch["source"] == {"name": table.name, "format": "csv", "columns": columns, "id_field": "Nr"}
-    assert {row["answer"]["kind"] for row in rows if isinstance(row["answer"], dict)} <= {"bill", "letter"}
-    assert rows[4]["document"]["<b>Total</b>"] == "5,50"
-    # A browser notes each request that is rejected, as the start with -3 tokens was.
+    assert row["document"]["<b>Total</b>"] == "5,50"
+    assert row["answer"]
+    assert row["prompt"].startswith("Who is Müller 5, and what is Bill; no. 5?\n\nAnswer with a JSON object")
+    assert row["request"]["max_tokens"] == 1000
+    assert row["request"]["response_format"]["json_schema"]["schema"]["properties"] == {
+        "paid": {"type": "boolean", "description": "if {it} is"},
+        "kind": {"type": "string", "enum": ["bill", "letter"]},
+    }
+    # A browser notes each request that is rejected, as those with -3 and 2.5 tokens were.
     log = [each["message"] for each in chrome.get_log("browser")]  # type: ignore[no-untyped-call]
-    assert [each for each in log if "/new/start - Failed to load resource" not in each] == []
+    assert [
+        each
+        for each in log
+        if "Failed to load resource: the server responded with a status of 400" not in each
+    ] == []
 
 
 def test_what_cannot_be_read_is_said_in_a_sentence(site: Web, chrome: Chrome, tmp_path: Path) -> None:
