@@ -42,10 +42,13 @@ def main() -> None:
     ceilings = measure_ceilings(run, arguments.device, scale)
     if "correctness" in chosen:
         measure_correctness(run, arguments.device, arguments.tiny)
+    models = arguments.models.split(",")
+    if served := [part for part in chosen if part in ("steps", "alone", "hybrid")]:
+        measure_engine(run, served, models, arguments.device, scale, ceilings)
     if "kernels" in chosen:
         measure_kernels(run, arguments.device, scale, ceilings)
-    if set(chosen) & {"steps", "alone", "hybrid", "others", "more"}:
-        measure_engine(run, chosen, arguments.models.split(","), arguments.device, scale, ceilings)
+    if others := [part for part in chosen if part in ("others", "more")]:
+        measure_engine(run, others, models, arguments.device, scale, ceilings)
 
 
 # Each function imports its dependencies when it is called, because unneeded ones would take seconds.
