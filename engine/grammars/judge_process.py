@@ -17,6 +17,7 @@ import json
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import sys
@@ -38,6 +39,9 @@ MAX_GROWTH_BYTES = 128 << 20  # by one grammar, of which an engine keeps hundred
 # Of processor time, for one mask of a few in a random output. A thousandth of this is usual.
 MAX_MASK_S = 0.1
 NUM_TRIED_TOKENS = 32
+# How long a process may wait for idle CPU, in multiples of the processor time that it may take: on a machine without
+# any, compilation takes a twentieth of a core.
+IDLE_PATIENCE, LEAST_IDLE_S = 20, 1.0
 TOO_MUCH_MEMORY = Problem("it takes too much memory", is_costly=True)
 
 
@@ -64,20 +68,33 @@ def main() -> None:
 def _serve(connection: socket.socket, tokenizer: LLTokenizer) -> None:
     """Judges one grammar after the other until the other end of the connection closes."""
     for line in connection.makefile("rb"):
-        answer, to_answer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            _judge(json.loads(line), tokenizer, to_answer)
-        os.close(to_answer)
-        with os.fdopen(answer, "rb") as pipe:
-            found = pipe.read()
-        _, status, used = os.wait4(pid, 0)
-        problem, is_unfinished = (
-            (json.loads(found), False) if found else _end(os.waitstatus_to_exitcode(status))
-        )
-        cpu_s = used.ru_utime + used.ru_stime
-        answer_to_engine = {"problem": problem, "is_unfinished": is_unfinished, "cpu_s": cpu_s}
-        connection.sendall(json.dumps(answer_to_engine).encode() + b"\n")
+        asked = json.loads(line)
+        answer = None
+        if asked["is_idle"]:
+            patience_s = max(LEAST_IDLE_S, IDLE_PATIENCE * asked["limit_s"])
+            answer = _answer(asked, tokenizer, patience_s)
+        if answer is None:
+            answer = _answer(asked | {"is_idle": False}, tokenizer, None)
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _answer(asked: dict[str, Any], tokenizer: LLTokenizer, patience_s: float | None) -> dict[str, Any] | None:
+    """The answer of a process that judges a grammar; None if it got no CPU in this time."""
+    answer, to_answer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _judge(asked, tokenizer, to_answer)
+    os.close(to_answer)
+    with os.fdopen(answer, "rb") as pipe:
+        has_ended = bool(select.select([pipe], [], [], patience_s)[0])
+        if not has_ended:
+            os.kill(pid, signal.SIGKILL)
+        found = pipe.read()
+    _, status, used = os.wait4(pid, 0)
+    if not has_ended and not found:
+        return None
+    problem, is_unfinished = (json.loads(found), False) if found else _end(os.waitstatus_to_exitcode(status))
+    return {"problem": problem, "is_unfinished": is_unfinished, "cpu_s": used.ru_utime + used.ru_stime}
 
 
 def _end(code: int) -> tuple[dict[str, Any] | None, bool]:

@@ -227,7 +227,8 @@ class Grammars:
             )
         if verdict.problem is not None:
             raise UnusableGrammar(verdict.problem.text, is_costly=verdict.problem.is_costly)
-        return self._compiled_here(grammar, is_idle=is_idle)
+        # What the judge compiled in its first turn takes milliseconds, and must not starve where no CPU is idle.
+        return self._compiled_here(grammar, is_idle=turn > 0)
 
     def _compiled_here(self, grammar: Grammar, *, is_idle: bool) -> LLMatcher:
         tokenizer = self.tokenizer()
