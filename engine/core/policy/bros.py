@@ -8,6 +8,8 @@ beyond it).
 
 from __future__ import annotations
 
+from collections import deque
+
 from engine.core.allocator import MIN_CHUNK_TOKENS, Allocator
 from engine.core.backlog import Backlog
 from engine.core.batch import Batch
@@ -39,7 +41,7 @@ class BrosPolicy:
         self._kv = kv
         self._pace = pace
         self._cost = cost
-        self._late: dict[Request, None] = {}  # in the order in which they were found to be
+        self._late: deque[Request] = deque()
         self._last_prompt_step = 0
 
     def sort_key(self, request: Request) -> tuple[float, float, int]:
@@ -111,7 +113,7 @@ class BrosPolicy:
             work_s = self._cost.chunk_s(request.num_computed_tokens, request.num_uncomputed_tokens)
             spare_s = aimed_deadline_s(request) - now_s - work_s
             if spare_s < 0 and request.first_token_s is None:
-                self._late[request] = None
+                self._late.append(request)
                 continue
             unfinished.append(request)
             if request.last_step == batch.number:
@@ -125,14 +127,13 @@ class BrosPolicy:
     def _pack_late(self, batch: Batch, limit_s: float) -> None:
         """RT prompts that miss their TTFT in any case, in the order in which that was found out. One that begins like
         another waits for it: to compute the same tokens twice in a step would make all of them later."""
-        for request in list(self._late):
-            if request.state not in (State.WAITING, State.BEHIND) or request.first_token_s is not None:
-                del self._late[request]
-                continue
-            if request.last_step != batch.number and not self._compute_prompt(
-                request, batch, limit_s, may_wait=True
-            ):
+        while self._late:
+            request = self._late[0]
+            is_behind = request.state in (State.WAITING, State.BEHIND) and request.first_token_s is None
+            is_next = is_behind and request.last_step != batch.number
+            if is_next and not self._compute_prompt(request, batch, limit_s, may_wait=True):
                 return
+            self._late.popleft()
 
     def _compute_prompt(
         self, request: Request, batch: Batch, limit_s: float, *, may_wait: bool = False

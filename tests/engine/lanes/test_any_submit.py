@@ -54,6 +54,8 @@ def usual(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.floats(0.001, 3600)
         case inspect.StrType():
             return st.text("abé", min_size=1, max_size=5)
+        case inspect.BytesType():
+            return st.binary(max_size=20)
         case inspect.LiteralType(values=literals):
             return st.sampled_from(literals)
         case inspect.ListType(item_type=inspect.IntType()):
