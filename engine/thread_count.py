@@ -9,7 +9,6 @@ machine, and only there, the engine tries the next lower number for a few steps,
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,13 +28,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 4, 256
 
 def cpu_times_s() -> tuple[float, float] | None:
     """The time that the threads of this process have run, and the time that they were ready but had to wait for a CPU,
-    in seconds; None where the operating system does not say (only Linux does). Without threads that are to run only
-    where no other does, as compilers of grammars are: they always wait."""
+    in seconds; None where the operating system does not say (only Linux does)."""
     total_running_ns = total_waiting_ns = 0
     for task in TASKS.glob("*/schedstat"):
         try:
-            if os.sched_getscheduler(int(task.parent.name)) == os.SCHED_IDLE:
-                continue
             running_ns, waiting_ns, _ = task.read_bytes().split()
         except OSError:  # this thread has just ended
             continue

@@ -28,7 +28,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from engine.core.terms import Grammar
 from engine.grammars.allowance import Allowance
-from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack, wait_for_idle_cpu
+from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack
 from engine.grammars.contract import GrammarCounts, Problem, TooManyGrammars
 from engine.grammars.judge import Judge, JudgeEnded, Verdict
 from engine.grammars.judge_process import STACK_BYTES
@@ -227,22 +227,20 @@ class Grammars:
             )
         if verdict.problem is not None:
             raise UnusableGrammar(verdict.problem.text, is_costly=verdict.problem.is_costly)
-        # What the judge compiled in its first turn takes milliseconds, and must not starve where no CPU is idle.
-        return self._compiled_here(grammar, is_idle=turn > 0)
+        return self._compiled_here(grammar)
 
-    def _compiled_here(self, grammar: Grammar, *, is_idle: bool) -> LLMatcher:
+    def _compiled_here(self, grammar: Grammar) -> LLMatcher:
+        """Compiles what the judge has allowed. At the usual priority: a thread that waits for idle CPU while it holds
+        the interpreter's lock would stop the engine on a busy machine."""
         tokenizer = self.tokenizer()
         found: list[LLMatcher | BaseException] = []
 
         def compile_it() -> None:
-            if is_idle:
-                wait_for_idle_cpu()  # which cannot be undone, so this thread does nothing else
             try:
                 found.append(compile_grammar(grammar, tokenizer))
             except BaseException as error:
                 found.append(error)
-            if not is_idle:
-                self._allowance.spend(time.thread_time())
+            self._allowance.spend(time.thread_time())
 
         thread_with_stack(COMPILER_STACK_BYTES, compile_it, "grammar-compiler").join()
         if isinstance(found[0], BaseException):
