@@ -1,0 +1,20 @@
+"""Guarantee: what a row shows of its answer is one line, so that rows can be sent as lines."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from bros_batch.documents.form import DOCUMENT
+from bros_batch.documents.row_contents import RowContents
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+
+
+def test_an_answer_with_line_breaks_becomes_one_line() -> None:
+    contents = RowContents("/v1/chat/completions", DOCUMENT, {"prompt": "{text}", "response_format": SCHEMA})
+    text = '{"total": \n\n 1.50,\r\n "note": "two\\nlines"}'
+    result = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+    line = msgspec.json.encode(contents.answer('{"text": "x"}', result))
+    assert line == b'{"total":1.50,"note":"two\\nlines"}'
