@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import torch
 
+from engine.runner.cuda_graphs import CudaGraphs
+
 _NUM_REPLAYS = 4
 
 
-@torch.inference_mode()
 def replayed_s(work: Callable[[], object], *, num_replays: int = _NUM_REPLAYS) -> float:
     """The median seconds that the current GPU takes for all that `work` launches.
 
@@ -18,18 +19,9 @@ def replayed_s(work: Callable[[], object], *, num_replays: int = _NUM_REPLAYS) -
     is captured once, and the replays are timed. The first of them does not count: it raises the GPU's clock rate.
     Raises RuntimeError if `work` cannot be captured, for example because it reads a value from the device.
     """
-    main, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(main)
-    with torch.cuda.stream(stream):
-        work()  # kernels are compiled and libraries allocate their workspaces, which a capture cannot contain
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            work()
-    except RuntimeError:
-        torch.cuda.set_stream(main)  # torch does not return to it by itself when a capture fails
-        raise
+    graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+    graphs.warm_up(work)
+    graph = graphs.capture(work)
     times_s: list[float] = []
     for _ in range(1 + num_replays):
         begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -39,5 +31,5 @@ def replayed_s(work: Callable[[], object], *, num_replays: int = _NUM_REPLAYS) -
         end.record()
         end.synchronize()
         times_s.append(begin.elapsed_time(end) / 1000)
-    graph.reset()
+    graph.release()
     return statistics.median(times_s[1:])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 from engine.config import EngineConfig
-from engine.core.plan import RowStart, StepPlan
 from engine.core.terms import SamplingParams
 from engine.runner.base import RunnerInfo
 from engine.runner.kv.memory import allocate_kv, bytes_per_slot
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.torch_runner import TorchRunner
+from engine.runner.warm_up import made_up_step
+
+_SAMPLING = SamplingParams(max_tokens=1, top_p=0.9)  # a draw from the whole vocabulary
 
 
 def largest_step(config: EngineConfig, *, is_gpu: bool) -> tuple[int, int]:
@@ -27,9 +29,9 @@ def measure_step_bytes(
     returns the memory that it took at its peak."""
     max_tokens, num_rows = largest_step(config, is_gpu=True)
     longest = min(model.max_model_len, max_tokens - num_rows + 1)
-    plan = _plan([1] * (num_rows - 1) + [longest])
-    num_slots = plan.num_tokens
+    num_slots = num_rows - 1 + longest
     info = RunnerInfo(1, num_slots, num_rows, model.max_model_len, model.vocab_size, "cuda", "")
+    plan = made_up_step(info, [(0, 1)] * (num_rows - 1) + [(0, longest)], _SAMPLING)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -42,18 +44,3 @@ def measure_step_bytes(
     del runner, caches
     torch.cuda.empty_cache()
     return needed
-
-
-def _plan(counts: list[int]) -> StepPlan:
-    """A step of new rows with these numbers of tokens, all of which draw with top_p."""
-    sampling = SamplingParams(max_tokens=1, top_p=0.9)
-    num_tokens = sum(counts)
-    return StepPlan(
-        rows=list(range(len(counts))),
-        starts=[0] * len(counts),
-        counts=counts,
-        samples=[True] * len(counts),
-        token_ids=[0] * num_tokens,
-        slots=list(range(num_tokens)),
-        row_starts=[RowStart(row, str(row), [0] * n, n, [], sampling) for row, n in enumerate(counts)],
-    )

@@ -51,20 +51,22 @@ def _plans(info: RunnerInfo) -> Iterator[StepPlan]:
     chunk = max(1, min(2 * CHUNK_TILE_TOKENS, num_slots, longest, info.max_num_batched_tokens))
     for sampling in _SAMPLINGS:
         if info.hidden_size or not sampling.asks_about_prompt:
-            yield _step(info, [(0, min(2, chunk))], sampling)
+            yield made_up_step(info, [(0, min(2, chunk))], sampling)
     # Rows of one token and chunks, each alone and beside the other, after short and long contexts.
     for context in (0, longest - chunk):
-        yield _step(info, [(context, 1)])
-        yield _step(info, [(context, chunk)])
+        yield made_up_step(info, [(context, 1)])
+        yield made_up_step(info, [(context, chunk)])
         if info.max_num_seqs > 1 and info.max_num_batched_tokens > chunk:
-            yield _step(info, [(context, 1), (context, chunk)])
+            yield made_up_step(info, [(context, 1), (context, chunk)])
     if info.num_host_slots:
         yield StepPlan([], [], [], [], [], [], copies_out=[SlotCopy([0], [0])])
         start = RowStart(0, "warm-up", [0, 0], 2, [], _GREEDY)
         yield StepPlan([], [], [], [], [], [], row_starts=[start], restores=[Restore(0, 0, [0], [0])])
 
 
-def _step(info: RunnerInfo, parts: Sequence[tuple[int, int]], sampling: SamplingParams = _GREEDY) -> StepPlan:
+def made_up_step(
+    info: RunnerInfo, parts: Sequence[tuple[int, int]], sampling: SamplingParams = _GREEDY
+) -> StepPlan:
     """A step in which row i computes `count` tokens after `context` others, for `parts[i] = (context, count)`."""
     num_slots = info.num_blocks * info.block_size
     counts = [count for _, count in parts]
@@ -76,7 +78,7 @@ def _step(info: RunnerInfo, parts: Sequence[tuple[int, int]], sampling: Sampling
         token_ids=[0] * sum(counts),
         slots=[slot % num_slots for slot in range(sum(counts))],
         row_starts=[
-            RowStart(row, "warm-up", [0] * (context + count), context + count, [0] * context, sampling)
+            RowStart(row, str(row), [0] * (context + count), context + count, [0] * context, sampling)
             for row, (context, count) in enumerate(parts)
         ],
     )

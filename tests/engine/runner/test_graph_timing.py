@@ -13,7 +13,8 @@ from tests.engine.runner.fake_gpu import GPU
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU")
-def test_replays_are_timed_and_nothing_else() -> None:
+def test_replays_are_timed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.runner.cuda_graphs._WARM_UPS", 1)
     with cuda() as gpu:
         x = torch.zeros(1, device=GPU)
         num_calls = 0
