@@ -69,6 +69,11 @@ class EngineConfig:
         "how to load the weights; 'dummy' initializes them randomly, to measure a model of which only the config.json "
         "is available",
     )
+    quantization: Literal["none", "fp8"] = _flag(
+        "none",
+        "how to store the weights of the model's layers; 'fp8' takes half the memory of 16 bits and needs a GPU of "
+        "compute capability 8.9 or higher (on a CPU it is emulated, slowly)",
+    )
     kv_cache_dtype: Literal["auto", "fp8_e4m3"] = _flag(
         "auto", "data type of the KV cache on a GPU; 'auto' uses that of the weights"
     )
@@ -163,6 +168,10 @@ class EngineConfig:
             raise ValueError(
                 "--policy priority with --kv-preemption none can run out of memory with no request to preempt; "
                 "use --kv-preemption whole"
+            )
+        if self.quantization != "none" and self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"--quantization {self.quantization} cannot be combined with --tensor-parallel-size; remove one of them"
             )
         if self.max_num_seqs is not None and self.max_num_seqs < 2:
             raise ValueError(

@@ -89,7 +89,7 @@ def store_cost_model(model: str, info: RunnerInfo, cost: CostModel) -> None:
 
 
 def _path(model: str, info: RunnerInfo) -> Path | None:
-    """The file for this model, device, dtype and version in the user's cache directory, or None without a home."""
+    """The file for this model, device, weights and version in the user's cache directory, or None without a home."""
     root = cache_directory()
     if root is None:
         return None
@@ -97,7 +97,7 @@ def _path(model: str, info: RunnerInfo) -> Path | None:
         version = metadata.version("bros-batch")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    kind = (model, info.device, info.dtype, os.cpu_count(), version)
+    kind = (model, info.device, info.dtype, info.quantization, os.cpu_count(), version)
     name = hashlib.sha256(repr(kind).encode()).hexdigest()[:24]
     return root / "cost-models" / f"{name}.json"
 

@@ -18,7 +18,7 @@ DIGEST_BYTES = 8
 def weights_id(config: EngineConfig, dtype: str) -> str:
     """Return the identity of the model of `config`, a directory or a name on the Hugging Face Hub, in `dtype`."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for setting in (config.runner, dtype, config.kv_cache_dtype, config.load_format):
+    for setting in (config.runner, dtype, config.quantization, config.kv_cache_dtype, config.load_format):
         digest.update(f"{setting}\n".encode())
     directory = _directory(config)
     if directory is None:

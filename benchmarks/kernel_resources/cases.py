@@ -17,6 +17,7 @@ from engine.kernels.triton import attention as triton_attention
 from engine.kernels.triton import layer as triton_layer
 from engine.kernels.triton import linear as triton_linear
 from engine.kernels.triton import masks as triton_masks
+from engine.kernels.triton import quantize as triton_quantize
 from engine.kernels.triton import sampling as triton_sampling
 from engine.kernels.triton import slots as triton_slots
 from engine.kernels.triton.gpu import Processors
@@ -30,6 +31,7 @@ _MAX_MODEL_LEN = 8192
 class Case:
     name: str
     launch: Callable[[], object]
+    least_capability: int = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,19 @@ def linear(
     tiling: triton_linear.Tiling,
     *,
     has_bias: bool = False,
+    dtype: torch.dtype = BF16,
 ) -> None:
-    weight = torch.empty(num_outputs, num_inputs, dtype=BF16)
-    x = torch.empty(num_tokens, num_inputs, dtype=BF16)
-    triton_linear.linear_few(
-        x, weight, weight[:, 0].contiguous() if has_bias else None, tiling, Processors(132, 228 * 1024)
-    )
+    weight = torch.empty(num_outputs, num_inputs, dtype=dtype)
+    x = torch.empty(num_tokens, num_inputs, dtype=dtype)
+    bias = torch.empty(num_outputs, dtype=BF16) if has_bias else None
+    scales = None
+    if dtype is FP8:
+        scales = triton_linear.Scales(torch.empty(num_tokens, 1), torch.empty(num_outputs), BF16)
+    triton_linear.linear_few(x, weight, bias, tiling, Processors(132, 228 * 1024), scales)
+
+
+def quantize(width: int) -> None:
+    triton_quantize.quantize_tokens(torch.empty(3, width, dtype=BF16))
 
 
 def caches(shape: ModelShape, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,9 +171,14 @@ def _linear_cases() -> Iterator[Case]:
         # Few tokens (the product is split) and many (it is not): the smallest and the largest tiles of a program.
         for num_tokens, num_outputs in ((16, 4096), (64, 28672)):
             label = f"linear {num_outputs} x 4096, {num_tokens} tokens, tile {tiling.rows} x {tiling.columns}"
-            yield Case(label, partial(linear, num_outputs, 4096, num_tokens, tiling))
+            run = partial(linear, num_outputs, 4096, num_tokens, tiling)
+            yield Case(label, run)
+            # Where it is used: see `engine.kernels.triton.fp8.converts_fp8`.
+            yield Case(f"{label}, fp8", partial(run, dtype=FP8), least_capability=90)
     label = "linear 6144 x 2064, bias"
     yield Case(label, partial(linear, 6144, 2064, 1, triton_linear.TILINGS[0], has_bias=True))
+    for width in (4096, 14336, 53248):  # of Llama 3 8B, and the widest of 405B, which is read in blocks
+        yield Case(f"quantize {width}", partial(quantize, width))
 
 
 # Many rows (no context is split), few rows (contexts are split), and a chunk of several tiles.

@@ -156,7 +156,12 @@ def _ptxas_report(cubin: bytes) -> dict[str, int]:
 
 def measure(cases: Sequence[Case], capabilities: Sequence[int], num_processes: int = 2) -> list[Resources]:
     """Compiles all cases for all capabilities in parallel processes."""
-    names = [(case.name, capability) for case in cases for capability in capabilities]
+    names = [
+        (case.name, capability)
+        for case in cases
+        for capability in capabilities
+        if capability >= case.least_capability
+    ]
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
         return [resources for found in pool.map(_compile_named, names) for resources in found]
 

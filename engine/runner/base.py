@@ -16,7 +16,8 @@ class RunnerInfo:
     It has `num_blocks * block_size` slots of KV memory, `max_num_seqs` slot-table rows of `max_model_len` positions
     each, and `num_host_slots` slots of host memory for the tokens that preempted requests give up. A step computes at
     most `max_num_batched_tokens` tokens. `computes_beside_host` says that the host's processor is free while a step is
-    computed. `hidden_size` is 0 if the hidden states cannot be read.
+    computed. `hidden_size` is 0 if the hidden states cannot be read. `quantization` is how the weights
+    are stored.
     """
 
     num_blocks: int
@@ -30,6 +31,7 @@ class RunnerInfo:
     computes_beside_host: bool = False
     max_num_batched_tokens: int = 512
     hidden_size: int = 0
+    quantization: str = "none"
 
 
 class UnsupportedModel(ValueError):

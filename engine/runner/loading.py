@@ -45,6 +45,7 @@ def load_runner(
         dtype=config.dtype,
         max_model_len=config.max_model_len,
         load_format=config.load_format,
+        quantization=config.quantization,
         ranks=ranks,
     )
     return runner_for(model, config, ranks=ranks)
@@ -126,6 +127,7 @@ def _runner_info(
         computes_beside_host=is_gpu,
         max_num_batched_tokens=config.max_step_tokens(is_gpu),
         hidden_size=model.hidden_size,
+        quantization=config.quantization,
     )
     if ranks is None:
         return info

@@ -58,16 +58,28 @@ TILINGS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What a product of float8 numbers is multiplied by, and the dtype of the result."""
+
+    tokens: torch.Tensor  # [T, 1] float32
+    weight: torch.Tensor  # [N] float32
+    dtype: torch.dtype
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _linear_few_kernel(
     x_ptr,  # [T, K]
     weight_ptr,  # [N, K]
     bias_ptr,  # [N], where HAS_BIAS
+    x_scales_ptr,  # [T], where HAS_SCALES
+    weight_scales_ptr,  # [N], where HAS_SCALES
     out_ptr,  # [S, T, N], written
     num_tokens,
     num_outputs,
     num_inputs,
     HAS_BIAS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     IS_EVEN: tl.constexpr,  # K is a multiple of COLUMNS
     TOKENS: tl.constexpr,  # T, rounded up to a power of two
     ROWS: tl.constexpr,
@@ -98,8 +110,16 @@ def _linear_few_kernel(
             mask = (start + columns < num_inputs)[None, :]
             weight = tl.load(weights + start, mask=mask, other=0.0)
             x = tl.load(inputs + start, mask=mask, other=0.0)
-        total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
+        if HAS_SCALES:
+            # The matrix unit's own sums of float8 products have 14 bits, so only those of a block stay there.
+            total = tl.dot(weight, tl.trans(x), total, max_num_imprecise_acc=COLUMNS)
+        else:
+            total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
     inside = rows < num_outputs
+    if HAS_SCALES:
+        weight_scales = tl.load(weight_scales_ptr + rows, mask=inside, other=0.0)
+        x_scales = tl.load(x_scales_ptr + tokens, mask=tokens < num_tokens, other=0.0)
+        total *= weight_scales[:, None] * x_scales[None, :]
     if HAS_BIAS:
         bias = tl.load(bias_ptr + rows, mask=inside & (split == 0), other=0.0).to(tl.float32)
         total += bias[:, None]
@@ -113,8 +133,12 @@ def linear_few(
     bias: torch.Tensor | None,  # [N]
     tiling: Tiling,
     processors: Processors,
-) -> torch.Tensor:  # [T, N], x's dtype, or [S, T, N] float32
-    """x @ weight.T + bias, or S parts that add up to it. `processors` are those of the GPU."""
+    scales: Scales | None = None,
+) -> torch.Tensor:  # [T, N], x's dtype or that of the scales, or [S, T, N] float32
+    """x @ weight.T + bias, or S parts that add up to it. `processors` are those of the GPU.
+
+    If x and the weight are float8, the product is multiplied by their scales before the bias is added.
+    """
     num_tokens, num_inputs = x.shape
     num_outputs = len(weight)
     if not 0 < num_tokens <= MAX_TOKENS:
@@ -128,18 +152,22 @@ def linear_few(
     per_processor = processors.shared_bytes // tiling.shared_bytes(num_tokens, x.dtype.itemsize)
     splits = num_splits(num_outputs, num_inputs, tiling, processors.count * max(1, per_processor))
     if splits == 1:
-        out = torch.empty((num_tokens, num_outputs), dtype=x.dtype, device=x.device)
+        dtype = x.dtype if scales is None else scales.dtype
+        out = torch.empty((num_tokens, num_outputs), dtype=dtype, device=x.device)
     else:
         out = torch.empty((splits, num_tokens, num_outputs), dtype=torch.float32, device=x.device)
     _linear_few_kernel[(triton.cdiv(num_outputs, tiling.rows), splits)](
         x,
         weight,
         weight if bias is None else bias,
+        weight if scales is None else scales.tokens,
+        weight if scales is None else scales.weight,
         out,
         num_tokens,
         num_outputs,
         num_inputs,
         HAS_BIAS=bias is not None,
+        HAS_SCALES=scales is not None,
         IS_EVEN=num_inputs % tiling.columns == 0,
         TOKENS=_padded(num_tokens),
         ROWS=tiling.rows,

@@ -13,6 +13,7 @@ from engine.kernels.cpu.attention import is_compiled_for
 from engine.kernels.dispatch import backend_of
 from engine.kernels.layout import StepLayout
 from engine.runner.kv.memory import LayerCache, LayerShape
+from engine.runner.model.linear_fp8 import Fp8Linear
 
 # Exactly these classes: a subclass may compute something else.
 _MODEL_CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -52,7 +53,8 @@ def can_fuse(model: Any, layers: Mapping[int, LayerShape]) -> bool:
     """Whether one of our decoders supports the model on its device, in its dtype."""
     match backend_of(model.device):
         case "cpu":
-            is_supported = is_compiled_for(model.dtype)
+            is_fp8 = any(isinstance(module, Fp8Linear) for module in model.modules())
+            is_supported = is_compiled_for(model.dtype) and not is_fp8
         case "triton":
             is_supported = model.dtype in (torch.bfloat16, torch.float16, torch.float32)
         case _:
@@ -72,7 +74,7 @@ def is_llama_like(model: Any, layers: Mapping[int, LayerShape]) -> bool:
         config.hidden_act == "silu"
         and decoder.rotary_emb.rope_type in _ROPE_TYPES
         and all(
-            type(module) is nn.Linear
+            type(module) in (nn.Linear, Fp8Linear)
             for name, module in model.named_modules()
             if name.endswith(("_proj", "lm_head"))
         )

@@ -25,6 +25,7 @@ from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention import attend_stored
 from engine.kernels.triton.layer import add_rms_norm, rotate_and_store, silu_gated
 from engine.runner.kv.memory import LayerCache, LayerShape
+from engine.runner.model.linear_fp8 import Fp8Linear
 from engine.runner.model.linear_gpu import LinearWeights, TunedLinear, tune_linear
 from engine.runner.model.rotary import rotary_tables
 
@@ -231,11 +232,18 @@ def _take_layer(layer: Any, shapes: Mapping[int, LayerShape]) -> _Layer:
 
 
 def _take(linears: Sequence[nn.Linear]) -> LinearWeights:
-    """Stacks the weights of the layers, which lose theirs."""
+    """Stacks the weights of the layers, which lose theirs, and their scales if they are in fp8."""
     weights = [linear.weight.detach() for linear in linears]
     biases = [linear.bias for linear in linears]
     bias = None if biases[0] is None else torch.cat([part.detach() for part in biases])
-    taken = LinearWeights(weights[0].contiguous() if len(weights) == 1 else torch.cat(weights), bias)
+    scales = [linear.scales for linear in linears if isinstance(linear, Fp8Linear)]
+    if 0 < len(scales) < len(linears):
+        raise ValueError("linear layers with one input are quantized only in part")
+    taken = LinearWeights(
+        weights[0].contiguous() if len(weights) == 1 else torch.cat(weights),
+        bias,
+        torch.cat(scales) if scales else None,
+    )
     for linear in linears:
         linear.weight = nn.Parameter(weights[0].new_empty(0), requires_grad=False)
     return taken

@@ -18,9 +18,11 @@ import torch
 from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
+from engine.kernels.triton.fp8 import converts_fp8
 from engine.kernels.triton.gpu import processors_of
-from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Tiling, linear_few
+from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Scales, Tiling, linear_few
 from engine.runner.graph_timing import replayed_s
+from engine.runner.model.linear_fp8 import fp8_linear, quantize_tokens
 
 log = logging.getLogger("engine.model")
 
@@ -40,6 +42,7 @@ class LinearWeights:
 
     weight: torch.Tensor  # [N, K]
     bias: torch.Tensor | None  # [N]
+    scales: torch.Tensor | None = None  # [N] float32, if the weight is float8
 
 
 class TunedLinear:
@@ -67,6 +70,9 @@ def tune_linear(layers: Sequence[LinearWeights], seconds: Seconds | None = None)
     shape, dtype = layers[0].weight.shape, layers[0].weight.dtype
     if dtype is torch.float32:
         return TunedLinear()  # our kernel multiplies float32 without the matrix unit, to be exact
+    is_fp8 = layers[0].scales is not None
+    if is_fp8 and not converts_fp8(layers[0].weight.device):
+        return TunedLinear()
     measure = seconds if seconds is not None else replayed_s
     num_measured = max(1, -(-_MEASURED_BYTES // (layers[0].weight.numel() * dtype.itemsize)))
     measured = layers[:num_measured]
@@ -74,7 +80,9 @@ def tune_linear(layers: Sequence[LinearWeights], seconds: Seconds | None = None)
     table: list[str] = []
     candidates: list[Tiling] = list(TILINGS)
     for count in _TOKEN_COUNTS:
-        x = torch.randn(count, shape[1], device=measured[0].weight.device).to(dtype)
+        x = torch.randn(count, shape[1], device=measured[0].weight.device).to(
+            torch.bfloat16 if is_fp8 else dtype
+        )
 
         def run(tiling: Tiling | None, x: torch.Tensor = x) -> Callable[[], None]:
             return lambda: _run_all(measured, x, tiling)
@@ -112,5 +120,12 @@ def _run_all(layers: Sequence[LinearWeights], x: torch.Tensor, tiling: Tiling | 
 
 def _linear(weights: LinearWeights, x: torch.Tensor, tiling: Tiling | None) -> torch.Tensor:
     if tiling is None:
+        if weights.scales is not None:
+            return fp8_linear(x, weights.weight, weights.scales, weights.bias)
         return F.linear(x, weights.weight, weights.bias)
-    return linear_few(x, weights.weight, weights.bias, tiling, processors_of(x.device))
+    processors = processors_of(x.device)
+    if weights.scales is None:
+        return linear_few(x, weights.weight, weights.bias, tiling, processors)
+    tokens, token_scales = quantize_tokens(x)
+    scales = Scales(token_scales, weights.scales, x.dtype)
+    return linear_few(tokens, weights.weight, weights.bias, tiling, processors, scales)

@@ -27,6 +27,7 @@ from engine.runner.model.checkpoint import (
 from engine.runner.model.decoder import can_fuse, fuse
 from engine.runner.model.discovery import discover_layers
 from engine.runner.model.host_sync import remove_host_syncs
+from engine.runner.model.linear_fp8 import check_fp8, quantize_linears
 from engine.runner.model.linear_onednn import can_pack, pack_linears, unpack_linears
 from engine.runner.model.selfcheck import check_hidden, check_packed, own_logits
 from engine.runner.ranks.tensor_parallel import Ranks, split_among, why_not_splittable
@@ -43,14 +44,15 @@ def load_model(
     dtype: str = "auto",
     max_model_len: int | None = None,
     load_format: str = "safetensors",
+    quantization: str = "none",
     ranks: Ranks | None = None,
 ) -> CausalLM:
     """Loads a model by path or hub name and verifies that it computes the same through our attention.
 
     `load_format` "dummy" draws random weights instead, the same ones every time. `dtype` "auto" is the checkpoint's own
-    on a GPU, and float32 on a CPU. `max_model_len` is capped by the positions that the
-    model supports. With `ranks`, all ranks call this together and each gets its part of the model. Raises
-    UnsupportedModel.
+    on a GPU, and float32 on a CPU. `quantization` "fp8" stores linear layers as float8. `max_model_len` is capped by
+    the positions that the model supports. With `ranks`, all ranks call this together and each gets its part of the
+    model. Raises UnsupportedModel.
     """
     target = resolve_device(device)
     config = load_config(name)
@@ -58,11 +60,17 @@ def load_model(
     if ranks is not None:
         _check_split(name, config, ranks, load_format)
     weights_dtype = resolve_dtype(dtype, config, target)
+    if quantization == "fp8":
+        check_fp8(name, config, target, weights_dtype)
 
     def read(**split: Any) -> Any:
         if load_format == "dummy":
-            return draw_model(config, target, weights_dtype)
-        return load_weights(name, config, weights_dtype, **split).to(target).eval()
+            model = draw_model(config, target, weights_dtype)
+        else:
+            model = load_weights(name, config, weights_dtype, **split)
+        if quantization == "fp8":
+            quantize_linears(name, model, target)
+        return model.to(target).eval()
 
     with split_among(ranks) as split:
         model = read(**split)
