@@ -14,7 +14,7 @@ the shapes of well-known ones and random weights. The parts run in this order, e
     hybrid       both, by policy, with enough KV memory and with a quarter of it
     kernels      every Triton kernel against its floor, and against torch's own if there is one
     others       the same documents in transformers' continuous batching, and in vLLM if it is installed
-    more         steps with float8 KV, of the other models, and without CUDA graphs
+    more         steps with float8 weights and KV, of the other models, and without CUDA graphs
 
 The result, with the state of every target, is written after each measurement; benchmarks/gpu/README.md explains it. The
 exit code is 1 if anything failed or computed a wrong result.

@@ -73,11 +73,12 @@ class EngineBench:
         measure_others(part, self._models[0], self._device, self._scale)
 
     def measure_more(self, part: Part) -> None:
-        """What is not served: float8 KV, other models, no graphs."""
+        """What is not served: float8 weights or KV, other models, no graphs. Floors are those of 16-bit weights."""
         first, *others = self._models
         variants: list[tuple[Model, str, dict[str, Any]]] = [(model, AS_SERVED, {}) for model in others]
         if self._device.type == "cuda":
             variants.insert(0, (first, "with fp8 KV", {"kv_cache_dtype": "fp8_e4m3"}))
+            variants.insert(0, (first, "with fp8 weights", {"quantization": "fp8"}))
         variants.append((first, "eager", {"enforce_eager": True}))
         for model, name, settings in variants:
             title = f"{model.name} {name}"

@@ -58,6 +58,10 @@ def layer_checks(device: torch.device, is_tiny: bool) -> dict[str, Check]:
         counts = (1, 5) if dtype is torch.float32 else (1, 5, 64)
         for count in (3,) if is_tiny else counts:
             checks[f"product of {count} tokens: {word}"] = lambda m=make, n=count: m.product(n)  # type: ignore[misc]
+    if device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0):
+        make = Maker(device, torch.float32 if is_tiny else torch.bfloat16, sizes)
+        for count in (3,) if is_tiny else (1, 64, sizes.num_tokens):
+            checks[f"product of {count} tokens: fp8"] = lambda m=make, n=count: m.fp8_product(n)  # type: ignore[misc]
     checks["draws"] = lambda: check_draws(device, sizes.vocab, 8 if is_tiny else 256)
     return checks
 
@@ -158,6 +162,33 @@ class Maker:
             if not figures["error"] <= worst["error"]:
                 worst = figures
         return worst
+
+    def fp8_product(self, num_tokens: int) -> dict[str, float]:
+        """Compares torch's float8 product, and our own of few tokens, with the emulation."""
+        from engine.kernels.reference.fp8_linear import quantize_rows, scaled_product
+        from engine.kernels.triton.linear import MAX_TOKENS, TILINGS, Scales, linear_few
+        from engine.kernels.triton.quantize import quantize_tokens
+        from engine.runner.model.linear_fp8 import fp8_linear
+
+        x, matrix = (
+            self.noise(num_tokens, self._sizes.hidden),
+            self.noise(self._sizes.inner, self._sizes.hidden),
+        )
+        bias = self.noise(self._sizes.inner)
+        weight, scales = quantize_rows(matrix)
+        scales = scales[:, 0].contiguous()
+        expected = scaled_product(*quantize_rows(x), weight, scales, bias, torch.float32)
+        outs = [fp8_linear(x, weight, scales, bias)]
+        tokens, token_scales = quantize_tokens(x)
+        for tiling in TILINGS if num_tokens <= MAX_TOKENS else ():
+            given = Scales(token_scales, scales, self._dtype)
+            out = linear_few(tokens, weight, bias, tiling, self.processors, given)
+            outs.append(out.sum(dim=0).to(self._dtype) if out.dim() == 3 else out)
+        errors = [self._error(out, expected) for out in outs]
+        wrong = [
+            figures for figures in errors if not figures["error"] <= figures["tolerance"]
+        ]  # NaN is wrong too
+        return wrong[0] if wrong else max(errors, key=lambda figures: figures["error"])
 
     def copies(self) -> dict[str, float]:
         """Copies slots of layers of different sizes out, and back to other slots."""
