@@ -20,6 +20,16 @@ from engine.wire.schema_keywords import UnusableSchema
 JSON_OBJECT = {"type": "object"}
 FORMATS = ("text", "json_object", "json_schema")
 CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar")
+SHAPE_FIELDS = frozenset(
+    {
+        "response_format",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+    }
+)
 UNSUPPORTED_OPTIONS = ("structural_tag", "whitespace_pattern", "disable_additional_properties")
 MAX_GBNF_CHARS = 16 * 1024  # it is translated in Python
 SYNTAX = frozenset(r"\.+*?()|[]{}^$#&-~/")  # of regular expressions
@@ -28,6 +38,8 @@ SYNTAX = frozenset(r"\.+*?()|[]{}^$#&-~/")  # of regular expressions
 class Shaped(Protocol):
     """The fields of a request that say what its answer looks like."""
 
+    @property
+    def model_fields_set(self) -> set[str]: ...
     @property
     def response_format(self) -> Any: ...
     @property
@@ -47,6 +59,8 @@ def requested_grammar(request: Shaped) -> tuple[Grammar, str] | None:
 
     Raises RequestError for a field that is not valid, and for two that ask for a grammar.
     """
+    if SHAPE_FIELDS.isdisjoint(request.model_fields_set):  # as for most requests
+        return None
     requested = list(_requested(request))
     if not requested:
         return None

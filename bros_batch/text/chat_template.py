@@ -80,7 +80,10 @@ def compile_chat_template(source: str) -> ChatTemplate:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
-    return ChatTemplate(environment.from_string(source), frozenset(variables))
+    template = environment.from_string(source)
+    # Each rendering copies the globals, which Jinja's own chain of maps makes slow.
+    template.globals = dict(environment.globals)
+    return ChatTemplate(template, frozenset(variables))
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -33,7 +33,7 @@ from engine.lanes.loop_watch import TICK_S
 from engine.lanes.persistent_task import keep_running
 from engine.lanes.pulled_item import PulledItem, failed_item
 from engine.lanes.result_queue import ResultQueue
-from engine.lanes.stream_claims import StreamClaims
+from engine.lanes.stream_claims import ALL_ENTRIES, StreamClaims
 from engine.lanes.suspects import Suspects
 from engine.step_mark import LastStep
 from engine.wire import protocol
@@ -55,7 +55,6 @@ CHECK_INTERVAL_S = 0.25
 FINISH_S = 0.75
 READ_BLOCK_WITH_SUSPECTS_MS = 50  # the next one starts soon after another has ended
 RELEASE_TIMEOUT_S = 5.0
-ALL_ENTRIES = 1 << 20  # of one engine, which never holds that many
 LONG_IDLE_MS = 10**9  # longer than any engine's claim timeout, so that any engine may take the entry
 
 

@@ -9,12 +9,17 @@ from engine.wire import protocol
 from engine.wire.limits import MAX_PRIORITY
 from engine.wire.stream_entries import read_number
 
+ALL_ENTRIES = 1 << 20  # of one engine, which never holds that many
+
 # One trip to Redis for all entries. It answers with those that are no longer this consumer's.
 _CHECK = """
-local gone = {}
-for n = 4, #ARGV do
+local own, gone = {}, {}
+for _, about in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[2])) do
+    own[about[1]] = true
+end
+for n = 5, #ARGV do
     local id = ARGV[n]
-    if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 0 then
+    if not own[id] then
         gone[#gone + 1] = id
     elseif ARGV[3] == '1' then
         redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
@@ -61,7 +66,7 @@ class StreamClaims:
         """Those of these entries that are no longer the engine's. `renew`: renew the claims on the others."""
         if not entry_ids:
             return []
-        arguments = (protocol.ENGINE_GROUP, self._engine_id, int(renew), *entry_ids)
+        arguments = (protocol.ENGINE_GROUP, self._engine_id, int(renew), ALL_ENTRIES, *entry_ids)
         gone: list[bytes] = await self._redis.eval(_CHECK, 1, self._key, *arguments)
         return gone
 
