@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Engine,
+    any_,
+    create_engine,
+    event,
+    literal,
+    make_url,
+    text,
+)
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from bros_batch.settings import get_settings
 
@@ -18,6 +30,7 @@ BUSY_TIMEOUT_MS = 30_000
 # A server that does not answer, or whose host is gone, is an error after these times, and not a wait without end. The
 # parameters of libpq; a URL may have its own.
 POSTGRES_LIMITS = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
+PROBE_AFTER_S = 0.5
 POSTGRES_DISK_FULL = "53100"
 # SQLite before 3.32 takes at most 999 parameters per statement.
 IDS_PER_QUERY = 500
@@ -35,7 +48,31 @@ def open_database(url: str) -> Engine:
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     limits = {name: value for name, value in POSTGRES_LIMITS.items() if name not in parsed.query}
-    return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=10, connect_args=limits)
+    database = create_engine(parsed, pool_size=5, max_overflow=10, connect_args=limits)
+    _probe_idle_connections(database)
+    return database
+
+
+def _probe_idle_connections(database: Engine) -> None:
+    """Let a connection that was idle for a while be probed before it is used, and replaced if the server has gone.
+
+    A worker uses the same ones many times per second: to probe them each time would be a tenth of what a group of items
+    costs.
+    """
+
+    @event.listens_for(database, "checkin")
+    def _on_checkin(_connection: Any, record: Any) -> None:
+        record.info["idle_since_s"] = time.monotonic()
+
+    @event.listens_for(database, "checkout")
+    def _on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        idle_since_s = record.info.get("idle_since_s")
+        if idle_since_s is None or time.monotonic() - idle_since_s < PROBE_AFTER_S:
+            return
+        try:
+            database.dialect.do_ping(connection)
+        except database.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError("the server has closed the connection") from error
 
 
 def _open_sqlite(url: str) -> Engine:
@@ -101,6 +138,18 @@ def get_database() -> Engine:
 
 def is_postgres(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql"
+
+
+def is_among(
+    connection: Connection, column: ColumnElement[Any], values: Sequence[Any]
+) -> ColumnElement[bool]:
+    """Whether a column has one of these values, at most `IDS_PER_QUERY`.
+
+    PostgreSQL gets them as one array. So the statement is the same however many there are, and is prepared once.
+    """
+    if is_postgres(connection):
+        return column == any_(literal(values, ARRAY(column.type)))
+    return column.in_(values)
 
 
 def is_disk_full(error: DBAPIError) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, text
 
-from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
+from bros_batch.db.connections import IDS_PER_QUERY, is_among, is_postgres
 from bros_batch.db.tables import ContentKey, content_keys, items
 
 _WAITING = "status = 'pending' AND source_id IS NOT NULL AND source_id <> id"
@@ -55,7 +55,8 @@ def find_answers(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, C
     found: dict[bytes, ContentKey] = {}
     for start in range(0, len(keys), IDS_PER_QUERY):
         query = select(content_keys).where(
-            content_keys.c.key.in_(keys[start : start + IDS_PER_QUERY]), items.c.id == content_keys.c.item_id
+            is_among(connection, content_keys.c.key, keys[start : start + IDS_PER_QUERY]),
+            items.c.id == content_keys.c.item_id,
         )
         found.update((row[0], ContentKey(*row)) for row in connection.execute(query))
     return found
@@ -92,7 +93,8 @@ def items_in_hand(connection: Connection, item_ids: Collection[int]) -> set[int]
     ids, queued = sorted(item_ids), items.c.status == "queued"
     found: set[int] = set()
     for start in range(0, len(ids), IDS_PER_QUERY):
-        query = select(items.c.id).where(items.c.id.in_(ids[start : start + IDS_PER_QUERY]), queued)
+        part = is_among(connection, items.c.id, ids[start : start + IDS_PER_QUERY])
+        query = select(items.c.id).where(part, queued)
         found.update(connection.scalars(query))
     return found
 
@@ -117,7 +119,7 @@ def release_waiting(connection: Connection) -> int:
 def is_waited_for(connection: Connection, item_ids: Sequence[int]) -> bool:
     """Whether an item waits for one of these."""
     for start in range(0, len(item_ids), IDS_PER_QUERY):
-        part = items.c.source_id.in_(item_ids[start : start + IDS_PER_QUERY])
+        part = is_among(connection, items.c.source_id, item_ids[start : start + IDS_PER_QUERY])
         query = select(items.c.id).where(
             text("items.status = 'pending' AND items.source_id IS NOT NULL"), part
         )

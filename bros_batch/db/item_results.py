@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, case, select, text, update
 
-from bros_batch.db.connections import IDS_PER_QUERY, is_postgres
+from bros_batch.db.connections import IDS_PER_QUERY, is_among, is_postgres
 from bros_batch.db.content_keys import set_sources
 from bros_batch.db.job_events import add_event
 from bros_batch.db.jobs import lock_job, set_status
@@ -71,7 +71,8 @@ def item_origins(connection: Connection, item_ids: Sequence[int]) -> dict[int, I
     columns = (items.c.id, items.c.job_id, jobs.c.endpoint, jobs.c.model, jobs.c.ingest_form, body)
     for start in range(0, len(item_ids), IDS_PER_QUERY):
         query = select(*columns).where(
-            items.c.id.in_(item_ids[start : start + IDS_PER_QUERY]), jobs.c.id == items.c.job_id
+            is_among(connection, items.c.id, item_ids[start : start + IDS_PER_QUERY]),
+            jobs.c.id == items.c.job_id,
         )
         for item_id, *row in connection.execute(query):
             found[item_id] = ItemOrigin(*row)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from bros_batch.db import jobs
+from bros_batch.db import connections, jobs
 from bros_batch.db.connections import (
     is_postgres,
     open_database,
@@ -79,3 +79,20 @@ def test_times_survive_exactly(database: Engine) -> None:
         )
         assert job.created_at == 1_763_630_000.123457
         assert jobs.get_job(connection, job.id) == job
+
+
+def test_a_connection_that_the_server_closed_while_it_was_idle_is_replaced(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.dialect.name != "postgresql":
+        pytest.skip("SQLite has no server")
+    monkeypatch.setattr(connections, "PROBE_AFTER_S", 0.0)
+    with reading(database) as connection:
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+    other = open_database(database.url.render_as_string(hide_password=False))
+    with writing(other) as connection:
+        # Returns when the process has ended.
+        assert connection.scalar(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})
+    other.dispose()
+    with reading(database) as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
