@@ -1,10 +1,12 @@
-"""`bros-batch keys`: create, list and revoke the API keys in the database."""
+"""`bros-batch keys`: create, list, change and revoke the API keys in the database."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,11 +22,68 @@ if TYPE_CHECKING:
     from bros_batch.db.tables import ApiKey
 
 MAX_NAME_CHARS = 64
+MAX_LIMIT = 2**31 - 1
+# By the name of a key's column: the heading of the list, and what the limit bounds.
+LIMITS = {
+    "requests_per_minute": ("REQ/MIN", "Chat requests per minute"),
+    "tokens_per_minute": ("TOKENS/MIN", "Tokens of chat requests and their answers per minute"),
+    "max_queued_items": ("MAX ROWS", "Rows of its owner's jobs that may be unfinished at a time"),
+    "max_jobs": ("MAX JOBS", "Jobs of its owner that may be unfinished at a time"),
+}
+Command = Callable[..., Any]
+
+
+class _Limit(click.ParamType):  # type: ignore[type-arg]
+    """A number of at least 1, or `none` to remove the limit."""
+
+    name = "number"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return "N|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "none":
+            return value
+        number = int(value) if str(value).isascii() and str(value).isdecimal() and len(str(value)) < 11 else 0
+        if not 1 <= number <= MAX_LIMIT:
+            self.fail(f"{value!r} must be a whole number of at least 1, or none.", param, ctx)
+        return number
+
+
+def _terms_options(command: Command) -> Command:
+    """The options for a key's weight, limits and webhook."""
+    weight = click.option(
+        "--weight",
+        type=click.FloatRange(0.01, 1000),
+        help="Share of bulk work of the key's owner, relative to that of others  [default: 1]",
+    )
+    notify = click.option(
+        "--notify",
+        "notify_url",
+        metavar="URL|none",
+        help="URL that is called when a job of this key has ended",
+    )
+    limits = [
+        click.option(f"--{name.replace('_', '-')}", type=_Limit(), help=f"{help_text}  [default: no limit]")
+        for name, (_, help_text) in LIMITS.items()
+    ]
+    return reduce(lambda made, option: option(made), [notify, *reversed(limits), weight], command)
+
+
+def _given(terms: dict[str, Any]) -> dict[str, Any]:
+    """The terms that were given as options. Raises UsageError for a URL that cannot be called."""
+    given = {name: value for name, value in terms.items() if value is not None}
+    url = given.get("notify_url", "none")
+    if url != "none" and not (
+        url.isprintable() and url.startswith(("http://", "https://")) and " " not in url
+    ):
+        raise click.UsageError("--notify must be a URL that begins with http:// or https://.")
+    return {name: None if value == "none" else value for name, value in given.items()}
 
 
 @click.group()
 def keys() -> None:
-    """Create, list and revoke API keys.
+    """Create, list, change and revoke API keys.
 
     The commands change the database that the server uses. A running server knows of a change within two seconds. Once
     there is a key, the server needs one for every request, even if it has no BROS_API_KEY.
@@ -34,21 +93,33 @@ def keys() -> None:
 @keys.command()
 @settings_options("data_dir")
 @json_option
+@click.option(
+    "--owner",
+    default="",
+    help="Who uses the key: it sees only the files, jobs and responses of this owner. Without an owner, it sees all",
+)
+@_terms_options
 @click.argument("name")
-def create(name: str, as_json: bool, data_dir: str | None) -> None:
-    """Create a key called NAME, and print it. It cannot be shown again."""
-    from bros_batch.db.api_keys import create_api_key, list_api_keys
+def create(name: str, as_json: bool, data_dir: str | None, owner: str, **terms: Any) -> None:
+    """Create a key called NAME, and print it. It cannot be shown again.
+
+    Several keys may have the same owner. Owners share bulk work by weight: that of an owner's key with the highest one.
+    """
+    from bros_batch.db.api_keys import KeyTerms, create_api_key, list_api_keys
     from bros_batch.db.connections import writing
 
     if not name.strip() or not name.isprintable() or len(name) > MAX_NAME_CHARS:
         raise click.UsageError(f"NAME must have 1 to {MAX_NAME_CHARS} printable characters.")
+    if owner != owner.strip() or not owner.isprintable() or len(owner) > MAX_NAME_CHARS:
+        raise click.UsageError(f"--owner must have at most {MAX_NAME_CHARS} printable characters.")
+    chosen = KeyTerms(owner, **_given(terms))
     with _database(data_dir) as database, writing(database) as connection:
         is_first = True
         for each in list_api_keys(connection):
             if each.name == name and each.revoked_at is None:
                 raise Failure(f"There is a key named {name!r} already, {each.id}; choose another name.")
             is_first = False
-        key, secret = create_api_key(connection, name)
+        key, secret = create_api_key(connection, name, terms=chosen)
     if as_json:
         print_json({**_fields(key), "key": secret})
         return
@@ -77,10 +148,34 @@ def list_keys(as_json: bool, data_dir: str | None) -> None:
     if not found:
         note("No keys yet; use `bros-batch keys create NAME` to create one.")
         return
-    rows = [("KEY", "NAME", "AGE", "STATUS"), *(_row(key) for key in found)]
+    heads = tuple(heading for heading, _ in LIMITS.values())
+    rows = [("KEY", "NAME", "OWNER", "AGE", "STATUS", "WEIGHT", *heads), *(_row(key) for key in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command("set")
+@settings_options("data_dir")
+@json_option
+@_terms_options
+@click.argument("key")
+def set_terms(key: str, as_json: bool, data_dir: str | None, **terms: Any) -> None:
+    """Change the weight, the limits or the webhook of KEY, an id or a name. The others stay as they are."""
+    from bros_batch.db.api_keys import change_api_key, list_api_keys
+    from bros_batch.db.connections import writing
+
+    given = _given(terms)
+    if not given:
+        raise click.UsageError("Say what to change, such as --weight 2 or --max-jobs none.")
+    with _database(data_dir) as database, writing(database) as connection:
+        chosen = _valid_key(list_api_keys(connection), key)
+        change_api_key(connection, chosen.id, **given)
+        (changed,) = [each for each in list_api_keys(connection) if each.id == chosen.id]
+    if as_json:
+        print_json(_fields(changed))
+        return
+    note(f"{changed.id} ({safe(changed.name)}) was changed. Running servers follow within two seconds.")
 
 
 @keys.command()
@@ -93,12 +188,7 @@ def revoke(key: str, as_json: bool, data_dir: str | None) -> None:
     from bros_batch.db.connections import writing
 
     with _database(data_dir) as database, writing(database) as connection:
-        found = [each for each in list_api_keys(connection) if key in (each.id, each.name)]
-        valid = [each for each in found if each.revoked_at is None]
-        if not valid:
-            reason = "was revoked before" if found else "does not exist; `bros-batch keys list` lists all"
-            raise Failure(f"The key {key!r} {reason}.")
-        chosen = next((each for each in valid if each.id == key), valid[0])
+        chosen = _valid_key(list_api_keys(connection), key)
         revoke_api_key(connection, chosen.id)
         left = list_api_keys(connection)
     (revoked,) = [each for each in left if each.id == chosen.id]
@@ -111,6 +201,16 @@ def revoke(key: str, as_json: bool, data_dir: str | None) -> None:
             "No valid key is left, and the server stays closed: it accepts only its own BROS_API_KEY, if it has one. "
             "To let clients in again: bros-batch keys create NAME"
         )
+
+
+def _valid_key(keys: list[ApiKey], wanted: str) -> ApiKey:
+    """The key with an id or a name. Raises Failure unless there is a valid one."""
+    found = [each for each in keys if wanted in (each.id, each.name)]
+    valid = [each for each in found if each.revoked_at is None]
+    if not valid:
+        reason = "was revoked before" if found else "does not exist; `bros-batch keys list` lists all"
+        raise Failure(f"The key {wanted!r} {reason}.")
+    return next((each for each in valid if each.id == wanted), valid[0])
 
 
 @contextmanager
@@ -141,13 +241,16 @@ def _database(data_dir: str | None) -> Iterator[Engine]:
 
 
 def _fields(key: ApiKey) -> dict[str, Any]:
-    return {"id": key.id, "name": key.name, "created_at": key.created_at, "revoked_at": key.revoked_at}
+    return {name: value for name, value in asdict(key).items() if name != "sha256"}
 
 
 def _row(key: ApiKey) -> tuple[str, ...]:
     return (
         key.id,
         safe(key.name),
+        safe(key.owner) or "-",
         duration(time.time() - key.created_at),
         "valid" if key.revoked_at is None else "revoked",
+        f"{key.weight:g}",
+        *("-" if getattr(key, name) is None else f"{getattr(key, name):,}" for name in LIMITS),
     )

@@ -34,6 +34,9 @@ class ServerDefault:
 Key = Annotated[str, String(64)]
 Word = Annotated[str, String(16)]
 Count = Annotated[int, Integer(), ServerDefault("0")]
+OwnerName = Annotated[
+    str, String(64), ServerDefault("")
+]  # empty: the owner of what keys without an owner create
 BigCount = Annotated[int, BigInteger(), ServerDefault("0")]
 
 _COLUMN_TYPES: dict[type, TypeEngine[Any]] = {

@@ -34,6 +34,7 @@ def create_file(
     path: str,
     file_id: str | None = None,
     expires_at: float | None = None,
+    owner: str = "",
     now_s: float | None = None,
 ) -> File:
     """Record a file whose bytes are already at `path`."""
@@ -46,22 +47,32 @@ def create_file(
         path=path,
         created_at=time.time() if now_s is None else now_s,
         expires_at=expires_at,
+        owner=owner,
     )
     connection.execute(insert(files), asdict(file))
     return file
 
 
-def get_file(connection: Connection, file_id: str) -> File | None:
+def get_file(connection: Connection, file_id: str, owner: str | None = None) -> File | None:
+    """The file; None if there is none, or if an owner is given and it is another's."""
     row = connection.execute(select(files).where(files.c.id == file_id)).first()
-    return File(*row) if row else None
+    file = File(*row) if row else None
+    return None if file is not None and owner is not None and file.owner != owner else file
 
 
 def list_files(
-    connection: Connection, *, after: str | None = None, limit: int = 20, purpose: str | None = None
+    connection: Connection,
+    *,
+    after: str | None = None,
+    limit: int = 20,
+    purpose: str | None = None,
+    owner: str | None = None,
 ) -> list[File]:
     """Files, newest first, starting after the file `after`. Ask for one more than you show to learn whether more
-    follow."""
+    follow. With an owner, only that owner's."""
     query = select(files).order_by(files.c.created_at.desc(), files.c.id.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(files.c.owner == owner)
     if purpose:
         query = query.where(files.c.purpose == purpose)
     if after:

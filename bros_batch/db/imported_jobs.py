@@ -31,11 +31,22 @@ _KEPT = (
 
 
 def create_imported_job(
-    connection: Connection, exported: ExportedJob, model: str, input_file_id: str, now_s: float
+    connection: Connection,
+    exported: ExportedJob,
+    model: str,
+    input_file_id: str,
+    now_s: float,
+    owner: str = "",
 ) -> Job:
     """Create a job whose rows are then read from an exported file. Its events come with the rows."""
     values: dict[str, Any] = {name: getattr(exported, name) for name in _KEPT}
-    values |= {"model": model, "errors": [], "ingest_form": JOB_FILE, "input_file_id": input_file_id}
+    values |= {
+        "model": model,
+        "errors": [],
+        "ingest_form": JOB_FILE,
+        "input_file_id": input_file_id,
+        "owner": owner,
+    }
     job_id = new_job_id()
     connection.execute(insert(jobs).values(id=job_id, status=JobStatus.VALIDATING.value, **values))
     return lock_job(connection, job_id)

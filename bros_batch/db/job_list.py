@@ -28,13 +28,19 @@ ORDERS: dict[str, tuple[Sequence[ColumnElement[object]], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a list has: those with a status and with a text in their id, name or model. Empty means all."""
+    """Which jobs a list has: those with a status and with a text in their id, name or model. Empty means all.
+
+    With an owner, only that owner's.
+    """
 
     search: str = ""
     status: str = ""
+    owner: str | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = []
+        if self.owner is not None:
+            found.append(jobs.c.owner == self.owner)
         if self.status:
             found.append(jobs.c.status == self.status)
         if self.search:
@@ -60,13 +66,16 @@ def jobs_page(
     keys = (*first, jobs.c.created_at, jobs.c.id)
     cursor = None
     if after or before:
-        cursor = connection.execute(select(*keys).where(jobs.c.id == (after or before))).first()
+        here = select(*keys).where(jobs.c.id == (after or before))
+        if which.owner is not None:
+            here = here.where(jobs.c.owner == which.owner)
+        cursor = connection.execute(here).first()
     is_backward = bool(before) and cursor is not None
     query = select(jobs).where(HAS_FILE, *which.conditions())
     is_descending = is_descending != is_backward
     if cursor is not None:
-        here = tuple_(*keys)
-        query = query.where(here < tuple(cursor) if is_descending else here > tuple(cursor))
+        place = tuple_(*keys)
+        query = query.where(place < tuple(cursor) if is_descending else place > tuple(cursor))
     query = query.order_by(*(key.desc() if is_descending else key.asc() for key in keys)).limit(limit + 1)
     found = [Job(*row) for row in connection.execute(query)]
     has_more = len(found) > limit
@@ -76,9 +85,9 @@ def jobs_page(
     return JobsPage(found, cursor is not None, has_more)
 
 
-def count_by_status(connection: Connection, search: str) -> dict[str, int]:
-    """How many jobs over files there are with each status, among those with a text."""
-    query = select(jobs.c.status, func.count()).where(HAS_FILE, *JobFilter(search).conditions())
+def count_by_status(connection: Connection, which: JobFilter) -> dict[str, int]:
+    """How many jobs over files there are with each status, among those of a filter."""
+    query = select(jobs.c.status, func.count()).where(HAS_FILE, *which.conditions())
     return {row[0]: row[1] for row in connection.execute(query.group_by(jobs.c.status))}
 
 

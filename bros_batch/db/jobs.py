@@ -52,6 +52,8 @@ def create_job(
     window_s: float = DEFAULT_WINDOW_S,
     output_expires_after_s: float | None = None,
     fresh: bool = False,
+    owner: str = "",
+    notify_url: str | None = None,
     job_id: str | None = None,
     now_s: float | None = None,
 ) -> Job:
@@ -77,6 +79,8 @@ def create_job(
             completion_window=completion_window,
             output_expires_after_s=output_expires_after_s,
             fresh=fresh,
+            owner=owner,
+            notify_url=notify_url,
             deadline_at=deadline_at,
             created_at=now_s,
             expires_at=now_s + window_s if deadline_at is None else deadline_at,
@@ -87,9 +91,11 @@ def create_job(
     return job
 
 
-def get_job(connection: Connection, job_id: str) -> Job | None:
+def get_job(connection: Connection, job_id: str, owner: str | None = None) -> Job | None:
+    """The job; None if there is none, or if an owner is given and it is another's."""
     row = connection.execute(select(jobs).where(jobs.c.id == job_id)).first()
-    return Job(*row) if row else None
+    job = Job(*row) if row else None
+    return None if job is not None and owner is not None and job.owner != owner else job
 
 
 def list_jobs(
@@ -99,9 +105,15 @@ def list_jobs(
     limit: int = 20,
     status: str | Sequence[str] | None = None,
     search: str | None = None,
+    owner: str | None = None,
 ) -> list[Job]:
-    """Jobs over files, newest first, starting after the job `after`. `search` is matched against id, name and model."""
+    """Jobs over files, newest first, starting after the job `after`. `search` is matched against id, name and model.
+
+    With an owner, only that owner's.
+    """
     query = select(jobs).where(HAS_FILE).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
     if status:
         query = query.where(jobs.c.status.in_([status] if isinstance(status, str) else list(status)))
     if search:

@@ -57,6 +57,7 @@ class RunnableJob:
     defaults: dict[str, Any]
     input_file_id: str
     fresh: bool
+    owner: str
 
     @property
     def runs_as_chat(self) -> bool:

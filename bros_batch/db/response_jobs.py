@@ -21,7 +21,14 @@ MAX_UNFINISHED = 10_000
 
 
 def create_response_job(
-    connection: Connection, *, endpoint: str, model: str, body: str, priority: int, now_s: float
+    connection: Connection,
+    *,
+    endpoint: str,
+    model: str,
+    body: str,
+    priority: int,
+    now_s: float,
+    owner: str = "",
 ) -> str:
     """Create the job of a response, ready to run, with its item. Returns the job's id."""
     job_id = new_job_id()
@@ -32,6 +39,7 @@ def create_response_job(
             endpoint=endpoint,
             model=model,
             priority=priority,
+            owner=owner,
             input_file_id="",
             defaults={},
             errors=[],

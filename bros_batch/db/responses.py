@@ -77,11 +77,12 @@ def create_response(connection: Connection, response: StoredResponse, ancestor_i
 
 
 def find_response(
-    connection: Connection, response_id: str, *, with_input: bool = False
+    connection: Connection, response_id: str, *, with_input: bool = False, owner: str | None = None
 ) -> FoundResponse | None:
-    """A response. Its input, which may have megabytes, is empty unless it is asked for."""
+    """A response; None if there is none, or if an owner is given and it is another's. Its input, which may have
+    megabytes, is empty unless it is asked for."""
     found = _found(connection, [response_id], _COLUMNS if with_input else _COLUMNS_WITHOUT_INPUT)
-    return found[0] if found else None
+    return found[0] if found and owner in (None, found[0].row.owner) else None
 
 
 def conversation(connection: Connection, response_id: str) -> list[FoundResponse]:

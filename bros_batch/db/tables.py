@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-from bros_batch.db.columns import BigCount, Count, Key, ServerDefault, Word, table_of
+from bros_batch.db.columns import BigCount, Count, Key, OwnerName, ServerDefault, Word, table_of
 from bros_batch.item_counts import ItemCounts
 
 metadata = MetaData()
@@ -38,6 +38,7 @@ class File:
     path: str
     created_at: float
     expires_at: float | None
+    owner: OwnerName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,11 @@ class Job:
     lease_until: Annotated[float, Double(), ServerDefault("0")]
     # When retention removed its rows. Its counts stay.
     rows_removed_at: float | None
+    owner: OwnerName = ""
+    # Who is told when it has ended, when that is done next, and how often that was tried without success.
+    notify_url: str | None = None
+    notify_at: float | None = None
+    num_notified: Count = 0
 
     @property
     def counts(self) -> ItemCounts:
@@ -194,13 +200,23 @@ class EngineRow:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key. The key itself is not stored, only its SHA-256 digest."""
+    """An API key. The key itself is not stored, only its SHA-256 digest.
+
+    A key without an owner sees everything. `weight` is its owner's share of bulk work; a limit of None is no limit.
+    """
 
     id: Key
     name: str
     sha256: Annotated[str, String(64)] = field(repr=False)
     created_at: float
     revoked_at: float | None
+    owner: OwnerName
+    weight: Annotated[float, Double(), ServerDefault("1")]
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_queued_items: int | None
+    max_jobs: int | None
+    notify_url: str | None  # called when a job that this key has created has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +251,7 @@ class StoredResponse:
     # When the webhook is called next, once the job has ended, and how often it was called without success.
     notify_at: float | None
     num_notified: Count
+    owner: OwnerName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +267,7 @@ files = table_of(
     File,
     metadata,
     Index("ix_files_created", "created_at", "id"),
+    Index("ix_files_owner", "owner", "created_at", "id"),
     Index("ix_files_expires", "expires_at"),
 )
 
@@ -274,6 +292,30 @@ jobs = table_of(
         "id",
         postgresql_where=text("input_file_id <> ''"),
         sqlite_where=text("input_file_id <> ''"),
+    ),
+    # The same lists of one owner.
+    Index(
+        "ix_jobs_owner",
+        "owner",
+        "created_at",
+        "id",
+        postgresql_where=text("input_file_id <> ''"),
+        sqlite_where=text("input_file_id <> ''"),
+    ),
+    Index(
+        "ix_jobs_owner_listed",
+        "owner",
+        "status",
+        "created_at",
+        "id",
+        postgresql_where=text("input_file_id <> ''"),
+        sqlite_where=text("input_file_id <> ''"),
+    ),
+    Index(
+        "ix_jobs_notify",
+        "notify_at",
+        postgresql_where=text("notify_at IS NOT NULL"),
+        sqlite_where=text("notify_at IS NOT NULL"),
     ),
 )
 

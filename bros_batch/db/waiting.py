@@ -21,6 +21,7 @@ class _Running:
     """A running job as the others see it."""
 
     id: str
+    owner: str
     model: str
     priority: int
     order: tuple[float, float, float, str]
@@ -46,12 +47,21 @@ def waiting_reasons(connection: Connection, asked: Sequence[Job], now_s: float) 
 
 def _running_jobs(connection: Connection) -> dict[str, _Running]:
     left = jobs.c.total - jobs.c.succeeded - jobs.c.failed - jobs.c.cancelled - jobs.c.expired
-    columns = (jobs.c.id, jobs.c.model, jobs.c.priority, jobs.c.deadline_at, jobs.c.created_at, left)
+    columns = (
+        jobs.c.id,
+        jobs.c.owner,
+        jobs.c.model,
+        jobs.c.priority,
+        jobs.c.deadline_at,
+        jobs.c.created_at,
+        left,
+    )
     query = select(*columns, text(HAS_QUEUED)).where(jobs.c.status == JobStatus.IN_PROGRESS)
     found = {}
-    for job_id, model, priority, deadline_at, created_at, lines_left, is_queued in connection.execute(query):
+    for row in connection.execute(query):
+        job_id, owner, model, priority, deadline_at, created_at, lines_left, is_queued = row
         order = (*urgency(priority, deadline_at), created_at, job_id)
-        found[job_id] = _Running(job_id, model, priority, order, lines_left, bool(is_queued))
+        found[job_id] = _Running(job_id, owner, model, priority, order, lines_left, bool(is_queued))
     return found
 
 
@@ -63,7 +73,9 @@ def _reason(job: Job, running: dict[str, _Running], served: set[str]) -> str | N
         return f"No engine is running for {me.model}."
     if me.is_queued:
         return None
-    ahead = [other for other in running.values() if other.model == me.model and other.order < me.order]
+    # Jobs of other owners are not ahead of it: it has a share of its own.
+    rivals = (other for other in running.values() if (other.owner, other.model) == (me.owner, me.model))
+    ahead = [other for other in rivals if other.order < me.order]
     if not ahead:
         return "Its first lines are being prepared."
     lines = sum(other.lines_left for other in ahead)

@@ -175,6 +175,7 @@ class _Finalizer:
                         sha256=file.sha256,
                         path=str(file.path),
                         file_id=file.file_id,
+                        owner=job.owner,
                         expires_at=files.expiry_of(
                             now_s, self._settings.file_retention_s, job.output_expires_after_s
                         ),

@@ -80,7 +80,7 @@ class Reuse:
         """
         if not self._weights or not job.input_file_id:
             return None
-        return content_key.key_scope(job.model, self._weights)
+        return content_key.key_scope(job.model, self._weights, job.owner)
 
     def memo(self, keys: Sequence[bytes], requests: EngineRequests) -> Memo:
         num_shared = len(requests.shared_ids)

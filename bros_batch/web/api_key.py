@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bros_batch.db.api_keys import digest_of
+from bros_batch.db.api_keys import NO_TERMS, KeyTerms, digest_of, terms_of
 from bros_batch.db.tables import ApiKey
 from bros_batch.web.audit import log_key_change
 from bros_batch.web.errors import ApiError
@@ -35,6 +35,7 @@ class Key:
     id: str
     name: str
     sha256: str
+    terms: KeyTerms = NO_TERMS
 
 
 SERVER_KEY_ID = "server"
@@ -111,7 +112,11 @@ class KeyRing:
             return
         if self._rows is not None:
             _log_changes(self._rows, rows)
-        valid = [Key(row.id, row.name, row.sha256) for row in rows.values() if row.revoked_at is None]
+        valid = [
+            Key(row.id, row.name, row.sha256, terms_of(row))
+            for row in rows.values()
+            if row.revoked_at is None
+        ]
         self._rows, self._read_at_s, self._failure = rows, started_s, None
         self._by_digest = {key.sha256: key for key in valid}
         self._by_id = {key.id: key for key in valid}

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from bros_batch.db import job_control, rerun
+from bros_batch.db import job_control, jobs, rerun
 from bros_batch.db.allowed_changes import Change
 from bros_batch.db.rerun import CannotRerun
 from bros_batch.db.states import IllegalTransition
@@ -24,6 +24,7 @@ from bros_batch.jobs.worker import Worker
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.errors import ApiError, not_found
+from bros_batch.web.owners import visible_owner
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,10 @@ async def change_job(request: Request, job_id: str, change: Change) -> Job:
     """
     if change == "rerun":
         return await rerun_rows(request, job_id)
-    state = app_state(request)
+    state, seen = app_state(request), visible_owner(request)
 
     def query(connection: Connection) -> Job:
+        _check_visible(connection, job_id, seen)
         try:
             return CHANGES[change](connection, job_id)
         except IllegalTransition as error:
@@ -73,9 +75,10 @@ async def rerun_rows(request: Request, job_id: str, rows: Sequence[int] | None =
     Raises ApiError 404 for an unknown job, 409 if its status does not allow that or no row can run, and 400 for a row
     that does not exist or could not be read.
     """
-    state = app_state(request)
+    state, seen = app_state(request), visible_owner(request)
 
     def query(connection: Connection) -> tuple[Job, list[File]]:
+        _check_visible(connection, job_id, seen)
         try:
             return rerun.rerun_rows(connection, job_id, rows)
         except CannotRerun as error:
@@ -93,6 +96,11 @@ async def rerun_rows(request: Request, job_id: str, rows: Sequence[int] | None =
     log_change(request.scope, "job.rerun", job=job_id)
     state.dispatcher.send("prepare", job.model)
     return job
+
+
+def _check_visible(connection: Connection, job_id: str, owner: str | None) -> None:
+    if owner is not None and jobs.get_job(connection, job_id, owner) is None:
+        raise not_found("batch", job_id, "batch_id")
 
 
 def _take_back(state: AppState, job: Job) -> None:

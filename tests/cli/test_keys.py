@@ -49,7 +49,11 @@ def test_a_key_is_printed_once_and_stored_as_a_digest(data_dir: Path) -> None:
 @pytest.mark.parametrize("by", ["id", "name"])
 def test_a_revoked_key_is_no_longer_valid(data_dir: Path, by: str) -> None:
     made = json.loads(run(data_dir, "create", "laptop", "--json").stdout)
-    assert set(made) == {"id", "name", "created_at", "revoked_at", "key"}
+    limits = {"requests_per_minute", "tokens_per_minute", "max_queued_items", "max_jobs"}
+    assert (
+        set(made)
+        == {"id", "name", "created_at", "revoked_at", "key", "owner", "weight", "notify_url"} | limits
+    )
     other = json.loads(run(data_dir, "create", "server", "--json").stdout)
     assert run(data_dir, "revoke", made[by]).exit_code == 0
     assert not is_valid(data_dir, made["key"])
@@ -73,11 +77,40 @@ def test_a_revoked_key_is_no_longer_valid(data_dir: Path, by: str) -> None:
         (("create", " "), 2, "printable"),
         (("create", "x" * 65), 2, "printable"),
         (("revoke", "nobody"), 1, "does not exist"),
+        (("set", "nobody", "--weight", "2"), 1, "does not exist"),
+        (("set", "nobody"), 2, "what to change"),
+        (("create", "a", "--owner", "x" * 65), 2, "--owner"),
+        (("create", "a", "--weight", "0"), 2, "--weight"),
+        (("create", "a", "--max-jobs", "0"), 2, "at least 1"),
+        (("create", "a", "--notify", "example.com/hook"), 2, "http"),
     ],
 )
 def test_mistakes_are_explained(data_dir: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
     result = run(data_dir, *arguments)
     assert (result.exit_code, message in result.output) == (code, True)
+
+
+def test_a_key_has_an_owner_a_weight_and_limits_that_can_be_changed(data_dir: Path) -> None:
+    terms = ("--owner", "ann", "--weight", "3", "--requests-per-minute", "60", "--tokens-per-minute", "9000")
+    made = json.loads(
+        run(data_dir, "create", "ann-1", "--json", *terms, "--max-queued-items", "10000").stdout
+    )
+    assert (made["owner"], made["weight"], made["requests_per_minute"], made["max_jobs"]) == (
+        "ann",
+        3,
+        60,
+        None,
+    )
+    listed = run(data_dir, "list").stdout.splitlines()[1].split()
+    assert [listed[1], listed[2], *listed[-5:]] == ["ann-1", "ann", "3", "60", "9,000", "10,000", "-"]
+    changes = ("--weight", "0.5", "--tokens-per-minute", "none", "--max-jobs", "2")
+    changed = json.loads(run(data_dir, "set", "ann-1", "--json", *changes).stdout)
+    assert changed == {
+        **{name: value for name, value in made.items() if name != "key"},
+        "weight": 0.5,
+        "tokens_per_minute": None,
+        "max_jobs": 2,
+    }
 
 
 def test_two_keys_with_one_name_are_not_created(data_dir: Path) -> None:

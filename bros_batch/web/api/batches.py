@@ -36,6 +36,7 @@ from bros_batch.web.audit import log_change
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.job_forecasts import forecasts
+from bros_batch.web.owners import owner_of, visible_owner
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -118,7 +119,8 @@ async def start_job(
         deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
     model = checked_defaults(body.endpoint, body.defaults or {}, state.settings.model_names)
     kept_for = body.output_expires_after
-    file = await state.read(lambda connection: input_file(connection, body.input_file_id))
+    seen = visible_owner(request)
+    file = await state.read(lambda connection: input_file(connection, body.input_file_id, seen))
     if (body.defaults or {}).get("model") is None:
         await run_in_threadpool(_check_requested_model, file, state.settings.model_names, body)
 
@@ -130,7 +132,7 @@ async def start_job(
                 return earlier, True
         job = jobs.create_job(
             connection,
-            input_file_id=input_file(connection, body.input_file_id).id,
+            input_file_id=input_file(connection, body.input_file_id, seen).id,
             endpoint=body.endpoint,
             model=model,
             name=body.name,
@@ -143,6 +145,7 @@ async def start_job(
             window_s=window_s,
             output_expires_after_s=None if kept_for is None else kept_for.seconds,
             fresh=body.fresh,
+            owner=owner_of(request),
             job_id=None if claimed is None else claimed.job_id,
             now_s=now_s,
         )
@@ -155,9 +158,9 @@ async def start_job(
     return job, is_earlier
 
 
-def input_file(connection: Connection, file_id: str) -> File:
+def input_file(connection: Connection, file_id: str, owner: str | None) -> File:
     """The file that a job is made of. Raises an error for the client if it cannot be."""
-    file = files.get_file(connection, file_id)
+    file = files.get_file(connection, file_id, owner)
     if file is None:
         raise not_found("file", file_id, "input_file_id")
     if file.purpose != "batch":
@@ -209,11 +212,14 @@ async def list_batches(
     search: str | None = None,
 ) -> Response:
     """List jobs, newest first."""
+    seen = visible_owner(request)
 
     def query(connection: Connection) -> list[Job]:
-        if after is not None and jobs.get_job(connection, after) is None:
+        if after is not None and jobs.get_job(connection, after, seen) is None:
             raise not_found("batch", after, "after")
-        return jobs.list_jobs(connection, after=after, limit=limit + 1, status=status, search=search)
+        return jobs.list_jobs(
+            connection, after=after, limit=limit + 1, status=status, search=search, owner=seen
+        )
 
     found = await app_state(request).read(query)
     return JSONResponse(list_page(await _batch_objects(app_state(request), found), limit))
@@ -222,7 +228,7 @@ async def list_batches(
 @router.get("/{batch_id}")
 async def get_batch(request: Request, batch_id: str) -> Response:
     """Return a job with its progress."""
-    job = await _find(app_state(request), batch_id)
+    job = await _find(request, batch_id)
     return JSONResponse((await _batch_objects(app_state(request), [job]))[0])
 
 
@@ -256,7 +262,7 @@ async def stream_results(
     This works while the batch runs, and also after it was cancelled or has failed.
     """
     state = app_state(request)
-    check_rows(await _find(state, batch_id))
+    check_rows(await _find(request, batch_id))
     return StreamingResponse(_lines(state, batch_id, status, after_line), media_type="application/jsonl")
 
 
@@ -282,8 +288,9 @@ async def _lines(state: AppState, job_id: str, status: str, after_line: int) -> 
         after_line = page[-1].line_no
 
 
-async def _find(state: AppState, job_id: str) -> Job:
-    job = await state.read(lambda connection: jobs.get_job(connection, job_id))
+async def _find(request: Request, job_id: str) -> Job:
+    seen = visible_owner(request)
+    job = await app_state(request).read(lambda connection: jobs.get_job(connection, job_id, seen))
     if job is None:
         raise not_found("batch", job_id, "batch_id")
     return job

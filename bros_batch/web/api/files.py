@@ -21,6 +21,7 @@ from bros_batch.web.api.uploads import Upload, guarded, receive_upload
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
+from bros_batch.web.owners import owner_of, visible_owner
 
 MAX_NUMBER_CHARS = 12
 ALL_FILES = 10_000
@@ -33,7 +34,7 @@ async def create_file(request: Request) -> Response:
     """Store the file of a form with `file` and `purpose`, as OpenAI's clients send it."""
     state = app_state(request)
     upload = await received_upload(request)
-    file = await keep_upload(state, upload)
+    file = await keep_upload(state, upload, owner_of(request))
     log_change(request.scope, "file.created", file=file.id)
     return JSONResponse(file_object(file))
 
@@ -46,14 +47,16 @@ async def received_upload(request: Request) -> Upload:
         return await receive_upload(request, state.settings.files_dir, state.settings.max_upload_bytes)
 
 
-async def keep_upload(state: AppState, upload: Upload) -> File:
+async def keep_upload(state: AppState, upload: Upload, owner: str) -> File:
     """Make a file of what was uploaded, as the fields of its form say. What was uploaded is removed after an error."""
     kept = state.settings.files_dir / files.new_file_id()
     try:
         purpose = _purpose(upload.fields)
         expires_at = _expires_at(upload.fields, state.settings.file_retention_s)
         await guarded(lambda: _rename(upload.path, kept))
-        return await state.write(lambda connection: _record(connection, upload, kept, purpose, expires_at))
+        return await state.write(
+            lambda connection: _record(connection, upload, kept, purpose, expires_at, owner)
+        )
     except BaseException:
         upload.path.unlink(missing_ok=True)
         kept.unlink(missing_ok=True)
@@ -61,7 +64,7 @@ async def keep_upload(state: AppState, upload: Upload) -> File:
 
 
 def _record(
-    connection: Connection, upload: Upload, path: Path, purpose: str, expires_at: float | None
+    connection: Connection, upload: Upload, path: Path, purpose: str, expires_at: float | None, owner: str
 ) -> File:
     return files.create_file(
         connection,
@@ -72,6 +75,7 @@ def _record(
         sha256=upload.sha256,
         path=str(path),
         expires_at=expires_at,
+        owner=owner,
     )
 
 
@@ -121,13 +125,14 @@ async def list_files(
     after: str | None = None,
 ) -> Response:
     """List files, newest first."""
+    seen = visible_owner(request)
 
     def query(connection: Connection) -> list[File]:
-        if after is not None and files.get_file(connection, after) is None:
+        if after is not None and files.get_file(connection, after, seen) is None:
             raise not_found("file", after, "after")
         if order == "desc":
-            return files.list_files(connection, after=after, limit=limit + 1, purpose=purpose)
-        oldest_first = files.list_files(connection, limit=ALL_FILES, purpose=purpose)[::-1]
+            return files.list_files(connection, after=after, limit=limit + 1, purpose=purpose, owner=seen)
+        oldest_first = files.list_files(connection, limit=ALL_FILES, purpose=purpose, owner=seen)[::-1]
         ids = [file.id for file in oldest_first]
         start = ids.index(after) + 1 if after in ids else 0
         return oldest_first[start : start + limit + 1]
@@ -139,13 +144,13 @@ async def list_files(
 @router.get("/{file_id}")
 async def get_file(request: Request, file_id: str) -> Response:
     """Return a file's name, size and times."""
-    return JSONResponse(file_object(await _find(app_state(request), file_id)))
+    return JSONResponse(file_object(await _find(request, file_id)))
 
 
 @router.get("/{file_id}/content")
 async def download_file(request: Request, file_id: str) -> Response:
     """Stream the content. Range requests are supported, so an interrupted download can be resumed."""
-    file = await _find(app_state(request), file_id)
+    file = await _find(request, file_id)
     if not await run_in_threadpool(Path(file.path).is_file):
         raise ApiError(
             404, f"The content of the file '{file_id}' no longer exists.", param="file_id", code="not_found"
@@ -158,6 +163,8 @@ async def delete_file(request: Request, file_id: str) -> Response:
     """Delete a file that no job needs."""
 
     def query(connection: Connection) -> File:
+        if files.get_file(connection, file_id, visible_owner(request)) is None:
+            raise not_found("file", file_id, "file_id")
         if files.file_in_use(connection, file_id):
             message = (
                 f"The file '{file_id}' is the input of a batch that has not ended. Cancel that batch first."
@@ -175,8 +182,9 @@ async def delete_file(request: Request, file_id: str) -> Response:
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
-async def _find(state: AppState, file_id: str) -> File:
-    file = await state.read(lambda connection: files.get_file(connection, file_id))
+async def _find(request: Request, file_id: str) -> File:
+    seen = visible_owner(request)
+    file = await app_state(request).read(lambda connection: files.get_file(connection, file_id, seen))
     if file is None:
         raise not_found("file", file_id, "file_id")
     return file

@@ -41,6 +41,7 @@ from bros_batch.web.api.rows import NDJSON, STREAMED_ROWS, check_rows
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
+from bros_batch.web.owners import owner_of, visible_owner
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -58,31 +59,32 @@ class ImportRequest(LenientPart):
 @router.get("/{batch_id}/export")
 async def export_batch(request: Request, batch_id: str) -> Response:
     """Stream a job with all that is stored about it and its rows as JSON lines, for `POST /v1/batches/import`."""
-    state = app_state(request)
+    state, seen = app_state(request), visible_owner(request)
 
     def query(connection: Connection) -> bytes:
-        job = _job(connection, batch_id)
+        job = _job(connection, batch_id, seen)
         if job.status == JobStatus.VALIDATING:
             message = f"The input of the batch '{batch_id}' is still being read. Export it once it runs."
             raise ApiError(409, message, param="batch_id", code="illegal_transition")
         return msgspec.json.encode(_head(connection, job)) + b"\n"
 
     head = await state.read(query)
-    return StreamingResponse(_lines(state, batch_id, head), media_type=NDJSON)
+    return StreamingResponse(_lines(state, batch_id, head, seen), media_type=NDJSON)
 
 
 @router.post("/import")
 async def import_batch(request: Request) -> Response:
     """Create a job from an exported one. It continues where that was; importing a file twice makes two jobs."""
-    state = app_state(request)
+    state, seen = app_state(request), visible_owner(request)
     body = await state.parsed(request, lambda raw: validate(ImportRequest, raw))
-    file = await state.read(lambda connection: input_file(connection, body.input_file_id))
+    file = await state.read(lambda connection: input_file(connection, body.input_file_id, seen))
     exported = (await run_in_threadpool(_read_head, file)).job
     model = _checked_model(exported, state.settings.model_names)
 
     def query(connection: Connection) -> Job:
-        input_file(connection, file.id)
-        return imported_jobs.create_imported_job(connection, exported, model, file.id, time.time())
+        input_file(connection, file.id, seen)
+        owner = owner_of(request)
+        return imported_jobs.create_imported_job(connection, exported, model, file.id, time.time(), owner)
 
     job = await state.write(query)
     log_change(request.scope, "job.imported", job=job.id)
@@ -117,8 +119,8 @@ def _read_head(file: File) -> JobHead:
         raise RequestError(message, "input_file_id") from None
 
 
-def _job(connection: Connection, job_id: str) -> Job:
-    job = get_job(connection, job_id)
+def _job(connection: Connection, job_id: str, owner: str | None) -> Job:
+    job = get_job(connection, job_id, owner)
     if job is None or not job.has_file:
         raise not_found("batch", job_id, "batch_id")
     check_rows(job)
@@ -135,7 +137,7 @@ def _head(connection: Connection, job: Job) -> JobHead:
     return JobHead(FORMAT, VERSION, ExportedJob(**values), events)
 
 
-async def _lines(state: AppState, job_id: str, head: bytes) -> AsyncIterator[bytes]:
+async def _lines(state: AppState, job_id: str, head: bytes, owner: str | None) -> AsyncIterator[bytes]:
     """Yield the lines page by page, so that no transaction stays open while a slow client reads.
 
     The counts in the last line are those of the rows as they were read, since the job may be running meanwhile. If the
@@ -148,7 +150,7 @@ async def _lines(state: AppState, job_id: str, head: bytes) -> AsyncIterator[byt
     while next_after is not None:
 
         def query(connection: Connection, after: int = next_after) -> tuple[bytes, int | None]:
-            page = rows_page(connection, _job(connection, job_id), RowQuery(after, STREAMED_ROWS))
+            page = rows_page(connection, _job(connection, job_id, owner), RowQuery(after, STREAMED_ROWS))
             rows = [
                 StoredRow(row.line_no, *(getattr(row, name) for name in StoredRow.__struct_fields__[1:]))
                 for row in page.rows

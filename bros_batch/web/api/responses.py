@@ -40,13 +40,14 @@ from bros_batch.request_error import RequestError
 from bros_batch.web.api.event_stream import EventStream
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.response_stream import GeneratedResponse, stored_events
-from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.app_state import app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.change_job import change_job
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 from bros_batch.web.generation import plan_generation
 from bros_batch.web.ignored_fields import note_ignored
+from bros_batch.web.owners import owner_of, visible_owner
 from bros_batch.web.response_state import (
     Conversation,
     check_continuable,
@@ -90,7 +91,7 @@ async def create_response(http: Request) -> Response | ASGIApp:
     request = parsed.request
     if request is None:
         async with state.conversations:
-            conversation = await _conversation(state, body.previous_response_id or "")
+            conversation = await _conversation(http, body.previous_response_id or "")
             items = [*conversation.items, *parsed.items]
             request = await asyncio.to_thread(response_request, body, items)
     if state.settings.strict:
@@ -102,12 +103,15 @@ async def create_response(http: Request) -> Response | ASGIApp:
     return await new.generate()
 
 
-async def _conversation(state: AppState, previous_id: str) -> Conversation:
-    def query(connection: Connection) -> list[FoundResponse]:
-        check_continuable(responses.find_response(connection, previous_id))
-        return responses.conversation(connection, previous_id)
+async def _conversation(http: Request, previous_id: str) -> Conversation:
+    seen = visible_owner(http)
 
-    found = await state.read(query)
+    def query(connection: Connection) -> list[FoundResponse]:
+        previous = responses.find_response(connection, previous_id, owner=seen)
+        check_continuable(previous)
+        return [] if previous is None else responses.conversation(connection, previous_id)
+
+    found = await app_state(http).read(query)
     return await asyncio.to_thread(conversation_of, previous_id, found)
 
 
@@ -155,6 +159,7 @@ class _NewResponse:
                 body=item,
                 priority=priority,
                 now_s=self.created_at,
+                owner=owner_of(self.http),
             )
             responses.create_response(connection, self._row(begun, job_id), self.conversation.ancestor_ids)
 
@@ -196,6 +201,7 @@ class _NewResponse:
             expires_at=expiry_of(self.created_at, settings.file_retention_s),
             notify_at=self.created_at if job_id and settings.webhook_url else None,
             num_notified=0,
+            owner=owner_of(self.http),
         )
 
     @property
@@ -239,9 +245,8 @@ async def list_input_items(
     found = await _find(request, response_id, with_input=True)
     earlier: Sequence[Json] = ()
     if found.row.previous_id is not None:
-        state = app_state(request)
-        async with state.conversations:
-            earlier = (await _conversation(state, found.row.previous_id)).items
+        async with app_state(request).conversations:
+            earlier = (await _conversation(request, found.row.previous_id)).items
     own = await asyncio.to_thread(msgspec.json.decode, found.row.input)
     by_id = {item["id"]: item for item in reversed([*earlier, *own])}  # an item may have been sent again
     listed = list(by_id.values())
@@ -291,7 +296,9 @@ async def _cancel_job(request: Request, job_id: str) -> None:
 
 async def _find(request: Request, response_id: str, *, with_input: bool = False) -> FoundResponse:
     found = await app_state(request).read(
-        lambda connection: responses.find_response(connection, response_id, with_input=with_input)
+        lambda connection: responses.find_response(
+            connection, response_id, with_input=with_input, owner=visible_owner(request)
+        )
     )
     if found is None:
         raise not_found("response", response_id, "response_id")

@@ -23,6 +23,7 @@ from bros_batch.web.api.row_object import RowObject, contains, contents_of, row_
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.change_job import rerun_rows
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
+from bros_batch.web.owners import visible_owner
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -58,13 +59,13 @@ async def list_rows(
     query = RowQuery(
         after, limit, order == "desc", status, search, ended=only == "ended", only_failed=only == "failed"
     )
-    state = app_state(request)
+    state, seen = app_state(request), visible_owner(request)
     if NDJSON in request.headers.get("accept", ""):
-        await state.read(lambda connection: _job(connection, batch_id))
-        return StreamingResponse(_lines(state, batch_id, query), media_type=NDJSON)
+        await state.read(lambda connection: _job(connection, batch_id, seen))
+        return StreamingResponse(_lines(state, batch_id, query, seen), media_type=NDJSON)
 
     def read(connection: Connection) -> bytes:
-        found, next_after = _page(connection, batch_id, query)
+        found, next_after = _page(connection, batch_id, query, seen)
         page = {"object": "list", "data": found, "has_more": next_after is not None, "next_after": next_after}
         return msgspec.json.encode(page)
 
@@ -76,7 +77,7 @@ async def get_one_row(request: Request, batch_id: str, row: int) -> Response:
     """Return a row with its rendered prompt, its request and the whole response."""
 
     def read(connection: Connection) -> tuple[Job, ItemRow | None]:
-        job = _job(connection, batch_id)
+        job = _job(connection, batch_id, visible_owner(request))
         return job, get_row(connection, job.id, row) if 0 < row < 2**31 else None
 
     job, found = await app_state(request).read(read)
@@ -94,9 +95,9 @@ async def rerun_batch(request: Request, batch_id: str) -> Response:
     return JSONResponse(batch_object(await rerun_rows(request, batch_id, body.rows)))
 
 
-def _job(connection: Connection, job_id: str) -> Job:
+def _job(connection: Connection, job_id: str, owner: str | None) -> Job:
     """The job whose rows are asked for. Raises ApiError if there is none, or if its rows are no longer kept."""
-    job = get_job(connection, job_id)
+    job = get_job(connection, job_id, owner)
     if job is None:
         raise not_found("batch", job_id, "batch_id")
     check_rows(job)
@@ -113,9 +114,11 @@ def check_rows(job: Job) -> None:
         raise ApiError(410, message, param="batch_id", code="rows_removed")
 
 
-def _page(connection: Connection, job_id: str, query: RowQuery) -> tuple[list[RowObject], int | None]:
+def _page(
+    connection: Connection, job_id: str, query: RowQuery, owner: str | None
+) -> tuple[list[RowObject], int | None]:
     """The rows of a page, and the row after which the next page begins, if there is one."""
-    job = _job(connection, job_id)
+    job = _job(connection, job_id, owner)
     contents = contents_of(job)
     search = query.search
     if search is not None:
@@ -124,7 +127,7 @@ def _page(connection: Connection, job_id: str, query: RowQuery) -> tuple[list[Ro
     return [row_object(row, contents) for row in page.rows], page.next_after
 
 
-async def _lines(state: AppState, job_id: str, query: RowQuery) -> AsyncIterator[bytes]:
+async def _lines(state: AppState, job_id: str, query: RowQuery, owner: str | None) -> AsyncIterator[bytes]:
     """Yield rows as JSON lines, page by page, so that no transaction stays open while a slow client reads."""
     encoder = msgspec.json.Encoder()
     next_after = query.after
@@ -132,7 +135,7 @@ async def _lines(state: AppState, job_id: str, query: RowQuery) -> AsyncIterator
         query = replace(query, after=next_after, limit=STREAMED_ROWS)
 
         def read(connection: Connection, query: RowQuery = query) -> tuple[bytes, int | None]:
-            rows, next_after = _page(connection, job_id, query)
+            rows, next_after = _page(connection, job_id, query, owner)
             return encoder.encode_lines(rows), next_after
 
         lines, next_after = await state.read(read)

@@ -13,6 +13,7 @@ from bros_batch.db.job_list import JobFilter, next_job_ids
 from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import ApiError, JSONResponse
+from bros_batch.web.owners import visible_owner
 
 # One request changes so many; the page asks again for the others, and shows how far it is.
 MAX_JOBS = 25
@@ -36,7 +37,7 @@ async def change_jobs(request: Request) -> Response:
     body = await state.parsed(request, _decode)
     ids = body.jobs
     if ids is None:
-        which = JobFilter(body.search, body.status)
+        which = JobFilter(body.search, body.status, visible_owner(request))
         ids = await state.read(lambda connection: next_job_ids(connection, which, body.after, MAX_JOBS))
     refused = []
     for job_id in ids:

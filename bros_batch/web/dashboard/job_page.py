@@ -31,6 +31,7 @@ from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import not_found
 from bros_batch.web.job_forecasts import forecasts
 from bros_batch.web.job_rates import JobRates
+from bros_batch.web.owners import visible_owner
 
 MAX_DEFAULT_CHARS = 2_000
 PACE_SPAN_S = 24 * 3600.0
@@ -61,10 +62,10 @@ class Download:
 
 
 def read_details(
-    connection: Connection, job_id: str, reports: ErrorReports, rates: JobRates
+    connection: Connection, job_id: str, reports: ErrorReports, rates: JobRates, owner: str | None = None
 ) -> Details | None:
-    """A job's details, or None if there is no such job."""
-    job = jobs.get_job(connection, job_id)
+    """A job's details, or None if there is no such job, or it is another owner's."""
+    job = jobs.get_job(connection, job_id, owner)
     if job is None:
         return None
     now_s = time.time()
@@ -84,7 +85,10 @@ async def read_job(request: Request, reports: ErrorReports) -> Page:
     """The job that the path names."""
     job_id = request.path_params["job_id"]
     state = app_state(request)
-    details = await state.read(lambda connection: read_details(connection, job_id, reports, state.rates))
+    seen = visible_owner(request)
+    details = await state.read(
+        lambda connection: read_details(connection, job_id, reports, state.rates, seen)
+    )
     if details is None:
         return Page("404.html", {"heading": "No such job", "what": job_id}, status=404)
     now_s = time.time()

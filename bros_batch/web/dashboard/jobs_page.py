@@ -20,6 +20,7 @@ from bros_batch.web.dashboard.job_words import STATUS_WORDS
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.job_forecasts import forecasts
 from bros_batch.web.job_rates import JobRates
+from bros_batch.web.owners import visible_owner
 
 ROWS = 50
 MAX_SEARCH_CHARS = 200
@@ -83,12 +84,11 @@ async def read_jobs(request: Request) -> Page:
     """The jobs that the URL asks for."""
     listing = Listing.of_query(request.query_params)
     now_s, rates = time.time(), app_state(request).rates
+    which = replace(listing.filter, owner=visible_owner(request))
 
     def read(connection: Connection) -> Listed:
-        page = jobs_page(
-            connection, listing.filter, listing.sort, ROWS, after=listing.after, before=listing.before
-        )
-        counts = count_by_status(connection, listing.search)
+        page = jobs_page(connection, which, listing.sort, ROWS, after=listing.after, before=listing.before)
+        counts = count_by_status(connection, replace(which, status=""))
         reasons = waiting_reasons(connection, page.jobs, now_s)
         return Listed(page, counts, reasons, forecasts(connection, rates, page.jobs, now_s))
 

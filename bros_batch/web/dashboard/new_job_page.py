@@ -25,7 +25,7 @@ from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batches import start_job
 from bros_batch.web.api.job_forecast import MAX_ROWS, ForecastRequest, forecast_object
-from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.dashboard.job_draft import (
     KINDS,
@@ -38,6 +38,7 @@ from bros_batch.web.dashboard.job_draft import (
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.generation import plan_generation
+from bros_batch.web.owners import visible_owner
 
 PREVIEWED_ROWS = 3
 MAX_PROMPT_CHARS = 4000
@@ -69,7 +70,7 @@ async def preview(request: Request) -> Response:
     """The prompts of the first rows, or what is wrong with the job and in which field."""
     state = app_state(request)
     draft = await state.parsed(request, partial(decoded, JobDraft))
-    documents = await _first_documents(state, draft, PREVIEWED_ROWS)
+    documents = await _first_documents(request, draft, PREVIEWED_ROWS)
     problem: RequestError | None = None
     try:
         check_prompt(draft, documents)
@@ -96,7 +97,7 @@ async def try_row(request: Request) -> Response:
     state = app_state(request)
     tried = await state.parsed(request, partial(decoded, TriedRow))
     draft = tried.job
-    documents = await _first_documents(state, draft, MAX_LINES)
+    documents = await _first_documents(request, draft, MAX_LINES)
     check_prompt(draft, documents)
     document = next((each for each in documents if each.row == tried.row), None)
     if document is None:
@@ -130,7 +131,7 @@ async def forecast(request: Request) -> Response:
     """The tokens of all rows, and when the job would be done if it were started now."""
     state = app_state(request)
     asked = await state.parsed(request, partial(decoded, WholeJob))
-    path = await _path(state, asked.job)
+    path = await _path(request, asked.job)
     lines = await run_in_threadpool(sampled_lines, path, SAMPLED_LINES)
     batch = batch_request(asked.job)
     body = {
@@ -153,17 +154,18 @@ async def start(request: Request) -> Response:
     """Create the job, as `POST /v1/batches` does. The page cannot use that: a session may only read the API."""
     state = app_state(request)
     draft = await state.parsed(request, partial(decoded, JobDraft))
-    check_prompt(draft, await _first_documents(state, draft, PREVIEWED_ROWS))
+    check_prompt(draft, await _first_documents(request, draft, PREVIEWED_ROWS))
     job, _ = await start_job(request, batch_request(draft), time.time())
     return JSONResponse({"id": job.id})
 
 
-async def _first_documents(state: AppState, draft: JobDraft, count: int) -> list[FirstDocument]:
-    return await run_in_threadpool(first_documents, await _path(state, draft), count)
+async def _first_documents(request: Request, draft: JobDraft, count: int) -> list[FirstDocument]:
+    return await run_in_threadpool(first_documents, await _path(request, draft), count)
 
 
-async def _path(state: AppState, draft: JobDraft) -> Path:
-    file = await state.read(lambda connection: files.get_file(connection, draft.file))
+async def _path(request: Request, draft: JobDraft) -> Path:
+    seen = visible_owner(request)
+    file = await app_state(request).read(lambda connection: files.get_file(connection, draft.file, seen))
     if file is None or not await run_in_threadpool(Path(file.path).is_file):
         raise RequestError("The file of this job is gone. Choose it again.", "file")
     return Path(file.path)

@@ -27,6 +27,7 @@ from bros_batch.web.change_job import rerun_rows
 from bros_batch.web.dashboard.formats import number
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import not_found
+from bros_batch.web.owners import visible_owner
 
 MAX_TEXT_CHARS = 100_000
 MAX_ROW = 2**31
@@ -50,7 +51,7 @@ async def read_row(request: Request) -> Page:
     status = status if status in ROW_STATUSES else ""
 
     def read(connection: Connection) -> RowDetails | None:
-        return read_details(connection, job_id, row, status)
+        return read_details(connection, job_id, row, status, visible_owner(request))
 
     details = await app_state(request).read(read)
     if details is None:
@@ -59,9 +60,11 @@ async def read_row(request: Request) -> Page:
     return await run_in_threadpool(row_page, details, status, time.time())
 
 
-def read_details(connection: Connection, job_id: str, row: int | None, status: str) -> RowDetails | None:
-    """A row's details, or None if there is no such row."""
-    job = jobs.get_job(connection, job_id)
+def read_details(
+    connection: Connection, job_id: str, row: int | None, status: str, owner: str | None = None
+) -> RowDetails | None:
+    """A row's details, or None if there is no such row, or it is another owner's."""
+    job = jobs.get_job(connection, job_id, owner)
     found = get_row(connection, job_id, row) if job is not None and row is not None else None
     if job is None or found is None:
         return None

@@ -29,6 +29,7 @@ from bros_batch.web.api.uploads import UPLOAD_SUFFIX, Upload
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.errors import disk_full
+from bros_batch.web.owners import owner_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class TableUploads:
                         {"purpose": "batch"},
                     )
                     shown = await asyncio.to_thread(partial(first_documents, target, SHOWN_ROWS))
-                    file = await keep_upload(state, lines)
+                    file = await keep_upload(state, lines, owner_of(request))
                     log_change(request.scope, "file.created", file=file.id)
                     yield event({"table": table_object(file.id, report, shown)})
         finally:

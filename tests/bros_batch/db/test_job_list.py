@@ -73,7 +73,7 @@ def test_filters_and_counts(database: Engine) -> None:
         assert names("_score") == {"Ünder_score"}
         assert names("0%") == {"50% off"}
         assert names("A") >= {"A"}
-        counts = count_by_status(connection, "")
+        counts = count_by_status(connection, JobFilter())
         assert sum(counts.values()) == 35
         for status, count in counts.items():
             assert len(jobs_page(connection, JobFilter("", status), "newest", 100).jobs) == count
