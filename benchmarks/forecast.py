@@ -1,8 +1,9 @@
 """Do jobs end when their forecasts say so?
 
-    python -m benchmarks.forecast [--jobs 50] [--rows 20-200] [--chats 2] [--seed 1]
+    python -m benchmarks.forecast [--jobs 50] [--rows 20-2000] [--minutes 9] [--chats 2] [--seed 1]
 
-Jobs of different kinds run one or two at a time on the demo model, beside chats. Of each job, the forecasts that the
+Jobs of different kinds, sizes and priorities run one or two at a time on the demo model, beside chats. When the minutes
+are over, no further job is submitted. Of each job, the forecasts that the
 service gives are compared with the time that it really takes: that of the dry run, before it is submitted, and those
 of the batch object while it runs. The 80% interval should contain the true end of at least 80% of the jobs, and once
 1% of its rows are done, the median error should be at most 10%. Writes a JSON file.
@@ -42,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "summary": {"prompt": "Summarize: {text}", "max_tokens": 100},
     "sampled": {"prompt": "Reply to this: {text}", "max_tokens": 60, "temperature": 1.0},
+    "long": {"prompt": "Who issued this? {text}\n\n{text}\n\n{text}\n\n{text}", "max_tokens": 20},
     "fields": {
         "prompt": "Extract the fields. {text}",
         "max_tokens": 200,
@@ -90,10 +92,10 @@ class Measured:
     after_share: dict[str, Prediction] = field(default_factory=dict)
 
 
-def run_job(client: Client, kind: str, texts: list[str]) -> Measured:
+def run_job(client: Client, kind: str, texts: list[str], priority: int = 0) -> Measured:
     defaults = KINDS[kind]
     lines = [json.dumps({"text": text}) for text in texts]
-    job = {"endpoint": "/v1/chat/completions", "defaults": defaults}
+    job = {"endpoint": "/v1/chat/completions", "defaults": defaults, "priority": priority}
     sampled = [{"row": number, "line": line} for number, line in enumerate(lines, start=1)]
     measured = Measured(kind, len(texts))
     answer = client.post("/v1/batches/forecast", {**job, "rows": len(lines), "lines": sampled})["forecast"]
@@ -145,12 +147,16 @@ def measure(url: str, options: argparse.Namespace) -> list[Measured]:
     chosen.shuffle(kinds)
     texts = [each.text for each in generate_documents(sum(sizes), HELD_OUT_SEED + options.seed)]
     starts = [sum(sizes[:number]) for number in range(options.jobs)]
+    priorities = [chosen.choice((0, 0, 0, 5)) for _ in range(options.jobs)]
     is_over = threading.Event()
+    until_s = time.monotonic() + 60 * options.minutes
 
-    def run(number: int) -> Measured:
+    def run(number: int) -> Measured | None:
+        if time.monotonic() > until_s:
+            return None
         mine = texts[starts[number] : starts[number] + sizes[number]]
         with Client(url) as client:
-            measured = run_job(client, kinds[number], mine)
+            measured = run_job(client, kinds[number], mine, priorities[number])
         print(measured, flush=True)
         return measured
 
@@ -160,7 +166,7 @@ def measure(url: str, options: argparse.Namespace) -> list[Measured]:
             with Client(url) as client:  # the engine has computed some bulk before the first forecast
                 run_job(client, "summary", ["A first document."] * 8)
             jobs = [threads.submit(run, number) for number in range(options.jobs)]
-            found = [job.result() for job in jobs]
+            found = [measured for job in jobs if (measured := job.result()) is not None]
         finally:
             is_over.set()
     for each in chats:
@@ -193,7 +199,8 @@ def main() -> None:
     )
     parser.add_argument("--model-dir", type=Path, default=Path(DEMO_MODEL_DIR))
     parser.add_argument("--jobs", type=int, default=50)
-    parser.add_argument("--rows", default="20-200", metavar="LOW-HIGH")
+    parser.add_argument("--rows", default="20-2000", metavar="LOW-HIGH")
+    parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--chats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -208,7 +215,7 @@ def main() -> None:
         summaries.append(summary(f"at {float(share):.0%} of rows", predictions))
     result = {
         "model": options.model_dir.name,
-        "jobs": options.jobs,
+        "jobs": len(found),
         "rows": options.rows,
         "chats": options.chats,
         "summaries": summaries,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,11 @@ Z = 1.2816
 # Rows that end together, a chat that begins: even a steady pace is not known better than this.
 MIN_DOUBT = 0.08
 SLOTS = 6
-# An output token takes a step of its own, while a step computes many tokens of a prompt.
-OUTPUT_WEIGHT = 4.0
+# Rows are recorded in groups, and a second passes before somebody looks.
+DELAY_S = 0.4
+MAX_ERROR = 6.0  # more says only that something else happened
+# Until there are errors of earlier forecasts, they are assumed to be distributed normally: in as many as these.
+ASSUMED = tuple(1.25 * statistics.NormalDist().inv_cdf((number + 0.5) / 10) for number in range(10))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +48,35 @@ class Forecast:
     p50: float
     p90: float
 
+    @property
+    def doubt(self) -> float:
+        """The standard deviation of the logarithm of the seconds, which the delays of small jobs are a part of."""
+        spread = math.log(max(self.p90, 1e-3) / max(self.p10, 1e-3)) / (2 * Z)
+        return math.hypot(spread, MIN_DOUBT, DELAY_S / max(self.p50, DELAY_S))
+
+    def error(self, took_s: float) -> float:
+        """How many standard deviations more than the median it took."""
+        error = math.log(max(took_s, 0.1) / max(self.p50, 0.1)) / self.doubt
+        return min(max(error, -MAX_ERROR), MAX_ERROR)
+
+    def calibrated(self, errors: Sequence[float]) -> Forecast:
+        """The forecast whose interval would have covered 80% of earlier ones with these errors."""
+        pool = [*errors, *ASSUMED]
+        cuts = statistics.quantiles(pool, n=10)
+        return Forecast(*(self.p50 * math.exp(self.doubt * z) for z in (cuts[0], cuts[4], cuts[8])))
+
     def as_json(self) -> dict[str, float]:
         return {name: round(getattr(self, name), 1) for name in ("p10", "p50", "p90")}
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """Tokens of a row, or of several: those of the prompt that must be computed, and those of the output."""
-
-    prompt: float
-    output: float
-
-    @property
-    def work(self) -> float:
-        """What computing them costs, in tokens of a prompt."""
-        return self.prompt + OUTPUT_WEIGHT * self.output
-
-
-@dataclass(frozen=True, slots=True)
 class Workload:
-    """What a job, or each job ahead of it, has left: its rows, and the work of a row."""
+    """What a job, or each job ahead of it, has left: its rows, and the work of a row.
 
-    rows_left: int
+    A row that is half done is half a row.
+    """
+
+    rows_left: float
     work: Estimate
 
 

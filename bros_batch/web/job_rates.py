@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bros_batch.db.tables import Job
 from bros_batch.forecast import Estimate, recent_pace
+from bros_batch.web.engine_pace import EnginePace
 
 WINDOW_S = 60.0
 MAX_JOBS = 1000
@@ -21,10 +22,13 @@ class Rate:
 
 
 class JobRates:
-    """The latest counters of each running job. A task looks at them each second, so a page that opens shows a rate at
-    once."""
+    """The latest counters of each running job, and the pace of the engine.
+
+    A task looks at them each second, so a page that opens shows a rate at once.
+    """
 
     def __init__(self) -> None:
+        self.engine = EnginePace()
         self._seen: OrderedDict[str, deque[tuple[float, int, int]]] = OrderedDict()
 
     def observe(self, job: Job, now_s: float) -> Rate:

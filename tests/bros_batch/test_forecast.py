@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bros_batch.forecast import Estimate, Workload, combined, forecast, recent_pace
+from bros_batch.forecast import Estimate, Forecast, Workload, combined, forecast, recent_pace
 
 estimates = st.builds(Estimate, st.floats(1e-3, 1e6), st.floats(0.0, 2.0))
 rows = st.integers(0, 10_000_000)
@@ -68,3 +69,23 @@ def test_an_uneven_pace_is_less_certain():
     bursts = recent_pace([(float(s), 200.0 * (s // 20)) for s in range(61)], 60.0)
     assert even.median == bursts.median == 10.0
     assert bursts.doubt > 2 * even.doubt
+
+
+@given(estimates, workloads, st.lists(st.floats(-4.0, 4.0), max_size=40))
+def test_a_calibrated_interval_is_in_order(pace, job, errors):
+    found = forecast(job, pace).calibrated(errors)
+    assert 0 <= found.p10 <= found.p50 <= found.p90
+
+
+def test_a_calibrated_interval_covers_what_earlier_ones_missed():
+    drawn = random.Random(1)
+    made = Forecast(80.0, 100.0, 125.0)
+    # The jobs take longer than the median, and vary more than the interval says.
+    took = [100 * math.exp(drawn.gauss(0.5, 0.3)) for _ in range(240)]
+    covered = 0
+    for number in range(40, 240):
+        found = made.calibrated([made.error(each) for each in took[number - 40 : number]])
+        covered += found.p10 <= took[number] <= found.p90
+    assert covered >= 150
+    wide = made.calibrated([])
+    assert wide.p50 == pytest.approx(made.p50)

@@ -88,7 +88,7 @@ async def forecast_object(state: AppState, body: ForecastRequest) -> dict[str, A
         sample.output_limit / max(sample.accepted, 1),
         body.priority,
     )
-    expected = await state.read(lambda connection: forecast_of_new(connection, new, time.time()))
+    expected = await state.read(lambda connection: forecast_of_new(connection, state.rates, new, time.time()))
     seconds, output_tokens = expected if sample.accepted else (None, 0.0)
     return {
         "object": "batch.forecast",

@@ -13,6 +13,7 @@ from bros_batch.db import pace
 from bros_batch.web.app_state import AppState
 from bros_batch.web.dashboard.history import EngineHistory, Point
 from bros_batch.web.errors import ApiError
+from bros_batch.web.forecast_log import ForecastLog
 from engine.wire.client import EngineGone
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Sampler:
     ) -> None:
         self._state = state
         self._history = history
+        self._forecasts = ForecastLog()
         self._clock = clock
         self._engine_id: str | None = None
         self._minute = int((clock() - LATE_S) // pace.MINUTE_S)
@@ -47,13 +49,17 @@ class Sampler:
 
     async def look(self) -> None:
         """Take one sample. Raises EngineGone, and ApiError if the database is not available."""
-        now_s = self._clock()
+        now_s, log = self._clock(), self._forecasts
         minute = int((now_s - LATE_S) // pace.MINUTE_S)
         if minute != self._minute:
             self._minute = minute
             await self._state.write(lambda connection: _store_jobs(connection, now_s - LATE_S))
-        for job in await self._state.read(pace.running_jobs):
+        running = await self._state.read(pace.running_jobs)
+        for job in running:
             self._state.rates.observe(job, now_s)
+        await self._state.read(lambda connection: log.note(connection, self._state.rates, running, now_s))
+        if log.has_ended(running):
+            await self._state.write(lambda connection: log.learn(connection, running))
         client = self._state.engine.connected
         if client is None:
             return
@@ -63,7 +69,9 @@ class Sampler:
                 await self._state.read(lambda connection: _stored(connection, engine_id, now_s))
             )
             self._engine_id = engine_id
-        ended = self._history.observe(now_s, await client.stats())
+        stats = await client.stats()
+        self._state.rates.engine.observe(stats, now_s)
+        ended = self._history.observe(now_s, stats)
         if ended is not None:
             series = pace.engine_series(engine_id)
             await self._state.write(

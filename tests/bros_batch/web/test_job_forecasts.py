@@ -11,7 +11,9 @@ from sqlalchemy import update
 
 from bros_batch.db import engines, tables
 from bros_batch.db.connections import reading, writing
-from bros_batch.forecast import Forecast
+from bros_batch.db.forecast_errors import MAX_ERRORS, add_errors, read_errors
+from bros_batch.forecast import MAX_ERROR, Forecast
+from bros_batch.web.forecast_log import ForecastLog
 from bros_batch.web.job_forecasts import NewJob, forecast_of_new, forecasts
 from bros_batch.web.job_rates import JobRates
 from tests.bros_batch.world import CHAT, World, batch_lines
@@ -78,13 +80,40 @@ def test_a_new_job_with_the_defaults_of_an_earlier_one_has_its_lengths(world: Wo
     defaults = {"prompt": "{text}", "max_tokens": 50}
     new = NewJob(world.settings.model_name, CHAT, defaults, 100, 10.0, 50.0)
     with reading(world.database) as connection:
-        guess, output = forecast_of_new(connection, new, time.time())
+        guess, output = forecast_of_new(connection, JobRates(), new, time.time())
     assert output == 25
     earlier = world.running([{"text": "a"}] * 10, defaults=defaults)
     set_counts(world, earlier, status="completed", succeeded=10, prompt_tokens=100, output_tokens=400)
     with reading(world.database) as connection:
-        known, output = forecast_of_new(connection, new, time.time())
+        known, output = forecast_of_new(connection, JobRates(), new, time.time())
     assert output == 40
     assert guess is not None
     assert known is not None
     assert known.p90 / known.p10 < guess.p90 / guess.p10
+
+
+def test_the_errors_of_forecasts_widen_later_ones(world: World) -> None:
+    announce(world)
+    rates, log = JobRates(), ForecastLog()
+    ended = world.running(batch_lines(20))
+    job = world.job(ended)
+    with writing(world.database) as connection:
+        log.note(connection, rates, [job], time.time())
+        assert not log.has_ended([job])
+    cancelled = world.running(batch_lines(20))
+    with writing(world.database) as connection:
+        log.note(connection, rates, [job, world.job(cancelled)], time.time())
+    set_counts(world, ended, status="completed", completed_at=int(time.time()) + 1_000_000)
+    set_counts(world, cancelled, status="cancelled")
+    other = world.running(batch_lines(20))
+    before = of_jobs(world, other)[other]
+    assert log.has_ended([])
+    with writing(world.database) as connection:
+        log.learn(connection, [])
+        assert read_errors(connection) == {"new": [MAX_ERROR]}
+        assert not log.has_ended([])
+        add_errors(connection, {"new": [MAX_ERROR] * MAX_ERRORS, "half": [0.5]})
+        kept = read_errors(connection)
+    assert len(kept["new"]) == MAX_ERRORS
+    assert kept["half"] == [0.5]
+    assert of_jobs(world, other)[other].p90 > 2 * before.p90
