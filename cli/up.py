@@ -62,6 +62,12 @@ COLORS = {
     show_default="0.9",
     help="Fraction of the GPU memory to use.",
 )
+@click.option(
+    "--rt-slowdown",
+    type=Finite(0.001, 100),
+    show_default="the times of the SLO",
+    help="How much slower bulk may make chats: 0.05 means 5%.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show the full log of every service.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object with the URL once everything is ready."
@@ -73,6 +79,7 @@ def up(
     dtype: str | None,
     max_num_seqs: int | None,
     gpu_memory_utilization: float | None,
+    rt_slowdown: float | None,
     verbose: bool,
     as_json: bool,
     engine_arguments: tuple[str, ...],
@@ -93,6 +100,7 @@ def up(
         "--dtype": dtype,
         "--max-num-seqs": max_num_seqs,
         "--gpu-memory-utilization": gpu_memory_utilization,
+        "--rt-slowdown": rt_slowdown,
     }
     given = [part for flag, value in engine_flags.items() if value is not None for part in (flag, str(value))]
     options = UpOptions(workers=workers, engine_args=(*given, *engine_arguments), verbose=verbose)

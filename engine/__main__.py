@@ -110,7 +110,7 @@ def make_scheduler(config: EngineConfig, info: RunnerInfo, cost_model: CostModel
         max_num_batched_tokens=info.max_num_batched_tokens,
         reserved_rt_rows=reserved_rt_rows(info.max_num_seqs),
         policy=Policy(config.policy),
-        default_slo=SLO(config.default_ttft_s, config.default_tpot_s),
+        default_slo=SLO(config.default_ttft_s, config.default_tpot_s, config.rt_slowdown),
         be_share=config.be_share,
     )
     kv = KVCacheManager(info.num_blocks, info.block_size, kv_options)
@@ -130,7 +130,7 @@ def make_endpoints(
         vocab_size=info.vocab_size,
         hidden_size=info.hidden_size,
     )
-    default_slo = SLO(config.default_ttft_s, config.default_tpot_s)
+    default_slo = SLO(config.default_ttft_s, config.default_tpot_s, config.rt_slowdown)
     context = ServerContext(
         welcome=welcome,
         token=config.token,

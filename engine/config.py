@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 BE_PREFETCH = 32
+# The smallest and the largest slowdown of chats that may be asked for; the wire has the same limits.
+SLOWDOWN_RANGE = (0.001, 100.0)
 
 
 def reserved_rt_rows(max_num_seqs: int) -> int:
@@ -129,6 +131,11 @@ class EngineConfig:
     default_tpot_s: float = _flag(
         0.1, "target for the time per output token, in seconds, of requests without an SLO"
     )
+    rt_slowdown: float | None = _flag(
+        None,
+        "how much slower bulk may make chats without an SLO than they would be without bulk, for example 0.05; "
+        "replaces the two targets as the limit for bulk",
+    )
     max_ttft_factor: float | None = _flag(
         None,
         "reject every chat request whose predicted time to first token is more than this many times its target "
@@ -177,6 +184,13 @@ class EngineConfig:
             raise ValueError(
                 "--max-num-seqs is 1; it must be at least 2: one row is reserved for chat, and bulk needs another"
             )
+        least, most = SLOWDOWN_RANGE
+        if self.rt_slowdown is not None and not least <= self.rt_slowdown <= most:
+            raise ValueError(
+                f"--rt-slowdown is {self.rt_slowdown:g}; it must be from {least:g} to {most:g}, for example 0.05 for 5%"
+            )
+        if self.rt_slowdown is not None and self.policy != "bros":
+            raise ValueError(f"--rt-slowdown has no effect with --policy {self.policy}; use --policy bros")
         for name in ("be_share", "gpu_memory_utilization"):
             share = getattr(self, name)
             if share > 1:

@@ -122,9 +122,9 @@ class EngineLoop:
 
     def run(self) -> None:
         """Run until a `Stop` message arrives. Raises an error that cannot be put down to single requests."""
-        idle = not self.scheduler.has_work
+        timeout_s = 0.0 if self.scheduler.has_work else None
         while self._running:
-            messages = self._receive(None if idle else 0.0)
+            messages = self._receive(timeout_s)
             self.pulse.is_busy = True
             answers = self._handle(messages)
             while self._launched and (spare_s := self._spare_s()) > 0:
@@ -139,8 +139,11 @@ class EngineLoop:
                 self._send(events)
             if self.publish is not None:
                 self.publish(self._outlook())
-            idle = not (has_plan or has_result)  # a result may allow a plan that was not possible before
-            self.pulse.is_busy = self.scheduler.has_work or bool(self._launched)
+            timeout_s = 0.0
+            if not (has_plan or has_result):  # a result may allow a plan that was not possible before
+                timeout_s = self.scheduler.pause_s(self._clock())
+            has_work = self.scheduler.has_work or bool(self._launched)
+            self.pulse.is_busy = has_work and not timeout_s  # bulk may wait for a silence
         if self._mark is not None:
             self._mark((), False)
 

@@ -83,6 +83,10 @@ class LaneMetrics:
         self.ttft = Histogram()
         self.tpot = Histogram()
         self.e2e = Histogram()
+        # By how much bulk made the latest chats slower, by the cost model.
+        self.slowdowns: dict[str, deque[float]] = {
+            name: deque(maxlen=RECENT_REQUESTS) for name in ("ttft", "tpot")
+        }
 
     def observe(self, event: FinishedEvent) -> None:
         self.prompt_tokens += event.num_prompt_tokens
@@ -99,6 +103,9 @@ class LaneMetrics:
         ):
             if value_s is not None:
                 histogram.observe(value_s)
+        for name, slowdown in (("ttft", event.ttft_slowdown), ("tpot", event.tpot_slowdown)):
+            if slowdown is not None:
+                self.slowdowns[name].append(slowdown)
 
     def snapshot(self) -> dict[str, Any]:
         return {
@@ -111,7 +118,13 @@ class LaneMetrics:
             "ttft": self.ttft.snapshot(),
             "tpot": self.tpot.snapshot(),
             "e2e": self.e2e.snapshot(),
+            "slowdown": {name: _p50_p99(values) for name, values in self.slowdowns.items()},
         }
+
+
+def _p50_p99(values: Sequence[float]) -> dict[str, float | None]:
+    ordered = sorted(values)
+    return {f"p{p}": ordered[len(ordered) * p // 100] if ordered else None for p in (50, 99)}
 
 
 class EngineMetrics:

@@ -86,4 +86,8 @@ def lane_of(request: ServedRequest) -> LaneName:
 def slo_of(request: ServedRequest) -> Slo | None:
     """Return the request's own SLO; None if it has none and the engine's default applies."""
     slo = request.slo
-    return None if slo is None else Slo(ttft_s=slo.ttft_ms / 1000, tpot_s=slo.tpot_ms / 1000)
+    if slo is None:
+        return None
+    if slo.ttft_ms is None or slo.tpot_ms is None:
+        return Slo(slowdown=slo.slowdown)
+    return Slo(ttft_s=slo.ttft_ms / 1000, tpot_s=slo.tpot_ms / 1000)

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bros_batch.openai_api.endpoints import EndpointPath
 from bros_batch.openai_api.request_fields import WholeNumber
 from bros_batch.openai_api.validation import LenientPart, RequestPart
+from bros_batch.request_error import RequestError
+from engine.wire.limits import SLOWDOWN_RANGE
 
 # What each prompt of a request costs by itself, in characters that are tokenized in the same time.
 CHARS_PER_PROMPT = 100
 
 
 class RequestedSlo(RequestPart):
-    """The SLO that a request asks for, in milliseconds."""
+    """The SLO that a request asks for: two times in milliseconds, or the slowdown that bulk may cause."""
 
-    ttft_ms: float = Field(gt=0, le=3_600_000)
-    tpot_ms: float = Field(gt=0, le=3_600_000)
+    ttft_ms: float | None = Field(None, gt=0, le=3_600_000)
+    tpot_ms: float | None = Field(None, gt=0, le=3_600_000)
+    slowdown: float | None = Field(None, ge=SLOWDOWN_RANGE.least, le=SLOWDOWN_RANGE.most)
+
+    @model_validator(mode="after")
+    def _check_one_kind(self) -> Self:
+        times = {"slo.ttft_ms": self.ttft_ms, "slo.tpot_ms": self.tpot_ms}
+        if self.slowdown is not None:
+            if any(value is not None for value in times.values()):
+                text = (
+                    "'slo' has both a slowdown and times; give either 'slowdown', or 'ttft_ms' and 'tpot_ms'."
+                )
+                raise RequestError(text, "slo.slowdown")
+            return self
+        for param, value in times.items():
+            if value is None:
+                text = f"Missing required parameter: '{param}' ('slo' takes 'ttft_ms' and 'tpot_ms', or 'slowdown')."
+                raise RequestError(text, param)
+        return self
 
 
 class ServedRequest(LenientPart):

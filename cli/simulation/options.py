@@ -57,6 +57,12 @@ def engine_options(command: F) -> F:
                 help="SLO for the time per output token (TPOT), in milliseconds.",
             ),
             click.option(
+                "--rt-slowdown",
+                type=Finite(0.001, 100),
+                show_default="the times of the SLO",
+                help="How much slower bulk may make chats: 0.05 means 5%.",
+            ),
+            click.option(
                 "--be-share",
                 type=Finite(0, 1),
                 default=0.05,
@@ -95,6 +101,7 @@ def setup_options(options: dict[str, Any]) -> dict[str, Any]:
         "kv_tokens",
         "max_num_seqs",
         "max_num_batched_tokens",
+        "rt_slowdown",
         "be_share",
         "noise",
         "slowdown",

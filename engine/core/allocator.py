@@ -11,8 +11,6 @@ from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
 from engine.core.request import Request, State
 
-# A chunk shorter than this is left for the next step: it occupies a row and takes almost as long as a longer one.
-MIN_CHUNK_TOKENS = 16
 MAX_CHUNK_TOKENS = 1 << 30
 
 
@@ -85,7 +83,7 @@ class Allocator:
         start, wanted = request.num_computed_tokens, request.num_uncomputed_tokens
         at_most = min(wanted, batch.tokens_left, at_most)
         count = self._cost.chunk_tokens(batch.shape, limit_s, start, at_most)
-        if count < min(at_most, MIN_CHUNK_TOKENS):
+        if count < min(at_most, batch.min_chunk_tokens):
             count = 0
         count = max(count, min(at_most, at_least))
         if count <= 0:

@@ -10,6 +10,9 @@ from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
 from engine.core.request import Request, State
 from engine.core.terms import Lane
 
+# A chunk shorter than this is left for the next step: it occupies a row and takes almost as long as a longer one.
+MIN_CHUNK_TOKENS = 16
+
 
 class Batch:
     """The plan of step `number` so far, its shape, and how many tokens it may still take.
@@ -22,6 +25,8 @@ class Batch:
         self.now_s = now_s
         self.plan = StepPlan(rows=[], starts=[], counts=[], samples=[], token_ids=[], slots=[])
         self.shape = StepShape()
+        self.chat_shape = StepShape()  # of its RT rows alone
+        self.min_chunk_tokens = MIN_CHUNK_TOKENS
         self.tokens_left = max_tokens
         self._num_set_aside = 0
         self.num_be_tokens = 0
@@ -83,6 +88,8 @@ class Batch:
         plan.slots.extend(slots)
         request.last_step = self.number
         self.shape.add_chunk(start, num_tokens)
+        if request.lane is Lane.RT:
+            self.chat_shape.add_chunk(start, num_tokens)
         self._count(request.lane, num_tokens)
 
     def add_singles(self, requests: list[Request], starts: Sequence[int], slots: Sequence[int]) -> None:
@@ -102,7 +109,12 @@ class Batch:
             request.last_step = number
         self.shape.tokens += num_rows
         self.shape.rows += num_rows
-        self.shape.context += sum(starts)
+        context = sum(starts)
+        self.shape.context += context
+        if requests[0].lane is Lane.RT:
+            self.chat_shape.tokens += num_rows
+            self.chat_shape.rows += num_rows
+            self.chat_shape.context += context
         self._count(requests[0].lane, num_rows)
 
     def _count(self, lane: Lane, num_tokens: int) -> None:

@@ -23,7 +23,8 @@ class FinishedEvent(NamedTuple):
 
     Times are in seconds since arrival, except `tpot_s`, the mean time per output token after the first. They are None
     if the request did not get that far. `slo_met` says whether an RT request met both parts of its SLO; it is None for
-    BE and after an abort.
+    BE and after an abort. The slowdowns are by how much bulk made the first and the further tokens of an RT request
+    slower, by the cost model.
     """
 
     request_id: str
@@ -39,6 +40,8 @@ class FinishedEvent(NamedTuple):
     slo_met: bool | None = None
     message: str | None = None
     prompt: PromptResult | None = None
+    ttft_slowdown: float | None = None
+    tpot_slowdown: float | None = None
 
 
 Event = TokenEvent | FinishedEvent
@@ -55,7 +58,11 @@ def finished_event(
     tpot_s = (now_s - first_s) / num_later if first_s is not None and num_later > 0 else None
     slo_met = None
     if request.lane is Lane.RT and reason in (FinishReason.STOP, FinishReason.LENGTH):
-        slo_met = request.has_first_token_in_time and (tpot_s or 0.0) <= request.slo.tpot_s
+        slowdown = request.slo.slowdown
+        if slowdown is None:
+            slo_met = request.has_first_token_in_time and (tpot_s or 0.0) <= request.slo.tpot_s
+        else:
+            slo_met = max(request.ttft_slowdown or 0.0, request.tpot_slowdown or 0.0) <= slowdown
     return FinishedEvent(
         request_id=request.request_id,
         lane=request.lane,
@@ -70,6 +77,8 @@ def finished_event(
         slo_met=slo_met,
         message=message,
         prompt=None if request.reading is None or reason is FinishReason.ERROR else request.reading.result(),
+        ttft_slowdown=request.ttft_slowdown,
+        tpot_slowdown=request.tpot_slowdown,
     )
 
 

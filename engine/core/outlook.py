@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engine.core.allocator import MIN_CHUNK_TOKENS
+from engine.core.batch import MIN_CHUNK_TOKENS
 from engine.core.cost_model import StepShape
 from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Lane

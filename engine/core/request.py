@@ -37,6 +37,7 @@ class Request:
 
     __slots__ = (
         "arrival_s",
+        "chat_mark_s",
         "deadline_s",
         "end_tokens",
         "extents",
@@ -46,6 +47,7 @@ class Request:
         "is_suspect",
         "lane",
         "last_step",
+        "lost_mark_s",
         "num_cached_extents",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -63,6 +65,8 @@ class Request:
         "state",
         "tail",
         "token_ids",
+        "tpot_slowdown",
+        "ttft_slowdown",
     )
 
     def __init__(
@@ -91,6 +95,9 @@ class Request:
         self.deadline_s = deadline_s  # of the job of a BE request
         self.first_token_s: float | None = None
         self.first_scheduled_s: float | None = None
+        self.chat_mark_s = self.lost_mark_s = 0.0  # sums of `Dial` when it arrived, or at its first token
+        self.ttft_slowdown: float | None = None  # time lost to bulk, divided by the time without bulk
+        self.tpot_slowdown: float | None = None
         self.row: int | None = None
         self.state = State.WAITING
         self.order = -1  # in which it arrived at the scheduler

@@ -24,6 +24,7 @@ from engine.core.kv.cache import KVCacheManager
 from engine.core.kv.check import check_kv
 from engine.core.plan import StepPlan, StepResult
 from engine.core.policy.contract import policy_for
+from engine.core.policy.dial import Dial
 from engine.core.policy.pace import Pace
 from engine.core.request import UNKNOWN, Request, State
 from engine.core.rt_load import RtLoad
@@ -43,7 +44,8 @@ class Scheduler:
         self.kv = kv
         self.cost_model = cost_model or CostModel()
         self.pace = Pace(config.default_slo, config.be_share, config.max_num_batched_tokens)
-        self._policy = policy_for(config, kv, self.cost_model, self.pace)
+        self.dial = Dial()
+        self._policy = policy_for(config, kv, self.cost_model, self.pace, self.dial)
         self.backlog = self._policy.backlog
         self.allocator = self._policy.allocator
         self.rt_load = RtLoad()
@@ -99,6 +101,8 @@ class Scheduler:
         self._requests[request.request_id] = request
         if request.is_suspect:
             self._suspects.add(request)
+        if request.lane is Lane.RT:
+            self.dial.add(request)
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -114,6 +118,7 @@ class Scheduler:
         """The runner has lost its memory and the steps under way. All requests wait again; they keep the tokens that
         their owners have received."""
         self._under_way.clear()
+        self.dial.forget_planned()
         self._gone.clear()
         self._received.clear()
         self.kv.take_copies_out()  # there are some if a step could not be planned to its end
@@ -146,7 +151,16 @@ class Scheduler:
         if not batch.plan.is_empty:
             self._count_as_computed(batch)
             self._under_way.append(batch)
+            step_s = self.cost_model.predict(batch.shape)
+            chat_s = step_s if not batch.num_be_tokens else self.cost_model.predict(batch.chat_shape)
+            self.dial.plan_step(chat_s, step_s, begins_s + step_s)
         return batch.plan
+
+    def pause_s(self, now_s: float) -> float | None:
+        """If the latest plan was empty: how long it takes until there can be another one although nothing happens. None
+        if it takes an event."""
+        resume_s = self.pace.resume_s
+        return None if resume_s is None else max(0.0, resume_s - now_s)
 
     def suspects_in_last_plan(self) -> list[tuple[int, str]]:
         """The rows of the plan made last that are to be computed apart from all others: (index, request id)."""
@@ -201,6 +215,7 @@ class Scheduler:
         self.step_s = now_s - max(batch.scheduled_s, self._updated_s)
         self.cost_model.observe(batch.shape, self.step_s)
         self._updated_s = now_s
+        self.dial.end_step(self.step_s, now_s)
         events: list[Event] = []
         ends: dict[int, tuple[Request, FinishReason]] = {
             i: (request, FinishReason.LENGTH) for i, request in batch.ending
@@ -215,19 +230,24 @@ class Scheduler:
                 request.reading.take(result.readings[i], plan.reads[i][1])
             if plan.samples[i]:
                 if request.first_token_s is None:
-                    request.first_token_s = now_s
+                    self._count_first_token(request, now_s)
                     if request.lane is Lane.RT and request.state is State.BEHIND:
                         # It has lost tokens in the meantime, and its deadline is another one now.
                         self.backlog.prompts.push(request)
                 self._take_tokens(i, [request], batch, result, events, ends)
             elif request.num_prompt_tokens == request.end_tokens and i in ends:
-                request.first_token_s = now_s  # its answer is complete, which is what its TTFT is about
+                self._count_first_token(request, now_s)  # its answer is complete: its TTFT is about that
         for i, (request, reason) in ends.items():
             if request.state is not State.DONE:
                 events.append(self._finish(request, reason, now_s, result.failed.get(i)))
         if self._gone:
             self._gone = {request for request in self._gone if request.last_step > batch.number}
         return events
+
+    def _count_first_token(self, request: Request, now_s: float) -> None:
+        request.first_token_s = now_s
+        if request.lane is Lane.RT:
+            self.dial.count_first_token(request)
 
     def _take_tokens(
         self,
@@ -323,6 +343,8 @@ class Scheduler:
         if self._under_way and any(request.last_step == batch.number for batch in self._under_way):
             self._gone.add(request)
         self.rt_load.count_finished(request, now_s)
+        if request.lane is Lane.RT:
+            self.dial.finish(request)
         event = finished_event(request, reason, now_s, message)
         if event.slo_met is not None:
             self.pace.count_finished(request.has_first_token_in_time, now_s)

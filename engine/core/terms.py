@@ -70,10 +70,12 @@ class FinishReason(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class SLO:
     """The service level objective of an RT request: time to first token (TTFT) and time per output token after it
-    (TPOT), in seconds."""
+    (TPOT), in seconds. With `slowdown`, these two times only order the chats among each other, and what bulk may cost
+    is this share of the request's time on an engine without bulk (`engine.core.policy.dial`)."""
 
     ttft_s: float
     tpot_s: float
+    slowdown: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ class SocketAdmission:
 
     A request that `limits` do not allow is rejected. Others are rejected while the open requests of their lane hold too
     many tokens, and an RT request also while `max_waiting_rt` of them are open, or if its predicted time to first token
-    exceeds `max_ttft_factor` times its TTFT. If that factor is None, only requests that name an SLO are rejected for
-    the prediction.
+    exceeds `max_ttft_factor` times its TTFT. If that factor is None, only requests that name such a time are rejected
+    for the prediction.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SocketAdmission:
             text = f"{self.num_open_rt} chat requests are open, which is the limit"
             return self._overloaded(request, text, self._exchange.wait_s())
         factor = self._max_ttft_factor
-        if factor is None and request.slo is not None:
+        if factor is None and request.slo is not None and request.slo.slowdown is None:
             factor = NAMED_SLO_TTFT_FACTOR
         if factor is not None and (excess_s := self._exchange.excess_s(num_tokens, slo, factor)) > 0:
             text = "the engine has more chat requests than it can answer in time"

@@ -228,7 +228,7 @@ class Connection(asyncio.Protocol):
             self._send(self._server.welcome)
 
     def _submit(self, message: Submit) -> None:
-        slo = core_slo(message.slo) if message.slo else self._server.default_slo
+        slo = core_slo(message.slo, self._server.default_slo)
         rejected = self._rejection(message, slo)
         grammar = None
         if rejected is None and message.sampling.grammar is not None:

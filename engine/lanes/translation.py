@@ -13,8 +13,13 @@ from engine.core.terms import Grammar as CoreGrammar
 from engine.wire.protocol import Grammar, PositionLogprobs, Sampling, Slo
 
 
-def core_slo(slo: Slo) -> SLO:
-    """Convert an SLO to the core's type."""
+def core_slo(slo: Slo | None, default: SLO) -> SLO:
+    """Convert an SLO to the core's type. `default` applies if there is none, and its times order a request that names
+    only a slowdown."""
+    if slo is None:
+        return default
+    if slo.ttft_s is None or slo.tpot_s is None:
+        return SLO(default.ttft_s, default.tpot_s, slo.slowdown)
     return SLO(slo.ttft_s, slo.tpot_s)
 
 

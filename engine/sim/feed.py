@@ -82,16 +82,19 @@ class Feed:
         self._num_fed = 0
 
     def receive(self, timeout_s: float | None) -> list[Message]:
-        """Return what has arrived. If nothing has and `timeout_s` is None, advance the clock to the next arrival."""
+        """Return what has arrived. If nothing has, advance the clock to the next arrival, by at most `timeout_s`."""
         if self.at_start is None and self._clock.now_s >= self._limits.warmup_s:
             self.at_start = self.progress()
         messages = self._arrived()
-        if timeout_s is None and not messages:
+        if timeout_s != 0.0 and not messages:
             times = [next_.arrival_s for lane, next_ in self._next.items() if next_ and self._has_room(lane)]
+            if timeout_s is not None:
+                times.append(self._clock.now_s + timeout_s)
             if times:
                 before_s = self._clock.now_s
                 self._clock.jump_to(min(min(times), self._limits.duration_s or float("inf")))
-                self.stalled_s += self._clock.now_s - before_s if self._open else 0.0
+                if self._open and timeout_s is None:  # otherwise the engine rests on purpose
+                    self.stalled_s += self._clock.now_s - before_s
                 messages = self._arrived()
             elif self._open:
                 raise Stuck(

@@ -59,6 +59,8 @@ class LaneOutcomes:
         self.ttft_s = array("d")
         self.tpot_s = array("d")
         self.e2e_s = array("d")
+        self.ttft_slowdown = array("d")
+        self.tpot_slowdown = array("d")
         self.timeline = Timeline()  # of output tokens, by the time at which their request finished
 
     @property
@@ -90,6 +92,10 @@ class LaneOutcomes:
             self.ttft_s.append(event.ttft_s)
         if event.tpot_s is not None:
             self.tpot_s.append(event.tpot_s)
+        if event.ttft_slowdown is not None:
+            self.ttft_slowdown.append(event.ttft_slowdown)
+        if event.tpot_slowdown is not None:
+            self.tpot_slowdown.append(event.tpot_slowdown)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:

@@ -33,7 +33,7 @@ class LaneReport:
 
     `attainment` is the share of RT requests that met both targets of their SLO, among those for which this is known. A
     request that was rejected, failed, or is unfinished with a late first token did not. Rates are those during the
-    measured time.
+    measured time. The slowdowns are what bulk added to the time of first and further tokens, as the engine counts it.
     """
 
     num_arrived: int
@@ -46,6 +46,8 @@ class LaneReport:
     ttft: Latency
     tpot: Latency
     e2e: Latency
+    ttft_slowdown_p99: float | None
+    tpot_slowdown_p99: float | None
     attainment: float | None
     requests_per_s: float
     output_tokens_per_s: float
@@ -121,6 +123,8 @@ def _lane_report(lane: Lane, outcomes: LaneOutcomes, first: Progress, until: Pro
         ttft=Latency.of(outcomes.ttft_s),
         tpot=Latency.of(outcomes.tpot_s),
         e2e=Latency.of(outcomes.e2e_s),
+        ttft_slowdown_p99=percentile(sorted(outcomes.ttft_slowdown), 99),
+        tpot_slowdown_p99=percentile(sorted(outcomes.tpot_slowdown), 99),
         attainment=outcomes.num_met / counted if counted else None,
         requests_per_s=_per_s(until.num_finished[lane] - first.num_finished[lane], measured_s),
         output_tokens_per_s=_per_s(until.output_tokens[lane] - first.output_tokens[lane], measured_s),

@@ -25,6 +25,7 @@ def make_setup(
     policy: str = Policy.BROS.value,
     ttft_s: float,
     tpot_s: float,
+    rt_slowdown: float | None = None,
     kv_tokens: int | None = None,
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
@@ -53,7 +54,7 @@ def make_setup(
     return Setup(
         found,
         Policy(policy),
-        SLO(ttft_s, tpot_s),
+        SLO(ttft_s, tpot_s, rt_slowdown),
         be_share,
         noise=noise,
         seed=seed,

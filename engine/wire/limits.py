@@ -67,6 +67,7 @@ SAMPLING_RANGES = {
 POOLINGS = ("last", "mean")
 BIAS_RANGE = Range(-100, 100)
 SLO_RANGE_S = Range(0.001, 3600)
+SLOWDOWN_RANGE = Range(0.001, 100)
 PRIORITY_RANGE = Range(-MAX_PRIORITY, MAX_PRIORITY)
 DEADLINE_RANGE_S = Range(0, 1e11)  # in Unix time
 CHOICES_RANGE = Range(1, MAX_CHOICES)
@@ -301,8 +302,19 @@ def slo_problem(slo: Slo | None) -> Problem | None:
     """What is wrong with an SLO, or None."""
     if slo is None:
         return None
+    if slo.slowdown is not None:
+        if slo.ttft_s is not None or slo.tpot_s is not None:
+            return _invalid("slo", "'slo' must have either a slowdown or two times, not both.")
+        if not SLOWDOWN_RANGE.has(slo.slowdown):
+            least, most = SLOWDOWN_RANGE
+            return _invalid(
+                "slo", f"'slo' must have a slowdown from {least:g} to {most:g}, not {slo.slowdown:g}."
+            )
+        return None
     least, most = SLO_RANGE_S
     for what, value in (("time to first token", slo.ttft_s), ("time per output token", slo.tpot_s)):
+        if value is None:
+            return _invalid("slo", f"'slo' must have a {what}, or a slowdown instead of both times.")
         if not SLO_RANGE_S.has(value):
             text = f"'slo' must have a {what} from {least * 1000:g} ms to {most:g} s, not {value:g} s."
             return _invalid("slo", text)

@@ -87,10 +87,12 @@ class Sampling(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Slo(Struct, frozen=True):
-    """The SLO of one request: time to first token, and time per output token after the first."""
+    """The SLO of one request: time to first token and time per output token after the first, or instead of both the
+    slowdown that bulk may cause: 0.05 means 5% slower than without bulk."""
 
-    ttft_s: float
-    tpot_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    slowdown: float | None = None
 
 
 class PositionLogprobs(Struct, frozen=True, array_like=True):

@@ -154,8 +154,19 @@ def _slo_metrics(lanes: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
             counter.add_metric((lane, "false"), slo.get("missed", 0))
         if slo.get("recent_ratio") is not None:
             ratio.add_metric((lane,), slo["recent_ratio"])
+    slowdown = GaugeMetricFamily(
+        "bros_slowdown_ratio",
+        "By how much bulk made the latest 512 chats slower, by the cost model; 0 is not at all",
+        labels=("lane", "token", "quantile"),
+    )
+    for token, key in (("first", "ttft"), ("next", "tpot")):
+        for quantile in ("50", "99"):
+            value = lanes.get("rt", {}).get("slowdown", {}).get(key, {}).get(f"p{quantile}")
+            if value is not None:
+                slowdown.add_metric(("rt", token, f"0.{quantile}"), value)
     yield counter
     yield ratio
+    yield slowdown
 
 
 def _engine_metrics(stats: Mapping[str, Any]) -> Iterable[Metric]:

@@ -82,6 +82,9 @@ def lane_facts(lane: str, values: Mapping[str, Any]) -> Facts:
     ratio = values.get("slo", {}).get("recent_ratio")
     if lane == "rt":
         facts.append(("Within SLO", "–" if ratio is None else percent(ratio)))
+        for name, key in (("First token", "ttft"), ("Next token", "tpot")):
+            slowdown = values.get("slowdown", {}).get(key, {}).get("p99")
+            facts.append((f"{name}, slower by bulk p99", "–" if slowdown is None else percent(slowdown)))
     return facts
 
 

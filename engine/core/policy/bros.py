@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 
-from engine.core.allocator import MIN_CHUNK_TOKENS, Allocator
+from engine.core.allocator import Allocator
 from engine.core.backlog import Backlog
-from engine.core.batch import Batch
+from engine.core.batch import MIN_CHUNK_TOKENS, Batch
 from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
+from engine.core.policy.dial import Dial
 from engine.core.policy.pace import Pace, aimed_deadline_s
 from engine.core.policy.victims import BrosVictims
 from engine.core.request import Request, State
@@ -33,13 +34,16 @@ GROWTH_BLOCKS_PER_ROW = 0.5
 class BrosPolicy:
     """RT has reserved rows and takes memory from BE. BE has at least its share of rows and tokens."""
 
-    def __init__(self, config: SchedulerConfig, kv: KVCacheManager, cost: CostModel, pace: Pace) -> None:
+    def __init__(
+        self, config: SchedulerConfig, kv: KVCacheManager, cost: CostModel, pace: Pace, dial: Dial
+    ) -> None:
         min_be_rows = max(1, int(config.be_share * config.max_num_seqs))
         self.backlog = Backlog(config.max_num_seqs, config.reserved_rt_rows, min_be_rows)
         self._victims = BrosVictims(kv, self.backlog, config.max_preemptions)
         self.allocator = Allocator(kv, self.backlog, cost, self._victims)
         self._kv = kv
         self._pace = pace
+        self._dial = dial
         self._cost = cost
         self._late: deque[Request] = deque()
         self._last_prompt_step = 0
@@ -77,7 +81,10 @@ class BrosPolicy:
         if owed:
             batch.set_aside(0)
         if be_has_work:
-            self._pack_be(batch, limit_s, owed)
+            be_limit_s = self._be_limit_s(batch, limit_s) if self._dial.is_used else limit_s
+            if be_limit_s is None:
+                return
+            self._pack_be(batch, be_limit_s, owed)
         if not batch.shape.rows:  # requests hold all memory, and each waits for another
             self._force(Lane.RT, batch)
         if not batch.shape.rows:
@@ -148,6 +155,23 @@ class BrosPolicy:
         return self.allocator.compute(request, batch, limit_s, at_least=at_least, may_wait=may_wait)
 
     # BE -------------------------------------------------------------------------------------------------
+
+    def _be_limit_s(self, batch: Batch, limit_s: float) -> float | None:
+        """The limit of the step for bulk where chats have a slowdown; None if bulk has to wait."""
+        backlog, cost = self.backlog, self._cost
+        chat_s = cost.predict(batch.chat_shape) if batch.chat_shape.rows else 0.0
+        first = backlog.prompts.peek()
+        chats = [*backlog.decoding[Lane.RT].requests, *backlog.behind[Lane.RT].requests]
+        if first is not None:
+            chats.append(first)
+        may_lose_s = self._dial.may_lose_s(chats, chat_s)
+        if may_lose_s == float("inf"):
+            return limit_s
+        batch.min_chunk_tokens = 1  # what bulk may take is often less than a chunk of the usual size
+        if chats and not chat_s:
+            # Either they wait for memory, or the cost model has not learned from a step like this one without bulk.
+            return 0.0 if batch.shape.rows else limit_s
+        return self._pace.limit_bulk(limit_s, may_lose_s, chat_s, cost.fixed_s, cost.error_ratio, batch.now_s)
 
     def _pack_be(self, batch: Batch, limit_s: float, owed: int) -> None:
         self._make_way(batch)

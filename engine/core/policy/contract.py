@@ -11,6 +11,7 @@ from engine.core.config import SchedulerConfig
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
 from engine.core.policy.bros import BrosPolicy
+from engine.core.policy.dial import Dial
 from engine.core.policy.fixed_budget import FixedBudgetPolicy
 from engine.core.policy.pace import Pace
 from engine.core.request import Request
@@ -37,8 +38,10 @@ class SchedulingPolicy(Protocol):
         ...
 
 
-def policy_for(config: SchedulerConfig, kv: KVCacheManager, cost: CostModel, pace: Pace) -> SchedulingPolicy:
+def policy_for(
+    config: SchedulerConfig, kv: KVCacheManager, cost: CostModel, pace: Pace, dial: Dial
+) -> SchedulingPolicy:
     """The policy that the configuration names."""
     if config.policy is Policy.BROS:
-        return BrosPolicy(config, kv, cost, pace)
+        return BrosPolicy(config, kv, cost, pace, dial)
     return FixedBudgetPolicy(config, kv, cost)

@@ -29,6 +29,7 @@ FIXED_SHARE = 0.25
 STEADY_PACE = 0.8
 # If the fixed cost alone is more than this share of its TPOT, steps of no size serve a chat in time, and it does not
 # make them small. While there is such a chat, one step in RECHECK_STEPS has no bulk, to measure the fixed cost again.
+# The same holds beside chats with a slowdown: if all steps have bulk, none shows what they would take without it.
 TOO_FAST, RECHECK_STEPS = 0.9, 32
 # When there has been no chat for QUIET_S, one is unlikely to arrive during the next step, which may then take this
 # share of the default TTFT.
@@ -77,8 +78,12 @@ class Pace:
         self._max_owed_tokens = max_owed_tokens
         self.cap_s = CAP_START * default_slo.ttft_s
         self.limit_s = self.cap_s  # of the last step
+        self.resume_s: float | None = (
+            None  # when bulk may go on that waits for a silence; None if it does not wait
+        )
         self.be_owed_tokens = 0.0
         self._last_miss_s = self._last_rt_s = float("-inf")
+        self._num_beside = 0  # steps in which bulk could run beside chats with a slowdown
         self._num_too_fast = 0  # steps with a chat whose TPOT is too short for this machine
 
     def set_limit(
@@ -92,6 +97,7 @@ class Pace:
     ) -> float:
         """The time limit of the next step, never negative. The step gives each of `decoding` a token and computes at
         least a part of `prompt`, the most urgent one, which takes `prompt_s` by itself. Every step takes `fixed_s`."""
+        self.resume_s = None
         share = 1 - min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
         limit_s = max(
             share * self._cap_s_at(now_s, has_rt=bool(decoding) or prompt is not None), fixed_s / FIXED_SHARE
@@ -117,8 +123,39 @@ class Pace:
         """The cap, which is higher when no RT request has been there for a while."""
         if has_rt:
             self._last_rt_s = now_s
-        is_quiet = now_s - self._last_rt_s >= QUIET_S
+        is_quiet = now_s >= self.quiet_from_s
         return max(self.cap_s, QUIET_CAP * self._ttft_s) if is_quiet else self.cap_s
+
+    @property
+    def quiet_from_s(self) -> float:
+        """From when on there has been no chat for so long that one is unlikely to arrive during a step."""
+        return self._last_rt_s + QUIET_S
+
+    def limit_bulk(
+        self,
+        limit_s: float,
+        may_lose_s: float,
+        chat_s: float,
+        fixed_s: float,
+        error_ratio: float,
+        now_s: float,
+    ) -> float | None:
+        """The limit of a step with bulk, if the chats in it alone take `chat_s` and bulk may cost them `may_lose_s`.
+        None if bulk has to wait: there is no chat to run beside, one that arrived could not bear the shortest step, and
+        there was one a moment ago. After a silence, a step takes as long as its fixed cost makes it worth."""
+        share = 1 - min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
+        bulk_s = chat_s + share * max(0.0, may_lose_s)
+        if not chat_s:
+            if now_s >= self.quiet_from_s:
+                bulk_s = max(bulk_s, fixed_s / FIXED_SHARE)
+            elif bulk_s < fixed_s:
+                self.resume_s = self.quiet_from_s
+                return None
+        else:
+            self._num_beside += 1
+            if self._num_beside % RECHECK_STEPS == 0:
+                return 0.0
+        return min(limit_s, bulk_s)
 
     def count_step(self, num_tokens: int, num_be_tokens: int, be_has_work: bool) -> None:
         """Update the tokens owed to BE after a step: a share of all tokens, as long as BE has work."""

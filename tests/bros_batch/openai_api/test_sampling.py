@@ -7,6 +7,7 @@ import pytest
 from bros_batch.openai_api.sampling import fitted_sampling, lane_of, sampling_of, slo_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
+from engine.wire.protocol import Slo
 from tests.bros_batch.openai_api.factories import chat, completion
 
 DEFAULTS = SamplingDefaults()
@@ -43,6 +44,7 @@ def test_lanes_and_slo() -> None:
     slo = slo_of(chat(slo={"ttft_ms": 250, "tpot_ms": 50}))
     assert slo is not None
     assert (slo.ttft_s, slo.tpot_s) == (0.25, 0.05)
+    assert slo_of(chat(slo={"slowdown": 0.05})) == Slo(slowdown=0.05)
     assert slo_of(chat()) is None
 
 

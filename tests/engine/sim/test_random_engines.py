@@ -77,7 +77,7 @@ def random_setup(rng: random.Random, seed: int) -> Setup:
     return Setup(
         device,
         rng.choice(list(Policy)),
-        SLO(0.2, 0.05),
+        SLO(0.2, 0.05, rng.choice([None, 0.01, 0.5])),
         be_share=rng.choice([0.0, 0.05, 0.5]),
         prefix_cache=rng.random() < 0.5,
         noise=rng.choice([0.0, 0.05, 0.5]),
@@ -92,7 +92,7 @@ def random_arrivals(rng: random.Random, kv_tokens: int) -> list[Arrival]:
         time_s += rng.expovariate(rate)
         lane = rng.choice(list(Lane))
         prompt_tokens = rng.randint(1, kv_tokens // 2 - MOST_OUTPUT_TOKENS - 5)
-        slo = SLO(rng.choice([0.01, 0.2, 5.0]), rng.choice([0.005, 0.1]))
+        slo = SLO(rng.choice([0.01, 0.2, 5.0]), rng.choice([0.005, 0.1]), rng.choice([None, 0.05]))
         arrival = Arrival(time_s, lane, prompt_tokens, rng.randint(1, MOST_OUTPUT_TOKENS))
         if rng.random() < 0.5:
             arrival = arrival._replace(slo=slo, priority=rng.choice([0, 0, 1]))
