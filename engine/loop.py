@@ -65,9 +65,11 @@ LoopEvent = Event | StatsEvent
 # Notes which BE requests are being computed, and whether that is one suspect by itself.
 Mark = Callable[[Sequence[str], bool], None]
 
-# When the loop schedules ahead, it starts this long before the step on the device is expected to end: twice the recent
-# mean time that scheduling and launching took, and a margin for delays on a busy host.
+# When the loop schedules ahead, it starts this long before the step on the device is expected to end: the recent mean
+# of `_lead_of`, which counts twice what the device may wait for, and a margin for delays on a busy host.
 LEAD_FACTOR, LEAD_MARGIN_S = 2.0, 0.001
+# The next step's kind is not known before it is planned. It counts as replayed after this many that were.
+SETTLED_STEPS = 8
 LEAD_MEMORY = 0.1  # weight of the newest step in that mean
 
 
@@ -118,7 +120,9 @@ class EngineLoop:
         self._ahead = ahead
         self._launched: deque[tuple[StepPlan, PendingStep]] = deque()  # steps without a result so far
         self._may_start_over = True  # after an error of the scheduler, until the next result
-        self._lead_s = 0.0  # mean time to schedule a step and launch it
+        # The mean of `_lead_of` over steps that were launched kernel by kernel, and over those that were replayed.
+        self._lead_s = [0.0, 0.0]
+        self._num_replayed = 0  # steps since one was launched kernel by kernel
 
     def run(self) -> None:
         """Run until a `Stop` message arrives. Raises an error that cannot be put down to single requests."""
@@ -162,6 +166,7 @@ class EngineLoop:
             return True
         if plan.is_empty:
             return False
+        scheduled_s = self._clock()
         self.pulse.due_s = self.scheduler.busy_until_s
         try:
             suspects = self.scheduler.suspects_in_last_plan()
@@ -176,8 +181,21 @@ class EngineLoop:
             return True
         self._launched.append((plan, pending))
         if self._ahead:
-            self._lead_s += LEAD_MEMORY * (self._clock() - started_s - self._lead_s)
+            is_replayed = pending.is_replayed
+            self._num_replayed = self._num_replayed + 1 if is_replayed else 0
+            lead_s = self._lead_of(pending, scheduled_s - started_s, self._clock() - scheduled_s)
+            known_s = self._lead_s[is_replayed] or lead_s
+            self._lead_s[is_replayed] = known_s + LEAD_MEMORY * (lead_s - known_s)
         return True
+
+    def _lead_of(self, pending: PendingStep, scheduling_s: float, launching_s: float) -> float:
+        """How long before the end of the previous step the newest one should have been begun.
+
+        Until the device could begin, each delay makes it wait. What is launched beyond that only has to end before
+        the previous step does, or that step's tokens are sent late, and the cost model takes the delay for its time.
+        """
+        begun_s = scheduling_s + pending.prepared_s
+        return LEAD_FACTOR * begun_s + max(0.0, launching_s - pending.prepared_s)
 
     def _compute_apart(self, plan: StepPlan, suspects: Sequence[tuple[int, str]]) -> StepResult:
         """Compute a step in parts: first all rows but those of suspects, then each of these by itself.
@@ -249,7 +267,8 @@ class EngineLoop:
 
     def _spare_s(self) -> float:
         """How long scheduling the next step can wait without making the device wait."""
-        return self.scheduler.busy_until_s - self._clock() - LEAD_FACTOR * self._lead_s - LEAD_MARGIN_S
+        is_replayed = self._num_replayed >= SETTLED_STEPS
+        return self.scheduler.busy_until_s - self._clock() - self._lead_s[is_replayed] - LEAD_MARGIN_S
 
     def _outlook(self) -> Outlook:
         return outlook(self.scheduler, self._clock(), self._num_received, self._num_received_tokens)

@@ -79,6 +79,8 @@ class _LosableStep:
     owner: RestartingRunner
     runner: SimulatedRunner
     pending: PendingStep
+    prepared_s: float = 0.0
+    is_replayed: bool = False
 
     def result(self) -> StepResult:
         assert self.runner is self.owner.runner, "the result of a lost step is requested"

@@ -49,6 +49,14 @@ class RunnerRestarted(Exception):
 class PendingStep(Protocol):
     """A step that was launched and whose result has not been taken."""
 
+    @property
+    def prepared_s(self) -> float:
+        """How long `launch` took before the device could begin to compute."""
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether `launch` replayed a recording of the step, which takes a small part of the usual time."""
+
     def result(self) -> StepResult:
         """Waits for the step to end. Call it once per step, in launch order. Raises RunnerRestarted."""
 
@@ -58,6 +66,8 @@ class DoneStep:
     """The `PendingStep` of a runner that computes a step before `launch` returns."""
 
     _result: StepResult
+    prepared_s: float = 0.0
+    is_replayed: bool = False
 
     def result(self) -> StepResult:
         return self._result

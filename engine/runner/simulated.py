@@ -50,6 +50,8 @@ class SimulatedStep:
     _result: StepResult
     _cost_s: float
     _wait: Callable[[float], None] | None
+    prepared_s: float = 0.0
+    is_replayed: bool = False
 
     def result(self) -> StepResult:
         if self._wait is not None and self._cost_s > 0:

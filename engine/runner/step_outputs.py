@@ -33,6 +33,8 @@ class TorchStep:
     num_rows: int
     failed: dict[int, str]  # by row of the plan: why its request failed
     lost_kv: bool = False  # see `StepResult`
+    prepared_s: float = 0.0
+    is_replayed: bool = False
     draws: list[DrawnRows] = field(default_factory=list)
     readings: list[PendingReadings] = field(default_factory=list)
     _result: StepResult | None = None

@@ -12,6 +12,7 @@ Between the two the host does not wait for the device, so a step may be launched
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -94,6 +95,8 @@ class TorchRunner:
         self._graphs: DecodeGraphs | None = None
         self._max_pass_tokens = 1 << 62  # lowered once a forward pass ran out of memory
         self._num_passes = 0  # the same on all ranks
+        self._is_replayed = False  # the newest step, by a graph
+        self._forward_s = 0.0  # when the newest forward pass began to be launched, or was replayed
 
     def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
         """Captures CUDA graphs for steps of rows with one token each, which are replayed from now on.
@@ -131,6 +134,8 @@ class TorchRunner:
         self._stop.begin_to_load()
 
     def launch(self, plan: StepPlan) -> TorchStep:
+        started_s = self._forward_s = time.perf_counter()
+        self._is_replayed = False
         if plan.copies_out:
             # One call, since each takes a staging buffer. Of several copies to a host slot, the last one counts.
             saved = {
@@ -155,6 +160,7 @@ class TorchRunner:
             if len(step.failed) == len(arrays.rows) > num_failed:
                 self._check_device(step, arrays)
             self._last = step
+        step.prepared_s, step.is_replayed = self._forward_s - started_s, self._is_replayed
         return step
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -363,9 +369,12 @@ class TorchRunner:
         is_gpu = self._model.device.type == "cuda"
         inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=is_gpu, size=size or 0)
         if size is not None and self._graphs is not None:
-            return self._graphs.run(inputs)
+            found = self._graphs.run(inputs)
+            self._forward_s, self._is_replayed = time.perf_counter(), True
+            return found
         vector = send(inputs.vector, self._model.device)
         tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host, inputs.longest)
+        self._forward_s = time.perf_counter()
         return self._forward_tensors(tensors), tensors.wanted_rows
 
     @torch.inference_mode()

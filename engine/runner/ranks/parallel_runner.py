@@ -41,6 +41,8 @@ class ParallelStep:
     """A step under way on all ranks."""
 
     _runner: ParallelRunner
+    prepared_s: float = 0.0  # ranks launch by themselves
+    is_replayed: bool = False
 
     def result(self) -> StepResult:
         """Waits for rank 0. Raises RunnerRestarted if a rank failed and all were restarted, and ChildProcessError or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -20,9 +21,11 @@ STEP_S = 0.02
 
 
 class Device:
-    """A simulated runner whose steps take `STEP_S` on a clock that only waiting advances."""
+    """A simulated runner whose steps take `STEP_S` on a clock that only waiting advances, and launching, which takes
+    `launch_s`; the device begins after a tenth of that."""
 
-    def __init__(self) -> None:
+    def __init__(self, launch_s: float = 0.0) -> None:
+        self.launch_s = launch_s
         self.now_s = 0.0
         self.busy_until_s = 0.0
         self.runner = SimulatedRunner(runner_info(max_num_seqs=8, num_blocks=200))
@@ -35,13 +38,16 @@ class Device:
         idle_s = max(0.0, self.now_s - self.busy_until_s) if self.launches else 0.0
         prompts = {start.num_prompt_tokens for start in plan.row_starts}
         self.launches.append((self.now_s, idle_s, prompts))
-        self.busy_until_s = max(self.now_s, self.busy_until_s) + STEP_S
+        begins_s = max(self.now_s + self.launch_s / 10, self.busy_until_s)
+        self.now_s += self.launch_s
+        self.busy_until_s = max(begins_s + STEP_S, self.now_s)
         return Step(self, self.busy_until_s, self.runner.launch(plan))
 
 
 class Step:
     def __init__(self, device: Device, through_s: float, pending) -> None:
         self.device, self.through_s, self.pending = device, through_s, pending
+        self.prepared_s, self.is_replayed = device.launch_s / 10, False
 
     def result(self):
         self.device.now_s = max(self.device.now_s, self.through_s)
@@ -91,6 +97,19 @@ def test_only_decisions_made_ahead_keep_the_device_from_waiting(ahead):
         )
     else:
         assert all(lead <= 0 for lead in early)
+
+
+def test_only_what_the_device_may_wait_for_is_counted_twice():
+    """Launching takes almost a whole step, most of it while the device computes what was launched before."""
+    device = Device(launch_s=STEP_S * 0.7)
+    drive(device, [(0.0, Add(request([7] * 5, max_tokens=60, request_id="r")))], ahead=True)
+    late = device.launches[40:]
+    assert not any(idle_s for _, idle_s, _ in late)
+    periods_s = [after[0] - before[0] for before, after in pairwise(late)]
+    assert all(period_s == pytest.approx(STEP_S, rel=0.05) for period_s in periods_s)
+    # A tenth twice, the rest once, and the margin of 1 ms: not twice the whole, which is more than a step.
+    ends = _ends(device)[39:]
+    assert all(end_s - at_s < 0.85 * STEP_S for (at_s, _, _), end_s in zip(late, ends, strict=False))
 
 
 def _ends(device: Device) -> list[float]:
