@@ -10,13 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, func, select, text
 
 from bros_batch.db.connections import is_postgres
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import jobs
 
-RUNNABLE_JOBS = 16
+RUNNABLE_JOBS = 16  # of each owner
+MAX_RUNNABLE_JOBS = 512
+CHARS_PER_TOKEN = 4.0
+GUESSED_OUTPUT_TOKENS = 64
 # Of the job of a background response that runs as a chat: ahead of all others.
 AS_CHAT_PRIORITY = 1_000_000
 
@@ -58,6 +61,20 @@ class RunnableJob:
     input_file_id: str
     fresh: bool
     owner: str
+    succeeded: int
+    failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+    @property
+    def item_tokens(self) -> float:
+        """The tokens that an item of this job has to compute, by those that have ended, or else by the length of a
+        line."""
+        ended = self.succeeded + self.failed
+        if ended:
+            return (self.prompt_tokens - self.cached_tokens + self.output_tokens) / ended
+        return self.ingest_offset / max(self.ingest_line, 1) / CHARS_PER_TOKEN + GUESSED_OUTPUT_TOKENS
 
     @property
     def runs_as_chat(self) -> bool:
@@ -86,28 +103,58 @@ def urgency(priority: int, deadline_at: float | None) -> tuple[float, float]:
 
 
 def runnable_jobs(connection: Connection, model: str) -> list[RunnableJob]:
-    """The most urgent running jobs of a model that have pending items: by priority, then deadline, then age."""
-    query = (
-        select(*(jobs.c[name] for name in RunnableJob.__slots__))
-        .where(jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model, text(_HAS_PENDING))
-        .order_by(jobs.c.priority.desc(), jobs.c.deadline_at.asc().nulls_last(), jobs.c.created_at, jobs.c.id)
-        .limit(RUNNABLE_JOBS)
-    )
+    """The most urgent running jobs of a model that have pending items: by priority, then deadline, then age.
+
+    If there are several owners, these are the most urgent ones of each.
+    """
+    columns = [jobs.c[name] for name in RunnableJob.__slots__]
+    is_running = (jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model)
+    order = (jobs.c.priority.desc(), jobs.c.deadline_at.asc().nulls_last(), jobs.c.created_at, jobs.c.id)
+    owners = connection.scalars(select(jobs.c.owner).where(*is_running).distinct().limit(2)).all()
+    if len(owners) > 1:
+        rank = func.row_number().over(partition_by=jobs.c.owner, order_by=order).label("rank")
+        ranked = select(*columns, rank).where(*is_running, text(_HAS_PENDING)).subquery()
+        found = select(*(ranked.c[name] for name in RunnableJob.__slots__)).where(
+            ranked.c.rank <= RUNNABLE_JOBS
+        )
+        rows = connection.execute(found.order_by(ranked.c.rank).limit(MAX_RUNNABLE_JOBS))
+        # In the order of their ranks, so a stable sort keeps the older of two that are as urgent first.
+        return sorted((RunnableJob(*row) for row in rows), key=lambda job: job.urgency)
+    query = select(*columns).where(*is_running, text(_HAS_PENDING)).order_by(*order).limit(RUNNABLE_JOBS)
     return [RunnableJob(*row) for row in connection.execute(query)]
 
 
 def outranked_jobs(connection: Connection, model: str, runnable: Sequence[RunnableJob]) -> list[str]:
-    """Running jobs with queued items that are less urgent than the first of `runnable`, if that has none queued."""
+    """Running jobs whose waiting items keep a more urgent job of `runnable`, which has none queued, out of the stream.
+
+    Jobs are more urgent than others of their owner only. If there are several owners, the stream is divided among them
+    anew, so all that waits is taken back; also if an owner has nothing queued at all.
+    """
     if not runnable:
         return []
-    first = runnable[0]
-    query = select(jobs.c.id, jobs.c.priority, jobs.c.deadline_at).where(
+    query = select(jobs.c.id, jobs.c.owner, jobs.c.priority, jobs.c.deadline_at).where(
         jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model, text(HAS_QUEUED)
     )
-    queued = {row.id: urgency(row.priority, row.deadline_at) for row in connection.execute(query)}
-    if first.id in queued:
-        return []
-    return [job_id for job_id, other in queued.items() if other > first.urgency]
+    queued = connection.execute(query).all()
+    queued_ids = {row.id for row in queued}
+    if runnable[0].runs_as_chat and runnable[0].id not in queued_ids:
+        return [row.id for row in queued if urgency(row.priority, row.deadline_at) > runnable[0].urgency]
+    firsts: dict[str, RunnableJob] = {}
+    for job in runnable:
+        if not job.runs_as_chat:
+            firsts.setdefault(job.owner, job)
+    outranked = [
+        row.id
+        for row in queued
+        if (first := firsts.get(row.owner)) is not None
+        and first.id not in queued_ids
+        and urgency(row.priority, row.deadline_at) > first.urgency
+    ]
+    queued_owners = {row.owner for row in queued}
+    if len(queued_owners | firsts.keys()) < 2:
+        return outranked
+    has_new_owner = not firsts.keys() <= queued_owners
+    return sorted(queued_ids) if outranked or has_new_owner else []
 
 
 def stopped_jobs(connection: Connection, job_ids: Sequence[str] | None = None) -> list[tuple[str, str]]:
