@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from tests import services
 
+gc.disable()  # until the tests are collected, which makes millions of objects that stay
 # As in the engine; must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if shutil.which("nvidia-smi") is None:
@@ -32,6 +34,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from tests.distribution import in_order
 
         items[:] = in_order(items)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what was collected from garbage collections. It lives to the end, and each would look at all of it."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from engine.gguf_files.convert import check_file, text_directory
+from engine.gguf_files.header import read_header
 from engine.gguf_files.place import gguf_file
 
 
@@ -29,6 +29,9 @@ def main() -> int:
         file = gguf_file(arguments.file)
         if file is None:
             raise ValueError(f"{arguments.file} is not a GGUF file")
+        read_header(file.path)  # a damaged file is told of before torch is loaded, which takes seconds
+        from engine.gguf_files.convert import check_file, text_directory
+
         if arguments.check:
             with tempfile.TemporaryDirectory() as scratch:
                 check_file(file, Path(scratch))

@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory: Path = tmp_path_factory.mktemp("clients")
     model = make_model(directory / "model")
     flags = ("--model", str(model), "--served-model-name", "served", *UP_FLAGS)
-    up = start_up(directory / "data", *flags, engine=())
+    up = start_up(directory / "data", *flags, engine=("--profile-s", "0"))
     try:
         up.ready(START_TIMEOUT_S)
         yield Server(up.state()["url"], "served", model)

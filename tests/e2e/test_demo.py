@@ -73,7 +73,7 @@ def test_the_demo_reads_documents_and_chats_and_leaves_only_results(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(tmp_path, signum):
-    demo = start_demo(tmp_path, "--documents", "2000")
+    demo = start_demo(tmp_path, "--documents", "2000", "--", "--profile-s", "0")
     wait_for(lambda: "Submitting" in demo.output(), timeout_s=90)
     demo.process.send_signal(signum)
     out, _ = demo.process.communicate(timeout=90)

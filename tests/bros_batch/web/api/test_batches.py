@@ -270,10 +270,9 @@ print("ok")
 @pytest.mark.slow
 def test_the_first_major_version_of_the_openai_client(web: Web, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    installed = subprocess.run(
-        [python, "-m", "pip", "install", "-q", "openai<2"], capture_output=True, text=True
-    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    installed = subprocess.run([*pip, "install", "-q", "openai<2"], capture_output=True, text=True)
     if installed.returncode != 0:
         pytest.skip("openai<2 cannot be installed here")
     done = subprocess.run([python, "-c", OLD_CLIENT, web.url], capture_output=True, text=True)
