@@ -98,7 +98,9 @@ def run_job(client: Client, kind: str, texts: list[str], priority: int = 0) -> M
     job = {"endpoint": "/v1/chat/completions", "defaults": defaults, "priority": priority}
     sampled = [{"row": number, "line": line} for number, line in enumerate(lines, start=1)]
     measured = Measured(kind, len(texts))
-    answer = client.post("/v1/batches/forecast", {**job, "rows": len(lines), "lines": sampled})["forecast"]
+    answer = client.post(
+        "/v1/batches/forecast", {**job, "fresh": True, "rows": len(lines), "lines": sampled}
+    )["forecast"]
     measured.before = None if answer is None else Prediction(**answer)
     begun_s = time.monotonic()
     file = client.upload("rows.jsonl", cast("Any", BytesIO("\n".join(lines).encode())))

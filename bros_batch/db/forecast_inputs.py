@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, text
 
+from bros_batch.db.connections import IDS_PER_QUERY, is_among
+from bros_batch.db.engines import list_engines
 from bros_batch.db.pending_items import HAS_QUEUED, urgency
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job, jobs
+from bros_batch.db.tables import Job, content_keys, items, jobs
 
 # Of jobs that wait behind so many others, only the first ones count.
 MAX_RUNNING = 500
@@ -55,3 +58,22 @@ def earlier_jobs(connection: Connection, model: str, endpoint: str) -> list[Job]
         .limit(EARLIER_JOBS)
     )
     return [Job(*row) for row in connection.execute(query)]
+
+
+def stored_keys(connection: Connection, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of some content keys whose answers are stored."""
+    found: set[bytes] = set()
+    for start in range(0, len(keys), IDS_PER_QUERY):
+        query = select(content_keys.c.key).where(
+            is_among(connection, content_keys.c.key, keys[start : start + IDS_PER_QUERY]),
+            items.c.id == content_keys.c.item_id,
+        )
+        found.update(connection.execute(query).scalars())
+    return found
+
+
+def weights_of(connection: Connection, model: str) -> str:
+    """What the latest engine of a model computes with; empty if that is not known."""
+    seen = [engine for engine in list_engines(connection, 0.0) if engine.model == model]
+    latest = max(seen, key=lambda engine: engine.heartbeat_at, default=None)
+    return "" if latest is None else str(latest.stats.get("weights") or "")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bros_batch.documents.content_key import content_keys
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.documents.lines import LineReader
 from bros_batch.documents.row_request import RowRequest, row_request
@@ -27,6 +28,8 @@ class Sample:
     first_row: int | None = None
     first: RowRequest | None = None
     rejected: list[tuple[int, str]] = field(default_factory=list)
+    # The content keys of each accepted line whose answer may be reused.
+    keys: list[list[bytes]] = field(default_factory=list)
 
     @property
     def computed_tokens(self) -> float:
@@ -38,8 +41,15 @@ class SampleReader:
     """Reads lines as ingest and prepare do."""
 
     def __init__(
-        self, reader: LineReader, endpoint: str, name: str, defaults: Mapping[str, Any], model: ServedModel
+        self,
+        reader: LineReader,
+        endpoint: str,
+        name: str,
+        defaults: Mapping[str, Any],
+        model: ServedModel,
+        key_scope: bytes | None = None,
     ) -> None:
+        self._key_scope = key_scope
         self._reader = reader
         self._endpoint = endpoint
         self._name = name
@@ -68,6 +78,9 @@ class SampleReader:
             sample.output_limit += requests.num_choices * sum(
                 part.sampling.max_tokens for part in requests.parts
             )
+            if self._key_scope is not None:
+                keys = content_keys(requests, self._key_scope)
+                sample.keys += [keys] if keys else []
             if sample.first is None:
                 sample.first_row = number
                 sample.first = row_request(

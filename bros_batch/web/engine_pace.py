@@ -12,6 +12,7 @@ OUTPUT_WEIGHT = 3.0
 # How much that counts beside what is measured.
 WEIGHT_OF_GUESS = 0.03
 MEMORY_S = 120.0  # seconds with bulk in which the weight of an observation falls to a third
+CHAT_MEMORY = 0.97  # the weight of a chat for each one that ended after it
 LONGEST_S = 5.0  # between two looks
 
 
@@ -28,11 +29,41 @@ class TokenCost:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatPace:
+    """The mean time per token of chats that ended while bulk ran, and while none did; None without such chats.
+
+    `in_time` is the share of the latest chats that kept their limits.
+    """
+
+    beside_bulk_s: float | None
+    alone_s: float | None
+    in_time: float | None
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A mean in which newer values count more."""
+
+    total: float = 0.0
+    count: float = 0.0
+
+    def add(self, total: float, count: float) -> None:
+        self.total = self.total * CHAT_MEMORY**count + total
+        self.count = self.count * CHAT_MEMORY**count + count
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass(frozen=True, slots=True)
 class _Look:
     at_s: float
     running: float
     prompt: float
     output: float
+    chats: float
+    chat_s: float  # the sum of their times per token
 
 
 class EnginePace:
@@ -44,6 +75,8 @@ class EnginePace:
     def __init__(self) -> None:
         self._last: _Look | None = None
         self._xx = self._xy = self._yy = self._xt = self._yt = self._seconds = 0.0
+        self._beside, self._alone = _Mean(), _Mean()
+        self._in_time: float | None = None
         self.running = 0.0  # rows that the engine computes
         self.unfinished_tokens = 0.0  # their output tokens
 
@@ -52,10 +85,18 @@ class EnginePace:
         rt, be = stats["lanes"]["rt"], stats["lanes"]["be"]
         output = float(be["generated_tokens"])
         prompt = float(stats["computed_tokens"]) - output - float(rt["generated_tokens"])
-        look, last = _Look(now_s, float(be["running"]), prompt, output), self._last
+        chats = float(sum(rt["tpot"]["counts"]))
+        look = _Look(now_s, float(be["running"]), prompt, output, chats, rt["tpot"]["sum_s"])
+        last = self._last
         self._last = look
         self.running, self.unfinished_tokens = look.running, output - float(be["output_tokens"])
-        if last is None or not (look.running and last.running):
+        self._in_time = rt["slo"]["recent_ratio"]
+        if last is None:
+            return
+        if look.chats > last.chats and bool(look.running) == bool(last.running):
+            mean = self._beside if look.running else self._alone
+            mean.add(look.chat_s - last.chat_s, look.chats - last.chats)
+        if not (look.running and last.running):
             return
         t, x, y = now_s - last.at_s, prompt - last.prompt, output - last.output
         if not 0 < t < LONGEST_S or x < 0 or y < 0:
@@ -67,6 +108,11 @@ class EnginePace:
         self._xt = self._xt * kept + x
         self._yt = self._yt * kept + y
         self._seconds = self._seconds * kept + t
+
+    @property
+    def chats(self) -> ChatPace:
+        """How fast chats are with bulk and without."""
+        return ChatPace(self._beside.value, self._alone.value, self._in_time)
 
     def cost(self) -> TokenCost | None:
         """What tokens cost by what was seen; None if nothing was."""

@@ -33,6 +33,10 @@ def test_a_dry_run_shows_the_job_and_creates_none(cli: Cli, tmp_path: Path) -> N
     assert "Line 21" in lines[3]
     assert f"{done['usage']['input_tokens']:,} in, about" in lines[4]
     assert lines[5].startswith("time:     about ")
+    greedy = (*arguments, "--temperature", "0", "--dry-run")
+    assert cli.json(*greedy, "--json")["reused_rows"] == 20
+    assert "reused:   about 20 rows" in cli.run(*greedy).stdout
+    assert cli.json(*greedy, "--fresh", "--json")["reused_rows"] == 0
     assert lines[-3:] == ["The prompt of row 1:", "", "Say text 0"]
     assert "Nothing was submitted." in shown.stderr
     assert cli.json("list") == before

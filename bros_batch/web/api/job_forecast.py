@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from bros_batch.db.forecast_inputs import stored_keys, weights_of
+from bros_batch.documents.content_key import key_scope
 from bros_batch.documents.item_requests import prompt_fields
 from bros_batch.documents.lines import LineReader
 from bros_batch.documents.sample import Sample, SampleReader
@@ -21,6 +24,7 @@ from bros_batch.web.api.batches import MAX_COLUMN_CHARS, checked_defaults
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.errors import JSONResponse
 from bros_batch.web.job_forecasts import NewJob, forecast_of_new
+from bros_batch.web.owners import owner_of
 from engine.wire.limits import ModelLimits
 
 router = APIRouter(prefix="/v1/batches")
@@ -47,6 +51,7 @@ class ForecastRequest(LenientPart):
     rows: int = Field(ge=1, le=MAX_ROWS)
     defaults: dict[str, Any] | None = None
     priority: int = Field(0, ge=-1_000_000, le=1_000_000)
+    fresh: bool = False
     id_field: str | None = Field(None, min_length=1, max_length=MAX_COLUMN_CHARS)
 
 
@@ -58,10 +63,10 @@ async def forecast_batch(request: Request) -> Response:
     """
     state = app_state(request)
     body = await state.parsed(request, lambda raw: validate(ForecastRequest, raw))
-    return JSONResponse(await forecast_object(state, body))
+    return JSONResponse(await forecast_object(state, body, owner_of(request)))
 
 
-async def forecast_object(state: AppState, body: ForecastRequest) -> dict[str, Any]:
+async def forecast_object(state: AppState, body: ForecastRequest, owner: str) -> dict[str, Any]:
     """Return what the job would be, as the API shows it."""
     defaults = body.defaults or {}
     model = checked_defaults(body.endpoint, defaults, state.settings.model_names)
@@ -74,16 +79,20 @@ async def forecast_object(state: AppState, body: ForecastRequest) -> dict[str, A
         id_field=body.id_field,
         strict=state.settings.strict,
     )
+    weights = "" if body.fresh else await state.read(lambda connection: weights_of(connection, model))
+    scope = key_scope(model, weights, owner) if weights else None
     lines = [(each.row, each.line) for each in body.lines]
     async with state.long_prompts:
         sample = await asyncio.to_thread(
-            _read, SampleReader(reader, body.endpoint, model, defaults, served), lines
+            _read, SampleReader(reader, body.endpoint, model, defaults, served, scope), lines
         )
+    rows = round(body.rows * sample.accepted / sample.looked_at)
+    reused = round(body.rows * await _reused(state, sample) / sample.looked_at)
     new = NewJob(
         model,
         body.endpoint,
         defaults,
-        round(body.rows * sample.accepted / sample.looked_at),
+        rows - reused,
         sample.computed_tokens,
         sample.output_limit / max(sample.accepted, 1),
         body.priority,
@@ -97,14 +106,27 @@ async def forecast_object(state: AppState, body: ForecastRequest) -> dict[str, A
         "rows": body.rows,
         "sampled": sample.looked_at,
         "rejected": {
-            "rows": body.rows - new.rows,
+            "rows": body.rows - rows,
             "data": [{"row": row, "message": text} for row, text in sample.rejected[:SHOWN_REJECTED]],
         },
-        "input_tokens": round(sample.prompt_tokens / max(sample.accepted, 1) * new.rows),
-        "output_tokens": round(output_tokens * new.rows),
+        "input_tokens": round(sample.prompt_tokens / max(sample.accepted, 1) * rows),
+        "output_tokens": round(output_tokens * rows),
+        "reused_rows": reused,
+        "chats": asdict(state.rates.engine.chats),
         "first": _first(sample),
         "forecast": None if seconds is None else seconds.as_json(),
     }
+
+
+async def _reused(state: AppState, sample: Sample) -> int:
+    """How many of the lines get the answers of earlier rows, or of lines before them."""
+    keys = list({key for each in sample.keys for key in each})
+    known = await state.read(lambda connection: stored_keys(connection, keys)) if keys else set()
+    count = 0
+    for each in sample.keys:
+        count += known.issuperset(each)
+        known.update(each)
+    return count
 
 
 def _read(reader: SampleReader, lines: list[tuple[int, str]]) -> Sample:

@@ -38,7 +38,7 @@ from bros_batch.web.dashboard.job_draft import (
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.generation import plan_generation
-from bros_batch.web.owners import visible_owner
+from bros_batch.web.owners import owner_of, visible_owner
 
 PREVIEWED_ROWS = 3
 MAX_PROMPT_CHARS = 4000
@@ -145,7 +145,9 @@ async def forecast(request: Request) -> Response:
         "priority": batch.priority,
         "id_field": asked.job.id_field or None,
     }
-    found = await forecast_object(state, validate(ForecastRequest, msgspec.json.encode(body)))
+    found = await forecast_object(
+        state, validate(ForecastRequest, msgspec.json.encode(body)), owner_of(request)
+    )
     shown = ("forecast", "input_tokens", "output_tokens")
     return JSONResponse({name: found[name] for name in shown})
 

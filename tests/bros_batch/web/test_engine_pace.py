@@ -9,9 +9,18 @@ import pytest
 from bros_batch.web.engine_pace import OUTPUT_WEIGHT, EnginePace
 
 
-def look(pace: EnginePace, at_s: float, prompt: float, output: float, running: int = 8) -> None:
+def look(
+    pace: EnginePace,
+    at_s: float,
+    prompt: float,
+    output: float,
+    running: int = 8,
+    chats: int = 0,
+    chat_s: float = 0.0,
+) -> None:
     be = {"running": running, "generated_tokens": output, "output_tokens": output - 40}
-    lanes = {"rt": {"generated_tokens": 0}, "be": be}
+    tpot = {"counts": [chats, 0], "sum_s": chat_s}
+    lanes = {"rt": {"generated_tokens": 0, "tpot": tpot, "slo": {"recent_ratio": 1.0}}, "be": be}
     pace.observe({"computed_tokens": prompt + output, "lanes": lanes}, at_s)
 
 
@@ -50,3 +59,14 @@ def test_what_was_never_seen_apart_has_the_usual_relation() -> None:
     assert found is not None
     assert found.output_s / found.prompt_s == pytest.approx(OUTPUT_WEIGHT, rel=0.01)
     assert found.seconds(700, 100) == pytest.approx(1.0)
+
+
+def test_chats_beside_bulk_and_alone_are_told_apart() -> None:
+    pace = EnginePace()
+    look(pace, 0.0, 0, 0, running=0)
+    look(pace, 1.0, 0, 0, running=0, chats=2, chat_s=0.02)
+    look(pace, 2.0, 100, 10, chats=3, chat_s=9.0)  # this one saw both
+    look(pace, 3.0, 200, 20, chats=5, chat_s=9.1)
+    assert pace.chats.alone_s == pytest.approx(0.01)
+    assert pace.chats.beside_bulk_s == pytest.approx(0.05)
+    assert pace.chats.in_time == 1.0

@@ -54,6 +54,8 @@ def test_documents_have_the_tokens_of_their_requests_and_nothing_is_created(http
     assert "which the document does not have" in second["message"]
     assert found["first"]["prompt"] == "Say a b c!"
     assert found["first"]["request"]["messages"] == [{"role": "user", "content": "Say a b c!"}]
+    assert found["reused_rows"] == 0
+    assert found["chats"].keys() == {"beside_bulk_s", "alone_s", "in_time"}
     assert found["forecast"] is None, "no engine has computed any bulk"
     assert http.get("/v1/batches").json()["data"] == jobs
 
