@@ -45,8 +45,9 @@ class Timing:
 class Observed:
     """Observations of a phase: chats scheduled in the window, and all documents.
 
-    `cpu_s` and `counters` are the CPU seconds and the server's own counters over the window. `cost_model_error` is the
-    error of predicted step times at its end, which only a bros-batch server reports.
+    `cpu_s` and `counters` are the CPU seconds and the server's own counters over the window; a busy server reports its
+    counters late, so that they cover `counted_s`. `cost_model_error` is the error of predicted step times at its end,
+    which only a bros-batch server reports.
     """
 
     phase: str
@@ -56,6 +57,7 @@ class Observed:
     documents: list[Answer] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
+    counted_s: float = 0.0
     cost_model_error: float | None = None
 
     @property
@@ -97,10 +99,12 @@ async def observe(
             running.append(asyncio.create_task(_chat(client, answers)))
         await _until(observed.start_s)
         before = await metrics(client.url)
+        counted_from_s = time.perf_counter()
         cpu_before = cpu_times(server_pids)
         await _until(observed.end_s)
         observed.cpu_s = cpu_times(server_pids).since(cpu_before)
         after = await metrics(client.url)
+        observed.counted_s = time.perf_counter() - counted_from_s
         observed.counters = {
             name: value - before.get(name, 0.0) for name, value in after.items() if is_counter(name)
         }
@@ -164,11 +168,9 @@ def is_counter(name: str) -> bool:
 
 async def metrics(url: str) -> dict[str, float]:
     """Read the server's metrics by name and lane, summed over all other labels. Empty without a /metrics route."""
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
-        try:
-            answer = await http.get(f"{url}/metrics")
-        except httpx.TransportError:
-            return {}
+    # A server that competes for the CPU may answer late. Without its answer, counters would seem to start at 0.
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+        answer = await http.get(f"{url}/metrics")
     found: dict[str, float] = {}
     for line in answer.text.splitlines() if answer.status_code == 200 else ():
         series, _, value = line.rpartition(" ")

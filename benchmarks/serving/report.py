@@ -41,6 +41,7 @@ def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
         "window_s": round(window_s, 3),
         "cpu_s": _sums(window.cpu_s for window in windows),
         "counters": _sums(window.counters for window in windows),
+        "counted_s": round(sum(window.counted_s for window in windows), 3),
     }
     if (error := windows[-1].cost_model_error) is not None:
         result["cost_model_error"] = round(error, 4)
@@ -56,7 +57,7 @@ def beside_each_other(found: dict[str, Any]) -> dict[str, Any]:
     counters = found["counters"]
     tokens = sum(counters.get(f"bros_{kind}_tokens_total.be", 0.0) for kind in ("prompt", "generation"))
     return {
-        "be_tokens_per_s": tokens / found["window_s"],
+        "be_tokens_per_s": tokens / found["counted_s"],
         "rt": {key: found["rt"][key] for key in ("requests", "attainment", "ttft_ms", "tpot_ms", "errors")},
         "be_errors": found["be"]["errors"],
     }
