@@ -29,18 +29,18 @@ class Failure(click.ClickException):
 def failure_of(error: Exception) -> Failure:
     """Turn any exception into a Failure.
 
-    Exceptions are recognized by class name, so that no module is imported only to compare its classes.
+    Exceptions are recognized by the names of their classes, so that no module is imported only to compare its classes.
     """
-    kind = type(error).__name__
-    if kind == "ServiceUnreachable":
+    kinds = {each.__name__ for each in type(error).__mro__}
+    if "ServiceUnreachable" in kinds:
         return Failure(str(error), UNREACHABLE)
-    if kind == "ServiceError":
+    if "ServiceError" in kinds:
         hint = "; set BROS_API_KEY or use --api-key" if getattr(error, "status", None) == 401 else ""
         return Failure(f"{str(error).rstrip('.')}{hint}.")
-    if kind in ("StartupError", "LookupError", "UnwritableTable"):
+    if type(error) is LookupError or kinds & {"StartupError", "UnwritableTable"}:
         return Failure(str(error))
-    if kind in ("SettingsError", "UnreadableTable", "BadInput", "DamagedArchive"):
+    if kinds & {"SettingsError", "UnreadableTable", "BadInput", "DamagedArchive"}:
         return Failure(str(error), USAGE_ERROR)
     if isinstance(error, OSError) and error.strerror:
         return Failure(f"{error.filename or 'System error'}: {error.strerror}.")
-    return Failure(f"{kind}: {error} (use `bros-batch --debug ...` to see the traceback)")
+    return Failure(f"{type(error).__name__}: {error} (use `bros-batch --debug ...` to see the traceback)")

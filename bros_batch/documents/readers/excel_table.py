@@ -1,8 +1,9 @@
-"""Sheets of Excel and OpenDocument: the first row that is not empty names the columns, and cells keep their types."""
+"""Sheets of Excel and OpenDocument: the first row below a title names the columns, and cells keep their types."""
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # The library keeps a sheet in memory, with 32 bytes for each cell of the rectangle around all cells that have a value.
 MAX_CELLS = 32_000_000
 MAX_ERROR_CELLS = 100_000
+MAX_TITLE_ROWS = 8  # above the names of the columns
 _CELL = re.compile(rb'<c [^>]*?\br="([A-Z]{1,3})([0-9]{1,7})"([^>]*)>')
 _ERROR_VALUE = re.compile(rb"(?:<f[^>]*>[^<]*</f>|<f[^>]*/>)?<v>(#[^<]{1,40})</v>")
 # A cell with the formula that it has.
@@ -29,7 +31,7 @@ _RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationship
 def excel_table(
     name: str, kind: str, file: BinaryIO, archive: zipfile.ZipFile | None, sheet: str | None
 ) -> Table:
-    """Open a workbook: the sheet of this name, or else the first that holds something."""
+    """Open a workbook: the sheet of this name, or else the first with more than one row."""
     import python_calamine as calamine
 
     scans: dict[str, _SheetScan] = {}
@@ -67,11 +69,16 @@ def _sheet(name: str, workbook: CalamineWorkbook, wanted: str | None) -> Calamin
         if wanted not in names:
             raise UnreadableTable(f"{name} has no sheet '{wanted}'; its sheets are: {', '.join(names[:20])}.")
         return workbook.get_sheet_by_name(wanted)
+    fallback = None
     for each in names:
         sheet = workbook.get_sheet_by_name(each)
-        if sheet.height:
+        if sheet.height > 1:
             return sheet
-    raise UnreadableTable(f"{name} has no sheet with cells.")
+        if sheet.height and fallback is None:
+            fallback = sheet
+    if fallback is None:
+        raise UnreadableTable(f"{name} has no sheet with cells.")
+    return fallback
 
 
 def _table(
@@ -79,18 +86,37 @@ def _table(
 ) -> Table:
     left = sheet.start[1] if sheet.start else 0
     rows = enumerate(sheet.iter_rows())
+    first: list[tuple[int, list[str]]] = []  # the rows that are not empty, as texts
     for index, cells in rows:
-        header = [
-            _text(_value(cell, errors.get((index, left + column)))) for column, cell in enumerate(cells)
-        ]
-        if any(header):
-            break
-    else:
+        texts = [_text(_value(cell, errors.get((index, left + column)))) for column, cell in enumerate(cells)]
+        if any(texts):
+            first.append((index, texts))
+            if len(first) > MAX_TITLE_ROWS + 1:
+                break
+    if not first:
         raise UnreadableTable(f"The sheet '{sheet.name}' of {name} is empty.")
+    num_titles = _num_titles([texts for _, texts in first])
+    if num_titles:
+        title = next(filter(None, first[0][1]))[:60]
+        what = "row is a title" if num_titles == 1 else f"{num_titles} rows are titles"
+        notes = [*notes, f"The first {what} and left out: '{title}'."]
+    index, header = first[num_titles]
     while not header[-1]:
         header.pop()
     columns = column_names(header)
-    return Table(name, kind, columns, _rows(rows, columns, left, errors), notes=notes)
+    # From the beginning again: the rows below the header are wanted as values.
+    below = itertools.islice(enumerate(sheet.iter_rows()), index + 1, None)
+    return Table(name, kind, columns, _rows(below, columns, left, errors), notes=notes)
+
+
+def _num_titles(rows: list[list[str]]) -> int:
+    """Return how many of the first rows are titles: one cell each, above two rows that have several.
+
+    A table of one column, in which a cell went astray, has a single row with several.
+    """
+    widths = [sum(map(bool, row)) for row in rows]
+    count = next((position for position, width in enumerate(widths) if width > 1), 0)
+    return count if len(widths) > count + 1 and widths[count + 1] > 1 else 0
 
 
 def _rows(
@@ -113,7 +139,10 @@ def _rows(
         extra = next((column for column in range(width, len(values)) if values[column] is not None), None)
         if extra is not None:
             place = f"{_letters(left + extra)}{index + 1}"
-            yield BadRow(number, f"Row {number}: the cell {place} is in a column that has no name.")
+            yield BadRow(
+                number,
+                f"Row {number}: the cell {place} is in a column that has no name; name the column, or empty the cell.",
+            )
         else:
             yield Row(number, dict(zip(columns, values, strict=False)))
 

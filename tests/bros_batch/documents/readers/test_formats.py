@@ -207,6 +207,56 @@ def test_a_format_costs_an_import_only_when_it_is_read() -> None:
     assert done.stdout.decode().strip() == "[]"
 
 
+def sheet_of(rows: list[list[object]]) -> io.BytesIO:
+    import xlsxwriter
+
+    data = io.BytesIO()
+    with xlsxwriter.Workbook(data, {"in_memory": True}) as book:
+        sheet = book.add_worksheet()
+        for number, row in enumerate(rows):
+            sheet.write_row(number, 0, row)
+    data.seek(0)
+    return data
+
+
+def test_a_cover_sheet_of_one_row_is_passed_over() -> None:
+    import xlsxwriter
+
+    data = io.BytesIO()
+    with xlsxwriter.Workbook(data, {"in_memory": True}) as book:
+        book.add_worksheet("Cover").write(0, 0, "see the next sheet")
+        book.add_worksheet("Data").write_column(0, 0, ["text", "a"])
+    table = open_table(data, "book.xlsx")
+    assert table.columns == ["text"]
+    assert table.notes == ["The sheet 'Data' is read; the others are: Cover."]
+
+
+def test_titles_above_the_names_of_columns_are_left_out_and_said() -> None:
+    table = open_table(
+        sheet_of([["Invoices"], [None], ["", "2026"], ["no", "text"], [1, "a"], [2, "b"]]), "t.xlsx"
+    )
+    assert table.columns == ["no", "text"]
+    assert table.notes == ["The first 2 rows are titles and left out: 'Invoices'."]
+    assert [row.document for row in table if isinstance(row, Row)] == [
+        {"no": 1, "text": "a"},
+        {"no": 2, "text": "b"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [["text"], ["a"], ["b", "astray"], ["c"]],
+        [["text"], ["a"], ["b"]],
+        [["text", "no"], ["a"], ["b", 2], ["c", 3]],
+        [["text"]],
+    ],
+)
+def test_a_first_row_that_is_no_title_names_the_columns(rows: list[list[object]]) -> None:
+    table = open_table(sheet_of(rows), "t.xlsx")
+    assert table.columns == rows[0] and table.notes == []
+
+
 def test_errors_of_excel_are_their_text_and_the_sheet_can_be_chosen() -> None:
     import xlsxwriter
 
@@ -223,7 +273,7 @@ def test_errors_of_excel_are_their_text_and_the_sheet_can_be_chosen() -> None:
     assert table.notes == ["The sheet 'Second' is read; the others are: First."]
     assert list(table) == [
         Row(1, {"a": "#DIV/0!", "b": 7}),
-        BadRow(2, "Row 2: the cell F3 is in a column that has no name."),
+        BadRow(2, "Row 2: the cell F3 is in a column that has no name; name the column, or empty the cell."),
     ]
     with pytest.raises(UnreadableTable, match="no sheet 'Third'; its sheets are: First, Second"):
         open_table(data, "book.xlsx", sheet="Third")
