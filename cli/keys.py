@@ -51,33 +51,22 @@ class _Limit(click.ParamType):  # type: ignore[type-arg]
 
 
 def _terms_options(command: Command) -> Command:
-    """The options for a key's weight, limits and webhook."""
+    """The options for a key's weight and limits."""
     weight = click.option(
         "--weight",
         type=click.FloatRange(0.01, 1000),
         help="Share of bulk work of the key's owner, relative to that of others  [default: 1]",
     )
-    notify = click.option(
-        "--notify",
-        "notify_url",
-        metavar="URL|none",
-        help="URL that is called when a job of this key has ended",
-    )
     limits = [
         click.option(f"--{name.replace('_', '-')}", type=_Limit(), help=f"{help_text}  [default: no limit]")
         for name, (_, help_text) in LIMITS.items()
     ]
-    return reduce(lambda made, option: option(made), [notify, *reversed(limits), weight], command)
+    return reduce(lambda made, option: option(made), [*reversed(limits), weight], command)
 
 
 def _given(terms: dict[str, Any]) -> dict[str, Any]:
-    """The terms that were given as options. Raises UsageError for a URL that cannot be called."""
+    """The terms that were given as options."""
     given = {name: value for name, value in terms.items() if value is not None}
-    url = given.get("notify_url", "none")
-    if url != "none" and not (
-        url.isprintable() and url.startswith(("http://", "https://")) and " " not in url
-    ):
-        raise click.UsageError("--notify must be a URL that begins with http:// or https://.")
     return {name: None if value == "none" else value for name, value in given.items()}
 
 
@@ -161,7 +150,7 @@ def list_keys(as_json: bool, data_dir: str | None) -> None:
 @_terms_options
 @click.argument("key")
 def set_terms(key: str, as_json: bool, data_dir: str | None, **terms: Any) -> None:
-    """Change the weight, the limits or the webhook of KEY, an id or a name. The others stay as they are."""
+    """Change the weight or the limits of KEY, an id or a name. The others stay as they are."""
     from bros_batch.db.api_keys import change_api_key, list_api_keys
     from bros_batch.db.connections import writing
 
@@ -241,7 +230,7 @@ def _database(data_dir: str | None) -> Iterator[Engine]:
 
 
 def _fields(key: ApiKey) -> dict[str, Any]:
-    return {name: value for name, value in asdict(key).items() if name != "sha256"}
+    return {name: value for name, value in asdict(key).items() if name not in ("sha256", "notify_url")}
 
 
 def _row(key: ApiKey) -> tuple[str, ...]:

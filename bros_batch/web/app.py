@@ -58,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
                 await asyncio.gather(loading, sampling, return_exceptions=True)
                 await asyncio.to_thread(state.dispatcher.close)
                 state.threads.close()
+                await state.rate_limits.close()
         finally:
             database.dispose()
 

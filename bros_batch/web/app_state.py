@@ -26,6 +26,7 @@ from bros_batch.web.errors import ApiError, database_unavailable, disk_full
 from bros_batch.web.ignored_fields import note_ignored
 from bros_batch.web.job_rates import JobRates
 from bros_batch.web.login_attempts import LoginAttempts
+from bros_batch.web.rate_limits import RateLimits
 from bros_batch.web.request_body import JsonReader
 from bros_batch.web.session_cookie import Sessions
 from bros_batch.web.shared_answer import SharedAnswer
@@ -74,6 +75,7 @@ class AppState:
     problems: SharedAnswer[dict[str, str | None]] = field(default_factory=SharedAnswer)
     keys: KeyRing = field(init=False)
     sessions: Sessions = field(init=False)
+    rate_limits: RateLimits = field(init=False)
     _json: JsonReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ class AppState:
         made = {
             "keys": keys,
             "sessions": Sessions(keys, self.settings.api_key),
+            "rate_limits": RateLimits(self.settings.resolved_redis_url),
             "_json": JsonReader(self.settings.max_body_bytes),
         }
         for name, value in made.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -80,6 +80,9 @@ class Generation:
     work: EngineRequests
     outputs: Sequence[Output]
     usage: Usage
+    on_end: Callable[[int], None] | None = (
+        None  # called with the tokens of the output when no more are computed
+    )
 
     async def response(self, head: ResponseHead) -> Json:
         """Return the response body. Raises ApiError if the engine rejects the request or fails."""
@@ -117,6 +120,12 @@ class Generation:
                         yield update
         except (EngineGone, EngineRejected) as error:
             raise engine_error(error, self.request) from error
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self.on_end is not None:
+            self.on_end(self.usage.completion_tokens)
 
     async def _outcome(self) -> Outcome:
         try:
@@ -128,6 +137,8 @@ class Generation:
             if isinstance(first, EngineGone | EngineRejected):
                 raise engine_error(first, self.request) from first
             raise first from None
+        finally:
+            self._end()
         choices = [task.result() for task in tasks]
         tails = [choice.prompt_tail for choice in choices]
         return Outcome(choices, tails, self.usage.prompt_tokens, self.usage.cached_tokens)

@@ -13,6 +13,7 @@ from bros_batch.web.audit import REJECTIONS, log_rejection
 from bros_batch.web.client_disconnect import ClientGone
 from bros_batch.web.errors import ApiError, internal_error
 from bros_batch.web.ignored_fields import ignored_header
+from bros_batch.web.rate_limits import rate_headers
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,12 @@ class _Answer:
         if message["status"] in REJECTIONS:
             log_rejection(self._scope, message["status"], state.get("error_code"))
         header = (b"x-request-id", state["request_id"].encode())
-        await self._send({**message, "headers": [*headers, header, *ignored_header(self._scope)]})
+        await self._send(
+            {
+                **message,
+                "headers": [*headers, header, *ignored_header(self._scope), *rate_headers(self._scope)],
+            }
+        )
 
     async def _send_plain_error(self, start: Message) -> None:
         self._plain_error = None

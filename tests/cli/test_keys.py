@@ -50,10 +50,7 @@ def test_a_key_is_printed_once_and_stored_as_a_digest(data_dir: Path) -> None:
 def test_a_revoked_key_is_no_longer_valid(data_dir: Path, by: str) -> None:
     made = json.loads(run(data_dir, "create", "laptop", "--json").stdout)
     limits = {"requests_per_minute", "tokens_per_minute", "max_queued_items", "max_jobs"}
-    assert (
-        set(made)
-        == {"id", "name", "created_at", "revoked_at", "key", "owner", "weight", "notify_url"} | limits
-    )
+    assert set(made) == {"id", "name", "created_at", "revoked_at", "key", "owner", "weight"} | limits
     other = json.loads(run(data_dir, "create", "server", "--json").stdout)
     assert run(data_dir, "revoke", made[by]).exit_code == 0
     assert not is_valid(data_dir, made["key"])
@@ -82,7 +79,6 @@ def test_a_revoked_key_is_no_longer_valid(data_dir: Path, by: str) -> None:
         (("create", "a", "--owner", "x" * 65), 2, "--owner"),
         (("create", "a", "--weight", "0"), 2, "--weight"),
         (("create", "a", "--max-jobs", "0"), 2, "at least 1"),
-        (("create", "a", "--notify", "example.com/hook"), 2, "http"),
     ],
 )
 def test_mistakes_are_explained(data_dir: Path, arguments: tuple[str, ...], code: int, message: str) -> None:

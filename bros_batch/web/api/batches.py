@@ -33,6 +33,7 @@ from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.rows import check_rows
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
+from bros_batch.web.bulk_limits import check_bulk_limits, num_rows
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.job_forecasts import forecasts
@@ -124,12 +125,15 @@ async def start_job(
     if (body.defaults or {}).get("model") is None:
         await run_in_threadpool(_check_requested_model, file, state.settings.model_names, body)
 
+    rows = await num_rows(request, file)
+
     def query(connection: Connection) -> tuple[Job, bool]:
         if claimed is not None:
             idempotency.claim_key(connection, claimed)
             earlier = earlier_job(connection, claimed)
             if earlier is not None:
                 return earlier, True
+        check_bulk_limits(connection, request, rows)
         job = jobs.create_job(
             connection,
             input_file_id=input_file(connection, body.input_file_id, seen).id,

@@ -131,6 +131,7 @@ class _NewResponse:
         http, request, state = self.http, self.request, app_state(self.http)
         endpoint = endpoint_at(RESPONSES)
         generation = await plan_generation(state, endpoint, request)
+        generation.on_end = await state.rate_limits.admit(http, generation.usage.prompt_tokens)
         note_ignored(http, endpoint.unused_parameters(request, generation.model.tokenizer))
         head = completion_response.ResponseHead(
             RESPONSES, self.id, state.settings.model_name, int(self.created_at)
