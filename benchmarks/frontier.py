@@ -124,8 +124,6 @@ async def measure(
     turns = [(first, "rt", "idle"), *((name, "both", name) for name in servers), (first, "be", "alone")]
     turns.append((first, "rt", "noise"))
     clients = {name: Client(server.url, model) for name, server in servers.items()}
-    for name, server in servers.items():
-        await until_ready(clients[name], server, load)
     windows: dict[str, list[Observed]] = {key: [] for _, _, key in turns}
     for i in range(rounds):
         for j, (name, phase, key) in enumerate(turns if i % 2 == 0 else reversed(turns)):
@@ -220,16 +218,12 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         timing = Timing(options.seconds, warm_up_s=8.0, lead_in_s=options.lead_in, drain_s=15.0)
         with contextlib.ExitStack() as stack:
-            servers = {
-                _name(each): stack.enter_context(
-                    own_server(
-                        options.model_dir,
-                        "model",
-                        options.own + ("" if each is None else f" --rt-slowdown {each:g}"),
-                    )
-                )
-                for each in slowdowns
-            }
+            servers: dict[str, Server] = {}
+            for each in slowdowns:  # one after the other, because an engine measures its steps when it starts
+                flags = options.own + ("" if each is None else f" --rt-slowdown {each:g}")
+                server = stack.enter_context(own_server(options.model_dir, "model", flags))
+                asyncio.run(until_ready(Client(server.url, "model"), server, Load()))
+                servers[_name(each)] = server
             rows = asyncio.run(measure(servers, "model", Load(), timing, options.rounds))
         frontiers["measured"] = rows + [beside(path) for path in options.beside]
         print(table("measured", frontiers["measured"]))

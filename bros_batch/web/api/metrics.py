@@ -160,10 +160,10 @@ def _slo_metrics(lanes: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
         labels=("lane", "token", "quantile"),
     )
     for token, key in (("first", "ttft"), ("next", "tpot")):
-        for quantile in ("50", "99"):
-            value = lanes.get("rt", {}).get("slowdown", {}).get(key, {}).get(f"p{quantile}")
+        for percentile, quantile in (("p50", "0.5"), ("p99", "0.99")):
+            value = lanes.get("rt", {}).get("slowdown", {}).get(key, {}).get(percentile)
             if value is not None:
-                slowdown.add_metric(("rt", token, f"0.{quantile}"), value)
+                slowdown.add_metric(("rt", token, quantile), value)
     yield counter
     yield ratio
     yield slowdown

@@ -28,7 +28,7 @@ NAMES = {
     "bros_preemptions", "bros_truncated_tokens", "bros_step_seconds", "bros_items",
     "bros_prefix_cache_queries", "bros_prefix_cache_hits", "bros_restored_tokens", "bros_slo_attainment_ratio",
     "bros_cost_model_error_ratio", "bros_step_limit_seconds", "bros_step_cap_seconds", "bros_requests_rejected",
-    "bros_slo_requests", "bros_kv_free_blocks", "bros_saved_tokens",
+    "bros_slo_requests", "bros_slowdown_ratio", "bros_kv_free_blocks", "bros_saved_tokens",
 }  # fmt: skip
 
 
@@ -124,6 +124,10 @@ def test_preemptions_are_counted(small: Web) -> None:
     met, missed = (seen["bros_slo_requests_total", (("lane", "rt"), ("met", m))] for m in ("true", "false"))
     assert met + missed == 5
     assert seen["bros_slo_attainment_ratio", (("lane", "rt"),)] == met / 5
+    slowdowns = {
+        dict(labels)["quantile"]: value for (name, labels), value in seen.items() if "slowdown" in name
+    }
+    assert 0 <= slowdowns["0.5"] <= slowdowns["0.99"] and slowdowns["0.99"] > 0
     assert 0 < seen["bros_step_limit_seconds", ()] <= seen["bros_step_cap_seconds", ()] <= 0.25
     assert 0 < seen["bros_cost_model_error_ratio", ()] < 1
     assert seen["bros_kv_free_blocks", ()] == 24
