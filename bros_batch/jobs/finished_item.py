@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -43,10 +44,10 @@ def finished_item(
     reused: Reused = NOTHING_REUSED,
 ) -> FinishedItem:
     """How an item ends with a result, whose token counts include what was reused."""
-    failed = FinishedItem(result.item_id, result.epoch, origin.job_id, ItemStatus.FAILED)
+    failed = partial(FinishedItem, result.item_id, result.epoch, origin.job_id, ItemStatus.FAILED)
     if result.error_code is not None:
         message = storable(result.error_message or result.error_code)
-        return replace(failed, error_code=storable(result.error_code)[:64], error_message=message)
+        return failed(error_code=storable(result.error_code)[:64], error_message=message)
     try:
         with cpu_limit(LINE_CPU_LIMIT_S):
             body, problem = _body(result, origin, requests, model)
@@ -60,12 +61,14 @@ def finished_item(
         msgspec.MsgspecError,
     ) as error:
         message = storable(f"The engine's output can't be read: {error}")
-        return replace(failed, error_code="engine_lost", error_message=message)
+        return failed(error_code="engine_lost", error_message=message)
     if problem is not None:
-        return replace(failed, error_code="output_truncated", error_message=problem, result=body)
-    return replace(
-        failed,
-        status=ItemStatus.SUCCEEDED,
+        return failed(error_code="output_truncated", error_message=problem, result=body)
+    return FinishedItem(
+        result.item_id,
+        result.epoch,
+        origin.job_id,
+        ItemStatus.SUCCEEDED,
         result=body,
         prompt_tokens=result.prompt_tokens - reused.prompt_tokens,
         cached_tokens=result.cached_tokens - reused.prompt_tokens,

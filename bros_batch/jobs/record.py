@@ -37,7 +37,7 @@ log = logging.getLogger("bros.record")
 READ_ENTRIES = 256
 # After a group that was much smaller, more results are on their way. A transaction for every few of them would cost
 # more than the rest of the work.
-GATHER_S = 0.02
+GATHER_S = 0.05
 # One consumer name for all workers: a lock lets one of them record at a time, and what it had read when it died is
 # found under this name at once, without waiting until it counts as idle.
 CONSUMER = "recorder"

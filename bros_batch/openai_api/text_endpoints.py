@@ -102,6 +102,8 @@ class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
 
     def sampling(self, request: ChatCompletionRequest, prompt: list[int], model: ServedModel) -> Sampling:
         sampling = super().sampling(request, prompt, model)
+        if sampling.grammar is None and not request.tools:
+            return sampling
         tokenizer = model.tokenizer
         grammar = answer_grammar(
             tokenizer,

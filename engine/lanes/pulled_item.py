@@ -40,7 +40,8 @@ class PulledItem:
         self.was_started = False
         self._parts = item.parts or [ItemPart([], item.sampling)]
         number = len(self._parts) * item.n
-        self.request_ids = [f"b{item.item_id}:{entry_id.decode()}.{i}" for i in range(number)]
+        name = f"b{item.item_id}:{entry_id.decode()}"
+        self.request_ids = [f"{name}.{i}" for i in range(number)]
         self._token_ids: list[list[int]] = [[] for _ in range(number)]
         self._logprobs: list[list[PositionLogprobs]] = [[] for _ in range(number)]
         self._ends: list[FinishedEvent | None] = [None] * number

@@ -106,6 +106,8 @@ class Suspects:
         id."""
         if not item_ids:
             return []
+        if not await self._redis.exists(self._key):  # as a rule
+            return [Record(each, 0, 0) for each in starts]
         fields = [field for item_id in item_ids for field in (f"{item_id}", f"{item_id} apart")]
         counts = [int(count or 0) for count in await self._redis.hmget(self._key, fields)]
         return [Record(*each) for each in zip(starts, counts[::2], counts[1::2], strict=True)]
