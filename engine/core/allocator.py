@@ -80,6 +80,8 @@ class Allocator:
             self._adopt(request, batch)
         if may_wait and batch.claims and self._kv.next_key(request) in batch.claims:
             return True
+        if not force:  # it might then lose what has not been copied yet
+            self._copy_beginning(request, batch)
         start, wanted = request.num_computed_tokens, request.num_uncomputed_tokens
         at_most = min(wanted, batch.tokens_left, at_most)
         count = self._cost.chunk_tokens(batch.shape, limit_s, start, at_most)
@@ -134,6 +136,20 @@ class Allocator:
             batch.restore(request, *adopted, [])
             if not request.num_output_tokens:
                 request.num_cached_tokens += request.num_computed_tokens - computed
+
+    def _copy_beginning(self, request: Request, batch: Batch) -> None:
+        """Copy the start of the request's next block from a block that begins alike: the end of a document with the
+        beginning of another question, for example."""
+        start = request.num_computed_tokens
+        copied = self._kv.copy_beginning(request)
+        if copied is None:
+            return
+        batch.copy_beginning(request, start, *copied)
+        num_tokens = request.num_computed_tokens - start
+        if request.num_lost_tokens:
+            self._count_restored(request, "prefix", min(request.num_lost_tokens, num_tokens))
+        elif not request.num_output_tokens:
+            request.num_cached_tokens += num_tokens
 
     def _count_restored(self, request: Request, how: str, num_tokens: int) -> None:
         request.num_lost_tokens = max(0, request.num_lost_tokens - num_tokens)

@@ -69,6 +69,13 @@ class Batch:
         self.plan.restores.append(Restore(request.row, start, slots, host_slots))
         self.shape.copied += len(host_slots)
 
+    def copy_beginning(self, request: Request, start: int, slots: list[int], known_slots: list[int]) -> None:
+        """The request has its tokens from `start` on without computing them: they are copied from the known slots. The
+        step has something for the request, which therefore loses nothing to others before the copy is carried out."""
+        assert request.row is not None
+        self.plan.restores.append(Restore(request.row, start, slots, [], known_slots))
+        request.last_step = self.number
+
     def add(self, request: Request, slots: list[int]) -> None:
         """Compute the request's next len(slots) tokens."""
         plan, start, num_tokens = self.plan, request.num_computed_tokens, len(slots)

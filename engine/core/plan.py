@@ -36,16 +36,19 @@ class SlotCopy:
 
 @dataclass(slots=True)
 class Restore:
-    """Copies K and V of host slot `host_slots[i]` to device slot `device_slots[i]`, in every layer.
+    """Copies K and V of host slot `host_slots[i]`, or of device slot `known_slots[i]`, to device slot
+    `device_slots[i]`, in every layer.
 
     The device slots become the entries of positions [start, start + len(device_slots)) in row `row` of the slot table.
-    If there are no host slots, nothing is copied: a prefix was found in the cache, and only the table entries change.
+    If there are neither host slots nor known slots, nothing is copied: a prefix was found in the cache, and only the
+    table entries change. All known slots of a restore are read before any of its device slots is written.
     """
 
     row: int
     start: int
     device_slots: list[int]
     host_slots: list[int]
+    known_slots: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -58,7 +61,8 @@ class StepPlan:
     the row drew in the previous step, which had not ended when this one was planned. `reads` says by row i at which of
     the positions [first, end) that it computes something is read that its request asks about its prompt.
 
-    A runner carries a plan out in this order: copies out, row starts, restores, forward pass, sampling.
+    A runner carries a plan out in this order: copies out, row starts, restores one after
+    another, forward pass, sampling.
     """
 
     rows: list[int]

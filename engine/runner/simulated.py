@@ -101,6 +101,9 @@ class SimulatedRunner:
             self._row_slots[restore.row][restore.start :] = restore.device_slots
             for slot, host_slot in zip(restore.device_slots, restore.host_slots, strict=False):
                 self._entries[slot] = self._host_entries[host_slot]
+            known = [self._entries[slot] for slot in restore.known_slots]
+            for slot, entry in zip(restore.device_slots, known, strict=False):
+                self._entries[slot] = entry
         readings: dict[int, RowReading] = {}
         sampled = [-1] * len(plan.rows)
         stopped = [False] * len(plan.rows)

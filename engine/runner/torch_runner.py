@@ -14,18 +14,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.core.plan import RowStart, StepPlan, StepResult
+from engine.core.plan import Restore, RowStart, StepPlan, StepResult
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from engine.kernels.cpu.masks import compile_ahead as compile_cpu_masks
-from engine.kernels.dispatch import attention_op
+from engine.kernels.dispatch import attention_op, slot_copier
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
+from engine.runner.kv.copies import DeviceCopies
 from engine.runner.kv.host import HostKV
 from engine.runner.kv.memory import LayerCache
 from engine.runner.model.attention import PackedStep
@@ -70,7 +72,9 @@ class TorchRunner:
         self._model = model
         self._caches = caches
         self._info = info
-        self._host_kv = HostKV(caches, info.num_host_slots, device, streams_of(device))
+        copier = slot_copier(caches)
+        self._host_kv = HostKV(caches, info.num_host_slots, device, streams_of(device), copier=copier)
+        self._device_copies = DeviceCopies(copier, device)
         self._op = attention_op(device)
         # One row more than requests can have: padding writes to it.
         self._slot_table = torch.zeros(
@@ -146,9 +150,12 @@ class TorchRunner:
             self._host_kv.save(list(saved.values()), list(saved))
         for start in plan.row_starts:
             self._start_row(start)
-        for restore in plan.restores:
-            if restore.host_slots:
-                self._host_kv.restore(restore.host_slots, restore.device_slots)
+        for is_on_device, restores in groupby(plan.restores, _is_on_device):
+            if is_on_device:
+                self._device_copies.copy(list(restores))
+                continue
+            for restore in restores:
+                self._host_kv.restore(restore.host_slots, restore.device_slots[: len(restore.host_slots)])
         self._edit_slot_table(plan)
         step = TorchStep(len(plan.rows), {})
         if plan.rows:
@@ -178,7 +185,7 @@ class TorchRunner:
         if self._graphs is not None:
             self._graphs.close()
             self._graphs = None
-        del self._model
+        del self._model, self._device_copies
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -407,6 +414,10 @@ class TorchRunner:
         token_ids = torch.where(step.token_ids < 0, self._drawn[step.token_rows], step.token_ids)
         self._slot_table[step.token_rows, step.positions] = step.layout.slot_mapping.int()
         return token_ids, step.positions, PackedStep(step.layout, self._caches, self._op)
+
+
+def _is_on_device(restore: Restore) -> bool:
+    return bool(restore.known_slots)
 
 
 def _unknown_token(start: RowStart, vocab_size: int) -> str | None:

@@ -58,9 +58,10 @@ def _plans(info: RunnerInfo) -> Iterator[StepPlan]:
         yield made_up_step(info, [(context, chunk)])
         if info.max_num_seqs > 1 and info.max_num_batched_tokens > chunk:
             yield made_up_step(info, [(context, 1), (context, chunk)])
+    start = RowStart(0, "warm-up", [0, 0], 2, [], _GREEDY)
+    yield StepPlan([], [], [], [], [], [], row_starts=[start], restores=[Restore(0, 0, [0], [], [0])])
     if info.num_host_slots:
         yield StepPlan([], [], [], [], [], [], copies_out=[SlotCopy([0], [0])])
-        start = RowStart(0, "warm-up", [0, 0], 2, [], _GREEDY)
         yield StepPlan([], [], [], [], [], [], row_starts=[start], restores=[Restore(0, 0, [0], [0])])
 
 

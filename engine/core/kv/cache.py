@@ -20,6 +20,9 @@ from engine.core.terms import Checkpoint, Lane, Preemption, Side
 
 # A truncation takes at least this many slots: the victim will lose the next tokens anyway, and each time costs a copy.
 QUANTUM_TOKENS = 4
+# The start of a block is copied from a block that begins alike if that is at least this share of it: a copy of fewer
+# tokens saves hardly any time.
+MIN_COPIED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +309,30 @@ class KVCacheManager:
         self._join(request, self.prefix.follow(key[0], request.token_ids, start, self.block_size, at_most))
         self.prefix.num_hit_tokens += request.num_computed_tokens - computed
         return start, self.slots(request, start)
+
+    def copy_beginning(self, request: Request) -> tuple[list[int], list[int]] | None:
+        """Slots for the next tokens of a request that is at the start of a block, as far as a known block begins with
+        the same tokens, and that block's slots, to copy them from. The tokens count as computed. None if no block
+        begins alike, or if there is no free room.
+
+        The copy has to be carried out before the step computes anything, in the order of what the step restores: the
+        known block may be evicted, even for these slots.
+        """
+        extents, size, start = request.extents, self.block_size, request.num_computed_tokens
+        if not self.options.prefix_cache or request.num_cached_extents < len(extents) or start % size:
+            return None
+        at_most = None if request.reading is None else request.reading.num_skippable_tokens
+        end = len(request.token_ids) - 1 if at_most is None else min(at_most, len(request.token_ids) - 1)
+        parent = extents[-1].node if extents else NO_NODE
+        known = list(self.prefix.beginning(parent, request.token_ids[start : min(end, start + size)]))
+        if not known or len(known) < MIN_COPIED_SHARE * size:
+            return None
+        slots = self.extend(request, len(known))
+        if slots is None:
+            return None
+        request.num_computed_tokens += len(slots)
+        self.prefix.num_hit_tokens += len(slots)
+        return slots, known
 
     def slots(self, request: Request, start: int = 0, end: int | None = None) -> list[int]:
         """The slots of the request's tokens [start, end), by default of all it holds, in token order."""

@@ -23,6 +23,8 @@ class PrefixCache:
     def __init__(self, protected_blocks: int) -> None:
         self._protected_blocks = protected_blocks
         self._found: dict[Key, Extent] = {}
+        # By parent: the known block that was registered last, of which another one may have the beginning.
+        self._newest: dict[int, Extent] = {}
         # The idle blocks of each lane, the longest idle first.
         self._chats: OrderedDict[Extent, None] = OrderedDict()
         self._bulk: OrderedDict[Extent, None] = OrderedDict()
@@ -61,6 +63,20 @@ class PrefixCache:
             position += block_size
         return found
 
+    def beginning(self, parent: int, token_ids: Sequence[int]) -> range:
+        """The slots of a known block after `parent` that begins with the same tokens as these, as far as it does. Only
+        the newest block after a parent is looked at: questions about a document come together."""
+        extent = self._newest.get(parent)
+        if extent is None:
+            return range(0)
+        assert extent.key is not None, "a block that is not known any more is not the newest"
+        length = 0
+        for own, known in zip(token_ids, extent.key[1], strict=False):
+            if own != known:
+                break
+            length += 1
+        return extent.slots(0, length)
+
     def knows(self, key: Key) -> bool:
         """Whether there is a block with this parent and these tokens."""
         return key in self._found
@@ -76,6 +92,7 @@ class PrefixCache:
             known = found.setdefault(key, extent)
             if known is extent:
                 extent.key = key
+                self._newest[parent] = extent
                 self._last_node += 1
                 extent.node = self._last_node
             else:
@@ -86,8 +103,13 @@ class PrefixCache:
     def forget(self, extent: Extent) -> None:
         """Drop a block whose content is about to change."""
         if extent.key is not None:
-            del self._found[extent.key]
-            extent.key = None
+            self._drop(extent, extent.key)
+
+    def _drop(self, extent: Extent, key: Key) -> None:
+        del self._found[key]
+        if self._newest.get(key[0]) is extent:
+            del self._newest[key[0]]
+        extent.key = None
 
     def keep(self, extents: Sequence[Extent]) -> None:
         """Mark known blocks as idle, in this order."""
@@ -105,18 +127,21 @@ class PrefixCache:
 
     def evict(self, num_blocks: int) -> list[int]:
         """Forget up to `num_blocks` idle blocks, the longest idle first, and return them."""
-        found, chats, bulk, protected = self._found, self._chats, self._bulk, self._protected_blocks
+        chats, bulk, protected = self._chats, self._bulk, self._protected_blocks
         blocks: list[int] = []
         while len(blocks) < num_blocks and (chats or bulk):
             is_from_chats = chats and (not bulk or len(chats) > protected >= len(bulk))
             extent, _ = (chats if is_from_chats else bulk).popitem(last=False)
             assert extent.key is not None, "an idle block is known"
-            del found[extent.key]
-            extent.key = None
+            self._drop(extent, extent.key)
             blocks.append(extent.block)
         return blocks
 
     def blocks(self) -> tuple[set[int], set[int]]:
         """(all known blocks, the idle ones among them), for checks."""
+        assert all(
+            extent.key is not None and extent.key[0] == parent and self._found[extent.key] is extent
+            for parent, extent in self._newest.items()
+        ), "the newest block after a parent is not known"
         known = {extent.block for extent in self._found.values()}
         return known, {extent.block for idle in (self._chats, self._bulk) for extent in idle}

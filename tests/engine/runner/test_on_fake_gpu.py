@@ -23,6 +23,7 @@ from engine.runner.model.loading import load_model
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.torch_runner import TorchRunner
 from engine.runner.warm_up import warm_up
+from tests.engine.runner.copied_beginnings import answers
 from tests.engine.runner.driver import GREEDY, Driver, load_runner
 from tests.factories_models import make_model
 
@@ -149,6 +150,17 @@ def test_it_draws_the_same_as_a_cpu(
     assert_same(computed, outputs(load_runner(path, device="cpu", **SETTINGS)))
     assert [len(tokens) for tokens in computed[0]] == [3, 4, 2, 3]
     assert [len(logprobs) for logprobs in computed[1]] == [0, 0, 2, 3]
+    runner.close()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_it_copies_beginnings_of_blocks_without_waiting(models: Callable[[str], Path], gpu: FakeGpu) -> None:
+    settings = {**SETTINGS, "block_size": 4, "num_kv_blocks": 40, "num_host_slots": 0}
+    runner = load_runner(models("llama"), device="cuda", enforce_eager=True, **settings)
+    computed, num_copied = answers(WaitingForNothing(runner, gpu), copies=True)
+    assert num_copied
+    on_cpu = load_runner(models("llama"), device="cpu", **settings)
+    assert computed == answers(on_cpu, copies=False)[0]
     runner.close()
 
 

@@ -56,6 +56,20 @@ class KVCacheMachine(RuleBasedStateMachine):
         self.requests.append(new)
 
     @precondition(lambda self: self.requests)
+    @rule(number=st.integers(0))
+    def copy_beginning(self, number):
+        chosen = self.pick(number)
+        start = chosen.num_computed_tokens
+        copied = self.kv.copy_beginning(chosen)
+        assert chosen.num_computed_tokens < chosen.num_tokens or copied is None
+        if copied is not None:
+            slots, known = copied
+            assert 0 < len(slots) == len(known) == chosen.num_computed_tokens - start
+            found = [self.content[slot] for slot in known]
+            self.content.update(zip(slots, found, strict=True))
+            self.step += 1
+
+    @precondition(lambda self: self.requests)
     @rule(number=st.integers(0), wanted=st.integers(1, 17))
     def extend(self, number, wanted):
         chosen = self.pick(number)
