@@ -181,7 +181,7 @@ def _check_form(runner: TorchRunner, *, wants_graphs: bool) -> None:
     missing = None
     if not runner.is_fused:
         missing = "fused kernels"
-    elif wants_graphs and not runner.graph_sizes:
+    elif wants_graphs and not runner.graph_shapes:
         missing = "CUDA graphs"
     if missing:
         runner.close()

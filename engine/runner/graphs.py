@@ -1,22 +1,23 @@
-"""CUDA graphs for steps whose rows all compute one token: the whole forward pass is one launch.
+"""CUDA graphs of steps: the whole forward pass is one launch.
 
 A graph is a recording. It reads and writes the tensors that it was captured with, and every number that Python computed
-during the capture is part of it. So a graph of n rows reads a static vector that is laid out as by `step_inputs.pack`
-for n rows, and a step of fewer rows is padded to the next size that was captured:
+during the capture is part of it. So a graph reads a static vector that is laid out as by `step_inputs.pack` for certain
+sizes, and a step is padded to the smallest of the captured sizes that holds it:
 
-    vector of n = 4     token_ids 7 9 3 0 | positions .. | slots 31 4 60 -1 | token_rows 2 5 0 P | rows 2 5 0 -1 | ...
+    4 rows of a token   token_ids 7 9 3 0 | positions .. | slots 31 4 60 -1 | token_rows 2 5 0 P | rows 2 5 0 -1 | ...
                                         ^ padding: row -1 with count 0 to kernels, slot -1, slot-table row P
 
-Kernels skip rows and slots of -1, and the output for the tokens of padding is not read. Grids cannot change either, so
-the layout says only that no context is longer than the slot table is wide.
+There are sizes for rows of one token each, and for any rows of up to so many tokens in total. Kernels skip rows and
+slots of -1, and the output for the tokens of padding is not read. Grids cannot change either, so the layout says only
+that no context is longer than the slot table is wide.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,31 +29,34 @@ from engine.runner.step_inputs import StepArrays, StepInputs, StepSizes, StepTen
 
 log = logging.getLogger("engine.graphs")
 
-# The most rows of a graph. With more, computing takes longer than launching, so that a graph gains nothing.
-LARGEST = 512
+# The most rows of a graph, and the most tokens. With more, computing takes longer than launching, so that a graph gains
+# nothing.
+LARGEST, LARGEST_MIXED = 512, 1024
+# Capturing ends after this long, with the graphs that there are by then.
+MAX_CAPTURE_S = 60.0
+# A graph does not split the contexts of single rows between processors by how many rows there are. A step of fewer rows
+# than this, one of which has a longer context, runs without a graph if it also computes chunks.
+FEW_SINGLES, LONG_CONTEXT = 64, 2048
 
 
-@dataclass(frozen=True, slots=True)
-class GraphSizes:
-    """The numbers of rows for which there are graphs, in ascending order."""
+def single_shapes(max_rows: int) -> list[StepSizes]:
+    """Sizes of steps of up to `max_rows` rows of one token, but at most `LARGEST`, in ascending order.
 
-    sizes: tuple[int, ...]
+    They are so close that padding costs little: a weight is read once for all rows, and matrix units compute 8 or 16
+    rows at a time anyway.
+    """
+    last = min(max_rows, LARGEST)
+    steps = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, LARGEST + 1, 32)]
+    sizes = [*(size for size in steps if size < last), *([last] if last > 0 else [])]
+    return [StepSizes.of_singles(size) for size in sizes]
 
-    @staticmethod
-    def up_to(max_rows: int) -> GraphSizes:
-        """Sizes for up to `max_rows` rows, but at most `LARGEST`.
 
-        They are so close that padding costs little: a weight is read once for all rows, and matrix units compute 8 or
-        16 rows at a time anyway.
-        """
-        last = min(max_rows, LARGEST)
-        steps = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, LARGEST + 1, 32)]
-        return GraphSizes((*(size for size in steps if size < last), *([last] if last > 0 else [])))
-
-    def padded(self, num_rows: int) -> int | None:
-        """The smallest size that holds `num_rows` rows, or None."""
-        index = bisect_left(self.sizes, num_rows)
-        return self.sizes[index] if num_rows > 0 and index < len(self.sizes) else None
+def mixed_shapes(max_rows: int, max_tokens: int) -> list[StepSizes]:
+    """Sizes of steps of up to `max_tokens` tokens, but at most `LARGEST_MIXED`, in ascending order."""
+    steps = [16, 32, *range(64, LARGEST_MIXED + 1, 64)]
+    smaller = [size for size in steps if size < max_tokens]
+    sizes = [*smaller, *steps[len(smaller) : len(smaller) + 1]]
+    return [StepSizes.of_tokens(size, max_rows, LARGEST) for size in sizes] if max_rows > 0 else []
 
 
 class Graph(Protocol):
@@ -82,116 +86,127 @@ class GraphBackend(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Captured:
     graph: Graph
-    wanted_rows: torch.Tensor  # [size], a view of the static vector
+    wanted_rows: torch.Tensor  # [W], a view of the static vector
 
 
-class DecodeGraphs:
-    """Graphs of the function `forward`, one per size. Made once at start; used from one thread, on one stream.
-
-    `forward` maps a step of n rows and n tokens to logits [n, V], and updates the slot table. Each capture calls it
-    with a new `StepTensors`, whose tensors are views of the static vector. Of everything else that it uses, only the
-    contents of tensors may change from step to step, not their addresses.
-    """
+class StepGraphs:
+    """Captured forward passes for steps of certain sizes."""
 
     def __init__(
         self,
         forward: Callable[[StepTensors], torch.Tensor],
         slot_table: torch.Tensor,  # [max_rows + 1, max_model_len] int32; the last row is for padding
-        sizes: GraphSizes,
+        shapes: Sequence[Sequence[StepSizes]],
         budget_bytes: int,
         backend: GraphBackend,
     ) -> None:
-        """Captures from the largest size down, so that smaller graphs reuse the memory of larger ones, until
-        `budget_bytes` of device memory are spent. Steps of sizes that were not captured run without a graph."""
+        """`shapes` are the sizes of each kind of step in ascending order, the most important kind first. The first has
+        the step that wants the most logits.
+
+        Captures each kind from the largest down, so that smaller graphs reuse the memory of larger ones, until
+        `budget_bytes` of device memory or `MAX_CAPTURE_S` are spent. Steps that no captured graph holds run without a
+        graph.
+        """
         self._forward = forward
         self._slot_table = slot_table
         self._backend = backend
-        self._graphs: dict[int, _Captured] = {}  # by size
-        largest = max(sizes.sizes, default=0)
-        self._vector = torch.zeros(
-            StepSizes.of_singles(largest).total, dtype=torch.int64, device=slot_table.device
-        )
+        self._graphs: dict[StepSizes, _Captured] = {}
+        longest = max((shape.total for kind in shapes for shape in kind), default=0)
+        self._vector = torch.zeros(longest, dtype=torch.int64, device=slot_table.device)
         self._logits = torch.empty(0)
+        self._until_s = time.perf_counter() + MAX_CAPTURE_S
         with _no_collection():
-            self._capture_all(sizes, budget_bytes)
-        self.sizes = GraphSizes(tuple(sorted(self._graphs)))  # those that were captured
+            for kind in shapes:
+                self._capture_kind(kind, budget_bytes)
+        if not self._graphs:
+            self._logits = torch.empty(0)
+        # Those that were captured; of the same number of tokens, rows of one token come first.
+        self.shapes = tuple(sorted(self._graphs, key=lambda shape: (shape.tokens, shape.tiles)))
+        log.info(
+            "%d CUDA graphs of up to %d tokens take %d MB",
+            len(self._graphs), max((shape.tokens for shape in self.shapes), default=0),
+            self._backend.bytes_taken() >> 20,
+        )  # fmt: skip
 
-    def size_for(self, step: StepArrays, num_wanted: int) -> int | None:
-        """The size to pad `step` to, or None if no graph computes it. `num_wanted` of its rows sample."""
-        is_whole = num_wanted == len(step.rows) == len(step.token_ids)
-        return self.sizes.padded(len(step.rows)) if is_whole else None
+    def size_for(self, step: StepArrays, num_wanted: int) -> StepSizes | None:
+        """The sizes to pad `step` to, or None if no graph computes it. `num_wanted` of its rows sample."""
+        if not num_wanted:
+            return None
+        sizes = step.sizes(num_wanted)
+        if sizes.tiles and 0 < sizes.singles < FEW_SINGLES:
+            longest = int(step.starts[step.counts == 1].max())
+            if longest >= LONG_CONTEXT:
+                return None
+        return next((shape for shape in self.shapes if shape.holds(sizes)), None)
 
     def run(self, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the logits [R, V] and slot-table rows [R] of the R rows that were packed with `size=size_for(...)`.
+        """Returns the logits [n, V] and slot-table rows [n] of the wanted tokens of a step that was packed with
+        `padded=size_for(...)`.
 
-        The next call overwrites both. Raises ValueError for inputs of another shape.
+        The next call overwrites both. Raises ValueError for inputs of other sizes.
         """
-        num_rows, size = inputs.host.shape[1], inputs.sizes.rows
-        if size not in self._graphs or inputs.sizes != StepSizes.of_singles(size):
-            raise ValueError(f"no graph was captured for {inputs.sizes}; sizes are {self.sizes.sizes}")
-        if not 0 < num_rows <= size or not (inputs.host[2] == 1).all():
-            raise ValueError(f"a graph of {size} rows computes one token for each of at most {size} rows")
+        captured = self._graphs.get(inputs.sizes)
+        if captured is None:
+            raise ValueError(f"no graph was captured for {inputs.sizes}")
         with torch.inference_mode():
             self._vector[: inputs.sizes.total].copy_(inputs.vector, non_blocking=True)
-            captured = self._graphs[size]
             captured.graph.replay()
-            return self._logits[:num_rows], captured.wanted_rows[:num_rows]
+            return self._logits[: inputs.num_wanted], captured.wanted_rows[: inputs.num_wanted]
 
     def close(self) -> None:
         """Releases the graphs. The device must have finished all of them."""
         for captured in self._graphs.values():
             captured.graph.release()
-        self._graphs, self.sizes, self._logits = {}, GraphSizes(()), torch.empty(0)
+        self._graphs, self.shapes, self._logits = {}, (), torch.empty(0)
 
     # Capturing ------------------------------------------------------------------------------------------
 
-    def _capture_all(self, sizes: GraphSizes, budget_bytes: int) -> None:
-        for size in reversed(sizes.sizes):
+    def _capture_kind(self, kind: Sequence[StepSizes], budget_bytes: int) -> None:
+        has_any = False
+        for shape in reversed(kind):
+            if time.perf_counter() > self._until_s:
+                log.warning("no more CUDA graphs, since capturing took %.0f s", MAX_CAPTURE_S)
+                return
             if not self._graphs:
                 self._logits = torch.empty(0)  # that of a larger graph, whose capture failed
+            elif shape.wanted > len(self._logits):
+                continue
             try:
-                graph = self._capture(size)
+                graph = self._capture(shape)
             except torch.OutOfMemoryError as error:
-                log.warning("no memory for a CUDA graph of %d rows: %s", size, error)
+                log.warning("no memory for a CUDA graph of %d tokens: %s", shape.tokens, error)
             except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
                 log.warning(
-                    "no CUDA graphs of up to %d rows, because the model fails in one: %s",
-                    size,
-                    reason,
+                    "no CUDA graphs of up to %d tokens, because the model fails in one: %s",
+                    shape.tokens,
+                    str(error).partition("\n")[0],
                     exc_info=True,
                 )
-                break
+                return
             else:
                 taken = self._backend.bytes_taken()
                 if taken <= budget_bytes:
-                    self._graphs[size] = _Captured(graph, self._step(size).wanted_rows)
+                    self._graphs[shape] = _Captured(graph, self._step(shape).wanted_rows)
+                    has_any = True
                     continue
                 graph.release()
                 log.warning(
-                    "no CUDA graph of %d rows: with it graphs would take %d MB, more than the limit of %d MB",
-                    size, taken >> 20, budget_bytes >> 20,
+                    "no CUDA graph of %d tokens: with it graphs would take %d MB, more than the limit of %d MB",
+                    shape.tokens, taken >> 20, budget_bytes >> 20,
                 )  # fmt: skip
-            if self._graphs:
-                break  # a smaller one takes as much, apart from the memory that graphs share
-        if not self._graphs:
-            self._logits = torch.empty(0)
-        log.info(
-            "%d CUDA graphs of up to %d rows take %d MB",
-            len(self._graphs), max(self._graphs, default=0), self._backend.bytes_taken() >> 20,
-        )  # fmt: skip
+            if has_any:
+                return  # a smaller one takes as much, apart from the memory that graphs share
 
-    def _capture(self, size: int) -> Graph:
-        """Captures a graph of `size` rows. Until its first replay it runs on padding alone, so nothing is stored."""
-        padding = self._padding(size)
-        self._vector[: padding.sizes.total].copy_(padding.vector)
+    def _capture(self, shape: StepSizes) -> Graph:
+        """Captures a graph of these sizes. Until its first replay it runs on padding alone, so nothing is stored."""
+        self._vector[: shape.total].copy_(self._padding(shape).vector)
 
         def compute() -> torch.Tensor:
             # Each time with a new layout, since kernels keep tensors of the pass in its scratch.
-            return self._forward(self._step(size))
+            return self._forward(self._step(shape))
 
         def compute_in_place() -> None:
-            self._logits[:size].copy_(compute())
+            self._logits[: shape.wanted].copy_(compute())
 
         if not len(self._logits):
             found: list[torch.Tensor] = []
@@ -201,20 +216,19 @@ class DecodeGraphs:
         self._backend.warm_up(compute_in_place)
         return self._backend.capture(compute_in_place)
 
-    def _step(self, size: int) -> StepTensors:
-        """Views of the static vector as a step of `size` rows. The host's numbers are those of padding, since a
+    def _step(self, shape: StepSizes) -> StepTensors:
+        """Views of the static vector as a step of these sizes. The host's numbers are those of padding, since a
         decision that depends on them during a capture would become part of the graph."""
-        sizes = StepSizes.of_singles(size)
-        host = np.zeros((4, size), dtype=np.int32)
-        host[0], host[3] = -1, np.arange(size)
+        host = np.zeros((4, shape.rows), dtype=np.int32)
+        host[0], host[3] = -1, np.arange(shape.rows)
         longest = self._slot_table.shape[1]
-        return StepTensors.of(self._vector[: sizes.total], sizes, self._slot_table, host, longest)
+        return StepTensors.of(self._vector[: shape.total], shape, self._slot_table, host, longest)
 
-    def _padding(self, size: int) -> StepInputs:
-        """A step without rows, padded to `size`."""
+    def _padding(self, shape: StepSizes) -> StepInputs:
+        """A step without rows, padded to these sizes."""
         nothing = np.zeros(0, dtype=np.int64)
         step = StepArrays(nothing, nothing, nothing, nothing, nothing.astype(bool), nothing, nothing)
-        return pack(step, nothing, len(self._slot_table) - 1, pinned=False, size=size)
+        return pack(step, nothing, len(self._slot_table) - 1, pinned=False, padded=shape)
 
 
 @contextmanager

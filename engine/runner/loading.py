@@ -1,4 +1,4 @@
-"""From a configuration to a runner: load the model, size and allocate KV memory, capture CUDA graphs, warm up."""
+"""From a configuration to a runner: load the model, size and allocate KV memory, warm up, capture CUDA graphs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engine.runner.torch_runner import TorchRunner
 from engine.runner.warm_up import warm_up
 
 KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn}
-GRAPH_BYTES = 1 << 30  # device memory for CUDA graphs
+GRAPH_BYTES = 2 << 30  # device memory for CUDA graphs
 
 
 def load_runner(
@@ -77,10 +77,10 @@ def runner_for(model: CausalLM, config: EngineConfig, *, ranks: Ranks | None = N
         memory_probe=memory_probe,
         force_tokens=config.forced_tokens,
     )
+    if is_gpu:
+        warm_up(runner)  # before there are graphs, since steps that are replayed would compile nothing
     if has_graphs:
         runner.capture_graphs(CudaGraphs(model.device), GRAPH_BYTES)
-    if is_gpu:
-        warm_up(runner)
     runner.begin_to_load_tokenizer()
     return runner
 

@@ -12,6 +12,7 @@ import torch
 
 from engine.core.plan import StepPlan
 from engine.kernels.layout import (
+    CHUNK_TILE_TOKENS,
     IntArray,
     StepLayout,
     host_rows,
@@ -21,6 +22,9 @@ from engine.kernels.layout import (
 )
 
 Int64Array = npt.NDArray[np.int64]
+
+# A row of several tokens has a last tile that may be partial: the number of such rows that a padded step may have.
+SPARE_TILES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,13 @@ class StepArrays:
             np.array(plan.slots),
             plan.reads,
         )
+
+    def sizes(self, num_wanted: int) -> StepSizes:
+        """The sizes of the step, if the logits of `num_wanted` of its tokens are wanted."""
+        longer = self.counts[self.counts > 1]
+        num_tiles = int((-(-longer // CHUNK_TILE_TOKENS)).sum())
+        num_rows = len(self.rows)
+        return StepSizes(len(self.token_ids), num_rows, num_rows - len(longer), num_tiles, num_wanted)
 
     @property
     def ends(self) -> Int64Array:
@@ -141,6 +152,27 @@ class StepSizes:
         """The sizes of a step whose rows have one token each and all sample."""
         return StepSizes(num_rows, num_rows, num_rows, 0, num_rows)
 
+    @staticmethod
+    def of_tokens(num_tokens: int, max_rows: int, max_wanted: int) -> StepSizes:
+        """The sizes of steps of up to `num_tokens` tokens in rows of any lengths, a few of them of several tokens.
+
+        There are more rows than a step can have, since those of padding write zeros to the tokens of padding.
+        """
+        rows = min(max_rows, num_tokens)
+        tiles = num_tokens // CHUNK_TILE_TOKENS + SPARE_TILES
+        spare = rows + CHUNK_TILE_TOKENS
+        return StepSizes(num_tokens, spare, spare, tiles, min(rows, max_wanted))
+
+    def holds(self, other: StepSizes) -> bool:
+        """Whether a step of the sizes `other` can be padded to these. All of its padding tokens belong to a row."""
+        spare_rows, spare_singles = self.rows - other.rows, self.singles - other.singles
+        return (
+            other.tiles <= self.tiles
+            and other.wanted <= self.wanted
+            and 0 <= self.tokens - other.tokens <= min(spare_rows, spare_singles)
+            and (not self.tiles or min(spare_rows, spare_singles) > 0)
+        )
+
     @property
     def total(self) -> int:
         """The length of the whole vector."""
@@ -183,6 +215,7 @@ class StepInputs:
     sizes: StepSizes
     host: IntArray  # [4, R]
     longest: int
+    num_wanted: int  # without padding
 
 
 def pack(
@@ -191,14 +224,14 @@ def pack(
     padding_row: int,
     *,
     pinned: bool,
-    size: int = 0,
+    padded: StepSizes | None = None,
     read: Int64Array | None = None,
 ) -> StepInputs:
     """Packs a step that wants the output of the rows `drawing` (indices into R). `read` are other tokens (indices into
     T) whose output is wanted. All that are wanted are then in the order of the tokens.
 
-    With `size`, the step has one token per row, wants the logits of all, and is padded to that many rows. Padding
-    belongs to slot-table row `padding_row`, which no request has. It is stored nowhere, and kernels skip it.
+    With `padded`, which holds the step, it is padded to those sizes. Padding belongs to slot-table row `padding_row`,
+    which no request has. It is stored nowhere, and kernels skip it.
     """
     host = host_rows(step.rows, step.starts, step.counts)
     singles, tiles = single_indices(host), tile_indices(host)
@@ -209,27 +242,29 @@ def pack(
         wanted_tokens = wanted_tokens[order]
         rows_of_wanted = np.concatenate([rows_of_wanted, np.full(len(read), padding_row)])[order]
     num_tokens, num_rows, num_wanted = len(step.token_ids), len(step.rows), len(wanted_tokens)
-    sizes = (
-        StepSizes.of_singles(size)
-        if size
-        else StepSizes(num_tokens, num_rows, len(singles), len(tiles), num_wanted)
-    )
+    exact = StepSizes(num_tokens, num_rows, len(singles), len(tiles), num_wanted)
+    sizes = exact if padded is None else padded
     vector = torch.empty(sizes.total, dtype=torch.int64, pin_memory=pinned)
     parts = np.split(vector.numpy(), np.cumsum(sizes._parts)[:-1])
     token_ids, positions, slots, token_rows, rows, single_part, tile_part, wanted, wanted_rows = parts
     rows = rows.reshape(4, -1)
-    if num_tokens < sizes.tokens:
+    tile_part = tile_part.reshape(-1, 2)
+    if sizes != exact:
         token_ids[num_tokens:], positions[num_tokens:], slots[num_tokens:] = 0, 0, -1
         token_rows[num_tokens:] = wanted_rows[num_wanted:] = padding_row
         rows[0, num_rows:], rows[1:3, num_rows:] = -1, 0
-        rows[3, num_rows:] = single_part[num_rows:] = wanted[num_wanted:] = np.arange(num_rows, sizes.rows)
+        rows[3, num_rows:] = num_tokens + np.arange(sizes.rows - num_rows)
+        spare = np.arange(num_rows, num_rows + sizes.singles - len(singles))
+        single_part[len(singles) :] = np.minimum(spare, sizes.rows - 1)
+        tile_part[len(tiles) :] = sizes.rows - 1, 0
+        wanted[num_wanted:] = sizes.tokens - 1
     token_ids[:num_tokens] = step.token_ids
     positions[:num_tokens] = np.arange(num_tokens) + np.repeat(step.starts - host[3], step.counts)
     slots[:num_tokens] = step.slots
     token_rows[:num_tokens] = np.repeat(step.rows, step.counts)
     rows[:, :num_rows] = host
     single_part[: len(singles)] = singles
-    tile_part[:] = tiles.ravel()
+    tile_part[: len(tiles)] = tiles
     wanted[:num_wanted] = wanted_tokens
     wanted_rows[:num_wanted] = rows_of_wanted
-    return StepInputs(vector, sizes, host, longest_single_context(host))
+    return StepInputs(vector, sizes, host, longest_single_context(host), num_wanted)

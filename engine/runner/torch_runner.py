@@ -26,7 +26,7 @@ from engine.grammars.tokenizer import Vocabulary
 from engine.kernels.cpu.masks import compile_ahead as compile_cpu_masks
 from engine.kernels.dispatch import attention_op, slot_copier
 from engine.runner.base import RunnerInfo
-from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
+from engine.runner.graphs import GraphBackend, StepGraphs, mixed_shapes, single_shapes
 from engine.runner.kv.copies import DeviceCopies
 from engine.runner.kv.host import HostKV
 from engine.runner.kv.memory import LayerCache
@@ -40,7 +40,7 @@ from engine.runner.sampling.grammars import GrammarTable, Masks, StepGrammars
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.sampling.stop import StopTable
 from engine.runner.sampling.table import SamplingTable
-from engine.runner.step_inputs import Reading, StepArrays, StepTensors, pack
+from engine.runner.step_inputs import Reading, StepArrays, StepSizes, StepTensors, pack
 from engine.runner.step_outputs import DrawnRows, TorchStep
 from engine.runner.streams import send, streams_of
 
@@ -96,19 +96,23 @@ class TorchRunner:
         self._num_prompt_tokens = np.zeros(info.max_num_seqs, dtype=np.int64)
         self._errors: dict[int, str] = {}  # by row: why its request cannot be computed
         self._last: TorchStep | None = None
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         self._max_pass_tokens = 1 << 62  # lowered once a forward pass ran out of memory
         self._num_passes = 0  # the same on all ranks
         self._is_replayed = False  # the newest step, by a graph
         self._forward_s = 0.0  # when the newest forward pass began to be launched, or was replayed
 
     def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
-        """Captures CUDA graphs for steps of rows with one token each, which are replayed from now on.
+        """Captures CUDA graphs of small steps, which are replayed from now on.
 
-        Takes at most `budget_bytes` of device memory. Must be called before the first step.
+        Takes at most `budget_bytes` of device memory. No step may be under way.
         """
-        sizes = GraphSizes.up_to(self._info.max_num_seqs)
-        self._graphs = DecodeGraphs(self._forward_tensors, self._slot_table, sizes, budget_bytes, backend)
+        info = self._info
+        shapes = [
+            single_shapes(info.max_num_seqs),
+            mixed_shapes(info.max_num_seqs, info.max_num_batched_tokens),
+        ]
+        self._graphs = StepGraphs(self._forward_tensors, self._slot_table, shapes, budget_bytes, backend)
 
     def limit_passes(self, max_tokens: int) -> None:
         """From now on, computes steps of more tokens in parts."""
@@ -124,9 +128,9 @@ class TorchRunner:
         return self._model.fused is not None
 
     @property
-    def graph_sizes(self) -> tuple[int, ...]:
-        """The numbers of rows for which CUDA graphs were captured."""
-        return () if self._graphs is None else self._graphs.sizes.sizes
+    def graph_shapes(self) -> tuple[StepSizes, ...]:
+        """The sizes for which CUDA graphs were captured."""
+        return () if self._graphs is None else self._graphs.shapes
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -374,7 +378,7 @@ class TorchRunner:
         """Returns logits [n, V] at the last token of each row in `drawing`, and those rows [n] on the device."""
         size = self._graphs.size_for(arrays, len(drawing)) if self._graphs is not None else None
         is_gpu = self._model.device.type == "cuda"
-        inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=is_gpu, size=size or 0)
+        inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=is_gpu, padded=size)
         if size is not None and self._graphs is not None:
             found = self._graphs.run(inputs)
             self._forward_s, self._is_replayed = time.perf_counter(), True

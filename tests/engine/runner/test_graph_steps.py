@@ -20,7 +20,7 @@ from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
 from engine.runner.cuda_graphs import CudaGraphs
-from engine.runner.graphs import DecodeGraphs, GraphBackend, GraphSizes
+from engine.runner.graphs import GraphBackend, StepGraphs
 from engine.runner.kv.memory import allocate_kv
 from engine.runner.model.attention import IMPLEMENTATION, PackedStep
 from engine.runner.model.causal_lm import CausalLM
@@ -34,7 +34,9 @@ from tests.engine.runner.test_graphs import (
     SIZES,
     Sequence,
     arrays_of,
+    captured,
     packed,
+    singles,
 )
 from tests.factories_models import VOCAB_SIZE, make_model
 
@@ -104,8 +106,8 @@ class Data:
         packed = PackedStep(step.layout, self.caches, self.op)
         return self.model.forward(token_ids, step.positions, packed, step.wanted)
 
-    def graphs(self, backend: GraphBackend | None = None, sizes: GraphSizes = SIZES) -> DecodeGraphs:
-        return DecodeGraphs(self.forward, self.slot_table, sizes, PLENTY, backend or FakeGraphs())
+    def graphs(self, backend: GraphBackend | None = None, sizes: tuple[int, ...] = SIZES) -> StepGraphs:
+        return StepGraphs(self.forward, self.slot_table, [singles(sizes)], PLENTY, backend or FakeGraphs())
 
     def stored(self) -> list[torch.Tensor]:
         """Everything that a step changes, except what padding may write to."""
@@ -142,7 +144,7 @@ def agree(model: CausalLM, op: Any, seed: int, num_steps: int) -> bool:
     for arrays in steps(seed, num_steps):
         size = graphs.size_for(arrays, len(arrays.rows))
         assert size is not None
-        logits, rows = graphs.run(packed(arrays, size))
+        logits, rows = graphs.run(packed(arrays, size.tokens))
         expected = eager(plain, arrays)
         assert rows.tolist() == arrays.rows.tolist()
         if not torch.allclose(logits, expected, atol=TOLERANCE):
@@ -176,7 +178,7 @@ def test_captures_store_nothing(llama: CausalLM) -> None:
         tensor.fill_(7)
     before = [tensor.clone() for tensor in data.stored()]
     graphs = data.graphs()
-    assert graphs.sizes == SIZES
+    assert captured(graphs) == SIZES
     assert all(torch.equal(ours, other) for ours, other in zip(data.stored(), before, strict=True))
 
 
@@ -188,7 +190,7 @@ def test_a_model_that_reads_values_runs_without_graphs(
             raise AssertionError
         return attend_rows(*arguments)
 
-    assert Data(llama, by_value).graphs(sizes=GraphSizes((1, 2))).sizes.sizes == ()
+    assert Data(llama, by_value).graphs(sizes=(1, 2)).shapes == ()
     assert "the host waits" in caplog.text
 
 
@@ -196,7 +198,7 @@ def test_a_graph_does_not_rely_on_memory_that_others_share(llama: CausalLM) -> N
     """Running another graph destroys a graph's intermediates, but not its logits."""
     backend = FakeGraphs()
     data = Data(llama, attend_rows)
-    graphs = data.graphs(backend, GraphSizes((1, 2)))
+    graphs = data.graphs(backend, (1, 2))
     one, two = arrays_of([Sequence(3, [8])]), arrays_of([Sequence(1, [9]), Sequence(2, [7])])
     expected = [eager(Data(llama, reference.attention), arrays) for arrays in (one, two)]
     for arrays, size, logits in ((one, 1, expected[0]), (two, 2, expected[1]), (one, 1, expected[0])):

@@ -195,19 +195,27 @@ def test_it_draws_the_same_with_graphs(
     family: str, models: Callable[[str], Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.runner.cuda_graphs._WARM_UPS", 1)
-    path, settings = models(family), {**SETTINGS, "max_num_seqs": 2, "max_model_len": 16}
+    path = models(family)
+    settings = {**SETTINGS, "max_num_seqs": 2, "max_model_len": 16, "max_num_batched_tokens": 16}
     runner = load_runner(path, device="cuda", **settings)
-    assert runner._graphs is not None and runner._graphs.sizes.sizes == (1, 2)
+    assert [(shape.tokens, shape.tiles > 0) for shape in runner.graph_shapes] == [
+        (1, False),
+        (2, False),
+        (16, True),
+    ]
     drawn = []
     for ours in (WaitingForNothing(runner, gpu), load_runner(path, device="cpu", **settings)):
         driver = Driver(ours)
         pair = [driver.add(PROMPT, EVERY_OPTION[1], 1), driver.add(OTHER, GREEDY, 0)]
-        driver.step([(pair[0], len(PROMPT)), (pair[1], len(OTHER))])
         before = gpu.num_launches
+        driver.step([(pair[0], len(PROMPT) - 1), (pair[1], len(OTHER))])  # two chunks
+        driver.step([(pair[0], 1), (pair[1], 1)])
+        driver.truncate(pair[1], 1)
+        driver.step([(pair[1], 3), (pair[0], 1)])  # a chunk and a token
         for chosen in (pair, pair[:1], pair):
             driver.step([(request, 1) for request in chosen])
         # A replay launches all kernels at once; the draw is not part of it.
-        assert gpu.num_launches - before == (3 if isinstance(ours, WaitingForNothing) else 0)
+        assert gpu.num_launches - before == (5 if isinstance(ours, WaitingForNothing) else 0)
         drawn.append([request.output for request in pair])
     assert drawn[0] == drawn[1]
     runner.close()
