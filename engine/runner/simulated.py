@@ -9,7 +9,7 @@ preempts and moves requests. So are the log-probabilities and hidden states, whi
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.core.plan import RowStart, StepPlan, StepResult
@@ -101,9 +101,8 @@ class SimulatedRunner:
             self._row_slots[restore.row][restore.start :] = restore.device_slots
             for slot, host_slot in zip(restore.device_slots, restore.host_slots, strict=False):
                 self._entries[slot] = self._host_entries[host_slot]
-            known = [self._entries[slot] for slot in restore.known_slots]
-            for slot, entry in zip(restore.device_slots, known, strict=False):
-                self._entries[slot] = entry
+            if restore.known_slots:
+                self._copy(restore.known_slots, restore.device_slots)
         readings: dict[int, RowReading] = {}
         sampled = [-1] * len(plan.rows)
         stopped = [False] * len(plan.rows)
@@ -126,6 +125,12 @@ class SimulatedRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         return self.launch(plan).result()
+
+    def _copy(self, known_slots: Sequence[int], device_slots: Sequence[int]) -> None:
+        """Copy the tokens in `known_slots` to the first of `device_slots`."""
+        known = [self._entries[slot] for slot in known_slots]
+        for slot, entry in zip(device_slots, known, strict=False):
+            self._entries[slot] = entry
 
     def _compute(self, row: int, start: int, token_ids: list[int], slots: list[int]) -> int:
         held = self._row_slots[row]

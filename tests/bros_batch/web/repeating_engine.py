@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,11 @@ class RepeatingRunner(SimulatedRunner):
         self._row = row
         self._token_in_slot.update(zip(slots, token_ids, strict=True))
         return super()._compute(row, start, token_ids, slots)
+
+    def _copy(self, known_slots: Sequence[int], device_slots: Sequence[int]) -> None:
+        super()._copy(known_slots, device_slots)
+        known = [self._token_in_slot[slot] for slot in known_slots]
+        self._token_in_slot.update(zip(device_slots, known, strict=False))
 
     def _draw(self, entry: int, num_output: int, sampling: SamplingParams) -> tuple[int, bool]:
         start = self._row_start[self._row]
