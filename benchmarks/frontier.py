@@ -38,7 +38,7 @@ from engine.sim.report import LaneReport
 from engine.sim.scenario import limits_for, make_setup, synthetic_load
 
 PERCENTILES = ("p50", "p99")
-# Chats, chats per second, bulk, and virtual seconds. The GPUs are about half busy with chats.
+# Chats, chats per second, bulk, and virtual seconds.
 SIMULATED = {
     "cpu-mini": ("cpu-mini-chat", 2.0, "cpu-mini", 600.0),
     "a100-8b": ("azure-2023-conv", 3.0, "arxiv-summarization-4k", 120.0),

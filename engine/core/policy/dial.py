@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 from engine.core.request import Request
 
-# The promise holds for 99 of 100 chats: what the most sensitive of so many could bear limits the bulk of a step.
+# What the most sensitive of so many chats could bear limits the bulk of a step.
 RECENT_CHATS = 100
 # Bulk takes this share of what it may, because predictions are not exact.
 SAFETY = 0.9
