@@ -230,7 +230,7 @@ def _database(data_dir: str | None) -> Iterator[Engine]:
 
 
 def _fields(key: ApiKey) -> dict[str, Any]:
-    return {name: value for name, value in asdict(key).items() if name not in ("sha256", "notify_url")}
+    return {name: value for name, value in asdict(key).items() if name != "sha256"}
 
 
 def _row(key: ApiKey) -> tuple[str, ...]:

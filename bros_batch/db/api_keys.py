@@ -24,7 +24,6 @@ class KeyTerms:
     tokens_per_minute: int | None = None
     max_queued_items: int | None = None
     max_jobs: int | None = None
-    notify_url: str | None = None
 
 
 NO_TERMS = KeyTerms()

@@ -53,7 +53,6 @@ def create_job(
     output_expires_after_s: float | None = None,
     fresh: bool = False,
     owner: str = "",
-    notify_url: str | None = None,
     job_id: str | None = None,
     now_s: float | None = None,
 ) -> Job:
@@ -80,7 +79,6 @@ def create_job(
             output_expires_after_s=output_expires_after_s,
             fresh=fresh,
             owner=owner,
-            notify_url=notify_url,
             deadline_at=deadline_at,
             created_at=now_s,
             expires_at=now_s + window_s if deadline_at is None else deadline_at,

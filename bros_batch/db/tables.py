@@ -99,10 +99,6 @@ class Job:
     # When retention removed its rows. Its counts stay.
     rows_removed_at: float | None
     owner: OwnerName = ""
-    # Who is told when it has ended, when that is done next, and how often that was tried without success.
-    notify_url: str | None = None
-    notify_at: float | None = None
-    num_notified: Count = 0
 
     @property
     def counts(self) -> ItemCounts:
@@ -216,7 +212,6 @@ class ApiKey:
     tokens_per_minute: int | None
     max_queued_items: int | None
     max_jobs: int | None
-    notify_url: str | None  # called when a job that this key has created has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +305,6 @@ jobs = table_of(
         "id",
         postgresql_where=text("input_file_id <> ''"),
         sqlite_where=text("input_file_id <> ''"),
-    ),
-    Index(
-        "ix_jobs_notify",
-        "notify_at",
-        postgresql_where=text("notify_at IS NOT NULL"),
-        sqlite_where=text("notify_at IS NOT NULL"),
     ),
 )
 

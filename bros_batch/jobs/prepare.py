@@ -178,9 +178,8 @@ def _claim_jobs(
         if queued:
             claimed.append((job, queued))
             limit -= len(queued)
-        if (
-            len(queued) < fitting and takes_lost and not suspect
-        ):  # all that is left of this job was lost before
+        is_exhausted = len(queued) < fitting  # but for items that were lost before
+        if is_exhausted and takes_lost and not suspect:
             lost = pending_items.claim_items(connection, job.id, 1, time.time(), lost_before=True)
             suspect = [(job, lost)] if lost else []
         if limit <= 0 or fitting < limit:

@@ -1,4 +1,4 @@
-"""Owners of keys, jobs, files and responses, the limits of keys, and webhooks of jobs."""
+"""Owners of keys, jobs, files and responses, and the limits of keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ branch_labels = None
 depends_on = None
 
 HAS_FILE = sa.text("input_file_id <> ''")
-IS_DUE = sa.text("notify_at IS NOT NULL")
 OWNED = ("jobs", "files", "responses", "api_keys")
 KEY_COLUMNS = ("requests_per_minute", "tokens_per_minute", "max_queued_items", "max_jobs")
 
@@ -23,26 +22,19 @@ def upgrade() -> None:
     op.add_column("api_keys", sa.Column("weight", sa.Double(), nullable=False, server_default="1"))
     for name in KEY_COLUMNS:
         op.add_column("api_keys", sa.Column(name, sa.Integer(), nullable=True))
-    op.add_column("api_keys", sa.Column("notify_url", sa.Text(), nullable=True))
-    op.add_column("jobs", sa.Column("notify_url", sa.Text(), nullable=True))
-    op.add_column("jobs", sa.Column("notify_at", sa.Double(), nullable=True))
-    op.add_column("jobs", sa.Column("num_notified", sa.Integer(), nullable=False, server_default="0"))
-    for name, columns, where in (
-        ("ix_jobs_owner", ["owner", "created_at", "id"], HAS_FILE),
-        ("ix_jobs_owner_listed", ["owner", "status", "created_at", "id"], HAS_FILE),
-        ("ix_jobs_notify", ["notify_at"], IS_DUE),
+    for name, columns in (
+        ("ix_jobs_owner", ["owner", "created_at", "id"]),
+        ("ix_jobs_owner_listed", ["owner", "status", "created_at", "id"]),
     ):
-        op.create_index(name, "jobs", columns, unique=False, postgresql_where=where, sqlite_where=where)
+        op.create_index(name, "jobs", columns, unique=False, postgresql_where=HAS_FILE, sqlite_where=HAS_FILE)
     op.create_index("ix_files_owner", "files", ["owner", "created_at", "id"], unique=False)
 
 
 def downgrade() -> None:
     op.drop_index("ix_files_owner", "files")
-    for name in ("ix_jobs_notify", "ix_jobs_owner_listed", "ix_jobs_owner"):
+    for name in ("ix_jobs_owner_listed", "ix_jobs_owner"):
         op.drop_index(name, "jobs")
-    for name in ("num_notified", "notify_at", "notify_url"):
-        op.drop_column("jobs", name)
-    for name in ("notify_url", *KEY_COLUMNS, "weight"):
+    for name in (*KEY_COLUMNS, "weight"):
         op.drop_column("api_keys", name)
     for table in OWNED:
         op.drop_column(table, "owner")
