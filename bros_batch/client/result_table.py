@@ -13,7 +13,7 @@ import msgspec
 
 from bros_batch.client.bad_input import BadInput
 from bros_batch.client.output_file import parent_of, written_file
-from bros_batch.documents.answer_columns import AnswerColumns
+from bros_batch.documents.answer_columns import AnswerColumns, KnownColumns
 from bros_batch.documents.writers.table_limits import UnwritableTable, check_num_rows
 from bros_batch.documents.writers.write_table import check_library, format_of, write_table
 
@@ -60,34 +60,34 @@ def write_result_table(
     the others have not. Raises OSError, which names the output, if it cannot be written, and UnwritableTable for a
     table that the format cannot hold.
     """
-    columns = AnswerColumns(batch["endpoint"], (batch.get("source") or {}).get("columns"))
+    columns = AnswerColumns(KnownColumns.of_batch(batch))
     only = "failed" if selection.only_failed else "ended"
     with tempfile.TemporaryFile(dir=parent_of(output)) as spool:
         decode = msgspec.json.Decoder().decode
         for line in client.row_lines(batch["id"], only=only):
             columns.see(decode(line))
             spool.write(line)
-        names, values = _selected(columns, selection.columns)
+        names, types, values = _selected(columns, selection.columns)
 
         def rows() -> Iterator[Sequence[Any]]:
             spool.seek(0)
             return map(values, map(decode, spool))
 
         with written_file(output) as file:
-            return write_table(kind, file, names, rows)
+            return write_table(kind, file, names, rows, types)
 
 
 def _selected(
     columns: AnswerColumns, wanted: Sequence[str]
-) -> tuple[list[str], Callable[[Any], Sequence[Any]]]:
-    """The names of the columns that are written, and what makes a row of the API into their values."""
-    names = columns.names
+) -> tuple[list[str], list[str | None], Callable[[Any], Sequence[Any]]]:
+    """The names and types of the columns that are written, and what makes a row of the API into their values."""
+    names, types = columns.names, columns.types
     if not wanted:
-        return names, columns.values
+        return names, types, columns.values
     chosen = list(_split(wanted, names))
     places = [names.index(name) for name in chosen]
     pick = itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
-    return chosen, lambda row: pick(columns.values(row))
+    return chosen, [types[place] for place in places], lambda row: pick(columns.values(row))
 
 
 def _split(wanted: Iterable[str], names: Sequence[str]) -> Iterator[str]:

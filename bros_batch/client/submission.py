@@ -48,6 +48,7 @@ def source_object(table: Table, name: str, id_field: str | None) -> dict[str, An
         "format": table.format,
         "columns": table.columns,
         "id_field": id_field or table.id_field,
+        "types": table.types or None,
     }
     return {key: value for key, value in source.items() if value is not None}
 
@@ -57,6 +58,8 @@ def create_job(
 ) -> dict[str, Any]:
     """Upload the lines of a table and create the job that computes them. Returns its batch object."""
     file = upload(client, f"{Path(body['name']).stem}.jsonl", lines, table, console)
+    if table.types:  # those of a sheet are known now
+        body = {**body, "source": {**body["source"], "types": table.types}}
     return client.create_batch({**body, "input_file_id": file["id"]})
 
 

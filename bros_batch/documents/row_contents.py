@@ -95,6 +95,12 @@ def _checked_json(text: str) -> msgspec.Raw:
     )
 
 
+class _NotJson(msgspec.Struct):
+    """A text that was to be JSON, in JSON."""
+
+    text: msgspec.Raw
+
+
 class RowContents:
     """Reads the documents and answers of one job's rows."""
 
@@ -112,11 +118,17 @@ class RowContents:
         asked = _text_of_request(_read(_decode_request, body))
         return msgspec.Raw(msgspec.json.encode({"custom_id": custom_id, "text": asked}))
 
-    def answer(self, body: str | None, result: str | None) -> Any:
-        """The answer in a response: text, the JSON that was asked for, decisions by name, or an embedding.
+    def answer(self, body: str | None, result: str | None, is_error: bool = False) -> tuple[Any, Any]:
+        """The answer in a response, and what the model wrote in its place if it is none. One of them is None.
 
-        Several choices make a list. None if the response has no answer, as that of a tool call without arguments.
+        An answer is text, the JSON that was asked for, decisions by name, or an embedding. Several choices make a list.
+        A text that was to be JSON but was cut is no answer, nor is what a row with an error holds.
         """
+        found = self._found(body, result)
+        is_answer = not is_error and not _holds_text(found)
+        return (found, None) if is_answer else (None, _with_texts(found))
+
+    def _found(self, body: str | None, result: str | None) -> Any:
         if result is None:
             return None
         if self._endpoint in DECISION_ENDPOINTS:
@@ -221,13 +233,28 @@ def _answer_of_response(response: _Response, is_json: bool) -> Any:
 
 
 def _json_or_text(raw: msgspec.Raw, is_json: bool) -> Any:
-    """A string in JSON as it is; with `is_json` the JSON that it contains, unless it was cut short."""
-    if not is_json or bytes(raw) == NULL:
+    """A string in JSON as it is; with `is_json` the JSON that it contains, or else a _NotJson."""
+    if bytes(raw) == NULL:
+        return None
+    if not is_json:
         return raw
     try:
         return _checked_json(_decode_text(raw))
     except (msgspec.MsgspecError, RecursionError):
-        return raw
+        return _NotJson(raw)
+
+
+def _holds_text(answer: Any) -> bool:
+    return type(answer) is _NotJson or (
+        type(answer) is list and any(type(each) is _NotJson for each in answer)
+    )
+
+
+def _with_texts(answer: Any) -> Any:
+    """The same with the texts of what is not JSON."""
+    if type(answer) is list:
+        return [_with_texts(each) for each in answer]
+    return answer.text if type(answer) is _NotJson else answer
 
 
 def _call(function: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bros_batch.documents.answer_columns import AnswerColumns
-from bros_batch.documents.row_contents import requested_schema
+from bros_batch.documents.answer_columns import AnswerColumns, KnownColumns
+from bros_batch.documents.column_types import answer_types
 from bros_batch.python.sources import Source
 
 if TYPE_CHECKING:
@@ -38,37 +38,43 @@ class Asked:
     def of_job(cls, body: Mapping[str, Any], model: type[BaseModel] | None) -> Asked:
         """What the body of a job's creation asks about each row."""
         defaults = body["defaults"]
-        schema = requested_schema(defaults)
-        properties = schema.get("properties") if isinstance(schema, dict) else None
         names = [question["name"] for question in defaults.get("questions", ()) if "name" in question]
-        return cls(body["endpoint"], [*names, *(properties or ())], model)
+        return cls(body["endpoint"], [*names, *(answer_types(defaults) or ())], model)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answer of each row of a table, or None, and the error of each row, or None."""
+    """The answer of each row of a table, or None, and the error of each row, or None.
+
+    `raw` has what the model wrote in place of an answer, by the place of the row.
+    """
 
     values: list[Any]
     errors: list[str | None]
+    raw: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
     def of_rows(cls, lines: Iterable[bytes], num_rows: int, model: type[BaseModel] | None) -> Answers:
         """Read the rows of a job. Those that the job does not have were not computed."""
         values: list[Any] = [None] * num_rows
         errors: list[str | None] = [NOT_COMPUTED] * num_rows
+        raw: dict[int, Any] = {}
         for line in lines:
             row = msgspec.json.decode(line)
             place = row["row"] - 1
             error = row["error"]
             errors[place] = None if error is None else error["message"] or error["code"]
+            if "raw_answer" in row:
+                raw[place] = row["raw_answer"]
             if error is None and model is not None:
                 try:
                     values[place] = validated(row["answer"], model)
                 except InvalidAnswer as problem:
                     errors[place] = str(problem)
+                    raw[place] = row["answer"]
             else:
                 values[place] = row["answer"]
-        return cls(values, errors)
+        return cls(values, errors, raw)
 
     def failures(self) -> list[tuple[int, str]]:
         """The number and the error of each row without an answer."""
@@ -95,6 +101,8 @@ def with_answers(source: Source, asked: Asked, answers: Answers) -> Any:
     has_objects = asked.model is not None and source.is_plain
     table = _table(replace(asked, names=()) if has_objects else asked, source.column_names())
     rows = [_row(*pair) for pair in zip(answers.values, answers.errors, strict=True)]
+    for place, raw in answers.raw.items():
+        rows[place]["raw_answer"] = raw
     for row in rows:
         table.see(row)
     first = table.num_of_documents
@@ -122,10 +130,9 @@ def row_dicts(lines: Iterable[bytes], asked: Asked, columns: Iterable[str] | Non
 
 def _table(asked: Asked, columns: Iterable[str] | None) -> AnswerColumns:
     """The columns that the answers have in any case: also if no row has one."""
-    table = AnswerColumns(asked.endpoint, columns)
-    if asked.names:
-        table.see(_row(dict.fromkeys(asked.names)))
-    return table
+    return AnswerColumns(
+        KnownColumns(asked.endpoint, list(columns or ()), answers=dict.fromkeys(asked.names))
+    )
 
 
 def _row(answer: Any, error: str | None = None) -> dict[str, Any]:

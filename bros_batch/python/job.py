@@ -50,7 +50,7 @@ class Job:
     ) -> None:
         self._http = http
         self._source = source
-        self._asked = asked or Asked(batch["endpoint"])
+        self._asked = asked or Asked(batch["endpoint"], list(batch.get("answer_columns") or ()))
         self.batch = batch
 
     @property

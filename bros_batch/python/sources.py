@@ -149,8 +149,11 @@ class ArrowSource:
     is_texts = False
 
     def table(self) -> Table:
+        from bros_batch.documents.readers.parquet_table import column_types
+
         names = self.column_names()
-        return Table("the table", "arrow", names, self._rows(names))
+        types = column_types(self.arrow.schema, names)
+        return Table("the table", "arrow", names, self._rows(names), types=types)
 
     def _rows(self, names: list[str]) -> Iterator[Row]:
         from bros_batch.documents.readers.parquet_table import batch_documents

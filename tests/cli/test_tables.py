@@ -42,7 +42,15 @@ def test_a_table_becomes_a_job_that_knows_its_columns(
     path = tmp_path / name
     path.write_bytes(data)
     batch = cli.json("submit", str(path), "--prompt", "{text} {total}", *SHORT, "--wait")
-    assert batch["source"] == {"name": name, "format": name[2:], "columns": list(ROWS[0])}
+    types = {
+        "t.csv": {},
+        "t.xlsx": {"types": {"due": "date"}},
+        "t.parquet": {
+            "types": dict(zip(ROWS[0], ["integer", "text", "number", "boolean", "date"], strict=True))
+        },
+    }
+    source = {"name": name, "format": name[2:], "columns": list(ROWS[0]), **types[name]}
+    assert batch["source"] == source
     rows = rows_of(cli, batch["id"])
     assert [(row["row"], row["id"], row["status"]) for row in rows] == [
         (n, str(n), "succeeded") for n in (1, 2, 3)

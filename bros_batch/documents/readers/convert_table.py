@@ -33,6 +33,7 @@ class Converted(msgspec.Struct, tag="converted"):
     columns: list[str] | None
     id_field: str | None
     notes: list[str]
+    types: dict[str, str]
     rows: int
     bad_rows: int
     first_problem: str | None
@@ -110,6 +111,7 @@ def _written(table: Table, out: BinaryIO, limit_bytes: int) -> Converted | Probl
         table.columns,
         table.id_field,
         table.notes,
+        table.types,
         rows,
         bad.count,
         bad.first,

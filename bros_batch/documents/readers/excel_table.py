@@ -25,6 +25,13 @@ _CELL = re.compile(rb'<c [^>]*?\br="([A-Z]{1,3})([0-9]{1,7})"([^>]*)>')
 _ERROR_VALUE = re.compile(rb"(?:<f[^>]*>[^<]*</f>|<f[^>]*/>)?<v>(#[^<]{1,40})</v>")
 # A cell with the formula that it has.
 _OVERLAP_BYTES = 32 * 1024
+# The types of cells that JSON does not have.
+_TYPES: dict[type, str] = {
+    datetime.datetime: "datetime",
+    datetime.date: "date",
+    datetime.time: "time",
+    datetime.timedelta: "duration",
+}
 _RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
 
 
@@ -106,7 +113,8 @@ def _table(
     columns = column_names(header)
     # From the beginning again: the rows below the header are wanted as values.
     below = itertools.islice(enumerate(sheet.iter_rows()), index + 1, None)
-    return Table(name, kind, columns, _rows(below, columns, left, errors), notes=notes)
+    types: dict[str, str] = {}
+    return Table(name, kind, columns, _rows(below, columns, left, errors, types), notes=notes, types=types)
 
 
 def _num_titles(rows: list[list[str]]) -> int:
@@ -124,11 +132,16 @@ def _rows(
     columns: list[str],
     left: int,
     errors: dict[tuple[int, int], str],
+    types: dict[str, str],
 ) -> Iterator[Row | BadRow]:
+    """Yield the rows below the header, and put the types of columns with dates and times into `types`."""
     width = len(columns)
     number = 0
     for index, cells in rows:
         values = [_value(cell, None) for cell in cells]
+        for name, cell in zip(columns, cells, strict=False):
+            if type(cell) in _TYPES:
+                _note_type(types, name, _TYPES[type(cell)])
         if errors:
             for column in range(len(values)):
                 if (index, left + column) in errors:
@@ -145,6 +158,13 @@ def _rows(
             )
         else:
             yield Row(number, dict(zip(columns, values, strict=False)))
+
+
+def _note_type(types: dict[str, str], column: str, kind: str) -> None:
+    known = types.setdefault(column, kind)
+    if known != kind:
+        # A day without a time stands for its midnight. No other two have a type in common.
+        types[column] = "datetime" if {known, kind} == {"date", "datetime"} else "text"
 
 
 def _value(cell: Any, error: str | None) -> Any:

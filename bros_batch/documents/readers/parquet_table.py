@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bros_batch.documents.native_value import native_value
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1000
 BUFFER_BYTES = 1024**2
+# Arrow's names of the types that have a word of their own.
+_WORDS = {
+    "string": "text",
+    "double": "number",
+    "int64": "integer",
+    "bool": "boolean",
+    "date32[day]": "date",
+    "timestamp[us]": "datetime",
+}
 
 
 def parquet_table(name: str, file: BinaryIO) -> Table:
@@ -32,7 +41,32 @@ def parquet_table(name: str, file: BinaryIO) -> Table:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UnreadableTable(f"{name} is a damaged Parquet file: {_reason(error)}") from None
     columns = list(names) if len(set(names)) == len(names) else column_names(names)
-    return Table(name, "parquet", columns, _rows(name, parquet, columns))
+    types = column_types(parquet.schema_arrow, columns)
+    return Table(name, "parquet", columns, _rows(name, parquet, columns), types=types)
+
+
+def column_types(schema: pyarrow.Schema, names: Sequence[str]) -> dict[str, str]:
+    """The types of these columns. Those of lists and objects are found in their values again."""
+    from pyarrow import types
+
+    is_kept = (
+        types.is_integer,
+        types.is_float32,
+        types.is_float64,
+        types.is_boolean,
+        types.is_date,
+        types.is_time,
+        types.is_timestamp,
+        types.is_duration,
+        types.is_decimal128,
+        types.is_decimal256,
+        types.is_string,
+        types.is_large_string,
+    )
+    kinds = zip(names, schema.types, strict=True)
+    return {
+        name: _WORDS.get(str(kind), str(kind)) for name, kind in kinds if any(each(kind) for each in is_kept)
+    }
 
 
 def _rows(name: str, parquet: pyarrow.parquet.ParquetFile, columns: list[str]) -> Iterator[Row | BadRow]:

@@ -34,7 +34,9 @@ class Table:
 
     `columns` is None if only the rows themselves say what their columns are. `lines` are the rows of JSON lines as they
     are written, which one reads instead of the rows. `notes` are sentences for the user about how the source was read.
-    `id_field` is the column that identifies a row, if the format has one. `size_bytes` is None if it is not known.
+    `types` are those of `column_types`, by the names of columns, where they are known; those of a sheet are known once
+    it has been read. `id_field` is the column that identifies a row, if the format has one. `size_bytes` is None if it
+    is not known.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Table:
     rows: Iterator[Row | BadRow]
     lines: Iterator[bytes] | None = None
     notes: list[str] = field(default_factory=list)
+    types: dict[str, str] = field(default_factory=dict)
     id_field: str | None = None
     size_bytes: int | None = None
     bytes_read: Callable[[], int] = lambda: 0

@@ -1,10 +1,13 @@
-"""Sheets of Excel. Texts are always text, numbers and truth values keep their types, and anything else is JSON."""
+"""Sheets of Excel. Numbers, truth values and times keep their types, texts are text, and anything else is JSON."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
 
+from bros_batch.documents.column_types import reader_of
 from bros_batch.documents.writers.cells import cell_text
 from bros_batch.documents.writers.table_limits import (
     MAX_EXCEL_CELL_CHARS,
@@ -15,7 +18,18 @@ from bros_batch.documents.writers.table_limits import (
 
 if TYPE_CHECKING:
     import xlsxwriter
+    from xlsxwriter.format import Format
+    from xlsxwriter.worksheet import Worksheet
 
+# How the values of a type are shown, and how wide their columns are in characters.
+FORMATS = {
+    datetime.date: ("yyyy-mm-dd", 11),
+    datetime.datetime: ("yyyy-mm-dd hh:mm:ss", 19),
+    datetime.time: ("hh:mm:ss", 9),
+    datetime.timedelta: ("[h]:mm:ss", 11),
+}
+FIRST_YEAR = 1900
+MAX_DIGITS = 15  # of a decimal that is a number in Excel
 # Excel computes with 64-bit floats. A whole number that is larger than that keeps its digits as text.
 MAX_WHOLE_NUMBER = 2**53
 
@@ -27,8 +41,10 @@ class _ExactFloat(float):
         return repr(float(self))
 
 
-def write_excel(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Write a table to the only sheet of a workbook. Returns the number of rows.
+def write_excel(
+    file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence[Any]], types: Sequence[str | None]
+) -> int:
+    """Write a table with columns of these types to the only sheet of a workbook. Returns the number of rows.
 
     Raises UnwritableTable for a table that is wider, longer or has longer cells than Excel's.
     """
@@ -47,7 +63,7 @@ def write_excel(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence
     }
     workbook = xlsxwriter.Workbook(file, options)
     try:
-        number = _fill(workbook, columns, rows)
+        number = _fill(workbook, columns, rows, types)
     finally:
         # Also after an error: the workbook has a temporary file.
         try:
@@ -57,8 +73,14 @@ def write_excel(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence
     return number
 
 
-def _fill(workbook: xlsxwriter.Workbook, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+def _fill(
+    workbook: xlsxwriter.Workbook,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    types: Sequence[str | None],
+) -> int:
     sheet = workbook.add_worksheet()
+    typed = _TypedCells(workbook, sheet, types)
     sheet.freeze_panes(1, 0)
     bold = workbook.add_format({"bold": True})
     for column, name in enumerate(columns):
@@ -67,7 +89,7 @@ def _fill(workbook: xlsxwriter.Workbook, columns: Sequence[str], rows: Iterable[
     for number, row in enumerate(rows, start=1):
         check_num_rows("xlsx", number)
         for column, value in enumerate(row):
-            if value is None or value == "":
+            if value is None or value == "" or typed.write(number, column, value):
                 continue
             if isinstance(value, bool):
                 sheet.write_boolean(number, column, value)
@@ -78,6 +100,46 @@ def _fill(workbook: xlsxwriter.Workbook, columns: Sequence[str], rows: Iterable[
             else:
                 sheet.write_string(number, column, _fitting(cell_text(value), number, columns[column]))
     return number
+
+
+class _TypedCells:
+    """Writes dates and times into the columns that have them."""
+
+    def __init__(self, workbook: xlsxwriter.Workbook, sheet: Worksheet, types: Sequence[str | None]) -> None:
+        self._sheet = sheet
+        self._readers = {
+            column: read for column, name in enumerate(types) if (read := reader_of(name)) is not None
+        }
+        self._formats: dict[type, Format] = {
+            kind: workbook.add_format({"num_format": shown}) for kind, (shown, _) in FORMATS.items()
+        }
+        self._widths: dict[int, int] = {}
+
+    def write(self, row: int, column: int, value: Any) -> bool:
+        """Write a value of a typed column. Returns False for one that is written like those of other columns."""
+        read = self._readers.get(column)
+        if read is None or type(value) is not str:
+            return False
+        try:
+            found = read(value)
+        except ValueError:
+            return False
+        if type(found) is Decimal:
+            if len(found.as_tuple().digits) > MAX_DIGITS:
+                return False
+            self._sheet.write_number(row, column, _ExactFloat(found))
+            return True
+        # Excel knows no time zones, and no days before its first.
+        if getattr(found, "tzinfo", None) is not None or getattr(found, "year", FIRST_YEAR) < FIRST_YEAR:
+            return False
+        if type(found) is datetime.timedelta and found < datetime.timedelta():
+            return False
+        width = FORMATS[type(found)][1]
+        if self._widths.get(column, 0) < width:
+            self._widths[column] = width
+            self._sheet.set_column(column, column, width)
+        self._sheet.write_datetime(row, column, found, self._formats[type(found)])
+        return True
 
 
 def _fitting(text: str, row: int, column: str) -> str:

@@ -1,10 +1,12 @@
-"""Parquet: the type of each column is found in its values first, then row groups of a bounded size are written."""
+"""Parquet: the type of each column is known or found in its values, then row groups of a bounded size are written."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from bros_batch.documents.column_types import Reader, reader_of
 from bros_batch.documents.writers.cells import cell_text
 
 if TYPE_CHECKING:
@@ -15,28 +17,34 @@ GROUP_ROWS = 50_000
 GROUP_BYTES = 64 * 1024**2
 # Objects with more different keys than that are maps and no records; they are written as JSON.
 MAX_FIELDS = 256
+_TIMESTAMP = re.compile(r"timestamp\[(s|ms|us|ns)(?:, tz=(.+))?\]")
+_DECIMAL = re.compile(r"decimal(128|256)\((\d{1,2}), (-?\d{1,2})\)")
 
 
 def write_parquet(
-    file: IO[bytes], columns: Sequence[str], rows: Callable[[], Iterable[Sequence[Any]]]
+    file: IO[bytes],
+    columns: Sequence[str],
+    rows: Callable[[], Iterable[Sequence[Any]]],
+    types: Sequence[str | None],
 ) -> int:
-    """Write a table. Returns the number of rows.
+    """Write a table with columns of these types. Returns the number of rows.
 
-    Whole numbers, numbers, truth values, texts, lists and objects keep their types. A column with values that have no
-    type in common is text.
+    Where the type is not known, whole numbers, numbers, truth values, texts, lists and objects have theirs. A column
+    with values that have no type in common, or not the one that is known, is text.
     """
     import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.schema(list(zip(columns, _types(len(columns), rows()), strict=True)))
+    kinds, readers = _types(types, rows())
+    schema = pyarrow.schema(list(zip(columns, kinds, strict=True)))
     count = 0
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         group: list[pyarrow.RecordBatch] = []
         num_rows = num_bytes = 0
         for batch in _batches(rows()):
             arrays = [
-                _array(list(values), field.type)
-                for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+                _array(values, kind, read)
+                for values, kind, read in zip(zip(*batch, strict=True), kinds, readers, strict=True)
             ]
             group.append(pyarrow.record_batch(arrays, schema=schema))
             num_rows += len(batch)
@@ -52,8 +60,8 @@ def write_parquet(
 
 def column_array(values: Sequence[Any]) -> pyarrow.Array:
     """Return the values as a column of the type that `write_parquet` gives them."""
-    (kind,) = _types(1, ([value] for value in values))
-    return _array(list(values), kind)
+    (kind,), _ = _types([None], ([value] for value in values))
+    return _array(values, kind)
 
 
 def _batches(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
@@ -67,18 +75,69 @@ def _batches(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
         yield batch
 
 
-def _types(num_columns: int, rows: Iterable[Sequence[Any]]) -> list[pyarrow.DataType]:
-    """The types of the columns, from all of their values."""
+def arrow_type(name: str | None) -> pyarrow.DataType | None:
+    """The type that is written for one of `column_types`; None if it is not known."""
+    import pyarrow
+
+    words = {
+        "text": pyarrow.string(),
+        "number": pyarrow.float64(),
+        "integer": pyarrow.int64(),
+        "boolean": pyarrow.bool_(),
+        "date": pyarrow.date32(),
+        "datetime": pyarrow.timestamp("us"),
+        "time": pyarrow.time64("us"),
+        "duration": pyarrow.duration("us"),
+    }
+    if name is None or name in words:
+        return words.get(name or "")
+    try:
+        if found := _TIMESTAMP.fullmatch(name):
+            return pyarrow.timestamp(found[1], found[2])
+        if found := _DECIMAL.fullmatch(name):
+            make = pyarrow.decimal128 if found[1] == "128" else pyarrow.decimal256
+            return make(int(found[2]), int(found[3]))
+        return pyarrow.type_for_alias(name)
+    except ValueError:
+        return None
+
+
+def _types(
+    known: Sequence[str | None], rows: Iterable[Sequence[Any]]
+) -> tuple[list[pyarrow.DataType], list[Reader | None]]:
+    """The types of the columns: those that are known if all values have them, or else those of the values.
+
+    Columns whose values are read from texts have the function for it.
+    """
     import pyarrow
 
     text = pyarrow.string()
-    types = [pyarrow.null()] * num_columns
+    expected = [arrow_type(name) for name in known]
+    types = [pyarrow.null() if kind is None else kind for kind in expected]
+    readers = [None if kind is None else reader_of(name) for name, kind in zip(known, expected, strict=True)]
     for batch in _batches(rows):
         for column, values in enumerate(zip(*batch, strict=True)):
-            if types[column] != text:
+            if types[column] == text:
+                continue
+            if expected[column] is None:
                 types[column] = _common(types[column], values)
+            elif not _have_type(values, types[column], readers[column]):
+                types[column], readers[column] = text, None
     # A column without a value is text: most readers of Parquet cannot read the type that has no values.
-    return [text if pyarrow.types.is_null(each) else each for each in types]
+    return [text if pyarrow.types.is_null(each) else each for each in types], readers
+
+
+def _have_type(values: Sequence[Any], kind: pyarrow.DataType, read: Reader | None) -> bool:
+    import pyarrow
+
+    kinds = {type(value) for value in values} - {type(None)}
+    if bool in kinds and not pyarrow.types.is_boolean(kind):
+        return False
+    try:
+        _array(values, kind, read)
+    except (pyarrow.ArrowException, OverflowError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _common(known: pyarrow.DataType, values: Sequence[Any]) -> pyarrow.DataType:
@@ -103,10 +162,13 @@ def _common(known: pyarrow.DataType, values: Sequence[Any]) -> pyarrow.DataType:
     return field.type
 
 
-def _array(values: list[Any], kind: pyarrow.DataType) -> pyarrow.Array:
+def _array(values: Sequence[Any], kind: pyarrow.DataType, read: Reader | None = None) -> pyarrow.Array:
+    """The values as an array. `read` makes those of a type that JSON does not have from their texts."""
     import pyarrow
 
-    if pyarrow.types.is_string(kind):
+    if read is not None:
+        values = [None if value is None else read(value) for value in values]
+    elif pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
         values = [value if value is None or type(value) is str else cell_text(value) for value in values]
     elif pyarrow.types.is_floating(kind):
         values = [float(value) if type(value) is int else value for value in values]

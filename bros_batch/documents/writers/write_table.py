@@ -35,12 +35,16 @@ def check_library(kind: str) -> None:
         )
 
 
-def write_table(kind: str, file: IO[bytes], columns: Sequence[str], rows: Rows) -> int:
+def write_table(
+    kind: str, file: IO[bytes], columns: Sequence[str], rows: Rows, types: Sequence[str | None] = ()
+) -> int:
     """Write a table to a file that is open for writing and reading. Returns the number of rows.
 
-    A row is a sequence of values in the order of the columns. They have the types of JSON. `rows` may be called more
-    than once, and returns the rows from the beginning. Raises UnwritableTable.
+    A row is a sequence of values in the order of the columns. They are values of JSON; `types` says which types of
+    `column_types` the columns have, where it is known, and formats that have these types write them. `rows` may be
+    called more than once, and returns the rows from the beginning. Raises UnwritableTable.
     """
+    types = types or [None] * len(columns)
     if kind in ("csv", "tsv"):
         from bros_batch.documents.writers.csv_writer import write_csv
 
@@ -52,9 +56,9 @@ def write_table(kind: str, file: IO[bytes], columns: Sequence[str], rows: Rows) 
     if kind == "parquet":
         from bros_batch.documents.writers.parquet_writer import write_parquet
 
-        return write_parquet(file, columns, rows)
+        return write_parquet(file, columns, rows, types)
     if kind == "xlsx":
         from bros_batch.documents.writers.excel_writer import write_excel
 
-        return write_excel(file, columns, rows())
+        return write_excel(file, columns, rows(), types)
     raise ValueError(f"{kind!r} is not a format of tables")

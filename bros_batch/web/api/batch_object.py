@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bros_batch.db.tables import Job
+from bros_batch.documents.column_types import answer_types
 from bros_batch.forecast import Forecast
 
 
@@ -54,6 +55,7 @@ def batch_object(
         "metadata": job.metadata,
         "name": job.name,
         "source": job.source,
+        "answer_columns": answer_types(job.defaults),
         "line_form": job.ingest_form,
         "priority": job.priority,
         "deadline_at": _seconds(job.deadline_at),

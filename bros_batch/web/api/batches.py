@@ -46,6 +46,7 @@ PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 # As many columns as a sheet of Excel may have.
 MAX_COLUMNS = 16_384
 MAX_COLUMN_CHARS = 1024
+TypeName = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=80)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
@@ -64,6 +65,7 @@ class Source(RequestPart):
     format: PlainText | None = Field(None, max_length=32)
     columns: list[PlainText] | None = Field(None, max_length=MAX_COLUMNS)
     id_field: PlainText | None = Field(None, min_length=1, max_length=MAX_COLUMN_CHARS)
+    types: dict[PlainText, TypeName] | None = Field(None, max_length=MAX_COLUMNS)
 
 
 class BatchRequest(LenientPart):

@@ -21,7 +21,10 @@ class RowError(msgspec.Struct):
 
 
 class RowObject(msgspec.Struct):
-    """A row with its document and its answer. Times are in Unix seconds, and `attempts` counts how often it began."""
+    """A row with its document and its answer. Times are in Unix seconds, and `attempts` counts how often it began.
+
+    `raw_answer` is only there if the model's output is not the answer that was asked for, such as JSON that was cut.
+    """
 
     row: int
     id: str | None
@@ -34,6 +37,7 @@ class RowObject(msgspec.Struct):
     attempts: int
     queued_at: float | None
     finished_at: float | None
+    raw_answer: Any = msgspec.UNSET
 
 
 class WholeRow(RowObject):
@@ -78,7 +82,7 @@ def contains(row: ItemRow, contents: RowContents, search: str) -> bool:
         return True
     return any(
         wanted in text.casefold()
-        for value in (contents.document(row.body, row.custom_id), contents.answer(row.body, row.result))
+        for value in (contents.document(row.body, row.custom_id), *contents.answer(row.body, row.result))
         for text in _texts(value)
     )
 
@@ -106,16 +110,18 @@ def _texts(value: Any) -> list[str]:
 
 def _fields(row: ItemRow, contents: RowContents) -> tuple[Any, ...]:
     error = None if row.error_code is None else RowError(row.error_code, row.error_message)
+    answer, raw_answer = contents.answer(row.body, row.result, is_error=error is not None)
     return (
         row.line_no,
         row.custom_id,
         row.status,
         contents.document(row.body, row.custom_id),
-        contents.answer(row.body, row.result),
+        answer,
         error,
         row.prompt_tokens,
         row.output_tokens,
         row.attempts + (row.queued_at is not None),
         row.queued_at,
         row.finished_at,
+        msgspec.UNSET if raw_answer is None else raw_answer,
     )

@@ -115,11 +115,11 @@ async def try_row(request: Request) -> Response:
     result = await while_connected(request, generation.encoded_response(head))
     usage = generation.usage
     response = msgspec.json.decode(result)
-    answer = RowContents(CHAT_COMPLETIONS, DOCUMENT, defaults).answer(None, result.decode())
+    answer, raw_answer = RowContents(CHAT_COMPLETIONS, DOCUMENT, defaults).answer(None, result.decode())
     return JSONResponse(
         {
             "row": document.row,
-            "answer": answer,
+            "answer": answer if raw_answer is None else raw_answer,
             "is_cut": response["choices"][0]["finish_reason"] == "length",
             "prompt_tokens": usage.prompt_tokens,
             "output_tokens": usage.completion_tokens,

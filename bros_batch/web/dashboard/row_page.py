@@ -91,6 +91,9 @@ def row_page(details: RowDetails, status: str, now_s: float) -> Page:
         "prompt": _cut(whole.prompt) if whole.prompt is not None else None,
         "request": None if row.body is None else _cut(_pretty(whole.request)),
         "answer": _fields(_object_in(_decoded(whole.answer)), "answer"),
+        "raw_answer": None
+        if whole.raw_answer is msgspec.UNSET
+        else _cut(_pretty(_decoded(whole.raw_answer))),
         "check": _check(whole, response),
         "finish": _finish_reason(response),
         "response": None if response is None else _cut(_pretty(response)),

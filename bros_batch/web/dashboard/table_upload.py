@@ -134,6 +134,7 @@ def table_object(file_id: str, table: Converted, shown: list[FirstDocument]) -> 
             "format": table.format,
             "columns": table.columns[:MAX_COLUMNS] if table.columns is not None else None,
             "id_field": table.id_field,
+            "types": table.types or None,
         },
         "rows": table.rows,
         "bad_rows": table.bad_rows,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from bros_batch.documents.answer_columns import AnswerColumns
+from bros_batch.documents.answer_columns import AnswerColumns, KnownColumns
+
+CHAT = "/v1/chat/completions"
 
 
-def table(rows: list[dict[str, Any]], endpoint: str = "/v1/chat/completions", columns: Any = None) -> Any:
+def table(rows: list[dict[str, Any]], endpoint: str = CHAT, columns: Any = (), answers: Any = {}) -> Any:  # noqa: B006
     """The names of the columns, and the values of each row."""
     rows = [{"document": None, "answer": None, "error": None, **row} for row in rows]
-    found = AnswerColumns(endpoint, columns)
+    found = AnswerColumns(KnownColumns(endpoint, columns, answers=answers))
     for row in rows:
         found.see(row)
+    assert len(found.types) == len(found.names)
     return found.names, [found.values(row) for row in rows]
 
 
@@ -29,24 +32,40 @@ def test_the_documents_come_first_in_their_order_then_the_answer() -> None:
     assert table([{"error": {"code": "gone", "message": None}}]) == (["answer", "_error"], [[None, "gone"]])
 
 
-def test_properties_are_flattened_one_level_and_an_answer_that_is_cut_stays_text() -> None:
+def test_properties_are_flattened_one_level_and_an_answer_that_is_cut_is_beside_them() -> None:
     rows = [
         {"document": {"id": 1}, "answer": {"vendor": "A", "lines": [{"n": 1}]}},
         {"document": {"id": 2}, "answer": {"vendor": None, "total": 2.5}},
         {
             "document": {"id": 3},
-            "answer": '{"vendor": "B',
+            "raw_answer": '{"vendor": "B',
             "error": {"code": "output_truncated", "message": "cut"},
         },
     ]
     assert table(rows) == (
-        ["id", "vendor", "lines", "total", "answer", "_error"],
+        ["id", "vendor", "lines", "total", "_raw_answer", "_error"],
         [
             [1, "A", [{"n": 1}], None, None, None],
             [2, None, None, 2.5, None, None],
             [3, None, None, None, '{"vendor": "B', "cut"],
         ],
     )
+
+
+def test_columns_of_a_schema_are_there_if_no_answer_has_them() -> None:
+    cut = {"raw_answer": '{"vendor": "B', "error": {"code": "output_truncated", "message": "cut"}}
+    answers = {"vendor": "text", "total": None}
+    assert table([cut], answers=answers) == (
+        ["vendor", "total", "_raw_answer", "_error"],
+        [[None, None, '{"vendor": "B', "cut"]],
+    )
+    assert table([cut])[0] == ["answer", "_raw_answer", "_error"]
+    not_json = {"raw_answer": "{", "error": None}
+    assert table([not_json])[1] == [[None, "{", "The answer is not the JSON that was asked for."]]
+    taken = {"document": {"_raw_answer": "mine"}, **cut}
+    assert table([taken], answers=answers)[0] == [
+        "_raw_answer", "vendor", "total", "answer__raw_answer", "_error",
+    ]  # fmt: skip
 
 
 def test_a_decision_is_a_value_and_a_probability() -> None:

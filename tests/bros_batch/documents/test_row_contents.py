@@ -16,5 +16,7 @@ def test_an_answer_with_line_breaks_becomes_one_line() -> None:
     contents = RowContents("/v1/chat/completions", DOCUMENT, {"prompt": "{text}", "response_format": SCHEMA})
     text = '{"total": \n\n 1.50,\r\n "note": "two\\nlines"}'
     result = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
-    line = msgspec.json.encode(contents.answer('{"text": "x"}', result))
+    answer, raw_answer = contents.answer('{"text": "x"}', result)
+    line = msgspec.json.encode(answer)
+    assert raw_answer is None
     assert line == b'{"total":1.50,"note":"two\\nlines"}'

@@ -25,7 +25,12 @@ class Invoice(BaseModel):
 ROWS = [
     {"row": 1, "answer": {"vendor": "A", "total": 1}, "error": None},
     {"row": 2, "answer": {"vendor": "B", "total": -2.5}, "error": None},
-    {"row": 3, "answer": None, "error": {"code": "output_truncated", "message": "The answer was cut."}},
+    {
+        "row": 3,
+        "answer": None,
+        "error": {"code": "output_truncated", "message": "The answer was cut."},
+        "raw_answer": '{"vendor": "C',
+    },
 ]
 INVALID = "The answer is not a valid Invoice: total: Input should be greater than or equal to 0"
 
@@ -44,10 +49,15 @@ def test_dicts_and_texts_get_objects() -> None:
     assert joined(["a", "b", "c", "d"]) == [first, None, None, None]
     rows: Iterator[dict[str, str]] = ({"text": text} for text in "abcd")
     assert joined(rows) == [
-        {"text": "a", "answer": first, "_error": None},
-        {"text": "b", "answer": None, "_error": INVALID},
-        {"text": "c", "answer": None, "_error": "The answer was cut."},
-        {"text": "d", "answer": None, "_error": "The row was not computed."},
+        {"text": "a", "answer": first, "_raw_answer": None, "_error": None},
+        {
+            "text": "b",
+            "answer": None,
+            "_raw_answer": {"vendor": "B", "total": -2.5},
+            "_error": INVALID,
+        },
+        {"text": "c", "answer": None, "_raw_answer": '{"vendor": "C', "_error": "The answer was cut."},
+        {"text": "d", "answer": None, "_raw_answer": None, "_error": "The row was not computed."},
     ]
 
 
@@ -57,6 +67,7 @@ def test_frames_get_a_column_for_each_property() -> None:
         **columns,
         "vendor": ["A", "B", None, None],
         "total": [1.0, -2.5, None, None],
+        "_raw_answer": [None, None, '{"vendor": "C', None],
         "_error": [None, None, "The answer was cut.", "The row was not computed."],
     }
     assert joined(polars.DataFrame(columns)).to_dict(as_series=False) == wanted

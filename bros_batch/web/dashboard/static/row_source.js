@@ -12,14 +12,14 @@ export const WHOLE = "";
 
 // A row cut to what fits into its cells.
 function preview(row) {
-  const { document: sent, answer } = row;
+  const { document: sent, answer, raw_answer: raw } = row;
   return {
     number: row.row,
     id: row.id,
     status: row.status,
     error: row.error && `${row.error.code}${row.error.message ? `: ${row.error.message}` : ""}`.slice(0, MAX_CELL_CHARS),
     document: cells(sent),
-    answer: cells(parsed(answer)),
+    answer: cells(parsed(answer ?? raw)),
   };
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bros_batch.documents.answer_columns import AnswerColumns
+from bros_batch.documents.answer_columns import AnswerColumns, KnownColumns
 from bros_batch.documents.readers.open_table import open_table
 from bros_batch.documents.readers.table import Row
 from bros_batch.documents.writers.write_table import write_table
@@ -46,7 +46,7 @@ def test_the_own_columns_of_a_table_are_as_they_were(tmp_path: Path, name: str, 
         {"document": json.loads(json.dumps(document)), "answer": f"answer {number}", "error": None}
         for number, document in enumerate(documents)
     ]
-    table = AnswerColumns("/v1/chat/completions", columns)
+    table = AnswerColumns(KnownColumns("/v1/chat/completions", columns or ()))
     for row in rows:
         table.see(row)
     path = tmp_path / f"out.{kind}"

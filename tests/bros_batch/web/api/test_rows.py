@@ -11,6 +11,7 @@ import pytest
 
 from bros_batch.db import rows as rows_module
 from bros_batch.web.app import create_app
+from engine.wire.protocol import Choice
 from tests.bros_batch.web.serving import serving_app
 from tests.bros_batch.world import World, batch_line
 
@@ -101,6 +102,35 @@ def test_answers_of_a_schema_are_parsed_and_batch_lines_have_a_text(world: World
     assert (second["document"], second["answer"]) == ({"custom_id": "y", "text": "Why?"}, ['{"a": 1}'] * 2)
     whole = get(http, f"{job_id}/rows/2")
     assert (whole["prompt"], whole["request"]) == (None, lines[1]["body"])
+
+
+def test_json_that_was_cut_is_no_answer(world: World, http: httpx.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"total": {"type": ["number", "null"]}, "due": {"format": "date"}},
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    cut = [Choice(world.tokenizer.encode_prompt('{"total": 12.5, "ven'), "length")]
+    job_id = world.running([{"text": "t"}], defaults={"response_format": form})
+    world.prepare()
+    world.engine.answer(world.engine.take(), choices=cut)
+    world.record()
+    row = get(http, f"{job_id}/rows")["data"][0]
+    assert (row["status"], row["answer"], row["raw_answer"]) == ("failed", None, '{"total": 12.5, "ven')
+    assert row["error"]["code"] == "output_truncated"
+    assert get(http, f"{job_id}/rows", search="ven")["data"] == [row]
+    assert get(http, f"{job_id}/rows/1")["raw_answer"] == row["raw_answer"]
+    assert get(http, job_id)["answer_columns"] == {"total": "number", "due": None}
+    # The lines of a batch file say for themselves what they ask for, and such an answer does not fail.
+    lines = [
+        batch_line("x", "Who?", response_format=form),
+        batch_line("y", "Why?", n=2, response_format=form),
+    ]
+    job_id = finished(world, lines, '{"total')
+    first, second = get(http, f"{job_id}/rows")["data"]
+    assert (first["status"], first["answer"], first["raw_answer"]) == ("succeeded", None, '{"total')
+    assert (second["answer"], second["raw_answer"]) == (None, ['{"total'] * 2)
+    assert get(http, job_id)["answer_columns"] is None
 
 
 def test_pages_in_both_directions_and_by_status(world: World, http: httpx.Client) -> None:
