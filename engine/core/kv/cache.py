@@ -183,6 +183,7 @@ class KVCacheManager:
         """Free all slots and copies of a request that has ended. The last block is freed first, so that the end of a
         cached prefix is evicted before its beginning."""
         self.commit(request)
+        self._commit_end(request)
         self.truncate(request, 0)
         self.host.free(request)
 
@@ -241,6 +242,19 @@ class KVCacheManager:
             chunks = extents[first:last]
             self.prefix.insert(parent, ids[chunks[0].start : chunks[-1].end], chunks)
             request.num_cached_extents = last
+
+    def _commit_end(self, request: Request) -> None:
+        """Register the block that a request which ends has begun and not filled, for others to copy what begins alike:
+        of the first question about a document, this is often the block in which the document ends."""
+        tail, first = request.tail, request.num_cached_extents
+        if not self.options.prefix_cache or tail is None or first != len(request.extents) - 1:
+            return
+        begins_block = tail.start % self.block_size == 0
+        is_worth_it = tail.length >= MIN_COPIED_SHARE * self.block_size
+        is_known = tail.end <= min(request.num_computed_tokens, request.num_known_tokens)
+        if begins_block and is_worth_it and is_known and self.pool.is_alone(tail):
+            parent = request.extents[first - 1].node if first else NO_NODE
+            self.prefix.insert_beginning(parent, request.token_ids[tail.start : tail.end], tail)
 
     def match_prefix(self, request: Request) -> int:
         """Take over cached blocks that continue what the request has computed, except its last token. Returns how many

@@ -189,6 +189,7 @@ class BlockPool:
             if others:
                 room[block] += extent.length
             elif extent.key is not None:
+                room[block] = 0  # also if the block is not full: what it holds is not to be overwritten
                 known.append(extent)
             else:
                 room[block] = size
@@ -206,6 +207,10 @@ class BlockPool:
         extent.node = NO_NODE
         if extent.side is Side.RIGHT:
             self.sharing.shorten_right(request, extent.block)
+
+    def is_alone(self, extent: Extent) -> bool:
+        """Whether nothing else is in the extent's block."""
+        return self.num_extents[extent.block] == 1
 
     def is_shared(self, extent: Extent) -> bool:
         """Whether other requests hold the same tokens in the same block, so that giving it up frees nothing."""

@@ -1,7 +1,8 @@
 """The prefix cache finds blocks of KV by the tokens they hold and all tokens before them.
 
 It is a tree. A node is one full block; its key is its parent's node and its own token ids, compared exactly, so two
-different prefixes are never confused. A block that no request holds stays until its memory is needed.
+different prefixes are never confused. A block that no request holds stays until its memory is needed. So does a block
+that a request had begun when it ended: it is no node, since nothing follows it, but its tokens can be copied.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class PrefixCache:
     def __init__(self, protected_blocks: int) -> None:
         self._protected_blocks = protected_blocks
         self._found: dict[Key, Extent] = {}
-        # By parent: the known block that was registered last, of which another one may have the beginning.
+        # By parent: the block that was registered last, full or not, of which another one may have the beginning.
         self._newest: dict[int, Extent] = {}
         # The idle blocks of each lane, the longest idle first.
         self._chats: OrderedDict[Extent, None] = OrderedDict()
@@ -64,7 +65,7 @@ class PrefixCache:
         return found
 
     def beginning(self, parent: int, token_ids: Sequence[int]) -> range:
-        """The slots of a known block after `parent` that begins with the same tokens as these, as far as it does. Only
+        """The slots of a block after `parent` that begins with the same tokens as these, as far as it does. Only
         the newest block after a parent is looked at: questions about a document come together."""
         extent = self._newest.get(parent)
         if extent is None:
@@ -99,6 +100,13 @@ class PrefixCache:
                 extent.node = known.node
             parent = extent.node
             first = last
+
+    def insert_beginning(self, parent: int, token_ids: Sequence[int], extent: Extent) -> None:
+        """Register a block that is not full, which holds these tokens after the parent and is about to become idle."""
+        key = (parent, tuple(token_ids))
+        if key not in self._found:
+            extent.key = key
+            self._found[key] = self._newest[parent] = extent
 
     def forget(self, extent: Extent) -> None:
         """Drop a block whose content is about to change."""

@@ -108,17 +108,19 @@ def test_common_tokens_are_computed_once(seed: int, policy: Policy, ahead: bool)
 
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("lane", Lane)
-@pytest.mark.parametrize(("budget", "num_tokens"), [(48, 600), (700, 603), (8192, 602)])
+@pytest.mark.parametrize(
+    ("budget", "num_tokens", "num_own"), [(48, 600, 20), (700, 603, 20), (8192, 602, 20), (8192, 601, 2)]
+)
 def test_eight_questions_read_their_document_once(
-    budget: int, num_tokens: int, lane: Lane, ahead: bool
+    budget: int, num_tokens: int, num_own: int, lane: Lane, ahead: bool
 ) -> None:
-    """Also where the document ends within a block."""
+    """Also where the document ends within a block, and where no question is long enough to fill that block."""
     rng = random.Random(budget)
     info = {"num_blocks": 2000, "max_num_seqs": 16, "max_model_len": 700}
     runner = CountingRunner(**info)
     scheduler = scheduler_for(runner.info, max_num_batched_tokens=budget)
     document = tokens(rng, num_tokens)
-    prompts = [document + tokens(rng, 20) for _ in range(8)]
+    prompts = [document + tokens(rng, num_own) for _ in range(8)]
     requests = [request(prompt, lane=lane, sampling=SCORES) for prompt in prompts]
     for each in requests:
         scheduler.add(each)
@@ -127,7 +129,7 @@ def test_eight_questions_read_their_document_once(
     while len(outputs.finished) < len(requests):
         assert steps.step() or ahead, "a step computed nothing"
     assert_right(runner, outputs, requests, prompts)
-    assert runner.num_prompt_tokens == num_tokens + 8 * 20
+    assert runner.num_prompt_tokens == num_tokens + 8 * num_own
     cached = sorted(outputs.finished[each.request_id].num_cached_tokens for each in requests)
     assert cached == [0] + [num_tokens] * 7
 

@@ -86,7 +86,7 @@ def test_log_probabilities_are_read_although_the_prefix_is_known() -> None:
     for sampling in (SCORES, LOGPROBS, SCORES):
         scheduler.add(request(prompt, sampling=sampling, request_id=str(len(outputs.finished))))
         Steps(scheduler, runner, outputs).run_to_end()
-    assert [outputs.finished[str(i)].num_cached_tokens for i in range(3)] == [0, 0, 28]
+    assert [outputs.finished[str(i)].num_cached_tokens for i in range(3)] == [0, 0, 29]
     for i, sampling in enumerate((SCORES, LOGPROBS, SCORES)):
         assert outputs.finished[str(i)].prompt == runner.prompt_result(prompt, sampling)
 
