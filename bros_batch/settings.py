@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from bros_batch.invalid_value import expectation
 from bros_batch.model_names import ModelNames
+from bros_batch.webhook_url import check_host_entry
 
 # Browsers send origins in lower case, without a path.
 ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
@@ -114,11 +115,16 @@ class Settings(BaseSettings):
 
     webhook_url: str = Field(
         "",
-        description="URL that is called when a response in the background has ended",
+        description="URL that is called when a job or a response in the background has ended, unless another is named",
         pattern=r"^(https?://\S+)?$",
     )
     webhook_secret: str | None = Field(
-        None, repr=False, description="Key that signs these calls: whsec_BASE64"
+        None, repr=False, description="Secret that signs webhook calls: whsec_BASE64"
+    )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("public",),
+        description="What jobs may name as their webhook: 'public' for every public address, host names, *.NAME, "
+        "addresses and networks. The URL above may lead anywhere",
     )
 
     ingest_group_lines: int = Field(2000, ge=1, description="Lines that ingest commits at a time")
@@ -160,12 +166,12 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("model_aliases", "allowed_origins", mode="before")
+    @field_validator("model_aliases", "allowed_origins", "webhook_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
-    @field_serializer("model_aliases", "allowed_origins")
+    @field_serializer("model_aliases", "allowed_origins", "webhook_hosts")
     def _joined(self, value: tuple[str, ...]) -> str:
         return ",".join(value)
 
@@ -175,6 +181,13 @@ class Settings(BaseSettings):
         for origin in value:
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} must be an origin such as https://chat.example:8443, or *")
+        return value
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            check_host_entry(entry)
         return value
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ import click
 
 from bros_batch.client.plain_text import duration, safe
 from cli.failure import Failure
+from cli.notify_option import WebhookUrl
 from cli.output import json_option, note, print_json
 from cli.settings_options import load_settings, settings_options
 
@@ -61,7 +62,13 @@ def _terms_options(command: Command) -> Command:
         click.option(f"--{name.replace('_', '-')}", type=_Limit(), help=f"{help_text}  [default: no limit]")
         for name, (_, help_text) in LIMITS.items()
     ]
-    return reduce(lambda made, option: option(made), [*reversed(limits), weight], command)
+    notify = click.option(
+        "--notify",
+        "notify_url",
+        type=WebhookUrl(may_be_none=True),
+        help="Webhook that is told when a job of this key has ended, unless the job names another",
+    )
+    return reduce(lambda made, option: option(made), [notify, *reversed(limits), weight], command)
 
 
 def _given(terms: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def create(name: str, as_json: bool, data_dir: str | None, owner: str, **terms: 
             is_first = False
         key, secret = create_api_key(connection, name, terms=chosen)
     if as_json:
-        print_json({**_fields(key), "key": secret})
+        print_json({**_fields(key), **_notify_secret(key), "key": secret})
         return
     note(f"{key.id} was created. Keep the key: it cannot be shown again.")
     if is_first:
@@ -118,6 +125,7 @@ def create(name: str, as_json: bool, data_dir: str | None, owner: str, **terms: 
             "It is the first key: from now on, the server needs a key for every request, also from clients that "
             "needed none so far. A running server does so within two seconds."
         )
+    _note_notify_secret(key)
     click.echo(secret)
 
 
@@ -150,7 +158,7 @@ def list_keys(as_json: bool, data_dir: str | None) -> None:
 @_terms_options
 @click.argument("key")
 def set_terms(key: str, as_json: bool, data_dir: str | None, **terms: Any) -> None:
-    """Change the weight or the limits of KEY, an id or a name. The others stay as they are."""
+    """Change the weight, the limits or the webhook of KEY, an id or a name. The others stay as they are."""
     from bros_batch.db.api_keys import change_api_key, list_api_keys
     from bros_batch.db.connections import writing
 
@@ -158,13 +166,13 @@ def set_terms(key: str, as_json: bool, data_dir: str | None, **terms: Any) -> No
     if not given:
         raise click.UsageError("Say what to change, such as --weight 2 or --max-jobs none.")
     with _database(data_dir) as database, writing(database) as connection:
-        chosen = _valid_key(list_api_keys(connection), key)
-        change_api_key(connection, chosen.id, **given)
-        (changed,) = [each for each in list_api_keys(connection) if each.id == chosen.id]
+        changed = change_api_key(connection, _valid_key(list_api_keys(connection), key), **given)
+    shown = changed if "notify_url" in given else None
     if as_json:
-        print_json(_fields(changed))
+        print_json({**_fields(changed), **_notify_secret(shown)})
         return
     note(f"{changed.id} ({safe(changed.name)}) was changed. Running servers follow within two seconds.")
+    _note_notify_secret(shown)
 
 
 @keys.command()
@@ -230,7 +238,16 @@ def _database(data_dir: str | None) -> Iterator[Engine]:
 
 
 def _fields(key: ApiKey) -> dict[str, Any]:
-    return {name: value for name, value in asdict(key).items() if name != "sha256"}
+    return {name: value for name, value in asdict(key).items() if name not in ("sha256", "notify_secret")}
+
+
+def _notify_secret(key: ApiKey | None) -> dict[str, str]:
+    return {} if key is None or key.notify_secret is None else {"notify_secret": key.notify_secret}
+
+
+def _note_notify_secret(key: ApiKey | None) -> None:
+    for secret in _notify_secret(key).values():
+        note(f"Webhook calls for its jobs are signed with this secret, which the receiver needs: {secret}")
 
 
 def _row(key: ApiKey) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 import time
@@ -24,6 +25,7 @@ class KeyTerms:
     tokens_per_minute: int | None = None
     max_queued_items: int | None = None
     max_jobs: int | None = None
+    notify_url: str | None = None
 
 
 NO_TERMS = KeyTerms()
@@ -40,6 +42,7 @@ def create_api_key(
         sha256=digest_of(secret),
         created_at=time.time() if now_s is None else now_s,
         revoked_at=None,
+        notify_secret=None if terms.notify_url is None else new_notify_secret(),
         **asdict(terms),
     )
     connection.execute(insert(api_keys), asdict(key))
@@ -55,9 +58,26 @@ def terms_of(key: ApiKey) -> KeyTerms:
     return KeyTerms(*(getattr(key, name) for name in KeyTerms.__slots__))
 
 
-def change_api_key(connection: Connection, key_id: str, **terms: Any) -> None:
-    """Give a key other terms, by the names of the fields of `KeyTerms`."""
-    connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(**terms))
+def change_api_key(connection: Connection, key: ApiKey, **terms: Any) -> ApiKey:
+    """Give a key other terms, by the names of the fields of `KeyTerms`. Returns the key as it is then.
+
+    The secret of its webhook comes and goes with the URL, and stays when one URL takes the place of another.
+    """
+    if "notify_url" in terms:
+        has_url = terms["notify_url"] is not None
+        terms["notify_secret"] = (key.notify_secret or new_notify_secret()) if has_url else None
+    connection.execute(update(api_keys).where(api_keys.c.id == key.id).values(**terms))
+    return ApiKey(*connection.execute(select(api_keys).where(api_keys.c.id == key.id)).one())
+
+
+def new_notify_secret() -> str:
+    """A new secret for webhook calls, in the form that Standard Webhooks defines."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
+
+
+def notify_secret_of(connection: Connection, key_id: str | None) -> str | None:
+    """The secret that signs webhook calls for the jobs of a key, if the key has one."""
+    return connection.scalar(select(api_keys.c.notify_secret).where(api_keys.c.id == key_id))
 
 
 def weights_of(connection: Connection, owners: Collection[str]) -> dict[str, float]:

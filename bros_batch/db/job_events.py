@@ -13,14 +13,15 @@ from bros_batch.db.tables import Job, JobEvent, job_events
 MAX_EVENTS = 200
 
 
-def add_event(connection: Connection, job: Job, kind: str, now_s: float) -> None:
-    """Note an event of a job over a file, with the counters that the job has now."""
+def add_event(connection: Connection, job: Job, kind: str, now_s: float, **more: Any) -> None:
+    """Note an event of a job over a file, with the counters that the job has now and whatever else it tells."""
     if not job.has_file:  # that of a background response, of which no page tells
         return
     detail: dict[str, Any] = {
         "total": job.total,
         "succeeded": job.succeeded,
         "without_result": job.counts.without_result,
+        **more,
     }
     connection.execute(insert(job_events).values(job_id=job.id, at=now_s, kind=kind, detail=detail))
     own = job_events.c.job_id == job.id

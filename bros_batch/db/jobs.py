@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, or_, select, text, tuple_, update
 
 from bros_batch.db.job_events import add_change, add_event
-from bros_batch.db.states import JobStatus, ensure_job
+from bros_batch.db.states import ENDED_JOB, JobStatus, ensure_job
 from bros_batch.db.tables import Job, jobs
+from bros_batch.db.webhook_calls import add_call
 
 # A literal and not a parameter: a planner that sees a parameter cannot know that the partial index covers it.
 HAS_FILE = text("input_file_id <> ''")
@@ -53,6 +54,8 @@ def create_job(
     output_expires_after_s: float | None = None,
     fresh: bool = False,
     owner: str = "",
+    notify_url: str | None = None,
+    notify_key_id: str | None = None,
     job_id: str | None = None,
     now_s: float | None = None,
 ) -> Job:
@@ -79,6 +82,8 @@ def create_job(
             output_expires_after_s=output_expires_after_s,
             fresh=fresh,
             owner=owner,
+            notify_url=notify_url,
+            notify_key_id=notify_key_id,
             deadline_at=deadline_at,
             created_at=now_s,
             expires_at=now_s + window_s if deadline_at is None else deadline_at,
@@ -158,4 +163,6 @@ def set_status(
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(status=target.value, **values))
     changed = lock_job(connection, job.id)
     add_change(connection, job, changed, now_s)
+    if target in ENDED_JOB:
+        add_call(connection, changed, now_s)
     return changed

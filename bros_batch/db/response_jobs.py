@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select
 
 from bros_batch.db.jobs import new_job_id
 from bros_batch.db.new_items import insert_items
-from bros_batch.db.states import ENDED_ITEM, ENDED_JOB, JobStatus
+from bros_batch.db.states import ENDED_JOB, JobStatus
 from bros_batch.db.tables import items, jobs, responses
 from bros_batch.documents.form import BATCH
 from bros_batch.documents.new_item import NewItem
@@ -29,6 +29,8 @@ def create_response_job(
     priority: int,
     now_s: float,
     owner: str = "",
+    notify_url: str | None = None,
+    notify_key_id: str | None = None,
 ) -> str:
     """Create the job of a response, ready to run, with its item. Returns the job's id."""
     job_id = new_job_id()
@@ -40,6 +42,8 @@ def create_response_job(
             model=model,
             priority=priority,
             owner=owner,
+            notify_url=notify_url,
+            notify_key_id=notify_key_id,
             input_file_id="",
             defaults={},
             errors=[],
@@ -68,25 +72,16 @@ def num_unfinished(connection: Connection, key_id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EndedResponse:
-    """A response in the background whose item has ended, and of which the webhook is to be told."""
+    """A response in the background whose item has ended."""
 
     id: str
     item_status: str
     result: str | None
-    ended_at: float
-    num_notified: int
 
 
-def due_notifications(connection: Connection, now_s: float, limit: int) -> list[EndedResponse]:
-    """Responses that have ended and of which the webhook is to be told now."""
-    columns = (responses.c.id, items.c.status, items.c.result, items.c.finished_at, responses.c.num_notified)
-    query = select(*columns).select_from(responses.join(items, items.c.job_id == responses.c.job_id))
-    query = query.where(responses.c.notify_at <= now_s, items.c.status.in_(sorted(ENDED_ITEM)))
-    query = query.order_by(responses.c.notify_at).limit(limit)
-    return [EndedResponse(*row) for row in connection.execute(query)]
-
-
-def set_notified(connection: Connection, response_id: str, next_s: float | None) -> None:
-    """Record that the webhook was told of a response, or (`next_s`) that it is to be told again at that time."""
-    change = update(responses).where(responses.c.id == response_id)
-    connection.execute(change.values(notify_at=next_s, num_notified=responses.c.num_notified + 1))
+def ended_response(connection: Connection, job_id: str) -> EndedResponse | None:
+    """The response of a job that has ended; None if it was deleted."""
+    query = select(responses.c.id, items.c.status, items.c.result)
+    query = query.select_from(responses.join(items, items.c.job_id == responses.c.job_id))
+    row = connection.execute(query.where(responses.c.job_id == job_id)).first()
+    return EndedResponse(*row) if row else None

@@ -98,6 +98,9 @@ class Job:
     lease_until: Annotated[float, Double(), ServerDefault("0")]
     # When retention removed its rows. Its counts stay.
     rows_removed_at: float | None
+    # The URL that is called when the job has ended: empty for the server's own, None for no call.
+    notify_url: str | None
+    notify_key_id: Key | None  # the API key whose secret signs the calls
     owner: OwnerName = ""
 
     @property
@@ -212,6 +215,10 @@ class ApiKey:
     tokens_per_minute: int | None
     max_queued_items: int | None
     max_jobs: int | None
+    notify_url: str | None
+    notify_secret: str | None = field(
+        repr=False
+    )  # what signs webhook calls for its jobs, as the receiver has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +250,23 @@ class StoredResponse:
     body: str
     created_at: float
     expires_at: float | None
-    # When the webhook is called next, once the job has ended, and how often it was called without success.
-    notify_at: float | None
-    num_notified: Count
     owner: OwnerName = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCall:
+    """The end of a job that a webhook is to be told of. The row goes once that was done, or is given up."""
+
+    id: Key  # of the event: that of all attempts
+    job_id: Key
+    owner: OwnerName
+    url: str  # empty: the server's own
+    host: Annotated[str, String(300)]  # of the URL, to bound how many calls of one host run at once
+    key_id: Key | None
+    event: Word  # how the job ended
+    created_at: float
+    due_at: float
+    num_failed: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,11 +376,6 @@ responses = table_of(
     UniqueConstraint("job_id", name="uq_responses_job"),
     Index("ix_responses_key", "key_id", "created_at"),
     Index("ix_responses_expires", "expires_at"),
-    Index(
-        "ix_responses_notify",
-        "notify_at",
-        postgresql_where=text("notify_at IS NOT NULL"),
-        sqlite_where=text("notify_at IS NOT NULL"),
-    ),
 )
+webhook_calls = table_of("webhook_calls", WebhookCall, metadata, Index("ix_webhook_calls_due", "due_at"))
 meta = table_of("meta", MetaRow, metadata)

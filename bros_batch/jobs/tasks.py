@@ -26,7 +26,6 @@ from bros_batch.jobs.finalize import finalize as run_finalize
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.ingest import ingest as run_ingest
 from bros_batch.jobs.locks import end_tick, try_lock
-from bros_batch.jobs.notify import notify as run_notify
 from bros_batch.jobs.outage import is_outage
 from bros_batch.jobs.prepare import prepare as run_prepare
 from bros_batch.jobs.queue_room import RecentHeartbeats, queue_room
@@ -44,7 +43,7 @@ TIME_BUDGET_S = 2.0
 ENGINE_FORGOTTEN_S = 24 * 3600.0
 MAX_ID_CHARS = 4096  # the name of a model may be a path
 
-TaskName = Literal["ingest", "prepare", "record", "finalize", "notify", "sweep", "pump"]
+TaskName = Literal["ingest", "prepare", "record", "finalize", "sweep", "pump"]
 P = ParamSpec("P")
 
 
@@ -174,20 +173,6 @@ def finalize(job_id: str) -> None:
         except RedisError as error:
             log.warning("could not withdraw the queued items of %s: %s", job_id, error)
     follow_up(run_finalize(worker, job_id, time.monotonic() + TIME_BUDGET_S), "finalize", job_id)
-    if worker.settings.webhook_url and not job.has_file:
-        dispatch("notify")
-
-
-@app.task(name="bros.notify")
-@tolerate_outage
-def notify() -> None:
-    """Call the webhook for responses in the background that have ended."""
-    worker = get_worker()
-    with try_lock(worker.redis, "notify") as lock:
-        if lock is None:
-            return
-        run = run_notify(worker, time.monotonic() + TIME_BUDGET_S, lock)
-    follow_up(run, "notify")
 
 
 @app.task(name="bros.sweep")
@@ -197,8 +182,6 @@ def sweep() -> None:
     worker = get_worker()
     end_tick(worker.redis, "sweep")
     follow_up(run_sweep(worker), "sweep")
-    if worker.settings.webhook_url:
-        dispatch("notify")
 
 
 @app.task(name="bros.pump")

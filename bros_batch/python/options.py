@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 REQUEST_OPTIONS = ("system", "model", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
-JOB_OPTIONS = ("name", "priority", "deadline", "fresh")
+JOB_OPTIONS = ("name", "priority", "deadline", "fresh", "notify")
 TABLE_OPTIONS = ("id_field", "sheet")
 
 
@@ -21,6 +21,7 @@ class JobOptions(TypedDict, total=False):
     `name`: name of the job. `priority`: jobs with higher values run first.
     `deadline`: when the job expires, such as `"6h"` or a time in ISO 8601; 24 hours if it is left out.
     `fresh`: compute all rows, also those whose answers are known from equal requests.
+    `notify`: URL of a webhook that is told when the job has ended, with OpenAI's events (`batch.completed`, ...).
     `id_field`: column with the ids of the rows; `custom_id` or `id` if it is left out. Ids may repeat.
     `sheet`: sheet of a workbook to read; the first with cells if it is left out.
     """
@@ -37,6 +38,7 @@ class JobOptions(TypedDict, total=False):
     priority: int | None
     deadline: str | None
     fresh: bool | None
+    notify: str | None
     id_field: str | None
     sheet: str | None
 

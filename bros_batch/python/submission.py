@@ -22,6 +22,7 @@ from bros_batch.python.answers import Answers, Asked, with_answers
 from bros_batch.python.options import JOB_OPTIONS, REQUEST_OPTIONS, check_names, given
 from bros_batch.python.questions import Questions, api_questions
 from bros_batch.python.sources import Source, source_of
+from bros_batch.webhook_url import check_webhook_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ class Work:
                 defaults["prompt"] = prompt + explanation
         if questions is not None:
             defaults["questions"] = api_questions(questions)
+        if (notify := options.get("notify")) is not None:
+            try:
+                check_webhook_url(notify)
+            except ValueError as error:
+                raise BadInput(f"notify: the URL {notify!r} {error}.") from None
         body = {
             "endpoint": CHAT_COMPLETIONS if questions is None else DECISIONS,
             "completion_window": "24h",

@@ -36,6 +36,7 @@ from bros_batch.web.dashboard.site import dashboard_routes, dashboard_site
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import EXCEPTION_HANDLERS
 from bros_batch.web.middleware import RequestIds
+from bros_batch.web.webhooks.delivery import Delivery
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -53,9 +54,11 @@ def create_app(settings: Settings) -> FastAPI:
                 # Load the tokenizer ahead of the first request. If that fails, the request reports the error.
                 loading = asyncio.create_task(state.tokenizer())
                 sampling = asyncio.create_task(Sampler(state, history).run())
+                calling = asyncio.create_task(Delivery(settings, state).run())
                 yield
                 sampling.cancel()
-                await asyncio.gather(loading, sampling, return_exceptions=True)
+                calling.cancel()
+                await asyncio.gather(loading, sampling, calling, return_exceptions=True)
                 await asyncio.to_thread(state.dispatcher.close)
                 state.threads.close()
                 await state.rate_limits.close()

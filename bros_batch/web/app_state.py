@@ -31,6 +31,7 @@ from bros_batch.web.request_body import JsonReader
 from bros_batch.web.session_cookie import Sessions
 from bros_batch.web.shared_answer import SharedAnswer
 from bros_batch.web.shared_capacity import SharedCapacity
+from bros_batch.web.webhooks.hosts import WebhookHosts
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class AppState:
     keys: KeyRing = field(init=False)
     sessions: Sessions = field(init=False)
     rate_limits: RateLimits = field(init=False)
+    webhook_hosts: WebhookHosts = field(init=False)
     _json: JsonReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,7 @@ class AppState:
             "keys": keys,
             "sessions": Sessions(keys, self.settings.api_key),
             "rate_limits": RateLimits(self.settings.resolved_redis_url),
+            "webhook_hosts": WebhookHosts(self.settings.webhook_hosts),
             "_json": JsonReader(self.settings.max_body_bytes),
         }
         for name, value in made.items():

@@ -19,6 +19,7 @@ from cli.escapes import unescape
 from cli.failure import Failure
 from cli.jobs.dry_run import show_forecast
 from cli.jobs.first_rows import MAX_ROWS, confirm_all, run_first_rows, take_lines
+from cli.notify_option import notify_option
 from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
 from cli.output import json_option, note, print_json
 from cli.output_file import check_not_input, check_output, output_option, write_lines
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Compute every answer, even if an earlier item has had the same request and its answer is known.",
 )
+@notify_option
 @click.option(
     "--endpoint",
     type=click.Choice(ENDPOINTS),
@@ -128,6 +130,7 @@ def submit(
     priority: int,
     deadline: str | None,
     fresh: bool,
+    notify: str | None,
     endpoint: str,
     wait: bool,
     output: str | None,
@@ -189,6 +192,8 @@ def submit(
         body["deadline"] = deadline
     if fresh:
         body["fresh"] = True
+    if notify:
+        body["notify"] = notify
     with opened_table(sources, sheet) as table:
         spelled = partial(_spelled, schema_flag="--column" if columns else "--schema")
         lines = checked_lines(table, given, id_field, spelled, note)
@@ -200,8 +205,10 @@ def submit(
         if first is not None:
             taken = take_lines(lines, first)
             fields = parse_template(given["prompt"]).fields if "prompt" in given else []
-            batch = run_first_rows(client, taken, body, fields)
             rest = take_lines(lines, 1)
+            # Who is asked about the first rows need not be told of them.
+            told = {name: value for name, value in body.items() if name != "notify" or not rest}
+            batch = run_first_rows(client, taken, told, fields)
             if rest:
                 if not yes:
                     confirm_all(batch, is_stdin="-" in sources)

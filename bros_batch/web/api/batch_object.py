@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bros_batch.addresses import without_password
 from bros_batch.db.tables import Job
 from bros_batch.documents.column_types import answer_types
 from bros_batch.forecast import Forecast
@@ -16,7 +17,8 @@ def batch_object(
 
     `request_counts` has OpenAI's names for what `item_counts` says in ours. Items that were cancelled or expired have
     not failed: only `item_counts` has them. `usage` has what was computed, and `reused` what was taken from earlier
-    answers instead. `forecast` is null unless the job is running and enough is known.
+    answers instead. `notify` lacks the query of the URL, which may hold a token. `forecast` is null unless the job is
+    running and enough is known.
     """
     counts = job.counts
     total_tokens = job.prompt_tokens + job.output_tokens
@@ -70,6 +72,7 @@ def batch_object(
             "expired": counts.expired,
         },
         "fresh": job.fresh,
+        "notify": without_password(job.notify_url) if job.notify_url else None,
         "reused": {
             "items": job.reused,
             "input_tokens": job.reused_prompt_tokens,

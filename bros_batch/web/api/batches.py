@@ -37,6 +37,7 @@ from bros_batch.web.bulk_limits import check_bulk_limits, num_rows
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.job_forecasts import forecasts
+from bros_batch.web.notify_target import notify_target
 from bros_batch.web.owners import owner_of, visible_owner
 
 router = APIRouter(prefix="/v1/batches")
@@ -83,6 +84,7 @@ class BatchRequest(LenientPart):
     deadline: str | float | None = None
     source: Source | None = None
     fresh: bool = False
+    notify: str | None = None
 
 
 @router.post("")
@@ -127,6 +129,7 @@ async def start_job(
     if (body.defaults or {}).get("model") is None:
         await run_in_threadpool(_check_requested_model, file, state.settings.model_names, body)
 
+    notify = await notify_target(request, body.notify)
     rows = await num_rows(request, file)
 
     def query(connection: Connection) -> tuple[Job, bool]:
@@ -152,6 +155,8 @@ async def start_job(
             output_expires_after_s=None if kept_for is None else kept_for.seconds,
             fresh=body.fresh,
             owner=owner_of(request),
+            notify_url=notify.url,
+            notify_key_id=notify.key_id,
             job_id=None if claimed is None else claimed.job_id,
             now_s=now_s,
         )

@@ -47,6 +47,7 @@ from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 from bros_batch.web.generation import plan_generation
 from bros_batch.web.ignored_fields import note_ignored
+from bros_batch.web.notify_target import notify_target
 from bros_batch.web.owners import owner_of, visible_owner
 from bros_batch.web.response_state import (
     Conversation,
@@ -149,6 +150,7 @@ class _NewResponse:
         begun = {**response_object(head, self.request), "status": "queued"}
         item = await asyncio.to_thread(item_body, body, [*self.conversation.items, *self.items], self.id)
         priority = AS_CHAT_PRIORITY if body.runs_as_chat else 0
+        notify = await notify_target(self.http)
 
         def query(connection: Connection) -> None:
             if response_jobs.num_unfinished(connection, self._key_id) >= response_jobs.MAX_UNFINISHED:
@@ -161,6 +163,8 @@ class _NewResponse:
                 priority=priority,
                 now_s=self.created_at,
                 owner=owner_of(self.http),
+                notify_url=notify.url,
+                notify_key_id=notify.key_id,
             )
             responses.create_response(connection, self._row(begun, job_id), self.conversation.ancestor_ids)
 
@@ -200,8 +204,6 @@ class _NewResponse:
             body=msgspec.json.encode(response).decode(),
             created_at=self.created_at,
             expires_at=expiry_of(self.created_at, settings.file_retention_s),
-            notify_at=self.created_at if job_id and settings.webhook_url else None,
-            num_notified=0,
             owner=owner_of(self.http),
         )
 

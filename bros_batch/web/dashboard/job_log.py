@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bros_batch.db.tables import JobEvent
-from bros_batch.web.dashboard.formats import number
+from bros_batch.web.dashboard.formats import duration, number
 
 
 def log_lines(events: Iterable[JobEvent]) -> list[tuple[float, str, str]]:
     """The time, the kind and the sentence of each event, the latest first."""
-    return [(each.at, each.kind, _sentence(each.kind, each.detail)) for each in events][::-1]
+    return [(each.at, each.kind, _sentence(each)) for each in events][::-1]
 
 
-def _sentence(kind: str, detail: Mapping[str, Any]) -> str:
+def _sentence(event: JobEvent) -> str:
+    kind, detail = event.kind, event.detail
     total, succeeded, without = (
         int(detail.get(name) or 0) for name in ("total", "succeeded", "without_result")
     )
@@ -49,7 +50,20 @@ def _sentence(kind: str, detail: Mapping[str, Any]) -> str:
             return f"Stopped: {ended}"
         case "failed":
             return "Failed: the input has no row that can be run"
+        case "webhook":
+            return _webhook(event.at, detail)
     return kind
+
+
+def _webhook(at_s: float, detail: Mapping[str, Any]) -> str:
+    """An attempt to tell a webhook that the job has ended."""
+    called = f"Webhook {detail.get('url') or ''}".rstrip()
+    status, next_at = detail.get("status"), detail.get("next_at")
+    if status is not None and 200 <= status < 300:
+        return f"{called} was told: status {status}"
+    problem = detail.get("problem") or f"status {status}"
+    pause = f"the next call follows after {duration(next_at - at_s)}" if next_at else "it is given up"
+    return f"{called} was called, without success ({problem}); {pause}"
 
 
 def _rows(count: int) -> str:

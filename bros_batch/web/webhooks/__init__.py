@@ -1,0 +1,1 @@
+"""Webhooks: whom they may call, what they say, and how they are delivered."""
