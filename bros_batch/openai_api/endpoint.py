@@ -67,10 +67,10 @@ class Outcome:
 
 
 def _num_values(choice: Choice) -> int:
-    positions = (*(choice.logprobs or ()), *(choice.prompt_logprobs or ()))
-    of_positions = sum(1 + len(position.top) for position in positions)
-    of_prompt = len(choice.scores or ()) + len(choice.embedding or b"") // 4
-    return len(choice.token_ids) + of_positions + of_prompt
+    of_output = sum(1 + len(position.top) for position in choice.logprobs or ())
+    of_prompt = 0 if choice.prompt_logprobs is None else choice.prompt_logprobs.num_logprobs
+    of_prompt += len(choice.scores or ()) + len(choice.embedding or b"") // 4
+    return len(choice.token_ids) + of_output + of_prompt
 
 
 def outcome_of(result: ItemResult) -> Outcome:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from bros_batch.openai_api.completion_response import Json, named_token
 from bros_batch.text.output_decoder import MIN_LOGPROB
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import PositionLogprobs
+from engine.wire.protocol import PositionLogprobs, PromptLogprobs
 
 
 class Prompt:
@@ -20,11 +19,11 @@ class Prompt:
         tokenizer: ModelTokenizer,
         source: str | list[int],
         token_ids: Sequence[int],
-        positions: Sequence[PositionLogprobs],
+        logprobs: PromptLogprobs | None,
     ) -> None:
         self._tokenizer = tokenizer
         self._ids = token_ids
-        self._positions = positions
+        self._logprobs = logprobs
         stream = tokenizer.stream()
         pieces = [stream.push((token_id,)) for token_id in token_ids]
         self._offsets = list(itertools.accumulate(map(len, pieces), initial=0))
@@ -41,17 +40,15 @@ class Prompt:
         if num_logprobs is None:
             return {**choice, "text": self.text + choice["text"]}
         offsets = [len(self.text) + offset for offset in logprobs["text_offset"]]
-        own: list[PositionLogprobs | None] = [None, *self._positions]
+        own: list[float | None] = [None]
+        top: list[dict[str, float] | None] = [None]
+        for token_id, position in self._positions():
+            own.append(max(position.logprob, MIN_LOGPROB))
+            top.append(self._top(token_id, position, num_logprobs))
         whole = {
             "tokens": [*map(self._name, self._ids), *logprobs["tokens"]],
-            "token_logprobs": [*map(_logprob, own), *logprobs["token_logprobs"]],
-            "top_logprobs": [
-                *(
-                    self._top(token_id, position, num_logprobs)
-                    for token_id, position in zip(self._ids, own, strict=True)
-                ),
-                *logprobs["top_logprobs"],
-            ],
+            "token_logprobs": own + logprobs["token_logprobs"],
+            "top_logprobs": top + logprobs["top_logprobs"],
             "text_offset": self._offsets[:-1] + offsets,
         }
         return {**choice, "text": self.text + choice["text"], "logprobs": whole}
@@ -62,7 +59,7 @@ class Prompt:
         The rank of an actual token that is not among the likeliest is unknown, and null.
         """
         found: list[Json | None] = [None]
-        for token_id, position in zip(self._ids[1:], self._positions, strict=True):
+        for token_id, position in self._positions():
             entries: Json = {}
             ranks = {other: rank for rank, (other, _) in enumerate(position.top, start=1)}
             entries[str(token_id)] = self._entry(token_id, position.logprob, ranks.get(token_id))
@@ -71,6 +68,11 @@ class Prompt:
             found.append(entries)
         return found
 
+    def _positions(self) -> Iterator[tuple[int, PositionLogprobs]]:
+        """Yield the tokens that have log-probabilities, all but the first."""
+        positions = () if self._logprobs is None else self._logprobs.positions()
+        return zip(self._ids[1:], positions, strict=True)
+
     def _entry(self, token_id: int, logprob: float, rank: int | None) -> Json:
         text = self._tokenizer.bytes_of(token_id).decode(errors="replace")
         return {"logprob": max(logprob, MIN_LOGPROB), "rank": rank, "decoded_token": text}
@@ -78,14 +80,8 @@ class Prompt:
     def _name(self, token_id: int) -> str:
         return named_token(self._tokenizer.bytes_of(token_id))
 
-    def _top(self, token_id: int, position: PositionLogprobs | None, number: int) -> dict[str, float] | None:
-        if position is None:
-            return None
+    def _top(self, token_id: int, position: PositionLogprobs, number: int) -> dict[str, float]:
         found: dict[str, float] = {}
         for other, logprob in ((token_id, position.logprob), *position.top[:number]):
             found.setdefault(self._name(other), max(logprob, MIN_LOGPROB))
         return found
-
-
-def _logprob(position: PositionLogprobs | None) -> Any:
-    return None if position is None else max(position.logprob, MIN_LOGPROB)

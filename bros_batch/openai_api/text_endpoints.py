@@ -77,7 +77,7 @@ class TextEndpoint(Endpoint[RequestT]):
             sources = request.prompts
         for index, choice in enumerate(outcome.choices):
             number = index // request.num_choices
-            prompt = Prompt(model.tokenizer, sources[number], encoded[number], choice.prompt_logprobs or ())
+            prompt = Prompt(model.tokenizer, sources[number], encoded[number], choice.prompt_logprobs)
             shown = body["choices"][index]
             if isinstance(request, CompletionRequest) and request.echo:
                 shown = body["choices"][index] = prompt.echoed(shown, request.logprobs)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -23,7 +24,7 @@ from bros_batch.web.bounded_threads import BoundedThreads
 from bros_batch.web.dispatcher import Dispatcher
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable, disk_full
-from bros_batch.web.ignored_fields import note_ignored
+from bros_batch.web.ignored_fields import MAX_NAMES, note_ignored
 from bros_batch.web.job_rates import JobRates
 from bros_batch.web.login_attempts import LoginAttempts
 from bros_batch.web.rate_limits import RateLimits
@@ -97,12 +98,21 @@ class AppState:
 
         Its unknown fields are noted, or are an error if the settings say so. Raises RequestError.
         """
-        parsed = await self._json.read(request, parse)
-        if isinstance(parsed, LenientPart):
-            if self.settings.strict:
-                check_strict(parsed)
-            note_ignored(request, parsed.ignored_names())
+
+        def parse_and_look(raw: bytes) -> tuple[T, list[str]]:  # on a thread if the body is large
+            parsed = parse(raw)
+            return parsed, self.ignored_in(parsed) if isinstance(parsed, LenientPart) else []
+
+        parsed, ignored = await self._json.read(request, parse_and_look)
+        note_ignored(request, ignored)
         return parsed
+
+    def ignored_in(self, parsed: LenientPart) -> list[str]:
+        """Return the first fields of a body that have no effect. Raises RequestError for unknown ones if the settings
+        are strict."""
+        if self.settings.strict:
+            check_strict(parsed)
+        return list(islice(parsed.ignored_names(), MAX_NAMES + 1))
 
     async def read(self, query: Callable[[Connection], T], timeout_s: float | None = None) -> T:
         """Run `query` in a read transaction on a thread. Raises ApiError 503 if the database is unavailable or does not

@@ -27,7 +27,7 @@ from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionL
 
 # Tokenizing less text than this, or writing a response of fewer values, takes less time than others may wait.
 INLINE_CHARS = 16_384
-INLINE_VALUES = 4096
+INLINE_VALUES = 1024
 PIECE_ELEMENTS = 512  # of a list, which are encoded as JSON in one go
 # So many outputs of one request are computed at once. Each has its whole prompt in memory.
 MAX_PARALLEL = 256

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.core.terms import PromptResult, SamplingParams, TokenLogprobs
+from engine.core.terms import PromptResult, SamplingParams
 
 
 @dataclass(slots=True)
 class RowReading:
     """What one step read at the positions of one row.
 
-    `logprobs` are those of the tokens that follow the positions. `hidden` holds vectors of float32 as bytes: the last
-    hidden state of the last position, or sums over positions.
+    `logprobs` are those of the tokens that follow the positions, as bytes of `PromptResult`. `hidden` holds vectors of
+    float32 as bytes: the last hidden state of the last position, or sums over positions.
     """
 
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: list[bytes] = field(default_factory=list)
     scores: tuple[float, ...] | None = None
     hidden: list[bytes] = field(default_factory=list)
 
@@ -73,5 +73,5 @@ class PromptReading:
     def result(self) -> PromptResult:
         """What was found, once all positions are read."""
         found = self._found
-        logprobs = found.logprobs if self._asks_logprobs else None
+        logprobs = b"".join(found.logprobs) if self._asks_logprobs else None
         return PromptResult(found.scores, logprobs, tuple(found.hidden))

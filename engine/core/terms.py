@@ -139,10 +139,12 @@ class TokenLogprobs:
 class PromptResult:
     """What a request asked about its prompt (see `SamplingParams`).
 
-    `hidden` holds float32 values of the last hidden state as little-endian bytes: one vector of the last token, or
-    several vectors whose sum is that over all tokens.
+    All numbers of which there may be many are little-endian bytes, which take no time to pass on. `logprobs` holds for
+    each token of the prompt but the first its log-probability as float32, and then the likeliest tokens, each as its id
+    (int32) and its log-probability. `hidden` holds float32 values of the last hidden state: one vector of the last
+    token, or several vectors whose sum is that over all tokens.
     """
 
     scores: tuple[float, ...] | None = None
-    logprobs: list[TokenLogprobs] | None = None
+    logprobs: bytes | None = None
     hidden: tuple[bytes, ...] = ()

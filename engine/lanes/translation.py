@@ -10,7 +10,7 @@ import numpy as np
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import SLO, SamplingParams
 from engine.core.terms import Grammar as CoreGrammar
-from engine.wire.protocol import Grammar, PositionLogprobs, Sampling, Slo
+from engine.wire.protocol import Grammar, PositionLogprobs, PromptLogprobs, Sampling, Slo
 
 
 def core_slo(slo: Slo | None, default: SLO) -> SLO:
@@ -50,12 +50,14 @@ def scores(event: FinishedEvent) -> list[float] | None:
     return None if prompt is None or prompt.scores is None else list(prompt.scores)
 
 
-def prompt_logprobs(event: FinishedEvent) -> list[PositionLogprobs] | None:
+def prompt_logprobs(event: FinishedEvent) -> PromptLogprobs | None:
     """The log-probabilities of the prompt in the wire's type; None if there are none."""
     prompt = event.prompt
     if prompt is None or prompt.logprobs is None:
         return None
-    return [PositionLogprobs(position.logprob, position.top) for position in prompt.logprobs]
+    num_positions = event.num_prompt_tokens - 1
+    num_numbers = len(prompt.logprobs) // (4 * num_positions) if num_positions else 1  # per position
+    return PromptLogprobs((num_numbers - 1) // 2, prompt.logprobs)
 
 
 def embedding(event: FinishedEvent, sampling: Sampling) -> bytes | None:

@@ -14,7 +14,6 @@ import torch
 
 from engine.core.plan import RowStart
 from engine.core.reading import RowReading
-from engine.core.terms import TokenLogprobs
 from engine.runner.step_inputs import Int64Array, Reading
 from engine.runner.streams import send
 
@@ -45,12 +44,11 @@ class PendingReadings:
         first = 0
         for i, num_positions, count in self._logprob_counts:
             part = slice(first, first + num_positions)
-            own, likeliest = values["own"][part].tolist(), values["likeliest"][part, :count].tolist()
-            ids = values["likeliest_ids"][part, :count].tolist()
-            readings[i].logprobs = [
-                TokenLogprobs(value, tuple(zip(*top, strict=True)))
-                for value, *top in zip(own, ids, likeliest, strict=True)
-            ]
+            likeliest, ids = values["likeliest"][part, :count], values["likeliest_ids"][part, :count]
+            rows = np.empty((num_positions, 1 + 2 * likeliest.shape[1]), dtype="<f4")
+            rows[:, 0], rows[:, 2::2] = values["own"][part], likeliest
+            rows.view("<i4")[:, 1::2] = ids
+            readings[i].logprobs = [rows.tobytes()]
             first += num_positions
         for row, (i, count) in enumerate(self._score_counts):
             readings[i].scores = tuple(values["scores"][row, :count].tolist())

@@ -8,13 +8,14 @@ preempts and moves requests. So are the log-probabilities and hidden states, whi
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.reading import PromptReading, RowReading
-from engine.core.terms import PromptResult, SamplingParams, TokenLogprobs
+from engine.core.terms import PromptResult, SamplingParams
 from engine.grammars.contract import AnyGrammar
 from engine.runner.base import RunnerInfo
 
@@ -166,8 +167,8 @@ class SimulatedRunner:
             following = prompt_token_ids[first + 1 : end + 1]
             for entry, token_id in zip(entries, following, strict=False):
                 likeliest = [FIRST_TOKEN_ID + j for j in range(sampling.prompt_logprobs)]
-                top = tuple((each, _logprob(entry, each)) for each in likeliest)
-                reading.logprobs.append(TokenLogprobs(_logprob(entry, token_id), top))
+                reading.logprobs.append(struct.pack("<f", _logprob(entry, token_id)))
+                reading.logprobs += [struct.pack("<if", each, _logprob(entry, each)) for each in likeliest]
         if sampling.score_token_ids and end == len(prompt_token_ids):
             reading.scores = tuple(_logprob(entries[-1], token_id) for token_id in sampling.score_token_ids)
         if sampling.pooling == "mean":

@@ -8,6 +8,7 @@ frame and closes the connection.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,7 +16,7 @@ from msgspec import Meta, Struct
 
 from engine.wire.stream_entries import MAX_EPOCH
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 # A prompt of three million tokens fits, and nobody waits long while one frame is decoded.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 LENGTH_PREFIX = struct.Struct(">I")
@@ -103,6 +104,36 @@ class PositionLogprobs(Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class PromptLogprobs(Struct, frozen=True, array_like=True):
+    """Log-probabilities of the tokens of a prompt from the second on.
+
+    For each of them, `values` holds its log-probability as float32, and then the `num_top` most likely tokens, best
+    first, each as its id (int32) and its log-probability; all little-endian. There may be half a million, which whoever
+    forwards them does not have to decode.
+    """
+
+    num_top: int
+    values: bytes
+
+    def __post_init__(self) -> None:
+        if self.num_top < 0 or len(self.values) % self._row.size:
+            raise ValueError(f"{len(self.values)} bytes are not rows of {self.num_top} likeliest tokens")
+
+    def positions(self) -> Iterator[PositionLogprobs]:
+        """Yield the log-probabilities token by token."""
+        for logprob, *top in self._row.iter_unpack(self.values):
+            yield PositionLogprobs(logprob, tuple(zip(top[::2], top[1::2], strict=True)))
+
+    @property
+    def num_logprobs(self) -> int:
+        """How many there are in all."""
+        return len(self.values) // self._row.size * (1 + self.num_top)
+
+    @property
+    def _row(self) -> struct.Struct:
+        return struct.Struct("<f" + "if" * self.num_top)
+
+
 # Client to engine -------------------------------------------------------------------------------------------
 
 
@@ -187,7 +218,7 @@ class Finished(Struct, frozen=True, tag="finished", omit_defaults=True):
     cached_tokens: int = 0
     message: str | None = None
     scores: list[float] | None = None
-    prompt_logprobs: list[PositionLogprobs] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     embedding: bytes | None = None
 
 
@@ -272,7 +303,7 @@ class Choice(Struct, frozen=True, omit_defaults=True):
     reason: Literal["stop", "length"]
     logprobs: list[PositionLogprobs] | None = None
     scores: list[float] | None = None
-    prompt_logprobs: list[PositionLogprobs] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     embedding: bytes | None = None
     prompt_tail: list[int] = []
 

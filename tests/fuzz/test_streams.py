@@ -15,7 +15,7 @@ from engine.wire.protocol import (
     ItemPart,
     ItemRequest,
     ItemResult,
-    PositionLogprobs,
+    PromptLogprobs,
     Sampling,
     encode,
     items_key,
@@ -51,7 +51,7 @@ READ = ItemResult(
     [
         Choice([], "length", scores=[-1.0, -2.0]),
         Choice([], "length", embedding=b"\0" * 16),
-        Choice([5], "length", prompt_logprobs=[PositionLogprobs(-1.0, ((5, -0.5),))], prompt_tail=[7]),
+        Choice([5], "length", prompt_logprobs=PromptLogprobs(1, bytes(12)), prompt_tail=[7]),
     ],
     3,
 )

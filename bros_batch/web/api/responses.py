@@ -35,12 +35,11 @@ from bros_batch.openai_api.responses.response_request import (
     parse_response_body,
     response_request,
 )
-from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.event_stream import EventStream
 from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.response_stream import GeneratedResponse, stored_events
-from bros_batch.web.app_state import app_state
+from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.change_job import change_job
 from bros_batch.web.client_disconnect import while_connected
@@ -66,38 +65,46 @@ Json = dict[str, Any]
 NUMBER = re.compile(r"-1|\d{1,9}")
 
 
+# A request, and the names of its fields without effect.
+_Checked = tuple[ResponseRequest, Sequence[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Parsed:
-    """A body with its input items. `request` is None if it continues another response, which has to be read first."""
+    """A body with its input items. `checked` is None if it continues another response, which has to be read first."""
 
     body: ResponseBody
     items: Sequence[Json]
-    request: ResponseRequest | None
+    checked: _Checked | None
 
 
-def _parse(response_id: str, raw: bytes) -> _Parsed:
+def _parse(state: AppState, response_id: str, raw: bytes) -> _Parsed:
     body = parse_response_body(raw)
     items = normalized_items(body.input, response_id.removeprefix("resp_"))
-    request = None if body.previous_response_id is not None else response_request(body, items)
-    return _Parsed(body, items, request)
+    continues = body.previous_response_id is not None
+    return _Parsed(body, items, None if continues else _checked(state, body, items))
+
+
+def _checked(state: AppState, body: ResponseBody, items: Sequence[Json]) -> _Checked:
+    request = response_request(body, items)
+    return request, state.ignored_in(request)
 
 
 async def create_response(http: Request) -> Response | ASGIApp:
     """Generate a response, or start one in the background."""
     state = app_state(http)
     new_id = responses.new_response_id()
-    parsed = await state.parsed(http, partial(_parse, new_id))
+    parsed = await state.parsed(http, partial(_parse, state, new_id))
     body = parsed.body
     conversation = Conversation()
-    request = parsed.request
-    if request is None:
+    checked = parsed.checked
+    if checked is None:
         async with state.conversations:
             conversation = await _conversation(http, body.previous_response_id or "")
             items = [*conversation.items, *parsed.items]
-            request = await asyncio.to_thread(response_request, body, items)
-    if state.settings.strict:
-        check_strict(request)
-    note_ignored(http, request.ignored_names())
+            checked = await asyncio.to_thread(_checked, state, body, items)
+    request, ignored = checked
+    note_ignored(http, ignored)
     new = _NewResponse(http, new_id, request, parsed.items, conversation, time.time())
     if body.background:
         return await new.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoint import Outcome, ServedModel
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, PositionLogprobs
+from engine.wire.protocol import Choice, PositionLogprobs, PromptLogprobs
 from tests.bros_batch.openai_api.factories import served_model
 from tests.factories_text import make_text_model
 
@@ -41,8 +42,9 @@ def outcome(body: dict[str, Any], num_prompt_tokens: int) -> Outcome:
     """Three tokens per choice, with everything that a request may ask for."""
     ids = [10, 11, 12]
     position = PositionLogprobs(-0.5, ((10, -0.5), (11, -1.5)))
-    asks_about_prompt = [position] * (num_prompt_tokens - 1) if "prompt_logprobs" in body else None
-    choice = Choice(ids, "length", [position] * 3, prompt_logprobs=asks_about_prompt)
+    row = struct.pack("<fif", -0.5, 11, -1.5)
+    about_prompt = PromptLogprobs(1, row * (num_prompt_tokens - 1)) if "prompt_logprobs" in body else None
+    choice = Choice(ids, "length", [position] * 3, prompt_logprobs=about_prompt)
     number = body.get("n", 1)
     return Outcome([choice] * number, [[5, 6]] * number, 20, 0)
 

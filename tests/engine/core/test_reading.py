@@ -112,7 +112,7 @@ def test_a_prompt_of_one_token_has_no_log_probabilities() -> None:
     scheduler.add(request([5], sampling=LOGPROBS, request_id="one"))
     outputs = Outputs()
     Steps(scheduler, runner, outputs).run_to_end()
-    assert outputs.finished["one"].prompt == PromptResult(logprobs=[])
+    assert outputs.finished["one"].prompt == PromptResult(logprobs=b"")
 
 
 def test_a_prompt_may_fill_the_context_if_no_token_follows() -> None:

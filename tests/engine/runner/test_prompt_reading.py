@@ -18,6 +18,7 @@ from engine.core.terms import FinishReason, Lane, PromptResult, SamplingParams
 from engine.runner import prompt_reader
 from engine.runner.base import ModelRunner
 from engine.runner.torch_runner import TorchRunner
+from engine.wire.protocol import PromptLogprobs
 from tests.engine.runner.driver import load_runner
 from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import FAMILIES, VOCAB_SIZE, generated, make_model, own_model
@@ -70,8 +71,9 @@ def assert_equal(
         assert result.scores is None
     if sampling.prompt_logprobs is not None:
         assert result.logprobs is not None
-        assert len(result.logprobs) == len(prompt) - 1
-        for position, found in enumerate(result.logprobs):
+        logprobs = list(PromptLogprobs(sampling.prompt_logprobs, result.logprobs).positions())
+        assert len(logprobs) == len(prompt) - 1
+        for position, found in enumerate(logprobs):
             row = own.logprobs[position]
             assert found.logprob == pytest.approx(float(row[prompt[position + 1]]), abs=1e-4)
             likeliest = row.topk(sampling.prompt_logprobs).values.tolist()

@@ -1,0 +1,144 @@
+"""No callback on the event loop of the web process does more than a little work, however large a request or an answer.
+
+Work is counted, not timed: the Python calls of each callback, and the objects that one call of a decoder makes.
+"""
+
+from __future__ import annotations
+
+import asyncio.events
+import asyncio.runners
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bros_batch.db.schema import upgrade
+from bros_batch.web.app import create_app
+from engine.runner.simulated import SimulatedRunner
+from engine.wire.limits import MAX_PROMPT_LOGPROBS
+from engine.wire.protocol import MAX_SCORES, Finished, PromptLogprobs, decode_engine_message, encode
+from tests.bros_batch.web.serving import MODEL_NAME, Web, serving_app, web_settings
+from tests.engines import running_engine
+from tests.factories import runner_info
+from tests.factories_text import make_text_model
+
+MOST_CALLS = 20_000
+MOST_OBJECTS = 2_000
+NUM_LIKELIEST = 20
+NUM_TOKENS = MAX_PROMPT_LOGPROBS // (1 + NUM_LIKELIEST)
+# From here on, asyncio and uvloop call what a callback is.
+LOOPS = (asyncio.events.__file__, asyncio.runners.__file__)
+
+
+class CallCounter:
+    """Counts the calls within each callback of the loop that runs on this thread, those of functions in C, too."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self.num_callbacks = 0
+        self._num_calls = 0
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
+        if event not in ("call", "c_call"):
+            return
+        self._num_calls += 1
+        if event == "call" and frame.f_back is not None and frame.f_back.f_code.co_filename in LOOPS:
+            self.num_callbacks += 1
+            self._num_calls = 0
+        self.most = max(self.most, self._num_calls)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, CallCounter]]:
+    """A server whose engine takes the largest prompts of which one may ask the log-probabilities."""
+    directory = tmp_path_factory.mktemp("web")
+    model = make_text_model(directory / "model")
+    counter = CallCounter()
+
+    async def switch(request: Request) -> Response:
+        sys.setprofile(counter if request.path_params["state"] == "on" else None)
+        return Response()
+
+    runner = SimulatedRunner(runner_info(num_blocks=2000, block_size=16, max_model_len=30_000))
+    with running_engine(directory, runner, served_model_name=MODEL_NAME) as engine:
+        settings = web_settings(directory, model, engine_url=engine.url, embeddings=True)
+        upgrade(settings.resolved_database_url)
+        app = create_app(settings)
+        app.router.routes.insert(0, Route("/counting/{state}", switch))
+        with serving_app(app, settings) as web:
+            yield web, counter
+
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "parameters": {
+            "type": "object",
+            "properties": {f"p{i}": {"type": "string", "description": "x" * 500} for i in range(3_000)},
+        },
+    },
+}
+QUESTION = {"type": "choice", "instructions": "Which?", "choices": [{"value": str(i)} for i in range(10)]}
+PROMPT = {"prompt": [5] * NUM_TOKENS, "max_tokens": 0}
+LARGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "prompt_logprobs": ("/v1/completions", {**PROMPT, "prompt_logprobs": NUM_LIKELIEST}),
+    "echo": ("/v1/completions", {**PROMPT, "echo": True, "logprobs": NUM_LIKELIEST}),
+    "embeddings": ("/v1/embeddings", {"input": [[5, i] for i in range(3, 203)]}),
+    "decisions": ("/v1/decisions", {"input": "he a b " * 900, "questions": [QUESTION] * 400}),
+    "tools": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "he"}],
+            "tools": [TOOL],
+            "tool_choice": "none",
+            "max_tokens": 1,
+        },
+    ),
+    "messages": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "he"}] * 1_000, "max_tokens": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_no_callback_does_much(served: tuple[Web, CallCounter], name: str) -> None:
+    web, counter = served
+    route, body = LARGE[name]
+    with web.http() as client:
+        before = counter.num_callbacks
+        counter.most = 0
+        client.get("/counting/on")
+        answer = client.post(route, json={"model": MODEL_NAME, **body}, timeout=300)
+        client.get("/counting/off")
+    assert answer.status_code == 200, answer.text[:500]
+    assert counter.num_callbacks > before
+    assert counter.most < MOST_CALLS, name
+
+
+def test_the_largest_message_of_an_engine_has_few_objects() -> None:
+    row = bytes(4 + 8 * NUM_LIKELIEST)
+    largest = Finished(
+        "1",
+        "length",
+        NUM_TOKENS,
+        0,
+        scores=[-1.0] * MAX_SCORES,
+        prompt_logprobs=PromptLogprobs(NUM_LIKELIEST, row * NUM_TOKENS),
+        embedding=bytes(4 * 16_384),
+    )
+    found = decode_engine_message(encode(largest))
+    assert found == largest
+    assert num_objects(msgspec.to_builtins(found, builtin_types=(bytes,))) < MOST_OBJECTS
+
+
+def num_objects(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return 1 + sum(map(num_objects, inner))
