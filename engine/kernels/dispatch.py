@@ -84,3 +84,13 @@ def slot_copier(caches: Mapping[int, LayerKV], backend: Backend | None = None) -
 
         return TritonSlotCopier(pairs)
     return TorchSlotCopier(pairs)
+
+
+def shares_at_once(caches: Mapping[int, LayerKV], backend: Backend | None = None) -> int:
+    """How many shares of contexts the device reads at once; 0 if its backend divides contexts by itself."""
+    first = next(iter(caches.values()), None)
+    if first is None or (backend or backend_of(first.k.device)) != "triton":
+        return 0
+    from engine.kernels.triton.decode_attention import programs_at_once
+
+    return programs_at_once(first.k.shape[1], first.k)

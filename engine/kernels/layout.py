@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.kernels.shares import Shares, share_contexts
+
 IntArray = npt.NDArray[np.int32]
 
 # The number of queries of one row that a device kernel computes together, which fills a matrix unit's tile.
@@ -28,16 +30,19 @@ class StepLayout:
     and `device` hold the same numbers: launches are decided with the former, kernels read the latter.
 
     A batch may be padded to a fixed size. Padding has row -1 and count 0 in `device`, and slot -1 in `slot_mapping`.
-    Nothing is stored for it, and its output is undefined.
+    Nothing is stored for it. Its output is undefined, and zero for the tokens of rows that `shares` lists.
     """
 
     slot_table: torch.Tensor  # [max_rows, max_model_len] int32, on the device
     slot_mapping: torch.Tensor  # [T] int64, on the device: the slot of each token's K and V
     host: IntArray  # [4, R] rows, starts, counts, offsets
     device: torch.Tensor  # [4, R] int64, on the device
-    singles: torch.Tensor  # [S] int64, on the device: which of the R rows compute one token
+    shares: torch.Tensor  # [W, 4] int64, on the device: `Shares.shares`, of the rows that compute one token
+    merges: torch.Tensor  # [M, 3] int64, on the device: `Shares.merges`
+    num_work: (
+        torch.Tensor
+    )  # [2] int64, on the device: how many of the W and of the M there are; the others are padding
     tiles: torch.Tensor  # [N, 2] int64, on the device: which of the R rows, and a tile's first token in it
-    max_single_context: int  # the largest number of tokens that a row of `singles` reads
     # values that a backend shares among all layers of the step
     scratch: dict[Any, Any] = field(default_factory=dict)
 
@@ -48,20 +53,28 @@ class StepLayout:
         rows: npt.ArrayLike,
         starts: npt.ArrayLike,
         counts: npt.ArrayLike,
+        *,
+        num_programs: int = 0,
     ) -> StepLayout:
-        """The layout of rows that are packed one after another, in the given order."""
+        """The layout of rows that are packed one after another, in the given order, for a GPU that reads `num_programs`
+        shares of contexts at once."""
         host = host_rows(rows, starts, counts)
-        parts: list[npt.NDArray[Any]] = [host.ravel(), single_indices(host), tile_indices(host).ravel()]
+        work = single_shares(host, num_programs)
+        num_work = np.array([len(work.shares), len(work.merges)])
+        parts: list[npt.NDArray[Any]] = [
+            host.ravel(), work.shares.ravel(), work.merges.ravel(), num_work, tile_indices(host).ravel(),
+        ]  # fmt: skip
         packed = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(slot_table.device)
-        device, singles, tiles = torch.split(packed, [len(part) for part in parts])
+        device, shares, merges, counted, tiles = torch.split(packed, [len(part) for part in parts])
         return StepLayout(
             slot_table,
             slot_mapping,
             host,
             device.view(4, -1),
-            singles,
+            shares.view(-1, 4),
+            merges.view(-1, 3),
+            counted,
             tiles.view(-1, 2),
-            longest_single_context(host),
         )
 
     @cached_property
@@ -84,9 +97,10 @@ def host_rows(rows: npt.ArrayLike, starts: npt.ArrayLike, counts: npt.ArrayLike)
     return host
 
 
-def single_indices(host: IntArray) -> npt.NDArray[np.intp]:
-    """`StepLayout.singles`."""
-    return np.flatnonzero(host[2] == 1)
+def single_shares(host: IntArray, num_programs: int) -> Shares:
+    """The shares of the rows that compute one token: see `share_contexts`."""
+    singles = np.flatnonzero(host[2] == 1)
+    return share_contexts(singles, host[1][singles].astype(np.int64) + 1, num_programs)
 
 
 def tile_indices(host: IntArray) -> npt.NDArray[np.intp]:
@@ -98,8 +112,3 @@ def tile_indices(host: IntArray) -> npt.NDArray[np.intp]:
     first = number * CHUNK_TILE_TOKENS
     order = np.argsort(-(host[1][index] + first), kind="stable")
     return np.stack([index[order], first[order]], axis=1)
-
-
-def longest_single_context(host: IntArray) -> int:
-    """`StepLayout.max_single_context`."""
-    return int(host[1][host[2] == 1].max(initial=-1)) + 1

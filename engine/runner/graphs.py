@@ -8,8 +8,8 @@ sizes, and a step is padded to the smallest of the captured sizes that holds it:
                                         ^ padding: row -1 with count 0 to kernels, slot -1, slot-table row P
 
 There are sizes for rows of one token each, and for any rows of up to so many tokens in total. Kernels skip rows and
-slots of -1, and the output for the tokens of padding is not read. Grids cannot change either, so the layout says only
-that no context is longer than the slot table is wide.
+slots of -1, and the output for the tokens of padding is not read. Grids cannot change either, so programs take their
+shares of contexts from a list in the vector.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ log = logging.getLogger("engine.graphs")
 LARGEST, LARGEST_MIXED = 512, 1024
 # Capturing ends after this long, with the graphs that there are by then.
 MAX_CAPTURE_S = 60.0
-# A graph does not split the contexts of single rows between processors by how many rows there are. A step of fewer rows
-# than this, one of which has a longer context, runs without a graph if it also computes chunks.
-FEW_SINGLES, LONG_CONTEXT = 64, 2048
 
 
 def single_shapes(max_rows: int) -> list[StepSizes]:
@@ -133,10 +130,6 @@ class StepGraphs:
         if not num_wanted:
             return None
         sizes = step.sizes(num_wanted)
-        if sizes.tiles and 0 < sizes.singles < FEW_SINGLES:
-            longest = int(step.starts[step.counts == 1].max())
-            if longest >= LONG_CONTEXT:
-                return None
         return next((shape for shape in self.shapes if shape.holds(sizes)), None)
 
     def run(self, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,8 +214,7 @@ class StepGraphs:
         decision that depends on them during a capture would become part of the graph."""
         host = np.zeros((4, shape.rows), dtype=np.int32)
         host[0], host[3] = -1, np.arange(shape.rows)
-        longest = self._slot_table.shape[1]
-        return StepTensors.of(self._vector[: shape.total], shape, self._slot_table, host, longest)
+        return StepTensors.of(self._vector[: shape.total], shape, self._slot_table, host)
 
     def _padding(self, shape: StepSizes) -> StepInputs:
         """A step without rows, padded to these sizes."""

@@ -16,10 +16,10 @@ from engine.kernels.layout import (
     IntArray,
     StepLayout,
     host_rows,
-    longest_single_context,
-    single_indices,
+    single_shares,
     tile_indices,
 )
+from engine.kernels.shares import MAX_EXTRA_SHARES
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -139,18 +139,19 @@ class StepArrays:
 @dataclass(frozen=True, slots=True)
 class StepSizes:
     """The sizes that determine the layout of a step's vector: T tokens, R rows, S of them with one token, N tiles of
-    the others, and W tokens whose logits are wanted."""
+    the others, W tokens whose logits are wanted, and how many more shares than S the contexts are divided into."""
 
     tokens: int
     rows: int
     singles: int
     tiles: int
     wanted: int
+    extra_shares: int = 0
 
     @staticmethod
     def of_singles(num_rows: int) -> StepSizes:
         """The sizes of a step whose rows have one token each and all sample."""
-        return StepSizes(num_rows, num_rows, num_rows, 0, num_rows)
+        return StepSizes(num_rows, num_rows, num_rows, 0, num_rows, MAX_EXTRA_SHARES)
 
     @staticmethod
     def of_tokens(num_tokens: int, max_rows: int, max_wanted: int) -> StepSizes:
@@ -161,7 +162,7 @@ class StepSizes:
         rows = min(max_rows, num_tokens)
         tiles = num_tokens // CHUNK_TILE_TOKENS + SPARE_TILES
         spare = rows + CHUNK_TILE_TOKENS
-        return StepSizes(num_tokens, spare, spare, tiles, min(rows, max_wanted))
+        return StepSizes(num_tokens, spare, spare, tiles, min(rows, max_wanted), MAX_EXTRA_SHARES)
 
     def holds(self, other: StepSizes) -> bool:
         """Whether a step of the sizes `other` can be padded to these. All of its padding tokens belong to a row."""
@@ -174,13 +175,23 @@ class StepSizes:
         )
 
     @property
+    def shares(self) -> int:
+        return self.singles + self.extra_shares
+
+    @property
+    def merges(self) -> int:
+        """Each row with more than one share has at least one of the extra ones."""
+        return min(self.singles, self.extra_shares)
+
+    @property
     def total(self) -> int:
         """The length of the whole vector."""
         return sum(self._parts)
 
     @property
     def _parts(self) -> list[int]:
-        return [self.tokens] * 4 + [4 * self.rows, self.singles, 2 * self.tiles, self.wanted, self.wanted]
+        work = [4 * self.shares, 3 * self.merges, 2, 2 * self.tiles]
+        return [self.tokens] * 4 + [4 * self.rows, *work, self.wanted, self.wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +206,31 @@ class StepTensors:
     layout: StepLayout
 
     @staticmethod
-    def of(
-        vector: torch.Tensor, sizes: StepSizes, slot_table: torch.Tensor, host: IntArray, longest: int
-    ) -> StepTensors:
-        """Views of `vector` [sizes.total], which is laid out as by `pack`. The host decides by `host` [4, R] and by
-        `longest`, a bound for the contexts of rows with one token."""
-        token_ids, positions, slots, token_rows, rows, singles, tiles, wanted, wanted_rows = torch.split(
-            vector, sizes._parts
+    def of(vector: torch.Tensor, sizes: StepSizes, slot_table: torch.Tensor, host: IntArray) -> StepTensors:
+        """Views of `vector` [sizes.total], which is laid out as by `pack`. The host decides by `host` [4, R]."""
+        (
+            token_ids,
+            positions,
+            slots,
+            token_rows,
+            rows,
+            shares,
+            merges,
+            num_work,
+            tiles,
+            wanted,
+            wanted_rows,
+        ) = torch.split(vector, sizes._parts)
+        layout = StepLayout(
+            slot_table,
+            slots,
+            host,
+            rows.view(4, -1),
+            shares.view(-1, 4),
+            merges.view(-1, 3),
+            num_work,
+            tiles.view(-1, 2),
         )
-        layout = StepLayout(slot_table, slots, host, rows.view(4, -1), singles, tiles.view(-1, 2), longest)
         return StepTensors(token_ids, positions, token_rows, wanted, wanted_rows, layout)
 
 
@@ -214,7 +241,6 @@ class StepInputs:
     vector: torch.Tensor  # [sizes.total] int64, pinned if a GPU reads it
     sizes: StepSizes
     host: IntArray  # [4, R]
-    longest: int
     num_wanted: int  # without padding
 
 
@@ -226,15 +252,16 @@ def pack(
     pinned: bool,
     padded: StepSizes | None = None,
     read: Int64Array | None = None,
+    num_programs: int = 0,
 ) -> StepInputs:
     """Packs a step that wants the output of the rows `drawing` (indices into R). `read` are other tokens (indices into
     T) whose output is wanted. All that are wanted are then in the order of the tokens.
 
     With `padded`, which holds the step, it is padded to those sizes. Padding belongs to slot-table row `padding_row`,
-    which no request has. It is stored nowhere, and kernels skip it.
+    which no request has. It is stored nowhere, and kernels skip it. `num_programs` is what `share_contexts` takes.
     """
     host = host_rows(step.rows, step.starts, step.counts)
-    singles, tiles = single_indices(host), tile_indices(host)
+    work, tiles = single_shares(host, num_programs), tile_indices(host)
     wanted_tokens, rows_of_wanted = step.last_tokens[drawing], step.rows[drawing]
     if read is not None:
         wanted_tokens = np.concatenate([wanted_tokens, read])
@@ -242,20 +269,37 @@ def pack(
         wanted_tokens = wanted_tokens[order]
         rows_of_wanted = np.concatenate([rows_of_wanted, np.full(len(read), padding_row)])[order]
     num_tokens, num_rows, num_wanted = len(step.token_ids), len(step.rows), len(wanted_tokens)
-    exact = StepSizes(num_tokens, num_rows, len(singles), len(tiles), num_wanted)
+    num_shares, num_merges, num_singles = len(work.shares), len(work.merges), int((step.counts == 1).sum())
+    exact = StepSizes(num_tokens, num_rows, num_singles, len(tiles), num_wanted, num_shares - num_singles)
     sizes = exact if padded is None else padded
     vector = torch.empty(sizes.total, dtype=torch.int64, pin_memory=pinned)
     parts = np.split(vector.numpy(), np.cumsum(sizes._parts)[:-1])
-    token_ids, positions, slots, token_rows, rows, single_part, tile_part, wanted, wanted_rows = parts
+    (
+        token_ids,
+        positions,
+        slots,
+        token_rows,
+        rows,
+        shares,
+        merges,
+        num_work,
+        tile_part,
+        wanted,
+        wanted_rows,
+    ) = parts
     rows = rows.reshape(4, -1)
-    tile_part = tile_part.reshape(-1, 2)
+    shares, merges, tile_part = shares.reshape(-1, 4), merges.reshape(-1, 3), tile_part.reshape(-1, 2)
+    num_work[:] = num_shares, num_merges
     if sizes != exact:
         token_ids[num_tokens:], positions[num_tokens:], slots[num_tokens:] = 0, 0, -1
         token_rows[num_tokens:] = wanted_rows[num_wanted:] = padding_row
         rows[0, num_rows:], rows[1:3, num_rows:] = -1, 0
         rows[3, num_rows:] = num_tokens + np.arange(sizes.rows - num_rows)
-        spare = np.arange(num_rows, num_rows + sizes.singles - len(singles))
-        single_part[len(singles) :] = np.minimum(spare, sizes.rows - 1)
+        # A share for each token of padding, as far as there are rows.
+        zeroed = np.arange(num_rows, min(sizes.rows, num_rows + sizes.tokens - num_tokens))
+        shares[num_shares:], merges[num_merges:] = (0, 0, 1, 0), 0
+        shares[num_shares : num_shares + len(zeroed), 0] = zeroed
+        num_work[0] += len(zeroed)
         tile_part[len(tiles) :] = sizes.rows - 1, 0
         wanted[num_wanted:] = sizes.tokens - 1
     token_ids[:num_tokens] = step.token_ids
@@ -263,8 +307,8 @@ def pack(
     slots[:num_tokens] = step.slots
     token_rows[:num_tokens] = np.repeat(step.rows, step.counts)
     rows[:, :num_rows] = host
-    single_part[: len(singles)] = singles
+    shares[:num_shares], merges[:num_merges] = work.shares, work.merges
     tile_part[: len(tiles)] = tiles
     wanted[:num_wanted] = wanted_tokens
     wanted_rows[:num_wanted] = rows_of_wanted
-    return StepInputs(vector, sizes, host, longest_single_context(host), num_wanted)
+    return StepInputs(vector, sizes, host, num_wanted)

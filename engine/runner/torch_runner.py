@@ -24,7 +24,7 @@ from engine.core.plan import Restore, RowStart, StepPlan, StepResult
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from engine.kernels.cpu.masks import compile_ahead as compile_cpu_masks
-from engine.kernels.dispatch import attention_op, slot_copier
+from engine.kernels.dispatch import attention_op, shares_at_once, slot_copier
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import GraphBackend, StepGraphs, mixed_shapes, single_shapes
 from engine.runner.kv.copies import DeviceCopies
@@ -76,6 +76,7 @@ class TorchRunner:
         self._host_kv = HostKV(caches, info.num_host_slots, device, streams_of(device), copier=copier)
         self._device_copies = DeviceCopies(copier, device)
         self._op = attention_op(device)
+        self._num_programs = shares_at_once(caches)
         # One row more than requests can have: padding writes to it.
         self._slot_table = torch.zeros(
             (info.max_num_seqs + 1, info.max_model_len), dtype=torch.int32, device=device
@@ -378,13 +379,20 @@ class TorchRunner:
         """Returns logits [n, V] at the last token of each row in `drawing`, and those rows [n] on the device."""
         size = self._graphs.size_for(arrays, len(drawing)) if self._graphs is not None else None
         is_gpu = self._model.device.type == "cuda"
-        inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=is_gpu, padded=size)
+        inputs = pack(
+            arrays,
+            drawing,
+            self._info.max_num_seqs,
+            pinned=is_gpu,
+            padded=size,
+            num_programs=self._num_programs,
+        )
         if size is not None and self._graphs is not None:
             found = self._graphs.run(inputs)
             self._forward_s, self._is_replayed = time.perf_counter(), True
             return found
         vector = send(inputs.vector, self._model.device)
-        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host, inputs.longest)
+        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host)
         self._forward_s = time.perf_counter()
         return self._forward_tensors(tensors), tensors.wanted_rows
 
@@ -395,9 +403,16 @@ class TorchRunner:
         """The same as `_forward`, and the readings that it launches too. It never uses a graph."""
         device = self._model.device
         read = np.concatenate([np.arange(r.token, r.token + r.end - r.first) for r in readings])
-        inputs = pack(arrays, drawing, self._info.max_num_seqs, pinned=device.type == "cuda", read=read)
+        inputs = pack(
+            arrays,
+            drawing,
+            self._info.max_num_seqs,
+            pinned=device.type == "cuda",
+            read=read,
+            num_programs=self._num_programs,
+        )
         vector = send(inputs.vector, device)
-        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host, inputs.longest)
+        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host)
         hidden = self._model.hidden(*self._packed(tensors), tensors.wanted)
         # Where the drawing rows and the tokens to read are among those that are wanted, which are in order.
         place = np.empty(len(drawing) + len(read), dtype=np.int64)

@@ -10,6 +10,7 @@ import torch
 
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
+from engine.kernels.triton.decode_attention import programs_at_once
 
 BLOCK_SIZE = 16
 FP8_MOST = 448.0
@@ -110,6 +111,7 @@ def make_inputs(case: AttentionCase, device: torch.device, seed: int = 0) -> Att
                 rows,
                 starts,
                 counts,
+                num_programs=programs_at_once(heads.kv, caches[0]),
             ),
             case.padding,
         ),
@@ -128,10 +130,11 @@ def _padded(layout: StepLayout, padding: int) -> StepLayout:
     offsets = np.arange(first, first + padding)
     zeros = np.zeros(padding, dtype=np.int32)
     extra = np.stack([zeros - 1, zeros, zeros, offsets]).astype(np.int32)
-    more = torch.arange(num_rows, num_rows + padding, device=device)
+    more = torch.tensor([[row, 0, 1, 0] for row in range(num_rows, num_rows + padding)], device=device)
     return replace(
         layout,
         host=np.concatenate([layout.host, extra], axis=1),
         device=torch.cat([layout.device, torch.from_numpy(extra.astype(np.int64)).to(device)], dim=1),
-        singles=torch.cat([layout.singles, more]),
+        shares=torch.cat([layout.shares, more]),
+        num_work=layout.num_work + torch.tensor([padding, 0], device=device),
     )

@@ -36,14 +36,14 @@ def attend_stored(
     options: AttentionOptions,
     out: torch.Tensor,  # [T, Hq, Dv] of q's dtype, written
 ) -> None:
-    """`attention` without its stores. One launch computes the rows with one new token (two launches, if there are few
-    such rows), another one the other rows. The caches have q's dtype or float8 e4m3.
+    """`attention` without its stores. One launch computes the rows with one new token (two launches, if contexts are
+    split), another one the other rows. The caches have q's dtype or float8 e4m3.
 
-    Launches depend only on the layout's sizes and `max_single_context`. So a captured graph stays correct whatever is
-    written to its layout's tensors later; the layout must live as long as the graph.
+    Launches depend only on the layout's sizes. So a captured graph stays correct whatever is written to its layout's
+    tensors later; the layout must live as long as the graph.
     """
     inputs = attention_inputs(q, k_cache, v_cache, options, out)
-    if len(layout.singles):
+    if len(layout.shares):
         attend_singles(inputs, layout)
     if len(layout.tiles):
         attend_chunks(inputs, layout)

@@ -50,6 +50,7 @@ def random_case(
     slots: Literal["sides", "shuffled"] = "sides",
     poisoned: bool = False,
     device: str = "cpu",
+    num_programs: int = 0,
 ) -> Case:
     """Rows that compute `count` tokens from `start`, for (start, count) in `spans`.
 
@@ -92,7 +93,9 @@ def random_case(
         v=noise(total, num_kv_heads, size_v),
         k_cache=noise(num_slots, num_kv_heads, size, dtype=cache_dtype),
         v_cache=noise(num_slots, num_kv_heads, size_v, dtype=cache_dtype),
-        layout=StepLayout.build(slot_table.to(device), mapping.long().to(device), rows, starts, counts),
+        layout=StepLayout.build(
+            slot_table.to(device), mapping.long().to(device), rows, starts, counts, num_programs=num_programs
+        ),
         options=AttentionOptions(size**-0.5, window, softcap, noise(num_heads) if with_sinks else None),
     )
     if poisoned:

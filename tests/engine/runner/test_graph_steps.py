@@ -70,9 +70,9 @@ def attend_rows(
     rows, starts = layout.device[0], layout.device[1]
     if "visible" not in layout.scratch:  # once for all layers
         layout.scratch["visible"] = (
-            torch.arange(layout.max_single_context, device=rows.device) <= starts[:, None]
+            torch.arange(layout.slot_table.shape[1], device=rows.device) <= starts[:, None]
         )
-    slots = layout.slot_table[rows.clamp(min=0), : layout.max_single_context].long()  # [n, max_model_len]
+    slots = layout.slot_table[rows.clamp(min=0)].long()  # [n, max_model_len]
     group = q.shape[1] // k.shape[1]
     keys = k_cache[slots].repeat_interleave(group, dim=2)
     values = v_cache[slots].repeat_interleave(group, dim=2)
@@ -87,7 +87,8 @@ def attend_by_host_numbers(*arguments: Any) -> torch.Tensor:
     """Attention that is wrong in a graph, since Python decides how much of the context is read."""
     *tensors, layout, options = arguments
     longest = int(layout.host[1].max()) + 1
-    return attend_rows(*tensors, replace(layout, max_single_context=longest, scratch={}), options)
+    narrowed = replace(layout, slot_table=layout.slot_table[:, :longest], scratch={})
+    return attend_rows(*tensors, narrowed, options)
 
 
 class Data:
@@ -118,7 +119,7 @@ class Data:
 def eager(data: Data, arrays: StepArrays) -> torch.Tensor:
     inputs = packed(arrays)
     vector = inputs.vector.to(data.slot_table.device)
-    step = StepTensors.of(vector, inputs.sizes, data.slot_table, inputs.host, inputs.longest)
+    step = StepTensors.of(vector, inputs.sizes, data.slot_table, inputs.host)
     with torch.inference_mode():
         return data.forward(step)
 

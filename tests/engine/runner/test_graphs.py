@@ -61,10 +61,10 @@ def test_sizes_of_mixed_steps() -> None:
             assert 0 <= found.tokens - len(ids) < 64
             inputs = pack(step, np.arange(num_rows), 9, pinned=False, padded=found)
             assert len(inputs.vector) == found.total
-            tensors = StepTensors.of(inputs.vector, found, torch.zeros(10, 4), inputs.host, 4)
-            at = tensors.layout.device[:, tensors.layout.singles]
-            zeroed = set(at[3][at[0] < 0].tolist())
-            assert zeroed >= set(range(len(ids), found.tokens)) and min(zeroed) >= len(ids)
+            tensors = StepTensors.of(inputs.vector, found, torch.zeros(10, 4), inputs.host)
+            num_shares, _ = tensors.layout.num_work.tolist()
+            at = tensors.layout.device[:, tensors.layout.shares[:num_shares, 0]]
+            assert sorted(at[3][at[0] < 0].tolist()) == list(range(len(ids), found.tokens))
             assert (tensors.layout.device[0, tensors.layout.tiles[step.sizes(0).tiles :, 0]] == -1).all()
 
 

@@ -11,13 +11,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from engine.kernels import dispatch
+from engine.kernels import dispatch, shares
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
 from engine.kernels.reference.slots import store_kv
+from engine.kernels.shares import MAX_EXTRA_SHARES
 from engine.kernels.triton import attention as triton_attention
-from engine.kernels.triton import attention_inputs, decode_attention
+from engine.kernels.triton import attention_inputs
 from tests.engine.kernels.steps import Case, as_bits, random_case, random_spans
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,7 +44,30 @@ def attention(
 
 
 def case_of(seed: int, spans: list[tuple[int, int]], **settings: Any) -> Case:
-    return random_case(seed, spans, poisoned=True, device=DEVICE, **settings)
+    return random_case(seed, spans, poisoned=True, device=DEVICE, **{"num_programs": 8, **settings})
+
+
+def split_into(case: Case, num_splits: int) -> Case:
+    """The case with as many shares for each row of one token, whether it has as many tokens or not."""
+    layout = case.layout
+    singles = np.flatnonzero(layout.host[2] == 1)
+    is_split = num_splits > 1
+    listed = [
+        (row, number, num_splits, i * num_splits * is_split)
+        for i, row in enumerate(singles)
+        for number in range(num_splits)
+    ]
+    merges = [(row, i * num_splits, num_splits) for i, row in enumerate(singles) if is_split]
+
+    def sent(values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=case.q.device)
+
+    work = {
+        "shares": sent(listed).view(-1, 4),
+        "merges": sent(merges).view(-1, 3),
+        "num_work": sent([len(listed), len(merges)]),
+    }
+    return dataclasses.replace(case, layout=dataclasses.replace(layout, **work))
 
 
 def assert_like_reference(case: Case, op: Any = attention) -> None:
@@ -59,7 +83,8 @@ def assert_like_reference(case: Case, op: Any = attention) -> None:
 @pytest.fixture
 def split_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes shares one block long, so that short contexts are split as long ones are."""
-    monkeypatch.setattr(decode_attention, "MIN_SHARE_TOKENS", 16)
+    monkeypatch.setattr(shares, "MIN_SHARE_TOKENS", 16)
+    monkeypatch.setattr(shares, "_BLOCK", 16)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -135,19 +160,18 @@ def test_values_may_have_another_size_than_keys(split_often: None) -> None:
     ("num_splits", "settings"), [(2, {}), (30, {}), (5, {"window": 100, "with_sinks": True})], ids=str
 )
 def test_more_shares_than_tokens_or_fewer(
-    num_splits: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, split_often: None
+    num_splits: int, settings: dict[str, Any], split_often: None
 ) -> None:
-    """A graph is captured with the shares for its longest contexts, and replayed with any contexts. More than 16 shares
-    take a second iteration to merge."""
-    monkeypatch.setattr(decode_attention, "choose_splits", lambda *_: num_splits)
-    assert_like_reference(case_of(6, [(0, 1), (3, 1), (1100, 1), (64, 1)], heads=(2, 1), **settings))
+    """A window has fewer tokens than the context for which the shares were chosen. More than 16 shares take a second
+    iteration to merge."""
+    case = case_of(6, [(0, 1), (3, 1), (1100, 1), (64, 1)], heads=(2, 1), **settings)
+    assert_like_reference(split_into(case, num_splits))
 
 
 def test_contexts_are_split_with_the_default_limits_too() -> None:
-    assert (
-        decode_attention.choose_splits(2, 601, decode_attention.processors_of(torch.device(DEVICE)).count) > 1
-    )
-    assert_like_reference(case_of(7, [(600, 1), (20, 1)], heads=(2, 1)))
+    case = case_of(7, [(600, 1), (20, 1)], heads=(2, 1))
+    assert case.layout.num_work.tolist() == [6, 1]
+    assert_like_reference(case)
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish(split_often: None) -> None:
@@ -170,13 +194,19 @@ def test_heads_that_are_not_contiguous() -> None:
     assert_like_reference(dataclasses.replace(case, **apart), triton_attention.attention)
 
 
-def padded_like_a_graph(case: Case, num_rows: int, longest: int) -> Case:
+def padded_like_a_graph(case: Case, num_rows: int) -> Case:
     """The step of single rows as a captured graph of `num_rows` rows sees it."""
     layout, device = case.layout, case.q.device
     extra = num_rows - layout.host.shape[1]
     padding = torch.tensor([[-1], [7], [0], [0]], device=device).repeat(1, extra)
     padding[3] = torch.arange(num_rows - extra, num_rows)
-    singles = torch.arange(num_rows, device=device)
+    num_shares, num_merges = len(layout.shares), len(layout.merges)
+    room = (num_rows + MAX_EXTRA_SHARES, min(num_rows, MAX_EXTRA_SHARES))
+    listed = torch.zeros(room[0], 4, dtype=torch.int64, device=device)
+    merges = torch.zeros(room[1], 3, dtype=torch.int64, device=device)
+    listed[:num_shares], merges[:num_merges] = layout.shares, layout.merges
+    listed[num_shares : num_shares + extra] = torch.tensor([0, 0, 1, 0], device=device)
+    listed[num_shares : num_shares + extra, 0] = torch.arange(num_rows - extra, num_rows)
     none = torch.full((extra,), -1, device=device)
     q, k, v = (torch.cat([x, x[:1].expand(extra, -1, -1)]) for x in (case.q, case.k, case.v))
     return dataclasses.replace(
@@ -188,18 +218,17 @@ def padded_like_a_graph(case: Case, num_rows: int, longest: int) -> Case:
             layout,
             slot_mapping=torch.cat([layout.slot_mapping, none]),
             device=torch.cat([layout.device, padding], dim=1),
-            singles=singles,
-            max_single_context=longest,
+            shares=listed,
+            merges=merges,
+            num_work=torch.tensor([num_shares + extra, num_merges], device=device),
         ),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("num_splits", [1, 3])
-def test_padding_rows_read_and_store_nothing(
-    num_splits: int, monkeypatch: pytest.MonkeyPatch, split_often: None
-) -> None:
-    monkeypatch.setattr(decode_attention, "choose_splits", lambda *_: num_splits)
-    case = padded_like_a_graph(case_of(10, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 6, 4096)
+def test_padding_rows_read_and_store_nothing(num_splits: int, split_often: None) -> None:
+    case = split_into(case_of(10, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), num_splits)
+    case = padded_like_a_graph(case, 6)
     assert_like_reference(case)
     assert_like_reference(case, triton_attention.attention)
     out, _, _ = case.run(attention)
@@ -208,14 +237,15 @@ def test_padding_rows_read_and_store_nothing(
 
 def test_a_layout_may_be_filled_again(split_often: None) -> None:
     """As a captured graph does: the same launches with other numbers in the same tensors."""
-    first = padded_like_a_graph(case_of(11, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 4, 300)
-    second = padded_like_a_graph(case_of(12, [(250, 1), (64, 1)], heads=(2, 1)), 4, 300)
+    first = padded_like_a_graph(case_of(11, [(130, 1), (0, 1), (5, 1)], heads=(2, 1)), 4)
+    second = padded_like_a_graph(case_of(12, [(250, 1), (64, 1)], heads=(2, 1)), 4)
     attention(first.q, first.k, first.v, first.k_cache, first.v_cache, first.layout, first.options)
     layout = dataclasses.replace(
         first.layout, slot_table=second.layout.slot_table, slot_mapping=second.layout.slot_mapping
     )
     assert layout.scratch  # contexts were split
-    layout.device.copy_(second.layout.device)
+    for name in ("device", "shares", "merges", "num_work"):
+        getattr(layout, name).copy_(getattr(second.layout, name))
     args = (second.q, second.k, second.v, second.k_cache.clone(), second.v_cache.clone(), layout)
     out = attention(*args, second.options)
     expected, _, _ = second.run(reference.attention)
@@ -233,15 +263,6 @@ def test_padding_rows_of_a_longer_step() -> None:
     assert_like_reference(
         dataclasses.replace(case, layout=dataclasses.replace(layout, device=rows, tiles=tiles))
     )
-
-
-def test_splits_fill_the_processors_and_are_no_finer_than_useful() -> None:
-    choose = decode_attention.choose_splits
-    assert choose(1, 1, 132) == 1
-    assert choose(8, 8192, 132) == 8192 // decode_attention.MIN_SHARE_TOKENS
-    assert choose(8, 10**6, 132) == 4 * 132 // 8
-    assert choose(2048, 4096, 132) == 1
-    assert choose(2048, 131072, 132) == 131072 // decode_attention.MAX_SHARE_TOKENS
 
 
 def test_bad_input_is_rejected() -> None:
