@@ -60,7 +60,8 @@ class Up:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.state()['url']}/ready", trust_env=False).status_code == 200
+            url = f"{self.state()['url']}/ready"
+            return httpx.get(url, trust_env=False, verify=False).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -62,23 +62,24 @@ def test_each_response_completes_once_after_any_crash(tmp_path: Path, database_u
             found = [api.get(f"/v1/responses/{each}").json() for each in ids]
             return [each for each in found if each["status"] not in ("queued", "in_progress")]
 
+        def num_jobs_ended() -> int:
+            query = "SELECT count(*) FROM jobs WHERE status = 'completed'"
+            return int(look(database_url, lambda connection: connection.exec_driver_sql(query).scalar_one()))
+
         for number, victim in enumerate(VICTIMS):
             threshold = NUM_RESPONSES * number // (len(VICTIMS) + 2)
-            wait_for(lambda at_least=threshold: len(ended()) >= at_least, "progress", timeout_s=120)  # type: ignore[misc]
+            wait_for(lambda at_least=threshold: num_jobs_ended() >= at_least, "progress", timeout_s=120)  # type: ignore[misc]
             pid = wait_for(lambda name=victim: up.state()["children"].get(name), victim)  # type: ignore[misc]
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: len(ended()) == NUM_RESPONSES, "the end of all responses", timeout_s=240)
-        results = ended()
+        wait_for(lambda: num_jobs_ended() == NUM_RESPONSES, "the end of all responses", timeout_s=240)
+        results = wait_for(lambda: (seen := ended()) and len(seen) == NUM_RESPONSES and seen, "the answers")
         assert {each["status"] for each in results} == {"incomplete"}, "each ended at its limit of tokens"
         texts = [each["output"][0]["content"][0]["text"] for each in results]
         assert texts == expected_texts(tmp_path / "data-model", questions)
         again = ended()
         assert again == results, "a result never changes"
 
-        def jobs_are_over() -> bool:
-            query = "SELECT status, succeeded, total FROM jobs"
-            rows = look(database_url, lambda connection: connection.exec_driver_sql(query).all())
-            return [tuple(row) for row in rows] == [("completed", 1, 1)] * NUM_RESPONSES
-
-        wait_for(jobs_are_over, "the end of the jobs")
+        query = "SELECT status, succeeded, total FROM jobs"
+        rows = look(database_url, lambda connection: connection.exec_driver_sql(query).all())
+        assert [tuple(row) for row in rows] == [("completed", 1, 1)] * NUM_RESPONSES
         assert api.get("/v1/batches").json()["data"] == []
