@@ -16,6 +16,7 @@ from bros_batch.db.tables import Job, content_keys, items, jobs
 # Of jobs that wait behind so many others, only the first ones count.
 MAX_RUNNING = 500
 EARLIER_JOBS = 30
+SAMPLED_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,17 @@ def earlier_jobs(connection: Connection, model: str, endpoint: str) -> list[Job]
         .limit(EARLIER_JOBS)
     )
     return [Job(*row) for row in connection.execute(query)]
+
+
+def output_lengths(connection: Connection, job_id: str) -> list[int]:
+    """The output tokens of the first rows of a job that have been computed."""
+    query = (
+        select(items.c.output_tokens)
+        .where(items.c.job_id == job_id, text("status = 'succeeded'"), items.c.prompt_tokens > 0)
+        .order_by(items.c.line_no)
+        .limit(SAMPLED_ROWS)
+    )
+    return list(connection.execute(query).scalars())
 
 
 def stored_keys(connection: Connection, keys: Sequence[bytes]) -> set[bytes]:

@@ -11,7 +11,7 @@ from typing import Any
 OUTPUT_WEIGHT = 3.0
 # How much that counts beside what is measured.
 WEIGHT_OF_GUESS = 0.03
-MEMORY_S = 120.0  # seconds with bulk in which the weight of an observation falls to a third
+MEMORY_S = 60.0  # seconds with bulk in which the weight of an observation falls to a third
 CHAT_MEMORY = 0.97  # the weight of a chat for each one that ended after it
 LONGEST_S = 5.0  # between two looks
 

@@ -12,8 +12,8 @@ from bros_batch.db.forecast_errors import add_errors
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.forecast import Forecast
+from bros_batch.web.engine_pace import EnginePace
 from bros_batch.web.job_forecasts import raw_forecasts, stage_of
-from bros_batch.web.job_rates import JobRates
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class ForecastLog:
     def __init__(self) -> None:
         self._noted: dict[str, dict[str, _Noted]] = {}
 
-    def note(self, connection: Connection, rates: JobRates, running: Sequence[Job], now_s: float) -> None:
+    def note(self, connection: Connection, engine: EnginePace, running: Sequence[Job], now_s: float) -> None:
         """Note the forecasts of jobs that have come to a new stage."""
         new = [job for job in running if stage_of(job) not in self._noted.setdefault(job.id, {})]
-        for job_id, found in raw_forecasts(connection, rates, new, now_s).items():
+        for job_id, found in raw_forecasts(connection, engine, new, now_s).items():
             stage = next(stage_of(job) for job in new if job.id == job_id)
             self._noted[job_id][stage] = _Noted(now_s, found)
 

@@ -6,7 +6,6 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from bros_batch.db.tables import Job
-from bros_batch.forecast import Estimate, recent_pace
 from bros_batch.web.engine_pace import EnginePace
 
 WINDOW_S = 60.0
@@ -52,8 +51,3 @@ class JobRates:
         if elapsed_s < 1.0 or job.ended < then_ended:
             return Rate()
         return Rate((job.ended - then_ended) / elapsed_s, (tokens - then_tokens) / elapsed_s)
-
-    def pace(self, job: Job, now_s: float) -> Estimate | None:
-        """How many items of a job end per second; None if none has ended lately."""
-        seen = [(at_s, float(ended)) for at_s, ended, _ in tuple(self._seen.get(job.id, ()))]
-        return recent_pace(seen, now_s)

@@ -315,7 +315,7 @@ async def _batch_objects(state: AppState, found: Sequence[Job]) -> list[dict[str
 
     def query(connection: Connection) -> list[dict[str, Any]]:
         reasons = waiting_reasons(connection, found, now_s)
-        expected = forecasts(connection, state.rates, found, now_s)
+        expected = forecasts(connection, state.rates.engine, found, now_s)
         return [batch_object(job, reasons.get(job.id), expected.get(job.id)) for job in found]
 
     return await state.read(query)

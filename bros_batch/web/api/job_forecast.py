@@ -22,8 +22,9 @@ from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
 from bros_batch.web.api.batches import MAX_COLUMN_CHARS, checked_defaults
 from bros_batch.web.app_state import AppState, app_state
+from bros_batch.web.engine_load import NewJob
 from bros_batch.web.errors import JSONResponse
-from bros_batch.web.job_forecasts import NewJob, forecast_of_new
+from bros_batch.web.job_forecasts import forecast_of_new
 from bros_batch.web.owners import owner_of
 from engine.wire.limits import ModelLimits
 
@@ -96,8 +97,11 @@ async def forecast_object(state: AppState, body: ForecastRequest, owner: str) ->
         sample.computed_tokens,
         sample.output_limit / max(sample.accepted, 1),
         body.priority,
+        owner=owner,
     )
-    expected = await state.read(lambda connection: forecast_of_new(connection, state.rates, new, time.time()))
+    expected = await state.read(
+        lambda connection: forecast_of_new(connection, state.rates.engine, new, time.time())
+    )
     seconds, output_tokens = expected if sample.accepted else (None, 0.0)
     return {
         "object": "batch.forecast",

@@ -77,7 +77,7 @@ def read_details(
         waiting_reasons(connection, [job], now_s).get(job_id),
         job_events.list_events(connection, job_id),
         pace.minutes_of(connection, pace.job_series(job_id), now_s - PACE_SPAN_S),
-        forecasts(connection, rates, [job], now_s).get(job_id),
+        forecasts(connection, rates.engine, [job], now_s).get(job_id),
     )
 
 

@@ -90,7 +90,7 @@ async def read_jobs(request: Request) -> Page:
         page = jobs_page(connection, which, listing.sort, ROWS, after=listing.after, before=listing.before)
         counts = count_by_status(connection, replace(which, status=""))
         reasons = waiting_reasons(connection, page.jobs, now_s)
-        return Listed(page, counts, reasons, forecasts(connection, rates, page.jobs, now_s))
+        return Listed(page, counts, reasons, forecasts(connection, rates.engine, page.jobs, now_s))
 
     return listing_page(listing, await app_state(request).read(read), rates, now_s)
 

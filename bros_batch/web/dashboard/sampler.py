@@ -57,7 +57,9 @@ class Sampler:
         running = await self._state.read(pace.running_jobs)
         for job in running:
             self._state.rates.observe(job, now_s)
-        await self._state.read(lambda connection: log.note(connection, self._state.rates, running, now_s))
+        await self._state.read(
+            lambda connection: log.note(connection, self._state.rates.engine, running, now_s)
+        )
         if log.has_ended(running):
             await self._state.write(lambda connection: log.learn(connection, running))
         client = self._state.engine.connected

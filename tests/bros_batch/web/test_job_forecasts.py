@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -10,15 +9,17 @@ import pytest
 from sqlalchemy import update
 
 from bros_batch.db import engines, tables
+from bros_batch.db.api_keys import KeyTerms, create_api_key
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.forecast_errors import MAX_ERRORS, add_errors, read_errors
 from bros_batch.forecast import MAX_ERROR, Forecast
+from bros_batch.web.engine_load import NewJob
+from bros_batch.web.engine_pace import EnginePace
 from bros_batch.web.forecast_log import ForecastLog
-from bros_batch.web.job_forecasts import NewJob, forecast_of_new, forecasts
-from bros_batch.web.job_rates import JobRates
+from bros_batch.web.job_forecasts import forecast_of_new, forecasts
 from tests.bros_batch.world import CHAT, World, batch_lines
 
-# 100 tokens per second, none of them cached, a quarter of them output: 175 units of work.
+# 100 tokens per second, none of them cached, a quarter of them output: 150 units of work.
 HEARTBEAT: dict[str, Any] = {
     "engine_id": "tiny",
     "tokens_per_s": 100.0,
@@ -32,15 +33,24 @@ def announce(world: World) -> None:
         engines.upsert_engines(connection, [heartbeat], time.time())
 
 
-def of_jobs(
-    world: World, *job_ids: str, rates: JobRates | None = None, now_s: float = 0.0
-) -> dict[str, Forecast]:
+def engine_seen() -> EnginePace:
+    """An engine that has computed 1,000 tokens of prompts and 200 of outputs per second for a while."""
+    engine = EnginePace()
+    for second in range(20):
+        prompt, output = 1000.0 * second, 200.0 * second
+        be = {"running": 60, "generated_tokens": output, "output_tokens": output}
+        rt = {"generated_tokens": 0, "tpot": {"counts": [0], "sum_s": 0.0}, "slo": {"recent_ratio": 1.0}}
+        engine.observe({"computed_tokens": prompt + output, "lanes": {"rt": rt, "be": be}}, float(second))
+    return engine
+
+
+def of_jobs(world: World, *job_ids: str, engine: EnginePace | None = None) -> dict[str, Forecast]:
     asked = [world.job(job_id) for job_id in job_ids]
     with reading(world.database) as connection:
-        return forecasts(connection, rates or JobRates(), asked, now_s or time.time())
+        return forecasts(connection, engine or EnginePace(), asked, time.time())
 
 
-def set_counts(world: World, job_id: str, **counts: int) -> None:
+def set_counts(world: World, job_id: str, **counts: int | str) -> None:
     with writing(world.database) as connection:
         connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(**counts))
 
@@ -62,17 +72,54 @@ def test_a_job_waits_for_the_more_urgent_one(world: World) -> None:
     assert after[urgent].p50 == pytest.approx(2 * before.p50, rel=0.1)
 
 
-def test_a_job_that_runs_is_judged_by_its_own_pace(world: World) -> None:
-    job_id = world.running(batch_lines(100))
+def test_owners_share_the_engine_by_weight(world: World) -> None:
+    announce(world)
+    alone = world.running(batch_lines(20), owner="ann")
+    before = of_jobs(world, alone)[alone]
+    large = world.running(batch_lines(400), owner="bob", priority=5)
+    after = of_jobs(world, alone, large)
+    assert after[alone].p50 == pytest.approx(2 * before.p50, rel=0.1)
+    # What the other owner has is not waited for but shared.
+    assert after[large].p50 == pytest.approx(21 * before.p50, rel=0.1)
+    with writing(world.database) as connection:
+        create_api_key(connection, "k", terms=KeyTerms(owner="bob", weight=3.0))
+    assert of_jobs(world, alone)[alone].p50 == pytest.approx(4 * before.p50, rel=0.1)
+    second = world.running(batch_lines(40), owner="ann")
+    assert of_jobs(world, second)[second].p50 == pytest.approx(12 * before.p50, rel=0.1)
+
+
+def test_rows_in_flight_say_that_the_outputs_are_longer_than_those_that_ended(world: World) -> None:
+    announce(world)
+    job_id = world.running(batch_lines(1000))
+    engine = engine_seen()
+    first = of_jobs(world, job_id, engine=engine)[job_id]
     world.prepare()
-    rates, job = JobRates(), world.job(job_id)
-    for second in range(31):
-        rates.observe(dataclasses.replace(job, succeeded=2 * second), float(second))
-    set_counts(world, job_id, succeeded=60, prompt_tokens=600, output_tokens=600)
-    found = of_jobs(world, job_id, rates=rates, now_s=30.0)[job_id]
-    assert found.p50 == pytest.approx(20.5)
-    assert found.p10 > 14
-    assert found.p90 < 30
+    items = world.items(job_id)
+    with writing(world.database) as connection:
+        for item in items[:10]:
+            ended = {"status": "succeeded", "output_tokens": 5, "prompt_tokens": 10}
+            connection.execute(update(tables.items).where(tables.items.c.id == item.id).values(**ended))
+    set_counts(world, job_id, succeeded=10, prompt_tokens=100, output_tokens=50)
+    short = of_jobs(world, job_id, engine=engine)[job_id]
+    engine.running, engine.unfinished_tokens = 60.0, 60.0 * 30
+    long = of_jobs(world, job_id, engine=engine)[job_id]
+    assert short.p50 < first.p50
+    assert long.p50 > 3 * short.p50
+
+
+def test_decisions_and_embeddings_have_no_outputs(world: World) -> None:
+    announce(world)
+    for endpoint in ("/v1/decisions", "/v1/systemone", "/v1/embeddings"):
+        new = NewJob(world.settings.model_name, endpoint, {}, 100, 10.0, 0.0)
+        with reading(world.database) as connection:
+            seconds, output = forecast_of_new(connection, EnginePace(), new, time.time())
+        assert output == 0
+        assert seconds is not None
+        assert seconds.p50 == pytest.approx(100 * 10 / 150 + 1.3, rel=0.05)
+    asked = world.running(batch_lines(10))
+    answered = of_jobs(world, asked)[asked]
+    set_counts(world, asked, endpoint="/v1/decisions")
+    assert of_jobs(world, asked)[asked].p50 < answered.p50 / 2
 
 
 def test_a_new_job_with_the_defaults_of_an_earlier_one_has_its_lengths(world: World) -> None:
@@ -80,13 +127,13 @@ def test_a_new_job_with_the_defaults_of_an_earlier_one_has_its_lengths(world: Wo
     defaults = {"prompt": "{text}", "max_tokens": 50}
     new = NewJob(world.settings.model_name, CHAT, defaults, 100, 10.0, 50.0)
     with reading(world.database) as connection:
-        guess, output = forecast_of_new(connection, JobRates(), new, time.time())
+        guess, output = forecast_of_new(connection, EnginePace(), new, time.time())
     assert output == 25
     earlier = world.running([{"text": "a"}] * 10, defaults=defaults)
     set_counts(world, earlier, status="completed", succeeded=10, prompt_tokens=100, output_tokens=400)
     with reading(world.database) as connection:
-        known, output = forecast_of_new(connection, JobRates(), new, time.time())
-    assert output == 40
+        known, output = forecast_of_new(connection, EnginePace(), new, time.time())
+    assert output == pytest.approx(40, rel=0.02)
     assert guess is not None
     assert known is not None
     assert known.p90 / known.p10 < guess.p90 / guess.p10
@@ -94,15 +141,15 @@ def test_a_new_job_with_the_defaults_of_an_earlier_one_has_its_lengths(world: Wo
 
 def test_the_errors_of_forecasts_widen_later_ones(world: World) -> None:
     announce(world)
-    rates, log = JobRates(), ForecastLog()
+    engine, log = EnginePace(), ForecastLog()
     ended = world.running(batch_lines(20))
     job = world.job(ended)
     with writing(world.database) as connection:
-        log.note(connection, rates, [job], time.time())
+        log.note(connection, engine, [job], time.time())
         assert not log.has_ended([job])
     cancelled = world.running(batch_lines(20))
     with writing(world.database) as connection:
-        log.note(connection, rates, [job, world.job(cancelled)], time.time())
+        log.note(connection, engine, [job, world.job(cancelled)], time.time())
     set_counts(world, ended, status="completed", completed_at=int(time.time()) + 1_000_000)
     set_counts(world, cancelled, status="cancelled")
     other = world.running(batch_lines(20))
