@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from bros_batch.client.bad_input import BadInput
 from bros_batch.client.output_file import parent_of, written_file
-from bros_batch.documents.answer_columns import AnswerColumns, KnownColumns
+from bros_batch.documents.answer_columns import KnownColumns
+from bros_batch.documents.writers.answer_table import write_answer_table
 from bros_batch.documents.writers.table_limits import UnwritableTable, check_num_rows
-from bros_batch.documents.writers.write_table import check_library, format_of, write_table
+from bros_batch.documents.writers.write_table import check_library, format_of
 
 if TYPE_CHECKING:
     from bros_batch.client.http_client import Client
@@ -56,38 +54,14 @@ def write_result_table(
 ) -> int:
     """Write the rows of a job that have ended. Returns their number.
 
-    All of them are fetched first, into a temporary file beside the output, because the last row may have a column that
-    the others have not. Raises OSError, which names the output, if it cannot be written, and UnwritableTable for a
-    table that the format cannot hold.
+    All of them are fetched first, into a temporary file beside the output. Raises OSError, which names the output, if
+    it cannot be written, and UnwritableTable for a table that the format cannot hold.
     """
-    columns = AnswerColumns(KnownColumns.of_batch(batch))
-    only = "failed" if selection.only_failed else "ended"
-    with tempfile.TemporaryFile(dir=parent_of(output)) as spool:
-        decode = msgspec.json.Decoder().decode
-        for line in client.row_lines(batch["id"], only=only):
-            columns.see(decode(line))
-            spool.write(line)
-        names, types, values = _selected(columns, selection.columns)
-
-        def rows() -> Iterator[Sequence[Any]]:
-            spool.seek(0)
-            return map(values, map(decode, spool))
-
-        with written_file(output) as file:
-            return write_table(kind, file, names, rows, types)
-
-
-def _selected(
-    columns: AnswerColumns, wanted: Sequence[str]
-) -> tuple[list[str], list[str | None], Callable[[Any], Sequence[Any]]]:
-    """The names and types of the columns that are written, and what makes a row of the API into their values."""
-    names, types = columns.names, columns.types
-    if not wanted:
-        return names, types, columns.values
-    chosen = list(_split(wanted, names))
-    places = [names.index(name) for name in chosen]
-    pick = itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
-    return chosen, [types[place] for place in places], lambda row: pick(columns.values(row))
+    known, wanted = KnownColumns.of_batch(batch), selection.columns
+    lines = client.row_lines(batch["id"], only="failed" if selection.only_failed else "ended")
+    choose = (lambda names: list(_split(wanted, names))) if wanted else None
+    with tempfile.TemporaryFile(dir=parent_of(output)) as spool, written_file(output) as file:
+        return write_answer_table(kind, file, known, lines, spool, choose)
 
 
 def _split(wanted: Iterable[str], names: Sequence[str]) -> Iterator[str]:

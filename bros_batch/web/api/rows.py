@@ -31,6 +31,7 @@ NDJSON = "application/x-ndjson"
 MAX_ROWS = 1_000
 STREAMED_ROWS = 1_000
 MAX_RERUN_ROWS = 100_000
+ENDED_ROWS = RowQuery(ended=True)
 
 Search = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
@@ -61,8 +62,8 @@ async def list_rows(
     )
     state, seen = app_state(request), visible_owner(request)
     if NDJSON in request.headers.get("accept", ""):
-        await state.read(lambda connection: _job(connection, batch_id, seen))
-        return StreamingResponse(_lines(state, batch_id, query, seen), media_type=NDJSON)
+        await state.read(lambda connection: get_rows_job(connection, batch_id, seen))
+        return StreamingResponse(row_lines(state, batch_id, query, seen), media_type=NDJSON)
 
     def read(connection: Connection) -> bytes:
         found, next_after = _page(connection, batch_id, query, seen)
@@ -77,7 +78,7 @@ async def get_one_row(request: Request, batch_id: str, row: int) -> Response:
     """Return a row with its rendered prompt, its request and the whole response."""
 
     def read(connection: Connection) -> tuple[Job, ItemRow | None]:
-        job = _job(connection, batch_id, visible_owner(request))
+        job = get_rows_job(connection, batch_id, visible_owner(request))
         return job, get_row(connection, job.id, row) if 0 < row < 2**31 else None
 
     job, found = await app_state(request).read(read)
@@ -95,7 +96,7 @@ async def rerun_batch(request: Request, batch_id: str) -> Response:
     return JSONResponse(batch_object(await rerun_rows(request, batch_id, body.rows)))
 
 
-def _job(connection: Connection, job_id: str, owner: str | None) -> Job:
+def get_rows_job(connection: Connection, job_id: str, owner: str | None) -> Job:
     """The job whose rows are asked for. Raises ApiError if there is none, or if its rows are no longer kept."""
     job = get_job(connection, job_id, owner)
     if job is None:
@@ -118,7 +119,7 @@ def _page(
     connection: Connection, job_id: str, query: RowQuery, owner: str | None
 ) -> tuple[list[RowObject], int | None]:
     """The rows of a page, and the row after which the next page begins, if there is one."""
-    job = _job(connection, job_id, owner)
+    job = get_rows_job(connection, job_id, owner)
     contents = contents_of(job)
     search = query.search
     if search is not None:
@@ -127,7 +128,7 @@ def _page(
     return [row_object(row, contents) for row in page.rows], page.next_after
 
 
-async def _lines(state: AppState, job_id: str, query: RowQuery, owner: str | None) -> AsyncIterator[bytes]:
+async def row_lines(state: AppState, job_id: str, query: RowQuery, owner: str | None) -> AsyncIterator[bytes]:
     """Yield rows as JSON lines, page by page, so that no transaction stays open while a slow client reads."""
     encoder = msgspec.json.Encoder()
     next_after = query.after

@@ -28,6 +28,7 @@ from bros_batch.web.dashboard.formats import duration, local_time, per_second
 from bros_batch.web.dashboard.history import MINUTE_S, Point, with_gaps
 from bros_batch.web.dashboard.job_log import log_lines
 from bros_batch.web.dashboard.rendering import Page
+from bros_batch.web.dashboard.table_download import FORMATS, can_write, file_name
 from bros_batch.web.errors import not_found
 from bros_batch.web.job_forecasts import forecasts
 from bros_batch.web.job_rates import JobRates
@@ -116,6 +117,7 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
         "changes": details.changes,
         "waiting_reason": details.waiting_reason,
         "downloads": downloads(details),
+        "tables": tables(job),
         "errors": details.errors,
         "has_rows": bool(job.ingest_line),
         "row_states": row_states,
@@ -160,6 +162,17 @@ def downloads(details: Details) -> list[Download]:
         url = f"/v1/files/{quote(job.input_file_id)}/content"
         links.append(Download("Input", url, details.input_file.filename))
     return links
+
+
+def tables(job: Job) -> list[Download]:
+    """The rows that have ended as tables, in the formats that can hold them."""
+    if not job.ended or job.rows_removed_at is not None:
+        return []
+    return [
+        Download(word, f"/jobs/{quote(job.id)}/table/{kind}", file_name(job, kind))
+        for kind, word in FORMATS.items()
+        if can_write(kind, job)
+    ]
 
 
 def as_text(value: object) -> str:

@@ -24,6 +24,7 @@ from bros_batch.web.dashboard.jobs_page import read_jobs
 from bros_batch.web.dashboard.markdown import format_markdown
 from bros_batch.web.dashboard.rendering import STATIC, STATIC_FILES, VERSION, Page, html
 from bros_batch.web.dashboard.row_page import read_row
+from bros_batch.web.dashboard.table_download import TableDownloads
 from bros_batch.web.dashboard.table_upload import TableUploads
 from bros_batch.web.errors import ApiError
 
@@ -45,6 +46,7 @@ def dashboard_routes(history: EngineHistory) -> list[Route]:
         Route("/jobs", _home),
         Route("/jobs", change_jobs, methods=["POST"]),
         _page("/jobs/{job_id}/rows/{row}", read_row),
+        Route("/jobs/{job_id}/table/{kind}", TableDownloads().send),
         Route("/jobs/{job_id}/rows/{row}/rerun", row_page.rerun, methods=["POST"]),
         Route("/jobs/{job_id}/{change}", job_page.change, methods=["POST"]),
         _page("/engine", partial(read_engine, history=history)),
