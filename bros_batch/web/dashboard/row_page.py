@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -182,27 +182,35 @@ def _finish_reason(response: Any) -> str | None:
     return words.get(reason, str(reason)) if reason else None
 
 
-def _check(whole: WholeRow, response: Any) -> tuple[bool, str] | None:
-    """Whether the answer is what its schema asks for, and a sentence about it; None without a schema.
+def _check(whole: WholeRow, response: Any) -> tuple[bool, Sequence[str]] | None:
+    """Whether the answer is what its schema asks for, and sentences about it; None without a schema or an output.
 
-    The engine has shaped the answer token by token. Here, no code that compiles schemas runs: a schema may crash it.
+    It is False for a schema that cannot be checked, too.
     """
+    # Not at the top: it takes a tenth of a second, and few pages need it.
+    from bros_batch.web.dashboard.schema_check import breaks_of_texts
+
     request = _decoded(whole.request)
     schema = requested_schema(request) if isinstance(request, Mapping) else None
-    choice = _choice(response)
-    message = choice.get("message")
-    answer = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-    if not isinstance(schema, Mapping) or not isinstance(answer, str):
+    if schema is None or not isinstance(request, Mapping):
         return None
-    if choice.get("finish_reason") == "length":
-        return False, "The answer is not complete: it was cut off at the token limit."
-    try:
-        value = msgspec.json.decode(answer)
-    except (msgspec.MsgspecError, RecursionError):
-        return False, "The answer is not JSON."
-    required = schema.get("required")
-    fields = value if isinstance(value, Mapping) else {}
-    missing = [str(name) for name in required if name not in fields] if isinstance(required, list) else []
-    if missing:
-        return False, f"Fields that the schema requires are missing: {', '.join(missing)}."
-    return True, "The answer is complete JSON with all fields that its schema requires."
+    if whole.raw_answer is not msgspec.UNSET:
+        is_cut = _choice(response).get("finish_reason") == "length" or _is_incomplete(response)
+        return False, ["The answer was cut at the token limit." if is_cut else "The answer is not JSON."]
+    if whole.answer is None:
+        return None
+    answer = _decoded(whole.answer)
+    answers = answer if isinstance(answer, list) and request.get("n", 1) != 1 else [answer]
+    sentences: list[str] = []
+    for each in answers:
+        breaks = breaks_of_texts(msgspec.json.encode(schema), msgspec.json.encode(each))
+        if breaks is None:
+            return False, [
+                "It takes too long to check the answer against its schema, or the schema is not valid."
+            ]
+        sentences += breaks
+    return (not sentences), sentences or ["The answer is valid for its schema."]
+
+
+def _is_incomplete(response: Any) -> bool:
+    return isinstance(response, Mapping) and response.get("status") == "incomplete"

@@ -199,11 +199,11 @@ def test_filters_and_a_search_are_in_the_url(site: Web, chrome: Chrome, job_id: 
 def test_a_row_shows_all_that_is_known_and_runs_again(site: Web, chrome: Chrome, job_id: str) -> None:
     url = f"{site.url}/jobs/{job_id}/rows"
     chrome.get(f"{url}/4")
-    check = "The answer is complete JSON with all fields that its schema requires."
+    check = "The answer is valid for its schema."
     wait_text(chrome, HOSTILE, f"Read this: {HOSTILE}", check, "2.50 s", "by itself")
     assert chrome.title != "pwned"
     chrome.get(f"{url}/2")
-    wait_text(chrome, "The answer is not complete: it was cut off at the token limit.")
+    wait_text(chrome, "The answer was cut at the token limit.", "The model wrote:")
     chrome.find_element(By.CSS_SELECTOR, "[rel=next]").click()
     wait_text(chrome, "Row 3", "too_long")
     press(chrome, "Run again")
