@@ -10,6 +10,7 @@ import torch
 
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.cpu import attention as cpu
+from engine.kernels.cpu.slots import CpuSlotCopier
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference import attention as reference
 from engine.kernels.reference.slots import TorchSlotCopier
@@ -79,11 +80,19 @@ class LayerKV(Protocol):
 def slot_copier(caches: Mapping[int, LayerKV], backend: Backend | None = None) -> SlotCopier:
     """A copier for the slots of all layers' `caches`, in their order."""
     pairs = [(cache.k, cache.v) for cache in caches.values()]
-    if pairs and (backend or backend_of(pairs[0][0].device)) == "triton":
-        from engine.kernels.triton.slots import TritonSlotCopier
+    if not pairs:
+        return TorchSlotCopier(pairs)
+    match backend or backend_of(pairs[0][0].device):
+        case "cpu":
+            return CpuSlotCopier(pairs)
+        case "reference":
+            return TorchSlotCopier(pairs)
+        case "triton":
+            from engine.kernels.triton.slots import TritonSlotCopier
 
-        return TritonSlotCopier(pairs)
-    return TorchSlotCopier(pairs)
+            return TritonSlotCopier(pairs)
+        case other:
+            assert_never(other)
 
 
 def shares_at_once(caches: Mapping[int, LayerKV], backend: Backend | None = None) -> int:

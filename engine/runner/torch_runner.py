@@ -155,7 +155,8 @@ class TorchRunner:
             self._host_kv.save(list(saved.values()), list(saved))
         for start in plan.row_starts:
             self._start_row(start)
-        for is_on_device, restores in groupby(plan.restores, _is_on_device):
+        copied = [restore for restore in plan.restores if restore.known_slots or restore.host_slots]
+        for is_on_device, restores in groupby(copied, _is_on_device):
             if is_on_device:
                 self._device_copies.copy(list(restores))
                 continue

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from engine.kernels import dispatch
+from engine.kernels.cpu.slots import CpuSlotCopier
 from engine.kernels.reference import slots as reference
 from engine.kernels.reference.slots import TorchSlotCopier
 from engine.kernels.triton import slots as triton_slots
@@ -194,7 +195,8 @@ def test_no_layers_make_no_copies() -> None:
 
 def test_a_device_gets_the_copier_that_runs_on_it() -> None:
     caches = {0: LayerCache(noise(0, NUM_SLOTS, 2, 8), noise(1, NUM_SLOTS, 2, 8), None)}
-    kind = TritonSlotCopier if DEVICE == "cuda" else TorchSlotCopier
+    kind = TritonSlotCopier if DEVICE == "cuda" else CpuSlotCopier
     assert isinstance(dispatch.slot_copier(caches), kind)
     assert isinstance(dispatch.slot_copier(caches, "triton"), TritonSlotCopier)
+    assert isinstance(dispatch.slot_copier(caches, "reference"), TorchSlotCopier)
     assert isinstance(dispatch.slot_copier({}), TorchSlotCopier)
