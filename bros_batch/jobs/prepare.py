@@ -285,7 +285,7 @@ class _Preparer:
         keys = [] if scope is None else content_keys(work, scope)
         memo = self.reuse.memo(keys, work).encoded() if keys else b""
         try:
-            entry = work.as_item(item.id, item.epoch, job.id, job.priority, job.deadline_at, memo)
+            entry = work.as_item(item.id, item.epoch, job.id, job.priority, job.deadline_at, memo, job.owner)
             payload = encode(msgspec.structs.replace(entry, lane="rt") if job.runs_as_chat else entry)
             return PreparedItem(item, work, keys, payload)
         except (msgspec.MsgspecError, OverflowError) as error:

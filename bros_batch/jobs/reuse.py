@@ -182,7 +182,7 @@ class Reuse:
         item = each.item
         return encode(
             replace(requests, parts=unknown).as_item(
-                item.id, item.epoch, job.id, job.priority, job.deadline_at, memo
+                item.id, item.epoch, job.id, job.priority, job.deadline_at, memo, job.owner
             )
         )
 

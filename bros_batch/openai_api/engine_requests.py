@@ -44,6 +44,7 @@ class EngineRequests:
         priority: int = 0,
         deadline_unix_s: float | None = None,
         memo: bytes = b"",
+        owner: str = "",
     ) -> ItemRequest:
         """Return the requests as one item of a job."""
         first, several = self.parts[0], len(self.parts) > 1
@@ -58,4 +59,5 @@ class EngineRequests:
             deadline_unix_s=deadline_unix_s,
             parts=[ItemPart(part.token_ids, part.sampling) for part in self.parts] if several else [],
             memo=memo,
+            owner=owner,
         )

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from starlette.requests import HTTPConnection
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel, embedding_form
@@ -20,8 +21,9 @@ from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.text.message_decoder import MessageDecoder
 from bros_batch.text.message_form import MessageForm
 from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece, StopReason
-from bros_batch.web.app_state import AppState
+from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import ApiError, engine_error
+from bros_batch.web.owners import asker_of
 from engine.wire.client import EngineClient, EngineGone, EngineRejected
 from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling, Tokens
 
@@ -80,6 +82,7 @@ class Generation:
     work: EngineRequests
     outputs: Sequence[Output]
     usage: Usage
+    asker: str
     on_end: Callable[[int], None] | None = (
         None  # called with the tokens of the output when no more are computed
     )
@@ -202,6 +205,7 @@ class Generation:
             lane=lane_of(request),
             slo=slo_of(request),
             priority=request.priority or 0,
+            owner=self.asker,
         )
         async with stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
             async for message in messages:
@@ -282,11 +286,14 @@ def _reason(finished: Finished) -> StopReason:
             )
 
 
-async def plan_generation(state: AppState, endpoint: Endpoint[Any], request: ServedRequest) -> Generation:
+async def plan_generation(
+    http: HTTPConnection, endpoint: Endpoint[Any], request: ServedRequest
+) -> Generation:
     """Check and tokenize `request`, and plan its outputs. Nothing is sent to the engine yet.
 
     Raises ApiError or RequestError for everything that can be rejected without asking the engine.
     """
+    state = app_state(http)
     try:
         client = await state.engine.client()
     except EngineGone as error:
@@ -309,4 +316,4 @@ async def plan_generation(state: AppState, endpoint: Endpoint[Any], request: Ser
     ]
     usage = Usage(prompt_tokens=work.num_prompt_tokens)
     form = endpoint.message_form(request, tokenizer)
-    return Generation(endpoint, request, model, form, client, work, outputs, usage)
+    return Generation(endpoint, request, model, form, client, work, outputs, usage, asker_of(http))

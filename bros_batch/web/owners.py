@@ -28,3 +28,9 @@ def visible_owner(request: HTTPConnection) -> str | None:
     """The owner whose things alone a request may see; None if it may see those of all. Anything else does not exist for
     the request."""
     return owner_of(request) or None
+
+
+def asker_of(request: HTTPConnection) -> str:
+    """Whose turn it is where owners take turns: the owner, or else the key, of a request."""
+    key = key_of(request)
+    return "" if key is None else key.terms.owner or key.id

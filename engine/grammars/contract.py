@@ -10,7 +10,18 @@ from engine.core.terms import Grammar
 
 
 class TooManyGrammars(Exception):
-    """More grammars wait to be compiled than may wait. The message says how many."""
+    """More grammars of one asker wait to be compiled than may wait. The message says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """On whose behalf a grammar is compiled: askers take turns, and those of chats go before those of bulk."""
+
+    owner: str = ""
+    is_bulk: bool = False
+
+
+ANYONE = Asker()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class GrammarCompiler(Protocol):
     @property
     def counts(self) -> GrammarCounts: ...
 
-    def begin(self, grammar: Grammar) -> Future[Problem | None]:
+    def begin(self, grammar: Grammar, asker: Asker = ANYONE) -> Future[Problem | None]:
         """Begins to compile a grammar, from any thread. The result is None once requests may use it, or why they
         cannot. Raises TooManyGrammars, and so may the future."""
 
@@ -55,7 +66,7 @@ class AnyGrammar:
     def __init__(self) -> None:
         self.counts = GrammarCounts()
 
-    def begin(self, grammar: Grammar) -> Future[Problem | None]:
+    def begin(self, grammar: Grammar, asker: Asker = ANYONE) -> Future[Problem | None]:
         done: Future[Problem | None] = Future()
         done.set_result(None)
         return done

@@ -6,7 +6,8 @@ the runner   matcher(grammar) -> a copy of the compiled grammar, which takes mic
 
 How long a grammar takes is not known before it is compiled. So each may first take a little time; if that is not
 enough, it waits for a longer turn, behind all grammars that have had fewer turns. One worker gives first turns, and
-another one all later ones, so that a quick grammar never waits for one that takes seconds.
+another one all later ones, so that a quick grammar never waits for one that takes seconds. Among those that wait for
+the same turn, the owners of the requests alternate, so that nobody waits for all grammars of somebody else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -29,27 +30,32 @@ from llguidance import LLMatcher, LLTokenizer
 from engine.core.terms import Grammar
 from engine.grammars.allowance import Allowance
 from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack
-from engine.grammars.contract import GrammarCounts, Problem, TooManyGrammars
+from engine.grammars.contract import ANYONE, Asker, GrammarCounts, Problem, TooManyGrammars
 from engine.grammars.judge import Judge, JudgeEnded, Verdict
 from engine.grammars.judge_process import STACK_BYTES
 from engine.grammars.tokenizer import Vocabulary
+from engine.grammars.turns import FairQueue
 
 log = logging.getLogger("engine.grammars")
 
 # Of processor time, in each turn. Grammars of real schemas take 1 to 7 ms.
 TURNS_S = (0.05, 0.5, 5.0)
 NUM_WORKERS = 2  # the first gives first turns, the other one all later ones
-# Grammars that wait for their first turn, and for later ones; then requests with new ones are rejected for a while.
+# Grammars of one asker that wait for their first turn, and for later ones; then its requests with new ones are rejected
+# for a while.
 MAX_WAITING = 64
 MAX_UNFINISHED = 16
 MAX_KEPT = 256  # compiled ones, and the reasons why others cannot be used
 COMPILER_STACK_BYTES = 4 * STACK_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Wanted:
-    grammar: Grammar
+    """A grammar that is not compiled yet. `turn` is the one for which it waits; None while it has one."""
+
     future: Future[Problem | None]
+    askers: set[Asker]
+    turn: int | None = None
 
 
 class Grammars:
@@ -65,9 +71,10 @@ class Grammars:
         self._load = vocabulary
         self._num_words_without = -(-vocab_size // 32)  # a tokenizer
         self._lock = threading.Lock()
-        self._wanted = threading.Condition(self._lock)
+        self._arrived = threading.Condition(self._lock)
         self._turns_s = TURNS_S
-        self._waiting: list[deque[_Wanted]] = [deque() for _ in TURNS_S]  # for each turn
+        self._wanted: dict[Grammar, _Wanted] = {}
+        self._waiting: list[FairQueue[Grammar]] = [FairQueue() for _ in TURNS_S]  # for each turn
         self._known: OrderedDict[Grammar, Future[Problem | None]] = OrderedDict()
         self._compiled: dict[Grammar, LLMatcher] = {}
         self._workers: set[int] = set()  # those that have been started
@@ -83,22 +90,25 @@ class Grammars:
 
     # What lanes and runners ask ---------------------------------------------------------------------------
 
-    def begin(self, grammar: Grammar) -> Future[Problem | None]:
+    def begin(self, grammar: Grammar, asker: Asker = ANYONE) -> Future[Problem | None]:
         """Begins to compile the grammar, unless it is known. The result is None, or why it cannot be used. Raises
-        TooManyGrammars, and so may the future, if other grammars that take long wait already."""
+        TooManyGrammars, and so may the future, if many others of this asker wait already."""
         with self._lock:
             known = self._known.get(grammar)
             if known is not None:
                 self._known.move_to_end(grammar)
                 self.counts.num_cached += 1
+                self._ask_too(grammar, asker)
                 return known
-            if len(self._waiting[0]) >= MAX_WAITING:
-                raise TooManyGrammars(f"{len(self._waiting[0])} other grammars wait to be compiled")
+            num_waiting = self._waiting[0].num_of(asker)
+            if num_waiting >= MAX_WAITING:
+                raise TooManyGrammars(f"{num_waiting} other grammars of yours wait to be compiled")
             future: Future[Problem | None] = Future()
             future.set_running_or_notify_cancel()  # from now on, it cannot be cancelled
             self._known[grammar] = future
             self._forget_oldest()
-            self._wait(_Wanted(grammar, future), 0)
+            self._wanted[grammar] = _Wanted(future, {asker})
+            self._wait(grammar, 0)
         return future
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
@@ -138,7 +148,7 @@ class Grammars:
             self._is_closed = True
             for each in self._waiting:
                 each.clear()
-            self._wanted.notify_all()
+            self._arrived.notify_all()
             judge = self._judge
         if judge is not None:
             judge.close()
@@ -147,10 +157,21 @@ class Grammars:
 
     # Workers ------------------------------------------------------------------------------------------------
 
-    def _wait(self, wanted: _Wanted, turn: int) -> None:
+    def _ask_too(self, grammar: Grammar, asker: Asker) -> None:
+        """Has a grammar wait on behalf of this asker, too, unless it is compiled. The lock is held."""
+        wanted = self._wanted.get(grammar)
+        if wanted is not None and asker not in wanted.askers:
+            wanted.askers.add(asker)
+            if wanted.turn is not None:
+                self._waiting[wanted.turn].add(grammar, asker)
+
+    def _wait(self, grammar: Grammar, turn: int) -> None:
         """Has a grammar wait for a turn. The lock is held."""
-        self._waiting[turn].append(wanted)
-        self._wanted.notify_all()
+        wanted = self._wanted[grammar]
+        wanted.turn = turn
+        for asker in wanted.askers:
+            self._waiting[turn].add(grammar, asker)
+        self._arrived.notify_all()
         worker = min(turn, 1)
         if worker < NUM_WORKERS and worker not in self._workers:
             self._workers.add(worker)
@@ -166,16 +187,18 @@ class Grammars:
 
         while True:
             with self._lock:
-                self._wanted.wait_for(lambda: self._is_closed or next_turn() is not None)
+                self._arrived.wait_for(lambda: self._is_closed or next_turn() is not None)
                 turn = next_turn()
                 if self._is_closed or turn is None:
                     return
-                wanted = self._waiting[turn].popleft()
+                grammar = self._waiting[turn].pop()
+                wanted = self._wanted[grammar]
+                wanted.turn = None
             started_s = time.monotonic()
             compiled: LLMatcher | None = None
             problem: Problem | None = None
             try:
-                compiled = self._compiled_in_turn(wanted.grammar, worker, turn)
+                compiled = self._compiled_in_turn(grammar, worker, turn)
             except UnusableGrammar as error:
                 problem = error.problem
             except BaseException as error:
@@ -186,25 +209,34 @@ class Grammars:
                 self.counts.compile_s += time.monotonic() - started_s
                 if compiled is not None:
                     self.counts.num_compiled += 1
-                    if wanted.grammar in self._known:
-                        self._compiled[wanted.grammar] = compiled
+                    if grammar in self._known:
+                        self._compiled[grammar] = compiled
                 elif problem is not None:
                     self.counts.num_failed += 1
+                if compiled is not None or problem is not None:
+                    del self._wanted[grammar]
             if compiled is None and problem is None:
-                self._wait_again(wanted, turn + 1)
+                self._wait_again(grammar, turn + 1)
             else:
                 wanted.future.set_result(problem)
 
-    def _wait_again(self, wanted: _Wanted, turn: int) -> None:
-        """Has a grammar wait for its next turn, unless too many others do."""
+    def _wait_again(self, grammar: Grammar, turn: int) -> None:
+        """Has a grammar wait for its next turn, on behalf of those askers who have not too many others that do."""
         with self._lock:
-            num_unfinished = sum(map(len, self._waiting[1:]))
-            if turn > 1 or num_unfinished < MAX_UNFINISHED:
-                self._wait(wanted, turn)
+            wanted = self._wanted[grammar]
+            if turn == 1:
+                wanted.askers = {
+                    asker for asker in wanted.askers if self._num_unfinished(asker) < MAX_UNFINISHED
+                }
+            if wanted.askers:
+                self._wait(grammar, turn)
                 return
-            self._known.pop(wanted.grammar, None)
-        text = f"{num_unfinished} other grammars that take long wait to be compiled"
+            del self._known[grammar], self._wanted[grammar]
+        text = f"{MAX_UNFINISHED} other grammars of yours that take long wait to be compiled"
         wanted.future.set_exception(TooManyGrammars(text))
+
+    def _num_unfinished(self, asker: Asker) -> int:
+        return sum(waiting.num_of(asker) for waiting in self._waiting[1:])
 
     def _compiled_in_turn(self, grammar: Grammar, worker: int, turn: int) -> LLMatcher | None:
         """The compiled grammar, or None if this turn was too short. Raises UnusableGrammar."""

@@ -289,7 +289,7 @@ class ItemPuller:
         grammars: dict[Grammar, terms.Grammar] = {}
         try:
             for grammar in pulled.grammars():
-                ready = self._gate.ready(grammar)
+                ready = self._gate.ready(grammar, pulled.asker)
                 if ready is None:
                     task = asyncio.create_task(self._submit_when_compiled(pulled, is_suspect))
                     self._compiling.add(task)
@@ -307,7 +307,7 @@ class ItemPuller:
         failed: ItemResult | None = None
         try:
             for grammar in pulled.grammars():
-                grammars[grammar] = await self._gate.compiled_at_last(grammar)
+                grammars[grammar] = await self._gate.compiled_at_last(grammar, pulled.asker)
             await self._exchange.turn_of_bulk()
         except UnusableGrammar as error:
             failed = pulled.failure(self._config.engine_id, "invalid_request", str(error))

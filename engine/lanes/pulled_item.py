@@ -9,6 +9,7 @@ from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
 from engine.core.terms import SLO, FinishReason, Lane
 from engine.core.terms import Grammar as CoreGrammar
+from engine.grammars.contract import Asker
 from engine.lanes.translation import (
     embedding,
     monotonic_deadline_s,
@@ -46,6 +47,11 @@ class PulledItem:
         self._logprobs: list[list[PositionLogprobs]] = [[] for _ in range(number)]
         self._ends: list[FinishedEvent | None] = [None] * number
         self._error: str | None = None
+
+    @property
+    def asker(self) -> Asker:
+        """On whose behalf its grammars are compiled."""
+        return Asker(self.item.owner, self.item.lane == "be")
 
     def grammars(self) -> set[Grammar]:
         """The grammars of all outputs."""

@@ -15,6 +15,7 @@ import msgspec
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.request import Request
 from engine.core.terms import SLO, Lane
+from engine.grammars.contract import Asker
 from engine.lanes.admission import SocketAdmission
 from engine.lanes.exchange import Exchange
 from engine.lanes.grammar_gate import RETRY_S, GrammarGate, GrammarsBusy, UnusableGrammar
@@ -233,7 +234,7 @@ class Connection(asyncio.Protocol):
         grammar = None
         if rejected is None and message.sampling.grammar is not None:
             try:
-                grammar = self._server.gate.ready(message.sampling.grammar)
+                grammar = self._server.gate.ready(message.sampling.grammar, _asker(message))
             except UnusableGrammar as error:
                 rejected = self._unusable(message.id, error)
         if rejected is not None:
@@ -278,13 +279,13 @@ class Connection(asyncio.Protocol):
         assert message.sampling.grammar is not None
         rejected: Rejected | None = None
         try:
-            grammar = await self._server.gate.compiled(message.sampling.grammar)
+            grammar = await self._server.gate.compiled(message.sampling.grammar, _asker(message))
             request.sampling = sampling_params(message.sampling, grammar)
         except UnusableGrammar as error:
             rejected = self._unusable(message.id, error)
-        except GrammarsBusy:
+        except GrammarsBusy as busy:
             self._server.admission.count_rejected("overloaded")
-            text = f"too many other grammars wait to be compiled; try again in {RETRY_S:g} s"
+            text = f"{busy}; try again in {RETRY_S:g} s"
             rejected = Rejected(message.id, "overloaded", text, retry_after_s=RETRY_S)
         if self._open.get(message.id) is not request:
             return
@@ -401,6 +402,10 @@ class Connection(asyncio.Protocol):
         if self._unsent:
             self._transport.write(bytes(self._unsent))
             self._unsent.clear()
+
+
+def _asker(message: Submit) -> Asker:
+    return Asker(message.owner, message.lane == "be")
 
 
 def _bytes_of(token: str) -> bytes:

@@ -157,6 +157,7 @@ class EngineClient(asyncio.Protocol):
         slo: Slo | None = None,
         priority: int = 0,
         deadline_unix_s: float | None = None,
+        owner: str = "",
     ) -> EngineStream:
         """Start a request. Raises EngineGone if the connection is closed, and EngineRejected if the request cannot be
         sent as one frame; then nothing is sent, and the connection serves all other requests."""
@@ -169,6 +170,7 @@ class EngineClient(asyncio.Protocol):
             slo=slo,
             priority=priority,
             deadline_unix_s=deadline_unix_s,
+            owner=owner,
         )
         try:
             encoded = frame(request)

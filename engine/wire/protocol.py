@@ -145,7 +145,8 @@ class Hello(Struct, frozen=True, tag="hello"):
 
 
 class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
-    """Start a request. The client chooses `id`, which is unique among the open requests of its connection."""
+    """Start a request. The client chooses `id`, which is unique among the open requests of its connection. `owner` is
+    whoever the client serves: what has to be prepared for requests, such as grammars, is for all owners in turn."""
 
     id: ShortText
     token_ids: list[int]
@@ -154,6 +155,7 @@ class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
     slo: Slo | None = None
     priority: int = 0
     deadline_unix_s: float | None = None
+    owner: ShortText = ""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -276,7 +278,7 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
     If it has `parts`, each of them is a prompt of its own with its own parameters, and `sampling` is not used. Parts
     share what they begin with, so that it is computed once. There are `n` choices per part, in the order of the parts.
     In the lane "rt" it is scheduled as a chat, by the engine's default SLO. `memo` is for the sender: the result
-    repeats it, and the engine does not read it.
+    repeats it, and the engine does not read it. `owner` is as in `Submit`.
     """
 
     item_id: RowNumber
@@ -290,6 +292,7 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
     lane: LaneName = "be"
     parts: Annotated[list[ItemPart], Meta(max_length=MAX_PARTS)] = []
     memo: Annotated[bytes, Meta(max_length=MAX_MEMO_BYTES)] = b""
+    owner: ShortText = ""
 
 
 class Choice(Struct, frozen=True, omit_defaults=True):

@@ -37,7 +37,7 @@ async def complete(http: HttpRequest) -> Response | ASGIApp:
     state = app_state(http)
     endpoint = endpoint_at(http.url.path)
     request = await state.parsed(http, endpoint.parse)
-    generation = await plan_generation(state, endpoint, request)
+    generation = await plan_generation(http, endpoint, request)
     generation.on_end = await state.rate_limits.admit(http, generation.usage.prompt_tokens)
     head = ResponseHead(request.endpoint, http.state.request_id, state.settings.model_name, int(time.time()))
     note_ignored(http, endpoint.unused_parameters(request, generation.model.tokenizer))

@@ -138,7 +138,7 @@ class _NewResponse:
         """Answer with the whole response, or stream it."""
         http, request, state = self.http, self.request, app_state(self.http)
         endpoint = endpoint_at(RESPONSES)
-        generation = await plan_generation(state, endpoint, request)
+        generation = await plan_generation(http, endpoint, request)
         generation.on_end = await state.rate_limits.admit(http, generation.usage.prompt_tokens)
         note_ignored(http, endpoint.unused_parameters(request, generation.model.tokenizer))
         head = completion_response.ResponseHead(

@@ -46,7 +46,7 @@ async def answer(request: Request) -> ASGIApp:
     """
     state = app_state(request)
     chat = await state.parsed(request, partial(_chat_request, state.settings.model_name))
-    generation = await plan_generation(state, endpoint_at(CHAT_COMPLETIONS), chat)
+    generation = await plan_generation(request, endpoint_at(CHAT_COMPLETIONS), chat)
     generation.on_end = await state.rate_limits.admit(request, generation.usage.prompt_tokens)
     head = ResponseHead(
         CHAT_COMPLETIONS, request.state.request_id, state.settings.model_name, int(time.time())

@@ -109,7 +109,7 @@ async def try_row(request: Request) -> Response:
     endpoint = endpoint_at(CHAT_COMPLETIONS)
     parsed = await run_in_threadpool(lambda: endpoint.parse(msgspec.json.encode(body).decode()))
     start_s = time.monotonic()
-    generation = await plan_generation(state, endpoint, parsed)
+    generation = await plan_generation(request, endpoint, parsed)
     generation.on_end = await state.rate_limits.admit(request, generation.usage.prompt_tokens)
     head = ResponseHead(CHAT_COMPLETIONS, request.state.request_id, model, int(time.time()))
     result = await while_connected(request, generation.encoded_response(head))

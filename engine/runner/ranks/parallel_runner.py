@@ -24,7 +24,7 @@ from typing import NoReturn
 from engine.config import EngineConfig
 from engine.core.plan import StepPlan, StepResult
 from engine.core.terms import Grammar
-from engine.grammars.contract import GrammarCounts, Problem
+from engine.grammars.contract import ANYONE, Asker, GrammarCounts, Problem
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from engine.runner.base import RunnerInfo, RunnerRestarted
@@ -62,11 +62,11 @@ class ParallelGrammars:
     def counts(self) -> GrammarCounts:
         return self._own.counts
 
-    def begin(self, grammar: Grammar) -> Future[Problem | None]:
+    def begin(self, grammar: Grammar, asker: Asker = ANYONE) -> Future[Problem | None]:
         known = self.counts.num_cached
-        future = self._own.begin(grammar)
+        future = self._own.begin(grammar, asker)
         if self.counts.num_cached == known:
-            self._tell(pickle.dumps(grammar, pickle.HIGHEST_PROTOCOL))
+            self._tell(pickle.dumps((grammar, asker), pickle.HIGHEST_PROTOCOL))
         return future
 
     def close(self) -> None:

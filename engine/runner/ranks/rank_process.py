@@ -21,7 +21,6 @@ from queue import SimpleQueue
 import torch
 from transformers.utils import logging as transformers_logging
 
-from engine.core.terms import Grammar
 from engine.grammars.contract import TooManyGrammars
 from engine.runner.base import UnsupportedModel
 from engine.runner.loading import load_runner
@@ -68,9 +67,9 @@ def _serve(assignment: Assignment, connection: Connection, commands: SimpleQueue
     while (command := commands.get()) != CLOSE:
         if command != RESULT:
             order = pickle.loads(command)
-            if isinstance(order, Grammar):
+            if isinstance(order, tuple):
                 with contextlib.suppress(TooManyGrammars):  # it is compiled when a row needs it
-                    runner.grammars.begin(order)
+                    runner.grammars.begin(*order)
             else:
                 under_way.append(runner.launch(order))
             continue

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from engine.core.terms import Grammar
 from engine.grammars import store
 from engine.grammars.allowance import MOST_S, SHARE, Allowance
-from engine.grammars.contract import Problem, TooManyGrammars
+from engine.grammars.contract import Asker, Problem, TooManyGrammars
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from tests.factories_models import VOCAB_SIZE, make_tokenizer
@@ -151,6 +151,54 @@ def test_only_some_grammars_that_take_long_wait_and_others_may_come_again(
     problem = grammars_of_short_turns.begin(SLOW).result()
     assert problem is not None
     assert problem.is_costly
+
+
+def test_nobody_waits_for_all_slow_grammars_of_somebody_else(grammars_of_short_turns: Grammars) -> None:
+    """One client sends 1,000 different ones. Another's that needs a long turn, too, is compiled next to the first."""
+    grammars = grammars_of_short_turns
+    many, one = Asker("many"), Asker("one")
+    order: list[str] = []
+    rejected = 0
+    for i in range(1_000):
+        try:
+            future = grammars.begin(Grammar(SLOW.kind, SLOW.text + " " * i), many)
+        except TooManyGrammars as error:
+            assert f"{store.MAX_WAITING} other grammars of yours wait" in str(error)
+            rejected += 1
+        else:
+            future.add_done_callback(lambda done: done.exception() or order.append("many"))
+    assert rejected
+    futures = [
+        grammars.begin(Grammar(SLOW.kind, SLOW.text + "\n" * i), asker)
+        for i, asker in enumerate((one, Asker("many", is_bulk=True), Asker("bulk", is_bulk=True)), start=1)
+    ]
+    for name, future in zip(("one", "bulk", "bulk"), futures, strict=True):
+        future.add_done_callback(lambda _, name=name: order.append(name))  # type: ignore[misc]
+    quick = grammars.begin(Grammar("regex", "q+"), one)
+    quick.add_done_callback(lambda _: order.append("quick"))
+    assert quick.result() is None
+    problem = futures[0].result()
+    assert problem is not None and "0.5 s" in problem.text
+    assert order.index("quick") < order.index("one")
+    assert order[: order.index("one")].count("many") < store.MAX_UNFINISHED / 2
+    assert not futures[1].done() and not futures[2].done()
+
+
+def test_who_asks_for_what_waits_for_somebody_else_has_it_in_turn(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without workers, which would take them."""
+    monkeypatch.setattr(store, "NUM_WORKERS", 0)
+    grammars = Grammars(lambda: vocabulary(tokenizer_dir), VOCAB_SIZE)
+    for i in range(10):
+        grammars.begin(Grammar("regex", f"a{{{i}}}"), Asker("many", is_bulk=True))
+    shared = Grammar("regex", "a{9}")
+    assert grammars.begin(shared, Asker("one")) is grammars.begin(shared, Asker("many", is_bulk=True))
+    assert grammars._waiting[0].pop() == shared
+    rest = [grammars._waiting[0].pop() for _ in range(9)]
+    assert rest == [Grammar("regex", f"a{{{i}}}") for i in range(9)]
+    assert not grammars._waiting[0]
+    grammars.close()
 
 
 def test_a_judge_whose_processes_are_killed_starts_again(grammars: Grammars) -> None:
