@@ -37,6 +37,7 @@ def create_imported_job(
     input_file_id: str,
     now_s: float,
     owner: str = "",
+    announced_rows: int = 0,
 ) -> Job:
     """Create a job whose rows are then read from an exported file. Its events come with the rows."""
     values: dict[str, Any] = {name: getattr(exported, name) for name in _KEPT}
@@ -46,6 +47,7 @@ def create_imported_job(
         "ingest_form": JOB_FILE,
         "input_file_id": input_file_id,
         "owner": owner,
+        "announced_rows": announced_rows,
     }
     job_id = new_job_id()
     connection.execute(insert(jobs).values(id=job_id, status=JobStatus.VALIDATING.value, **values))

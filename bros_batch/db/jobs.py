@@ -56,6 +56,7 @@ def create_job(
     owner: str = "",
     notify_url: str | None = None,
     notify_key_id: str | None = None,
+    announced_rows: int = 0,
     job_id: str | None = None,
     now_s: float | None = None,
 ) -> Job:
@@ -84,6 +85,7 @@ def create_job(
             owner=owner,
             notify_url=notify_url,
             notify_key_id=notify_key_id,
+            announced_rows=announced_rows,
             deadline_at=deadline_at,
             created_at=now_s,
             expires_at=now_s + window_s if deadline_at is None else deadline_at,

@@ -6,12 +6,13 @@ Item statuses are literals here: a planner that sees a parameter cannot know tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, bindparam, func, select, text
 
+from bros_batch.db.api_keys import weights_of
 from bros_batch.db.connections import is_postgres
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import jobs
@@ -20,11 +21,21 @@ RUNNABLE_JOBS = 16  # of each owner
 MAX_RUNNABLE_JOBS = 512
 CHARS_PER_TOKEN = 4.0
 GUESSED_OUTPUT_TOKENS = 64
+# An owner with less than this part of what another one has queued, by weight, gets its share anew.
+SHORT_SHARE = 0.5
 # Of the job of a background response that runs as a chat: ahead of all others.
 AS_CHAT_PRIORITY = 1_000_000
 
 _HAS_PENDING = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'pending')"
 HAS_QUEUED = "EXISTS (SELECT 1 FROM items WHERE items.job_id = jobs.id AND items.status = 'queued')"
+
+_HAS_CLAIMABLE = text(
+    "SELECT EXISTS (SELECT 1 FROM items WHERE job_id = :job_id AND status = 'pending' AND attempts = 0 "
+    "AND (source_id IS NULL OR source_id = id))"
+)
+_NUM_QUEUED = text(
+    "SELECT job_id, count(*) AS num_queued FROM items WHERE job_id IN :job_ids AND status = 'queued' GROUP BY job_id"
+).bindparams(bindparam("job_ids", expanding=True))
 
 _CLAIM = """
 UPDATE items SET status = 'queued', epoch = epoch + 1, queued_at = :now
@@ -128,7 +139,7 @@ def outranked_jobs(connection: Connection, model: str, runnable: Sequence[Runnab
     """Running jobs whose waiting items keep a more urgent job of `runnable`, which has none queued, out of the stream.
 
     Jobs are more urgent than others of their owner only. If there are several owners, the stream is divided among them
-    anew, so all that waits is taken back; also if an owner has nothing queued at all.
+    anew, so all that waits is taken back; also if an owner has nothing queued, or much less than others.
     """
     if not runnable:
         return []
@@ -154,7 +165,30 @@ def outranked_jobs(connection: Connection, model: str, runnable: Sequence[Runnab
     if len(queued_owners | firsts.keys()) < 2:
         return outranked
     has_new_owner = not firsts.keys() <= queued_owners
-    return sorted(queued_ids) if outranked or has_new_owner else []
+    if outranked or has_new_owner:
+        return sorted(queued_ids)
+    late = [job for job in firsts.values() if job.id not in queued_ids]
+    return sorted(queued_ids) if late and _falls_short(connection, late, queued_ids) else []
+
+
+def _falls_short(connection: Connection, late: Sequence[RunnableJob], queued_ids: Collection[str]) -> bool:
+    """Whether the owner of a job that has come late has much less queued than another one, by weight.
+
+    When the stream was filled, the owner had no more, so its new job would wait behind all that others have there.
+    """
+    columns = [jobs.c[name] for name in RunnableJob.__slots__]
+    waiting = [
+        RunnableJob(*row) for row in connection.execute(select(*columns).where(jobs.c.id.in_(queued_ids)))
+    ]
+    weights = weights_of(connection, {job.owner for job in waiting})
+    rows = connection.execute(_NUM_QUEUED, {"job_ids": list(queued_ids)})
+    counts = {row.job_id: int(row.num_queued) for row in rows}
+    load = dict.fromkeys(weights, 0.0)
+    for job in waiting:
+        load[job.owner] += counts.get(job.id, 0) * job.item_tokens / weights[job.owner]
+    short = {owner for owner, tokens in load.items() if tokens < SHORT_SHARE * max(load.values())}
+    # If all of its items wait for the answers of others, there is nothing to queue.
+    return any(job.owner in short and connection.scalar(_HAS_CLAIMABLE, {"job_id": job.id}) for job in late)
 
 
 def stopped_jobs(connection: Connection, job_ids: Sequence[str] | None = None) -> list[tuple[str, str]]:

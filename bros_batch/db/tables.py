@@ -101,6 +101,9 @@ class Job:
     # The URL that is called when the job has ended: empty for the server's own, None for no call.
     notify_url: str | None
     notify_key_id: Key | None  # the API key whose secret signs the calls
+    announced_rows: (
+        Count  # those that its file was found to have, if a limit asked for them when it was created
+    )
     owner: OwnerName = ""
 
     @property

@@ -6,6 +6,7 @@ The last line has the counts of the rows above it, so that a file that was cut s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import SEEK_END, BufferedReader
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ FORMAT: Final = "bros-batch job"
 VERSION: Final = 1
 # With which only the last line begins.
 END: Final = b'{"end":'
+_MAX_END_BYTES = 4096
 MAX_HEAD_BYTES = 32 * 1024**2
 # Several times what a line of an input file may have: a row also has its result, and both are escaped.
 MAX_ROW_BYTES = 256 * 1024**2
@@ -181,6 +183,17 @@ def read_line(line: bytes, form: str) -> StoredRow | JobEnd:
     if row.status in ("failed", "cancelled", "expired") and row.error_code is None:
         raise RequestError(f"a row that is {row.status} has an 'error_code'.")
     return row
+
+
+def unfinished_rows(source: BufferedReader) -> int:
+    """The rows of a file that have yet to be computed, by its last line; 0 if that is damaged."""
+    source.seek(max(source.seek(0, SEEK_END) - _MAX_END_BYTES, 0))
+    last = source.read().rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        end = msgspec.json.decode(last, type=JobEnd).end
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return 0
+    return max(end.total - end.succeeded - end.failed - end.cancelled - end.expired, 0)
 
 
 def form_of_rows(head: JobHead) -> str:

@@ -20,6 +20,7 @@ from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
 from bros_batch.db.states import JobStatus
 from bros_batch.db.tables import Job
 from bros_batch.documents.form import DOCUMENT
+from bros_batch.documents.input_lines import input_lines
 from bros_batch.documents.item_requests import prompt_fields
 from bros_batch.documents.job_file import JOB_FILE
 from bros_batch.documents.lines import LineReader
@@ -34,10 +35,8 @@ log = logging.getLogger("bros.ingest")
 
 GROUP_BYTES = 4 * 1024**2
 GROUP_BYTES_READ = 64 * 1024**2  # blank lines and lines that are too long take time, too
-SKIP_BYTES = 1024**2
 ANALYZE_LINES = 20_000
 MAX_ERRORS_LISTED = 100
-UTF8_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(slots=True)
@@ -133,20 +132,14 @@ class _Ingester:
         )
         items: list[NewItem] = []
         size, reached = 0, offset
-        while raw := source.readline(limit + 2):  # room for CR LF after a line of just `limit` bytes
+        for line, num_bytes in input_lines(source, limit):
             line_no += 1
-            offset += len(raw)
-            ended = raw.endswith(b"\n")
-            if len(raw) > limit and (not ended or len(raw.rstrip(b"\r\n")) > limit):
-                if not ended:
-                    offset += _skip_line(source)
+            offset += num_bytes
+            if line is None:
                 items.append(_too_long(line_no, limit))
-            else:
-                if line_no == 1:
-                    raw = raw.removeprefix(UTF8_BOM)
-                if line := raw.strip(b" \t\r\n"):
-                    items.append(reader.read(line, line_no))
-                    size += len(line)
+            elif line:
+                items.append(reader.read(line, line_no))
+                size += len(line)
             full = len(items) >= self._settings.ingest_group_lines or size >= GROUP_BYTES
             if full or offset - reached >= GROUP_BYTES_READ:
                 self._form = reader.form
@@ -193,16 +186,6 @@ class _Ingester:
             error = {"code": "empty_file", "line": None, "message": "The file has no lines.", "param": None}
             jobs.set_status(connection, job, JobStatus.FAILED, errors=job.errors or [error], **NO_LEASE)
         return TaskRun()
-
-
-def _skip_line(source: BufferedReader) -> int:
-    """Skip the rest of a line, piece by piece. Returns the number of bytes skipped."""
-    skipped = 0
-    while piece := source.readline(SKIP_BYTES):
-        skipped += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return skipped
 
 
 def _too_long(line_no: int, limit: int) -> NewItem:

@@ -17,12 +17,13 @@ from starlette.requests import Request
 from bros_batch.db import job_control, jobs, rerun
 from bros_batch.db.allowed_changes import Change
 from bros_batch.db.rerun import CannotRerun
-from bros_batch.db.states import IllegalTransition
+from bros_batch.db.states import ENDED_JOB, IllegalTransition
 from bros_batch.db.tables import File, Job
 from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
+from bros_batch.web.bulk_limits import check_bulk_limits
 from bros_batch.web.errors import ApiError, not_found
 from bros_batch.web.owners import visible_owner
 
@@ -72,13 +73,16 @@ async def change_job(request: Request, job_id: str, change: Change) -> Job:
 async def rerun_rows(request: Request, job_id: str, rows: Sequence[int] | None = None) -> Job:
     """Compute rows of a job again: those with these numbers, or all without a result.
 
-    Raises ApiError 404 for an unknown job, 409 if its status does not allow that or no row can run, and 400 for a row
-    that does not exist or could not be read.
+    Raises ApiError 404 for an unknown job, 409 if its status does not allow that or no row can run, 400 for a row that
+    does not exist or could not be read, and 429 if these are too many for the key of the request.
     """
     state, seen = app_state(request), visible_owner(request)
 
     def query(connection: Connection) -> tuple[Job, list[File]]:
         _check_visible(connection, job_id, seen)
+        if (job := jobs.get_job(connection, job_id)) is not None:
+            more = job.counts.without_result if rows is None else len(set(rows))
+            check_bulk_limits(connection, request, more, noun="rerun", is_job=job.status in ENDED_JOB)
         try:
             return rerun.rerun_rows(connection, job_id, rows)
         except CannotRerun as error:

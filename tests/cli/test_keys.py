@@ -50,7 +50,10 @@ def test_a_key_is_printed_once_and_stored_as_a_digest(data_dir: Path) -> None:
 def test_a_revoked_key_is_no_longer_valid(data_dir: Path, by: str) -> None:
     made = json.loads(run(data_dir, "create", "laptop", "--json").stdout)
     limits = {"requests_per_minute", "tokens_per_minute", "max_queued_items", "max_jobs"}
-    assert set(made) == {"id", "name", "created_at", "revoked_at", "key", "owner", "weight"} | limits
+    assert (
+        set(made)
+        == {"id", "name", "created_at", "revoked_at", "key", "owner", "weight", "notify_url"} | limits
+    )
     other = json.loads(run(data_dir, "create", "server", "--json").stdout)
     assert run(data_dir, "revoke", made[by]).exit_code == 0
     assert not is_valid(data_dir, made["key"])
@@ -79,6 +82,7 @@ def test_a_revoked_key_is_no_longer_valid(data_dir: Path, by: str) -> None:
         (("create", "a", "--owner", "x" * 65), 2, "--owner"),
         (("create", "a", "--weight", "0"), 2, "--weight"),
         (("create", "a", "--max-jobs", "0"), 2, "at least 1"),
+        (("create", "a", "--notify", "example.com"), 2, "must begin with https://"),
     ],
 )
 def test_mistakes_are_explained(data_dir: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
@@ -143,3 +147,20 @@ def test_the_notes_on_open_and_closed_are_not_in_json(data_dir: Path) -> None:
     assert (json.loads(made.output)["name"], made.stderr) == ("laptop", "")
     revoked = run(data_dir, "revoke", "laptop", "--json")
     assert (json.loads(revoked.output)["name"], revoked.stderr) == ("laptop", "")
+
+
+def test_the_webhook_of_a_key_has_a_secret_that_is_shown_when_it_is_set(data_dir: Path) -> None:
+    url = "https://example.com/hook"
+    made = run(data_dir, "create", "laptop", "--notify", url)
+    secret = made.stderr.split()[-1]
+    assert secret.startswith("whsec_") and secret not in made.stdout
+    (listed,) = json.loads(run(data_dir, "list", "--json").stdout)
+    assert listed["notify_url"] == url
+    assert secret not in json.dumps(listed)
+    moved = json.loads(run(data_dir, "set", "laptop", "--notify", f"{url}/new", "--json").stdout)
+    assert (moved["notify_url"], moved["notify_secret"]) == (f"{url}/new", secret)
+    assert "notify_secret" not in json.loads(run(data_dir, "set", "laptop", "--weight", "2", "--json").stdout)
+    gone = json.loads(run(data_dir, "set", "laptop", "--notify", "none", "--json").stdout)
+    assert gone["notify_url"] is None and "notify_secret" not in gone
+    again = json.loads(run(data_dir, "set", "laptop", "--notify", url, "--json").stdout)
+    assert again["notify_secret"] != secret

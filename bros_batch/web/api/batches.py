@@ -33,7 +33,7 @@ from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.rows import check_rows
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
-from bros_batch.web.bulk_limits import check_bulk_limits, num_rows
+from bros_batch.web.bulk_limits import announced_rows, check_bulk_limits
 from bros_batch.web.change_job import change_job
 from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.job_forecasts import forecasts
@@ -130,7 +130,7 @@ async def start_job(
         await run_in_threadpool(_check_requested_model, file, state.settings.model_names, body)
 
     notify = await notify_target(request, body.notify)
-    rows = await num_rows(request, file)
+    rows = await announced_rows(request, file)
 
     def query(connection: Connection) -> tuple[Job, bool]:
         if claimed is not None:
@@ -157,6 +157,7 @@ async def start_job(
             owner=owner_of(request),
             notify_url=notify.url,
             notify_key_id=notify.key_id,
+            announced_rows=rows,
             job_id=None if claimed is None else claimed.job_id,
             now_s=now_s,
         )

@@ -40,7 +40,7 @@ from bros_batch.web.api.batches import BatchRequest, PlainText, checked_defaults
 from bros_batch.web.api.rows import NDJSON, STREAMED_ROWS, check_rows
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
-from bros_batch.web.bulk_limits import check_bulk_limits, num_rows
+from bros_batch.web.bulk_limits import announced_rows, check_bulk_limits
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
 from bros_batch.web.owners import owner_of, visible_owner
 
@@ -82,13 +82,15 @@ async def import_batch(request: Request) -> Response:
     exported = (await run_in_threadpool(_read_head, file)).job
     model = _checked_model(exported, state.settings.model_names)
 
-    rows = await num_rows(request, file)
+    rows = await announced_rows(request, file, is_exported=True)
 
     def query(connection: Connection) -> Job:
         check_bulk_limits(connection, request, rows)
         input_file(connection, file.id, seen)
         owner = owner_of(request)
-        return imported_jobs.create_imported_job(connection, exported, model, file.id, time.time(), owner)
+        return imported_jobs.create_imported_job(
+            connection, exported, model, file.id, time.time(), owner, rows
+        )
 
     job = await state.write(query)
     log_change(request.scope, "job.imported", job=job.id)

@@ -41,6 +41,7 @@ from bros_batch.web.api.pagination import list_page
 from bros_batch.web.api.response_stream import GeneratedResponse, stored_events
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
+from bros_batch.web.bulk_limits import check_bulk_limits
 from bros_batch.web.change_job import change_job
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
@@ -158,10 +159,13 @@ class _NewResponse:
         item = await asyncio.to_thread(item_body, body, [*self.conversation.items, *self.items], self.id)
         priority = AS_CHAT_PRIORITY if body.runs_as_chat else 0
         notify = await notify_target(self.http)
+        if body.runs_as_chat:
+            await state.rate_limits.admit(self.http, 0)
 
         def query(connection: Connection) -> None:
             if response_jobs.num_unfinished(connection, self._key_id) >= response_jobs.MAX_UNFINISHED:
                 raise _too_many()
+            check_bulk_limits(connection, self.http, 1, noun="response", is_job=False)
             job_id = response_jobs.create_response_job(
                 connection,
                 endpoint=RESPONSES,

@@ -94,3 +94,37 @@ def test_items_survive_the_upgrade_after_which_ids_may_repeat(database_url: str)
         ids = connection.scalars(text("SELECT custom_id FROM items ORDER BY line_no")).all()
     assert ids == ["id-1", "id-2", "id-1:line-4"]
     database.dispose()
+
+
+def test_responses_that_a_webhook_was_to_be_told_of_become_calls(database_url: str) -> None:
+    """Those that have ended are told at once, and the others when they end."""
+    config = alembic_config()
+    database = open_database(database_url)
+    new_job = text(
+        "INSERT INTO jobs (id, status, endpoint, model, priority, input_file_id, defaults, errors, completion_window, "
+        "created_at, expires_at) VALUES (:id, :status, '/v1/responses', 'm', 0, '', '{}', '[]', '24h', 1, 2)"
+    )
+    new_response = text(
+        "INSERT INTO responses (id, key_id, job_id, num_ancestors, ancestor_bytes, input, body, created_at, notify_at, "
+        "num_notified) VALUES (:id, '', :job, 0, 0, '[]', '{}', 1, :notify_at, 2)"
+    )
+    with writing(database) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0009")
+        for name, status, notify_at in (
+            ("a", "completed", 7.0),
+            ("b", "in_progress", 1.0),
+            ("c", "completed", None),
+        ):
+            connection.execute(new_job, {"id": f"job-{name}", "status": status})
+            connection.execute(
+                new_response, {"id": f"resp-{name}", "job": f"job-{name}", "notify_at": notify_at}
+            )
+        command.upgrade(config, "head")
+        calls = connection.execute(
+            text("SELECT job_id, url, event, due_at, num_failed FROM webhook_calls")
+        ).all()
+        assert calls == [("job-a", "", "completed", 7.0, 2)]
+        urls = connection.execute(text("SELECT id, notify_url FROM jobs ORDER BY id")).all()
+        assert urls == [("job-a", ""), ("job-b", ""), ("job-c", None)]
+    database.dispose()

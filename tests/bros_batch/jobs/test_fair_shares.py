@@ -67,6 +67,36 @@ def test_a_small_job_goes_ahead_of_what_waits_for_another_owner(world: World) ->
     assert len({each.item.item_id for each in rest}) == len(rest) == 2000
 
 
+def test_an_owner_who_has_little_queued_need_not_wait_with_its_next_job(world: World) -> None:
+    """When the stream was filled, the owner had no more than these rows."""
+    world.running(batch_lines(2000), owner="ann")
+    few = world.running(batch_lines(3), owner="bob")
+    world.prepare()
+    world.engine.take(1)
+    again = world.running(batch_lines(10), owner="bob")
+    world.prepare()
+    first = [each.item.job_id for each in world.engine.take(20)]
+    assert first.count(again) == 10, first
+    assert world.prepare().queued == 0, "nothing is taken back once more"
+    assert {*world.statuses(few), *world.statuses(again)} == {"queued"}
+
+
+def test_what_only_waits_for_an_answer_takes_nothing_back(world: World) -> None:
+    """The rows of the second job are those of the first one, which are being computed."""
+    world.engine.weights = "0123456789abcdef"
+    world.running(batch_lines(2000), owner="ann")
+    lines = [batch_line(f"row-{number}", f"Row {number}", temperature=0) for number in range(3)]
+    world.running(lines, owner="bob")
+    world.prepare()
+    assert len(world.engine.take(5)) == 5
+    copy = world.running(lines, owner="bob")
+    world.prepare()
+    assert world.statuses(copy) == ["pending"] * 3
+    waiting = world.queue_length()
+    assert world.prepare().queued == 0
+    assert world.queue_length() == waiting
+
+
 def test_priorities_order_the_jobs_of_one_owner_only(world: World) -> None:
     low = world.running(batch_lines(200), owner="ann")
     high = world.running(batch_lines(200), owner="ann", priority=9)

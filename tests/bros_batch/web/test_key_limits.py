@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
 from bros_batch.db.api_keys import KeyTerms, create_api_key
 from bros_batch.db.connections import open_database, writing
+from bros_batch.db.new_items import insert_items
 from bros_batch.db.schema import upgrade
-from bros_batch.db.tables import jobs
+from bros_batch.db.tables import items, jobs
+from bros_batch.documents.new_item import NewItem
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.engines import RunningEngine
 from tests.services import RedisServer, wait_for
@@ -117,3 +120,52 @@ def test_unfinished_jobs_and_rows_are_limited(servers: tuple[Web, Web], database
     with writing(database) as connection:
         connection.execute(update(jobs).where(jobs.c.id == first).values(status="completed"))
     submit(6)
+
+
+def test_reruns_and_responses_in_the_background_count_as_unfinished_rows(
+    servers: tuple[Web, Web], database: Engine
+) -> None:
+    client = servers[0].openai(new_key(database, "dora", max_jobs=1, max_queued_items=4))
+    file = client.files.create(file=("a.jsonl", (f"{LINE}\n\r\n" * 3).encode()), purpose="batch")
+    job = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h").id
+    ask_later = {"model": MODEL_NAME, "input": "x", "background": True}
+    client.responses.create(**ask_later)  # type: ignore[call-overload]  # the fourth row, since blank lines are none
+    with pytest.raises(openai.RateLimitError, match="owner has 4, and this response has 1") as caught:
+        client.responses.create(**ask_later)  # type: ignore[call-overload]
+    assert caught.value.code == "too_many_queued_items"
+    with writing(database) as connection:
+        insert_items(connection, job, [NewItem(n, "a", LINE, "x", "failed") for n in (1, 2, 3)], 0.0)
+        ended = {"status": "completed", "total": 3, "failed": 3, "ingest_line": 3, "ingest_form": "batch"}
+        connection.execute(update(jobs).where(jobs.c.id == job).values(**ended))
+
+    def rerun(rows: int) -> None:
+        body = {"rows": list(range(1, rows + 1))} if rows < 3 else {"only": "failed"}
+        client.post(f"/batches/{job}/rerun", body=body, cast_to=object)
+
+    client.responses.create(**ask_later)  # type: ignore[call-overload]
+    with pytest.raises(openai.RateLimitError, match="owner has 2, and this rerun has 3"):
+        rerun(3)
+    rerun(2)
+    with writing(database) as connection:
+        statuses = connection.scalars(
+            select(items.c.status).where(items.c.job_id == job).order_by(items.c.line_no)
+        )
+        assert statuses.all() == ["pending", "pending", "failed"]
+        connection.execute(update(jobs).where(jobs.c.owner == "dora").values(status="completed"))
+    other = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+    ).id
+    with pytest.raises(openai.RateLimitError, match="1 unfinished jobs"):
+        rerun(1)
+    client.batches.cancel(other)
+
+
+def test_responses_in_the_background_that_run_as_chats_count_as_requests(
+    servers: tuple[Web, Web], database: Engine
+) -> None:
+    client = servers[0].openai(new_key(database, "emil", requests_per_minute=1))
+    body: dict[str, Any] = {"model": MODEL_NAME, "input": "x", "background": True}
+    client.responses.create(**body, service_tier="priority")
+    with pytest.raises(openai.RateLimitError, match="1 requests per minute"):
+        client.responses.create(**body, service_tier="priority")
+    client.responses.create(**body)

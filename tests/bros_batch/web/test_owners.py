@@ -142,3 +142,20 @@ def test_lists_and_bodies_of_others_do_not_reach_them(owned: Owned) -> None:
         assert http.post("/jobs", json={"change": "cancel", "search": "of ann"}).json()["changed"] == 0
     with owned.http("ann") as http:
         assert http.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
+
+
+def test_owners_may_use_the_same_idempotency_key(owned: Owned) -> None:
+    """Even with the same body, each gets a job of its own."""
+    made = []
+    for who in ("ann", "bob"):
+        with owned.http(who, **{"Idempotency-Key": "the same"}) as http:
+            content = json.dumps(LINE).encode() + b"\n"
+            file = http.post(
+                "/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", content)}
+            ).json()["id"]
+            body = {"input_file_id": file, "endpoint": "/v1/completions"}
+            answers = [http.post("/v1/batches", json=body).json()["id"] for _ in range(2)]
+            assert answers[0] == answers[1]
+            assert http.get(f"/v1/batches/{answers[0]}").status_code == 200
+            made.append(answers[0])
+    assert made[0] != made[1]
