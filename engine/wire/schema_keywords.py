@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.wire.schema_dates import PATTERNS
 from engine.wire.schema_references import Steps, pointer
 
 MAX_PATTERN_CHARS = 5_000
@@ -64,6 +65,8 @@ def own_keywords(schema: dict[str, Any], at: Steps) -> dict[str, Any]:
             raise unusable(f"'format' {schema['format']!r} is not supported", at)
         if schema["format"] in ENFORCED_FORMATS:
             plain["format"] = schema["format"]
+            if "pattern" not in schema and schema["format"] in PATTERNS:
+                plain["pattern"] = PATTERNS[schema["format"]]
     if "required" in schema:
         names = schema["required"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
