@@ -237,6 +237,7 @@ class EngineLoop:
         self.pulse.num_steps += 1
         self._may_start_over = True
         self.metrics.observe_step(plan, self.scheduler.step_s)
+        self.metrics.num_graph_failures += result.num_graph_failures
         if self._after_step is not None:
             self._after_step(self.scheduler.step_s, self.scheduler.cost_model.expected_s)
         if result.failed:

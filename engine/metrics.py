@@ -133,6 +133,7 @@ class EngineMetrics:
     def __init__(self) -> None:
         self.num_steps = 0
         self.num_step_failures = 0  # requests that failed in a step while the others went on
+        self.num_graph_failures = 0  # CUDA graphs that could not be replayed
         self.computed_tokens = 0
         self.step_time = Histogram()
         self.lanes = {lane: LaneMetrics() for lane in Lane}
@@ -177,6 +178,7 @@ class EngineMetrics:
             "steps": self.num_steps,
             "computed_tokens": self.computed_tokens,
             "step_failures": self.num_step_failures,
+            "graph_failures": self.num_graph_failures,
             "step_time": self.step_time.snapshot(),
             "kv_blocks": scheduler.kv.num_blocks,
             "kv_free_blocks": scheduler.kv.num_free_blocks,

@@ -38,6 +38,11 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 _PROCESSORS = {80: Processors(108, 164 * 1024), 90: Processors(132, 228 * 1024)}
 
 
+# The same table: registers (taken in units of 256 by a warp), warps and blocks of a multiprocessor, and the shared
+# memory that CUDA takes of it for each block.
+REGISTERS, REGISTER_UNIT, MOST_WARPS, MOST_BLOCKS, RESERVED_BYTES = 65536, 256, 64, 32, 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One launch of a kernel, as its launcher requested it."""
@@ -64,6 +69,23 @@ class Resources:
     @property
     def fits(self) -> bool:
         return self.spill_bytes == 0 and self.shared_bytes <= SHARED_BYTES[self.capability]
+
+    @property
+    def blocks_at_once(self) -> int:
+        """How many blocks of this kernel a multiprocessor runs at the same time."""
+        warp_registers = -(-32 * self.registers // REGISTER_UNIT) * REGISTER_UNIT
+        total_bytes = SHARED_BYTES[self.capability] + RESERVED_BYTES
+        return min(
+            REGISTERS // (warp_registers * self.num_warps),
+            total_bytes // (self.shared_bytes + RESERVED_BYTES),
+            MOST_WARPS // self.num_warps,
+            MOST_BLOCKS,
+        )
+
+    @property
+    def occupancy(self) -> float:
+        """The share of a multiprocessor's warps that this kernel can use."""
+        return self.blocks_at_once * self.num_warps / MOST_WARPS
 
 
 def record(case: Case, capability: int) -> list[Launch]:

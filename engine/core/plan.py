@@ -127,6 +127,8 @@ class StepResult:
     `forced[i]` holds the tokens that follow `sampled[i]` because the request's grammar allows nothing else. Then
     `stopped[i]` says that the last of them ends the request. If a step under way draws the token after `sampled[i]`,
     that is the first of them.
+
+    `num_graph_failures` counts CUDA graphs that could not be replayed. The step was then computed without them.
     """
 
     sampled: list[int]
@@ -136,6 +138,7 @@ class StepResult:
     lost_kv: bool = False
     forced: dict[int, list[int]] = field(default_factory=dict)
     readings: dict[int, RowReading] = field(default_factory=dict)
+    num_graph_failures: int = 0
 
     def take_in(self, part: StepResult, indices: list[int]) -> None:
         """Enter the result of a part of the step, whose rows have these indices in the whole step."""
@@ -143,6 +146,7 @@ class StepResult:
             self.sampled[i], self.stopped[i] = sampled, stopped
         self.logprobs.update({indices[i]: value for i, value in part.logprobs.items()})
         self.failed.update({indices[i]: message for i, message in part.failed.items()})
+        self.num_graph_failures += part.num_graph_failures
         self.forced.update({indices[i]: token_ids for i, token_ids in part.forced.items()})
         self.readings.update({indices[i]: reading for i, reading in part.readings.items()})
         self.lost_kv = self.lost_kv or part.lost_kv

@@ -132,18 +132,28 @@ class StepGraphs:
         sizes = step.sizes(num_wanted)
         return next((shape for shape in self.shapes if shape.holds(sizes)), None)
 
-    def run(self, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Returns the logits [n, V] and slot-table rows [n] of the wanted tokens of a step that was packed with
-        `padded=size_for(...)`.
+        `padded=size_for(...)`. The next call overwrites both.
 
-        The next call overwrites both. Raises ValueError for inputs of other sizes.
+        Returns None if the graph cannot be replayed. It is not used again, and the step has to be computed without it.
+        Raises ValueError for inputs of other sizes.
         """
         captured = self._graphs.get(inputs.sizes)
         if captured is None:
             raise ValueError(f"no graph was captured for {inputs.sizes}")
         with torch.inference_mode():
             self._vector[: inputs.sizes.total].copy_(inputs.vector, non_blocking=True)
-            captured.graph.replay()
+            try:
+                captured.graph.replay()
+            except RuntimeError:
+                # It is released at the end, since an earlier replay of it may be under way.
+                self.shapes = tuple(shape for shape in self.shapes if shape != inputs.sizes)
+                log.exception(
+                    "a CUDA graph of %d tokens cannot be replayed; such steps run without it from now on",
+                    inputs.sizes.tokens,
+                )
+                return None
             return self._logits[: inputs.num_wanted], captured.wanted_rows[: inputs.num_wanted]
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ class TorchStep:
     lost_kv: bool = False  # see `StepResult`
     prepared_s: float = 0.0
     is_replayed: bool = False
+    num_graph_failures: int = 0
     draws: list[DrawnRows] = field(default_factory=list)
     readings: list[PendingReadings] = field(default_factory=list)
     _result: StepResult | None = None
@@ -73,7 +74,16 @@ class TorchStep:
                 logprobs.pop(i, None)
                 forced.pop(i, None)
                 readings.pop(i, None)
-            self._result = StepResult(sampled, stopped, logprobs, self.failed, self.lost_kv, forced, readings)
+            self._result = StepResult(
+                sampled,
+                stopped,
+                logprobs,
+                self.failed,
+                self.lost_kv,
+                forced,
+                readings,
+                self.num_graph_failures,
+            )
         return self._result
 
     @property

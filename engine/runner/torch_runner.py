@@ -32,6 +32,7 @@ from engine.runner.kv.host import HostKV
 from engine.runner.kv.memory import LayerCache
 from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
+from engine.runner.pass_limit import PassLimit
 from engine.runner.prompt_reader import PendingReadings, PromptReader
 from engine.runner.ranks.memory_probe import MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
@@ -40,7 +41,15 @@ from engine.runner.sampling.grammars import GrammarTable, Masks, StepGrammars
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.sampling.stop import StopTable
 from engine.runner.sampling.table import SamplingTable
-from engine.runner.step_inputs import Reading, StepArrays, StepSizes, StepTensors, pack
+from engine.runner.step_inputs import (
+    Int64Array,
+    Reading,
+    StepArrays,
+    StepInputs,
+    StepSizes,
+    StepTensors,
+    pack,
+)
 from engine.runner.step_outputs import DrawnRows, TorchStep
 from engine.runner.streams import send, streams_of
 
@@ -98,9 +107,10 @@ class TorchRunner:
         self._errors: dict[int, str] = {}  # by row: why its request cannot be computed
         self._last: TorchStep | None = None
         self._graphs: StepGraphs | None = None
-        self._max_pass_tokens = 1 << 62  # lowered once a forward pass ran out of memory
+        self._limit = PassLimit()
         self._num_passes = 0  # the same on all ranks
         self._is_replayed = False  # the newest step, by a graph
+        self._num_graph_failures = 0  # in the newest step
         self._forward_s = 0.0  # when the newest forward pass began to be launched, or was replayed
 
     def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
@@ -117,7 +127,7 @@ class TorchRunner:
 
     def limit_passes(self, max_tokens: int) -> None:
         """From now on, computes steps of more tokens in parts."""
-        self._max_pass_tokens = max_tokens
+        self._limit = PassLimit(max_tokens)
 
     @property
     def info(self) -> RunnerInfo:
@@ -144,7 +154,7 @@ class TorchRunner:
 
     def launch(self, plan: StepPlan) -> TorchStep:
         started_s = self._forward_s = time.perf_counter()
-        self._is_replayed = False
+        self._is_replayed, self._num_graph_failures = False, 0
         if plan.copies_out:
             # One call, since each takes a staging buffer. Of several copies to a host slot, the last one counts.
             saved = {
@@ -174,6 +184,7 @@ class TorchRunner:
                 self._check_device(step, arrays)
             self._last = step
         step.prepared_s, step.is_replayed = self._forward_s - started_s, self._is_replayed
+        step.num_graph_failures = self._num_graph_failures
         return step
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -261,7 +272,7 @@ class TorchRunner:
         Raises torch.OutOfMemoryError if a single token is too much, or if other ranks have begun the same pass.
         """
         num_tokens = len(arrays.token_ids)
-        if num_tokens <= self._max_pass_tokens:
+        if num_tokens <= self._limit.tokens:
             if self._has_memory_for(arrays):
                 try:
                     failure = self._try_whole(arrays, step)
@@ -269,14 +280,11 @@ class TorchRunner:
                     if num_tokens < 2 or self._has_peers:
                         raise
                 else:
+                    self._limit.was_computed()
                     if failure is not None:
                         self._compute_apart(arrays, step, failure)
                     return
-            self._max_pass_tokens = num_tokens // 2
-            log.warning(
-                "out of memory in a step of %d tokens: from now on steps of more than %d are computed in parts",
-                num_tokens, self._max_pass_tokens,
-            )  # fmt: skip
+            self._limit.ran_out(num_tokens)
             # Outside of `except`, so that what the error keeps of the failed pass is released first.
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -379,23 +387,36 @@ class TorchRunner:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns logits [n, V] at the last token of each row in `drawing`, and those rows [n] on the device."""
         size = self._graphs.size_for(arrays, len(drawing)) if self._graphs is not None else None
-        is_gpu = self._model.device.type == "cuda"
-        inputs = pack(
+        if size is not None and self._graphs is not None:
+            found = self._graphs.run(self._pack(arrays, drawing, padded=size))
+            if found is not None:
+                self._forward_s, self._is_replayed = time.perf_counter(), True
+                return found
+            self._num_graph_failures += 1
+        tensors = self._sent(self._pack(arrays, drawing))
+        self._forward_s = time.perf_counter()
+        return self._forward_tensors(tensors), tensors.wanted_rows
+
+    def _pack(
+        self,
+        arrays: StepArrays,
+        drawing: npt.NDArray[np.intp],
+        padded: StepSizes | None = None,
+        read: Int64Array | None = None,
+    ) -> StepInputs:
+        return pack(
             arrays,
             drawing,
             self._info.max_num_seqs,
-            pinned=is_gpu,
-            padded=size,
+            pinned=self._model.device.type == "cuda",
+            padded=padded,
+            read=read,
             num_programs=self._num_programs,
         )
-        if size is not None and self._graphs is not None:
-            found = self._graphs.run(inputs)
-            self._forward_s, self._is_replayed = time.perf_counter(), True
-            return found
+
+    def _sent(self, inputs: StepInputs) -> StepTensors:
         vector = send(inputs.vector, self._model.device)
-        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host)
-        self._forward_s = time.perf_counter()
-        return self._forward_tensors(tensors), tensors.wanted_rows
+        return StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host)
 
     @torch.inference_mode()
     def _forward_and_read(
@@ -404,16 +425,7 @@ class TorchRunner:
         """The same as `_forward`, and the readings that it launches too. It never uses a graph."""
         device = self._model.device
         read = np.concatenate([np.arange(r.token, r.token + r.end - r.first) for r in readings])
-        inputs = pack(
-            arrays,
-            drawing,
-            self._info.max_num_seqs,
-            pinned=device.type == "cuda",
-            read=read,
-            num_programs=self._num_programs,
-        )
-        vector = send(inputs.vector, device)
-        tensors = StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host)
+        tensors = self._sent(self._pack(arrays, drawing, read=read))
         hidden = self._model.hidden(*self._packed(tensors), tensors.wanted)
         # Where the drawing rows and the tokens to read are among those that are wanted, which are in order.
         place = np.empty(len(drawing) + len(read), dtype=np.int64)

@@ -50,6 +50,11 @@ ENGINE_COUNTERS = (
     ("bros_prefix_cache_queries", "prefix_queried_tokens", "Tokens looked up in the prefix cache"),
     ("bros_prefix_cache_hits", "prefix_hit_tokens", "Tokens found in the prefix cache"),
     ("bros_step_failures", "step_failures", "Requests that failed in a step while the others went on"),
+    (
+        "bros_graph_failures",
+        "graph_failures",
+        "CUDA graphs that could not be replayed; their steps run without them",
+    ),
     ("bros_grammars_compiled", "grammars_compiled", "Grammars that were compiled"),
     ("bros_grammars_cached", "grammars_cached", "Requests for a grammar that was compiled before"),
     ("bros_grammars_failed", "grammars_failed", "Grammars that cannot be used"),

@@ -124,7 +124,8 @@ def test_a_graph_is_never_replayed_with_another_shape() -> None:
         with pytest.raises(ValueError, match="graph"):
             graphs.run(inputs)
     assert not backend.num_replays
-    assert graphs.run(exact)[0].shape == (3, VOCAB_SIZE)
+    found = graphs.run(exact)
+    assert found is not None and found[0].shape == (3, VOCAB_SIZE)
     assert backend.num_replays == 1
 
 
@@ -181,6 +182,30 @@ def test_sizes_that_cannot_be_captured_run_without_graphs(
     graphs = bigram_graphs(Failing(error, num_good, 2))
     assert captured(graphs) == expected
     assert str(error).split("\n")[0] in caplog.text
+
+
+def test_a_graph_that_cannot_be_replayed_is_not_used_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeGraphs()
+    graphs = bigram_graphs(backend, sizes=(2, 4))
+    two = arrays_of([Sequence(row, [10 + row]) for row in range(2)])
+    expected, _ = graphs.run(packed(two, 2)) or (None, None)
+    assert expected is not None
+    expected = expected.clone()
+
+    def fail(self: FakeGraph) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeGraph, "replay", fail)
+        assert graphs.run(packed(two, 2)) is None
+    assert "out of memory" in caplog.text and "2 tokens cannot be replayed" in caplog.text
+    assert captured(graphs) == (4,) and graphs.size_for(two, 2) == StepSizes.of_singles(4)
+    found = graphs.run(packed(two, 4))
+    assert found is not None and torch.equal(found[0], expected)
+    graphs.close()
+    assert not backend.graphs  # released too
 
 
 def test_without_rows_there_are_no_graphs() -> None:

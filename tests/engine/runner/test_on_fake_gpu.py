@@ -29,6 +29,7 @@ from tests.factories_models import make_model
 
 pytest.importorskip("triton")
 from engine.kernels.triton.interpreter import INTERPRETED
+from tests.engine.runner import fake_cuda
 from tests.engine.runner.fake_cuda import cuda
 from tests.engine.runner.fake_gpu import GPU, FakeGpu
 
@@ -216,9 +217,20 @@ def test_it_draws_the_same_with_graphs(
             driver.step([(request, 1) for request in chosen])
         # A replay launches all kernels at once; the draw is not part of it.
         assert gpu.num_launches - before == (5 if isinstance(ours, WaitingForNothing) else 0)
+        with (
+            monkeypatch.context() as patch
+        ):  # the step is computed without its graph, and its graph is not used again
+            patch.setattr(fake_cuda._Graph, "replay", _fails)
+            result = driver.step([(request, 1) for request in pair])
+        assert result.num_graph_failures == isinstance(ours, WaitingForNothing)
         drawn.append([request.output for request in pair])
     assert drawn[0] == drawn[1]
+    assert [shape.tokens for shape in runner.graph_shapes] == [1, 16]
     runner.close()
+
+
+def _fails(_graph: Any) -> None:
+    raise RuntimeError("CUDA error: unspecified launch failure")
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -8,6 +8,7 @@ import torch
 
 from engine.core.plan import StepPlan
 from engine.core.terms import Lane
+from engine.runner.pass_limit import PassLimit
 from engine.runner.step_inputs import StepArrays
 from tests.engine.runner.driver import load_runner
 from tests.factories import request, run_to_end, scheduler_for
@@ -82,3 +83,43 @@ def test_halves_do_the_same_work_in_order():
     assert [int(piece.starts[0]) for piece in pieces] == [9, 0, 1, 2, 3, 4, 5, 5, 6]
     assert [bool(piece.samples[0]) for piece in pieces] == [True] + [False] * 5 + [True] + [False] * 2
     assert all(np.array_equal(piece.counts, [1]) for piece in pieces)
+
+
+def test_longer_steps_are_tried_again_after_a_while():
+    limit = PassLimit()
+    limit.ran_out(1000)
+    assert limit.tokens == 500
+    limit.ran_out(300)  # memory is still shorter
+    for _ in range(2):
+        before = limit.tokens
+        computed_until_changed(limit)
+        assert limit.tokens == 2 * before
+    computed_until_changed(limit)
+    assert limit.tokens >= 1000
+    limit.ran_out(1200)
+    assert limit.tokens == 600
+    waits = []
+    for _ in range(12):  # each failure doubles the wait, up to a limit
+        waits.append(computed_until_changed(limit))
+        limit.ran_out(1200)
+    assert waits == sorted(waits) and waits[1] == 2 * waits[0] and waits[-1] == waits[-2]
+
+
+def computed_until_changed(limit: PassLimit) -> int:
+    before, num_passes = limit.tokens, 0
+    while limit.tokens == before:
+        limit.was_computed()
+        num_passes += 1
+        assert num_passes <= 1 << 17
+    return num_passes
+
+
+def test_a_limit_that_was_given_is_kept():
+    limit = PassLimit(100)
+    for _ in range(1000):
+        limit.was_computed()
+    assert limit.tokens == 100
+    limit.ran_out(80)
+    while limit.tokens < 80:
+        computed_until_changed(limit)
+    assert limit.tokens == 100

@@ -70,6 +70,19 @@ def test_no_kernel_spills_or_exceeds_shared_memory(resources: list[dict[str, Any
     assert all(0 < r["registers"] <= 255 for r in resources)
 
 
+@pytest.mark.slow
+def test_decode_programs_run_at_once_as_their_launcher_assumes(resources: list[dict[str, Any]]) -> None:
+    """`programs_at_once` launches no more than run at the same time: the others would wait for a whole share."""
+    decode = [
+        r for r in resources if r["kernel"] == "decode_attention._attend_single" and r["capability"] == 90
+    ]
+    assert decode
+    for found in decode:
+        assert found["blocks_at_once"] >= (2 if "fp8" in found["case"] or "fp32" in found["case"] else 3), (
+            found
+        )
+
+
 SPILLING = """
 from dataclasses import replace
 from benchmarks.kernel_resources import resources
