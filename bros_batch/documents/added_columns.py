@@ -51,15 +51,18 @@ def column(text: str) -> Column:
         return choice_column(name, found["options"].split("|"), about, is_optional)
     if found["type"] is not None:
         return typed_column(name, found["type"], about, is_optional)
-    each = found["each"] or "text"
-    schema = {"type": "array", "items": dict(TYPES[each])}
-    return _column(name, schema, f"list of {each}", about, is_optional)
+    return list_column(name, found["each"] or "text", about, is_optional)
 
 
 def typed_column(name: str, kind: str, about: str = "", is_optional: bool = False) -> Column:
     """A column whose values have one of the TYPES."""
     words = "date as YYYY-MM-DD" if kind == "date" else kind
     return _column(name, dict(TYPES[kind]), words, about, is_optional)
+
+
+def list_column(name: str, each: str, about: str = "", is_optional: bool = False) -> Column:
+    """A column whose values are lists of one of the TYPES."""
+    return _column(name, {"type": "array", "items": dict(TYPES[each])}, f"list of {each}", about, is_optional)
 
 
 def choice_column(name: str, options: Sequence[str], about: str = "", is_optional: bool = False) -> Column:

@@ -1,4 +1,6 @@
-"""A program that writes a table as JSON lines. Its arguments are a name, two paths, and the most bytes to write.
+"""A program that writes a table as JSON lines.
+
+Its arguments are a name, two paths, the most bytes to write, and the sheet of a workbook, which may be empty.
 
 It is a process of its own, so that a file that crashes a library, or takes long to read, does nothing to a server.
 Each line on stdout is a JSON object: `{"rows": N}` while it reads, and at last a Converted or a Problem.
@@ -34,6 +36,7 @@ class Converted(msgspec.Struct, tag="converted"):
     id_field: str | None
     notes: list[str]
     types: dict[str, str]
+    sheets: list[str]
     rows: int
     bad_rows: int
     first_problem: str | None
@@ -63,10 +66,16 @@ class BadRows:
             yield row
 
 
-def convert(name: str, source: Path, target: Path, limit_bytes: int) -> Converted | Problem:
+def convert(
+    name: str, source: Path, target: Path, limit_bytes: int, sheet: str | None = None
+) -> Converted | Problem:
     """Write the table in `source`, which its user calls `name`, as JSON lines to `target`."""
     try:
-        with source.open("rb") as file, target.open("xb") as out, open_table(file, name) as table:
+        with (
+            source.open("rb") as file,
+            target.open("xb") as out,
+            open_table(file, name, sheet=sheet) as table,
+        ):
             return _written(table, out, limit_bytes)
     except UnreadableTable as error:
         return Problem(str(error))
@@ -112,6 +121,7 @@ def _written(table: Table, out: BinaryIO, limit_bytes: int) -> Converted | Probl
         table.id_field,
         table.notes,
         table.types,
+        table.sheets,
         rows,
         bad.count,
         bad.first,
@@ -128,5 +138,5 @@ def _print(value: object) -> None:
 
 if __name__ == "__main__":
     os.nice(NICENESS)
-    _name, _source, _target, _limit = sys.argv[1:]
-    _print(convert(_name, Path(_source), Path(_target), int(_limit)))
+    _name, _source, _target, _limit, _sheet = sys.argv[1:]
+    _print(convert(_name, Path(_source), Path(_target), int(_limit), _sheet or None))

@@ -54,10 +54,12 @@ def excel_table(
         found = _sheet(name, workbook, sheet)
         errors = _errors_of(archive, found.name, scans) if kind == "xlsx" and archive is not None else {}
         others = [each for each in workbook.sheet_names if each != found.name]
-        notes = (
-            [f"The sheet '{found.name}' is read; the others are: {', '.join(others[:10])}."] if others else []
-        )
-        return _table(name, kind, found, errors, notes=notes)
+        notes = []
+        if others and sheet is None:
+            notes.append(f"The sheet '{found.name}' is read; the others are: {', '.join(others[:10])}.")
+        table = _table(name, kind, found, errors, notes=notes)
+        table.sheets = [found.name, *others]
+        return table
     except calamine.PasswordError:
         raise UnreadableTable(f"{name} needs a password; save it without one.") from None
     except calamine.CalamineError as error:

@@ -35,8 +35,8 @@ class Table:
     `columns` is None if only the rows themselves say what their columns are. `lines` are the rows of JSON lines as they
     are written, which one reads instead of the rows. `notes` are sentences for the user about how the source was read.
     `types` are those of `column_types`, by the names of columns, where they are known; those of a sheet are known once
-    it has been read. `id_field` is the column that identifies a row, if the format has one. `size_bytes` is None if it
-    is not known.
+    it has been read. `sheets` are those of the workbook, that of the table first. `id_field` is the column that
+    identifies a row, if the format has one. `size_bytes` is None if it is not known.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Table:
     lines: Iterator[bytes] | None = None
     notes: list[str] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
+    sheets: list[str] = field(default_factory=list)
     id_field: str | None = None
     size_bytes: int | None = None
     bytes_read: Callable[[], int] = lambda: 0

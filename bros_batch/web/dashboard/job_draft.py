@@ -9,7 +9,14 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from bros_batch.document_fields import NO_FIELD, found_field
-from bros_batch.documents.added_columns import TYPES, Column, choice_column, columns_format, typed_column
+from bros_batch.documents.added_columns import (
+    TYPES,
+    Column,
+    choice_column,
+    columns_format,
+    list_column,
+    typed_column,
+)
 from bros_batch.documents.first_documents import FirstDocument
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.validation import validate
@@ -20,7 +27,8 @@ from bros_batch.web.api.batches import BatchRequest
 T = TypeVar("T")
 
 ONE_OF = "one of"
-KINDS = (*TYPES, ONE_OF)
+LIST_OF = "list of "
+KINDS = (*TYPES, ONE_OF, *(LIST_OF + each for each in TYPES))
 
 
 class WantedColumn(msgspec.Struct):
@@ -30,6 +38,7 @@ class WantedColumn(msgspec.Struct):
     kind: str = "text"
     about: str = ""
     options: str = ""
+    optional: bool = False
 
     def column(self) -> Column:
         """Raises RequestError for one that cannot be made."""
@@ -42,10 +51,11 @@ class WantedColumn(msgspec.Struct):
                 raise RequestError(
                     f"The column '{name}' needs at least two options, with commas between them."
                 )
-            return choice_column(name, options, self.about.strip())
-        if self.kind not in TYPES:
+            return choice_column(name, options, self.about.strip(), self.optional)
+        if self.kind not in KINDS:
             raise RequestError(f"The column '{name}' has no type '{self.kind}'.")
-        return typed_column(name, self.kind, self.about.strip())
+        make = list_column if self.kind.startswith(LIST_OF) else typed_column
+        return make(name, self.kind.removeprefix(LIST_OF), self.about.strip(), self.optional)
 
 
 class JobDraft(msgspec.Struct):

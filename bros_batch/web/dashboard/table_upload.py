@@ -39,6 +39,8 @@ SHOWN_ROWS = 5
 SHOWN_COLUMNS = 50
 MAX_CELL_CHARS = 300
 MAX_COLUMNS = 16_384
+MAX_SHEETS = 100
+MAX_SHEET_CHARS = 256
 # The longest line that the reading process writes: it has the names of all columns.
 MAX_REPORT_BYTES = 64 * 1024**2
 
@@ -89,7 +91,9 @@ class TableUploads:
 
 async def _reports(state: AppState, upload: Upload, target: Path) -> AsyncGenerator[Any]:
     """Yield what the reading process says. Raises RequestError for a table that cannot be read."""
-    arguments = (upload.filename, str(upload.path), str(target), str(state.settings.max_upload_bytes))
+    sheet = upload.fields.get("sheet", "")[:MAX_SHEET_CHARS].replace("\0", "")
+    paths = (str(upload.path), str(target))
+    arguments = (upload.filename, *paths, str(state.settings.max_upload_bytes), sheet)
     program = ("-m", "bros_batch.documents.readers.convert_table")
     process = await asyncio.create_subprocess_exec(
         sys.executable, *program, *arguments, stdout=PIPE, limit=MAX_REPORT_BYTES
@@ -140,6 +144,7 @@ def table_object(file_id: str, table: Converted, shown: list[FirstDocument]) -> 
         "bad_rows": table.bad_rows,
         "first_problem": table.first_problem,
         "notes": table.notes,
+        "sheets": table.sheets[:MAX_SHEETS],
         "num_columns": len(columns),
         "columns": names,
         "chips": [plain_name(name) for name in names],

@@ -1,8 +1,8 @@
 // Sends a file, and tells how much of it has arrived and how many of its rows have been read.
 
-// Returns a promise of what the server knows of the table. `report` gets {sent} from 0 to 1, then {rows}. Aborting the
+// Returns a promise of what the server knows of the table. `sheet` is that of a workbook, or empty for the first. `report` gets {sent} from 0 to 1, then {rows}. Aborting the
 // signal ends it. A rejection has a message for people.
-export function uploadTable(file, report, signal) {
+export function uploadTable(file, sheet, report, signal) {
   return new Promise((resolve, reject) => {
     // fetch() does not tell how much it has sent.
     const request = new XMLHttpRequest();
@@ -35,6 +35,7 @@ export function uploadTable(file, report, signal) {
     request.open("POST", "/new/table");
     request.setRequestHeader("Accept", "application/json");
     const form = new FormData();
+    if (sheet) form.append("sheet", sheet);
     form.append("file", file, file.name);
     request.send(form);
   });

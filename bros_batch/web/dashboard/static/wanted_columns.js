@@ -5,9 +5,10 @@ import { byId } from "./dom.js";
 const list = byId("wanted");
 
 // Adds a row of fields, filled with a column as `wantedColumns` returns it.
-export function addColumn({ name = "", kind = "text", about = "", options = "" } = {}) {
+export function addColumn({ name = "", kind = "text", about = "", options = "", optional = false } = {}) {
   const row = byId("wanted-row").content.firstElementChild.cloneNode(true);
   for (const [css, value] of Object.entries({ name, kind, about, options })) row.querySelector(`.${css}`).value = value;
+  row.querySelector(".optional input").checked = optional;
   row.querySelector(".kind").addEventListener("change", () => showOptions(row));
   row.querySelector(".remove").addEventListener("click", () => {
     const next = row.nextElementSibling ?? row.previousElementSibling;
@@ -23,7 +24,8 @@ export function addColumn({ name = "", kind = "text", about = "", options = "" }
 export function wantedColumns() {
   return [...list.children].map((row) => {
     const field = (css) => row.querySelector(`.${css}`).value;
-    return { name: field("name"), kind: field("kind"), about: field("about"), options: field("options") };
+    const optional = row.querySelector(".optional input").checked;
+    return { name: field("name"), kind: field("kind"), about: field("about"), options: field("options"), optional };
   });
 }
 

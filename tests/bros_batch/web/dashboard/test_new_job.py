@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xlsxwriter
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
+from tests.bros_batch.documents.readers.factories import write_documents
 from tests.bros_batch.web.browser import browser
 from tests.bros_batch.web.dashboard.test_pages import press, shown, wait_text
 from tests.bros_batch.web.dashboard.test_rows import wait_row
@@ -91,6 +93,15 @@ def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> Non
         lambda: previews(chrome)[0].endswith("- paid (boolean): if {it} is\n- kind (one of: bill, letter)"),
         "the columns in the prompt",
     )
+    press(chrome, "Add a column")
+    amounts = field(chrome, "#wanted li:nth-child(3)")
+    amounts.find_element(By.CSS_SELECTOR, ".name").send_keys("amounts")
+    Select(amounts.find_element(By.CSS_SELECTOR, ".kind")).select_by_visible_text("list of number")
+    amounts.find_element(By.CSS_SELECTOR, ".optional input").click()
+    wait_for(
+        lambda: previews(chrome)[0].endswith("- amounts (list of number, or null if there is none)"),
+        "the third column in the prompt",
+    )
     wait_text(chrome, "40 rows: ", "tokens in, about ")
     field(chrome, "#options summary").click()
     Select(field(chrome, "[name=id_field]")).select_by_visible_text("Nr")
@@ -108,6 +119,9 @@ def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> Non
     assert tokens is not None
     assert tokens.get_attribute("value") == "-3"
     assert field(chrome, "#wanted li:nth-child(2) .options").get_attribute("value") == "bill, letter"
+    assert [each.is_selected() for each in chrome.find_elements(By.CSS_SELECTOR, ".optional input")] == [
+        False, False, True,
+    ]  # fmt: skip
     chrome.execute_script("arguments[0].value = '1000'", tokens)  # type: ignore[no-untyped-call]
     press(chrome, "Try 3 rows")
     wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "#tried-rows .count")) == 9, "three answers")
@@ -123,12 +137,13 @@ def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> Non
     columns = ["Nr", "Käufer  Name", 'Text {raw} "x"', "<b>Total</b>"]
     assert batch["source"] == {"name": table.name, "format": "csv", "columns": columns, "id_field": "Nr"}
     assert row["document"]["<b>Total</b>"] == "5,50"
-    assert row["answer"]
+    assert row["raw_answer"], "this engine knows no grammars"
     assert row["prompt"].startswith("Who is Müller 5, and what is Bill; no. 5?\n\nAnswer with a JSON object")
     assert row["request"]["max_tokens"] == 1000
     assert row["request"]["response_format"]["json_schema"]["schema"]["properties"] == {
         "paid": {"type": "boolean", "description": "if {it} is"},
         "kind": {"type": "string", "enum": ["bill", "letter"]},
+        "amounts": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "null"}]},
     }
     # A browser notes each request that is rejected, as those with -3 and 2.5 tokens were.
     log = [each["message"] for each in chrome.get_log("browser")]  # type: ignore[no-untyped-call]
@@ -164,3 +179,53 @@ def test_what_cannot_be_read_is_said_in_a_sentence(site: Web, chrome: Chrome, tm
     press(chrome, "Start")
     wait_text(chrome, "Write what the model should do with each row.")
     assert list(site.settings.files_dir.glob("*.upload")) == []
+
+
+def first_cells(chrome: Chrome) -> list[list[str]]:
+    rows: Any = chrome.execute_script(  # type: ignore[no-untyped-call]
+        "return [...document.querySelectorAll('#first-rows tr')].map((row) => "
+        "[...row.cells].map((each) => each.textContent))"
+    )
+    return list(rows)
+
+
+def test_several_documents_are_a_table(site: Web, chrome: Chrome, tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    chrome.get(f"{site.url}/new")
+    (tmp_path / "größe.txt").write_bytes(b"x" * 70_000)
+    names = ["b.md", "sub/d.pdf", "a.txt", "größe.txt", "sub/broken.pdf"]
+    field(chrome, "#file").send_keys("\n".join(str(tmp_path / name) for name in names))
+    wait_text(chrome, "5 documents.zip", "5 rows", "1 row cannot be read", "broken.pdf: the PDF is damaged")
+    cells = first_cells(chrome)
+    assert cells[0] == ["Row", "path", "text", "pages"]
+    assert [row[:3] for row in cells[1:4]] == [
+        ["1", "b.md", "# Title\n\nText"],
+        ["2", "d.pdf", "First page\n\nSecond page"],
+        ["3", "a.txt", "Grüße"],
+    ]
+    assert cells[4][1] == "größe.txt"
+    (tmp_path / "other.csv").write_bytes(b"a\n1\n")
+    field(chrome, "#file").send_keys(f"{tmp_path / 'table.csv'}\n{tmp_path / 'other.csv'}")
+    wait_text(chrome, "submit a zip file with one table, or with documents only")
+
+
+def test_another_sheet_of_a_workbook(site: Web, chrome: Chrome, tmp_path: Path) -> None:
+    path = tmp_path / "book.xlsx"
+    with xlsxwriter.Workbook(path) as book:
+        for name, number in (("March", 3), ("April", 4)):
+            sheet = book.add_worksheet(name)
+            sheet.write_column(0, 0, ["text", *(f"{name} {row}" for row in range(number))])
+    chrome.get(f"{site.url}/new")
+    choose(chrome, path)
+    wait_text(chrome, "book.xlsx", "3 rows", "The sheet 'March' is read; the others are: April.")
+    sheets = Select(field(chrome, "#sheet"))
+    assert [each.text for each in sheets.options] == ["April", "March"]
+    assert sheets.first_selected_option.text == "March"
+    sheets.select_by_visible_text("April")
+    wait_text(chrome, "4 rows")
+    assert first_cells(chrome)[1] == ["1", "April 0"]
+    assert "is read" not in field(chrome, "#table").text
+    chrome.refresh()
+    wait_text(chrome, "4 rows")
+    assert Select(field(chrome, "#sheet")).first_selected_option.text == "April"
+    assert not field(chrome, "#sheet").is_enabled(), "the file is no longer there"
