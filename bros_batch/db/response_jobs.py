@@ -62,6 +62,12 @@ def create_response_job(
     return job_id
 
 
+def item_body(connection: Connection, job_id: str) -> str | None:
+    """The request of a response's item; None if it was deleted."""
+    body: str | None = connection.scalar(select(items.c.body).where(items.c.job_id == job_id))
+    return body
+
+
 def num_unfinished(connection: Connection, key_id: str) -> int:
     """Number of a key's responses in the background that have not ended."""
     query = select(func.count()).select_from(jobs.join(responses, responses.c.job_id == jobs.c.id))

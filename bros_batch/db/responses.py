@@ -31,6 +31,8 @@ _ITEM_COLUMNS = (
     items.c.error_code,
     items.c.error_message,
     items.c.finished_at,
+    items.c.id,
+    items.c.epoch,
 )
 _CHAIN = text("""
 WITH RECURSIVE chain AS (
@@ -52,6 +54,8 @@ class BackgroundItem:
     error_code: str | None
     error_message: str | None
     finished_at: float | None
+    id: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

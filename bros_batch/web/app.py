@@ -62,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
                 await asyncio.to_thread(state.dispatcher.close)
                 state.threads.close()
                 await state.rate_limits.close()
+                await state.item_outputs.close()
         finally:
             database.dispose()
 

@@ -25,6 +25,7 @@ from bros_batch.web.dispatcher import Dispatcher
 from bros_batch.web.engine_link import EngineLink
 from bros_batch.web.errors import ApiError, database_unavailable, disk_full
 from bros_batch.web.ignored_fields import MAX_NAMES, note_ignored
+from bros_batch.web.item_outputs import ItemOutputs
 from bros_batch.web.job_rates import JobRates
 from bros_batch.web.login_attempts import LoginAttempts
 from bros_batch.web.rate_limits import RateLimits
@@ -78,6 +79,7 @@ class AppState:
     keys: KeyRing = field(init=False)
     sessions: Sessions = field(init=False)
     rate_limits: RateLimits = field(init=False)
+    item_outputs: ItemOutputs = field(init=False)
     webhook_hosts: WebhookHosts = field(init=False)
     _json: JsonReader = field(init=False)
 
@@ -87,6 +89,7 @@ class AppState:
             "keys": keys,
             "sessions": Sessions(keys, self.settings.api_key),
             "rate_limits": RateLimits(self.settings.resolved_redis_url),
+            "item_outputs": ItemOutputs(self.settings.resolved_redis_url),
             "webhook_hosts": WebhookHosts(self.settings.webhook_hosts),
             "_json": JsonReader(self.settings.max_body_bytes),
         }

@@ -27,6 +27,7 @@ from engine.core import terms
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import SLO
 from engine.lanes.exchange import Exchange
+from engine.lanes.followed_items import FollowedItems
 from engine.lanes.grammar_gate import GrammarGate, UnusableGrammar
 from engine.lanes.heartbeat import Heartbeat
 from engine.lanes.loop_watch import TICK_S
@@ -112,6 +113,7 @@ class ItemPuller:
             self._check_claims,
             self._heartbeat.send_heartbeats,
             self._heartbeat.measure_rate,
+            FollowedItems(self._redis, self._items.values).show_outputs,
         ]
         self._tasks = [asyncio.create_task(keep_running(worker), name=worker.__name__) for worker in workers]
 

@@ -53,6 +53,10 @@ class PulledItem:
         """On whose behalf its grammars are compiled."""
         return Asker(self.item.owner, self.item.lane == "be")
 
+    def output_so_far(self) -> Choice:
+        """The tokens of the first output, and the end of its prompt."""
+        return Choice(self._token_ids[0], "length", prompt_tail=self.item.token_ids[-PROMPT_TAIL_TOKENS:])
+
     def grammars(self) -> set[Grammar]:
         """The grammars of all outputs."""
         return {part.sampling.grammar for part in self._parts if part.sampling.grammar is not None}

@@ -342,6 +342,15 @@ RESULTS_KEY = "bros:results"
 GENERATION_KEY = "bros:generation"
 
 
+# Ids of the items whose outputs are wanted while they are computed, by the Unix time until which they are.
+FOLLOWED_KEY = "bros:followed"
+
+
+def output_key(item_id: int, epoch: int) -> str:
+    """Key of the output so far of an attempt at an item that is followed: a `Choice` in msgpack."""
+    return f"bros:output:{item_id}:{epoch}"
+
+
 def items_key(model: str) -> str:
     """Key of the stream of items for the engines that serve `model`."""
     return f"bros:items:{model}"

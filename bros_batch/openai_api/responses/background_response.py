@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,13 @@ REQUEST_ERRORS = ("invalid_request", "context_length_exceeded")
 def item_body(body: ResponseBody, items: Sequence[Json], response_id: str) -> str:
     """Return the JSON text of a request that needs nothing but itself: its input is the whole conversation.
 
-    Its `request_id` is the response's id, from which the ids in the output are derived.
+    Its `request_id` is the response's id, from which the ids in the output are derived. It has a seed, so that whoever
+    has read a part of its output gets the rest of the same one if the engine dies and another computes it again.
     """
     sent = body.model_dump(exclude_unset=True, by_alias=True)
     kept = {name: value for name, value in sent.items() if name not in NOT_IN_ITEM}
+    if kept.get("seed") is None:
+        kept["seed"] = secrets.randbelow(2**31)
     return msgspec.json.encode({**kept, "input": items, "request_id": response_id}).decode()
 
 

@@ -14,6 +14,9 @@ from bros_batch.openai_api.responses.response_object import Status, response_usa
 Json = dict[str, Any]
 Kind = Literal["reasoning", "message", "function_call"]
 
+# Of the deltas of a response in the background, in characters: about two tokens.
+PIECE_CHARS = 8
+
 PREFIXES: dict[Kind, str] = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
 
 
@@ -29,16 +32,19 @@ class _OpenItem:
     name: str = ""
     pieces: list[str] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)
+    held: str = ""  # text that is not in an event yet
 
 
 class ResponseWriter:
     """Turns the deltas of one chat answer into events. Each event is a JSON object with its `sequence_number`.
 
-    `begun` is the response without output.
+    `begun` is the response without output. With `piece_chars`, each delta has that many characters but for the last one
+    of an item, so that the events do not depend on how the text came; they have no log-probabilities then.
     """
 
-    def __init__(self, begun: Json) -> None:
+    def __init__(self, begun: Json, piece_chars: int | None = None) -> None:
         self._begun = begun
+        self._piece_chars = piece_chars
         self._suffix = str(begun["id"]).removeprefix("resp_")
         self._output: list[Json] = []
         self._item: _OpenItem | None = None
@@ -51,6 +57,10 @@ class ResponseWriter:
         if queued:
             yield self._lifecycle("response.queued", "queued")
         yield self._lifecycle("response.in_progress", "in_progress")
+
+    def skip(self, events: Sequence[Json]) -> None:
+        """Take note of events that were sent already."""
+        self._num_events += len(events)
 
     def push(self, delta: Json, logprobs: Sequence[Json] = ()) -> Iterator[Json]:
         """Yield the events for the delta of a chat's chunk, or for a whole message."""
@@ -98,13 +108,8 @@ class ResponseWriter:
             yield from self._close("completed")
             item = _OpenItem(kind, self._new_id(kind), len(self._output))
             yield from self._open(item)
-        item.pieces.append(text)
         item.logprobs += logprobs
-        about = {"item_id": item.id, "output_index": item.index, "content_index": 0, "delta": text}
-        if kind == "message":
-            yield self._event("response.output_text.delta", **about, logprobs=[*logprobs])
-        else:
-            yield self._event("response.reasoning_text.delta", **about)
+        yield from self._add(item, text, logprobs)
 
     def _push_call(self, call: Json) -> Iterator[Json]:
         item, number = self._item, call.get("index", -1)
@@ -121,13 +126,29 @@ class ResponseWriter:
             )
             yield from self._open(item)
         if arguments := function.get("arguments"):
-            item.pieces.append(arguments)
-            yield self._event(
-                "response.function_call_arguments.delta",
-                item_id=item.id,
-                output_index=item.index,
-                delta=arguments,
-            )
+            yield from self._add(item, arguments)
+
+    def _add(self, item: _OpenItem, text: str, logprobs: Sequence[Json] = ()) -> Iterator[Json]:
+        item.pieces.append(text)
+        if self._piece_chars is None:
+            yield self._delta(item, text, logprobs)
+            return
+        text = item.held + text
+        num_chars = len(text) - len(text) % self._piece_chars
+        item.held = text[num_chars:]
+        for start in range(0, num_chars, self._piece_chars):
+            yield self._delta(item, text[start : start + self._piece_chars])
+
+    def _delta(self, item: _OpenItem, text: str, logprobs: Sequence[Json] = ()) -> Json:
+        about: Json = {"item_id": item.id, "output_index": item.index, "delta": text}
+        match item.kind:
+            case "message":
+                about |= {"content_index": 0, "logprobs": [*logprobs]}
+                return self._event("response.output_text.delta", **about)
+            case "reasoning":
+                return self._event("response.reasoning_text.delta", **about, content_index=0)
+            case "function_call":
+                return self._event("response.function_call_arguments.delta", **about)
 
     def _open(self, item: _OpenItem) -> Iterator[Json]:
         self._item = item
@@ -143,6 +164,8 @@ class ResponseWriter:
         if item is None:
             return
         self._item = None
+        if item.held:
+            yield self._delta(item, item.held)
         text = "".join(item.pieces)
         about: Json = {"item_id": item.id, "output_index": item.index}
         match item.kind:
@@ -230,8 +253,10 @@ def begun_events(response: Json) -> list[Json]:
 
 
 def replayed_events(ended: Json) -> list[Json]:
-    """Return the events of a stream for a response that has ended, as they would have come in large pieces."""
-    writer = ResponseWriter({**ended, "output": [], "usage": None, "error": None, "incomplete_details": None})
+    """Return the events of a stream for a response that has ended: those that were sent if it is one in the background,
+    otherwise such as would have come in large pieces."""
+    begun = {**ended, "output": [], "usage": None, "error": None, "incomplete_details": None}
+    writer = ResponseWriter(begun, PIECE_CHARS if ended["background"] else None)
     events = [*writer.begin(queued=ended["background"])]
     for number, item in enumerate(ended["output"]):
         events += writer.push(*_delta_of(item, number))

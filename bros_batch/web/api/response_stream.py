@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
-
-from bros_batch.db.responses import find_response
 from bros_batch.openai_api.completion_response import ResponseHead, chat_chunk_choices
 from bros_batch.openai_api.responses.response_object import response_usage
 from bros_batch.openai_api.responses.response_request import ResponseRequest
 from bros_batch.openai_api.responses.response_writer import (
     ResponseWriter,
-    begun_events,
     logprobs_of,
-    replayed_events,
 )
 from bros_batch.openai_api.responses.responses_endpoint import begun_response
 from bros_batch.web.api.completions import chat_usage
 from bros_batch.web.api.event_stream import event
-from bros_batch.web.app_state import app_state
-from bros_batch.web.auth import still_has_access
 from bros_batch.web.errors import ApiError
 from bros_batch.web.generation import Generation
-from bros_batch.web.response_state import current_object, is_ended
 
 Json = dict[str, Any]
-
-POLL_S = 0.5
 
 
 def named_event(data: Json) -> bytes:
@@ -88,25 +77,3 @@ class GeneratedResponse:
         response = last[-1]["response"]
         response["store"] = await self.store(response)
         yield b"".join(map(named_event, last))
-
-
-async def stored_events(http: Request, response_id: str, after: int) -> AsyncGenerator[bytes]:
-    """Yield the events of a stored response with a sequence number above `after`, and wait for those that are to come.
-
-    The output of a response in the background comes when it is complete. Its events have the same numbers each time.
-    """
-    state = app_state(http)
-    while True:
-        found = await state.read(lambda connection: find_response(connection, response_id))
-        if found is None:
-            return  # it was deleted
-        response = current_object(found)
-        events = replayed_events(response) if is_ended(response) else begun_events(response)
-        for each in events:
-            if each["sequence_number"] > after:
-                after = each["sequence_number"]
-                yield named_event(each)
-        if is_ended(response) or http.app.state.is_stopping() or not await still_has_access(http):
-            return
-        state.dispatcher.record_soon()
-        await asyncio.sleep(POLL_S)

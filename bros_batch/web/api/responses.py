@@ -36,9 +36,10 @@ from bros_batch.openai_api.responses.response_request import (
     response_request,
 )
 from bros_batch.request_error import RequestError
+from bros_batch.web.api.background_stream import stored_events
 from bros_batch.web.api.event_stream import EventStream
 from bros_batch.web.api.pagination import list_page
-from bros_batch.web.api.response_stream import GeneratedResponse, stored_events
+from bros_batch.web.api.response_stream import GeneratedResponse
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.bulk_limits import check_bulk_limits

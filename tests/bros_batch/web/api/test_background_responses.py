@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,21 @@ from bros_batch.db import jobs
 from bros_batch.db.connections import open_database, reading
 from bros_batch.db.tables import Job
 from tests.bros_batch.web.serving import MODEL_NAME, Web, whole_service
-from tests.services import RedisServer, wait_for
+from tests.services import Process, Processes, RedisServer, wait_for
 
 ANSWER: dict[str, Any] = {"model": MODEL_NAME, "max_output_tokens": 24, "extra_body": {"ignore_eos": True}}
 ENDLESS: dict[str, Any] = {"model": MODEL_NAME, "input": "Hello", "extra_body": {"ignore_eos": True}}
 
 
 @pytest.fixture(scope="module")
-def service(redis_of_session: RedisServer, text_model: Path) -> Iterator[Web]:
-    with whole_service(redis_of_session.url, text_model) as (web, _):
-        yield web
+def services(redis_of_session: RedisServer, text_model: Path) -> Iterator[tuple[Web, Processes]]:
+    with whole_service(redis_of_session.url, text_model) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def service(services: tuple[Web, Processes]) -> Web:
+    return services[0]
 
 
 @pytest.fixture
@@ -116,6 +122,68 @@ def test_a_stream_waits_for_it_and_can_be_taken_up_again(client: OpenAI) -> None
     assert client.responses.retrieve(last.response.id) == last.response
     again = list(client.responses.retrieve(last.response.id, stream=True, starting_after=4))
     assert again == events[5:]
+
+
+def restarted_engine(group: Processes, step_s: float) -> Process:
+    """Kill the engine, and start it again with steps of this length."""
+    (old,) = (each for each in group.started if each.running and "simulated" in arguments(each))
+    old.kill()
+    flags = arguments(old)[arguments(old).index("engine") + 1 :]
+    return group.start([sys.executable, "-m", "engine", *flags, "--simulated-step-s", str(step_s)])
+
+
+def arguments(process: Process) -> list[str]:
+    assert isinstance(process.popen.args, list)
+    return [str(each) for each in process.popen.args]
+
+
+@pytest.fixture
+def slow_engine(services: tuple[Web, Processes]) -> Iterator[Processes]:
+    """Services whose engine takes some time for an answer."""
+    restarted_engine(services[1], 0.02)
+    yield services[1]
+    restarted_engine(services[1], 0.0)
+
+
+def test_a_stream_shows_the_output_as_it_grows_and_goes_on_after_any_event(
+    slow_engine: Processes, client: OpenAI
+) -> None:
+    """The client loses its connection in the middle, and then the engine is killed and begins again."""
+    given: dict[str, Any] = {**ENDLESS, "max_output_tokens": 400, "temperature": 1.0}
+    events: list[Any] = []
+    with client.responses.create(**given, background=True, stream=True) as stream:
+        for event in stream:
+            events.append(event)
+            if len(events) == 20:
+                break
+    response_id = events[0].response.id
+    assert client.responses.retrieve(response_id).status == "in_progress"
+    with client.responses.retrieve(response_id, stream=True, starting_after=19) as stream:
+        for event in stream:
+            events.append(event)
+            if len(events) == 30:
+                restarted_engine(slow_engine, 0.01)
+                assert client.responses.retrieve(response_id).status == "in_progress"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type == "response.incomplete" and last.response.usage.output_tokens == 400
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == last.response.output_text
+    again = list(client.responses.retrieve(response_id, stream=True))
+    shown = [(event.type, getattr(event, "delta", None)) for event in events]
+    assert [(event.type, getattr(event, "delta", None)) for event in again] == shown
+
+
+def test_a_stream_of_a_response_that_is_cancelled_ends_and_says_so(
+    slow_engine: Processes, client: OpenAI
+) -> None:
+    events: list[Any] = []
+    for event in client.responses.create(**ENDLESS, background=True, stream=True):
+        events.append(event)
+        if len(events) == 20:
+            client.responses.cancel(events[0].response.id)
+    assert events[-1].type == "response.cancelled"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
 def test_a_request_that_cannot_run_fails_and_says_why(client: OpenAI) -> None:
