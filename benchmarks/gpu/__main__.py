@@ -1,6 +1,7 @@
 """How fast is everything on a GPU, and are the targets met? One command measures it in a given time.
 
     python -m benchmarks.gpu --minutes 8 [--models llama-8b,qwen3-4b] [--parts kernels,steps] [--out benchmarks/results]
+    python -m benchmarks.gpu --quantization fp8 --parts ceilings,steps      # with float8 weights, against their floors
     python -m benchmarks.gpu --device cpu --tiny      # the same code on any machine, in a minute or two
 
 It needs this repository, torch, triton, transformers and numpy, but no checkpoint, network or server. The models have
@@ -87,6 +88,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="use sizes that fit any machine")
+    parser.add_argument(
+        "--quantization",
+        choices=["none", "fp8"],
+        default="none",
+        help="weights of all models, as in the engine",
+    )
     parser.add_argument("--parts", type=names_among(SHARES), default=list(SHARES))
     parser.add_argument(
         "--models", type=names_among(MODELS), default=list(MODELS), help="models; the first one is served"
@@ -132,7 +139,12 @@ def measure_apart(
     command = [sys.executable, "-m", "benchmarks.gpu.parts", str(path), "--end", str(end_s)]
     command += ["--now", ",".join(parts), "--all", ",".join(shares), "--device", arguments.device]
     command += ["--models", ",".join(arguments.models), *(["--tiny"] if arguments.tiny else [])]
-    process = subprocess.Popen(command, start_new_session=True)
+    command += ["--quantization", arguments.quantization]
+    # The process and those that it starts end with this one, even if it is killed: see `parts.end_with_parent`.
+    read_end, write_end = os.pipe()
+    command += ["--parent", str(read_end)]
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=(read_end,))
+    os.close(read_end)
     reason = None
     try:
         code = process.wait(late_s - time.monotonic())
@@ -143,6 +155,7 @@ def measure_apart(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        os.close(write_end)
     run = Run(path, shares, end_s)
     begun = [name for name in parts if name in run.result["parts"]]
     if reason is not None:

@@ -21,21 +21,28 @@ TINY_PRODUCT_SHAPES = ((96, 64), (64, 128))
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Bytes per second read plus written by a copy, and floating-point operations per second of a large product."""
+    """Bytes per second read plus written by a copy, and operations per second of a large product, also in float8."""
 
     bytes_per_s: float
     flops_per_s: float
+    fp8_flops_per_s: float | None = None  # None: the device does not multiply float8
 
-    def floor_s(self, num_bytes: float, num_flops: float) -> float:
-        """Return the minimum time of any kernel that moves this many bytes and does this many operations."""
-        return max(num_bytes / self.bytes_per_s, num_flops / self.flops_per_s)
+    def floor_s(self, num_bytes: float, num_flops: float, num_fp8_flops: float = 0.0) -> float:
+        """Return the minimum time of any kernels that move this many bytes and do this many operations."""
+        products_s = num_flops / self.flops_per_s + num_fp8_flops / (self.fp8_flops_per_s or self.flops_per_s)
+        return max(num_bytes / self.bytes_per_s, products_s)
 
 
 def ceilings_of(run: Run, watch: Stopwatch, scale: Scale) -> Ceilings:
     """Return the ceilings of the run, and measure them first if they are not known yet."""
     known = run.result["parts"].get("ceilings", {}).get("figures", {})
     if {"copy", "product"} <= set(known):
-        return Ceilings(known["copy"]["gb_per_s"] * 1e9, known["product"]["tflop_per_s"] * 1e12)
+        fp8 = known.get("product in float8", {}).get("tflop_per_s")
+        return Ceilings(
+            known["copy"]["gb_per_s"] * 1e9,
+            known["product"]["tflop_per_s"] * 1e12,
+            None if fp8 is None else fp8 * 1e12,
+        )
     part = run.part("ceilings")
     ceilings = measure_ceilings(part, watch, scale, torch.bfloat16 if watch.is_cuda else torch.float32)
     part.save()
@@ -54,19 +61,38 @@ def measure_ceilings(part: Part, watch: Stopwatch, scale: Scale, dtype: torch.dt
     size = scale.product_size
     a, b = (torch.randn(size, size, device=watch.device, dtype=dtype) for _ in range(2))
     product_s = watch.seconds(lambda: a @ b, is_cold=False)
-    ceilings = Ceilings(2 * source.nbytes / copy_s, 2 * size**3 / product_s)
+    fp8_s = _fp8_product_s(watch, size)
+    fp8_flops_per_s = None if fp8_s is None else 2 * size**3 / fp8_s
+    ceilings = Ceilings(2 * source.nbytes / copy_s, 2 * size**3 / product_s, fp8_flops_per_s)
     part.figures |= {
         "device": about_device(watch.device),
         "copy": {"gb_per_s": ceilings.bytes_per_s / 1e9},
         "read": {"gb_per_s": source.nbytes / read_s / 1e9},
         "product": {"tflop_per_s": ceilings.flops_per_s / 1e12, "dtype": str(dtype)},
     }
+    if fp8_flops_per_s is not None:
+        part.figures["product in float8"] = {"tflop_per_s": fp8_flops_per_s / 1e12}
     for name, figures in part.figures.items():
         print(f"  {name:44} {brief(figures)}", flush=True)
     part.measure("products by tokens", lambda: _products_by_tokens(watch, scale, dtype, ceilings))
     part.measure("launch", lambda: _launch_us(watch))
     part.measure("host copies", lambda: _host_copies(watch, scale))
     return ceilings
+
+
+def _fp8_product_s(watch: Stopwatch, size: int) -> float | None:
+    """Time a product as `--quantization fp8` computes it; None if the device has no instructions for it."""
+    if not watch.is_cuda or torch.cuda.get_device_capability(watch.device) < (8, 9):
+        return None
+    a, b = (torch.randn(size, size, device=watch.device).to(torch.float8_e4m3fn) for _ in range(2))
+    a_scales, b_scales = (torch.ones(shape, device=watch.device) for shape in ((size, 1), (1, size)))
+
+    def work() -> torch.Tensor:
+        return torch._scaled_mm(
+            a, b.t(), scale_a=a_scales, scale_b=b_scales, out_dtype=torch.bfloat16, use_fast_accum=False
+        )
+
+    return watch.seconds(work, is_cold=False)
 
 
 def _products_by_tokens(

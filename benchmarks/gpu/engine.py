@@ -35,12 +35,14 @@ class EngineBench:
         device: torch.device,
         scale: Scale,
         ceilings: Ceilings,
+        quantization: str,
     ) -> None:
         self._run = run
         self._models = [make_model(name, directory, scale) for name in models]
         self._device = device
         self._scale = scale
         self._ceilings = ceilings
+        self._quantization = quantization  # of weights, where a measurement does not choose it
         self.served_parts: dict[str, Callable[[Part, Engine], None]] = {
             "steps": self._measure_steps,
             "alone": self._measure_alone,
@@ -73,14 +75,16 @@ class EngineBench:
         measure_others(part, self._models[0], self._device, self._scale)
 
     def measure_more(self, part: Part) -> None:
-        """What is not served: float8 weights or KV, other models, no graphs. Floors are those of 16-bit weights."""
+        """What is not served: float8 weights or KV, other models, no graphs."""
         first, *others = self._models
         variants: list[tuple[Model, str, dict[str, Any]]] = [(model, AS_SERVED, {}) for model in others]
         if self._device.type == "cuda":
             variants.insert(0, (first, "with fp8 KV", {"kv_cache_dtype": "fp8_e4m3"}))
-            variants.insert(0, (first, "with fp8 weights", {"quantization": "fp8"}))
+            if self._quantization == "none":
+                variants.insert(0, (first, "with fp8 weights", {"quantization": "fp8"}))
         variants.append((first, "eager", {"enforce_eager": True}))
-        for model, name, settings in variants:
+        for model, name, changed in variants:
+            settings = {"quantization": self._quantization} | changed
             title = f"{model.name} {name}"
             if part.left_s <= 0:
                 part.skipped.append(title)
@@ -97,6 +101,7 @@ class EngineBench:
         """Load a model; None, with the failure recorded, if that is impossible."""
         name = f"{model.name} {settings or AS_SERVED}, load"
         scale = self._scale
+        settings = {"quantization": self._quantization} | settings
         try:
             started_s = time.perf_counter()
             runner = load_runner(model, self._device, scale, **settings)

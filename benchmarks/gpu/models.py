@@ -114,24 +114,30 @@ class Model:
         c = self.config
         return int(2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim)
 
-    def step_bytes(self, itemsize: int, kv_itemsize: int, num_rows: int, context: int) -> float:
+    def step_bytes(
+        self, layer_itemsize: int, itemsize: int, kv_itemsize: int, num_rows: int, context: int
+    ) -> float:
         """Return the bytes that a step of single-token rows must read: all weights once, and the context of each row.
 
-        Writes are negligible.
+        The output matrix has elements of `itemsize` bytes, whatever those of the layers have. Writes are negligible.
         """
-        weights = itemsize * (self.layer_params + self.head_params)
+        weights = layer_itemsize * self.layer_params + itemsize * self.head_params
         return weights + kv_itemsize * num_rows * context * self.kv_elements
 
-    def prefill_flops(self, num_tokens: int) -> float:
-        """Return the operations that a prompt from position 0 needs.
+    def layer_flops(self, num_tokens: int) -> float:
+        """Return the operations of the layers' products: two per weight and token."""
+        return 2.0 * num_tokens * self.layer_params
 
-        These are two operations per weight and token, and in attention two products of head_dim numbers for each pair
-        of a token and an earlier one.
+    def prefill_flops(self, num_tokens: int) -> float:
+        """Return the operations that a prompt from position 0 needs beside those of the layers' products.
+
+        These are two operations per weight of the output matrix, for one token, and in attention two products of
+        head_dim numbers for each pair of a token and an earlier one.
         """
         c = self.config
         pairs = num_tokens * (num_tokens + 1) / 2
         attention = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * pairs
-        return float(2 * (self.layer_params * num_tokens + self.head_params) + attention)
+        return float(2 * self.head_params + attention)
 
 
 def make_model(name: str, directory: Path, scale: Scale) -> Model:

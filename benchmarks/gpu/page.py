@@ -42,7 +42,8 @@ def _run(name: str, document: Mapping[str, Any]) -> str:
     lines = [
         f"\n## {device.get('name', 'unnamed device')}: `{name}`\n",
         f"Driver {device.get('driver') or 'unknown'}, torch {document['machine']['packages'].get('torch')}; "
-        f"`--minutes {settings.get('minutes', '?')} --models {','.join(settings.get('models', []))}`; {state}.\n",
+        f"`--minutes {settings.get('minutes', '?')} --models {','.join(settings.get('models', []))}`; weights in "
+        f"{'float8' if settings.get('quantization') == 'fp8' else '16 bits'}; {state}.\n",
     ]
     targets = result.get("targets", [])
     rows = [

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +32,11 @@ def main() -> None:
     parser.add_argument("--device", required=True)
     parser.add_argument("--models", required=True)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--parent", type=int, help="a pipe that the parent process holds open")
     arguments = parser.parse_args()
+    if arguments.parent is not None:
+        threading.Thread(target=end_with_parent, args=(arguments.parent,), daemon=True).start()
     run = Run(arguments.result, {name: SHARES[name] for name in arguments.all.split(",")}, arguments.end)
     logger = logging.getLogger("engine")
     logger.setLevel(logging.INFO)
@@ -44,11 +51,18 @@ def main() -> None:
         measure_correctness(run, arguments.device, arguments.tiny)
     models = arguments.models.split(",")
     if served := [part for part in chosen if part in ("steps", "alone", "hybrid")]:
-        measure_engine(run, served, models, arguments.device, scale, ceilings)
+        measure_engine(run, served, models, arguments.device, scale, ceilings, arguments.quantization)
     if "kernels" in chosen:
         measure_kernels(run, arguments.device, scale, ceilings)
     if others := [part for part in chosen if part in ("others", "more")]:
-        measure_engine(run, others, models, arguments.device, scale, ceilings)
+        measure_engine(run, others, models, arguments.device, scale, ceilings, arguments.quantization)
+
+
+def end_with_parent(pipe: int) -> None:
+    """Kill this process and all that it started, once its parent has ended in whatever way: the end of the pipe that
+    the parent holds is closed then. Otherwise they would keep the GPU."""
+    os.read(pipe, 1)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 # Each function imports its dependencies when it is called, because unneeded ones would take seconds.
@@ -81,14 +95,20 @@ def measure_kernels(run: Run, device: str, scale: Scale, ceilings: Ceilings) -> 
 
 
 def measure_engine(
-    run: Run, chosen: list[str], models: list[str], device: str, scale: Scale, ceilings: Ceilings
+    run: Run,
+    chosen: list[str],
+    models: list[str],
+    device: str,
+    scale: Scale,
+    ceilings: Ceilings,
+    quantization: str,
 ) -> None:
     import torch
 
     from benchmarks.gpu.engine import EngineBench
 
     with tempfile.TemporaryDirectory() as directory:
-        bench = EngineBench(run, models, Path(directory), torch.device(device), scale, ceilings)
+        bench = EngineBench(run, models, Path(directory), torch.device(device), scale, ceilings, quantization)
         if served := [name for name in chosen if name in bench.served_parts]:
             bench.measure_served(served)
         if "others" in chosen:

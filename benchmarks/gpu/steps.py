@@ -55,19 +55,29 @@ def measure_steps(
     ceilings: Ceilings,
     kv_itemsize: int | None = None,
 ) -> None:
-    """Measure all shapes of the scale that fit into KV memory. `kv_itemsize` defaults to that of the weights."""
+    """Measure all shapes of the scale that fit into KV memory. `kv_itemsize` defaults to that of the activations.
+
+    With float8 weights, floors count one byte per weight of the layers, and their products at the rate of float8.
+    """
     itemsize = getattr(torch, runner.info.dtype).itemsize
     kv_itemsize = kv_itemsize or itemsize
+    is_fp8 = runner.info.quantization == "fp8"
+    layer_itemsize = 1 if is_fp8 else itemsize
+
+    def floor_of(num_bytes: float, num_tokens: int, other_flops: float) -> float:
+        layers = model.layer_flops(num_tokens)
+        return ceilings.floor_s(
+            num_bytes, other_flops + (0.0 if is_fp8 else layers), layers if is_fp8 else 0.0
+        )
+
     for num_rows, context in scale.decodes:
         title = f"{name}, {num_rows} rows at {context}"
         rows = Rows.scattered(runner, num_rows, context + 1)
         if rows is None or context > runner.info.num_host_slots:
             part.skipped.append(f"{title} (does not fit into KV memory)")
             continue
-        floor_s = ceilings.floor_s(
-            model.step_bytes(itemsize, kv_itemsize, num_rows, context),
-            2 * num_rows * (model.layer_params + model.head_params),
-        )
+        num_bytes = model.step_bytes(layer_itemsize, itemsize, kv_itemsize, num_rows, context)
+        floor_s = floor_of(num_bytes, num_rows, 2 * num_rows * model.head_params)
         part.measure(title, lambda r=rows, c=context, f=floor_s: decode(runner, scale, r, c, f))  # type: ignore[misc]
     for num_rows, context, chunk in scale.mixed:
         title = f"{name}, {num_rows} rows at {context} and a chunk of {chunk}"
@@ -75,12 +85,10 @@ def measure_steps(
         if rows is None:
             part.skipped.append(f"{title} (does not fit into KV memory)")
             continue
-        floor_s = ceilings.floor_s(
-            model.step_bytes(itemsize, kv_itemsize, num_rows, context),
-            2 * (num_rows + chunk) * model.layer_params + 2 * (num_rows + 1) * model.head_params,
-        )
+        num_bytes = model.step_bytes(layer_itemsize, itemsize, kv_itemsize, num_rows, context)
+        floor_s = floor_of(num_bytes, num_rows + chunk, 2 * (num_rows + 1) * model.head_params)
         part.measure(title, lambda r=rows, c=context, n=chunk, f=floor_s: mixed(runner, scale, r, c, n, f))  # type: ignore[misc]
-    floor_s = ceilings.floor_s(itemsize * model.layer_params, model.prefill_flops(scale.prefill))
+    floor_s = floor_of(layer_itemsize * model.layer_params, scale.prefill, model.prefill_flops(scale.prefill))
     part.measure(f"{name}, prompt of {scale.prefill}", lambda: prefill(runner, scale, floor_s))
 
 

@@ -18,11 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.__main__ import main, measure_apart
+from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.correctness.layers import worst_error
 from benchmarks.gpu.correctness.run import note
 from benchmarks.gpu.idle import union
@@ -232,7 +234,7 @@ def test_parts_without_time_are_skipped_without_a_process(
 @pytest.mark.slow
 def test_a_crashed_process_is_recorded_and_another_one_continues(tmp_path: Path) -> None:
     path, shares, end_s = tmp_path / "run.json", {"ceilings": 1.0, "more": 1.0}, time.monotonic() + 100
-    arguments = argparse.Namespace(device="nonsense", models=["llama-8b"], tiny=True)
+    arguments = argparse.Namespace(device="nonsense", models=["llama-8b"], tiny=True, quantization="none")
     run = measure_apart(path, shares, end_s, ["ceilings", "more"], arguments)
     assert run.result["parts"]["ceilings"]["failed"] == {"process": "its process ended with code 1"}
     assert "more" not in run.result["parts"] and not run.is_sound
@@ -243,9 +245,46 @@ def test_a_crashed_process_is_recorded_and_another_one_continues(tmp_path: Path)
 
 def test_a_hanging_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.gpu.__main__.GRACE_S", 0.1)  # importing torch takes longer
-    arguments = argparse.Namespace(device="cpu", models=["llama-8b"], tiny=True)
+    arguments = argparse.Namespace(device="cpu", models=["llama-8b"], tiny=True, quantization="none")
     run = measure_apart(tmp_path / "run.json", {"ceilings": 1.0}, time.monotonic(), ["ceilings"], arguments)
     assert "after its time was over" in run.result["parts"]["ceilings"]["failed"]["process"]
+
+
+def test_a_process_ends_with_its_parent_even_if_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--minutes", "5"]
+    parent = psutil.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.DEVNULL)
+    try:
+        while not (
+            children := [child for child in parent.children() if "benchmarks.gpu.parts" in _command(child)]
+        ):
+            assert parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE
+            time.sleep(0.05)
+        parent.kill()
+        gone, alive = psutil.wait_procs(children, timeout=60)
+        assert gone and not alive
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
+
+
+def test_floors_of_float8_weights_are_lower(tmp_path: Path) -> None:
+    """Half of the bytes of all layers, and products at the rate that was measured in float8."""
+    model, ceilings = make_model("llama-8b", tmp_path, FULL), Ceilings(4e12, 800e12, 1500e12)
+    both = [model.step_bytes(itemsize, 2, 2, 1, 1000) for itemsize in (2, 1)]
+    assert both[0] - both[1] == model.layer_params
+    assert ceilings.floor_s(*both[:1], 1e9) / ceilings.floor_s(*both[1:], 0, 1e9) == pytest.approx(
+        1.86, abs=0.01
+    )
+    flops = model.layer_flops(8192)
+    assert ceilings.floor_s(0, 0, flops) == pytest.approx(flops / 1500e12)
+    assert Ceilings(4e12, 800e12).floor_s(0, 0, flops) == pytest.approx(flops / 800e12)  # not measured
 
 
 def test_overlapping_intervals_are_covered_once() -> None:
