@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Engine,
-    any_,
+    LargeBinary,
     create_engine,
     event,
-    literal,
     make_url,
     text,
 )
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
+from bros_batch.db.packed_arrays import bigints, blobs, register
 from bros_batch.settings import get_settings
 
 BUSY_TIMEOUT_MS = 30_000
@@ -50,6 +49,11 @@ def open_database(url: str) -> Engine:
     limits = {name: value for name, value in POSTGRES_LIMITS.items() if name not in parsed.query}
     database = create_engine(parsed, pool_size=5, max_overflow=10, connect_args=limits)
     _probe_idle_connections(database)
+
+    @event.listens_for(database, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        register(connection)
+
     return database
 
 
@@ -143,12 +147,14 @@ def is_postgres(connection: Connection) -> bool:
 def is_among(
     connection: Connection, column: ColumnElement[Any], values: Sequence[Any]
 ) -> ColumnElement[bool]:
-    """Whether a column has one of these values, at most `IDS_PER_QUERY`.
+    """Whether a column of ids or of keys has one of these values, at most `IDS_PER_QUERY`.
 
     PostgreSQL gets them as one array. So the statement is the same however many there are, and is prepared once.
     """
     if is_postgres(connection):
-        return column == any_(literal(values, ARRAY(column.type)))
+        pack, kind = (blobs, "BYTEA") if isinstance(column.type, LargeBinary) else (bigints, "BIGINT")
+        among = text(f"{column} = ANY (CAST(:among AS {kind}[]))")
+        return among.bindparams(among=pack(values))  # type: ignore[return-value]
     return column.in_(values)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, select, text
 
 from bros_batch.db.connections import IDS_PER_QUERY, is_among, is_postgres
+from bros_batch.db.packed_arrays import bigints, blobs, integers
 from bros_batch.db.tables import ContentKey, content_keys, items
 
 _WAITING = "status = 'pending' AND source_id IS NOT NULL AND source_id <> id"
@@ -46,7 +47,7 @@ ON CONFLICT (key) DO UPDATE SET item_id = excluded.item_id, prompt_tokens = excl
 """
 _STORE_SQLITE = _STORE.format(values="VALUES (?, ?, ?, ?)")
 _STORE_POSTGRES = _STORE.format(
-    values="SELECT * FROM unnest(%(keys)b::bytea[], %(items)b::bigint[], %(prompts)b::int[], %(choices)b::bytea[])"
+    values="SELECT * FROM unnest(%(keys)s::bytea[], %(items)s::bigint[], %(prompts)s::int[], %(choices)s::bytea[])"
 )
 
 
@@ -73,10 +74,10 @@ def store_answers(connection: Connection, answers: Iterable[ContentKey]) -> None
         connection.exec_driver_sql(_STORE_SQLITE, values)
         return
     columns: dict[str, Any] = {
-        "keys": [row.key for row in rows],
-        "items": [row.item_id for row in rows],
-        "prompts": [row.prompt_tokens for row in rows],
-        "choices": [row.choices for row in rows],
+        "keys": blobs([row.key for row in rows]),
+        "items": bigints([row.item_id for row in rows]),
+        "prompts": integers([row.prompt_tokens for row in rows]),
+        "choices": blobs([row.choices for row in rows]),
     }
     connection.exec_driver_sql(_STORE_POSTGRES, columns)
 

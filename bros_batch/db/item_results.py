@@ -16,6 +16,7 @@ from bros_batch.db.connections import IDS_PER_QUERY, is_among, is_postgres
 from bros_batch.db.content_keys import set_sources
 from bros_batch.db.job_events import add_event
 from bros_batch.db.jobs import lock_job, set_status
+from bros_batch.db.packed_arrays import bigints, integers, texts
 from bros_batch.db.states import ItemStatus, JobStatus
 from bros_batch.db.tables import items, jobs
 from bros_batch.item_counts import ItemCounts
@@ -115,13 +116,12 @@ def finish_items(connection: Connection, finished: Sequence[FinishedItem], now_s
     return FinishResult(len(changed), _count(connection, changed, now_s))
 
 
-# The arrays are in PostgreSQL's binary format (`b`): in its text format, each quote of each result would be escaped.
 _FINISH_POSTGRES = """
 UPDATE items SET status = v.status, result = v.result, error_code = v.error_code, error_message = v.error_message,
     prompt_tokens = v.prompt_tokens, output_tokens = v.output_tokens, finished_at = %(now)s
 FROM unnest(
-    %(ids)b::bigint[], %(epochs)b::int[], %(statuses)b::text[], %(results)b::text[],
-    %(codes)b::text[], %(messages)b::text[], %(prompts)b::int[], %(outputs)b::int[]
+    %(ids)s::bigint[], %(epochs)s::int[], %(statuses)s::text[], %(results)s::text[],
+    %(codes)s::text[], %(messages)s::text[], %(prompts)s::int[], %(outputs)s::int[]
 ) AS v(id, epoch, status, result, error_code, error_message, prompt_tokens, output_tokens)
 WHERE items.id = v.id AND items.epoch = v.epoch AND items.status IN ('queued', 'pending')
 RETURNING items.id
@@ -139,14 +139,14 @@ def _finish_postgres(connection: Connection, finished: Sequence[FinishedItem], n
         _FINISH_POSTGRES,
         {
             "now": now_s,
-            "ids": [item.id for item in finished],
-            "epochs": [item.epoch for item in finished],
-            "statuses": [item.status.value for item in finished],
-            "results": [item.result for item in finished],
-            "codes": [item.error_code for item in finished],
-            "messages": [item.error_message for item in finished],
-            "prompts": [item.prompt_tokens for item in finished],
-            "outputs": [item.output_tokens for item in finished],
+            "ids": bigints([item.id for item in finished]),
+            "epochs": integers([item.epoch for item in finished]),
+            "statuses": texts([item.status.value for item in finished]),
+            "results": texts([item.result for item in finished]),
+            "codes": texts([item.error_code for item in finished]),
+            "messages": texts([item.error_message for item in finished]),
+            "prompts": integers([item.prompt_tokens for item in finished]),
+            "outputs": integers([item.output_tokens for item in finished]),
         },
     )
     return list(rows.scalars())

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.openai_api.endpoint import Endpoint
+from bros_batch.openai_api.endpoint import Endpoint, Responder, ServedModel
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.request_error import RequestError
 
@@ -22,6 +22,8 @@ class AlikeRequests:
     def __init__(self, endpoint: Endpoint[Any]) -> None:
         self._endpoint = endpoint
         self._known: dict[tuple[tuple[str, bytes], ...], ServedRequest] = {}
+        # By the id of the request, which cannot be another's as long as the request is kept here.
+        self._responders: dict[int, tuple[ServedRequest, ServedModel, Responder]] = {}
 
     def without_prompt(self, body: str) -> ServedRequest | None:
         """The request of a body that is known to be valid, with another prompt than its own.
@@ -42,3 +44,12 @@ class AlikeRequests:
             if sum(len(value) for _, value in kind) <= MAX_KIND_BYTES:
                 self._known[kind] = request
         return None if request.shows_prompt else request
+
+    def responder(self, request: ServedRequest, model: ServedModel) -> Responder:
+        """What answers items whose requests differ from this one in their prompts only."""
+        known = self._responders.get(id(request))
+        if known is None or known[1] is not model:
+            if len(self._responders) >= MAX_KINDS:
+                self._responders.clear()
+            known = self._responders[id(request)] = (request, model, self._endpoint.responder(request, model))
+        return known[2]

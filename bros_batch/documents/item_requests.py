@@ -57,7 +57,9 @@ class JobRequests:
             request = self.alike.without_prompt(body)
         else:
             request = None if self.shared.shows_prompt else self.shared
-        return self.endpoint.response(head, request or self._request_of(body, 0), model, outcome)
+        if request is None:
+            return self.endpoint.response(head, self._request_of(body, 0), model, outcome)
+        return self.alike.responder(request, model)(head, outcome)
 
     def _request_of(self, body: str, line_no: int) -> ServedRequest:
         if self.shared is None:

@@ -26,7 +26,7 @@ from bros_batch.documents.content_key import content_keys
 from bros_batch.documents.error_messages import storable
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import JobRequests
-from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit
+from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit, limited_lines
 from bros_batch.jobs.fair_shares import FairShares, Share
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.limited_requests import limited_job_requests
@@ -218,29 +218,30 @@ class _Preparer:
         ended: list[FinishedItem] = []
         size = done = 0
         try:
-            for position, item in enumerate(queued):
-                try:
-                    if isinstance(requests, RequestError):
-                        raise requests
-                    with cpu_limit(LINE_CPU_LIMIT_S):
-                        ready = self._prepared(job, requests, item, scope)
-                except RequestError as error:
-                    ended.append(_failure(job, item, error.code, error.message))
-                except CpuLimitExceeded:
-                    message = f"The line takes more than {LINE_CPU_LIMIT_S:g} s of CPU time to prepare."
-                    ended.append(_failure(job, item, "invalid_request", message))
-                except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
-                    message = f"The line can't be prepared: {error}"
-                    ended.append(_failure(job, item, "invalid_request", message))
-                else:
-                    prepared.append(ready)
-                    size += len(ready.payload)
-                time_is_up = time.monotonic() >= self._until_s
-                if size >= ENQUEUE_BYTES or time_is_up or position + 1 == len(queued):
-                    ended += self._enqueue(job, requests, prepared)
-                    prepared, size, done = [], 0, position + 1
-                    if time_is_up:
-                        break
+            with limited_lines():
+                for position, item in enumerate(queued):
+                    try:
+                        if isinstance(requests, RequestError):
+                            raise requests
+                        with cpu_limit(LINE_CPU_LIMIT_S):
+                            ready = self._prepared(job, requests, item, scope)
+                    except RequestError as error:
+                        ended.append(_failure(job, item, error.code, error.message))
+                    except CpuLimitExceeded:
+                        message = f"The line takes more than {LINE_CPU_LIMIT_S:g} s of CPU time to prepare."
+                        ended.append(_failure(job, item, "invalid_request", message))
+                    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+                        message = f"The line can't be prepared: {error}"
+                        ended.append(_failure(job, item, "invalid_request", message))
+                    else:
+                        prepared.append(ready)
+                        size += len(ready.payload)
+                    time_is_up = time.monotonic() >= self._until_s
+                    if size >= ENQUEUE_BYTES or time_is_up or position + 1 == len(queued):
+                        ended += self._enqueue(job, requests, prepared)
+                        prepared, size, done = [], 0, position + 1
+                        if time_is_up:
+                            break
         finally:
             ended_ids = {item.id for item in ended}
             unused = [item for item in queued[done:] if item.id not in ended_ids]

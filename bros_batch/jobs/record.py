@@ -22,6 +22,7 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.item_results import FinishedItem
 from bros_batch.documents.item_requests import JobRequests
 from bros_batch.jobs.computed_answers import ComputedAnswers
+from bros_batch.jobs.cpu_limit import limited_lines
 from bros_batch.jobs.finished_item import finished_item
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
@@ -185,10 +186,11 @@ class _Recorder:
                     origin.endpoint, origin.model, origin.ingest_form, defaults.get(origin.job_id, {})
                 )
         finished = []
-        for result in results:
-            item_origin = origins.get(result.item_id)
-            if item_origin is not None:
-                whole, reused = answers.completed(result, item_origin.model)
-                requests = self._requests[item_origin.job_id]
-                finished.append(finished_item(whole, item_origin, requests, self._model, reused))
+        with limited_lines():
+            for result in results:
+                item_origin = origins.get(result.item_id)
+                if item_origin is not None:
+                    whole, reused = answers.completed(result, item_origin.model)
+                    requests = self._requests[item_origin.job_id]
+                    finished.append(finished_item(whole, item_origin, requests, self._model, reused))
         return finished

@@ -8,7 +8,7 @@ The web process and the workers of jobs use endpoints only by this interface, so
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -79,6 +79,9 @@ def outcome_of(result: ItemResult) -> Outcome:
     return Outcome(result.choices, tails, result.prompt_tokens, result.cached_tokens)
 
 
+Responder = Callable[[ResponseHead, Outcome], Json]
+
+
 class Endpoint(ABC, Generic[RequestT]):
     """One endpoint of the API whose requests an engine computes."""
 
@@ -101,6 +104,14 @@ class Endpoint(ABC, Generic[RequestT]):
     @abstractmethod
     def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
         """Return the response body for a request that the engine has computed."""
+
+    def responder(self, request: RequestT, model: ServedModel) -> Responder:
+        """Return `response` for any number of outcomes of requests that differ from `request` in their prompts only."""
+
+        def respond(head: ResponseHead, outcome: Outcome) -> Json:
+            return self.response(head, request, model, outcome)
+
+        return respond
 
     def message_form(self, request: RequestT, tokenizer: ModelTokenizer) -> MessageForm:
         """Return what the outputs consist of, besides text."""

@@ -15,7 +15,7 @@ from bros_batch.openai_api.completion_request import (
     parse_completion,
 )
 from bros_batch.openai_api.completion_response import Json, ResponseHead, response_body, usage_object
-from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, Responder, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.message import Message
@@ -56,18 +56,32 @@ class TextEndpoint(Endpoint[RequestT]):
         return fitted_sampling(request, len(prompt), max_model_len=limit, defaults=model.defaults)
 
     def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
+        return self.responder(request, model)(head, outcome)
+
+    def responder(self, request: RequestT, model: ServedModel) -> Responder:
         sampling = sampling_of(request, model.defaults)
         form = self.message_form(request, model.tokenizer)
-        finished = [
-            finished_choice(model.tokenizer, index, choice, sampling, tail, form)
-            for index, (choice, tail) in enumerate(zip(outcome.choices, outcome.prompt_tails, strict=True))
-        ]
-        reasoning = None if form.reasoning is None else sum(each.num_reasoning_tokens for each in finished)
-        usage = usage_object(outcome.prompt_tokens, outcome.output_tokens, outcome.cached_tokens, reasoning)
-        body = response_body(head, finished, usage)
-        if request.shows_prompt:
-            self._show_prompts(request, model, outcome, body)
-        return body
+        shows_prompt = request.shows_prompt
+
+        def respond(head: ResponseHead, outcome: Outcome) -> Json:
+            finished = [
+                finished_choice(model.tokenizer, index, choice, sampling, tail, form)
+                for index, (choice, tail) in enumerate(
+                    zip(outcome.choices, outcome.prompt_tails, strict=True)
+                )
+            ]
+            reasoning = (
+                None if form.reasoning is None else sum(each.num_reasoning_tokens for each in finished)
+            )
+            usage = usage_object(
+                outcome.prompt_tokens, outcome.output_tokens, outcome.cached_tokens, reasoning
+            )
+            body = response_body(head, finished, usage)
+            if shows_prompt:
+                self._show_prompts(request, model, outcome, body)
+            return body
+
+        return respond
 
     def _show_prompts(self, request: RequestT, model: ServedModel, outcome: Outcome, body: Json) -> None:
         """Add to a response what the request asks about its prompts."""

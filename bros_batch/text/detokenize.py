@@ -11,6 +11,8 @@ from typing import Protocol
 MAX_WINDOW_TOKENS = 32
 MIN_TAIL_TOKENS = 4
 REPLACEMENT = "\ufffd"
+MAX_CHARACTER_BYTES = 4
+Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class TextStream(Protocol):
@@ -37,8 +39,15 @@ class ByteStream:
 
     def __init__(self, bytes_of: Callable[[int], bytes], prompt_tail: Sequence[int] = ()) -> None:
         self._bytes_of = bytes_of
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.push(prompt_tail)
+        self._decoder = Utf8Decoder(errors="replace")
+        # All that counts of the prompt is a character that it has begun, and UTF-8 shows where one begins.
+        ending = b""
+        for token_id in reversed(prompt_tail):
+            ending = bytes_of(token_id) + ending
+            if len(ending) >= MAX_CHARACTER_BYTES:
+                break
+        if not ending.isascii():
+            self._decoder.decode(ending)
 
     def push(self, token_ids: Iterable[int]) -> str:
         return self._decoder.decode(b"".join(map(self._bytes_of, token_ids)))

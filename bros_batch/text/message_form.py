@@ -72,15 +72,15 @@ def finished_choice(
 ) -> FinishedChoice:
     """Decode a complete output of the engine."""
     decoder = form.decoder(tokenizer, sampling, prompt_tail)
-    pieces = [decoder.push(choice.token_ids, choice.logprobs), decoder.finish(choice.reason)]
-    whole = Piece.joined(pieces)
+    first, last = decoder.push(choice.token_ids, choice.logprobs), decoder.finish(choice.reason)
+    whole = first if last.is_empty else Piece.joined([first, last])
     return FinishedChoice(
         index,
         whole.text,
         decoder.finish_reason(choice.reason),
         None if sampling.logprobs is None else whole.logprobs,
         whole.reasoning,
-        _calls(whole.calls),
+        _calls(whole.calls) if whole.calls else (),
         decoder.num_reasoning_tokens,
     )
 

@@ -129,6 +129,8 @@ class OutputDecoder:
 
     def push(self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None) -> Piece:
         """Append `token_ids` and return what can be shown in addition."""
+        if not logprobs and not self._by_token:
+            return self._push_ids(list(token_ids))
         of_each: Sequence[PositionLogprobs | None] = logprobs or [None] * len(token_ids)
         pairs = list(zip(token_ids, of_each, strict=True))
         if self._held is not None:
@@ -139,6 +141,15 @@ class OutputDecoder:
             self._held = pairs.pop()
         text = self._read(pairs)
         return Piece(text, self._released(text))
+
+    def _push_ids(self, token_ids: list[int]) -> Piece:
+        """As `push`, for tokens whose text is wanted and nothing else."""
+        if self._held is not None:
+            token_ids.insert(0, self._held[0])
+            self._held = None
+        if token_ids and token_ids[-1] in self._ends:
+            self._held = token_ids.pop(), None
+        return Piece(self._cutter.push(self._stream.push(token_ids)), [])
 
     def finish_reason(self, reason: StopReason) -> FinishReason:
         """Return why the output ended, given why the engine ended it."""

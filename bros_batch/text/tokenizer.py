@@ -216,7 +216,7 @@ class ModelTokenizer:
         """Return a new incremental decoder of an output. Its results, joined, are what the output's tokens add to the
         `decode` of the prompt, whose last tokens are `prompt_tail`. Special tokens have no text unless they are
         `shown`."""
-        hidden = self._special_ids - shown
+        hidden = self._special_ids - shown if shown else self._special_ids
         if self._is_byte_level:
             return ByteStream(partial(self._shown_bytes_of, hidden), prompt_tail)
         return WindowStream(self.decode_all if shown else self.decode, prompt_tail, hidden)

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -328,17 +329,16 @@ class ItemPuller:
         slo = self._config.default_slo if is_rt else None
         for i, request in enumerate(pulled.requests(slo, grammars)):
             request.is_suspect = is_suspect
-
-            def sink(event: TokenEvent | FinishedEvent, index: int = i) -> None:
-                self._take_event(pulled, index, event)
-
-            self._exchange.submit(request, sink)
+            self._exchange.submit(request, partial(self._take_event, pulled, i))
 
     def _take_event(self, pulled: PulledItem, index: int, event: TokenEvent | FinishedEvent) -> None:
         """Take in an event of one output of an item. If that fails, so does the item, and no other."""
+        if isinstance(event, TokenEvent) and event.logprobs is None:  # most events
+            pulled.token_ids[index].append(event.token_id)
+            return
         try:
             pulled.record(index, event)
-            if pulled.is_finished and pulled.entry_id in self._items:
+            if isinstance(event, FinishedEvent) and pulled.is_finished and pulled.entry_id in self._items:
                 result = pulled.result(self._config.engine_id, self._config.weights)
                 self._heartbeat.rate.count(pulled.num_tokens)
                 self._end(pulled, result)

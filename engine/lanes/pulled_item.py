@@ -32,7 +32,7 @@ from engine.wire.protocol import (
 class PulledItem:
     """The item of one stream entry, computed as n requests, or as n per part.
 
-    `was_started` is true if another run of an engine had begun it.
+    `was_started` is true if another run of an engine had begun it. `token_ids` are those of each output so far.
     """
 
     def __init__(self, entry_id: bytes, item: ItemRequest) -> None:
@@ -43,7 +43,7 @@ class PulledItem:
         number = len(self._parts) * item.n
         name = f"b{item.item_id}:{entry_id.decode()}"
         self.request_ids = [f"{name}.{i}" for i in range(number)]
-        self._token_ids: list[list[int]] = [[] for _ in range(number)]
+        self.token_ids: list[list[int]] = [[] for _ in range(number)]
         self._logprobs: list[list[PositionLogprobs]] = [[] for _ in range(number)]
         self._ends: list[FinishedEvent | None] = [None] * number
         self._error: str | None = None
@@ -87,9 +87,8 @@ class PulledItem:
     def record(self, index: int, event: TokenEvent | FinishedEvent) -> None:
         """Record an event of output number `index`."""
         if isinstance(event, TokenEvent):
-            self._token_ids[index].append(event.token_id)
-            logprobs = position_logprobs(event)
-            if logprobs:
+            self.token_ids[index].append(event.token_id)
+            if event.logprobs is not None and (logprobs := position_logprobs(event)):
                 self._logprobs[index].append(logprobs)
             return
         self._ends[index] = event
@@ -103,7 +102,7 @@ class PulledItem:
     @property
     def has_begun(self) -> bool:
         """Whether any output has a token."""
-        return any(self._token_ids)
+        return any(self.token_ids)
 
     @property
     def is_finished(self) -> bool:
@@ -112,7 +111,7 @@ class PulledItem:
     @property
     def num_tokens(self) -> int:
         """Number of tokens of the prompt and all outputs."""
-        return self._prompt_tokens + sum(map(len, self._token_ids))
+        return self._prompt_tokens + sum(map(len, self.token_ids))
 
     @property
     def _prompt_tokens(self) -> int:
@@ -155,7 +154,7 @@ class PulledItem:
             rest = PROMPT_TAIL_TOKENS - len(last)
             prompt_tail = (self.item.token_ids[-rest:] if rest else []) + last
         return Choice(
-            self._token_ids[index],
+            self.token_ids[index],
             "stop" if end.reason is FinishReason.STOP else "length",
             self._logprobs[index] or None,
             scores=scores(end),

@@ -8,30 +8,43 @@ from typing import Any
 from engine.wire import protocol
 from engine.wire.protocol import ItemResult
 
-# A transaction costs the engine and Redis more than ten results. So results that come within this time after a push go
+# A push costs the engine and Redis more than ten results. So results that come within this time after a push go
 # together; one that comes later than that goes at once.
 PUSH_INTERVAL_S = 0.03
+PUSH_RESULTS = 500  # at most, so that others do not wait long for Redis
+
+# One command with all results: the client library would spend more time on a command for each than all else takes.
+_PUSH = """
+local last = 2 + 2 * ARGV[2]
+for n = 3, last, 2 do
+    redis.call('XADD', KEYS[1], '*', 'p', ARGV[n], 's', KEYS[2], 'x', ARGV[n + 1])
+    redis.call('XACK', KEYS[2], ARGV[1], ARGV[n + 1])
+end
+for n = last + 1, #ARGV do
+    redis.call('XACK', KEYS[2], ARGV[1], ARGV[n])
+    redis.call('XDEL', KEYS[2], ARGV[n])
+end
+"""
 
 
 class ResultQueue:
     """Pushes results, in groups and in order, to the stream from which the job system records them.
 
-    The engine's claim on an entry ends in the transaction that pushes its result. No engine takes the entry over after
+    The engine's claim on an entry ends in the step that pushes its result. No engine takes the entry over after
     that, however long it takes to record the result.
     """
 
     def __init__(self, redis: Any, items_key: str) -> None:
         self._redis = redis
-        self._items_key = items_key.encode()
-        self._results: list[tuple[bytes, dict[str, bytes]]] = []
+        self._items_key = items_key
+        self._results: list[tuple[bytes, bytes]] = []  # with the entry of each
         self._removed: list[bytes] = []
         self._arrived = asyncio.Event()
         self._push_under_way: asyncio.Task[None] | None = None
 
     def put(self, entry_id: bytes, result: ItemResult) -> None:
         """Queue the result of the entry `entry_id` of the items stream."""
-        fields = {"p": protocol.encode(result), "s": self._items_key, "x": entry_id}
-        self._results.append((entry_id, fields))
+        self._results.append((protocol.encode(result), entry_id))
         self._arrived.set()
 
     def remove(self, entry_id: bytes) -> None:
@@ -41,7 +54,7 @@ class ResultQueue:
 
     def waiting(self) -> set[bytes]:
         """The entries whose results Redis does not have so far. They look as if they were still being computed."""
-        return {entry_id for entry_id, _ in self._results}.union(self._removed)
+        return {entry_id for _, entry_id in self._results}.union(self._removed)
 
     async def push_forever(self) -> None:
         """Push results as they come. Raises errors of Redis, and then keeps unpushed results for the next call."""
@@ -65,19 +78,14 @@ class ResultQueue:
         await asyncio.shield(self._push_under_way)
 
     async def _push(self) -> None:
-        results, removed = self._results[:], self._removed[:]
-        ended = [entry_id for entry_id, _ in results] + removed
-        if not ended:
-            return
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for _, fields in results:
-                pipe.xadd(protocol.RESULTS_KEY, fields)
-            pipe.xack(self._items_key, protocol.ENGINE_GROUP, *ended)
-            if removed:
-                pipe.xdel(self._items_key, *removed)
-            await pipe.execute()
-        del self._results[: len(results)]
-        del self._removed[: len(removed)]
+        while self._results or self._removed:
+            results, removed = self._results[:PUSH_RESULTS], self._removed[:PUSH_RESULTS]
+            keys = (protocol.RESULTS_KEY, self._items_key)
+            values = [value for result in results for value in result]
+            arguments = (protocol.ENGINE_GROUP, len(results), *values, *removed)
+            await self._redis.eval(_PUSH, len(keys), *keys, *arguments)
+            del self._results[: len(results)]
+            del self._removed[: len(removed)]
 
 
 def _retrieve_error(push: asyncio.Task[None]) -> None:

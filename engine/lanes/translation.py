@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -31,10 +32,16 @@ def core_grammar(grammar: Grammar) -> CoreGrammar:
 def sampling_params(sampling: Sampling, grammar: CoreGrammar | None = None) -> SamplingParams:
     """Convert sampling parameters to the core's type; the fields and defaults are the same. `grammar` is what the
     grammar of `sampling` was compiled as, if it was."""
+    if sampling.grammar is None:
+        return _without_grammar(sampling)
     values = msgspec.structs.asdict(sampling)
-    if sampling.grammar is not None:
-        values["grammar"] = grammar or core_grammar(sampling.grammar)
+    values["grammar"] = grammar or core_grammar(sampling.grammar)
     return SamplingParams(**values)
+
+
+@lru_cache(maxsize=64)  # most requests of a job have the same
+def _without_grammar(sampling: Sampling) -> SamplingParams:
+    return SamplingParams(**msgspec.structs.asdict(sampling))
 
 
 def position_logprobs(event: TokenEvent) -> PositionLogprobs | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol, get_args
 
 from engine.wire.protocol import (
@@ -209,11 +210,17 @@ def _too_many_logprobs(number: int) -> Problem | None:
 
 def sampling_problem(sampling: Sampling, limits: EngineLimits) -> Problem | None:
     """What is wrong with sampling parameters, or None."""
+    if sampling.grammar is not None:  # its text may be long
+        return _sampling_problem(sampling, limits.vocab_size)
+    return _known_problem(sampling, limits.vocab_size)
+
+
+def _sampling_problem(sampling: Sampling, vocab_size: int) -> Problem | None:
     for name, valid in SAMPLING_RANGES.items():
         value = getattr(sampling, name)
         if value is not None and not valid.least <= value <= valid.most:
             return _out_of_range(name, value, valid)
-    if problem := _prompt_question_problem(sampling, limits):
+    if problem := _prompt_question_problem(sampling, vocab_size):
         return problem
     if sampling.min_tokens > sampling.max_tokens:
         text = (
@@ -230,16 +237,19 @@ def sampling_problem(sampling: Sampling, limits: EngineLimits) -> Problem | None
     if sampling.stop_token_ids:
         if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             return _too_many("stop_token_ids", "entries", len(sampling.stop_token_ids), MAX_STOP_TOKEN_IDS)
-        foreign = _foreign(sampling.stop_token_ids, limits.vocab_size)
+        foreign = _foreign(sampling.stop_token_ids, vocab_size)
         if foreign is not None:
-            return _not_in_vocabulary("stop_token_ids", foreign, limits)
+            return _not_in_vocabulary("stop_token_ids", foreign, vocab_size)
     if sampling.logit_bias:
-        problem = _bias_problem(sampling.logit_bias, limits)
+        problem = _bias_problem(sampling.logit_bias, vocab_size)
         if problem is not None:
             return problem
     if sampling.grammar is not None:
         return _grammar_problem(sampling.grammar)
     return None
+
+
+_known_problem = lru_cache(maxsize=64)(_sampling_problem)  # most requests of a job have the same parameters
 
 
 def _grammar_problem(grammar: Grammar) -> Problem | None:
@@ -256,15 +266,15 @@ def _grammar_problem(grammar: Grammar) -> Problem | None:
     return None
 
 
-def _prompt_question_problem(sampling: Sampling, limits: EngineLimits) -> Problem | None:
+def _prompt_question_problem(sampling: Sampling, vocab_size: int) -> Problem | None:
     """What is wrong with what is asked about the prompt, or with asking for nothing, or None."""
     scored = sampling.score_token_ids
     if scored:
         if len(scored) > MAX_SCORES:
             return _too_many("score_token_ids", "entries", len(scored), MAX_SCORES)
-        foreign = _foreign(scored, limits.vocab_size)
+        foreign = _foreign(scored, vocab_size)
         if foreign is not None:
-            return _not_in_vocabulary("score_token_ids", foreign, limits)
+            return _not_in_vocabulary("score_token_ids", foreign, vocab_size)
     if sampling.pooling is not None and sampling.pooling not in POOLINGS:
         return _invalid("pooling", f"'pooling' must be one of {', '.join(POOLINGS)}, not {sampling.pooling}.")
     if sampling.max_tokens and (scored or sampling.pooling is not None):
@@ -284,12 +294,12 @@ def _prompt_question_problem(sampling: Sampling, limits: EngineLimits) -> Proble
     return None
 
 
-def _bias_problem(biases: Collection[tuple[int, float]], limits: EngineLimits) -> Problem | None:
+def _bias_problem(biases: Collection[tuple[int, float]], vocab_size: int) -> Problem | None:
     if len(biases) > MAX_LOGIT_BIASES:
         return _too_many("logit_bias", "entries", len(biases), MAX_LOGIT_BIASES)
-    foreign = _foreign([token_id for token_id, _ in biases], limits.vocab_size)
+    foreign = _foreign([token_id for token_id, _ in biases], vocab_size)
     if foreign is not None:
-        return _not_in_vocabulary("logit_bias", foreign, limits)
+        return _not_in_vocabulary("logit_bias", foreign, vocab_size)
     least, most = BIAS_RANGE
     for token_id, bias in biases:
         if not least <= bias <= most:
@@ -335,10 +345,8 @@ def _foreign(token_ids: Collection[int], vocab_size: int) -> int | None:
     return most if most >= vocab_size else None
 
 
-def _not_in_vocabulary(param: str, token_id: int, limits: EngineLimits) -> Problem:
-    text = (
-        f"'{param}' has token id {token_id}, which is outside the vocabulary of {limits.vocab_size} tokens."
-    )
+def _not_in_vocabulary(param: str, token_id: int, vocab_size: int) -> Problem:
+    text = f"'{param}' has token id {token_id}, which is outside the vocabulary of {vocab_size} tokens."
     return _invalid(param, text)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from bros_batch.openai_api import completion_response
 from bros_batch.openai_api.completion_request import ChatCompletionRequest
 from bros_batch.openai_api.completion_response import Json
-from bros_batch.openai_api.endpoint import Outcome, ServedModel
+from bros_batch.openai_api.endpoint import Outcome, Responder, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, RESPONSES, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.message import Message
@@ -84,20 +84,18 @@ class Responses(ChatCompletions):
             raise too_long
         return fitting
 
-    def response(
-        self,
-        head: completion_response.ResponseHead,
-        request: ChatCompletionRequest,
-        model: ServedModel,
-        outcome: Outcome,
-    ) -> Json:
+    def responder(self, request: ChatCompletionRequest, model: ServedModel) -> Responder:
         assert isinstance(request, ResponseRequest)
-        chat_head = completion_response.ResponseHead(
-            CHAT_COMPLETIONS, head.request_id, head.model, head.created
-        )
-        chat = super().response(chat_head, request, model, outcome)
-        begun = begun_response(head, request, model)
-        return written_response(begun, chat, head.created)
+        respond_as_chat = super().responder(request, model)
+
+        def respond(head: completion_response.ResponseHead, outcome: Outcome) -> Json:
+            chat_head = completion_response.ResponseHead(
+                CHAT_COMPLETIONS, head.request_id, head.model, head.created
+            )
+            begun = begun_response(head, request, model)
+            return written_response(begun, respond_as_chat(chat_head, outcome), head.created)
+
+        return respond
 
 
 def begun_response(
