@@ -55,7 +55,7 @@ class PulledItem:
 
     def output_so_far(self) -> Choice:
         """The tokens of the first output, and the end of its prompt."""
-        return Choice(self._token_ids[0], "length", prompt_tail=self.item.token_ids[-PROMPT_TAIL_TOKENS:])
+        return Choice(self.token_ids[0], "length", prompt_tail=self.item.token_ids[-PROMPT_TAIL_TOKENS:])
 
     def grammars(self) -> set[Grammar]:
         """The grammars of all outputs."""

@@ -16,7 +16,7 @@ from bros_batch.jobs import cpu_limit as cpu_limit_module
 from bros_batch.jobs import finished_item, limited_requests, tasks
 from bros_batch.jobs import prepare as prepare_module
 from bros_batch.jobs.celery_app import app
-from bros_batch.jobs.cpu_limit import CpuLimitExceeded, cpu_limit
+from bros_batch.jobs.cpu_limit import CpuLimitExceeded, cpu_limit, limited_lines
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer
 from tests.bros_batch.world import World, batch_line, batch_lines
@@ -49,6 +49,20 @@ def test_code_that_spins_is_stopped_and_code_that_waits_is_not() -> None:
             math.sqrt(2.0)
     with cpu_limit(0.05):
         threading.Event().wait(0.2)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+def test_lines_that_share_a_timer_have_a_limit_each() -> None:
+    stopped = []
+    with limited_lines():
+        for number in range(4):
+            try:
+                with cpu_limit(0.1):
+                    while number == 2:
+                        math.sqrt(2.0)
+            except CpuLimitExceeded:
+                stopped.append(number)
+    assert stopped == [2]
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
