@@ -24,6 +24,9 @@ from tests.services import unavailable, wait_for
 
 MARK = "UP_TEST_MARK"  # not BROS_...: the demo removes those variables for its services
 SIMULATED = ("--runner", "simulated")
+# A real engine that does not measure its steps before it is ready, and that takes memory for 65,536 tokens. By default
+# it fills two fifths of the free memory with zeros, which takes longer than most tests.
+REAL = ("--profile-s", "0", "--num-kv-blocks", "4096")
 READY_TIMEOUT_S = 240.0  # less than pytest's limit, so that the logs are shown
 
 

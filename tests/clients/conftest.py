@@ -11,7 +11,7 @@ from bros_batch.settings import DEMO_MODEL_DIR
 from tests.clients.model import make_model
 from tests.clients.run import UP_FLAGS, Server
 from tests.services import unavailable
-from tests.up_process import start_up, stop
+from tests.up_process import REAL, start_up, stop
 
 START_TIMEOUT_S = 600.0  # the first start on a machine compiles kernels
 
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory: Path = tmp_path_factory.mktemp("clients")
     model = make_model(directory / "model")
     flags = ("--model", str(model), "--served-model-name", "served", *UP_FLAGS)
-    up = start_up(directory / "data", *flags, engine=("--profile-s", "0"))
+    up = start_up(directory / "data", *flags, engine=REAL)
     try:
         up.ready(START_TIMEOUT_S)
         yield Server(up.state()["url"], "served", model)

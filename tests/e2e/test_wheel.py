@@ -15,6 +15,7 @@ import pytest
 
 from bros_batch.up.service_commands import redis_binary
 from tests.services import unavailable
+from tests.up_process import REAL
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("bros_batch", "cli", "engine", "migrations")
@@ -93,7 +94,7 @@ def test_every_package_is_imported_from_the_wheel(installed, tmp_path):
 def test_the_demo_runs_from_the_wheel_in_an_empty_folder(installed, tmp_path):
     if redis_binary() is None:
         unavailable("Redis")
-    command = ("demo", "--documents", "8", "--json", "--", "--profile-s", "0")
+    command = ("demo", "--documents", "8", "--json", "--", *REAL)
     report = json.loads(run(installed / "bros-batch", *command, cwd=tmp_path))
     assert (report["documents"], report["failed"]) == (8, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["bros-demo-results"]

@@ -9,7 +9,7 @@ import pytest
 
 from tests import services
 from tests.fuzz.target import Target
-from tests.up_process import running_up
+from tests.up_process import REAL, running_up
 
 DEMO_MODEL = services.ROOT / "bros_batch" / "demo" / "model"
 
@@ -18,7 +18,7 @@ DEMO_MODEL = services.ROOT / "bros_batch" / "demo" / "model"
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """The services, and what must hold for them after every test."""
     data_dir: Path = tmp_path_factory.mktemp("fuzz") / "data"
-    with running_up(data_dir, "--model", str(DEMO_MODEL), "--embeddings", engine=("--profile-s", "0")) as up:
+    with running_up(data_dir, "--model", str(DEMO_MODEL), "--embeddings", engine=REAL) as up:
         found = Target(up)
         yield found
         found.close()
