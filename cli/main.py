@@ -18,6 +18,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ask": ("cli.jobs.ask:ask", "Answer questions about every row of a file, with probabilities."),
         "list": ("cli.jobs.list_jobs:list_jobs", "List jobs, newest first."),
         "status": ("cli.jobs.status:status", "Show or watch the progress of a job."),
+        "log": ("cli.jobs.log:show_log", "Show what happened to a job, calls of its webhook included."),
         "results": ("cli.jobs.results:results", "Fetch the results of a job, finished or not."),
         "errors": ("cli.jobs.results:errors", "Show the failed items of a job and their errors."),
         "cancel": ("cli.jobs.control:cancel", "Cancel a job; finished items keep their results."),

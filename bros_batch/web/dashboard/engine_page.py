@@ -9,11 +9,11 @@ from starlette.requests import Request
 
 from bros_batch.web.app_state import app_state
 from bros_batch.web.dashboard.chart import Chart, Series, Span, chart
-from bros_batch.web.dashboard.formats import milliseconds, number, per_second, percent
 from bros_batch.web.dashboard.history import MINUTE_S, EngineHistory, with_gaps
 from bros_batch.web.dashboard.kv_memory import memory_picture
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import engine_error
+from bros_batch.web.formats import milliseconds, number, per_second, percent
 from engine.wire.client import EngineGone
 
 LANES = (("rt", "Chat"), ("be", "Bulk"))

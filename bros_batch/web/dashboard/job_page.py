@@ -24,13 +24,13 @@ from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import change_job
 from bros_batch.web.dashboard.chart import Chart, Series, Span, chart
 from bros_batch.web.dashboard.error_groups import ErrorGroup, ErrorReports
-from bros_batch.web.dashboard.formats import duration, local_time, per_second
 from bros_batch.web.dashboard.history import MINUTE_S, Point, with_gaps
-from bros_batch.web.dashboard.job_log import log_lines
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.dashboard.table_download import FORMATS, can_write, file_name
 from bros_batch.web.errors import not_found
+from bros_batch.web.formats import duration, local_time, per_second
 from bros_batch.web.job_forecasts import forecasts
+from bros_batch.web.job_log import log_lines
 from bros_batch.web.job_rates import JobRates
 from bros_batch.web.owners import visible_owner
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bros_batch.web.dashboard.formats import number, percent
+from bros_batch.web.formats import number, percent
 
 # A cell's width in steps; the style sheet has a class for each, since the page's policy allows no inline styles.
 STEPS = 20

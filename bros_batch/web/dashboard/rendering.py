@@ -10,7 +10,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
-from bros_batch.web.dashboard import formats, job_words
+from bros_batch.web import formats
+from bros_batch.web.dashboard import job_words
 from bros_batch.web.dashboard.engine_word import EngineWord
 
 FOLDER = Path(__file__).parent

@@ -24,9 +24,9 @@ from bros_batch.documents.row_contents import requested_schema
 from bros_batch.web.api.row_object import WholeRow, whole_row
 from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import rerun_rows
-from bros_batch.web.dashboard.formats import number
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import not_found
+from bros_batch.web.formats import number
 from bros_batch.web.owners import visible_owner
 
 MAX_TEXT_CHARS = 100_000

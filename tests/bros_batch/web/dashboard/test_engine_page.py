@@ -9,10 +9,10 @@ import pytest
 
 from bros_batch.web.dashboard.chart import WINDOW_S, Chart, Series, chart
 from bros_batch.web.dashboard.engine_page import charts, engine_page
-from bros_batch.web.dashboard.formats import milliseconds, per_second, percent
 from bros_batch.web.dashboard.history import SECONDS_KEPT_S, EngineHistory, Point, with_gaps
 from bros_batch.web.dashboard.kv_memory import memory_picture
 from bros_batch.web.dashboard.rendering import ENVIRONMENT, fragments
+from bros_batch.web.formats import milliseconds, per_second, percent
 
 
 def stats(steps: int, rt_tokens: int, **more: Any) -> dict[str, Any]:

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bros_batch.db.tables import JobEvent
-from bros_batch.web.dashboard.formats import duration, number
+from bros_batch.web.formats import duration, number
 
 
 def log_lines(events: Iterable[JobEvent]) -> list[tuple[float, str, str]]:
     """The time, the kind and the sentence of each event, the latest first."""
-    return [(each.at, each.kind, _sentence(each)) for each in events][::-1]
+    return [(each.at, each.kind, log_sentence(each)) for each in events][::-1]
 
 
-def _sentence(event: JobEvent) -> str:
+def log_sentence(event: JobEvent) -> str:
+    """What an event of a job tells."""
     kind, detail = event.kind, event.detail
     total, succeeded, without = (
         int(detail.get(name) or 0) for name in ("total", "succeeded", "without_result")
