@@ -45,17 +45,22 @@ def first_documents(path: Path, count: int) -> list[FirstDocument]:
 
 
 def sampled_lines(path: Path, count: int) -> list[str]:
-    """Return the first line of a file, and up to `count` lines from random places of it."""
+    """Return the first line of a file, and up to `count` others from random places of it, none of them twice."""
     size_bytes = path.stat().st_size
     left = SAMPLE_BYTES
     with path.open("rb") as file:
         lines = [file.readline(left)]
+        left -= len(lines[0])
+        seen = {0}
         for _ in range(count):
-            left -= len(lines[-1])
             file.seek(random.randrange(max(size_bytes, 1)))
             file.readline(MAX_BYTES)  # the rest of the line that this place is in
+            if (start := file.tell()) in seen:
+                continue
+            seen.add(start)
             line = file.readline(max(left, 1))
-            if left <= len(line):
+            left -= len(line)
+            if left <= 0:
                 break
             if line.strip():
                 lines.append(line)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bros_batch.client.plain_text import safe, time_left
+from bros_batch.forecast_text import effect_on_chats, reused_rows
 from cli.failure import USAGE_ERROR, Failure
 from cli.output import note, print_json
 
@@ -110,16 +111,6 @@ def _text(number: int, line: bytes) -> str:
         return json.dumps({"_error": f"Row {number}: this is not valid UTF-8."})
 
 
-def _effect_on_chats(chats: Mapping[str, float | None]) -> str:
-    """What chats notice while bulk runs, by those of the last time; empty if there were none."""
-    beside, alone, in_time = chats["beside_bulk_s"], chats["alone_s"], chats["in_time"]
-    if beside is None:
-        return ""
-    compared = "" if alone is None else f" instead of {alone * 1000:.0f} ms"
-    kept = "" if in_time is None else f"; {in_time:.0%} of the latest were within their limits"
-    return f"about {beside * 1000:.0f} ms per token meanwhile{compared}{kept}"
-
-
 def _report(answer: Mapping[str, Any]) -> str:
     rows, sampled, rejected = answer["rows"], answer["sampled"], answer["rejected"]
     is_exact = sampled == rows
@@ -131,15 +122,13 @@ def _report(answer: Mapping[str, Any]) -> str:
         found += [("", each["message"]) for each in rejected["data"][:SHOWN_REJECTED]]
     tokens = f"{about}{answer['input_tokens']:,} in, about {answer['output_tokens']:,} out"
     found.append(("tokens", tokens))
-    if answer["reused_rows"]:
-        rows_reused = f"about {answer['reused_rows']:,} rows have the answers of equal ones; computed once"
-        found.append(("reused", rows_reused))
+    found += [("reused", reused)] if (reused := reused_rows(answer["reused_rows"])) else []
     if answer["forecast"] is None:
         time = "not known yet: no engine has computed bulk; `--first 20` shows how fast it is"
     else:
         time = f"{time_left(answer['forecast'])} from now, with the jobs and chats of now"
     found.append(("time", time))
-    found += [("chats", effect)] if (effect := _effect_on_chats(answer["chats"])) else []
+    found += [("chats", effect)] if (effect := effect_on_chats(answer["chats"])) else []
     lines = [f"{name and name + ':':<9} {safe(value)}" for name, value in found]
     if answer["first"] is not None:
         first = answer["first"]

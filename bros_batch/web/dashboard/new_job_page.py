@@ -18,6 +18,7 @@ from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import job_requests
 from bros_batch.documents.row_contents import RowContents
 from bros_batch.documents.row_request import row_request
+from bros_batch.forecast_text import effect_on_chats, reused_rows
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.registry import endpoint_at
@@ -129,7 +130,8 @@ async def try_row(request: Request) -> Response:
 
 
 async def forecast(request: Request) -> Response:
-    """The tokens of all rows, and when the job would be done if it were started now."""
+    """The tokens of all rows, when the job would be done if it were started now, what of it has been computed, and what
+    chats would notice."""
     state = app_state(request)
     asked = await state.parsed(request, partial(decoded, WholeJob))
     path = await _path(request, asked.job)
@@ -149,8 +151,9 @@ async def forecast(request: Request) -> Response:
     found = await forecast_object(
         state, validate(ForecastRequest, msgspec.json.encode(body)), owner_of(request)
     )
-    shown = ("forecast", "input_tokens", "output_tokens")
-    return JSONResponse({name: found[name] for name in shown})
+    shown = {name: found[name] for name in ("forecast", "input_tokens", "output_tokens")}
+    reused, chats = reused_rows(found["reused_rows"]), effect_on_chats(found["chats"])
+    return JSONResponse({**shown, "reused": reused, "chats": chats})
 
 
 async def start(request: Request) -> Response:

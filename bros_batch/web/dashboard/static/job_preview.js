@@ -46,14 +46,17 @@ async function forecast(job, rows, signal) {
   const body = JSON.stringify({ job, rows });
   const answer = await post("/new/forecast", body, signal).catch(() => null); // a problem is said elsewhere
   if (signal.aborted) return;
-  const { forecast: seconds, input_tokens: read, output_tokens: written } = (await answer?.json()) ?? {};
+  const { forecast: seconds, input_tokens: read, output_tokens: written, reused, chats } = (await answer?.json()) ?? {};
   if (!read) {
     setText(byId("forecast"), "");
     return;
   }
   const tokens = `${counted(read, "token")} in, about ${number(written)} out`;
   const time = seconds ? `about ${span(seconds.p50)} (${span(seconds.p10)} to ${span(seconds.p90)}), ` : "";
-  setText(byId("forecast"), `${counted(rows, "row")}: ${time}${tokens}`);
+  const lines = [`${counted(rows, "row")}: ${time}${tokens}`];
+  if (reused) lines.push(`Reused: ${reused}`);
+  if (chats) lines.push(`Chats: ${chats}`);
+  setText(byId("forecast"), lines.join("\n"));
 }
 
 // A time in words, as precise as a forecast is.

@@ -229,3 +229,22 @@ def test_another_sheet_of_a_workbook(site: Web, chrome: Chrome, tmp_path: Path) 
     wait_text(chrome, "4 rows")
     assert Select(field(chrome, "#sheet")).first_selected_option.text == "April"
     assert not field(chrome, "#sheet").is_enabled(), "the file is no longer there"
+
+
+def test_the_forecast_says_which_rows_are_reused_and_what_chats_notice(
+    site: Web, chrome: Chrome, tmp_path: Path
+) -> None:
+    table = tmp_path / "same.csv"
+    table.write_text("text\n" + "The same.\n" * 30 + "Another.\n")
+    chrome.get(f"{site.url}/new")
+    choose(chrome, table)
+    wait_text(chrome, "same.csv", "31 rows")
+    field(chrome, "#prompt").send_keys("Say {text}")
+    field(chrome, "#wanted .name").send_keys("said")
+    field(chrome, "#options summary").click()
+    temperature = field(chrome, "[name=temperature]")
+    temperature.send_keys("0")
+    wait_text(chrome, "31 rows: ", "Reused: about 29 rows have the answers of equal ones")
+    temperature.clear()
+    temperature.send_keys("1")
+    wait_for(lambda: "Reused:" not in shown(chrome), "nothing is reused")
