@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -95,3 +96,18 @@ def make_tool_model(
         content = json.loads((directory / name).read_text())
         (directory / name).write_text(json.dumps(content | change))
     return directory
+
+
+def make_tool_models(directory: Path, styles: Sequence[ToolStyle]) -> dict[ToolStyle, Path]:
+    """Writes a directory per style. They differ in their templates; each vocabulary has the marks of all of them."""
+    models = {style: make_tool_model(directory / style, style, has_tokens=False) for style in styles}
+    tokenizer = Tokenizer.from_file(str(models[styles[0]] / "tokenizer.json"))
+    special = sorted({name for style in styles for name in _SPECIAL[style]})
+    plain = sorted({name for style in styles for name in _PLAIN.get(style, ())})
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in special])
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
+    for model in models.values():
+        tokenizer.save(str(model / "tokenizer.json"))
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"vocab_size": tokenizer.get_vocab_size()}))
+    return models
