@@ -32,6 +32,7 @@ from tests.factories_models import make_model, make_tokenizer
 
 NUM_SCHEMAS = 60
 NUM_TOGETHER = 8  # requests in a step
+NUM_PROMPT_TOKENS = 8
 NUM_BLOCKS = 256
 
 
@@ -65,6 +66,7 @@ def outputs(model: Path, schemas: list[dict[str, Any]], number: int, max_tokens:
     counts: Counter[str] = Counter()
     tokenizer = AutoTokenizer.from_pretrained(model)
     runner = load_runner(model, dtype="float32", num_kv_blocks=NUM_BLOCKS, max_num_seqs=NUM_TOGETHER)
+    max_tokens = min(max_tokens, runner.info.max_model_len - NUM_PROMPT_TOKENS)
     rng = random.Random(0)
     try:
         for first in range(0, number, NUM_TOGETHER):
@@ -77,7 +79,9 @@ def outputs(model: Path, schemas: list[dict[str, Any]], number: int, max_tokens:
                     seed=i,
                     grammar=Grammar("json_schema", compilable_text(json.dumps(schema))),
                 )
-                drawn.append((schema, driver.add([rng.randrange(3, 250) for _ in range(8)], sampling)))
+                drawn.append(
+                    (schema, driver.add([rng.randrange(3, 250) for _ in range(NUM_PROMPT_TOKENS)], sampling))
+                )
             driver.run(max_tokens)
             for schema, request in drawn:
                 text = str(tokenizer.decode(request.output, skip_special_tokens=True))

@@ -432,6 +432,8 @@ class TorchRunner:
         place[np.argsort(np.concatenate([arrays.last_tokens[drawing], read]))] = np.arange(len(place))
         places = send(torch.from_numpy(place), device)
         pending = self._reader.read(hidden[places[len(drawing) :]], readings, self._model.logits)
+        if not len(drawing):  # there are only questions about prompts
+            return hidden[:0], tensors.wanted_rows[:0], pending
         drawn = places[: len(drawing)]
         # Last, because a model may reuse the memory of logits.
         return self._model.logits(hidden[drawn]), tensors.wanted_rows[drawn], pending
