@@ -58,13 +58,12 @@ def log_sentence(event: JobEvent) -> str:
 
 def _webhook(at_s: float, detail: Mapping[str, Any]) -> str:
     """An attempt to tell a webhook that the job has ended."""
-    called = f"Webhook {detail.get('url') or ''}".rstrip()
-    status, next_at = detail.get("status"), detail.get("next_at")
+    url, status, next_at = detail["url"], detail["status"], detail["next_at"]
     if status is not None and 200 <= status < 300:
-        return f"{called} was told: status {status}"
-    problem = detail.get("problem") or f"status {status}"
-    pause = f"the next call follows after {duration(next_at - at_s)}" if next_at else "it is given up"
-    return f"{called} was called, without success ({problem}); {pause}"
+        return f"Webhook {url} was told: status {status}"
+    problem = detail["problem"] or f"status {status}"
+    pause = f"the next one follows after {duration(next_at - at_s)}" if next_at else "it is given up"
+    return f"Webhook call failed ({problem}); {pause}: {url}"
 
 
 def _rows(count: int) -> str:

@@ -139,6 +139,7 @@ def _head(connection: Connection, job: Job) -> JobHead:
     events = [
         LoggedEvent(event.at, event.kind, **{name: int(event.detail.get(name, 0)) for name in _COUNTED})
         for event in job_events.list_events(connection, job.id)
+        if event.kind != "webhook"  # of this server
     ]
     return JobHead(FORMAT, VERSION, ExportedJob(**values), events)
 

@@ -22,6 +22,7 @@ from bros_batch.web.app import create_app
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving_app, web_settings
 
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}
+REST = {"row": "1", "change": "pause", "kind": "csv"}
 IDS = ("batch_id", "job_id", "file_id", "response_id")
 
 
@@ -84,13 +85,12 @@ def owned(tmp_path_factory: pytest.TempPathFactory, text_model: Path) -> Iterato
 def test_another_owners_things_do_not_exist_on_any_route(owned: Owned) -> None:
     assert len(owned.routes) > 25
     unknown = {name: re.sub("[0-9a-f]{12}$", "0" * 12, value) for name, value in owned.ids.items()}
-    rest = {"row": "1", "change": "pause"}
     for method, path in owned.routes:
         for accept in ("application/json", "text/html", "application/x-ndjson"):
             body = {"json": {"only": "failed"}} if path.endswith("/rerun") else {}
             with owned.http("bob", Accept=accept) as http:
-                answer = http.request(method, path.format(**owned.ids, **rest), **body)
-                expected = http.request(method, path.format(**unknown, **rest), **body)
+                answer = http.request(method, path.format(**owned.ids, **REST), **body)
+                expected = http.request(method, path.format(**unknown, **REST), **body)
             what = (method, path, accept, answer.status_code, answer.text[:300])
             assert answer.status_code == expected.status_code == 404, what
             texts = [answer.text, expected.text]
@@ -105,7 +105,7 @@ def test_the_owner_and_an_administrator_see_them(owned: Owned, who: str) -> None
     assert len(reads) > 8
     with owned.http(who, Accept="text/html") as http:
         for path in reads:
-            answer = http.get(path.format(**owned.ids, row="1"))
+            answer = http.get(path.format(**owned.ids, **REST))
             assert answer.status_code == 200, (path, answer.text[:300])
         assert owned.ids["job_id"] in http.get("/").text
         for name, path in (("batch_id", "/v1/batches"), ("file_id", "/v1/files")):
