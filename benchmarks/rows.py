@@ -11,6 +11,7 @@ results` writes the table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,39 @@ def fill(url: str, num_rows: int) -> str:
     return job.id
 
 
+@contextlib.contextmanager
+def filled_server(temporary: Path, keep: Path | None, num_rows: int) -> Iterator[tuple[str, str]]:
+    """Run the web server over a database with an ended job of this many rows. Yields its URL and the job's id.
+
+    The database is made in the directory `keep`, unless it is there already; without one, in `temporary`.
+    """
+    directory = keep or temporary
+    url = f"sqlite:///{directory / 'rows.db'}"
+    known = directory / "job"
+    if not known.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        known.write_text(fill(url, num_rows))
+    upgrade(url)  # a database that was kept may be older
+    job = known.read_text()
+    model = make_text_model(temporary / "model")
+    port = choose_port("127.0.0.1", 0)
+    settings = web_settings(temporary / "data", model, port=port, database_url=url)
+    with processes() as group:
+        group.env = environment(settings)
+        server = group.start([*web_command()])
+        base = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert server.running, server.output()
+            try:
+                return httpx.get(f"{base}/v1/batches/{job}").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(answers, "the server")
+        yield base, job
+
+
 def page_ms(client: httpx.Client, job: str, **params: Any) -> float:
     """The median time of a request for a page."""
     times = []
@@ -146,29 +181,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, processes() as group:
-        directory = arguments.keep or Path(temporary)
-        url = f"sqlite:///{directory / 'rows.db'}"
-        known = directory / "job"
-        if not known.exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            known.write_text(fill(url, arguments.rows))
-        job = known.read_text()
-        model = make_text_model(Path(temporary) / "model")
-        port = choose_port("127.0.0.1", 0)
-        settings = web_settings(Path(temporary) / "data", model, port=port, database_url=url)
-        group.env = environment(settings)
-        server = group.start([*web_command()])
-        base = f"http://127.0.0.1:{port}"
-
-        def answers() -> bool:
-            assert server.running, server.output()
-            try:
-                return httpx.get(f"{base}/v1/batches/{job}").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_for(answers, "the server")
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        filled_server(Path(temporary), arguments.keep, arguments.rows) as (base, job),
+    ):
         end = arguments.rows
         with httpx.Client(base_url=base, timeout=60) as client:
             pages = {
