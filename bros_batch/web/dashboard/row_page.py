@@ -152,7 +152,7 @@ def _fields(value: Any, name: str) -> list[tuple[str, str]]:
     if value is None:
         return []
     if isinstance(value, Mapping):
-        return [(str(key), _cut(_pretty(each))) for key, each in value.items()]
+        return [(str(key), "" if each is None else _cut(_pretty(each))) for key, each in value.items()]
     return [(name, _cut(_pretty(value)))]
 
 

@@ -41,6 +41,7 @@ function cells(value) {
 }
 
 function textOf(value) {
+  if (value === null) return "";
   const text = typeof value === "string" ? value : JSON.stringify(value);
   return text.slice(0, MAX_CELL_CHARS);
 }
