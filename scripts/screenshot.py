@@ -37,7 +37,7 @@ from bros_batch.demo.prompts import CHAT_PROMPT, EXTRACTION_PROMPT, questions  #
 from tests.bros_batch.web.browser import browser  # noqa: E402
 
 PICTURE = ROOT / "docs" / "dashboard.png"
-WIDTH, JOBS_HEIGHT, ENGINE_HEIGHT, GAP = 1200, 440, 880, 24
+WIDTH, JOBS_HEIGHT, ENGINE_HEIGHT, GAP = 1200, 440, 796, 24
 MAX_PICTURE_BYTES = 150_000
 CHATTERS = 2
 LONG_JOB, SHOWN_DONE = 2000, 600  # documents of the job that is shown running, and how many are done by then
