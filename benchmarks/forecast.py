@@ -11,7 +11,8 @@ large job are done, the median error should be at most 10%.
 
 No forecast knows how fast a shared machine will be. So the error is also given for the time that the job would have
 taken if the machine had kept the pace of the minute before the forecast. Writes a JSON file with all forecasts, what
-the service knew of the jobs, and the counters of the engine twice a second.
+the service knew of the jobs, and the counters of the engine twice a second. `benchmarks.forecast_simulated` does the
+same on an engine of a steady pace.
 """
 
 from __future__ import annotations
