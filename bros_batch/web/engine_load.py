@@ -20,8 +20,8 @@ from bros_batch.web.engine_pace import OUTPUT_WEIGHT, EnginePace, TokenCost
 from bros_batch.web.expected_rows import ExpectedRows, InFlight
 
 # Between the submission and the first row; and between the end of the last row and the end of the job.
-BEGIN_S = 0.8
-END_S = 0.5
+BEGIN_S = 0.5
+END_S = 0.2
 COST_DOUBT = 0.35  # about what a token costs, if that is known from heartbeats only
 
 

@@ -115,7 +115,7 @@ def test_decisions_and_embeddings_have_no_outputs(world: World) -> None:
             seconds, output = forecast_of_new(connection, EnginePace(), new, time.time())
         assert output == 0
         assert seconds is not None
-        assert seconds.p50 == pytest.approx(100 * 10 / 150 + 1.3, rel=0.05)
+        assert seconds.p50 == pytest.approx(100 * 10 / 150 + 0.7, rel=0.05)
     asked = world.running(batch_lines(10))
     answered = of_jobs(world, asked)[asked]
     set_counts(world, asked, endpoint="/v1/decisions")
