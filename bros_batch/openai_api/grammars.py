@@ -6,7 +6,8 @@ Clients write it in one of three ways: OpenAI's `response_format`, vLLM's `struc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -20,38 +21,16 @@ from engine.wire.schema_keywords import UnusableSchema
 JSON_OBJECT = {"type": "object"}
 FORMATS = ("text", "json_object", "json_schema")
 CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar")
-SHAPE_FIELDS = frozenset(
-    {
-        "response_format",
-        "structured_outputs",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-    }
-)
 UNSUPPORTED_OPTIONS = ("structural_tag", "whitespace_pattern", "disable_additional_properties")
 MAX_GBNF_CHARS = 16 * 1024  # it is translated in Python
 SYNTAX = frozenset(r"\.+*?()|[]{}^$#&-~/")  # of regular expressions
 
 
 class Shaped(Protocol):
-    """The fields of a request that say what its answer looks like."""
+    """A request with the fields of `SHAPES`."""
 
     @property
     def model_fields_set(self) -> set[str]: ...
-    @property
-    def response_format(self) -> Any: ...
-    @property
-    def structured_outputs(self) -> Any: ...
-    @property
-    def guided_json(self) -> Any: ...
-    @property
-    def guided_regex(self) -> Any: ...
-    @property
-    def guided_choice(self) -> Any: ...
-    @property
-    def guided_grammar(self) -> Any: ...
 
 
 def requested_grammar(request: Shaped) -> tuple[Grammar, str] | None:
@@ -59,9 +38,9 @@ def requested_grammar(request: Shaped) -> tuple[Grammar, str] | None:
 
     Raises RequestError for a field that is not valid, and for two that ask for a grammar.
     """
-    if SHAPE_FIELDS.isdisjoint(request.model_fields_set):  # as for most requests
+    if SHAPES.keys().isdisjoint(request.model_fields_set):  # as for most requests
         return None
-    requested = list(_requested(request))
+    requested = [found for name, read in SHAPES.items() for found in read(getattr(request, name))]
     if not requested:
         return None
     if len(requested) > 1:
@@ -108,14 +87,6 @@ def choice_grammar(choices: Any, param: str) -> Grammar:
 def literal_regex(text: str) -> str:
     """Return the regular expression that matches `text` only."""
     return "".join(f"\\{char}" if char in SYNTAX else char for char in text)
-
-
-def _requested(request: Shaped) -> Iterator[tuple[Grammar, str]]:
-    yield from _of_format(request.response_format)
-    yield from _of_structured_outputs(request.structured_outputs)
-    for kind in ("json", "regex", "choice", "grammar"):
-        param = f"guided_{kind}"
-        yield from _of_constraint(kind, getattr(request, param), param)
 
 
 def _of_format(value: Any) -> Iterator[tuple[Grammar, str]]:
@@ -206,3 +177,14 @@ def _lark(text: str, param: str) -> str:
 
 def _lowered(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
+
+
+# The fields that say what an answer looks like, and what reads the value of each.
+SHAPES: dict[str, Callable[[Any], Iterator[tuple[Grammar, str]]]] = {
+    "response_format": _of_format,
+    "structured_outputs": _of_structured_outputs,
+    **{
+        f"guided_{kind}": partial(_of_constraint, kind, param=f"guided_{kind}")
+        for kind in ("json", "regex", "choice", "grammar")
+    },
+}
