@@ -92,7 +92,7 @@ def stub_runner() -> TorchRunner:
     )
     caches = allocate_kv(layers, NUM_BLOCKS * BLOCK_SIZE, torch.float32, device)
     runner = TorchRunner(model, caches, info, "")
-    runner._num_programs = NUM_PROGRAMS  # as on a GPU
+    runner._forward._num_programs = NUM_PROGRAMS  # as on a GPU
     runner.capture_graphs(StubGraphs(), 1 << 40)
     return runner
 

@@ -20,6 +20,7 @@ from benchmarks.gpu.scale import Scale
 from engine.core.plan import Restore, RowStart, SlotCopy, StepPlan
 from engine.core.terms import SamplingParams
 from engine.runner.base import ModelRunner
+from engine.runner.torch_runner import TorchRunner
 
 GREEDY = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True)
 WARM_UPS = 3
@@ -105,7 +106,7 @@ def measure_profile(part: Part, name: str, runner: ModelRunner, scale: Scale) ->
     part.measure(f"{name}, time by kernel, a full chunk", lambda: kernels_of(runner, chunk))
 
 
-def agreement(runner: ModelRunner, scale: Scale) -> dict[str, float]:
+def agreement(runner: TorchRunner, scale: Scale) -> dict[str, float]:
     """Return the share of rows that sample the same token in a graph and in an eager step, at all sizes of the scale.
 
     It need not be 1: rounding depends on how a product is split, and with random weights the most likely tokens have
@@ -120,7 +121,7 @@ def agreement(runner: ModelRunner, scale: Scale) -> dict[str, float]:
         plan = decode_plan(runner, rows, context)
         in_graph = runner.execute(plan).sampled
         with mock.patch.object(
-            runner, "_graphs", None
+            runner._forward, "_graphs", None
         ):  # no flag of the engine switches them off once captured
             eager = runner.execute(plan).sampled
         num_same += sum(a == b for a, b in zip(in_graph, eager, strict=True))

@@ -24,16 +24,16 @@ from engine.core.plan import Restore, RowStart, StepPlan, StepResult
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from engine.kernels.cpu.masks import compile_ahead as compile_cpu_masks
-from engine.kernels.dispatch import attention_op, shares_at_once, slot_copier
+from engine.kernels.dispatch import slot_copier
 from engine.runner.base import RunnerInfo
-from engine.runner.graphs import GraphBackend, StepGraphs, mixed_shapes, single_shapes
+from engine.runner.forward_pass import ForwardPass
+from engine.runner.graphs import GraphBackend
 from engine.runner.kv.copies import DeviceCopies
 from engine.runner.kv.host import HostKV
 from engine.runner.kv.memory import LayerCache
-from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.pass_limit import PassLimit
-from engine.runner.prompt_reader import PendingReadings, PromptReader
+from engine.runner.prompt_reader import PromptReader
 from engine.runner.ranks.memory_probe import MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.row_failure import row_failure
@@ -42,16 +42,11 @@ from engine.runner.sampling.sampler import Sampler
 from engine.runner.sampling.stop import StopTable
 from engine.runner.sampling.table import SamplingTable
 from engine.runner.step_inputs import (
-    Int64Array,
-    Reading,
     StepArrays,
-    StepInputs,
     StepSizes,
-    StepTensors,
-    pack,
 )
 from engine.runner.step_outputs import DrawnRows, TorchStep
-from engine.runner.streams import send, streams_of
+from engine.runner.streams import streams_of
 
 log = logging.getLogger("engine.runner")
 
@@ -79,19 +74,11 @@ class TorchRunner:
         """With `force_tokens`, tokens that a grammar leaves no choice about are appended without being drawn."""
         device = model.device
         self._model = model
-        self._caches = caches
         self._info = info
         copier = slot_copier(caches)
         self._host_kv = HostKV(caches, info.num_host_slots, device, streams_of(device), copier=copier)
         self._device_copies = DeviceCopies(copier, device)
-        self._op = attention_op(device)
-        self._num_programs = shares_at_once(caches)
-        # One row more than requests can have: padding writes to it.
-        self._slot_table = torch.zeros(
-            (info.max_num_seqs + 1, info.max_model_len), dtype=torch.int32, device=device
-        )
-        # By row: the token that it drew last.
-        self._drawn = torch.zeros(info.max_num_seqs + 1, dtype=torch.int64, device=device)
+        self._forward = ForwardPass(model, caches, info)
         self._sampling = SamplingTable(info.max_num_seqs + 1, model.eos_token_ids)
         self._sampler = Sampler(self._sampling, None if ranks is None else ranks.broadcast)
         self._stop = StopTable(info.max_num_seqs, model.eos_token_ids, tokenizer)
@@ -106,24 +93,15 @@ class TorchRunner:
         self._num_prompt_tokens = np.zeros(info.max_num_seqs, dtype=np.int64)
         self._errors: dict[int, str] = {}  # by row: why its request cannot be computed
         self._last: TorchStep | None = None
-        self._graphs: StepGraphs | None = None
         self._limit = PassLimit()
         self._num_passes = 0  # the same on all ranks
-        self._is_replayed = False  # the newest step, by a graph
-        self._num_graph_failures = 0  # in the newest step
-        self._forward_s = 0.0  # when the newest forward pass began to be launched, or was replayed
 
     def capture_graphs(self, backend: GraphBackend, budget_bytes: int) -> None:
         """Captures CUDA graphs of small steps, which are replayed from now on.
 
         Takes at most `budget_bytes` of device memory. No step may be under way.
         """
-        info = self._info
-        shapes = [
-            single_shapes(info.max_num_seqs),
-            mixed_shapes(info.max_num_seqs, info.max_num_batched_tokens),
-        ]
-        self._graphs = StepGraphs(self._forward_tensors, self._slot_table, shapes, budget_bytes, backend)
+        self._forward.capture_graphs(backend, budget_bytes)
 
     def limit_passes(self, max_tokens: int) -> None:
         """From now on, computes steps of more tokens in parts."""
@@ -141,7 +119,7 @@ class TorchRunner:
     @property
     def graph_shapes(self) -> tuple[StepSizes, ...]:
         """The sizes for which CUDA graphs were captured."""
-        return () if self._graphs is None else self._graphs.shapes
+        return self._forward.graph_shapes
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -153,8 +131,8 @@ class TorchRunner:
         self._stop.begin_to_load()
 
     def launch(self, plan: StepPlan) -> TorchStep:
-        started_s = self._forward_s = time.perf_counter()
-        self._is_replayed, self._num_graph_failures = False, 0
+        started_s = time.perf_counter()
+        self._forward.begin_step()
         if plan.copies_out:
             # One call, since each takes a staging buffer. Of several copies to a host slot, the last one counts.
             saved = {
@@ -172,7 +150,7 @@ class TorchRunner:
                 continue
             for restore in restores:
                 self._host_kv.restore(restore.host_slots, restore.device_slots[: len(restore.host_slots)])
-        self._edit_slot_table(plan)
+        self._forward.enter_slots(plan)
         step = TorchStep(len(plan.rows), {})
         if plan.rows:
             arrays = StepArrays.of(plan)
@@ -183,8 +161,9 @@ class TorchRunner:
             if len(step.failed) == len(arrays.rows) > num_failed:
                 self._check_device(step, arrays)
             self._last = step
-        step.prepared_s, step.is_replayed = self._forward_s - started_s, self._is_replayed
-        step.num_graph_failures = self._num_graph_failures
+        step.prepared_s = self._forward.begun_s - started_s
+        step.is_replayed = self._forward.is_replayed
+        step.num_graph_failures = self._forward.num_graph_failures
         return step
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -196,12 +175,8 @@ class TorchRunner:
         self._host_kv.close()
         self._grammar_table.close()
         self.grammars.close()
-        self._caches = {}
-        self._slot_table, self._drawn = torch.empty(0), torch.empty(0)
         self._last = None
-        if self._graphs is not None:
-            self._graphs.close()
-            self._graphs = None
+        self._forward.close()
         del self._model, self._device_copies
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -238,21 +213,6 @@ class TorchRunner:
                 error = row_failure(raised)
         if error is not None:
             self._errors[row] = error
-
-    def _edit_slot_table(self, plan: StepPlan) -> None:
-        """Enters the slots of tokens that are already computed: those of rows that start, and those restored."""
-        edits = [(start.row, 0, start.slots) for start in plan.row_starts if start.slots]
-        edits += [(restore.row, restore.start, restore.device_slots) for restore in plan.restores]
-        if not edits:
-            return
-        rows, starts, slots = zip(*edits, strict=True)
-        counts = [len(part) for part in slots]
-        packed = np.empty((3, sum(counts)), dtype=np.int64)
-        packed[0] = np.repeat(rows, counts)
-        packed[1] = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
-        packed[2] = np.concatenate(slots)
-        on_rows, positions, values = send(torch.from_numpy(packed), self._model.device)
-        self._slot_table[on_rows, positions] = values.int()
 
     def _find_failed(self, step: StepArrays) -> dict[int, str]:
         """Returns the rows of the plan whose requests fail, by index, with the reason.
@@ -310,9 +270,11 @@ class TorchRunner:
             constraints = self._begin_masks(arrays, drawing)
             readings = arrays.readings(step.failed)
             if readings:
-                logits, wanted_rows, pending = self._forward_and_read(arrays, drawing, readings)
+                logits, wanted_rows, pending = self._forward.logits_and_readings(
+                    arrays, drawing, readings, self._reader
+                )
             else:
-                logits, wanted_rows = self._forward(arrays, drawing)
+                logits, wanted_rows = self._forward.logits(arrays, drawing)
             has_computed = True
             if len(drawing):
                 self._draw(logits, wanted_rows, arrays, drawing, step, constraints)
@@ -358,7 +320,7 @@ class TorchRunner:
         rules = self._stop.rules_of(rows)
         drawn = DrawnRows(arrays.index[drawing], num_outputs + 1, draw, rules, grammars)
         # Last, because a repetition needs the tokens that were drawn before.
-        self._drawn[wanted_rows] = draw.token_ids
+        self._forward.drawn[wanted_rows] = draw.token_ids
         step.draws.append(drawn)
 
     def _compute_apart(self, arrays: StepArrays, step: TorchStep, failure: str) -> None:
@@ -379,75 +341,8 @@ class TorchRunner:
         if step.lost_kv:  # so a slot of the step may be overwritten
             none = np.zeros(1, dtype=np.int64)
             probe = StepArrays(none, ids, none, none + 1, none == 0, none, arrays.slots[:1])
-            logits, _ = self._forward(probe, none)
+            logits, _ = self._forward.logits(probe, none)
         self._sampler.draw(logits[:1], ids, np.zeros(1, dtype=np.int64)).collect()
-
-    def _forward(
-        self, arrays: StepArrays, drawing: npt.NDArray[np.intp]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns logits [n, V] at the last token of each row in `drawing`, and those rows [n] on the device."""
-        size = self._graphs.size_for(arrays, len(drawing)) if self._graphs is not None else None
-        if size is not None and self._graphs is not None:
-            found = self._graphs.run(self._pack(arrays, drawing, padded=size))
-            if found is not None:
-                self._forward_s, self._is_replayed = time.perf_counter(), True
-                return found
-            self._num_graph_failures += 1
-        tensors = self._sent(self._pack(arrays, drawing))
-        self._forward_s = time.perf_counter()
-        return self._forward_tensors(tensors), tensors.wanted_rows
-
-    def _pack(
-        self,
-        arrays: StepArrays,
-        drawing: npt.NDArray[np.intp],
-        padded: StepSizes | None = None,
-        read: Int64Array | None = None,
-    ) -> StepInputs:
-        return pack(
-            arrays,
-            drawing,
-            self._info.max_num_seqs,
-            pinned=self._model.device.type == "cuda",
-            padded=padded,
-            read=read,
-            num_programs=self._num_programs,
-        )
-
-    def _sent(self, inputs: StepInputs) -> StepTensors:
-        vector = send(inputs.vector, self._model.device)
-        return StepTensors.of(vector, inputs.sizes, self._slot_table, inputs.host)
-
-    @torch.inference_mode()
-    def _forward_and_read(
-        self, arrays: StepArrays, drawing: npt.NDArray[np.intp], readings: list[Reading]
-    ) -> tuple[torch.Tensor, torch.Tensor, PendingReadings]:
-        """The same as `_forward`, and the readings that it launches too. It never uses a graph."""
-        device = self._model.device
-        read = np.concatenate([np.arange(r.token, r.token + r.end - r.first) for r in readings])
-        tensors = self._sent(self._pack(arrays, drawing, read=read))
-        hidden = self._model.hidden(*self._packed(tensors), tensors.wanted)
-        # Where the drawing rows and the tokens to read are among those that are wanted, which are in order.
-        place = np.empty(len(drawing) + len(read), dtype=np.int64)
-        place[np.argsort(np.concatenate([arrays.last_tokens[drawing], read]))] = np.arange(len(place))
-        places = send(torch.from_numpy(place), device)
-        pending = self._reader.read(hidden[places[len(drawing) :]], readings, self._model.logits)
-        if not len(drawing):  # there are only questions about prompts
-            return hidden[:0], tensors.wanted_rows[:0], pending
-        drawn = places[: len(drawing)]
-        # Last, because a model may reuse the memory of logits.
-        return self._model.logits(hidden[drawn]), tensors.wanted_rows[drawn], pending
-
-    @torch.inference_mode()
-    def _forward_tensors(self, step: StepTensors) -> torch.Tensor:
-        """Returns logits [W, V]. All of it is work for the device that a CUDA graph can capture."""
-        return self._model.forward(*self._packed(step), step.wanted)
-
-    def _packed(self, step: StepTensors) -> tuple[torch.Tensor, torch.Tensor, PackedStep]:
-        """Token ids, positions and attention of a step, whose slots are entered into the slot table."""
-        token_ids = torch.where(step.token_ids < 0, self._drawn[step.token_rows], step.token_ids)
-        self._slot_table[step.token_rows, step.positions] = step.layout.slot_mapping.int()
-        return token_ids, step.positions, PackedStep(step.layout, self._caches, self._op)
 
 
 def _is_on_device(restore: Restore) -> bool:

@@ -50,10 +50,10 @@ class Poison:
         self._kinds = kinds
         self._rows: dict[int, tuple[str, int]] = {}  # of poisoned requests
         self._num_prompt: dict[int, int] = {}
-        self._start_row, self._forward = runner._start_row, runner._forward_tensors
+        self._start_row, self._forward = runner._start_row, runner._forward.compute
         self._draw, self._start = runner._sampler.draw, runner._sampling.start
         runner._start_row = self.start_row  # type: ignore[method-assign]
-        runner._forward_tensors = self.forward  # type: ignore[method-assign]
+        runner._forward.compute = self.forward  # type: ignore[method-assign]
         runner._sampler.draw = self.draw  # type: ignore[method-assign]
         runner._sampling.start = self.start  # type: ignore[method-assign]
 
@@ -61,7 +61,7 @@ class Poison:
         runner: Any = self._runner
         for owner, name in (
             (runner, "_start_row"),
-            (runner, "_forward_tensors"),
+            (runner._forward, "compute"),
             (runner._sampler, "draw"),
             (runner._sampling, "start"),
         ):
@@ -99,9 +99,9 @@ class Poison:
         logits = self._forward(step)
         rows, positions = step.token_rows.tolist(), step.positions.tolist()
         if any(self.is_due("forward", row, at + 1) for row, at in zip(rows, positions, strict=True)):
-            for (
-                cache
-            ) in self._runner._caches.values():  # it has written something, but not what it should have
+            for cache in (
+                self._runner._forward._caches.values()
+            ):  # it has written something, but not what it should have
                 cache.k[step.layout.slot_mapping] = torch.nan
                 cache.v[step.layout.slot_mapping] = torch.nan
             raise RuntimeError("shape '[1, 2]' is invalid for input of size 3")
@@ -183,7 +183,7 @@ def test_only_poisoned_rows_fail_and_the_others_are_exact(runner, seed, ahead, c
 def test_an_error_of_the_device_is_not_put_down_to_requests(runner):
     """When not even a token for nobody can be computed, no request fails: the error goes to the caller."""
     asked = requests_of(random.Random(1), 5)
-    forward, num_passes = runner._forward_tensors, 0
+    forward, num_passes = runner._forward.compute, 0
 
     def breaking(step):
         nonlocal num_passes
@@ -192,12 +192,12 @@ def test_an_error_of_the_device_is_not_put_down_to_requests(runner):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return forward(step)
 
-    runner._forward_tensors = breaking
+    runner._forward.compute = breaking
     try:
         with pytest.raises(RuntimeError, match="illegal memory access"):
             serve(runner, asked, ahead=False)
     finally:
-        del runner._forward_tensors
+        del runner._forward.compute
 
 
 def test_a_stop_token_outside_of_the_vocabulary_changes_no_other_row(runner):

@@ -17,7 +17,7 @@ import torch
 from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.terms import SamplingParams
-from engine.runner import loading, torch_runner
+from engine.runner import forward_pass, loading
 from engine.runner.cuda_graphs import CudaGraphs
 from engine.runner.model.loading import load_model
 from engine.runner.sampling.sampler import Sampler
@@ -144,7 +144,7 @@ def test_it_draws_the_same_as_a_cpu(
     path = models(family)
     runner = load_runner(path, device="cuda", enforce_eager=True, **SETTINGS)
     assert (runner._model.fused is not None) == is_fused
-    assert runner._slot_table.device == GPU and runner.info.device == "no GPU"
+    assert runner._forward.slot_table.device == GPU and runner.info.device == "no GPU"
     before = gpu.num_launches
     computed = outputs(WaitingForNothing(runner, gpu))
     assert gpu.num_launches > before
@@ -282,7 +282,7 @@ def test_a_16_bit_model_with_sinks_windows_and_an_8_bit_cache(
 ) -> None:
     settings = {**SETTINGS, "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "enforce_eager": True}
     runner = load_runner(models("gpt_oss"), device="cuda", **settings)
-    assert {cache.k.dtype for cache in runner._caches.values()} == {torch.float8_e4m3fn}
+    assert {cache.k.dtype for cache in runner._forward._caches.values()} == {torch.float8_e4m3fn}
     driver = Driver(WaitingForNothing(runner, gpu))
     request = driver.add([*PROMPT, *OTHER], EVERY_OPTION[2])
     driver.step([(request, 6)])
@@ -297,7 +297,9 @@ def test_kv_memory_is_what_the_largest_step_leaves(models: Callable[[str], Path]
     with cuda(memory_bytes=400_000_000):
         settings = {**SETTINGS, "max_num_batched_tokens": 12, "num_kv_blocks": None, "num_host_slots": 0}
         runner = load_runner(models("llama"), device="cuda", enforce_eager=True, **settings)
-        slot_bytes = 4 * sum(cache.k[0].numel() + cache.v[0].numel() for cache in runner._caches.values())
+        slot_bytes = 4 * sum(
+            cache.k[0].numel() + cache.v[0].numel() for cache in runner._forward._caches.values()
+        )
         # A tenth stays free, the step took a tenth at its peak, including its own KV, and there are buffers for host
         # KV.
         left = 400_000_000 * 8 // 10 + 1000 + 12 * slot_bytes - 2 * 8 * (16 << 20) // slot_bytes * slot_bytes
@@ -339,7 +341,9 @@ def test_a_rank_tries_to_allocate_what_the_largest_step_took(
         )
         model = load_model(config.model, device="cuda", dtype="float32", max_model_len=64)
         runner = loading.runner_for(model, config, ranks=ranks)
-        slot_bytes = 4 * sum(cache.k[0].numel() + cache.v[0].numel() for cache in runner._caches.values())
+        slot_bytes = 4 * sum(
+            cache.k[0].numel() + cache.v[0].numel() for cache in runner._forward._caches.values()
+        )
         at_peak = 400_000_000 // 10 - 1000 - 12 * slot_bytes
         monkeypatch.setattr(torch, "empty", noted_empty)
         driver = Driver(runner)
@@ -428,7 +432,7 @@ def test_a_launch_that_waits_is_noticed(
         with pytest.raises(RuntimeError, match="not asynchronous"):
             driver.step([(driver.add(OTHER), 3)])
     with monkeypatch.context() as patch:
-        patch.setattr(torch_runner, "send", lambda values, device: values.clone().to(GPU))
+        patch.setattr(forward_pass, "send", lambda values, device: values.clone().to(GPU))
         with pytest.raises(RuntimeError, match="not asynchronous"):
             driver.step([(driver.add(OTHER), 3)])
     driver.step([(driver.add(OTHER), 3)])

@@ -33,7 +33,7 @@ def outputs_of(runner) -> dict[str, list[int]]:
 def short_of_memory(runner, most_tokens: int) -> list[int]:
     """Makes forward passes of more tokens fail as on a full GPU. Returns the lengths of all that are tried."""
     tried: list[int] = []
-    forward = runner._forward_tensors
+    forward = runner._forward.compute
 
     def limited(step):
         tried.append(len(step.token_ids))
@@ -41,7 +41,7 @@ def short_of_memory(runner, most_tokens: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
         return forward(step)
 
-    runner._forward_tensors = limited
+    runner._forward.compute = limited
     return tried
 
 

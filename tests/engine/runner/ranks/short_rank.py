@@ -53,7 +53,7 @@ def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
         if is_short and not shortage.is_hidden and num_bytes > shortage.most_tokens * BYTES_PER_TOKEN:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
-    forward = runner._forward_tensors
+    forward = runner._forward.compute
 
     def noting(step: Any) -> torch.Tensor:
         num_tokens = len(step.token_ids)
@@ -64,7 +64,7 @@ def shorten(runner: TorchRunner, shortage: Shortage, number: int) -> None:
         return forward(step)
 
     runner._memory_probe = MemoryProbe(own._ranks, largest, allocate)
-    runner._forward_tensors = noting  # type: ignore[method-assign]
+    runner._forward.compute = noting  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
