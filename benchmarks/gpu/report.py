@@ -105,8 +105,11 @@ class Run:
         self.write()
 
     def end_of(self, names: Sequence[str]) -> float:
-        """Return when these parts, which come next, should end."""
+        """Return when these parts, which come next, should end. Ceilings that were not chosen get no time for more than
+        the rates that floors need."""
         ordered = list(self._shares)
+        if names[0] not in ordered:
+            return self._clock()
         ahead = ordered[ordered.index(names[0]) :]
         now_s = self._clock()
         share = sum(self._shares[name] for name in names) / sum(self._shares[name] for name in ahead)

@@ -6,6 +6,7 @@ The measured times are meaningless here; the tests check that every measurement 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import math
@@ -24,15 +25,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.__main__ import main, measure_apart
-from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.ceilings import Ceilings, ceilings_of
 from benchmarks.gpu.correctness.layers import worst_error
 from benchmarks.gpu.correctness.run import note
 from benchmarks.gpu.idle import union
 from benchmarks.gpu.models import SHAPES, make_model
 from benchmarks.gpu.report import Run, rounded
-from benchmarks.gpu.scale import FULL, MODELS, SHARES
+from benchmarks.gpu.scale import FULL, MODELS, SHARES, TINY
 from benchmarks.gpu.serving import SEED, WARM_UP_MOST_S, WARM_UP_SHARE, window_s
 from benchmarks.gpu.targets import MIN_CHATS, TARGETS
+from benchmarks.gpu.timing import Stopwatch
 from engine.core.terms import Lane
 from engine.sim.traces.synthetic import open_arrivals
 
@@ -154,6 +156,17 @@ def test_time_that_a_part_does_not_need_goes_to_the_next(tmp_path: Path) -> None
     run = make_run(tmp_path, Clock())
     run.part("first").measure("quick", lambda: 1)
     assert run.part("second").left_s == 40.0
+
+
+def test_ceilings_that_were_not_chosen_are_measured_for_the_floors(tmp_path: Path) -> None:
+    """As in `--parts correctness,hybrid`: only the rates, which take a second on a GPU."""
+    run = make_run(tmp_path, Clock())
+    scale = dataclasses.replace(TINY, copy_bytes=1 << 16, product_size=16)
+    ceilings = ceilings_of(run, Stopwatch(torch.device("cpu")), scale)
+    assert ceilings.bytes_per_s > 0 and ceilings.flops_per_s > 0
+    part = written(run)["ceilings"]
+    assert {"copy", "read", "product"} <= set(part["figures"]) and len(part["skipped"]) == 3
+    assert run.part("first").left_s == 10.0 and run.is_sound
 
 
 def test_another_process_continues_the_file(tmp_path: Path) -> None:
