@@ -70,6 +70,7 @@ class Delivery:
         self._settings = settings
         self._database = database
         self._hosts = WebhookHosts(settings.webhook_hosts)
+        self._anywhere = WebhookHosts(("0.0.0.0/0", "::/0"))
         self._running: dict[asyncio.Task[None], WebhookCall] = {}
         self._has_room = asyncio.Event()
 
@@ -163,16 +164,13 @@ class Delivery:
         parts = urlsplit(planned.url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         # What the operator has set is not checked.
-        hosts = self._hosts if planned.row.url else _ANYWHERE
+        hosts = self._hosts if planned.row.url else self._anywhere
         try:
             addresses = await hosts.addresses(parts.hostname or "", port)
         except HostError as error:
             return Answer(None, f"the URL {error}")
         headers = headers_of(planned.row.id, planned.body, planned.secret, now_s)
         return await call(planned.url, headers, planned.body, addresses)
-
-
-_ANYWHERE = WebhookHosts(("0.0.0.0/0", "::/0"))
 
 
 def _note(connection: Connection, row: WebhookCall, url: str, answer: Answer, now_s: float) -> None:
