@@ -3,7 +3,7 @@
 import { post } from "./actions.js";
 import { counted, number } from "./cells.js";
 import { byId, make, setText } from "./dom.js";
-import { clearProblems, showError } from "./job_problems.js";
+import { showFound } from "./job_problems.js";
 
 const PREVIEW_AFTER_MS = 250;
 const FORECAST_AFTER_MS = 750; // after the preview: it costs the server more
@@ -28,17 +28,16 @@ async function preview(job, total) {
   try {
     const answer = await post("/new/preview", JSON.stringify(job), controller.signal);
     const { rows, problem } = await answer.json();
-    clearProblems();
     // Somebody who has not begun to write needs no reproach.
     const isBlank = !job.prompt.trim() || (problem?.param === "columns" && job.columns.every(({ name }) => !name));
-    if (problem && !isBlank) showError(problem);
+    showFound(isBlank ? null : problem);
     // A problem of all rows is said once, next to the prompt.
     const shown = job.prompt.trim() ? rows.filter((row) => !problem || !row.problem) : [];
     byId("preview").replaceChildren(...(shown.length ? shown.map(previewOf) : [noPreview]));
     if (problem) setText(byId("forecast"), "");
     else timer = setTimeout(forecast, FORECAST_AFTER_MS, job, total, controller.signal);
   } catch (error) {
-    if (error.name !== "AbortError") showError(error);
+    if (error.name !== "AbortError") showFound(error);
   }
 }
 

@@ -3,7 +3,7 @@
 import { post } from "./actions.js";
 import { byId } from "./dom.js";
 import { previewSoon, stopPreview } from "./job_preview.js";
-import { clearProblems, showError } from "./job_problems.js";
+import { clearProblems, forgetRefusal, refuse } from "./job_problems.js";
 import { connect } from "./live.js";
 import { showTable, watchTable } from "./table_panel.js";
 import { tryRows } from "./tried_rows.js";
@@ -37,6 +37,7 @@ function draft() {
 }
 
 function changed() {
+  forgetRefusal();
   showShape();
   stopPreview();
   if (!table) return;
@@ -78,7 +79,6 @@ byId("try").addEventListener("click", () => tryRows(draft(), table.first.map(({ 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   if (byId("start").disabled) return;
-  stopPreview();
   clearProblems();
   byId("start").disabled = true;
   try {
@@ -86,7 +86,7 @@ form.addEventListener("submit", async (event) => {
     sessionStorage.removeItem(SAVED);
     location.assign(`/jobs/${encodeURIComponent(id)}`);
   } catch (error) {
-    showError(error).scrollIntoView({ block: "center" });
+    refuse(error);
     byId("start").disabled = false;
   }
 });

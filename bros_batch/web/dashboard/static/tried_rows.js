@@ -3,7 +3,7 @@
 import { post } from "./actions.js";
 import { cellTable, number } from "./cells.js";
 import { byId } from "./dom.js";
-import { clearProblems, showError } from "./job_problems.js";
+import { clearProblems, refuse } from "./job_problems.js";
 
 const TRIED_ROWS = 3;
 
@@ -30,7 +30,7 @@ export async function tryRows(job, firstRows) {
     );
   } catch (error) {
     controller.abort();
-    if (error.name !== "AbortError") showError(error).scrollIntoView({ block: "center" });
+    if (error.name !== "AbortError") refuse(error);
   } finally {
     trying = null;
     byId("try").textContent = `Try ${TRIED_ROWS} rows`;

@@ -270,7 +270,7 @@ def test_errors_of_excel_are_their_text_and_the_sheet_can_be_chosen() -> None:
         sheet.write(2, 2, "x")
         sheet.write(2, 5, "note")
     table = open_table(data, "book.xlsx", sheet="Second")
-    assert table.notes == ["The sheet 'Second' is read; the others are: First."]
+    assert table.notes == [], "who names a sheet need not be told of the others"
     assert list(table) == [
         Row(1, {"a": "#DIV/0!", "b": 7}),
         BadRow(2, "Row 2: the cell F3 is in a column that has no name; name the column, or empty the cell."),

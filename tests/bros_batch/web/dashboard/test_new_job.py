@@ -154,6 +154,45 @@ def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> Non
     ] == []
 
 
+# Answers to previews are held back until `held` is called; everything else is answered as ever.
+HOLD_PREVIEWS = """
+window.held = [];
+const send = window.fetch;
+window.fetch = async (...request) => {
+  const answer = await send(...request);
+  if (String(request[0]).endsWith("/new/preview")) await new Promise((go) => window.held.push(go));
+  return answer;
+};
+"""
+START_WITH = """
+const [tokens, start] = arguments;
+tokens.value = "-3";
+tokens.dispatchEvent(new Event("input", { bubbles: true }));
+start.click();
+"""
+
+
+def test_what_the_start_said_outlives_a_preview_that_is_under_way(
+    site: Web, chrome: Chrome, tmp_path: Path
+) -> None:
+    table = tmp_path / "short.csv"
+    table.write_bytes(b"a\none\n")
+    chrome.get(f"{site.url}/new")
+    choose(chrome, table)
+    wait_text(chrome, "short.csv", "1 row ")
+    field(chrome, "#options summary").click()
+    chrome.execute_script(HOLD_PREVIEWS)  # type: ignore[no-untyped-call]
+    field(chrome, "#wanted .name").send_keys("is_so")
+    field(chrome, "#prompt").send_keys("Is {a} so?")
+    wait_for(lambda: chrome.execute_script("return window.held.length"), "a preview under way")  # type: ignore[no-untyped-call]
+    start = chrome.find_element(By.CSS_SELECTOR, "#start")
+    chrome.execute_script(START_WITH, field(chrome, "[name=max_tokens]"), start)  # type: ignore[no-untyped-call]
+    wait_for(lambda: field(chrome, "#problem-max_tokens").text, "the problem")
+    chrome.execute_script("window.held.forEach((go) => go())")  # type: ignore[no-untyped-call]
+    wait_for(lambda: previews(chrome)[0].startswith("Is one so?"), "the preview")
+    assert field(chrome, "#problem-max_tokens").text
+
+
 def test_what_cannot_be_read_is_said_in_a_sentence(site: Web, chrome: Chrome, tmp_path: Path) -> None:
     chrome.get(f"{site.url}/new")
     for name, content, sentence in (
