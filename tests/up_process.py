@@ -61,6 +61,20 @@ class Up:
         answer: dict[str, Any] = json.loads((self.data_dir / "run" / "up.json").read_text())
         return answer
 
+    def kill(self, name: str) -> None:
+        """Kill a service, once it runs."""
+
+        def is_killed() -> bool:
+            pid = self.state()["children"].get(name)
+            try:
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return False  # it has died before, which `up` is about to write
+            return bool(pid)
+
+        wait_for(is_killed, name)
+
     def is_ready(self) -> bool:
         try:
             url = f"{self.state()['url']}/ready"

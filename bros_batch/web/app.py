@@ -39,6 +39,8 @@ from bros_batch.web.errors import EXCEPTION_HANDLERS
 from bros_batch.web.middleware import RequestIds
 from bros_batch.web.webhooks.delivery import Delivery
 
+QUERIES_END_WITHIN_S = 2.0  # when the server stops; one that hangs must not keep it from that
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Create the application. While it runs, it keeps a connection to the engine and a pool to the database."""
@@ -61,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
                 calling.cancel()
                 await asyncio.gather(loading, sampling, calling, return_exceptions=True)
                 await asyncio.to_thread(state.dispatcher.close)
-                state.threads.close()
+                await state.threads.close(QUERIES_END_WITHIN_S)
                 await state.rate_limits.close()
                 await state.item_outputs.close()
         finally:

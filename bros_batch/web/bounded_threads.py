@@ -20,6 +20,7 @@ class BoundedThreads:
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
+        self._num_threads = num_threads
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._free = asyncio.Semaphore(num_threads)
 
@@ -38,6 +39,11 @@ class BoundedThreads:
             future.add_done_callback(release)
             return await asyncio.wrap_future(future)
 
-    def close(self) -> None:
-        """Take no more calls. Those that run go on."""
+    async def close(self, timeout_s: float) -> None:
+        """Take no more calls, and wait for those that run, also for those whose callers have stopped waiting. After
+        `timeout_s`, what still runs goes on by itself."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for _ in range(self._num_threads):
+                    await self._free.acquire()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -69,8 +67,7 @@ def test_each_response_completes_once_after_any_crash(tmp_path: Path, database_u
         for number, victim in enumerate(VICTIMS):
             threshold = NUM_RESPONSES * number // (len(VICTIMS) + 2)
             wait_for(lambda at_least=threshold: num_jobs_ended() >= at_least, "progress", timeout_s=120)  # type: ignore[misc]
-            pid = wait_for(lambda name=victim: up.state()["children"].get(name), victim)  # type: ignore[misc]
-            os.kill(pid, signal.SIGKILL)
+            up.kill(victim)
         wait_for(lambda: num_jobs_ended() == NUM_RESPONSES, "the end of all responses", timeout_s=240)
         results = wait_for(lambda: (seen := ended()) and len(seen) == NUM_RESPONSES and seen, "the answers")
         assert {each["status"] for each in results} == {"incomplete"}, "each ended at its limit of tokens"

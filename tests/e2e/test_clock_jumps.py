@@ -7,9 +7,7 @@ goes on, as it does when an administrator or NTP sets the time.
 from __future__ import annotations
 
 import mmap
-import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -81,7 +79,7 @@ def test_the_clock_jumps_while_a_job_runs(tmp_path):
         batch_id = api.submit(job)
         # Back, after the worker has died with a lease, which now lasts for an hour.
         wait_for(lambda: job_row(database_url, batch_id).total > NUM_LINES // 4, "ingest")
-        os.kill(up.state()["children"]["worker"], signal.SIGKILL)
+        up.kill("worker")
         clock.set(-HOUR_S)
         wait_for(lambda: api.num_done(batch_id) > NUM_LINES // 8, "results after the clock was set back")
         # Forward: every lease, lock, claim and message seems to be an hour old.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -62,6 +61,6 @@ def test_lines_survive_an_engine_that_is_killed_by_hand_three_times(tmp_path: Pa
         for kills in range(3):
             done = 5 * kills
             wait_for(lambda done=done: api.num_done(batch_id) > done, timeout_s=120)
-            os.kill(wait_for(lambda: up.state()["children"].get("engine")), signal.SIGKILL)
+            up.kill("engine")
         database_url = up.state()["database_url"]
         assert_every_line_once(api, batch_id, job, tmp_path / "data-model", database_url, timeout_s=240)

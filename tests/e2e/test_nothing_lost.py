@@ -6,9 +6,7 @@ moments.
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 
 import pytest
 
@@ -39,11 +37,7 @@ def kill_at_random(up: Up, api: Api, batch_id: str, rng: random.Random) -> int:
             return api.num_done(batch_id) >= done or api.ended(batch_id) is not None
 
         wait_for(has_reached, timeout_s=120)
-
-        def is_alive(name: str = victim) -> int | None:
-            return up.state()["children"].get(name)
-
-        os.kill(wait_for(is_alive), signal.SIGKILL)
+        up.kill(victim)
         kills += 1
     return kills
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,11 +84,7 @@ def test_a_table_that_is_submitted_again_after_each_crash_is_computed_once(tmp_p
             wait_for(has_reached, timeout_s=120)
             victim = ("engine", "web", "notebook")[kill % 3]
             if victim != "notebook":
-
-                def is_alive(name: str = victim) -> int | None:
-                    return up.state()["children"].get(name)
-
-                os.kill(wait_for(is_alive), signal.SIGKILL)
+                up.kill(victim)
             client.kill()  # its job goes on, but whoever ran it has lost sight of it
             client.communicate()
         wait_for(up.is_ready, timeout_s=120)

@@ -25,6 +25,13 @@ from tests.services import Processes, processes, wait_for
 MODEL_NAME = "tiny"
 
 
+class _HttpClient(DefaultHttpxClient):
+    """Closes itself, as the one does that an OpenAI client makes for itself."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @dataclass(frozen=True)
 class Web:
     """A running server at `url`."""
@@ -38,7 +45,7 @@ class Web:
         return httpx.Client(base_url=self.url, timeout=30, verify=False, **options)
 
     def openai(self, api_key: str = "none", **options: Any) -> OpenAI:
-        options.setdefault("http_client", DefaultHttpxClient(verify=False))
+        options.setdefault("http_client", _HttpClient(verify=False))
         return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30, **options)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine, text
@@ -22,19 +23,21 @@ def request_of(owner: str) -> Request:
     return Request({"type": "http", "headers": [], "state": {"key": key}})
 
 
-def submit(database: Engine, owner: str, rows: int, before_end: threading.Event | None = None) -> None:
+def submit(database: Engine, owner: str, rows: int, before_end: Callable[[], object] = lambda: None) -> None:
     with writing(database) as connection:
         check_bulk_limits(connection, request_of(owner), rows)
         values = {"input_file_id": "file-1", "endpoint": "/v1/completions", "model": "sim"}
         create_job(connection, **values, owner=owner, announced_rows=rows)
-        if before_end is not None:
-            before_end.wait()
+        before_end()
 
 
 def test_of_two_jobs_at_the_same_time_the_second_waits_and_is_too_much(database: Engine) -> None:
     """On PostgreSQL by an advisory lock of the owner; SQLite has one writer at a time."""
-    may_end = threading.Event()
+    has_written, may_end = threading.Event(), threading.Event()
     refused: list[ApiError] = []
+
+    def first() -> None:
+        submit(database, "ann", 6, lambda: (has_written.set(), may_end.wait()))
 
     def second() -> None:
         try:
@@ -42,21 +45,18 @@ def test_of_two_jobs_at_the_same_time_the_second_waits_and_is_too_much(database:
         except ApiError as error:
             refused.append(error)
 
-    threads = [
-        threading.Thread(target=submit, args=(database, "ann", 6, may_end)),
-        threading.Thread(target=second),
-    ]
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
     try:
+        assert has_written.wait(30)
         with reading(database) as connection:
             on_postgres = is_postgres(connection)
         if on_postgres:
-            wait_for(lambda: num_locks(database, granted=True), "the lock of the first")
-            threads[1].start()
+            assert num_locks(database, granted=True)
+        threads[1].start()
+        if on_postgres:
             wait_for(lambda: num_locks(database, granted=False), "the second to wait")
             submit(database, "bob", 10)  # nobody else waits
-        else:
-            threads[1].start()
     finally:
         may_end.set()
         for thread in threads:

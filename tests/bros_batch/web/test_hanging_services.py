@@ -101,6 +101,27 @@ def test_requests_end_with_503_while_the_database_hangs_and_recover_with_it(
         postgres_of_session.drop_database(url)
 
 
+async def test_the_end_waits_for_calls_whose_callers_have_stopped_waiting() -> None:
+    threads = BoundedThreads(2, "ending")
+    has_begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        has_begun.set()
+        go_on.wait(PATIENCE_S)
+        ended.set()
+
+    caller = asyncio.create_task(threads.run(call, PATIENCE_S))
+    await asyncio.to_thread(has_begun.wait, PATIENCE_S)
+    caller.cancel()
+    closing = asyncio.create_task(threads.close(PATIENCE_S))
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert not closing.done()
+    go_on.set()
+    await closing
+    assert ended.is_set()
+
+
 async def test_calls_that_hang_hold_no_more_threads_than_there_are() -> None:
     threads = BoundedThreads(2, "hanging")
     go_on = threading.Event()
@@ -114,4 +135,4 @@ async def test_calls_that_hang_hold_no_more_threads_than_there_are() -> None:
         assert await asyncio.gather(*(threads.run(time.monotonic, PATIENCE_S) for _ in range(20)))
     finally:
         go_on.set()
-        threads.close()
+        await threads.close(PATIENCE_S)

@@ -188,8 +188,9 @@ def test_what_the_start_said_outlives_a_preview_that_is_under_way(
     start = chrome.find_element(By.CSS_SELECTOR, "#start")
     chrome.execute_script(START_WITH, field(chrome, "[name=max_tokens]"), start)  # type: ignore[no-untyped-call]
     wait_for(lambda: field(chrome, "#problem-max_tokens").text, "the problem")
+    wait_for(lambda: chrome.execute_script("return window.held.length > 1"), "the next preview")  # type: ignore[no-untyped-call]
     chrome.execute_script("window.held.forEach((go) => go())")  # type: ignore[no-untyped-call]
-    wait_for(lambda: previews(chrome)[0].startswith("Is one so?"), "the preview")
+    wait_for(lambda: "".join(previews(chrome)).startswith("Is one so?"), "the preview")
     assert field(chrome, "#problem-max_tokens").text
 
 

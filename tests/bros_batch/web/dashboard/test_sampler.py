@@ -39,7 +39,7 @@ async def test_minutes_are_stored_and_loaded(
         first = await sampled(600.0, 600.0, 601.0, 659.0, 660.0, 662.0)
         again = await sampled(663.0, 663.0, 664.0)
         state.dispatcher.close()
-        state.threads.close()
+        await state.threads.close(10)
     assert [point.at_s for point in first.minutes] == [600.0]
     assert list(again.minutes) == list(first.minutes)
     assert first.minutes[0].values["cap_s"] is not None
