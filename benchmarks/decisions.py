@@ -18,11 +18,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
+import psutil
 
 from benchmarks.machine import write_result
 from benchmarks.serving.__main__ import until_ready
 from benchmarks.serving.client import Client
+from benchmarks.serving.json_connection import JsonConnection
 from benchmarks.serving.load import FIRST_TEXT_ID, Load
 from benchmarks.serving.own_server import Server, own_server
 from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
@@ -74,6 +75,15 @@ class Measured:
     # Per document: tokens of prompts that were not found in the prefix cache, and tokens of answers.
     computed_prompt_tokens: list[float] = field(default_factory=list)
     output_tokens: list[float] = field(default_factory=list)
+    # Milliseconds of CPU time per document, by process.
+    cpu_ms: list[dict[str, float]] = field(default_factory=list)
+
+
+def cpu_s(server: Server) -> dict[str, float]:
+    """Return the CPU seconds of the engine, the web process and this client so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in server.pids]
+    engine, web = (each.user + each.system for each in times)
+    return {"engine": engine, "web": web, "client": time.process_time()}
 
 
 async def measure(server: Server, num_documents: int, rounds: int, lane: str) -> dict[str, Measured]:
@@ -82,34 +92,47 @@ async def measure(server: Server, num_documents: int, rounds: int, lane: str) ->
         each.text for each in generate_documents(num_documents * rounds * 2 + IN_FLIGHT, HELD_OUT_SEED + 9)
     ]
     found = {kind: Measured() for kind in KINDS}
-    # A queue in the client would take more of the cores than the server's web process.
-    in_flight = asyncio.Semaphore(IN_FLIGHT)
     tier = {"service_tier": "flex" if lane == "bulk" else "default"}
-    async with httpx.AsyncClient(trust_env=False, timeout=300) as http:
+    connections = [await JsonConnection.open(server.url) for _ in range(IN_FLIGHT)]
 
-        async def ask(kind: str, text: str) -> tuple[int, int]:
-            path, body = ("chat/completions", chat_body) if kind == "JSON" else ("decisions", decision_body)
-            async with in_flight:
-                response = await http.post(f"{server.url}/v1/{path}", json=body(text) | tier)
-            response.raise_for_status()
-            usage = response.json()["usage"]
+    async def ask(connection: JsonConnection, kind: str, mine: list[str]) -> list[tuple[int, int]]:
+        """Ask about documents until none is left. Return (prompt, output) tokens computed for each."""
+        path, body = ("chat/completions", chat_body) if kind == "JSON" else ("decisions", decision_body)
+        tokens = []
+        while mine:
+            usage = (await connection.post(f"/v1/{path}", body(mine.pop()) | tier))["usage"]
             if kind == "JSON":
                 cached = usage["prompt_tokens_details"]["cached_tokens"]
-                return usage["prompt_tokens"] - cached, usage["completion_tokens"]
-            return usage["input_tokens"] - usage["input_tokens_details"]["cached_tokens"], 0
+                tokens.append((usage["prompt_tokens"] - cached, usage["completion_tokens"]))
+            else:
+                cached = usage["input_tokens_details"]["cached_tokens"]
+                tokens.append((usage["input_tokens"] - cached, 0))
+        return tokens
 
-        for kind in KINDS:
-            await asyncio.gather(*(ask(kind, texts.pop()) for _ in range(IN_FLIGHT // 2)))
-        for number in range(rounds):
-            for kind in KINDS if number % 2 == 0 else KINDS[::-1]:
-                mine = [texts.pop() for _ in range(num_documents)]
-                begun_s = time.perf_counter()
-                tokens = await asyncio.gather(*(ask(kind, text) for text in mine))
-                elapsed_s = time.perf_counter() - begun_s
-                prompt_tokens, output_tokens = map(sum, zip(*tokens, strict=True))
-                found[kind].documents_per_s.append(num_documents / elapsed_s)
-                found[kind].computed_prompt_tokens.append(prompt_tokens / num_documents)
-                found[kind].output_tokens.append(output_tokens / num_documents)
+    async def ask_all(kind: str, number: int) -> list[tuple[int, int]]:
+        mine = [texts.pop() for _ in range(number)]
+        found_by = await asyncio.gather(*(ask(connection, kind, mine) for connection in connections))
+        return [tokens for each in found_by for tokens in each]
+
+    for kind in KINDS:
+        await ask_all(kind, IN_FLIGHT // 2)
+    for number in range(rounds):
+        for kind in KINDS if number % 2 == 0 else KINDS[::-1]:
+            begun_s, cpu_before_s = time.perf_counter(), cpu_s(server)
+            tokens = await ask_all(kind, num_documents)
+            elapsed_s, cpu_after_s = time.perf_counter() - begun_s, cpu_s(server)
+            prompt_tokens, output_tokens = map(sum, zip(*tokens, strict=True))
+            found[kind].documents_per_s.append(num_documents / elapsed_s)
+            found[kind].computed_prompt_tokens.append(prompt_tokens / num_documents)
+            found[kind].output_tokens.append(output_tokens / num_documents)
+            found[kind].cpu_ms.append(
+                {
+                    name: (cpu_after_s[name] - cpu_before_s[name]) / num_documents * 1000
+                    for name in cpu_after_s
+                }
+            )
+    for connection in connections:
+        connection.close()
     return found
 
 
@@ -133,6 +156,8 @@ def main() -> None:
             f"{median(measured.computed_prompt_tokens):.0f} prompt tokens and "
             f"{median(measured.output_tokens):.0f} output tokens computed per document"
         )
+        cpu_ms = {name: median(each[name] for each in measured.cpu_ms) for name in measured.cpu_ms[0]}
+        print(f"{'':10} CPU ms per document:", ", ".join(f"{name} {ms:.1f}" for name, ms in cpu_ms.items()))
     ratio = median(found["decisions"].documents_per_s) / median(found["JSON"].documents_per_s)
     print(f"decisions / JSON: {ratio:.2f}")
     result = {

@@ -1,11 +1,12 @@
 """Does everything that a model writes under a JSON schema fit it, by an independent validator?
 
-    python -m benchmarks.schema_outputs [--families demo,llama,gemma2] [--outputs 200] [--schemas FILE]
+    python -m benchmarks.schema_outputs [--families demo,llama,gemma2] [--outputs 200] [--seconds S] [--schemas FILE]
 
 Draws outputs at temperature 1 from the demo model and from tiny models of random weights, under 60 schemas: those of
 the engine's tests, alone, as a property of an object, and as the items of an array. FILE, with lines as for
 `benchmarks.schemas`, replaces them by its first 60 schemas that compile. `jsonschema` validates each output that has an
-end, formats included. The others were stopped by their length.
+end, formats included. The others were stopped by their length. Schemas take turns, so after S seconds of a family each
+has had about equally many outputs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import random
 import tempfile
+import time
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -31,9 +33,9 @@ from tests.factories_grammars import SCHEMAS
 from tests.factories_models import make_model, make_tokenizer
 
 NUM_SCHEMAS = 60
-NUM_TOGETHER = 8  # requests in a step
+NUM_TOGETHER = 32  # requests in a step
 NUM_PROMPT_TOKENS = 8
-NUM_BLOCKS = 256
+NUM_BLOCKS = 1024
 
 
 def own_schemas() -> list[dict[str, Any]]:
@@ -61,15 +63,20 @@ def schemas_of(file: Path) -> list[dict[str, Any]]:
     return [each for each in schemas if schema_problem(each) is None][:NUM_SCHEMAS]
 
 
-def outputs(model: Path, schemas: list[dict[str, Any]], number: int, max_tokens: int) -> Counter[str]:
-    """Count what became of outputs under the schemas in turn. Prints those that do not fit theirs."""
+def outputs(
+    model: Path, schemas: list[dict[str, Any]], number: int, max_tokens: int, seconds: float | None
+) -> Counter[str]:
+    """Count what became of outputs under the schemas in turn, within the time. Prints those that do not fit theirs."""
     counts: Counter[str] = Counter()
     tokenizer = AutoTokenizer.from_pretrained(model)
     runner = load_runner(model, dtype="float32", num_kv_blocks=NUM_BLOCKS, max_num_seqs=NUM_TOGETHER)
     max_tokens = min(max_tokens, runner.info.max_model_len - NUM_PROMPT_TOKENS)
     rng = random.Random(0)
+    begun_s = time.monotonic()
     try:
         for first in range(0, number, NUM_TOGETHER):
+            if seconds is not None and time.monotonic() - begun_s > seconds:
+                break
             driver = Driver(runner, seed=first)
             drawn = []
             for i in range(first, min(first + NUM_TOGETHER, number)):
@@ -117,6 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--families", default="demo,llama,gemma2", help="of models (%(default)s)")
     parser.add_argument("--outputs", type=int, default=200, help="of each family (%(default)s)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each family at most")
     parser.add_argument("--max-tokens", type=int, default=200, help="of each output (%(default)s)")
     parser.add_argument("--schemas", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -127,8 +135,10 @@ def main() -> None:
             model = Path(DEMO_MODEL_DIR)
             if family != "demo":
                 model = make_tokenizer(make_model(family, Path(directory)))
-            counts = outputs(model, schemas, options.outputs, options.max_tokens)
-        print(f"{family:8}", ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
+            counts = outputs(model, schemas, options.outputs, options.max_tokens, options.seconds)
+        print(
+            f"{family:8}", ", ".join(f"{count} {what}" for what, count in sorted(counts.items())), flush=True
+        )
 
 
 if __name__ == "__main__":

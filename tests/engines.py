@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from engine.__main__ import assemble, make_runner
 from engine.config import EngineConfig
 from engine.core.scheduler import Scheduler
 from engine.lanes.io_thread import IoThread
 from engine.runner.base import ModelRunner
+from engine.wire.client import EngineClient
 
 
 @dataclasses.dataclass
@@ -55,3 +58,16 @@ def running_engine(
         io.join()
         thread.join(30)
         assert not thread.is_alive(), "the main loop did not stop"
+
+
+def stats_of(engine: RunningEngine) -> dict[str, Any]:
+    """The engine's counters, as its clients get them."""
+
+    async def ask() -> dict[str, Any]:
+        client = await EngineClient.connect(engine.url)
+        try:
+            return await client.stats()
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,17 +25,18 @@ def encode_endings(
     num_shared = _cut(tokenizer, beginning, endings[0], ids, starts)
     kept = beginning[starts[num_shared] :] if num_shared else beginning
     rests = [ids[num_shared:]]
-    rests += [tokenizer.encode_part(kept + ending)[0] for ending in endings[1:]]
+    rests += [tokenizer.ids_of_part(kept + ending) for ending in endings[1:]]
     more = common_length(rests) if len(rests) > 1 else 0
     return ids[:num_shared] + rests[0][:more], [rest[more:] for rest in rests]
 
 
-def common_length(sequences: Sequence[Sequence[Any]]) -> int:
-    """Return with how many elements all sequences begin alike."""
-    for index, elements in enumerate(zip(*sequences, strict=False)):
-        if any(element != elements[0] for element in elements):
+def common_length(sequences: Sequence[Any]) -> int:
+    """Return with how many elements all sequences begin alike: texts, or lists of token ids."""
+    first, last = min(sequences), max(sequences)  # in this order, those between them begin like both
+    for index, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
             return index
-    return min(map(len, sequences))
+    return min(len(first), len(last))
 
 
 def _cut(
@@ -42,10 +44,10 @@ def _cut(
 ) -> int:
     """Return the number of tokens before the cut; 0 if no place is found."""
     last = len(beginning) - CONTEXT_CHARS
-    cut = sum(1 for start in starts if start <= last) - 1
+    cut = bisect_right(starts, last) - 1
     for index in range(cut, max(cut - NUM_CUTS, 0), -1):
         # A token may be a part of a character.
         begins_character = starts[index] > starts[index - 1]
-        if begins_character and tokenizer.encode_part(beginning[starts[index] :] + ending)[0] == ids[index:]:
+        if begins_character and tokenizer.ids_of_part(beginning[starts[index] :] + ending) == ids[index:]:
             return index
     return 0

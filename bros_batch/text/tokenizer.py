@@ -120,6 +120,10 @@ class ModelTokenizer:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return list(encoding.ids), [start for start, _ in encoding.offsets]
 
+    def ids_of_part(self, text: str) -> list[int]:
+        """Return the token ids of a part of a chat's text."""
+        return self._encode(text, "messages", add_special_tokens=False)
+
     @cached_property
     def supports_tools(self) -> bool:
         """Whether the chat template shows the tools of a request to the model."""

@@ -82,6 +82,8 @@ class AppState:
     item_outputs: ItemOutputs = field(init=False)
     webhook_hosts: WebhookHosts = field(init=False)
     _json: JsonReader = field(init=False)
+    # The tokenizer, once it is loaded.
+    _loaded: list[ModelTokenizer] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         keys = KeyRing(self.settings.api_key, lambda: self.read(list_api_keys, KEYS_TIMEOUT_S))
@@ -149,15 +151,19 @@ class AppState:
 
     async def tokenizer(self) -> ModelTokenizer:
         """Return the model's tokenizer, which is loaded on first use."""
+        if self._loaded:
+            return self._loaded[0]
         settings = self.settings
         try:
-            return await run_in_threadpool(
+            tokenizer = await run_in_threadpool(
                 load_tokenizer, settings.model, settings.tool_call_parser, settings.reasoning_parser
             )
         except Exception as error:
             logger.error("cannot load the tokenizer of %s: %s", self.settings.model, error)
             message = "The model's tokenizer cannot be loaded."
             raise ApiError(503, message, code="model_unavailable") from error
+        self._loaded.append(tokenizer)
+        return tokenizer
 
 
 def _is_unavailable(error: DBAPIError) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -23,14 +25,14 @@ from bros_batch.text.message_form import MessageForm
 from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece, StopReason
 from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import ApiError, engine_error
+from bros_batch.web.json_pieces import encoded_in_pieces
 from bros_batch.web.owners import asker_of
-from engine.wire.client import EngineClient, EngineGone, EngineRejected
+from engine.wire.client import EngineClient, EngineGone, EngineRejected, EngineStream
 from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling, Tokens
 
 # Tokenizing less text than this, or writing a response of fewer values, takes less time than others may wait.
 INLINE_CHARS = 16_384
 INLINE_VALUES = 1024
-PIECE_ELEMENTS = 512  # of a list, which are encoded as JSON in one go
 # So many outputs of one request are computed at once. Each has its whole prompt in memory.
 MAX_PARALLEL = 256
 
@@ -132,19 +134,61 @@ class Generation:
 
     async def _outcome(self) -> Outcome:
         try:
+            if any(output.sampling.max_tokens for output in self.outputs):
+                choices = await self._choices()
+            else:
+                choices = await self._choices_without_tokens()
+        except (EngineGone, EngineRejected) as error:
+            raise engine_error(error, self.request) from error
+        finally:
+            self._end()
+        tails = [choice.prompt_tail for choice in choices]
+        return Outcome(choices, tails, self.usage.prompt_tokens, self.usage.cached_tokens)
+
+    async def _choices(self) -> list[Choice]:
+        try:
             async with asyncio.TaskGroup() as group:
                 room = asyncio.Semaphore(MAX_PARALLEL)
                 tasks = [group.create_task(self._choice_of(output, room)) for output in self.outputs]
         except BaseExceptionGroup as errors:
-            first = errors.exceptions[0]
-            if isinstance(first, EngineGone | EngineRejected):
-                raise engine_error(first, self.request) from first
-            raise first from None
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _choices_without_tokens(self) -> list[Choice]:
+        """Return outputs that only ask about their prompts. There may be many, and none takes a task of its own."""
+        choices: list[Choice] = []
+        outputs = iter(self.outputs)
+        streams: deque[tuple[Output, list[int], EngineStream]] = deque()
+        try:
+            streams += map(self._begun, islice(outputs, MAX_PARALLEL))
+            while streams:
+                output, prompt_tail, stream = streams[0]
+                end = await stream.end()
+                streams.popleft()
+                streams += map(self._begun, islice(outputs, 1))
+                if output.counts_prompt:
+                    self.usage.cached_tokens += end.cached_tokens
+                choices.append(_choice([], end, None, prompt_tail))
         finally:
-            self._end()
-        choices = [task.result() for task in tasks]
-        tails = [choice.prompt_tail for choice in choices]
-        return Outcome(choices, tails, self.usage.prompt_tokens, self.usage.cached_tokens)
+            for _, _, stream in streams:
+                stream.cancel()
+        return choices
+
+    def _begun(self, output: Output) -> tuple[Output, list[int], EngineStream]:
+        """Start an output. Returns it with the end of its prompt."""
+        prompt = self.work.prompt_of(output.part)
+        return output, prompt[-PROMPT_TAIL_TOKENS:], self._submitted(output, prompt)
+
+    def _submitted(self, output: Output, prompt: list[int]) -> EngineStream:
+        request = self.request
+        return self.client.submit(
+            prompt,
+            output.sampling,
+            lane=lane_of(request),
+            slo=slo_of(request),
+            priority=request.priority or 0,
+            owner=self.asker,
+        )
 
     async def _choice_of(self, output: Output, room: asyncio.Semaphore) -> Choice:
         """Return one output as a whole, once there is room for it."""
@@ -167,15 +211,7 @@ class Generation:
                 if output.sampling.stop:
                     decoder.push(message.ids, message.logprobs)
         assert end is not None  # a stream that ends early raises an error
-        return Choice(
-            token_ids,
-            _reason(end),
-            logprobs or None,
-            scores=end.scores,
-            prompt_logprobs=end.prompt_logprobs,
-            embedding=end.embedding,
-            prompt_tail=prompt[-PROMPT_TAIL_TOKENS:],
-        )
+        return _choice(token_ids, end, logprobs or None, prompt[-PROMPT_TAIL_TOKENS:])
 
     async def _updates_of(self, output: Output) -> AsyncGenerator[Update]:
         prompt = self.work.prompt_of(output.part)
@@ -198,15 +234,7 @@ class Generation:
 
         The output ends early when its decoder has stopped. Closing the generator early cancels the request.
         """
-        request = self.request
-        stream = self.client.submit(
-            prompt,
-            output.sampling,
-            lane=lane_of(request),
-            slo=slo_of(request),
-            priority=request.priority or 0,
-            owner=self.asker,
-        )
+        stream = self._submitted(output, prompt)
         async with stream, contextlib.aclosing(aiter(stream)) as messages:  # type: ignore[type-var]
             async for message in messages:
                 if isinstance(message, Finished):
@@ -258,20 +286,19 @@ class Generation:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def encoded_in_pieces(value: Any) -> bytes:
-    """Return `value` as JSON, encoded in pieces: other threads run only between two calls of the encoder."""
-    if isinstance(value, dict):
-        return b"{" + b",".join(_member(name, each) for name, each in value.items()) + b"}"
-    if not isinstance(value, list):
-        return msgspec.json.encode(value)
-    if len(value) <= PIECE_ELEMENTS:
-        return b"[" + b",".join(map(encoded_in_pieces, value)) + b"]"
-    pieces = (value[first : first + PIECE_ELEMENTS] for first in range(0, len(value), PIECE_ELEMENTS))
-    return b"[" + b",".join(msgspec.json.encode(piece)[1:-1] for piece in pieces) + b"]"
-
-
-def _member(name: str, value: Any) -> bytes:
-    return msgspec.json.encode(name) + b":" + encoded_in_pieces(value)
+def _choice(
+    token_ids: list[int], end: Finished, logprobs: list[PositionLogprobs] | None, prompt_tail: list[int]
+) -> Choice:
+    """Return an output that has ended. Raises ApiError if the engine failed."""
+    return Choice(
+        token_ids,
+        _reason(end),
+        logprobs,
+        scores=end.scores,
+        prompt_logprobs=end.prompt_logprobs,
+        embedding=end.embedding,
+        prompt_tail=prompt_tail,
+    )
 
 
 def _reason(finished: Finished) -> StopReason:

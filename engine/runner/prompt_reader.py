@@ -79,7 +79,9 @@ class PromptReader:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._starts: dict[int, RowStart] = {}
-        self._prompts: dict[int, Int64Array] = {}
+        self._prompts: dict[
+            int, Int64Array
+        ] = {}  # of the rows that ask for log-probabilities of their prompts
 
     def start(self, start: RowStart) -> None:
         """Row `start.row` is this request's from now on. Raises ValueError if it asks for a token that does not
@@ -95,7 +97,8 @@ class PromptReader:
                     f"score_token_ids names {token_id}, outside of the model's vocabulary of {self._vocab_size}"
                 )
         self._starts[row] = start
-        self._prompts[row] = np.array(start.token_ids[: start.num_prompt_tokens])
+        if sampling.prompt_logprobs is not None:
+            self._prompts[row] = np.array(start.token_ids[: start.num_prompt_tokens])
 
     @torch.inference_mode()
     def read(self, hidden: torch.Tensor, readings: list[Reading], logits: Logits) -> PendingReadings:
@@ -104,22 +107,22 @@ class PromptReader:
         pending = PendingReadings([reading.index for reading in readings])
         device = hidden.device
         following: list[_Positions] = []
-        scored: list[_Positions] = []
+        scored: list[tuple[int, tuple[int, ...]]] = []
         vectors: list[torch.Tensor] = []
         offset, most_likeliest = 0, 0
         for reading in readings:
-            prompt, sampling = self._prompts[reading.row], self._starts[reading.row].sampling
+            start = self._starts[reading.row]
+            sampling = start.sampling
             end = offset + reading.end - reading.first
-            reads_last = reading.end == len(prompt)
+            reads_last = reading.end == start.num_prompt_tokens
             if sampling.prompt_logprobs is not None:
-                targets = prompt[reading.first + 1 : reading.end + 1]
+                targets = self._prompts[reading.row][reading.first + 1 : reading.end + 1]
                 following.append(_Positions(np.arange(offset, offset + len(targets)), targets[:, None]))
                 pending._logprob_counts.append((reading.index, len(targets), sampling.prompt_logprobs))
                 most_likeliest = max(most_likeliest, sampling.prompt_logprobs)
             if sampling.score_token_ids and reads_last:
-                ids = np.array([sampling.score_token_ids])
-                scored.append(_Positions(np.array([end - 1]), ids))
-                pending._score_counts.append((reading.index, ids.shape[1]))
+                scored.append((end - 1, sampling.score_token_ids))
+                pending._score_counts.append((reading.index, len(sampling.score_token_ids)))
             if sampling.pooling == "mean":
                 vectors.append(hidden[offset:end].float().sum(0))
             elif sampling.pooling == "last" and reads_last:
@@ -134,7 +137,7 @@ class PromptReader:
             )
             found["own"] = own[:, 0]
         if scored:
-            found["scores"], _, _ = self._logprobs(hidden, _joined(scored), logits, 0, device)
+            found["scores"], _, _ = self._logprobs(hidden, _scored_positions(scored), logits, 0, device)
         if vectors:
             found["vectors"] = torch.stack(vectors)
         pending._send(found)
@@ -168,6 +171,14 @@ class PromptReader:
 
 def _joined(positions: list[_Positions]) -> _Positions:
     """All positions as one."""
-    width = max(each.token_ids.shape[1] for each in positions)
-    padded = [np.pad(each.token_ids, ((0, 0), (0, width - each.token_ids.shape[1]))) for each in positions]
-    return _Positions(np.concatenate([each.index for each in positions]), np.concatenate(padded))
+    return _Positions(
+        np.concatenate([each.index for each in positions]),
+        np.concatenate([each.token_ids for each in positions]),
+    )
+
+
+def _scored_positions(scored: list[tuple[int, tuple[int, ...]]]) -> _Positions:
+    """Positions with their tokens, of which not all need have equally many."""
+    width = max(len(token_ids) for _, token_ids in scored)
+    padded = [[*token_ids, *[0] * (width - len(token_ids))] for _, token_ids in scored]
+    return _Positions(np.array([index for index, _ in scored]), np.array(padded))

@@ -83,22 +83,29 @@ class EngineStream:
 
     async def __aiter__(self) -> AsyncIterator[Tokens | Finished]:
         while not self._over:
-            while not self._messages:
-                self._arrived.clear()
-                await self._arrived.wait()
-            message = self._messages.popleft()
-            match message:
-                case Tokens():
-                    yield message
-                case Finished():
-                    self._over = True
-                    yield message
-                case Rejected(code=code, message=text, retry_after_s=retry_after_s, param=param):
-                    self._over = True
-                    raise EngineRejected(code, text, retry_after_s, param)
-                case EngineGone():
-                    self._over = True
-                    raise type(message)(str(message))
+            yield await self._next()
+
+    async def end(self) -> Finished:
+        """Wait for the end without the tokens before it. Raises like the iteration."""
+        while not isinstance(message := await self._next(), Finished):
+            pass
+        return message
+
+    async def _next(self) -> Tokens | Finished:
+        while not self._messages:
+            self._arrived.clear()
+            await self._arrived.wait()
+        message = self._messages.popleft()
+        match message:
+            case Finished():
+                self._over = True
+            case Rejected(code=code, message=text, retry_after_s=retry_after_s, param=param):
+                self._over = True
+                raise EngineRejected(code, text, retry_after_s, param)
+            case EngineGone():
+                self._over = True
+                raise type(message)(str(message))
+        return message
 
     def cancel(self) -> None:
         """Stop the request if it is still running. No further messages arrive."""
@@ -118,6 +125,7 @@ class EngineClient(asyncio.Protocol):
             ) from error
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._unsent = bytearray()
         self._ids = itertools.count()
         self._streams: dict[str, EngineStream] = {}
         self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
@@ -208,6 +216,7 @@ class EngineClient(asyncio.Protocol):
     async def close(self) -> None:
         """Close the connection. The engine aborts the requests that are still running on it."""
         if self._transport is not None:
+            self._flush()
             self._transport.close()
             await self.closed.wait()
 
@@ -220,7 +229,15 @@ class EngineClient(asyncio.Protocol):
     def _write(self, encoded: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             raise EngineGone("the connection to the engine is closed")
-        self._transport.write(encoded)
+        # What is sent in one turn of the event loop goes out in one piece, which wakes the engine once.
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent += encoded
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, bytearray()
+        if unsent and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(unsent)
 
     # asyncio.Protocol -----------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class AnswerStart:
         self._ids = [tokenizer.encode_part(text)[0] for text in self._texts]
         self._space = _space_before_answer(tokenizer, self._texts[0], template_kwargs)
         self._found: dict[str, int | None] = {}
+        self._letters: dict[int, dict[str, int]] = {}  # by number
         num_common = common_length([text[::-1] for text in self._texts])
         self.tail = self._texts[0][len(self._texts[0]) - num_common :]  # what every chat ends with
 
@@ -54,10 +55,13 @@ class AnswerStart:
 
     def letters(self, number: int, param: str) -> dict[str, int]:
         """Return labels for `number` options, with their tokens. Raises RequestError if the model has too few."""
+        if number in self._letters:
+            return self._letters[number]
         chosen: dict[str, int] = {}
         missing = ""
         for label in letter_labels():
             if len(chosen) == number:
+                self._letters[number] = chosen
                 return chosen
             token_id = self.token_of(label)
             if token_id is not None and token_id not in chosen.values():

@@ -350,13 +350,14 @@ class KVCacheManager:
 
     def slots(self, request: Request, start: int = 0, end: int | None = None) -> list[int]:
         """The slots of the request's tokens [start, end), by default of all it holds, in token order."""
+        extents = request.extents
+        index = len(extents)
+        while index and extents[index - 1].end > start:
+            index -= 1
         slots: list[int] = []
-        for extent in reversed(request.extents):
-            last = extent.end if end is None else min(end, extent.end)
-            first = max(start, extent.start)
+        for extent in extents[index:]:
+            first = max(start - extent.start, 0)
+            last = extent.length if end is None else min(end - extent.start, extent.length)
             if first < last:
-                slots.extend(reversed(extent.slots(first - extent.start, last - extent.start)))
-            if extent.start <= start:
-                break
-        slots.reverse()
+                slots += extent.slots(first, last)
         return slots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,9 @@ from openai import OpenAI
 from bros_batch.text.message_form import finished_choice
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
-from engine.wire.client import EngineClient
 from engine.wire.protocol import Choice, Sampling
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
-from tests.engines import RunningEngine, running_engine
+from tests.engines import RunningEngine, running_engine, stats_of
 from tests.services import processes, wait_for
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -33,17 +31,6 @@ def expected(web: Web, engine: RunningEngine, prompt: list[int], max_tokens: int
     ids = engine.runner.continuation(prompt, params)
     sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
     return finished_choice(web.tokenizer, 0, Choice(ids, "length"), sampling).text
-
-
-def stats_of(engine: RunningEngine) -> dict[str, Any]:
-    async def ask() -> dict[str, Any]:
-        client = await EngineClient.connect(engine.url)
-        try:
-            return await client.stats()
-        finally:
-            await client.close()
-
-    return asyncio.run(ask())
 
 
 def stream_text(stream: Any) -> tuple[str, list[str | None]]:

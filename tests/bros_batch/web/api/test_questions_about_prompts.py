@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
-from tests.engines import RunningEngine
+from tests.engines import RunningEngine, running_engine, stats_of
+from tests.services import wait_for
 
 QUESTIONS: Any = [
     {"type": "predicate", "name": "urgent", "instructions": "This is urgent."},
@@ -50,6 +52,26 @@ def test_many_questions_are_one_request(client: OpenAI) -> None:
     asked = [{**QUESTIONS[0], "name": str(number)} for number in range(400)]
     decision = client.decisions.create(model=MODEL_NAME, input="Please hurry.", questions=asked)
     assert [answer.name for answer in decision.answers] == [str(number) for number in range(400)]
+
+
+def test_a_disconnect_cancels_all_questions(tmp_path: Path, text_model: Path) -> None:
+    slow: dict[str, Any] = {"simulated_step_s": 0.2, "max_num_seqs": 8}
+    with (
+        running_engine(tmp_path, model=str(text_model), served_model_name=MODEL_NAME, **slow) as engine,
+        serving(web_settings(tmp_path / "web", text_model, engine_url=engine.url)) as web,
+    ):
+        body = {"model": MODEL_NAME, "input": "Please hurry.", "questions": QUESTIONS[:1] * 400}
+
+        def lane() -> dict[str, Any]:
+            values: dict[str, Any] = stats_of(engine)["lanes"]["rt"]
+            return values
+
+        with httpx.Client(base_url=web.url, timeout=3.0) as http, pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/decisions", json=body)
+        wait_for(lambda: not lane()["running"] and not lane()["waiting"], "the end of the request")
+        finished = lane()["finished"]
+        assert 0 < finished.get("length", 0) < 400
+        assert finished.get("abort", 0) > 0
 
 
 def test_an_echoed_prompt_has_its_log_probabilities(client: OpenAI, web: Web) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bros_batch.web import generation
+from bros_batch.web import json_pieces
 
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), st.text()),
@@ -21,5 +21,5 @@ values = st.recursive(
 @given(st.dictionaries(st.text(), values, max_size=4), st.integers(1, 3))
 def test_pieces_are_the_whole(body: dict[str, Any], piece_elements: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "PIECE_ELEMENTS", piece_elements)
-        assert generation.encoded_in_pieces(body) == msgspec.json.encode(body)
+        patch.setattr(json_pieces, "PIECE_ELEMENTS", piece_elements)
+        assert json_pieces.encoded_in_pieces(body) == msgspec.json.encode(body)
