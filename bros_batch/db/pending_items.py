@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, text
+from sqlalchemy import Column, ColumnElement, Connection, bindparam, func, select, text, true
 
 from bros_batch.db.api_keys import weights_of
 from bros_batch.db.connections import is_postgres
@@ -113,45 +113,72 @@ def urgency(priority: int, deadline_at: float | None) -> tuple[float, float]:
     return -priority, math.inf if deadline_at is None else deadline_at
 
 
-def runnable_jobs(connection: Connection, model: str) -> list[RunnableJob]:
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """Running jobs of a model with pending items, the most urgent first. `is_alone`: no other job of the model runs."""
+
+    jobs: list[RunnableJob]
+    is_alone: bool
+
+
+_ORDER = (jobs.c.priority.desc(), jobs.c.deadline_at.asc().nulls_last(), jobs.c.created_at, jobs.c.id)
+
+
+def _columns() -> list[Column[Any]]:
+    return [jobs.c[name] for name in RunnableJob.__slots__]
+
+
+def _is_running(model: str) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model
+
+
+def runnable_jobs(connection: Connection, model: str) -> Runnable:
     """The most urgent running jobs of a model that have pending items: by priority, then deadline, then age.
 
     If there are several owners, these are the most urgent ones of each.
     """
-    columns = [jobs.c[name] for name in RunnableJob.__slots__]
-    is_running = (jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model)
-    order = (jobs.c.priority.desc(), jobs.c.deadline_at.asc().nulls_last(), jobs.c.created_at, jobs.c.id)
-    owners = connection.scalars(select(jobs.c.owner).where(*is_running).distinct().limit(2)).all()
-    if len(owners) > 1:
-        rank = func.row_number().over(partition_by=jobs.c.owner, order_by=order).label("rank")
-        ranked = select(*columns, rank).where(*is_running, text(_HAS_PENDING)).subquery()
-        found = select(*(ranked.c[name] for name in RunnableJob.__slots__)).where(
-            ranked.c.rank <= RUNNABLE_JOBS
-        )
-        rows = connection.execute(found.order_by(ranked.c.rank).limit(MAX_RUNNABLE_JOBS))
-        # In the order of their ranks, so a stable sort keeps the older of two that are as urgent first.
-        return sorted((RunnableJob(*row) for row in rows), key=lambda job: job.urgency)
-    query = select(*columns).where(*is_running, text(_HAS_PENDING)).order_by(*order).limit(RUNNABLE_JOBS)
-    return [RunnableJob(*row) for row in connection.execute(query)]
+    several_owners = func.min(jobs.c.owner) != func.max(jobs.c.owner)
+    running = (
+        select(func.count().label("number"), several_owners.label("several_owners"))
+        .where(*_is_running(model))
+        .subquery()
+    )
+    query = select(running.c.number, running.c.several_owners, *_columns()).join_from(jobs, running, true())
+    query = query.where(*_is_running(model), text(_HAS_PENDING)).order_by(*_ORDER).limit(RUNNABLE_JOBS)
+    found = connection.execute(query).all()
+    is_alone = not found or found[0].number == 1
+    if found and found[0].several_owners:
+        return Runnable(_most_urgent_of_each_owner(connection, model), is_alone)
+    return Runnable([RunnableJob(*row) for _, _, *row in found], is_alone)
 
 
-def outranked_jobs(connection: Connection, model: str, runnable: Sequence[RunnableJob]) -> list[str]:
-    """Running jobs whose waiting items keep a more urgent job of `runnable`, which has none queued, out of the stream.
+def _most_urgent_of_each_owner(connection: Connection, model: str) -> list[RunnableJob]:
+    rank = func.row_number().over(partition_by=jobs.c.owner, order_by=_ORDER).label("rank")
+    ranked = select(*_columns(), rank).where(*_is_running(model), text(_HAS_PENDING)).subquery()
+    found = select(*(ranked.c[name] for name in RunnableJob.__slots__)).where(ranked.c.rank <= RUNNABLE_JOBS)
+    rows = connection.execute(found.order_by(ranked.c.rank).limit(MAX_RUNNABLE_JOBS))
+    # In the order of their ranks, so a stable sort keeps the older of two that are as urgent first.
+    return sorted((RunnableJob(*row) for row in rows), key=lambda job: job.urgency)
+
+
+def outranked_jobs(connection: Connection, model: str, runnable: Runnable) -> list[str]:
+    """Running jobs whose waiting items keep a more urgent runnable job, which has none queued, out of the stream.
 
     Jobs are more urgent than others of their owner only. If there are several owners, the stream is divided among them
     anew, so all that waits is taken back; also if an owner has nothing queued, or much less than others.
     """
-    if not runnable:
+    if runnable.is_alone or not runnable.jobs:
         return []
     query = select(jobs.c.id, jobs.c.owner, jobs.c.priority, jobs.c.deadline_at).where(
-        jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.model == model, text(HAS_QUEUED)
+        *_is_running(model), text(HAS_QUEUED)
     )
     queued = connection.execute(query).all()
     queued_ids = {row.id for row in queued}
-    if runnable[0].runs_as_chat and runnable[0].id not in queued_ids:
-        return [row.id for row in queued if urgency(row.priority, row.deadline_at) > runnable[0].urgency]
+    most_urgent = runnable.jobs[0]
+    if most_urgent.runs_as_chat and most_urgent.id not in queued_ids:
+        return [row.id for row in queued if urgency(row.priority, row.deadline_at) > most_urgent.urgency]
     firsts: dict[str, RunnableJob] = {}
-    for job in runnable:
+    for job in runnable.jobs:
         if not job.runs_as_chat:
             firsts.setdefault(job.owner, job)
     outranked = [
@@ -176,9 +203,8 @@ def _falls_short(connection: Connection, late: Sequence[RunnableJob], queued_ids
 
     When the stream was filled, the owner had no more, so its new job would wait behind all that others have there.
     """
-    columns = [jobs.c[name] for name in RunnableJob.__slots__]
     waiting = [
-        RunnableJob(*row) for row in connection.execute(select(*columns).where(jobs.c.id.in_(queued_ids)))
+        RunnableJob(*row) for row in connection.execute(select(*_columns()).where(jobs.c.id.in_(queued_ids)))
     ]
     weights = weights_of(connection, {job.owner for job in waiting})
     rows = connection.execute(_NUM_QUEUED, {"job_ids": list(queued_ids)})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bros_batch.openai_api.endpoint import Endpoint, Responder, ServedModel
+from bros_batch.openai_api.endpoint import Endpoint, Requester, Responder, ServedModel
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.request_error import RequestError
 
@@ -15,6 +17,8 @@ MAX_KIND_BYTES = 64 * 1024
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
+T = TypeVar("T")
+
 
 class AlikeRequests:
     """Parses the bodies of an endpoint without their prompts: what most lines of a job have in common."""
@@ -22,16 +26,18 @@ class AlikeRequests:
     def __init__(self, endpoint: Endpoint[Any]) -> None:
         self._endpoint = endpoint
         self._known: dict[tuple[tuple[str, bytes], ...], ServedRequest] = {}
-        # By the id of the request, which cannot be another's as long as the request is kept here.
-        self._responders: dict[int, tuple[ServedRequest, ServedModel, Responder]] = {}
+        self._requesters = _PerRequest[Requester](endpoint.requester)
+        self._responders = _PerRequest[Responder](endpoint.responder)
 
     def without_prompt(self, body: str) -> ServedRequest | None:
         """The request of a body that is known to be valid, with another prompt than its own.
 
         None if its response depends on its prompt, or its other fields are valid with its own prompt only.
         """
+        return self._request_of(_decode_fields(body))
+
+    def _request_of(self, given: Mapping[str, msgspec.Raw]) -> ServedRequest | None:
         prompt = self._endpoint.document_fields
-        given = _decode_fields(body)
         kind = tuple((name, bytes(value)) for name, value in given.items() if name not in prompt)
         request = self._known.get(kind)
         if request is None:
@@ -45,11 +51,35 @@ class AlikeRequests:
                 self._known[kind] = request
         return None if request.shows_prompt else request
 
+    def engine_requests(self, body: str, model: ServedModel) -> EngineRequests | None:
+        """What the engine computes for a body. Raises RequestError for what it cannot compute.
+
+        None if the whole body has to be parsed for that, which says what is wrong with one that is not valid.
+        """
+        try:
+            given = _decode_fields(body)
+            request = self._request_of(given)
+        except msgspec.MsgspecError:
+            return None
+        return None if request is None else self._requesters.of(request, model)(given)
+
     def responder(self, request: ServedRequest, model: ServedModel) -> Responder:
         """What answers items whose requests differ from this one in their prompts only."""
-        known = self._responders.get(id(request))
+        return self._responders.of(request, model)
+
+
+class _PerRequest(Generic[T]):
+    """Keeps what `make` returns for a request and a model."""
+
+    def __init__(self, make: Callable[[Any, ServedModel], T]) -> None:
+        self._make = make
+        # By the id of the request, which cannot be another's as long as the request is kept here.
+        self._made: dict[int, tuple[ServedRequest, ServedModel, T]] = {}
+
+    def of(self, request: ServedRequest, model: ServedModel) -> T:
+        known = self._made.get(id(request))
         if known is None or known[1] is not model:
-            if len(self._responders) >= MAX_KINDS:
-                self._responders.clear()
-            known = self._responders[id(request)] = (request, model, self._endpoint.responder(request, model))
+            if len(self._made) >= MAX_KINDS:
+                self._made.clear()
+            known = self._made[id(request)] = (request, model, self._make(request, model))
         return known[2]

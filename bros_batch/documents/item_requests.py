@@ -1,6 +1,6 @@
 """The request that an item stands for: the body of a batch line as it is, or a document put into its job's prompt.
 
-An item's body is kept as text and parsed once per stage: ingest checks it, prepare makes tokens of it, and record reads
+An item's body is kept as text and read once per stage: ingest checks it, prepare makes tokens of it, and record reads
 how its output is to be cut and formatted. `bros_batch.db.tables.Item` says why it is not kept in a parsed form.
 """
 
@@ -49,6 +49,9 @@ class JobRequests:
 
     def engine_requests(self, model: ServedModel, body: str, line_no: int) -> EngineRequests:
         """What an item becomes for the engine. Raises RequestError, which says what is wrong with the line."""
+        known = self.alike.engine_requests(body, model) if self.shared is None else None
+        if known is not None:
+            return known
         return self.endpoint.checked_engine_requests(self._request_of(body, line_no), model)
 
     def response(self, head: ResponseHead, model: ServedModel, body: str, outcome: Outcome) -> Json:

@@ -114,10 +114,10 @@ def _claim(worker: Worker, model: str, limit: int, shares: FairShares) -> tuple[
         outranked = pending_items.outranked_jobs(connection, model, runnable)
         if outranked:
             shares.start_anew()
-        if len({job.owner for job in runnable}) < 2:
-            claimed, suspect = _claim_jobs(connection, runnable, limit, CLAIM_BYTES)
+        if len({job.owner for job in runnable.jobs}) < 2:
+            claimed, suspect = _claim_jobs(connection, runnable.jobs, limit, CLAIM_BYTES)
         else:
-            claimed, suspect = _claim_shares(connection, runnable, limit, shares)
+            claimed, suspect = _claim_shares(connection, runnable.jobs, limit, shares)
     # An item that was lost may be what ended the worker that had it, with others that it had claimed. It comes last and
     # alone, when the stream has all others, so that it can take nothing with it.
     return [*claimed, *suspect[:1]], outranked

@@ -64,12 +64,15 @@ class Reuse:
         self._model_name = model_name
         self._model = model
         self._weights = served_weights(worker, model_name)
+        self._may_wait = True  # any item for the answer of another: of what this run has not seen, some may
 
     def release_waiting(self) -> None:
         """Let go of items that wait for one which is not in hand any more."""
+        if not self._may_wait:
+            return
         with reading(self._worker.database) as connection:
-            waiting = content_keys.count_waiting(connection)
-        if waiting:
+            self._may_wait = content_keys.count_waiting(connection) > 0
+        if self._may_wait:
             with writing(self._worker.database) as connection:
                 content_keys.release_waiting(connection)
 
@@ -116,6 +119,7 @@ class Reuse:
             leaders.update((key, item.id) for key in each.keys if found is None or key not in found.answers)
             settled.entries.append(StreamEntry(item.id, item.epoch, job.id, job.priority, payload))
         if waiting:
+            self._may_wait = True
             with writing(self._worker.database) as connection:
                 content_keys.let_wait(connection, waiting)
         set_leaders(self._worker.redis, self._model_name, leaders)

@@ -43,6 +43,15 @@ end
 return 1
 """
 
+# To write each id once for both takes half as long.
+_FORGET = """
+for n = 2, #ARGV, 500 do
+    local last = math.min(n + 499, #ARGV)
+    redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, n, last))
+    redis.call('XDEL', KEYS[1], unpack(ARGV, n, last))
+end
+"""
+
 # In one step, so that no engine reads an entry in between: an entry that no engine had read is never computed.
 _REMOVE = """
 local wanted, removed, start = {}, {}, '-'
@@ -170,11 +179,9 @@ def remove_recorded(redis: Redis, result_ids: Sequence[bytes], items: Iterable[t
     for stream, entry_id in items:
         by_stream.setdefault(stream, []).append(entry_id)
     pipeline = redis.pipeline(transaction=False)
-    pipeline.xack(RESULTS_KEY, RECORD_GROUP, *result_ids)
-    pipeline.xdel(RESULTS_KEY, *result_ids)
+    pipeline.eval(_FORGET, 1, RESULTS_KEY, RECORD_GROUP, *result_ids)
     for stream, ids in by_stream.items():
-        pipeline.xack(stream, ENGINE_GROUP, *ids)
-        pipeline.xdel(stream, *ids)
+        pipeline.eval(_FORGET, 1, stream, ENGINE_GROUP, *ids)
     pipeline.execute()
 
 

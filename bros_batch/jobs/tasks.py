@@ -199,7 +199,7 @@ def pump() -> None:
     # Whoever paused them could not take their items back, or prepare added some after that.
     for job_id, job_model in stopped:
         withdraw_job(worker, job_id, job_model)
-    if runnable and (has_urgent or queue_room(worker, model).is_low):
+    if runnable.jobs and (has_urgent or queue_room(worker, model).is_low):
         dispatch("prepare", model)
     if worker.redis.xlen(RESULTS_KEY):
         dispatch("record")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
+from msgspec import Raw
+
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoints import EndpointPath
 from bros_batch.openai_api.engine_limits import check_limits
@@ -66,6 +68,10 @@ class Outcome:
         return sum(map(_num_values, self.choices))
 
 
+def _must_be_parsed(_fields: Mapping[str, Raw]) -> None:
+    return None
+
+
 def _num_values(choice: Choice) -> int:
     of_output = sum(1 + len(position.top) for position in choice.logprobs or ())
     of_prompt = 0 if choice.prompt_logprobs is None else choice.prompt_logprobs.num_logprobs
@@ -80,6 +86,8 @@ def outcome_of(result: ItemResult) -> Outcome:
 
 
 Responder = Callable[[ResponseHead, Outcome], Json]
+# What the engine computes for a body, given the JSON of its fields by name; None if the body has to be parsed for that.
+Requester = Callable[[Mapping[str, Raw]], EngineRequests | None]
 
 
 class Endpoint(ABC, Generic[RequestT]):
@@ -113,6 +121,11 @@ class Endpoint(ABC, Generic[RequestT]):
 
         return respond
 
+    def requester(self, request: RequestT, model: ServedModel) -> Requester:
+        """Return `checked_engine_requests` for any number of bodies whose requests differ from `request` in their
+        prompts only, as far as it is faster without parsing them."""
+        return _must_be_parsed
+
     def message_form(self, request: RequestT, tokenizer: ModelTokenizer) -> MessageForm:
         """Return what the outputs consist of, besides text."""
         return PLAIN
@@ -130,5 +143,11 @@ class Endpoint(ABC, Generic[RequestT]):
     ) -> EngineRequests:
         """Return `engine_requests`, all of which the engine will accept. Raises RequestError otherwise."""
         requests = self.engine_requests(request, model)
-        check_limits(requests, model.limits, slo, request.prompt_param, partial(self.param_of_part, request))
+        self.check_limits(requests, request, model, slo)
         return requests
+
+    def check_limits(
+        self, requests: EngineRequests, request: RequestT, model: ServedModel, slo: Slo | None = None
+    ) -> None:
+        """Raise RequestError unless the engine will accept what `request` became."""
+        check_limits(requests, model.limits, slo, request.prompt_param, partial(self.param_of_part, request))

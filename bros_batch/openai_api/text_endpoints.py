@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 import msgspec
+from msgspec import Raw
 
 from bros_batch.openai_api.completion_request import (
     ChatCompletionRequest,
@@ -15,13 +16,20 @@ from bros_batch.openai_api.completion_request import (
     parse_completion,
 )
 from bros_batch.openai_api.completion_response import Json, ResponseHead, response_body, usage_object
-from bros_batch.openai_api.endpoint import Endpoint, Outcome, Responder, ServedModel
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, Requester, Responder, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.message_form import message_form, text_rules
 from bros_batch.openai_api.prompt_logprobs import Prompt
-from bros_batch.openai_api.prompts import encode_prompts, truncated, unused_template_kwargs
+from bros_batch.openai_api.prompts import (
+    PromptEncoder,
+    chat_encoder,
+    encode_prompts,
+    text_encoder,
+    truncated,
+    unused_template_kwargs,
+)
 from bros_batch.openai_api.sampling import fitted_sampling, sampling_of
 from bros_batch.openai_api.tools.answer_grammar import answer_grammar
 from bros_batch.request_error import RequestError
@@ -54,6 +62,31 @@ class TextEndpoint(Endpoint[RequestT]):
         """Return the sampling parameters for one prompt of `request`. Raises RequestError."""
         limit = model.limits.max_model_len
         return fitted_sampling(request, len(prompt), max_model_len=limit, defaults=model.defaults)
+
+    def common_sampling(self, request: RequestT, model: ServedModel) -> Sampling | None:
+        """Return `sampling` for all prompts that leave room for so many tokens; None if it depends on the prompt."""
+        sampling = sampling_of(request, model.defaults)
+        is_valid = sampling.grammar is None and sampling.min_tokens <= sampling.max_tokens
+        return sampling if is_valid else None
+
+    def requester_of(self, encode: PromptEncoder, request: RequestT, model: ServedModel) -> Requester:
+        """Return a requester for bodies whose only prompt is what `encode` returns."""
+        common, limit = self.common_sampling(request, model), model.limits.max_model_len
+
+        def requests_of(fields: Mapping[str, Raw]) -> EngineRequests | None:
+            encoded = encode(fields)
+            if encoded is None:
+                return None
+            prompt = truncated(request, encoded, limit)
+            if common is not None and 0 < len(prompt) <= limit - common.max_tokens:
+                sampling = common
+            else:
+                sampling = self.sampling(request, prompt, model)
+            requests = EngineRequests(prompt, [Part([], sampling)], request.num_choices)
+            self.check_limits(requests, request, model)
+            return requests
+
+        return requests_of
 
     def response(self, head: ResponseHead, request: RequestT, model: ServedModel, outcome: Outcome) -> Json:
         return self.responder(request, model)(head, outcome)
@@ -129,6 +162,12 @@ class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
         )
         return sampling if grammar is sampling.grammar else msgspec.structs.replace(sampling, grammar=grammar)
 
+    def common_sampling(self, request: ChatCompletionRequest, model: ServedModel) -> Sampling | None:
+        return None if request.tools else super().common_sampling(request, model)
+
+    def requester(self, request: ChatCompletionRequest, model: ServedModel) -> Requester:
+        return self.requester_of(chat_encoder(model.tokenizer, request), request, model)
+
     def message_form(self, request: ChatCompletionRequest, tokenizer: ModelTokenizer) -> MessageForm:
         return message_form(request, tokenizer)
 
@@ -148,6 +187,9 @@ class Completions(TextEndpoint[CompletionRequest]):
 
     def parse(self, raw: bytes | str) -> CompletionRequest:
         return parse_completion(raw)
+
+    def requester(self, request: CompletionRequest, model: ServedModel) -> Requester:
+        return self.requester_of(text_encoder(model.tokenizer, request), request, model)
 
     def message_form(self, request: CompletionRequest, tokenizer: ModelTokenizer) -> MessageForm:
         return MessageForm(rules=text_rules(request))

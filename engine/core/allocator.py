@@ -110,7 +110,8 @@ class Allocator:
         """Restore tokens without computing them: first from the prefix cache, then from copies on the host."""
         kv, start = self._kv, request.num_computed_tokens
         found = kv.match_prefix(request)
-        known = kv.slots(request, 0 if is_new else start) if is_new or found else []
+        holds_some = found > 0 or (is_new and request.tail is not None)
+        known = kv.slots(request, 0 if is_new else start) if holds_some else []
         if request.first_scheduled_s is None:
             request.first_scheduled_s = batch.now_s
             request.num_cached_tokens = found

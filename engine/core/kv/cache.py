@@ -8,6 +8,7 @@ copied to the host before it is overwritten.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,7 @@ class KVCacheManager:
         self.pool = BlockPool(num_blocks, block_size, sharing=self.options.sharing)
         self.prefix = self.pool.prefix
         self.host = HostPool(0 if self.options.checkpoint is Checkpoint.NONE else self.options.num_host_slots)
+        self._least_copied = max(1, math.ceil(MIN_COPIED_SHARE * block_size))  # tokens
         self.copies_out: list[SlotCopy] = []  # for the next plan
         self.num_saved_tokens = 0
 
@@ -235,7 +237,9 @@ class KVCacheManager:
         extents, size, ids = request.extents, self.block_size, request.token_ids
         num_known = min(request.num_computed_tokens, request.num_known_tokens)
         first = last = request.num_cached_extents
-        while last < len(extents) and extents[last].length == size and extents[last].end <= num_known:
+        while (
+            last < len(extents) and extents[last].length == size and extents[last].start + size <= num_known
+        ):
             last += 1
         if first < last:
             parent = extents[first - 1].node if first else NO_NODE
@@ -245,12 +249,15 @@ class KVCacheManager:
 
     def _commit_end(self, request: Request) -> None:
         """Register the block that a request which ends has begun and not filled, for others to copy what begins alike:
-        of the first question about a document, this is often the block in which the document ends."""
+        of the first question about a document, this is often the block in which the document ends. Only a chat is
+        continued, so a block with nothing but output of bulk is of no use to others."""
         tail, first = request.tail, request.num_cached_extents
         if not self.options.prefix_cache or tail is None or first != len(request.extents) - 1:
             return
+        if request.lane is Lane.BE and tail.start >= request.num_prompt_tokens:
+            return
         begins_block = tail.start % self.block_size == 0
-        is_worth_it = tail.length >= MIN_COPIED_SHARE * self.block_size
+        is_worth_it = tail.length >= self._least_copied
         is_known = tail.end <= min(request.num_computed_tokens, request.num_known_tokens)
         if begins_block and is_worth_it and is_known and self.pool.is_alone(tail):
             parent = request.extents[first - 1].node if first else NO_NODE
@@ -338,10 +345,16 @@ class KVCacheManager:
         at_most = None if request.reading is None else request.reading.num_skippable_tokens
         end = len(request.token_ids) - 1 if at_most is None else min(at_most, len(request.token_ids) - 1)
         parent = extents[-1].node if extents else NO_NODE
-        known = list(self.prefix.beginning(parent, request.token_ids[start : min(end, start + size)]))
-        if not known or len(known) < MIN_COPIED_SHARE * size:
+        begins_alike = self.prefix.beginning(
+            parent, request.token_ids[start : min(end, start + size)], self._least_copied
+        )
+        if begins_alike is None:
             return None
-        slots = self.extend(request, len(known))
+        known, pool = list(begins_alike), self.pool
+        if pool.num_free:
+            slots: list[int] | None = pool.open_one(request, len(known))
+        else:
+            slots = self.extend(request, len(known))
         if slots is None:
             return None
         request.num_computed_tokens += len(slots)

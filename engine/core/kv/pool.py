@@ -110,6 +110,12 @@ class BlockPool:
             (block,) = self._take_free(1)
         return self._open(request, block, 1).origin
 
+    def open_one(self, request: Request, num_tokens: int) -> list[int]:
+        """The slots of the request's next `num_tokens` tokens in one free block, at whose start the first of them is.
+        The same as `open_fresh`, but faster."""
+        (block,) = self._take_free(1)
+        return list(self._open(request, block, num_tokens).slots(0, num_tokens))
+
     def open_middle(self, request: Request, block: int, num_tokens: int) -> range:
         """The slots of an RT request's next tokens in the free middle of a block of BE's."""
         return self._open(request, block, num_tokens).slots(0, num_tokens)

@@ -64,17 +64,20 @@ class PrefixCache:
             position += block_size
         return found
 
-    def beginning(self, parent: int, token_ids: Sequence[int]) -> range:
-        """The slots of a block after `parent` that begins with the same tokens as these, as far as it does. Only
-        the newest block after a parent is looked at: questions about a document come together."""
+    def beginning(self, parent: int, token_ids: list[int], at_least: int) -> range | None:
+        """The slots of a block after `parent` that begins with the same tokens as these, as far as it does; None if
+        there are not `at_least` so many. Only the newest block after a parent is looked at: questions about a document
+        come together."""
         extent = self._newest.get(parent)
         if extent is None:
-            return range(0)
+            return None
         assert extent.key is not None, "a block that is not known any more is not the newest"
-        length = 0
-        for own, known in zip(token_ids, extent.key[1], strict=False):
-            if own != known:
-                break
+        known = extent.key[1]
+        num_both = min(len(token_ids), len(known))
+        if num_both < at_least or tuple(token_ids[:at_least]) != known[:at_least]:  # as a rule
+            return None
+        length = at_least
+        while length < num_both and token_ids[length] == known[length]:
             length += 1
         return extent.slots(0, length)
 
@@ -110,14 +113,12 @@ class PrefixCache:
 
     def forget(self, extent: Extent) -> None:
         """Drop a block whose content is about to change."""
-        if extent.key is not None:
-            self._drop(extent, extent.key)
-
-    def _drop(self, extent: Extent, key: Key) -> None:
-        del self._found[key]
-        if self._newest.get(key[0]) is extent:
-            del self._newest[key[0]]
-        extent.key = None
+        key = extent.key
+        if key is not None:
+            del self._found[key]
+            if self._newest.get(key[0]) is extent:
+                del self._newest[key[0]]
+            extent.key = None
 
     def keep(self, extents: Sequence[Extent]) -> None:
         """Mark known blocks as idle, in this order."""
@@ -135,13 +136,18 @@ class PrefixCache:
 
     def evict(self, num_blocks: int) -> list[int]:
         """Forget up to `num_blocks` idle blocks, the longest idle first, and return them."""
+        found, newest = self._found, self._newest
         chats, bulk, protected = self._chats, self._bulk, self._protected_blocks
         blocks: list[int] = []
         while len(blocks) < num_blocks and (chats or bulk):
             is_from_chats = chats and (not bulk or len(chats) > protected >= len(bulk))
             extent, _ = (chats if is_from_chats else bulk).popitem(last=False)
-            assert extent.key is not None, "an idle block is known"
-            self._drop(extent, extent.key)
+            key = extent.key
+            assert key is not None, "an idle block is known"
+            del found[key]  # as in `forget`, without the call
+            if newest.get(key[0]) is extent:
+                del newest[key[0]]
+            extent.key = None
             blocks.append(extent.block)
         return blocks
 

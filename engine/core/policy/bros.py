@@ -235,7 +235,7 @@ class BrosPolicy:
         watermark that lets running requests grow. Without any running requests there is no watermark. It may take what
         requests of lower priority hold that lost their row. With `displacing`, as if all of them had lost it."""
         backlog = self.backlog
-        behind = list(backlog.behind[Lane.BE])
+        behind = backlog.behind[Lane.BE].requests
         num_rows = backlog.num_rows_of(Lane.BE)
         outranked = backlog.parked_below(request.priority) if backlog.parked else []
         if displacing:
@@ -244,12 +244,16 @@ class BrosPolicy:
             outranked += losing
             num_rows -= len(losing)
             behind = [r for r in behind if r.priority >= request.priority or r.is_sheltered]
-        num_tokens = request.num_uncomputed_tokens + sum(r.num_uncomputed_tokens for r in behind)
+        num_tokens = len(request.token_ids) - request.num_computed_tokens
+        for each in behind:  # of which there are many when a step admits many
+            num_tokens += len(each.token_ids) - each.num_computed_tokens
         watermark = 0.0
         if num_rows or backlog.num_rows_of(Lane.RT):
             watermark = self._kv.num_blocks * WATERMARK_SHARE + num_rows * GROWTH_BLOCKS_PER_ROW
         free_tokens = (self._kv.num_free_blocks - watermark) * self._kv.block_size
-        return free_tokens + sum(r.num_computed_tokens for r in outranked) >= num_tokens
+        if outranked:
+            free_tokens += sum(r.num_computed_tokens for r in outranked)
+        return free_tokens >= num_tokens
 
     # Both -----------------------------------------------------------------------------------------------
 

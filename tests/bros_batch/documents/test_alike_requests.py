@@ -13,12 +13,13 @@ from bros_batch.documents.alike_requests import MAX_KINDS
 from bros_batch.documents.item_requests import JobRequests, job_requests
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoint import Outcome, ServedModel
+from bros_batch.request_error import RequestError
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.protocol import Choice, PositionLogprobs, PromptLogprobs
 from tests.bros_batch.openai_api.factories import served_model
 from tests.factories_text import make_text_model
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 SETTINGS: list[dict[str, Any]] = [
@@ -35,6 +36,9 @@ SETTINGS: list[dict[str, Any]] = [
 
 class NeverAlike:
     def without_prompt(self, body: str) -> None:
+        return None
+
+    def engine_requests(self, body: str, model: ServedModel) -> None:
         return None
 
 
@@ -68,6 +72,89 @@ def test_lines_are_answered_as_if_each_were_parsed_by_itself(model: ServedModel)
         for settings in SETTINGS:
             body = {"model": "m", "messages": [{"role": "user", "content": text}], **settings}
             assert answer(requests, model, body) == answer(apart, model, body), settings
+
+
+CHATS: list[Any] = [
+    [{"role": "user", "content": "a question"}],
+    [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "an ünusual question"}],
+    [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "b"},
+    ],
+    [{"role": "user", "content": [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]}],
+    [{"role": "user", "content": "a", "name": "b"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "refusal": "no"}],
+    [{"role": "user", "content": "word " * 2000}],
+    [{"role": "user", "content": "word " * 400}],
+    [{"role": "user", "content": "a", "audio": {}}],
+    [{"role": "nobody", "content": "a"}],
+    [],
+    "a",
+    None,
+]
+TEXTS: list[Any] = ["a text", "", "word " * 2000, ["one", "two"], [5, 6, 7], [[5], [6, 7]], [], 7, None]
+MORE_SETTINGS: list[dict[str, Any]] = [
+    {"seed": 7, "temperature": 0.5, "n": 3, "max_tokens": 5, "min_tokens": 2},
+    {"max_tokens": 300},
+    {"max_tokens": 5000},
+    {"truncate_prompt_tokens": 4, "max_tokens": 3},
+    {"truncate_prompt_tokens": -1},
+    {"response_format": {"type": "json_object"}, "max_tokens": 9},
+    {"stop_token_ids": [10**6]},
+    {"max_tokens": 0},
+    {"min_tokens": 9, "max_tokens": 3},
+    {"documents": [{"text": "a"}]},
+    {"add_generation_prompt": False, "continue_final_message": True, "max_tokens": 3},
+    {"chat_template_kwargs": {"a": 1}, "unknown": {"b": [None]}, "max_tokens": 3},
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "prompts"),
+    [(CHAT, "messages", CHATS), (COMPLETIONS, "prompt", TEXTS), (RESPONSES, "input", [*TEXTS, CHATS[0]])],
+)
+def test_lines_become_the_requests_that_they_become_by_themselves(
+    model: ServedModel, path: str, field: str, prompts: list[Any]
+) -> None:
+    """Or the same error, whichever line came before."""
+    requests = job_requests(path, "m", "batch", {})
+    apart = replace(requests, alike=NeverAlike())  # type: ignore[arg-type]
+
+    def made_by(which: JobRequests, body: str) -> Any:
+        try:
+            return which.engine_requests(model, body, 1)
+        except RequestError as error:
+            return error.message, error.param, error.code
+
+    num_errors = 0
+    for settings in [*SETTINGS, *MORE_SETTINGS]:
+        for prompt in prompts:
+            for extra in ({}, {"messages": CHATS[0]}):  # which no endpoint but the chats' knows
+                body = json.dumps({"model": "m", **extra, field: prompt, **settings})
+                made = made_by(requests, body)
+                assert made == made_by(apart, body), (settings, prompt)
+                num_errors += isinstance(made, tuple)
+    assert 0 < num_errors < len(prompts) * (len(SETTINGS) + len(MORE_SETTINGS)) * 2
+    for damaged in ("", "[]", '{"model": "m"', '{"model": "m"}', '{"model": "m", "prompt": "\\ud800"}'):
+        assert made_by(requests, damaged) == made_by(apart, damaged)
+
+
+def test_plain_lines_are_not_parsed_one_by_one(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = job_requests(CHAT, "m", "batch", {})
+    num_parsed = 0
+    parse = requests.endpoint.parse
+
+    def counting(raw: bytes | str) -> Any:
+        nonlocal num_parsed
+        num_parsed += 1
+        return parse(raw)
+
+    monkeypatch.setattr(requests.endpoint, "parse", counting)
+    for number in range(20):
+        body = {"model": "m", "messages": [{"role": "user", "content": f"line {number}"}], "max_tokens": 5}
+        requests.engine_requests(model, json.dumps(body), 1)
+    assert num_parsed == 1
 
 
 def test_a_body_whose_fields_need_its_own_prompt_is_parsed_whole(model: ServedModel) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,16 +143,20 @@ class Engine:
 
 
 def wait_for_results(redis, engine: Engine, count: int) -> dict[int, protocol.ItemResult]:
-    """Wait for the results of `count` items and return them by item id. Some may come twice."""
+    """Wait for the results of `count` items and return them by item id. Some may come twice. An engine that starts anew
+    has as long for the rest as the first one."""
+    answers: dict[int, protocol.ItemResult] = {}
 
-    def all_there() -> dict[int, protocol.ItemResult] | None:
+    def all_there_or_died(num_deaths: int) -> bool:
         engine.keep_running()
         entries = redis.xrange(protocol.RESULTS_KEY)
         decoded = [protocol.decode_item_result(fields[b"p"]) for _, fields in entries]
-        by_id = {answer.item_id: answer for answer in decoded}
-        return by_id if len(by_id) >= count else None
+        answers.update({answer.item_id: answer for answer in decoded})
+        return len(answers) >= count or len(engine.deaths) > num_deaths
 
-    answers = wait_for(all_there, f"{count} results")
+    while len(answers) < count:
+        assert len(engine.deaths) < 20, engine.deaths
+        wait_for(partial(all_there_or_died, len(engine.deaths)), f"{count} results")
     assert len(answers) == count
     return answers
 

@@ -226,6 +226,36 @@ def test_a_prefix_is_found_across_lanes_after_its_writer_has_ended():
     assert kv.match_prefix(whole) == 4, "the last token must be computed for its logits"
 
 
+@pytest.mark.parametrize(("lane", "num_copied"), [(Lane.RT, 2), (Lane.BE, 0)])
+def test_the_end_of_an_answer_is_kept_for_the_next_message_of_a_chat(lane: Lane, num_copied: int):
+    """Nobody continues an answer of bulk, which would take a block from those that others may find."""
+    kv = KVCacheManager(num_blocks=8, block_size=4)
+    first = request(range(4), lane=lane)
+    first.token_ids += [8, 9]
+    assert kv.extend(first, 6)
+    first.num_computed_tokens = 6
+    kv.free(first)
+    second = request([*range(4), 8, 9, 10], lane=lane)
+    assert kv.match_prefix(second) == 4
+    copied = kv.copy_beginning(second)
+    assert (len(copied[0]) if copied else 0) == num_copied
+    assert second.num_computed_tokens == 4 + num_copied
+
+
+@pytest.mark.parametrize(("num_alike", "num_copied"), [(3, 0), (4, 4), (7, 7)])
+def test_a_beginning_is_copied_into_one_block_if_it_is_long_enough(num_alike: int, num_copied: int):
+    kv = KVCacheManager(num_blocks=3, block_size=16)
+    kv.free(computed(kv, Lane.BE, 10))
+    other = request([*range(num_alike), *range(50, 70)])
+    copied = kv.copy_beginning(other)
+    assert (len(copied[0]) if copied else 0) == num_copied == other.num_computed_tokens
+    rest = other.num_uncomputed_tokens
+    assert len(kv.extend(other, rest) or []) == rest
+    other.num_computed_tokens += rest
+    assert [extent.length for extent in other.extents] == [16, num_alike + 4]
+    check_kv(kv, [other])
+
+
 def test_a_sweep_of_documents_does_not_flush_the_chats_prefixes():
     kv = KVCacheManager(num_blocks=8, block_size=4)
     kv.free(computed(kv, Lane.RT, 8))
