@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, case, select, text, update
@@ -180,23 +181,27 @@ def _finish_sqlite(connection: Connection, finished: Sequence[FinishedItem], now
     return [item.id for item in matching]
 
 
+TOKEN_COUNTS = (
+    "prompt_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reused_prompt_tokens",
+    "reused_output_tokens",
+)
 _COUNTS = tuple(jobs.c[field.name] for field in fields(ItemCounts))
 
 
 def _count(connection: Connection, changed: Sequence[FinishedItem], now_s: float) -> list[str]:
     """Add finished items to the counters of their jobs, whose rows are locked. Returns the jobs that now finalize."""
-    counts: dict[str, Counter[str]] = {}
+    by_job: dict[str, list[FinishedItem]] = {}
     for item in changed:
-        count = counts.setdefault(item.job_id, Counter())
-        count[item.status.value] += 1
-        count["prompt_tokens"] += item.prompt_tokens
-        count["cached_tokens"] += item.cached_tokens
-        count["output_tokens"] += item.output_tokens
-        count["reused"] += item.source_id is not None
-        count["reused_prompt_tokens"] += item.reused_prompt_tokens
-        count["reused_output_tokens"] += item.reused_output_tokens
+        by_job.setdefault(item.job_id, []).append(item)
     finalizing = []
-    for job_id, count in counts.items():
+    for job_id, ended in by_job.items():
+        count = Counter([item.status.value for item in ended])
+        count["reused"] = sum([item.source_id is not None for item in ended])
+        for name in TOKEN_COUNTS:
+            count[name] = sum(map(attrgetter(name), ended))
         values = {jobs.c[name]: jobs.c[name] + number for name, number in count.items() if number}
         query = update(jobs).where(jobs.c.id == job_id).values(values).returning(jobs.c.status, *_COUNTS)
         status, *numbers = connection.execute(query).one()

@@ -51,6 +51,14 @@ class AlikeRequests:
                 self._known[kind] = request
         return None if request.shows_prompt else request
 
+    def of_plain(self, body: str) -> ServedRequest | None:
+        """The same of a body that may not be valid: None if it is not, or if only parsing it tells."""
+        try:
+            given = _decode_fields(body)
+            return self._request_of(given) if self._endpoint.has_plain_prompt(given) else None
+        except msgspec.MsgspecError:
+            return None
+
     def engine_requests(self, body: str, model: ServedModel) -> EngineRequests | None:
         """What the engine computes for a body. Raises RequestError for what it cannot compute.
 

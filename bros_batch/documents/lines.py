@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from bros_batch.documents.alike_requests import AlikeRequests
 from bros_batch.documents.error_messages import storable
 from bros_batch.documents.form import (
     BATCH,
@@ -21,7 +22,8 @@ from bros_batch.documents.item_requests import without_stream
 from bros_batch.documents.json_object import json_object
 from bros_batch.documents.new_item import NewItem
 from bros_batch.model_names import ModelNames
-from bros_batch.openai_api.registry import parse_body
+from bros_batch.openai_api.registry import endpoint_at, parse_body
+from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
 
@@ -63,6 +65,8 @@ class LineReader:
         self._id_fields = ID_FIELDS if id_field is None else (id_field,)
         self._strict = strict
         self._endpoint = endpoint
+        self._alike = AlikeRequests(endpoint_at(endpoint))
+        self._checked: ServedRequest | None = None
         self._models = models
         self._prompt_fields = prompt_fields
 
@@ -103,14 +107,23 @@ class LineReader:
                 f"'url' must be the batch's {self._endpoint!r}, not {batch_line.url[:80]!r}.", "url"
             )
         body = _text(bytes(batch_line.body))
-        request = without_stream(parse_body(self._endpoint, body))
+        request = self._alike.of_plain(body)
+        if request is None:
+            self._check(parse_body(self._endpoint, body))
+        elif request is not self._checked:  # most lines have all but their prompts in common
+            self._check(request)
+            self._checked = request
+        return body
+
+    def _check(self, request: ServedRequest) -> None:
+        """Raise RequestError if the request of a line cannot run in this job, and note what it has in vain."""
+        without_stream(request)
         if self._strict:
             check_strict(request)
         if len(self.ignored) < MAX_IGNORED:
             self.ignored.update(request.ignored_names())
         if self._models is not None:
             self._models.resolve(request.model)
-        return body
 
     def _read_document(self, line: bytes, line_no: int) -> NewItem:
         document = json_object(line)

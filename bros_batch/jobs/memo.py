@@ -59,6 +59,10 @@ class Memo(msgspec.Struct, frozen=True, array_like=True):
         """Return what the engine has computed, as answers to store: none if the keys are for another engine."""
         if result.weights != self.weights or not self.weights:
             return []
+        if len(self.keys) == 1 and not self.known:  # most items
+            (key,), (count,) = self.keys, self.prompt_tokens
+            answer = ContentKey(key, result.item_id, count, _encode(result.choices))
+            return [answer] if len(answer.choices) <= MAX_ANSWER_BYTES else []
         is_computed = [part is None for part in self.known] or [True] * len(self.keys)
         keyed = [
             (key, count)

@@ -126,6 +126,11 @@ class Endpoint(ABC, Generic[RequestT]):
         prompts only, as far as it is faster without parsing them."""
         return _must_be_parsed
 
+    def has_plain_prompt(self, fields: Mapping[str, Raw]) -> bool:
+        """Return whether a body, given by the JSON of its fields, is valid if it is with `document_fields` instead of
+        its prompt. False if only parsing it tells."""
+        return False
+
     def message_form(self, request: RequestT, tokenizer: ModelTokenizer) -> MessageForm:
         """Return what the outputs consist of, besides text."""
         return PLAIN

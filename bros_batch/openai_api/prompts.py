@@ -24,8 +24,25 @@ class PlainMessage(msgspec.Struct, forbid_unknown_fields=True):
     content: str
 
 
-_decode_messages = msgspec.json.Decoder(Annotated[list[PlainMessage], msgspec.Meta(min_length=1)]).decode
+PlainMessages = Annotated[list[PlainMessage], msgspec.Meta(min_length=1)]
+_decode_messages = msgspec.json.Decoder[list[PlainMessage]](PlainMessages).decode
 _decode_text = msgspec.json.Decoder(str).decode
+
+
+def plain_messages(fields: Mapping[str, Raw]) -> list[PlainMessage] | None:
+    """Return the messages of a chat's body; None if they are not plain, or not valid."""
+    try:
+        return _decode_messages(fields.get("messages", b""))
+    except msgspec.DecodeError:
+        return None
+
+
+def plain_text(fields: Mapping[str, Raw]) -> str | None:
+    """Return the prompt of a completion's body; None if it is not one text."""
+    try:
+        return _decode_text(fields.get("prompt", b""))
+    except msgspec.DecodeError:
+        return None
 
 
 def encode_prompts(tokenizer: ModelTokenizer, request: Request) -> list[list[int]]:
@@ -50,9 +67,8 @@ def chat_encoder(tokenizer: ModelTokenizer, request: ChatCompletionRequest) -> P
     tools = _template_tools(tokenizer, request)
 
     def encode(fields: Mapping[str, Raw]) -> list[int] | None:
-        try:
-            plain = _decode_messages(fields.get("messages", b""))
-        except msgspec.DecodeError:
+        plain = plain_messages(fields)
+        if plain is None:
             return None
         messages = [
             {"role": "system" if each.role == "developer" else each.role, "content": each.content}
@@ -68,9 +84,8 @@ def text_encoder(tokenizer: ModelTokenizer, request: CompletionRequest) -> Promp
     with_special = request.add_special_tokens is not False
 
     def encode(fields: Mapping[str, Raw]) -> list[int] | None:
-        try:
-            prompt = _decode_text(fields.get("prompt", b""))
-        except msgspec.DecodeError:
+        prompt = plain_text(fields)
+        if prompt is None:
             return None
         return tokenizer.encode_prompt(prompt, add_special_tokens=with_special)
 

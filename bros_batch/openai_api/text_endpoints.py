@@ -26,6 +26,8 @@ from bros_batch.openai_api.prompts import (
     PromptEncoder,
     chat_encoder,
     encode_prompts,
+    plain_messages,
+    plain_text,
     text_encoder,
     truncated,
     unused_template_kwargs,
@@ -165,6 +167,9 @@ class ChatCompletions(TextEndpoint[ChatCompletionRequest]):
     def common_sampling(self, request: ChatCompletionRequest, model: ServedModel) -> Sampling | None:
         return None if request.tools else super().common_sampling(request, model)
 
+    def has_plain_prompt(self, fields: Mapping[str, Raw]) -> bool:
+        return plain_messages(fields) is not None
+
     def requester(self, request: ChatCompletionRequest, model: ServedModel) -> Requester:
         return self.requester_of(chat_encoder(model.tokenizer, request), request, model)
 
@@ -187,6 +192,9 @@ class Completions(TextEndpoint[CompletionRequest]):
 
     def parse(self, raw: bytes | str) -> CompletionRequest:
         return parse_completion(raw)
+
+    def has_plain_prompt(self, fields: Mapping[str, Raw]) -> bool:
+        return plain_text(fields) is not None
 
     def requester(self, request: CompletionRequest, model: ServedModel) -> Requester:
         return self.requester_of(text_encoder(model.tokenizer, request), request, model)

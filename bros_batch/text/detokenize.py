@@ -33,24 +33,34 @@ class TextStream(Protocol):
 
 
 class ByteStream:
-    """Decoder for byte-level vocabularies, in which each token is a sequence of bytes."""
+    """Decoder for byte-level vocabularies, in which each token is a sequence of bytes. Tokens that are `hidden` have no
+    text."""
 
-    __slots__ = ("_bytes_of", "_decoder")
+    __slots__ = ("_bytes_of", "_decoder", "_hidden")
 
-    def __init__(self, bytes_of: Callable[[int], bytes], prompt_tail: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        bytes_of: Callable[[int], bytes],
+        prompt_tail: Sequence[int] = (),
+        hidden: Container[int] = frozenset(),
+    ) -> None:
         self._bytes_of = bytes_of
+        self._hidden = hidden
         self._decoder = Utf8Decoder(errors="replace")
         # All that counts of the prompt is a character that it has begun, and UTF-8 shows where one begins.
         ending = b""
         for token_id in reversed(prompt_tail):
-            ending = bytes_of(token_id) + ending
-            if len(ending) >= MAX_CHARACTER_BYTES:
-                break
+            if token_id not in hidden:
+                ending = bytes_of(token_id) + ending
+                if len(ending) >= MAX_CHARACTER_BYTES:
+                    break
         if not ending.isascii():
             self._decoder.decode(ending)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        return self._decoder.decode(b"".join(map(self._bytes_of, token_ids)))
+        bytes_of, hidden = self._bytes_of, self._hidden
+        shown = [bytes_of(token_id) for token_id in token_ids if token_id not in hidden]
+        return self._decoder.decode(b"".join(shown))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

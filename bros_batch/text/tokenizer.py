@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,7 +222,7 @@ class ModelTokenizer:
         `shown`."""
         hidden = self._special_ids - shown if shown else self._special_ids
         if self._is_byte_level:
-            return ByteStream(partial(self._shown_bytes_of, hidden), prompt_tail)
+            return ByteStream(self.bytes_of, prompt_tail, hidden)
         return WindowStream(self.decode_all if shown else self.decode, prompt_tail, hidden)
 
     @property
@@ -238,9 +238,6 @@ class ModelTokenizer:
     def added_token_id(self, name: str) -> int | None:
         """Return the id of the token, special or not, that was added to the vocabulary as `name`."""
         return self._ids_of_added.get(name)
-
-    def _shown_bytes_of(self, hidden: Set[int], token_id: int) -> bytes:
-        return b"" if token_id in hidden else self.bytes_of(token_id)
 
     def _bytes_of(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; for a special token, the bytes of its name."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from bros_batch.openai_api import completion_response
 from bros_batch.openai_api.completion_request import ChatCompletionRequest
 from bros_batch.openai_api.completion_response import Json
-from bros_batch.openai_api.endpoint import Endpoint, Outcome, Requester, Responder, ServedModel
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, Responder, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, RESPONSES, EndpointPath
 from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.message import Message
@@ -84,8 +84,9 @@ class Responses(ChatCompletions):
             raise too_long
         return fitting
 
-    def requester(self, request: ChatCompletionRequest, model: ServedModel) -> Requester:
-        return Endpoint.requester(self, request, model)  # its input is more than messages
+    # Its input is more than messages.
+    has_plain_prompt = Endpoint.has_plain_prompt
+    requester = Endpoint.requester
 
     def responder(self, request: ChatCompletionRequest, model: ServedModel) -> Responder:
         assert isinstance(request, ResponseRequest)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from bros_batch.documents.alike_requests import MAX_KINDS
+from bros_batch.documents.form import BATCH
 from bros_batch.documents.item_requests import JobRequests, job_requests
+from bros_batch.documents.lines import LineReader
+from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoint import Outcome, ServedModel
 from bros_batch.request_error import RequestError
@@ -140,6 +143,32 @@ def test_lines_become_the_requests_that_they_become_by_themselves(
         assert made_by(requests, damaged) == made_by(apart, damaged)
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "prompts"),
+    [(CHAT, "messages", CHATS), (COMPLETIONS, "prompt", TEXTS), (RESPONSES, "input", [*TEXTS, CHATS[0]])],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_lines_are_checked_as_if_each_were_alone(
+    path: str, field: str, prompts: list[Any], strict: bool
+) -> None:
+    def reader() -> LineReader:
+        return LineReader(path, ModelNames("m"), BATCH, strict=strict)
+
+    settings = [*SETTINGS, *MORE_SETTINGS, {"stream": True}, {"model": "another"}, {"user": "u", "odd": 1}]
+    settings += [{"messages": CHATS[0]}, {"n": 0}, {"temperature": float("nan")}]
+    together, num_good = reader(), 0
+    for each in settings:
+        for prompt in prompts:
+            body = {"model": "m", field: prompt, **each}
+            line = json.dumps({"custom_id": "a", "method": "POST", "url": path, "body": body}).encode()
+            alone = reader()
+            item = alone.read(line, 1)
+            assert together.read(line, 1) == item, body
+            assert alone.ignored <= together.ignored
+            num_good += item.error_code is None
+    assert 0 < num_good < len(settings) * len(prompts)
+
+
 def test_plain_lines_are_not_parsed_one_by_one(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = job_requests(CHAT, "m", "batch", {})
     num_parsed = 0
@@ -151,10 +180,13 @@ def test_plain_lines_are_not_parsed_one_by_one(model: ServedModel, monkeypatch: 
         return parse(raw)
 
     monkeypatch.setattr(requests.endpoint, "parse", counting)
+    reader = LineReader(CHAT, None, BATCH)
     for number in range(20):
         body = {"model": "m", "messages": [{"role": "user", "content": f"line {number}"}], "max_tokens": 5}
         requests.engine_requests(model, json.dumps(body), 1)
-    assert num_parsed == 1
+        line = {"custom_id": "a", "method": "POST", "url": CHAT, "body": body}
+        assert reader.read(json.dumps(line).encode(), 1).error_code is None
+    assert num_parsed == 2, "once when lines are checked, and once when they become requests"
 
 
 def test_a_body_whose_fields_need_its_own_prompt_is_parsed_whole(model: ServedModel) -> None:
