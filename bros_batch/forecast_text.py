@@ -7,7 +7,14 @@ from collections.abc import Mapping
 
 def reused_rows(count: int) -> str:
     """How many rows cost nothing; empty if none does."""
-    return f"about {count:,} rows have the answers of equal ones; computed once" if count else ""
+    if not count:
+        return ""
+    which = (
+        "1 row has the answer of an equal one"
+        if count == 1
+        else f"{count:,} rows have the answers of equal ones"
+    )
+    return f"about {which}; computed once"
 
 
 def effect_on_chats(chats: Mapping[str, float | None]) -> str:

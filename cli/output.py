@@ -26,6 +26,11 @@ def program() -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 row`, `2 rows`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def note(message: str) -> None:
     """Print a message to stderr, where it does not mix with the data on stdout."""
     click.echo(message, err=True)

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bros_batch.client.bad_input import NoRows
 from bros_batch.client.input_check import check_head, read_head
 from bros_batch.client.plain_text import shown_name
 from bros_batch.client.table_upload import upload
@@ -36,7 +37,15 @@ def checked_lines(
     lines = table_lines(table)
     head = read_head(lines)
     word = "Line" if table.format == "jsonl" else "Row"
-    for warning in check_head(b"".join(head), defaults, id_field, word, spelled):
+    try:
+        warnings = check_head(b"".join(head), defaults, id_field, word, spelled)
+    except NoRows:
+        if not table.columns:
+            raise
+        names = ", ".join(table.columns[:5])
+        message = f"{table.name} has no rows: it was read as {table.format}, and nothing follows its columns ({names})."
+        raise NoRows(shown_name(message)) from None
+    for warning in warnings:
         on_warning(warning)
     return chain(head, lines)
 

@@ -44,7 +44,7 @@ def column(text: str) -> Column:
     if found is None:
         if rest.startswith("one of ") and "," not in rest:
             raise _too_few(name)
-        return Column(name, {**TYPES["text"], **_described(rest)}, f"- {name}{rest and ': '}{rest}")
+        return typed_column(name, "text", rest)
     about = (found["about"] or "").strip()
     is_optional = found["optional"] is not None
     if found["options"] is not None:
@@ -56,6 +56,8 @@ def column(text: str) -> Column:
 
 def typed_column(name: str, kind: str, about: str = "", is_optional: bool = False) -> Column:
     """A column whose values have one of the TYPES."""
+    if kind == "text" and not is_optional:  # which goes without saying
+        return Column(name, {**TYPES[kind], **_described(about)}, f"- {name}{about and ': '}{about}")
     words = "date as YYYY-MM-DD" if kind == "date" else kind
     return _column(name, dict(TYPES[kind]), words, about, is_optional)
 

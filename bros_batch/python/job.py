@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +24,7 @@ from bros_batch.db.states import ENDED_JOB
 from bros_batch.item_counts import ItemCounts
 from bros_batch.python.answers import Answers, Asked, RowsFailed, row_dicts, with_answers
 from bros_batch.python.sources import Source
+from bros_batch.python.warn_caller import warn_caller
 
 
 class JobFailed(Exception):
@@ -186,7 +186,7 @@ class Job:
                 row = f"row {first[0]}"
                 shown = first[1] if first[1].lower().startswith(f"{row},") else f"{row}: {first[1]}"
                 message += f"; the first is {shown[:300]}"
-            warnings.warn(message, RowsFailed, stacklevel=5)
+            warn_caller(message, RowsFailed)
 
     def _say_that_it_runs(self) -> None:
         print(

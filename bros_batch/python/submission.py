@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from bros_batch.python.answers import Answers, Asked, with_answers
 from bros_batch.python.options import JOB_OPTIONS, REQUEST_OPTIONS, check_names, given
 from bros_batch.python.questions import Questions, api_questions
 from bros_batch.python.sources import Source, source_of
+from bros_batch.python.warn_caller import warn_caller
 from bros_batch.webhook_url import check_webhook_url
 
 
@@ -108,7 +108,7 @@ def _opened(table: str | Path | Source, sheet: str | None) -> Iterator[Table]:
     try:
         with open_table(table, sheet=sheet) as opened:
             for sentence in opened.notes:
-                warnings.warn(f"{opened.name}: {sentence}", stacklevel=6)
+                warn_caller(f"{opened.name}: {sentence}")
             yield opened
     except UnreadableTable as error:
         raise BadInput(str(error)) from None

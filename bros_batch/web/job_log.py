@@ -10,8 +10,21 @@ from bros_batch.web.formats import duration, number
 
 
 def log_lines(events: Iterable[JobEvent]) -> list[tuple[float, str, str]]:
-    """The time, the kind and the sentence of each event, the latest first."""
-    return [(each.at, each.kind, log_sentence(each)) for each in events][::-1]
+    """The time, the kind and the sentence of each event, the latest first.
+
+    The kind of a call of a webhook has a second word, `completed` or `failed`.
+    """
+    return [(each.at, _kind(each), log_sentence(each)) for each in events][::-1]
+
+
+def _kind(event: JobEvent) -> str:
+    if event.kind != "webhook":
+        return event.kind
+    return f"webhook {'completed' if _is_success(event.detail) else 'failed'}"
+
+
+def _is_success(call: Mapping[str, Any]) -> bool:
+    return call["status"] is not None and 200 <= call["status"] < 300
 
 
 def log_sentence(event: JobEvent) -> str:
@@ -59,7 +72,7 @@ def log_sentence(event: JobEvent) -> str:
 def _webhook(at_s: float, detail: Mapping[str, Any]) -> str:
     """An attempt to tell a webhook that the job has ended."""
     url, status, next_at = detail["url"], detail["status"], detail["next_at"]
-    if status is not None and 200 <= status < 300:
+    if _is_success(detail):
         return f"Webhook {url} was told: status {status}"
     problem = detail["problem"] or f"status {status}"
     pause = f"the next one follows after {duration(next_at - at_s)}" if next_at else "it is given up"

@@ -12,7 +12,7 @@ from bros_batch.client.plain_text import safe
 from bros_batch.client.result_table import Selection, check_table, table_format, write_result_table
 from bros_batch.item_counts import ItemCounts
 from cli.connection_options import connection_options
-from cli.output import note
+from cli.output import counted, note
 from cli.output_file import check_output, output_option, write_lines
 
 if TYPE_CHECKING:
@@ -55,17 +55,17 @@ def results(client: Client, job: str, output: str | None, select: tuple[str, ...
         raise click.UsageError(f"{option} is for tables; write to a .csv, .tsv, .xlsx or .parquet file.")
     if kind is None:
         count = write_lines(client.result_lines(batch["id"], "succeeded"), output)
-        total, what = counts.total, "results"
+        total, what = counts.total, "result"
     else:
         expected = counts.without_result if only_failed else counts.ended
         check_table(kind, expected)
         count = write_result_table(client, batch, kind, output, Selection(select, only_failed))
-        total, what = counts.total, "rows"
+        total, what = counts.total, "row"
     where = "" if output in (None, "-") else f" in {output}"
     if batch["status"] not in ENDED:
-        note(f"{count} of {total} {what} so far{where}; the job is {batch['status']}.")
+        note(f"{count} of {counted(total, what)} so far{where}; the job is {batch['status']}.")
     elif where:
-        note(f"{count} {what}{where}{_without_answer(kind, counts)}")
+        note(f"{counted(count, what)}{where}{_without_answer(kind, counts)}")
 
 
 def _without_answer(kind: str | None, counts: ItemCounts) -> str:

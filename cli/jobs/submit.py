@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from cli.jobs.dry_run import show_forecast
 from cli.jobs.first_rows import MAX_ROWS, confirm_all, run_first_rows, take_lines
 from cli.notify_option import notify_option
 from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
-from cli.output import json_option, note, print_json
+from cli.output import counted, json_option, note, print_json
 from cli.output_file import check_not_input, check_output, output_option, write_lines
 from cli.prompt_option import FILES, prompt_text
 from cli.schema_option import schema_option
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
     show_default="custom_id or id",
     help="Column with the ids of the rows, which may repeat.",
 )
-@click.option("--sheet", type=TEXT, show_default="the first with cells", help="Sheet of a workbook to read.")
+@click.option("--sheet", type=TEXT, show_default="the first with rows", help="Sheet of a workbook to read.")
 @click.option(
     "--first",
     type=click.IntRange(1, MAX_ROWS),
@@ -252,11 +253,13 @@ def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: b
         batch = follow(client, batch, Console(stderr=True))
     except KeyboardInterrupt:
         note(f"The job continues to run. To watch it again: bros-batch status {job} --watch")
+        if output not in (None, "-"):
+            note(f"To write its results: bros-batch results {job} -o {shlex.quote(output)}")
         raise
     if output is not None:
         count = _write_results(client, batch, output)
         if output != "-":
-            note(f"{count} results in {output}")
+            note(f"{counted(count, 'result')} in {output}")
     if as_json:
         print_json(batch)
     elif output != "-":

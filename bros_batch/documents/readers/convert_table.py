@@ -66,9 +66,7 @@ class BadRows:
             yield row
 
 
-def convert(
-    name: str, source: Path, target: Path, limit_bytes: int, sheet: str | None = None
-) -> Converted | Problem:
+def convert(name: str, source: Path, target: Path, limit_bytes: int, sheet: str = "") -> Converted | Problem:
     """Write the table in `source`, which its user calls `name`, as JSON lines to `target`."""
     try:
         with (
@@ -139,4 +137,4 @@ def _print(value: object) -> None:
 if __name__ == "__main__":
     os.nice(NICENESS)
     _name, _source, _target, _limit, _sheet = sys.argv[1:]
-    _print(convert(_name, Path(_source), Path(_target), int(_limit), _sheet or None))
+    _print(convert(_name, Path(_source), Path(_target), int(_limit), _sheet))

@@ -38,7 +38,10 @@ _RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationship
 def excel_table(
     name: str, kind: str, file: BinaryIO, archive: zipfile.ZipFile | None, sheet: str | None
 ) -> Table:
-    """Open a workbook: the sheet of this name, or else the first with more than one row."""
+    """Open a workbook: the sheet of this name, or else the first with more than one row.
+
+    A note says which one that is, unless `sheet` is empty, for users who see the names of all sheets anyway.
+    """
     import python_calamine as calamine
 
     scans: dict[str, _SheetScan] = {}
@@ -51,7 +54,7 @@ def excel_table(
     try:
         file.seek(0)
         workbook = calamine.CalamineWorkbook.from_filelike(file)
-        found = _sheet(name, workbook, sheet)
+        found = _sheet(name, workbook, sheet or None)
         errors = _errors_of(archive, found.name, scans) if kind == "xlsx" and archive is not None else {}
         others = [each for each in workbook.sheet_names if each != found.name]
         notes = []

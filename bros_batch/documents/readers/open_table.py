@@ -120,7 +120,7 @@ def _table(source: ByteSource, sheet: str | None) -> Table:
         return excel_table(source.name, "xls", source.seekable(), None, sheet)
     if head[:1024].lstrip().startswith(b"%PDF"):
         return _of_document(source)
-    if sheet is not None:
+    if sheet:
         raise UnreadableTable(f"{source.name} is not a workbook, so it has no sheet '{sheet}'.")
     foreign = next((kind for start, kind in _FOREIGN if head.startswith(start)), None)
     if foreign is None and head[TAR_AT : TAR_AT + 5] == b"ustar":

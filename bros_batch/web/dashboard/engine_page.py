@@ -84,13 +84,19 @@ def lane_facts(lane: str, values: Mapping[str, Any]) -> Facts:
         facts.append(("Within SLO", "–" if ratio is None else percent(ratio)))
         for name, key in (("First token", "ttft"), ("Next token", "tpot")):
             slowdown = values.get("slowdown", {}).get(key, {}).get("p99")
-            facts.append((f"{name}, slower by bulk p99", "–" if slowdown is None else percent(slowdown)))
+            facts.append((f"{name} beside bulk p99", "–" if slowdown is None else _times_as_long(slowdown)))
     return facts
 
 
 def _percentile(histogram: Mapping[str, Any], key: str) -> str:
     value = histogram.get(key)
     return "–" if value is None else milliseconds(value)
+
+
+def _times_as_long(slowdown: float) -> str:
+    """How long something took that became slower by this share: `1.05 ×`, `48 ×`."""
+    factor = 1 + slowdown
+    return f"{factor:.2f} ×" if factor < 9.995 else f"{number(round(factor))} ×"
 
 
 def charts(history: EngineHistory, span_name: str) -> list[Chart]:

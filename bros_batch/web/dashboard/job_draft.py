@@ -77,6 +77,7 @@ class JobDraft(msgspec.Struct):
     max_tokens: int | None = None
     temperature: float | None = None
     priority: int = 0
+    notify: str = ""
 
 
 def decoded(kind: type[T], raw: bytes) -> T:
@@ -168,5 +169,6 @@ def batch_request(draft: JobDraft) -> BatchRequest:
         "priority": draft.priority,
         "source": source,
         "defaults": defaults or None,
+        "notify": draft.notify.strip() or None,
     }
     return validate(BatchRequest, msgspec.json.encode(body))

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from bros_batch.addresses import without_password
 from bros_batch.db import files, job_events, jobs, pace
 from bros_batch.db.allowed_changes import Change, allowed_changes
 from bros_batch.db.states import ENDED_JOB
@@ -124,6 +125,7 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
         "version": f"{job.ended}.{job.succeeded}.{job.ingest_line}",
         "log": log_lines(details.events),
         "pace": pace_chart(details.minutes),
+        "webhook": without_password(job.notify_url) if job.notify_url else None,
         "defaults": {name: cut(as_text(value)) for name, value in job.defaults.items()},
     }
     live = ("heading", "actions", "progress", "row_states", "rows_state", "details")

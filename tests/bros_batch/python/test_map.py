@@ -20,6 +20,7 @@ import pytest
 
 import bros_batch
 from bros_batch.client.http_client import Client as HttpClient
+from tests.bros_batch.documents.readers.factories import write_documents
 from tests.services import wait_for
 from tests.up_process import Up, running_up
 
@@ -115,6 +116,17 @@ def test_rows_that_fail_say_why(client: bros_batch.Client) -> None:
     assert found[1]["answer"] is None and "'text'" in found[1]["_error"]
     with pytest.warns(bros_batch.RowsFailed):
         assert client.map(["ok", "a" * 100_000], "{text}", **SHORT)[1] is None
+
+
+def test_warnings_name_the_line_of_the_caller(client: bros_batch.Client, tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    questions: Any = {"urgent": "Is it?"}
+    with pytest.warns(UserWarning) as found:
+        client.map(str(tmp_path), "{text}", **SHORT)
+        client.ask(str(tmp_path), questions)
+    kinds = [each.category for each in found]
+    assert kinds == 2 * [UserWarning, bros_batch.RowsFailed], [str(each.message) for each in found]
+    assert {each.filename for each in found} == {__file__}
 
 
 def test_questions_become_a_value_and_a_probability(client: bros_batch.Client) -> None:

@@ -33,6 +33,7 @@ function draft() {
     max_tokens: numeric(elements.max_tokens),
     temperature: numeric(elements.temperature),
     priority: numeric(elements.priority) ?? 0,
+    notify: elements.notify.value,
   };
 }
 

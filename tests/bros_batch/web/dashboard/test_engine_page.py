@@ -141,6 +141,14 @@ def test_memory_is_drawn_from_both_sides() -> None:
     assert "Each cell is one block" in memory_picture({**memory, "blocks_per_cell": 1}, 3).scale
 
 
+def test_what_bulk_costs_chats_is_a_factor() -> None:
+    slowdown = {"ttft": {"p99": 0.046}, "tpot": {"p99": 46.97}}
+    page = engine_page("engine-0", "tiny", {"lanes": {"rt": {"slowdown": slowdown}}}, EngineHistory())
+    lanes = fragments(page)["lanes"]
+    assert "<dt>First token beside bulk p99</dt><dd>1.05 ×</dd>" in lanes
+    assert "<dt>Next token beside bulk p99</dt><dd>48 ×</dd>" in lanes
+
+
 def test_a_little_memory_is_shown_too() -> None:
     memory = {"block_size": 16, "blocks_per_cell": 100, "left": [1], "right": [0], "cached": [1590]}
     assert memory_picture(memory, 100).cells == ["l1 c20"]

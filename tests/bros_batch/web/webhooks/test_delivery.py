@@ -101,8 +101,8 @@ async def test_each_way_in_which_a_job_ends_is_an_event_that_the_client_verifies
     assert len(receiver.calls) == 4, "each is told once"
     (event,) = log_of(world, done)
     assert event.detail["status"] == 200
-    assert [line for _, kind, line in log_lines([event])] == [
-        f"Webhook {world.settings.webhook_url}/of-the-job was told: status 200"
+    assert [(kind, line) for _, kind, line in log_lines([event])] == [
+        ("webhook completed", f"Webhook {world.settings.webhook_url}/of-the-job was told: status 200")
     ]
 
 
@@ -169,6 +169,7 @@ async def test_a_call_that_fails_is_repeated_with_growing_pauses_and_given_up(
     assert [each.detail["status"] for each in log] == [302] * 5
     pauses = [next_at and round(next_at - each.at) for each in log for next_at in (each.detail["next_at"],)]
     assert pauses == [5, 10, 20, 40, None]
+    assert {kind for _, kind, _ in log_lines(log)} == {"webhook failed"}
     lines = [line for _, _, line in log_lines(log)]
     assert "status 302" in lines[-1] and "after 5 s" in lines[-1]
     assert "given up" in lines[0]
