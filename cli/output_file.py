@@ -21,10 +21,18 @@ output_option = click.option(
 )
 
 
+# Names that promise a spreadsheet, which would get JSON lines.
+UNWRITABLE = (".xls", ".xlsb", ".xlsm", ".ods")
+
+
 def check_output(output: str | None) -> None:
     """Fail if the file cannot be written, so that this is known before the work and not after it."""
     if output is None or output == "-":
         return
+    if output.lower().endswith(UNWRITABLE):
+        raise Failure(
+            f"Cannot write {output}: the only format of workbooks that is written is .xlsx.", USAGE_ERROR
+        )
     try:
         check_writable(output)
     except OSError as error:

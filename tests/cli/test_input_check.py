@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 
@@ -9,7 +10,9 @@ import pytest
 
 from bros_batch.client.bad_input import BadInput
 from bros_batch.client.input_check import HEAD_BYTES, check_head, read_head
+from bros_batch.client.submission import checked_lines
 from bros_batch.documents.lines import LineReader
+from bros_batch.documents.readers.open_table import open_table
 
 DOCUMENT = b'{"id": "a", "text": "x"}\n'
 REQUEST = json.dumps(
@@ -110,3 +113,11 @@ def test_the_check_and_ingest_agree_on_bad_values(value):
     if value[:3] in (b"1e9", b"[-1", b"100", b"999") and warnings:
         assert "out of range" in warnings[0]
         assert "out of range" in item.error_message
+
+
+def test_a_table_without_rows_is_named_with_what_was_read_of_it():
+    with (
+        open_table(io.BytesIO(b"No workbook, but a text"), "fake.xlsx") as table,
+        pytest.raises(BadInput, match=r"fake.xlsx has no rows: .* as csv, .* \(No workbook, but a text\)"),
+    ):
+        checked_lines(table, {"prompt": "{text}"}, None, str, print)

@@ -243,7 +243,7 @@ def test_pause_resume_cancel_rerun(cli):
     assert len(cli.lines("results", job)) == 1500
 
 
-def test_ctrl_c_while_waiting_leaves_the_job_running(cli):
+def test_ctrl_c_while_waiting_leaves_the_job_running(cli, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -254,7 +254,8 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(cli):
         "{text}",
         "--max-tokens",
         "200",
-        "--wait",
+        "-o",
+        str(tmp_path / "all of them.csv"),
     ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, env=cli.env, **pipes)  # type: ignore[call-overload]
@@ -270,6 +271,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(cli):
     assert "The job continues to run. To watch it again: bros-batch status batch_" in stderr
     assert "Traceback" not in stderr
     job = stderr.split("bros-batch status ")[1].split()[0]
+    assert f"bros-batch results {job} -o '{tmp_path / 'all of them.csv'}'" in stderr
     assert cli.json("status", job)["status"] in ("validating", "in_progress")
     cli.ok("cancel", job)
 

@@ -140,3 +140,9 @@ def test_a_full_device_is_an_error() -> None:
     with pytest.raises(OSError, match="no space left") as caught:
         write_lines([b"1\n"], "/dev/full")
     assert caught.value.filename == "/dev/full"
+
+
+def test_a_workbook_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"only format of workbooks that is written is \.xlsx"):
+        check_output(str(tmp_path / "out.XLS"))
+    check_output(str(tmp_path / "out.xlsx"))

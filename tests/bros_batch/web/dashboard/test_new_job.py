@@ -29,7 +29,7 @@ TABLE = (
 
 @pytest.fixture(scope="module")
 def site(redis_of_session: RedisServer, text_model: Path) -> Iterator[Web]:
-    with whole_service(redis_of_session.url, text_model) as service:
+    with whole_service(redis_of_session.url, text_model, BROS_WEBHOOK_HOSTS="127.0.0.2") as service:
         yield service[0]
 
 
@@ -132,13 +132,13 @@ def test_a_table_becomes_a_job(site: Web, chrome: Chrome, tmp_path: Path) -> Non
     press(chrome, "Start")
     wait_for(lambda: "webhooks may not call" in field(chrome, "#problem-notify").text, "the URL is refused")
     webhook.clear()
-    webhook.send_keys("https://hooks.invalid/end?token=hidden")
+    webhook.send_keys("http://127.0.0.2:9/end?token=hidden")
     press(chrome, "Start")
     wait_for(lambda: "/jobs/batch_" in chrome.current_url, "the page of the job")
     wait_text(chrome, "Rechnungen März.csv", "completed", "40 of 40")
     shown_row = ["done", "R-5", "Müller 5", "Bill; no. 5", "5,50"]
     wait_for(lambda: wait_row(chrome, 5)[:5] == shown_row, "the fifth row")
-    wait_text(chrome, "Webhook\nhttps://hooks.invalid/end\n", "Webhook call failed")
+    wait_text(chrome, "Webhook\nhttp://127.0.0.2:9/end\n", "Webhook call failed")
     assert field(chrome, ".log .webhook").get_attribute("class") == "webhook failed"
     with site.http() as http:
         batch = http.get(f"/v1/batches/{chrome.current_url.rpartition('/')[2]}").json()
