@@ -44,7 +44,7 @@ from engine.runner.torch_runner import TorchRunner
 LIMIT_MS = 1.5
 NUM_LAYERS, MAX_ROWS, MAX_MODEL_LEN, MAX_TOKENS = 32, 256, 16384, 2048
 VOCAB_SIZE = 64
-NUM_PROGRAMS = 49  # of an H200, for 8 heads of keys
+NUM_PROGRAMS, NUM_TILE_PROGRAMS = 49, 8  # of an H200, for 32 heads of queries and 8 of keys
 BLOCK_SIZE, NUM_BLOCKS = 16, 25_600
 # Rows of one token at a context, and a chunk of a prompt.
 STEPS = ((1, 1000, 0), (256, 1000, 0), (8, 1000, 100), (32, 8000, 512), (224, 1000, 800), (224, 1000, 1824))
@@ -82,7 +82,7 @@ def stub_runner() -> TorchRunner:
         computes_beside_host=True, max_num_batched_tokens=MAX_TOKENS,
     )  # fmt: skip
     device = torch.device("cpu")
-    layers = {0: LayerShape(1, 2, 2, window=None)}
+    layers = {0: LayerShape(1, 1, 2, 2, window=None)}
     decoder: Any = mock.Mock()
     decoder.forward = lambda token_ids, positions, layout, caches, wanted: torch.zeros(
         len(wanted), VOCAB_SIZE
@@ -92,7 +92,8 @@ def stub_runner() -> TorchRunner:
     )
     caches = allocate_kv(layers, NUM_BLOCKS * BLOCK_SIZE, torch.float32, device)
     runner = TorchRunner(model, caches, info, "")
-    runner._forward._num_programs = NUM_PROGRAMS  # as on a GPU
+    forward = runner._forward  # as on a GPU
+    forward._num_programs, forward._num_tile_programs = NUM_PROGRAMS, NUM_TILE_PROGRAMS
     runner.capture_graphs(StubGraphs(), 1 << 40)
     return runner
 
@@ -155,12 +156,13 @@ def launches(num_rows: int, context: int, chunk: int) -> dict[str, int]:
         hidden_size=64, intermediate_size=64, num_hidden_layers=NUM_LAYERS, num_attention_heads=4,
         num_key_value_heads=1, vocab_size=VOCAB_SIZE, max_position_embeddings=MAX_MODEL_LEN,
     )  # fmt: skip
-    layers = {i: LayerShape(1, 16, 16, window=None) for i in range(NUM_LAYERS)}
+    layers = {i: LayerShape(4, 1, 16, 16, window=None) for i in range(NUM_LAYERS)}
     decoder = GpuDecoder(LlamaForCausalLM(config).eval(), layers, MAX_MODEL_LEN)
     plan = plan_of(num_rows, context, chunk)
     layout = StepLayout.build(
         torch.zeros(MAX_ROWS + 1, MAX_MODEL_LEN, dtype=torch.int32),
-        torch.arange(len(plan.slots)), plan.rows, plan.starts, plan.counts, num_programs=NUM_PROGRAMS,
+        torch.arange(len(plan.slots)), plan.rows, plan.starts, plan.counts,
+        num_programs=NUM_PROGRAMS, num_tile_programs=NUM_TILE_PROGRAMS,
     )  # fmt: skip
     caches = allocate_kv(layers, len(plan.slots), torch.float32, torch.device("cpu"))
     token_ids = torch.zeros(len(plan.slots), dtype=torch.int64)

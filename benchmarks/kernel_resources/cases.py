@@ -25,7 +25,7 @@ from engine.kernels.triton.gpu import Processors
 BF16, FP8, FP32 = torch.bfloat16, torch.float8_e4m3fn, torch.float32
 _NUM_SLOTS = 16
 _MAX_MODEL_LEN = 8192
-_PROGRAMS = 49  # of an H200, for 8 heads of keys
+_PROGRAMS, _TILE_PROGRAMS = 49, 8  # of an H200, for 32 heads of queries and 8 of keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,8 @@ def attend(
     layout = StepLayout.build(
         torch.empty(rows, _MAX_MODEL_LEN, dtype=torch.int32),
         torch.empty(total, dtype=torch.int64),
-        list(range(rows)), [_MAX_MODEL_LEN - 128] * rows, counts, num_programs=_PROGRAMS,
+        list(range(rows)), [_MAX_MODEL_LEN - 128] * rows, counts,
+        num_programs=_PROGRAMS, num_tile_programs=_TILE_PROGRAMS,
     )  # fmt: skip
     q, out = (torch.empty(total, shape.num_heads, shape.head_size, dtype=dtype) for _ in range(2))
     sinks = torch.empty(shape.num_heads, dtype=dtype)

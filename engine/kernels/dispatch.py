@@ -95,11 +95,15 @@ def slot_copier(caches: Mapping[int, LayerKV], backend: Backend | None = None) -
             assert_never(other)
 
 
-def shares_at_once(caches: Mapping[int, LayerKV], backend: Backend | None = None) -> int:
-    """How many shares of contexts the device reads at once; 0 if its backend divides contexts by itself."""
+def programs_at_once(
+    num_heads: int, dtype: torch.dtype, caches: Mapping[int, LayerKV], backend: Backend | None = None
+) -> tuple[int, int]:
+    """How many shares of contexts of single-token rows, and how many tiles of chunks, the device computes at once in a
+    model of `num_heads` query heads. 0: its backend divides contexts by itself."""
     first = next(iter(caches.values()), None)
     if first is None or (backend or backend_of(first.k.device)) != "triton":
-        return 0
-    from engine.kernels.triton.decode_attention import programs_at_once
+        return 0, 0
+    from engine.kernels.triton.decode_attention import shares_at_once
+    from engine.kernels.triton.prefill_attention import tiles_at_once
 
-    return programs_at_once(first.k.shape[1], first.k)
+    return shares_at_once(first.k.shape[1], first.k), tiles_at_once(num_heads, dtype, first.k, first.v)

@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.kernels.shares import Shares, share_contexts
+from engine.kernels.shares import Shares, share_contexts, share_tiles
 
 IntArray = npt.NDArray[np.int32]
 
 # The number of queries of one row that a device kernel computes together, which fills a matrix unit's tile.
 CHUNK_TILE_TOKENS = 64
+# The list of tiles has room for this many more than whole tiles: a row's last one may be partial, and tiles whose
+# contexts are divided are listed more than once.
+SPARE_TILES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +42,10 @@ class StepLayout:
     device: torch.Tensor  # [4, R] int64, on the device
     shares: torch.Tensor  # [W, 4] int64, on the device: `Shares.shares`, of the rows that compute one token
     merges: torch.Tensor  # [M, 3] int64, on the device: `Shares.merges`
-    num_work: (
-        torch.Tensor
-    )  # [2] int64, on the device: how many of the W and of the M there are; the others are padding
-    tiles: torch.Tensor  # [N, 2] int64, on the device: which of the R rows, and a tile's first token in it
+    # [3] int64, on the device: how many of the W, the M and the K there are; the others are padding
+    num_work: torch.Tensor
+    tiles: torch.Tensor  # [N, 5] int64, on the device: `Shares.shares`, of tiles of the other rows
+    tile_merges: torch.Tensor  # [K, 4] int64, on the device: `Shares.merges`
     # values that a backend shares among all layers of the step
     scratch: dict[Any, Any] = field(default_factory=dict)
 
@@ -55,17 +58,21 @@ class StepLayout:
         counts: npt.ArrayLike,
         *,
         num_programs: int = 0,
+        num_tile_programs: int = 0,
     ) -> StepLayout:
-        """The layout of rows that are packed one after another, in the given order, for a GPU that reads `num_programs`
-        shares of contexts at once."""
+        """The layout of rows that are packed one after another, in the given order, for a GPU that reads so many shares
+        of contexts, and computes so many tiles, at once."""
         host = host_rows(rows, starts, counts)
-        work = single_shares(host, num_programs)
-        num_work = np.array([len(work.shares), len(work.merges)])
+        work, tile_work = single_shares(host, num_programs), tile_shares(host, num_tile_programs)
+        num_work = np.array([len(work.shares), len(work.merges), len(tile_work.merges)])
         parts: list[npt.NDArray[Any]] = [
-            host.ravel(), work.shares.ravel(), work.merges.ravel(), num_work, tile_indices(host).ravel(),
+            host.ravel(), work.shares.ravel(), work.merges.ravel(), num_work, tile_work.shares.ravel(),
+            tile_work.merges.ravel(),
         ]  # fmt: skip
         packed = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(slot_table.device)
-        device, shares, merges, counted, tiles = torch.split(packed, [len(part) for part in parts])
+        device, shares, merges, counted, tiles, tile_merges = torch.split(
+            packed, [len(part) for part in parts]
+        )
         return StepLayout(
             slot_table,
             slot_mapping,
@@ -74,7 +81,8 @@ class StepLayout:
             shares.view(-1, 4),
             merges.view(-1, 3),
             counted,
-            tiles.view(-1, 2),
+            tiles.view(-1, 5),
+            tile_merges.view(-1, 4),
         )
 
     @cached_property
@@ -103,12 +111,14 @@ def single_shares(host: IntArray, num_programs: int) -> Shares:
     return share_contexts(singles, host[1][singles].astype(np.int64) + 1, num_programs)
 
 
-def tile_indices(host: IntArray) -> npt.NDArray[np.intp]:
-    """`StepLayout.tiles`, with the longest contexts first, so that no long tile is left to run alone at the end."""
+def tile_shares(host: IntArray, num_programs: int) -> Shares:
+    """The shares of tiles of the rows that compute several tokens: see `share_tiles`. The longest come first, so that
+    none is left to run alone at the end."""
     longer = np.flatnonzero(host[2] > 1)
     num_tiles = -(-host[2][longer] // CHUNK_TILE_TOKENS)
     index = np.repeat(longer, num_tiles)
     number = np.arange(len(index)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
     first = number * CHUNK_TILE_TOKENS
-    order = np.argsort(-(host[1][index] + first), kind="stable")
-    return np.stack([index[order], first[order]], axis=1)
+    contexts = host[1][index] + np.minimum(first + CHUNK_TILE_TOKENS, host[2][index])
+    most = int(host[2].sum()) // CHUNK_TILE_TOKENS + SPARE_TILES
+    return share_tiles(np.column_stack([index, first]), contexts.astype(np.int64), num_programs, most)

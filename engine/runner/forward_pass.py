@@ -13,22 +13,15 @@ import numpy.typing as npt
 import torch
 
 from engine.core.plan import StepPlan
-from engine.kernels.dispatch import attention_op, shares_at_once
+from engine.kernels.dispatch import attention_op, programs_at_once
 from engine.runner.base import RunnerInfo
 from engine.runner.graphs import GraphBackend, StepGraphs, mixed_shapes, single_shapes
 from engine.runner.kv.memory import LayerCache
 from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.prompt_reader import PendingReadings, PromptReader
-from engine.runner.step_inputs import (
-    Int64Array,
-    Reading,
-    StepArrays,
-    StepInputs,
-    StepSizes,
-    StepTensors,
-    pack,
-)
+from engine.runner.step_arrays import Int64Array, Reading, StepArrays, StepSizes
+from engine.runner.step_inputs import StepInputs, StepTensors, pack
 from engine.runner.streams import send
 
 
@@ -40,7 +33,8 @@ class ForwardPass:
         self._caches = caches
         self._info = info
         self._op = attention_op(model.device)
-        self._num_programs = shares_at_once(caches)
+        num_heads = next(iter(model.layers.values())).num_heads
+        self._num_programs, self._num_tile_programs = programs_at_once(num_heads, model.dtype, caches)
         # One row more than requests can have: padding writes to it.
         self.slot_table = torch.zeros(
             (info.max_num_seqs + 1, info.max_model_len), dtype=torch.int32, device=model.device
@@ -125,6 +119,7 @@ class ForwardPass:
             padded=padded,
             read=read,
             num_programs=self._num_programs,
+            num_tile_programs=self._num_tile_programs,
         )
 
     def _sent(self, inputs: StepInputs) -> StepTensors:

@@ -25,7 +25,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from engine.runner.step_inputs import StepArrays, StepInputs, StepSizes, StepTensors, pack
+from engine.runner.step_arrays import StepArrays, StepSizes
+from engine.runner.step_inputs import StepInputs, StepTensors, pack
 
 log = logging.getLogger("engine.graphs")
 

@@ -14,7 +14,7 @@ import torch
 
 from engine.core.plan import RowStart
 from engine.core.reading import RowReading
-from engine.runner.step_inputs import Int64Array, Reading
+from engine.runner.step_arrays import Int64Array, Reading
 from engine.runner.streams import send
 
 SLICE_BYTES = 64 * 1024 * 1024  # of float32 logits

@@ -12,7 +12,7 @@ from engine.runner.row_failure import row_failure
 from engine.runner.sampling.grammars import StepGrammars, Taken
 from engine.runner.sampling.sampler import PendingDraw
 from engine.runner.sampling.stop import StepRules
-from engine.runner.step_inputs import Int64Array
+from engine.runner.step_arrays import Int64Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,23 +14,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.core.plan import Restore, RowStart, StepPlan, StepResult
+from engine.core.plan import StepPlan, StepResult
 from engine.grammars.store import Grammars
 from engine.grammars.tokenizer import Vocabulary
 from engine.kernels.cpu.masks import compile_ahead as compile_cpu_masks
-from engine.kernels.dispatch import slot_copier
 from engine.runner.base import RunnerInfo
 from engine.runner.forward_pass import ForwardPass
 from engine.runner.graphs import GraphBackend
-from engine.runner.kv.copies import DeviceCopies
-from engine.runner.kv.host import HostKV
 from engine.runner.kv.memory import LayerCache
+from engine.runner.kv.moves import KVMoves
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.pass_limit import PassLimit
 from engine.runner.prompt_reader import PromptReader
@@ -38,15 +35,12 @@ from engine.runner.ranks.memory_probe import MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
 from engine.runner.row_failure import row_failure
 from engine.runner.sampling.grammars import GrammarTable, Masks, StepGrammars
-from engine.runner.sampling.sampler import Sampler
+from engine.runner.sampling.sampler import EarlierDraws, Sampler
 from engine.runner.sampling.stop import StopTable
 from engine.runner.sampling.table import SamplingTable
-from engine.runner.step_inputs import (
-    StepArrays,
-    StepSizes,
-)
+from engine.runner.started_rows import StartedRows
+from engine.runner.step_arrays import StepArrays, StepSizes
 from engine.runner.step_outputs import DrawnRows, TorchStep
-from engine.runner.streams import streams_of
 
 log = logging.getLogger("engine.runner")
 
@@ -72,12 +66,9 @@ class TorchRunner:
         force_tokens: bool = True,
     ) -> None:
         """With `force_tokens`, tokens that a grammar leaves no choice about are appended without being drawn."""
-        device = model.device
         self._model = model
         self._info = info
-        copier = slot_copier(caches)
-        self._host_kv = HostKV(caches, info.num_host_slots, device, streams_of(device), copier=copier)
-        self._device_copies = DeviceCopies(copier, device)
+        self._moves = KVMoves(caches, info.num_host_slots, model.device)
         self._forward = ForwardPass(model, caches, info)
         self._sampling = SamplingTable(info.max_num_seqs + 1, model.eos_token_ids)
         self._sampler = Sampler(self._sampling, None if ranks is None else ranks.broadcast)
@@ -90,8 +81,10 @@ class TorchRunner:
         self._ranks = ranks
         self._has_peers = ranks is not None
         self._memory_probe = memory_probe
-        self._num_prompt_tokens = np.zeros(info.max_num_seqs, dtype=np.int64)
-        self._errors: dict[int, str] = {}  # by row: why its request cannot be computed
+        draws_here = ranks is None or ranks.number == 0
+        self._rows = StartedRows(
+            info, self._sampling, self._stop, self._reader, self._grammar_table if draws_here else None
+        )
         self._last: TorchStep | None = None
         self._limit = PassLimit()
         self._num_passes = 0  # the same on all ranks
@@ -133,28 +126,15 @@ class TorchRunner:
     def launch(self, plan: StepPlan) -> TorchStep:
         started_s = time.perf_counter()
         self._forward.begin_step()
-        if plan.copies_out:
-            # One call, since each takes a staging buffer. Of several copies to a host slot, the last one counts.
-            saved = {
-                host_slot: slot
-                for copy in plan.copies_out
-                for slot, host_slot in zip(copy.device_slots, copy.host_slots, strict=True)
-            }
-            self._host_kv.save(list(saved.values()), list(saved))
+        self._moves.save(plan)
         for start in plan.row_starts:
-            self._start_row(start)
-        copied = [restore for restore in plan.restores if restore.known_slots or restore.host_slots]
-        for is_on_device, restores in groupby(copied, _is_on_device):
-            if is_on_device:
-                self._device_copies.copy(list(restores))
-                continue
-            for restore in restores:
-                self._host_kv.restore(restore.host_slots, restore.device_slots[: len(restore.host_slots)])
+            self._rows.start(start)
+        self._moves.restore(plan)
         self._forward.enter_slots(plan)
         step = TorchStep(len(plan.rows), {})
         if plan.rows:
             arrays = StepArrays.of(plan)
-            step.failed = self._find_failed(arrays)
+            step.failed = self._rows.failed_in(arrays)
             arrays.samples[list(step.failed)] = False
             num_failed = len(step.failed)
             self._compute(arrays, step)
@@ -172,12 +152,12 @@ class TorchRunner:
     def close(self) -> None:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
-        self._host_kv.close()
+        self._moves.close()
         self._grammar_table.close()
         self.grammars.close()
         self._last = None
         self._forward.close()
-        del self._model, self._device_copies
+        del self._model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -192,38 +172,6 @@ class TorchRunner:
         return Vocabulary.of(tokenizer, self._info.vocab_size, self._model.eos_token_ids)
 
     # Parts of a step ------------------------------------------------------------------------------------
-
-    def _start_row(self, start: RowStart) -> None:
-        row = start.row
-        self._num_prompt_tokens[row] = start.num_prompt_tokens
-        self._errors.pop(row, None)
-        if self._ranks is None or self._ranks.number == 0:  # whose tokens all ranks get
-            self._grammar_table.start(start)
-        error = _unknown_token(start, self._info.vocab_size)
-        if error is None:
-            try:
-                self._sampling.start(start)
-                self._stop.start(start)
-                self._reader.start(start)
-                if start.sampling.asks_about_prompt and not self._model.hidden_size:
-                    error = "this model's hidden states cannot be read, so it has no scores, prompt_logprobs or pooling"
-            except ValueError as invalid:
-                error = str(invalid)
-            except BaseException as raised:
-                error = row_failure(raised)
-        if error is not None:
-            self._errors[row] = error
-
-    def _find_failed(self, step: StepArrays) -> dict[int, str]:
-        """Returns the rows of the plan whose requests fail, by index, with the reason.
-
-        Replaces token ids that the model cannot look up, in place. All other tokens of these rows are computed as
-        usual, since their K and V may be shared as a prefix.
-        """
-        if not self._errors:
-            return {}
-        step.token_ids[(step.token_ids < -1) | (step.token_ids >= self._info.vocab_size)] = 0
-        return {i: self._errors[row] for i, row in enumerate(step.rows.tolist()) if row in self._errors}
 
     def _compute(self, arrays: StepArrays, step: TorchStep) -> None:
         """Launches the forward pass and the draw, or, if they fail, those of each half in turn: half of the tokens if
@@ -293,8 +241,7 @@ class TorchRunner:
     def _begin_masks(self, arrays: StepArrays, drawing: npt.NDArray[np.intp]) -> Constraints:
         """The grammars of the rows that draw, and their masks, if the tokens of the last step are known already: then
         other threads compute these during the forward pass."""
-        rows = arrays.rows[drawing]
-        grammars = self._grammar_table.of(rows, arrays.ends[drawing] - self._num_prompt_tokens[rows])
+        grammars = self._grammar_table.of(arrays.rows[drawing], self._rows.num_outputs(arrays, drawing))
         if grammars is None or not (self._last is None or self._last.is_taken):
             return grammars, None
         return grammars, grammars.begin_masks()
@@ -309,14 +256,17 @@ class TorchRunner:
         constraints: Constraints,
     ) -> None:
         rows = arrays.rows[drawing]
-        num_outputs = arrays.ends[drawing] - self._num_prompt_tokens[rows]
+        num_outputs = self._rows.num_outputs(arrays, drawing)
         grammars, masks = constraints
         # After the forward pass was launched, which the device computes meanwhile.
-        if self._last is not None and (grammars is not None or self._sampler.needs_host_tokens(rows)):
+        if self._last is not None and grammars is not None:
             self._last.result()
         if grammars is not None and masks is None:
             masks = grammars.begin_masks()
-        draw = self._sampler.draw(logits, rows, num_outputs, masks)
+        earlier = None
+        if self._last is not None and not self._last.is_taken:
+            earlier = EarlierDraws([drawn.draw for drawn in self._last.draws], self._forward.drawn)
+        draw = self._sampler.draw(logits, rows, num_outputs, masks, earlier)
         rules = self._stop.rules_of(rows)
         drawn = DrawnRows(arrays.index[drawing], num_outputs + 1, draw, rules, grammars)
         # Last, because a repetition needs the tokens that were drawn before.
@@ -330,7 +280,7 @@ class TorchRunner:
                 self._compute(half, step)
         else:
             step.failed[int(arrays.index[0])] = failure
-            self._errors[int(arrays.rows[0])] = failure
+            self._rows.fail(int(arrays.rows[0]), failure)
 
     def _check_device(self, step: TorchStep, arrays: StepArrays) -> None:
         """Computes a token for nobody, because all rows of a step have failed. Raises an error if that fails too: then
@@ -343,22 +293,3 @@ class TorchRunner:
             probe = StepArrays(none, ids, none, none + 1, none == 0, none, arrays.slots[:1])
             logits, _ = self._forward.logits(probe, none)
         self._sampler.draw(logits[:1], ids, np.zeros(1, dtype=np.int64)).collect()
-
-
-def _is_on_device(restore: Restore) -> bool:
-    return bool(restore.known_slots)
-
-
-def _unknown_token(start: RowStart, vocab_size: int) -> str | None:
-    """The error of a request that names a token outside of the vocabulary, or None."""
-    token_ids = np.array(start.token_ids)
-    unknown = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
-    if len(unknown):
-        return f"token id {unknown[0]} is outside of the model's vocabulary of {vocab_size}"
-    for token_id, _ in start.sampling.logit_bias:
-        if not 0 <= token_id < vocab_size:
-            return f"logit_bias names token id {token_id}, outside of the model's vocabulary of {vocab_size}"
-    for token_id in start.sampling.stop_token_ids:
-        if not 0 <= token_id < vocab_size:
-            return f"stop_token_ids names {token_id}, outside of the model's vocabulary of {vocab_size}"
-    return None

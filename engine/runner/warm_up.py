@@ -58,6 +58,8 @@ def _plans(info: RunnerInfo) -> Iterator[StepPlan]:
         yield made_up_step(info, [(context, chunk)])
         if info.max_num_seqs > 1 and info.max_num_batched_tokens > chunk:
             yield made_up_step(info, [(context, 1), (context, chunk)])
+    if min(chunk, longest) > 1:  # few queries after a long context, which is divided the soonest
+        yield made_up_step(info, [(longest - 2, 2)])
     start = RowStart(0, "warm-up", [0, 0], 2, [], _GREEDY)
     yield StepPlan([], [], [], [], [], [], row_starts=[start], restores=[Restore(0, 0, [0], [], [0])])
     if info.num_host_slots:

@@ -10,7 +10,8 @@ import torch
 
 from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
-from engine.kernels.triton.decode_attention import programs_at_once
+from engine.kernels.triton.decode_attention import shares_at_once
+from engine.kernels.triton.prefill_attention import tiles_at_once
 
 BLOCK_SIZE = 16
 FP8_MOST = 448.0
@@ -111,7 +112,8 @@ def make_inputs(case: AttentionCase, device: torch.device, seed: int = 0) -> Att
                 rows,
                 starts,
                 counts,
-                num_programs=programs_at_once(heads.kv, caches[0]),
+                num_programs=shares_at_once(heads.kv, caches[0]),
+                num_tile_programs=tiles_at_once(heads.query, case.dtype, *caches),
             ),
             case.padding,
         ),
@@ -136,5 +138,5 @@ def _padded(layout: StepLayout, padding: int) -> StepLayout:
         host=np.concatenate([layout.host, extra], axis=1),
         device=torch.cat([layout.device, torch.from_numpy(extra.astype(np.int64)).to(device)], dim=1),
         shares=torch.cat([layout.shares, more]),
-        num_work=layout.num_work + torch.tensor([padding, 0], device=device),
+        num_work=layout.num_work + torch.tensor([padding, 0, 0], device=device),
     )

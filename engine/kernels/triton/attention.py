@@ -8,6 +8,7 @@ from engine.kernels.attention_options import AttentionOptions
 from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention_inputs import attention_inputs
 from engine.kernels.triton.decode_attention import attend_singles
+from engine.kernels.triton.merge_shares import merge_shares
 from engine.kernels.triton.prefill_attention import attend_chunks
 from engine.kernels.triton.slots import store_kv
 
@@ -36,8 +37,10 @@ def attend_stored(
     options: AttentionOptions,
     out: torch.Tensor,  # [T, Hq, Dv] of q's dtype, written
 ) -> None:
-    """`attention` without its stores. One launch computes the rows with one new token (two launches, if contexts are
-    split), another one the other rows. The caches have q's dtype or float8 e4m3.
+    """`attention` without its stores. The caches have q's dtype or float8 e4m3.
+
+    One launch computes the rows with one new token, and another one the other rows. If contexts are divided, there is
+    one more for the shares of the latter, and one that merges.
 
     Launches depend only on the layout's sizes. So a captured graph stays correct whatever is written to its layout's
     tensors later; the layout must live as long as the graph.
@@ -47,3 +50,5 @@ def attend_stored(
         attend_singles(inputs, layout)
     if len(layout.tiles):
         attend_chunks(inputs, layout)
+    if len(layout.merges) or len(layout.tile_merges):
+        merge_shares(inputs, layout)

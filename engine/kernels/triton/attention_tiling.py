@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.layout import CHUNK_TILE_TOKENS
-from engine.kernels.triton.attention_inputs import padded
+from engine.kernels.triton.attention_inputs import AttentionInputs, padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,15 @@ def decode_tiling(elements: int, cache_bytes: int, computed_bytes: int, group: i
         block_n=block_n,
         num_warps=4 if elements * computed_bytes <= 1024 else 8,
         num_stages=3 if block_n * elements * cache_bytes > 16384 else 4,
+    )
+
+
+def decode_tiling_of(inputs: AttentionInputs) -> DecodeTiling:
+    return decode_tiling(
+        inputs.constants["BLOCK_D"] + inputs.constants["BLOCK_DV"],
+        inputs.k_cache.element_size(),
+        inputs.q.element_size(),
+        inputs.group,
     )
 
 
@@ -73,3 +82,13 @@ def prefill_tiling(
     if as_bits:
         return PrefillTiling(CHUNK_TILE_TOKENS, heads, 32, 4 * heads, 3)
     return PrefillTiling(CHUNK_TILE_TOKENS, heads, 32 * heads, 4 * heads, 5)
+
+
+def prefill_tiling_of(inputs: AttentionInputs) -> PrefillTiling:
+    return prefill_tiling(
+        inputs.q.dtype,
+        inputs.constants["AS_BITS"],
+        max(inputs.constants["BLOCK_D"], inputs.constants["BLOCK_DV"]),
+        inputs.group,
+        inputs.capability,
+    )

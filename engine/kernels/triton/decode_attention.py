@@ -3,9 +3,8 @@
 A step of such rows reads every token's K and V once and computes very little with them. For speed, enough reads must be
 under way at any time on all multiprocessors. So as many programs are launched as run at once, and each takes one share
 after another from the step's list (see `engine.kernels.shares`). A program that reads a whole context writes the row's
-output. One that reads a share of it stores the softmax-weighted mean of the share's values and the logarithm of the sum
-of its weights, and `_merge` computes the mean over all shares. The launches do not depend on the contexts, so a
-captured graph is correct for any that it is replayed with.
+output. One that reads a share of it stores a part, which `merge_shares` merges with the others. The launches do not
+depend on the contexts, so a captured graph is correct for any that it is replayed with.
 """
 
 from __future__ import annotations
@@ -14,31 +13,19 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels import shares as share_list
 from engine.kernels.layout import StepLayout
 from engine.kernels.triton.attention_inputs import AttentionInputs
-from engine.kernels.triton.attention_tiling import decode_tiling
+from engine.kernels.triton.attention_tiling import decode_tiling_of
 from engine.kernels.triton.fp8 import to_dot_dtype
 from engine.kernels.triton.gpu import processors_of
+from engine.kernels.triton.merge_shares import Parts, min_share_tokens, share_tokens
 from engine.kernels.triton.scores import LOG2_E, base2_scores
 
 # What a multiprocessor runs at a time, by the resources that `benchmarks.kernel_resources` reports: three programs with
 # 16-bit caches, whose tiles take up to 71 KiB of shared memory, and two with others, which need more registers.
 _SHARED_BYTES, _MOST_PROGRAMS, _MOST_OTHERS = 72 * 1024, 3, 2
-# Of those that merge, which are small.
-_MERGES_PER_PROCESSOR = 8
-# The number of shares that `_merge` reads at once.
-_MERGE_BLOCK = 16
 
-_METADATA = ["slot_table", "rows", "shares", "merges", "num_work", "row_stride", "window"]
-
-
-@triton.jit
-def _share_tokens(length, num_splits, BLOCK_N: tl.constexpr, MIN_SHARE: tl.constexpr):
-    """The number of tokens per share of what a row reads, which is its context or a window of it; the last shares may
-    have fewer, or none."""
-    blocks = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_N)
-    return tl.maximum(blocks * BLOCK_N, MIN_SHARE)
+_METADATA = ["slot_table", "rows", "shares", "num_work", "row_stride", "window"]
 
 
 @triton.jit(do_not_specialize=_METADATA)
@@ -52,7 +39,7 @@ def _attend_single(
     slot_table,  # [max_rows, max_model_len] int32
     rows,  # [4, R] int64
     shares,  # [W, 4] int64
-    num_work,  # [2] int64
+    num_work,  # [3] int64
     sinks,  # [Hq]
     scale,
     softcap,
@@ -109,7 +96,7 @@ def _attend_single(
         first = 0
         if HAS_WINDOW:
             first = tl.maximum(context - window, 0)
-        share = _share_tokens(context - first, num_splits, BLOCK_N, MIN_SHARE)
+        share = share_tokens(context - first, num_splits, BLOCK_N, MIN_SHARE)
         begin = first + number * share
         end = tl.minimum(begin + share, context)
         if row < 0:  # padding
@@ -160,127 +147,27 @@ def _attend_single(
                 tl.store(out_at, (mean / total[:, None]).to(out.dtype.element_ty), is_out)
 
 
-@triton.jit(do_not_specialize=_METADATA)
-def _merge(
-    part,  # [parts, Hq, DV] float32
-    part_log,  # [parts, Hq] float32
-    out,  # [T, Hq, DV], written
-    rows,  # [4, R] int64
-    merges,  # [M, 3] int64
-    num_work,  # [2] int64
-    sinks,  # [Hq]
-    window,
-    row_stride,
-    out_stride,
-    out_head_stride,
-    NUM_HEADS: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    MIN_SHARE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-):
-    """Grid: (Hq, programs among which the merges are dealt out)."""
-    head = tl.program_id(0)
-    s = tl.arange(0, BLOCK_S)
-    dv = tl.arange(0, BLOCK_DV)
-    num_merges = tl.load(num_work + 1).to(tl.int32)
-    for item in range(tl.program_id(1), num_merges, tl.num_programs(1)):
-        index = tl.load(merges + 3 * item)
-        first_part = tl.load(merges + 3 * item + 1)
-        num_splits = tl.load(merges + 3 * item + 2).to(tl.int32)
-        token = tl.load(rows + 3 * row_stride + index)
-        length = tl.load(rows + row_stride + index).to(tl.int32) + 1
-        if HAS_WINDOW:
-            length = tl.minimum(length, window)
-        num_shares = tl.cdiv(length, _share_tokens(length, num_splits, BLOCK_N, MIN_SHARE))
-
-        peak = tl.full([1], -float("inf"), tl.float32)
-        total = tl.zeros([1], tl.float32)
-        if HAS_SINKS:
-            peak = tl.zeros([1], tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2_E
-            total += 1.0
-        mean = tl.zeros([BLOCK_DV], tl.float32)
-        for block in range(0, num_shares, BLOCK_S):
-            has = block + s < num_shares
-            part_at = (first_part + block + s) * NUM_HEADS + head
-            logs = tl.load(part_log + part_at, mask=has, other=-float("inf"))  # [BLOCK_S]
-            means = tl.load(
-                part + part_at[:, None] * DV + dv[None, :],
-                mask=has[:, None] & (dv[None, :] < DV),
-                other=0.0,
-            )  # [BLOCK_S, BLOCK_DV]
-            new_peak = tl.maximum(peak, tl.max(logs, 0))
-            shrink = tl.exp2(peak - new_peak)
-            weights = tl.exp2(logs - new_peak)
-            total = total * shrink + tl.sum(weights, 0)
-            mean = mean * shrink + tl.sum(means * weights[:, None], 0)
-            peak = new_peak
-        tl.store(
-            out + token * out_stride + head * out_head_stride + dv,
-            (mean / total).to(out.dtype.element_ty),
-            dv < DV,
-        )
-
-
 def attend_singles(inputs: AttentionInputs, layout: StepLayout) -> None:
     """Writes `inputs.out` at the tokens of the rows in the layout's shares."""
-    num_shares, num_merges = len(layout.shares), len(layout.merges)
     num_heads, num_kv_heads = inputs.q.shape[1], inputs.k_cache.shape[1]
-    tiling = decode_tiling(
-        inputs.constants["BLOCK_D"] + inputs.constants["BLOCK_DV"],
-        inputs.k_cache.element_size(),
-        inputs.q.element_size(),
-        inputs.group,
-    )
+    tiling = decode_tiling_of(inputs)
     head_blocks = num_kv_heads * -(-inputs.group // tiling.block_g)
-    part = part_log = inputs.out
-    if num_merges:
-        part, part_log = _parts(layout, num_shares, num_heads, inputs.v_cache.shape[2])
-    rows, constants = layout.device, inputs.constants
-    share = {
-        "NUM_HEADS": num_heads,
-        "BLOCK_N": tiling.block_n,
-        "MIN_SHARE": max(tiling.block_n, share_list.MIN_SHARE_TOKENS),
-    }
-    _attend_single[(head_blocks, min(num_shares, programs_at_once(head_blocks, inputs.k_cache)))](
-        inputs.q, inputs.k_cache, inputs.v_cache, inputs.out, part, part_log,
+    parts, rows = Parts.of_rows(inputs, layout), layout.device
+    _attend_single[(head_blocks, min(len(layout.shares), shares_at_once(head_blocks, inputs.k_cache)))](
+        inputs.q, inputs.k_cache, inputs.v_cache, inputs.out, parts.mean, parts.log,
         layout.slot_table, rows, layout.shares, layout.num_work, inputs.sinks,
         inputs.scale, inputs.softcap, inputs.window, rows.stride(0),
         *inputs.q.stride()[:2], *inputs.k_cache.stride()[:2], *inputs.v_cache.stride()[:2],
         *inputs.out.stride()[:2], layout.slot_table.stride(0),
-        BLOCK_G=tiling.block_g, num_warps=tiling.num_warps, num_stages=tiling.num_stages, **constants, **share,
+        NUM_HEADS=num_heads, BLOCK_G=tiling.block_g, BLOCK_N=tiling.block_n,
+        MIN_SHARE=min_share_tokens(tiling.block_n),
+        num_warps=tiling.num_warps, num_stages=tiling.num_stages, **inputs.constants,
     )  # fmt: skip
-    if num_merges:
-        num_programs = max(1, _MERGES_PER_PROCESSOR * processors_of(inputs.q.device).count // num_heads)
-        _merge[(num_heads, min(num_merges, num_programs))](
-            part, part_log, inputs.out, rows, layout.merges, layout.num_work, inputs.sinks,
-            inputs.window, rows.stride(0), *inputs.out.stride()[:2],
-            DV=inputs.v_cache.shape[2], BLOCK_DV=constants["BLOCK_DV"], BLOCK_S=_MERGE_BLOCK,
-            HAS_WINDOW=constants["HAS_WINDOW"], HAS_SINKS=constants["HAS_SINKS"], num_warps=4, **share,
-        )  # fmt: skip
 
 
-def programs_at_once(head_blocks: int, cache: torch.Tensor) -> int:
+def shares_at_once(head_blocks: int, cache: torch.Tensor) -> int:
     """How many shares the GPU reads at once, each by one program for each of `head_blocks` groups of heads."""
     processors = processors_of(cache.device)
     most = _MOST_PROGRAMS if cache.element_size() == 2 else _MOST_OTHERS
     per_processor = max(1, min(most, processors.shared_bytes // _SHARED_BYTES))
     return max(1, per_processor * processors.count // head_blocks)
-
-
-def _parts(
-    layout: StepLayout, num_parts: int, num_heads: int, size_v: int
-) -> tuple[torch.Tensor, torch.Tensor]:  # [parts, Hq, Dv], [parts, Hq]
-    """The buffers for shares, allocated once for all layers of a step. They live as long as the layout."""
-    key = ("parts", num_heads, size_v)
-    if key not in layout.scratch:
-        device = layout.device.device
-        layout.scratch[key] = (
-            torch.empty(num_parts, num_heads, size_v, dtype=torch.float32, device=device),
-            torch.empty(num_parts, num_heads, dtype=torch.float32, device=device),
-        )
-    part, part_log = layout.scratch[key]
-    return part, part_log

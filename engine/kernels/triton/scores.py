@@ -6,6 +6,9 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# The score of a key that a query does not see. It is not -inf, since -inf - -inf is NaN. A query may see none of the
+# first keys; what it sums then is multiplied by 0 as soon as it sees a key, and it always sees its own.
+UNSEEN = tl.constexpr(-1e30)
 
 
 @triton.jit

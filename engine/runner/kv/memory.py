@@ -17,6 +17,7 @@ CPU_MEMORY_SHARE = 0.4
 class LayerShape:
     """What one attention layer keeps per token, and how many tokens it looks back (None: to the start)."""
 
+    num_heads: int  # of queries
     num_kv_heads: int
     key_size: int
     value_size: int

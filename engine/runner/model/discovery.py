@@ -87,7 +87,7 @@ class _Discovery:
             raise UnsupportedAttention("one of its attention layers runs more than once per token")
         # A layer that receives no mask from transformers attends by the window that it passes itself, if any.
         window = _read_marker(mask) if mask is not None else options.get("sliding_window")
-        self.layers[layer] = LayerShape(k.shape[1], k.shape[2], v.shape[2], window)
+        self.layers[layer] = LayerShape(q.shape[1], k.shape[1], k.shape[2], v.shape[2], window)
         requested = AttentionOptions(scale, window, options.get("softcap"), options.get("s_aux"))
         return attend_sequence(q, k, v, 0, requested)
 

@@ -1,8 +1,8 @@
 """Llama-like models on a GPU: linear layers by cuBLAS or our own kernel, everything between them by Triton kernels.
 
-A layer is nine or ten launches:
+A layer is nine to twelve launches:
 
-    residual += x; norm | QKV linear | head norms, rotation, KV store | attention (one to three) | output linear
+    residual += x; norm | QKV linear | head norms, rotation, KV store | attention (one to four) | output linear
     residual += x; norm | gate and up linear | activation | down linear
 
 Values, the residual included, are stored and rounded as transformers' modules do. In the last layer, once the K and V

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class PendingDraw:
         if words.is_cuda:
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
+
+    @property
+    def uncounted(self) -> list[TokenCounts]:
+        """The counts to which a token will be added when it is collected."""
+        return [counts for _, counts in self._penalized] if self._result is None else []
 
     def collect(self) -> tuple[list[int], dict[int, TokenLogprobs]]:
         """Waits for the device, and returns the n tokens and, by index into n, the log-probabilities that were
@@ -101,6 +107,17 @@ def _possible(token_ids: list[int], values: list[float]) -> tuple[tuple[int, flo
     return tuple(pair for pair in zip(token_ids, values, strict=False) if pair[1] > -math.inf)
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierDraws:
+    """What the previous step drew and the host may not know: at most one token of each row."""
+
+    draws: Sequence[PendingDraw]
+    drawn: torch.Tensor  # [max_rows] int64, on the device: the token that each slot-table row drew last
+
+    def uncounted(self) -> set[TokenCounts]:
+        return {counts for draw in self.draws for counts in draw.uncounted}
+
+
 class Sampler:
     """Samples on the device of the logits, with the parameters of a `SamplingTable`, and never waits for the device.
 
@@ -114,10 +131,6 @@ class Sampler:
         self._table = table
         self._broadcast = broadcast
 
-    def needs_host_tokens(self, rows: IntArray) -> bool:
-        """Whether a draw for these slot-table rows [n] needs all their earlier draws to be collected first."""
-        return bool(self._table.is_penalized[rows].any())
-
     @torch.inference_mode()
     def draw(
         self,
@@ -125,10 +138,11 @@ class Sampler:
         rows: IntArray,  # [n] slot-table rows
         num_outputs: IntArray,  # [n] output tokens that each has, including those not yet collected
         masks: Masks | None = None,  # of the rows that have a grammar
+        earlier: EarlierDraws | None = None,  # if not all earlier tokens have been collected
     ) -> PendingDraw:
         """Launches the draw, after at most one transfer to the device. Waits for `masks` first."""
         table = self._table
-        parts, parameters = self._gather(rows, num_outputs, logits.shape[1])
+        parts, parameters = self._gather(rows, num_outputs, logits.shape[1], earlier)
         with_logprobs = np.flatnonzero(table.num_logprobs[rows] >= 0)
         if len(with_logprobs):
             parts["with_logprobs"] = with_logprobs
@@ -143,7 +157,7 @@ class Sampler:
         if len(with_logprobs):
             counts = table.num_logprobs[rows[with_logprobs]].tolist()
             logprobs = _Logprobs(logits, with_logprobs, sent["with_logprobs"], counts)
-        logits = _change(logits, sent)
+        logits = _change(logits, sent, earlier)
         if parameters is None:
             token_ids = cpu_sampling.likeliest(logits) if logits.is_cpu else logits.argmax(dim=-1)
         elif logits.is_cuda:
@@ -161,15 +175,19 @@ class Sampler:
         return PendingDraw(token_ids, penalized, logprobs)
 
     def _gather(
-        self, rows: IntArray, num_outputs: IntArray, vocab_size: int
+        self, rows: IntArray, num_outputs: IntArray, vocab_size: int, earlier: EarlierDraws | None
     ) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.float64] | None]:
         """The changes to the logits as arrays, and the parameters of the draw (None: all rows are greedy)."""
         table, parts = self._table, dict[str, npt.NDArray[Any]]()
         if table.is_biased[rows].any() and (bias := table.biases(rows)):
             parts["biased"], parts["bias"] = bias.positions(vocab_size), bias.values
-        if penalties := table.penalties(rows):
+        if penalties := table.penalties(rows, set if earlier is None else earlier.uncounted):
             parts["penalized"] = penalties.positions(vocab_size)
             parts["repetition"], parts["subtract"] = penalties.repetition, penalties.subtract
+            if late := penalties.late:
+                parts["late"], parts["late_rows"] = late.index, late.rows
+                parts["late_repetition"], parts["late_subtract"] = late.repetition, late.subtract
+                parts["late_owner"], parts["late_added"] = late.owner, late.added
         if (num_outputs < table.min_tokens[rows]).any() and (banned := table.banned(rows, num_outputs)):
             parts["banned"] = banned.positions(vocab_size)
         is_greedy = not table.temperature[rows].any()
@@ -193,6 +211,7 @@ def _apply_masks(
 def _change(
     logits: torch.Tensor,  # [n, V]
     sent: Mapping[str, torch.Tensor],  # the arrays of `Sampler._gather`
+    earlier: EarlierDraws | None,
 ) -> torch.Tensor:  # [n, V]
     """Applies bias, penalties and min_tokens to the few logits that they concern."""
     if not sent.keys() & {"biased", "penalized", "banned"}:
@@ -201,13 +220,39 @@ def _change(
     flat = logits.view(-1)
     if "biased" in sent:
         flat.index_add_(0, sent["biased"], sent["bias"])
-    if "penalized" in sent:
-        values, repetition = flat[sent["penalized"]], sent["repetition"]
-        values = torch.where(values > 0, values / repetition, values * repetition)
-        flat.index_copy_(0, sent["penalized"], values - sent["subtract"])
+    if "late" in sent and earlier is not None:
+        drawn = earlier.drawn[sent["late_rows"]]
+        _penalize_late(flat, sent, sent["late"] * logits.shape[1] + drawn)
+    elif "penalized" in sent:
+        at = sent["penalized"]
+        flat.index_copy_(0, at, _penalized(flat[at], sent["repetition"], sent["subtract"]))
     if "banned" in sent:
         flat.index_fill_(0, sent["banned"], -torch.inf)
     return logits
+
+
+def _penalized(values: torch.Tensor, repetition: torch.Tensor, subtract: torch.Tensor) -> torch.Tensor:
+    return torch.where(values > 0, values / repetition, values * repetition) - subtract
+
+
+def _penalize_late(
+    flat: torch.Tensor,  # [n V], changed
+    sent: Mapping[str, torch.Tensor],  # `Penalties` of E entries and `LatePenalties` of p rows
+    late_at: torch.Tensor,  # [p] where the logits of their last tokens are
+) -> None:
+    """Applies penalties that include the last token of rows whose host does not know it.
+
+    That token is one of the row's entries, which then counts it once more, or it has none.
+    """
+    at, owner = sent["penalized"], sent["late_owner"]
+    late_values = _penalized(flat[late_at], sent["late_repetition"], sent["late_subtract"])
+    is_late = torch.cat([late_at, late_at.new_full((1,), -1)])[owner] == at  # [E]
+    subtract = sent["subtract"] + sent["late_added"] * is_late
+    flat.index_copy_(0, at, _penalized(flat[at], sent["repetition"], subtract))
+    num_entries = flat.new_zeros(len(late_at) + 1).index_add_(0, owner, is_late.to(flat.dtype))[
+        :-1
+    ]  # [p] 0 or 1
+    flat.index_copy_(0, late_at, torch.where(num_entries > 0, flat[late_at], late_values))
 
 
 def _send_together(parts: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:

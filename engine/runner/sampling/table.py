@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,23 @@ class Penalties:
     token_ids: IntArray
     repetition: FloatArray
     subtract: FloatArray
+    late: LatePenalties | None = None
 
     def positions(self, vocab_size: int) -> IntArray:
         """The positions of the entries in the flattened logits."""
         return self.index * vocab_size + self.token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class LatePenalties:
+    """What p rows need besides their `Penalties`, since they drew one more token, which only the device knows."""
+
+    index: IntArray  # [p] of the rows in the logits
+    rows: IntArray  # [p] of the slot table
+    repetition: FloatArray  # [p] for that token, if it is among none of the row's entries
+    subtract: FloatArray  # [p] likewise
+    owner: IntArray  # for each entry: the index of its row among the p, or p if it is none of them
+    added: FloatArray  # for each entry: what is subtracted in addition if it is that token
 
 
 class TokenCounts:
@@ -163,8 +177,9 @@ class SamplingTable:
             parts.append((i, token_ids, np.full(len(token_ids), -np.inf, dtype=np.float32)))
         return _flatten(parts)
 
-    def penalties(self, rows: IntArray) -> Penalties | None:
-        """The penalties of these rows, by the tokens known so far, or None if no row has any."""
+    def penalties(self, rows: IntArray, uncounted: Callable[[], Collection[TokenCounts]]) -> Penalties | None:
+        """The penalties of these rows, or None if no row has any. `uncounted` returns the counts to which a token will
+        be added that is not known so far."""
         picked = np.flatnonzero(self.is_penalized[rows])
         if not len(picked):
             return None
@@ -173,11 +188,28 @@ class SamplingTable:
         index = np.repeat(picked, lengths)
         by_entry = rows[index]
         output_counts = np.concatenate([count.output_counts for count in counts])
+        frequency, presence = self.frequency[by_entry], self.presence[by_entry]
+        waiting = uncounted()
+        is_late = np.array([count in waiting for count in counts])
+        late = None
+        if is_late.any():
+            late_index = picked[is_late]
+            late_rows = rows[late_index]
+            owner = np.where(is_late, np.cumsum(is_late) - 1, len(late_index))
+            late = LatePenalties(
+                late_index,
+                late_rows,
+                self.repetition[late_rows],
+                self.frequency[late_rows] + self.presence[late_rows],
+                np.repeat(owner, lengths),
+                frequency + presence * (output_counts == 0),
+            )
         return Penalties(
             index,
             np.concatenate([count.token_ids for count in counts]),
             self.repetition[by_entry],
-            self.frequency[by_entry] * output_counts + self.presence[by_entry] * (output_counts > 0),
+            frequency * output_counts + presence * (output_counts > 0),
+            late,
         )
 
     def draw_parameters(self, rows: IntArray, num_outputs: IntArray) -> npt.NDArray[np.float64]:

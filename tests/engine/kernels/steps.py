@@ -51,6 +51,7 @@ def random_case(
     poisoned: bool = False,
     device: str = "cpu",
     num_programs: int = 0,
+    num_tile_programs: int = 0,
 ) -> Case:
     """Rows that compute `count` tokens from `start`, for (start, count) in `spans`.
 
@@ -94,7 +95,13 @@ def random_case(
         k_cache=noise(num_slots, num_kv_heads, size, dtype=cache_dtype),
         v_cache=noise(num_slots, num_kv_heads, size_v, dtype=cache_dtype),
         layout=StepLayout.build(
-            slot_table.to(device), mapping.long().to(device), rows, starts, counts, num_programs=num_programs
+            slot_table.to(device),
+            mapping.long().to(device),
+            rows,
+            starts,
+            counts,
+            num_programs=num_programs,
+            num_tile_programs=num_tile_programs,
         ),
         options=AttentionOptions(size**-0.5, window, softcap, noise(num_heads) if with_sinks else None),
     )

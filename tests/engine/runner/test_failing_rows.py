@@ -50,9 +50,9 @@ class Poison:
         self._kinds = kinds
         self._rows: dict[int, tuple[str, int]] = {}  # of poisoned requests
         self._num_prompt: dict[int, int] = {}
-        self._start_row, self._forward = runner._start_row, runner._forward.compute
+        self._start_row, self._forward = runner._rows.start, runner._forward.compute
         self._draw, self._start = runner._sampler.draw, runner._sampling.start
-        runner._start_row = self.start_row  # type: ignore[method-assign]
+        runner._rows.start = self.start_row  # type: ignore[method-assign]
         runner._forward.compute = self.forward  # type: ignore[method-assign]
         runner._sampler.draw = self.draw  # type: ignore[method-assign]
         runner._sampling.start = self.start  # type: ignore[method-assign]
@@ -60,7 +60,7 @@ class Poison:
     def remove(self) -> None:
         runner: Any = self._runner
         for owner, name in (
-            (runner, "_start_row"),
+            (runner._rows, "start"),
             (runner._forward, "compute"),
             (runner._sampler, "draw"),
             (runner._sampling, "start"),
@@ -107,8 +107,10 @@ class Poison:
             raise RuntimeError("shape '[1, 2]' is invalid for input of size 3")
         return logits
 
-    def draw(self, logits: torch.Tensor, rows: Any, num_outputs: Any, masks: Any = None) -> Any:
-        pending = self._draw(logits, rows, num_outputs, masks)
+    def draw(
+        self, logits: torch.Tensor, rows: Any, num_outputs: Any, masks: Any = None, earlier: Any = None
+    ) -> Any:
+        pending = self._draw(logits, rows, num_outputs, masks, earlier)
         ends = [self._num_prompt.get(row, 0) + n for row, n in zip(rows.tolist(), num_outputs, strict=True)]
         if any(self.is_due("draw", row, end) for row, end in zip(rows.tolist(), ends, strict=True)):
             raise IndexError("index 151645 is out of bounds for dimension 0 with size 1536")

@@ -25,7 +25,8 @@ from engine.runner.kv.memory import allocate_kv
 from engine.runner.model.attention import IMPLEMENTATION, PackedStep
 from engine.runner.model.causal_lm import CausalLM
 from engine.runner.model.discovery import discover_layers
-from engine.runner.step_inputs import StepArrays, StepTensors
+from engine.runner.step_arrays import StepArrays
+from engine.runner.step_inputs import StepTensors
 from tests.engine.runner.fake_device import FakeGraphs
 from tests.engine.runner.test_graphs import (
     MAX_MODEL_LEN,

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from engine.runner.graphs import LARGEST, StepGraphs, mixed_shapes, single_shapes
-from engine.runner.step_inputs import StepArrays, StepInputs, StepSizes, StepTensors, pack
+from engine.runner.step_arrays import StepArrays, StepSizes
+from engine.runner.step_inputs import StepInputs, StepTensors, pack
 from tests.engine.runner.fake_device import FakeGraph, FakeGraphs
 from tests.factories_models import VOCAB_SIZE
 
@@ -62,7 +63,7 @@ def test_sizes_of_mixed_steps() -> None:
             inputs = pack(step, np.arange(num_rows), 9, pinned=False, padded=found)
             assert len(inputs.vector) == found.total
             tensors = StepTensors.of(inputs.vector, found, torch.zeros(10, 4), inputs.host)
-            num_shares, _ = tensors.layout.num_work.tolist()
+            num_shares, *_ = tensors.layout.num_work.tolist()
             at = tensors.layout.device[:, tensors.layout.shares[:num_shares, 0]]
             assert sorted(at[3][at[0] < 0].tolist()) == list(range(len(ids), found.tokens))
             assert (tensors.layout.device[0, tensors.layout.tiles[step.sizes(0).tiles :, 0]] == -1).all()

@@ -235,28 +235,31 @@ def _fails(_graph: Any) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_step_begins_before_the_previous_one_ends(models: Callable[[str], Path], gpu: FakeGpu) -> None:
-    """Its tokens are known only to the device; the host reads them after they have arrived."""
+    """Its tokens are known only to the device; the host reads them after they have arrived. Penalties count them."""
     path = models("llama")
     settings = {**SETTINGS, "enforce_eager": True}
     expected = Driver(load_runner(path, device="cpu", **settings))
-    requests = [expected.add(PROMPT, GREEDY, 2), expected.add(OTHER, EVERY_OPTION[1], 0)]
-    expected.step([(requests[0], len(PROMPT)), (requests[1], len(OTHER))])
-    expected.step([(requests[0], 1), (requests[1], 1)])
+    asked = [(2, PROMPT, GREEDY), (0, OTHER, EVERY_OPTION[1]), (1, OTHER, EVERY_OPTION[2])]
+    requests = [expected.add(prompt, sampling, row) for row, prompt, sampling in asked]
+    expected.step([(request, len(request.token_ids)) for request in requests])
+    for _ in range(2):
+        expected.step([(request, 1) for request in requests])
 
     runner = WaitingForNothing(load_runner(path, device="cuda", **settings), gpu)
-    starts = [
-        RowStart(row, str(row), prompt, len(prompt), [], sampling)
-        for row, prompt, sampling in ((2, PROMPT, GREEDY), (0, OTHER, EVERY_OPTION[1]))
-    ]
-    counts = [len(PROMPT), len(OTHER)]
+    rows = [row for row, *_ in asked]
+    starts = [RowStart(row, str(row), prompt, len(prompt), [], sampling) for row, prompt, sampling in asked]
+    counts = [len(prompt) for _, prompt, _ in asked]
+    tokens = [token for _, prompt, _ in asked for token in prompt]
     slots = list(range(40, 40 - sum(counts), -1))
-    first = StepPlan([2, 0], [0, 0], counts, [True, True], PROMPT + OTHER, slots, row_starts=starts)
-    pending = [
-        runner.launch(first),
-        runner.launch(StepPlan([2, 0], counts, [1, 1], [True, True], [-1, -1], [50, 51])),
-    ]
-    assert gpu.under_way
-    drawn = [step.result().sampled for step in pending]
+    pending = [runner.launch(StepPlan(rows, [0] * 3, counts, [True] * 3, tokens, slots, row_starts=starts))]
+    drawn = []
+    for step in range(2):
+        ends = [count + step for count in counts]
+        slots = [50 + 3 * step + i for i in range(3)]
+        pending.append(runner.launch(StepPlan(rows, ends, [1] * 3, [True] * 3, [-1] * 3, slots)))
+        assert gpu.under_way
+        drawn.append(pending.pop(0).result().sampled)
+    drawn.append(pending.pop().result().sampled)
     assert [list(tokens) for tokens in zip(*drawn, strict=True)] == [request.output for request in requests]
 
 

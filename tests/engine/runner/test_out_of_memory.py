@@ -9,7 +9,7 @@ import torch
 from engine.core.plan import StepPlan
 from engine.core.terms import Lane
 from engine.runner.pass_limit import PassLimit
-from engine.runner.step_inputs import StepArrays
+from engine.runner.step_arrays import StepArrays
 from tests.engine.runner.driver import load_runner
 from tests.factories import request, run_to_end, scheduler_for
 from tests.factories_models import make_model

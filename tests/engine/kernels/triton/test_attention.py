@@ -44,7 +44,8 @@ def attention(
 
 
 def case_of(seed: int, spans: list[tuple[int, int]], **settings: Any) -> Case:
-    return random_case(seed, spans, poisoned=True, device=DEVICE, **{"num_programs": 8, **settings})
+    settings = {"num_programs": 8, "num_tile_programs": 8, **settings}
+    return random_case(seed, spans, poisoned=True, device=DEVICE, **settings)
 
 
 def split_into(case: Case, num_splits: int) -> Case:
@@ -65,9 +66,29 @@ def split_into(case: Case, num_splits: int) -> Case:
     work = {
         "shares": sent(listed).view(-1, 4),
         "merges": sent(merges).view(-1, 3),
-        "num_work": sent([len(listed), len(merges)]),
+        "num_work": sent([len(listed), len(merges), len(layout.tile_merges)]),
     }
     return dataclasses.replace(case, layout=dataclasses.replace(layout, **work))
+
+
+def tiles_split_into(case: Case, num_splits: int) -> Case:
+    """The case with as many shares for each tile, in any order."""
+    layout, rng = case.layout, np.random.default_rng(num_splits)
+    tiles = [(row, first) for row, first, number, *_ in layout.tiles.tolist() if number == 0]
+    listed = [
+        (*tile, number, num_splits, i * num_splits)
+        for i, tile in enumerate(tiles)
+        for number in range(num_splits)
+    ]
+    merges = [(*tile, i * num_splits, num_splits) for i, tile in enumerate(tiles)]
+
+    def sent(values: list[Any]) -> torch.Tensor:
+        return torch.tensor(rng.permutation(values), dtype=torch.int64, device=case.q.device)
+
+    num_work = layout.num_work.clone()
+    num_work[2] = len(merges)
+    changed = {"tiles": sent(listed), "tile_merges": sent(merges), "num_work": num_work}
+    return dataclasses.replace(case, layout=dataclasses.replace(layout, **changed))
 
 
 def assert_like_reference(case: Case, op: Any = attention) -> None:
@@ -85,6 +106,8 @@ def split_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes shares one block long, so that short contexts are split as long ones are."""
     monkeypatch.setattr(shares, "MIN_SHARE_TOKENS", 16)
     monkeypatch.setattr(shares, "_BLOCK", 16)
+    monkeypatch.setattr(shares, "_MIN_TILE_SHARE_TOKENS", 16)
+    monkeypatch.setattr(shares, "_MERGE_TOKENS", 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -170,8 +193,29 @@ def test_more_shares_than_tokens_or_fewer(
 
 def test_contexts_are_split_with_the_default_limits_too() -> None:
     case = case_of(7, [(600, 1), (20, 1)], heads=(2, 1))
-    assert case.layout.num_work.tolist() == [6, 1]
+    assert case.layout.num_work.tolist() == [6, 1, 0]
     assert_like_reference(case)
+
+
+def test_a_short_chunk_after_a_long_context_is_split() -> None:
+    case = case_of(15, [(1500, 70), (20, 1), (3, 9)], heads=(2, 1), dtype=torch.bfloat16)
+    layout = case.layout
+    assert layout.num_work.tolist()[2] == len(layout.tile_merges) == 2 and len(layout.tiles) > 6
+    assert_like_reference(case)
+
+
+@pytest.mark.parametrize(
+    ("num_splits", "settings"),
+    [(2, {}), (9, {"dtype": torch.bfloat16}), (5, {"window": 100, "with_sinks": True}), (4, {"window": 5})],
+    ids=str,
+)
+def test_more_shares_of_a_tile_than_tokens_or_fewer(
+    num_splits: int, settings: dict[str, Any], split_often: None
+) -> None:
+    """A window has fewer tokens than the context for which the shares were chosen, and a share may begin after some
+    of a tile's queries. In float32, four programs compute a tile."""
+    case = case_of(16, [(300, 70), (0, 2), (64, 65), (5, 1)], heads=(2, 1), **settings)
+    assert_like_reference(tiles_split_into(case, num_splits))
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish(split_often: None) -> None:
@@ -220,7 +264,7 @@ def padded_like_a_graph(case: Case, num_rows: int) -> Case:
             device=torch.cat([layout.device, padding], dim=1),
             shares=listed,
             merges=merges,
-            num_work=torch.tensor([num_shares + extra, num_merges], device=device),
+            num_work=torch.tensor([num_shares + extra, num_merges, 0], device=device),
         ),
     )  # fmt: skip
 
@@ -243,7 +287,7 @@ def test_a_layout_may_be_filled_again(split_often: None) -> None:
     layout = dataclasses.replace(
         first.layout, slot_table=second.layout.slot_table, slot_mapping=second.layout.slot_mapping
     )
-    assert layout.scratch  # contexts were split
+    assert all(padded.layout.num_work[1] for padded in (first, second))  # contexts were split
     for name in ("device", "shares", "merges", "num_work"):
         getattr(layout, name).copy_(getattr(second.layout, name))
     args = (second.q, second.k, second.v, second.k_cache.clone(), second.v_cache.clone(), layout)
@@ -255,14 +299,14 @@ def test_a_layout_may_be_filled_again(split_often: None) -> None:
 def test_padding_rows_of_a_longer_step() -> None:
     case = case_of(13, [(20, 5), (4, 1)])
     layout = case.layout
-    tiles = torch.cat(
-        [layout.tiles, torch.tensor([[0, 64], [2, 0]], device=DEVICE)]
-    )  # past a row's end; padding
+    more = torch.tensor([[0, 64, 0, 1, 0], [2, 0, 0, 1, 0]], device=DEVICE)  # past a row's end; padding
     padding = torch.tensor([[-1], [0], [9], [0]], device=DEVICE)
-    rows = torch.cat([layout.device, padding], dim=1)
-    assert_like_reference(
-        dataclasses.replace(case, layout=dataclasses.replace(layout, device=rows, tiles=tiles))
-    )
+    changed = {
+        "device": torch.cat([layout.device, padding], dim=1),
+        "tiles": torch.cat([layout.tiles, more]),
+        "tile_merges": torch.zeros(2, 4, dtype=torch.int64, device=DEVICE),
+    }
+    assert_like_reference(dataclasses.replace(case, layout=dataclasses.replace(layout, **changed)))
 
 
 def test_bad_input_is_rejected() -> None:

@@ -64,7 +64,7 @@ class Steps:
         heads = (config.num_key_value_heads, config.head_dim)
         taken = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(DEVICE).eval()
         window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
-        shape = LayerShape(*heads, heads[1], window)
+        shape = LayerShape(config.num_attention_heads, *heads, heads[1], window)
         layers = dict.fromkeys(range(config.num_hidden_layers), shape)
         self.decoder = GpuDecoder(taken, layers, 256, **{"attend": attend_by_reference, **options})
         self.taken = taken

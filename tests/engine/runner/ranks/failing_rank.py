@@ -26,10 +26,10 @@ def poison(runner: TorchRunner) -> None:
             row_start.row
         )
 
-    def failing(logits: Any, rows: Any, num_outputs: Any, masks: Any = None) -> Any:
+    def failing(logits: Any, rows: Any, num_outputs: Any, masks: Any = None, earlier: Any = None) -> Any:
         if not poisoned.isdisjoint(rows.tolist()):
             raise IndexError("index 151645 is out of bounds for dimension 0 with size 320")
-        return draw(logits, rows, num_outputs, masks)
+        return draw(logits, rows, num_outputs, masks, earlier)
 
     runner._sampling.start = noting  # type: ignore[method-assign]
     runner._sampler.draw = failing  # type: ignore[method-assign]

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from engine.kernels.cpu.sampling import top_k_top_p_threshold
-from engine.runner.sampling.sampler import Sampler
+from engine.runner.sampling.sampler import EarlierDraws, Sampler
 from engine.runner.sampling.table import SamplingTable
 from tests.engine.runner.sampling.bench import (
+    DEVICE,
     EOS,
     VOCAB,
     Bench,
@@ -238,16 +239,44 @@ def test_two_draws_in_flight_equal_two_draws_in_turn() -> None:
     assert [each.collect() for each in drawn] == [behind.draw(logits[step], [0, 1]) for step in range(2)]
 
 
-def test_only_penalties_need_earlier_tokens_on_the_host() -> None:
-    bench = Bench()
-    plain = {"temperature": 0.5, "top_k": 3, "logit_bias": ((3, 1.0),), "min_tokens": 3, "logprobs": 1}
-    bench.start(0, params(**plain), [5])
-    for row, name in enumerate(["presence_penalty", "frequency_penalty", "repetition_penalty"], 1):
-        bench.start(row, params(**{name: 0.5}), [5])
-        assert bench.sampler.needs_host_tokens(np.array([0, row]))
-    assert not bench.sampler.needs_host_tokens(np.array([0]))
-    bench.start(1, params(), [5])
-    assert not bench.sampler.needs_host_tokens(np.array([0, 1]))
+def test_penalties_count_a_token_that_the_host_does_not_know() -> None:
+    """It may be in the prompt, in the output, or new. Between the steps a row passes to another request, and one draws
+    nothing."""
+    fields: list[dict[str, object]] = [
+        {"repetition_penalty": 1.4, "temperature": 0.0},
+        {"temperature": 0.0},
+        {"frequency_penalty": 0.6, "presence_penalty": 0.9, "temperature": 0.0},
+        {"presence_penalty": -0.7, "repetition_penalty": 0.8, "temperature": 1.2, "logit_bias": ((7, 2.0),)},
+        {"frequency_penalty": -0.3, "min_tokens": 20, "temperature": 2.0},
+    ]
+    ahead, behind = Bench(), Bench()
+    drawn, last = torch.zeros(16, dtype=torch.int64, device=DEVICE), None
+    num_late, kinds = 0, set[str]()
+    rng = np.random.default_rng(5)
+    for step in range(60):
+        started = list(range(5)) if not step else [2] if step == 30 else []
+        for bench in (ahead, behind):
+            for row in started:
+                bench.start(row, params(**fields[row], seed=row), [3, 5, 5, 8])
+        rows = [row for row in range(5) if row in started or rng.random() < 0.8] or [0]
+        logits = random_logits(len(rows), seed=step)
+        in_flight = [] if last is None else [row for row in last[0] if row not in started]
+        num_outputs = np.array([len(ahead.outputs[row]) + (row in in_flight) for row in rows])
+        earlier = None if last is None else EarlierDraws([last[1]], drawn)
+        num_late += sum(
+            earlier is not None and ahead.table.is_penalized[row] for row in rows if row in in_flight
+        )
+        pending = ahead.sampler.draw(logits.clone().to(DEVICE), np.array(rows), num_outputs, earlier=earlier)
+        if last is not None:
+            for row, token in zip(last[0], last[1].collect()[0], strict=True):
+                if row in in_flight:
+                    seen = ahead.outputs[row]
+                    kinds.add("output" if token in seen else "prompt" if token in (3, 5, 8) else "new")
+                    seen.append(token)
+        drawn[torch.tensor(rows, device=DEVICE)] = pending.token_ids
+        last = (rows, pending)
+        assert pending.token_ids.tolist() == behind.draw(logits, rows)[0]
+    assert num_late > 100 and kinds == {"prompt", "output", "new"}
 
 
 def test_the_broadcast_tokens_are_the_drawn_ones() -> None:
