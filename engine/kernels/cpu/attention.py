@@ -16,6 +16,7 @@ from engine.kernels.reference.slots import store_kv
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 _NO_SINKS = np.empty(0, dtype=np.float32)
+_codes: dict[tuple[Any, ...], tuple[int, int, Any]] = {}
 
 
 def attention(
@@ -29,8 +30,10 @@ def attention(
 ) -> torch.Tensor:  # [T, Hq, Dv], q's dtype
     """`engine.kernels.reference.attention`, fast."""
     store_kv(k, v, k_cache, v_cache, layout.slot_mapping)
-    out = torch.empty(q.shape[0], q.shape[1], v.shape[2])
-    attend = _attend_compiled if is_compiled_for(q.dtype) else attention_torch.attend
+    is_compiled = is_compiled_for(q.dtype)
+    # The compiled kernels round as they store, as they do for the fused decoder.
+    out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype if is_compiled else torch.float32)
+    attend = _attend_compiled if is_compiled else attention_torch.attend
     attend(q, k_cache, v_cache, layout, options, out)
     return out.to(q.dtype)
 
@@ -51,7 +54,7 @@ def _attend_compiled(
     v_cache: torch.Tensor,  # [num_slots, Hkv, Dv]
     layout: StepLayout,
     options: AttentionOptions,
-    out: torch.Tensor,  # [T, Hq, Dv] float32, written
+    out: torch.Tensor,  # [T, Hq, Dv] of q's dtype, written
 ) -> None:
     from engine.kernels.cpu.step_attention import attend
     from engine.kernels.cpu.threads import use_threads
@@ -59,27 +62,35 @@ def _attend_compiled(
     num_threads = use_threads(torch.get_num_threads())
     keys, values = numpy_view(k_cache), numpy_view(v_cache)
     sinks = _NO_SINKS if options.sinks is None else options.sinks.detach().float().numpy()
+    rows = numpy_view(out)
     attend(
         q.float().contiguous().numpy(),
         keys,
         values,
-        prefill_multiplier(keys.dtype, keys.shape[2], values.shape[2]),
+        attention_code(keys.dtype, keys.shape[2], values.shape[2], rows.dtype),
         attention_work(layout, keys.shape[1], num_threads),
         np.float32(options.scale),
         options.window or 0,
         np.float32(options.softcap or 0.0),
         sinks,
-        out.numpy(),
+        rows,
     )
 
 
-def prefill_multiplier(dtype: np.dtype[Any], size: int, size_v: int) -> Any:
-    """The multiplier of `multiply_bf16` with which `step_attention.attend` computes rows of several tokens, for caches
-    of this `numpy_view` dtype and these head sizes; None: they are computed in float32."""
-    from engine.kernels.cpu import multiply_bf16
+def attention_code(
+    dtype: np.dtype[Any], size: int, size_v: int, out_dtype: np.dtype[Any]
+) -> tuple[int, int, Any]:
+    """The code that `step_attention.attend` takes, for caches of this `numpy_view` dtype and these head sizes, and for
+    outputs of `out_dtype`. It is compiled by the first call."""
+    from engine.kernels.cpu import multiply_bf16, step_attention
 
     fits = dtype == np.uint16 and size % multiply_bf16.STEP == size_v % multiply_bf16.PANEL == 0
-    return multiply_bf16.multiplier() if fits else None
+    multiplier = multiply_bf16.multiplier() if fits else None
+    key = (dtype, out_dtype, id(multiplier))  # the code holds the multiplier
+    code = _codes.get(key)
+    if code is None:
+        code = _codes[key] = step_attention.code_of(dtype, out_dtype, multiplier)
+    return code
 
 
 def attention_work(layout: StepLayout, num_kv_heads: int, num_threads: int) -> tuple[Any, ...]:

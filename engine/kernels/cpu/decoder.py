@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 from engine.kernels.cpu import linear, linear_bf16
 from engine.kernels.cpu.layer import rms_norm, rotate_and_store
@@ -32,7 +33,7 @@ def attention(
     slots: Any,  # [T] int64
     k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16; written at `slots`
     v_cache: Any,
-    multiplier: Any,  # `engine.kernels.cpu.attention.prefill_multiplier`
+    code: Any,  # `engine.kernels.cpu.attention.attention_code`
     work: Any,  # `engine.kernels.cpu.attention.attention_work`
     num_threads: Any,
     normed: Any,  # [T, H] of the dtype that products take; overwritten
@@ -58,7 +59,7 @@ def attention(
         q,
     )
     no_sinks = np.empty(0, dtype=np.float32)
-    attend(q, k_cache, v_cache, multiplier, work, scale, window, np.float32(0.0), no_sinks, out)
+    attend(q, k_cache, v_cache, code, work, scale, window, np.float32(0.0), no_sinks, out)
 
 
 @njit(cache=True, nogil=True)
@@ -96,16 +97,25 @@ def head(
     product(normed, weights, STORE, num_threads, out)
 
 
-@njit(cache=True, nogil=True)
 def product(x: Any, weights: Any, mode: Any, num_threads: Any, out: Any) -> None:
-    """A linear layer with weights (panels, bias, multiplier), where the multiplier is None for `linear.linear`."""
-    panels, bias, multiplier = weights
-    _linear(x, panels, bias, multiplier, mode, num_threads, out)
+    """A linear layer with weights (code, panels, bias, multiplier). The multiplier is None for `linear.linear`.
 
-
-@njit(cache=True, nogil=True)
-def _linear(x: Any, panels: Any, bias: Any, multiplier: Any, mode: Any, num_threads: Any, out: Any) -> None:
-    if multiplier is None:  # decided when numba compiles: only the branch for the argument's type remains
-        linear.linear(x, panels, bias, mode, num_threads, out)
+    In compiled functions, `_product_for` makes the choice, so that only one of the two is compiled.
+    """
+    code, panels, bias, multiplier = weights
+    if multiplier is None:
+        linear.linear(code, x, panels, bias, mode, num_threads, out)
     else:
-        linear_bf16.linear(x, panels, multiplier, bias, mode, num_threads, out)
+        linear_bf16.linear(code, x, panels, multiplier, bias, mode, num_threads, out)
+
+
+@overload(product, inline="always")
+def _product_for(x, weights, mode, num_threads, out):  # type: ignore[no-untyped-def]  # numba compares the signatures
+    # `mode` is not passed as the constant that it is, for which numba would compile a kernel of its own.
+    if isinstance(weights[3], types.NoneType):
+        return lambda x, weights, mode, num_threads, out: linear.linear(
+            weights[0], x, weights[1], weights[2], np.int64(mode), num_threads, out
+        )
+    return lambda x, weights, mode, num_threads, out: linear_bf16.linear(
+        weights[0], x, weights[1], weights[3], weights[2], np.int64(mode), num_threads, out
+    )

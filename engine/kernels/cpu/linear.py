@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+from numba import njit, prange, types
 
+from engine.kernels.cpu.llvm.calls import address_of, caller_of
 from engine.kernels.cpu.llvm.register_tiles import AHEAD_BITS, PANEL, TILE_ROWS, tile
 from engine.kernels.cpu.scalars import FAST, exp
 
@@ -32,8 +33,79 @@ _SOON_BYTES = 4096  # prefetch distance: far enough for a read from memory, but 
 STORE, ADD, GATED = 0, 1, 2  # what `linear` does with its products
 
 
-@njit(parallel=True, cache=True, nogil=True, fastmath=FAST)
+@njit(error_model="numpy", cache=True, nogil=True, fastmath=FAST)
+def _linear_part(thread: Any, x: Any, panels: Any, bias: Any, mode: Any, num_threads: Any, out: Any) -> None:
+    num_rows = x.shape[0]
+    num_panels, num_k, _ = panels.shape
+    panel_bytes = panels.strides[0]
+    x_stride, out_stride = x.strides[0], out.strides[0]
+    block = max(1, _ROW_BLOCK_BYTES // (4 * num_k) // TILE_ROWS) * TILE_ROWS
+    num_blocks = (num_rows + block - 1) // block
+    soon = _SOON_BYTES
+    unit = 2 if mode == GATED else 1  # a gate's panel and its partner stay together
+    first_panel = num_panels // unit * thread // num_threads * unit
+    last_panel = num_panels // unit * (thread + 1) // num_threads * unit
+    products = np.empty((2, TILE_ROWS, PANEL), dtype=np.float32)
+    for b in range(num_blocks):
+        first_row = num_rows * b // num_blocks
+        rows = num_rows * (b + 1) // num_blocks - first_row
+        num_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+        share = panel_bytes // num_tiles
+        for p in range(first_panel, last_panel, unit):
+            panel = panels.ctypes.data + p * panel_bytes
+            for t in range(num_tiles):
+                row = first_row + rows * t // num_tiles
+                count = first_row + rows * (t + 1) // num_tiles - row
+                to = out.ctypes.data + row * out_stride + p * PANEL * 4
+                to_stride = out_stride
+                start, start_stride = 0, 0
+                if mode == GATED:
+                    to, to_stride = products.ctypes.data, PANEL * 4
+                elif mode == ADD:
+                    start, start_stride = to, out_stride
+                elif bias.size > 0:
+                    start = bias.ctypes.data + p * PANEL * 4
+                for u in range(unit):
+                    tile(
+                        count,
+                        x.ctypes.data + row * x_stride,
+                        x_stride,
+                        panel + u * panel_bytes,
+                        panels[0, 0, 0],
+                        num_k,
+                        to + u * TILE_ROWS * PANEL * 4,
+                        to_stride,
+                        start,
+                        start_stride,
+                        # A lone tile prefetches what it needs soon; several prefetch shares of the next panel.
+                        panel
+                        + u * panel_bytes
+                        + (soon if num_tiles == 1 else unit * panel_bytes + share * t),
+                        (PANEL * panels.itemsize << AHEAD_BITS) // num_tiles,
+                    )
+                if mode == GATED:
+                    for i in range(count):
+                        for c in range(PANEL):
+                            gate = products[0, i, c]
+                            small = exp(-abs(gate))  # silu without overflow at either end
+                            sigmoid = (np.float32(1.0) if gate >= 0 else small) / (np.float32(1.0) + small)
+                            out[row + i, p // 2 * PANEL + c] = gate * sigmoid * products[1, i, c]
+
+
+_call_part = caller_of(_linear_part)
+
+
+def code_of_parts(element: Any) -> int:
+    """The address of the code of a thread's part, for the element type of the weights."""
+    floats, rows = types.float32[::1], types.float32[:, ::1]
+    return address_of(
+        _linear_part, types.int64, rows, element[:, :, ::1], floats, types.int64, types.int64, rows
+    )
+
+
+@njit(parallel=True, cache=True, nogil=True)
 def linear(
+    code: Any,  # `code_of_parts`
     x: Any,  # [T, >= K] float32
     panels: Any,  # [N / PANEL, K, PANEL] float32, or bfloat16 as uint16
     bias: Any,  # [N] float32, or empty; only read if mode is STORE
@@ -43,64 +115,8 @@ def linear(
 ) -> None:
     """STORE: out = x @ weight.T + bias. ADD: out += x @ weight.T. GATED: out = silu(gate) * partner, with panels of the
     gate and of its partner alternating, as `interleave` returns them."""
-    num_rows = x.shape[0]
-    num_panels, num_k, _ = panels.shape
-    panel_bytes = panels.strides[0]
-    x_stride, out_stride = x.strides[0], out.strides[0]
-    block = max(1, _ROW_BLOCK_BYTES // (4 * num_k) // TILE_ROWS) * TILE_ROWS
-    num_blocks = (num_rows + block - 1) // block
-    soon = _SOON_BYTES
     for thread in prange(num_threads):
-        unit = 2 if mode == GATED else 1  # a gate's panel and its partner stay together
-        first_panel = num_panels // unit * thread // num_threads * unit
-        last_panel = num_panels // unit * (thread + 1) // num_threads * unit
-        products = np.empty((2, TILE_ROWS, PANEL), dtype=np.float32)
-        for b in range(num_blocks):
-            first_row = num_rows * b // num_blocks
-            rows = num_rows * (b + 1) // num_blocks - first_row
-            num_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-            share = panel_bytes // num_tiles
-            for p in range(first_panel, last_panel, unit):
-                panel = panels.ctypes.data + p * panel_bytes
-                for t in range(num_tiles):
-                    row = first_row + rows * t // num_tiles
-                    count = first_row + rows * (t + 1) // num_tiles - row
-                    to = out.ctypes.data + row * out_stride + p * PANEL * 4
-                    to_stride = out_stride
-                    start, start_stride = 0, 0
-                    if mode == GATED:
-                        to, to_stride = products.ctypes.data, PANEL * 4
-                    elif mode == ADD:
-                        start, start_stride = to, out_stride
-                    elif bias.size > 0:
-                        start = bias.ctypes.data + p * PANEL * 4
-                    for u in range(unit):
-                        tile(
-                            count,
-                            x.ctypes.data + row * x_stride,
-                            x_stride,
-                            panel + u * panel_bytes,
-                            panels[0, 0, 0],
-                            num_k,
-                            to + u * TILE_ROWS * PANEL * 4,
-                            to_stride,
-                            start,
-                            start_stride,
-                            # A lone tile prefetches what it needs soon; several prefetch shares of the next panel.
-                            panel
-                            + u * panel_bytes
-                            + (soon if num_tiles == 1 else unit * panel_bytes + share * t),
-                            (PANEL * panels.itemsize << AHEAD_BITS) // num_tiles,
-                        )
-                    if mode == GATED:
-                        for i in range(count):
-                            for c in range(PANEL):
-                                gate = products[0, i, c]
-                                small = exp(-abs(gate))  # silu without overflow at either end
-                                sigmoid = (np.float32(1.0) if gate >= 0 else small) / (
-                                    np.float32(1.0) + small
-                                )
-                                out[row + i, p // 2 * PANEL + c] = gate * sigmoid * products[1, i, c]
+        _call_part(code, (np.int64(thread), x, panels, bias, mode, num_threads, out))
 
 
 def padded(columns: int) -> int:

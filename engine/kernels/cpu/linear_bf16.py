@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+from numba import njit, prange, typeof, types
 
 from engine.kernels.cpu.linear import ADD, GATED
+from engine.kernels.cpu.llvm.calls import address_of, caller_of
 from engine.kernels.cpu.llvm.exponentials import silu_gated
 from engine.kernels.cpu.multiply_bf16 import (
     PANEL,
@@ -28,8 +29,85 @@ from engine.kernels.cpu.multiply_bf16 import (
 )
 
 
+@njit(error_model="numpy", cache=True, nogil=True)
+def _linear_part(
+    thread: Any,
+    x: Any,
+    panels: Any,
+    multiplier: Any,
+    bias: Any,
+    mode: Any,
+    num_threads: Any,
+    out: Any,
+    out_stride: Any,
+) -> None:
+    # `out` is an address, whatever the elements are.
+    num_rows = x.shape[0]
+    num_panels, num_steps = panels.shape[0], panels.shape[1]
+    panel_bytes = panels.strides[0]
+    num_blocks = (num_rows + ROWS - 1) // ROWS
+    products = aligned(ROWS * PANEL * 4).view(np.float32).reshape(ROWS, PANEL)
+    before = np.empty(64, dtype=np.uint8)
+    acquire(multiplier, before.ctypes.data)
+    for p in range(num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads):
+        panel = panels.ctypes.data + p * panel_bytes
+        for block in range(num_blocks):
+            first = block * ROWS
+            rows = min(ROWS, num_rows - first)
+            to, to_stride = products.ctypes.data, products.strides[0]
+            start, start_stride = 0, 0
+            if mode != GATED:
+                to, to_stride = out + first * out_stride + p * PANEL * 4, out_stride
+            if mode == ADD:
+                start, start_stride = to, to_stride
+            elif bias.size > 0:
+                start = bias.ctypes.data + p * PANEL * 4  # the same for every row
+            multiply(
+                multiplier,
+                rows,
+                num_steps,
+                x.ctypes.data + first * x.strides[0],
+                x.strides[0],
+                panel,
+                start,
+                start_stride,
+                to,
+                to_stride,
+                block,
+                num_blocks,
+            )
+            if mode == GATED:
+                for i in range(rows):
+                    gate = products.ctypes.data + i * PANEL * 4
+                    target = out + (first + i) * out_stride + p * TILE * 2
+                    silu_gated(gate, gate + TILE * 4, target)
+    release(multiplier, before.ctypes.data)
+
+
+_call_part = caller_of(_linear_part)
+
+
+def code_of_parts(multiplier: Any) -> int:
+    """The address of the code of a thread's part, for this multiplier."""
+    number, rows, panels = types.int64, types.uint16[:, ::1], types.uint16[:, :, ::1]
+    kind = typeof(multiplier)  # type: ignore[no-untyped-call]
+    return address_of(
+        _linear_part,
+        number,
+        rows,
+        panels,
+        kind,
+        types.float32[::1],
+        number,
+        number,
+        number,
+        number,
+    )
+
+
 @njit(parallel=True, cache=True, nogil=True)
 def linear(
+    code: Any,  # `code_of_parts`
     x: Any,  # [T, >= K] bfloat16 as uint16, in memory of T rounded up to a multiple of ROWS
     panels: Any,  # [N / PANEL, K / STEP, STEP_BYTES / 2] bfloat16 as uint16
     multiplier: Any,  # `multiply_bf16.multiplier()`
@@ -40,47 +118,12 @@ def linear(
 ) -> None:
     """STORE: out = x @ weight.T + bias. ADD: out += x @ weight.T. GATED: out = silu(gate) * partner, with panels as
     `interleave` returns them. The content of rows beyond T is undefined."""
-    num_rows = x.shape[0]
-    num_panels, num_steps = panels.shape[0], panels.shape[1]
-    panel_bytes = panels.strides[0]
-    num_blocks = (num_rows + ROWS - 1) // ROWS
     for thread in prange(num_threads):
-        products = aligned(ROWS * PANEL * 4).view(np.float32).reshape(ROWS, PANEL)
-        before = np.empty(64, dtype=np.uint8)
-        acquire(multiplier, before.ctypes.data)
-        for p in range(num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads):
-            panel = panels.ctypes.data + p * panel_bytes
-            for block in range(num_blocks):
-                first = block * ROWS
-                rows = min(ROWS, num_rows - first)
-                to, to_stride = products.ctypes.data, products.strides[0]
-                start, start_stride = 0, 0
-                if mode != GATED:
-                    to, to_stride = out.ctypes.data + first * out.strides[0] + p * PANEL * 4, out.strides[0]
-                if mode == ADD:
-                    start, start_stride = to, to_stride
-                elif bias.size > 0:
-                    start = bias.ctypes.data + p * PANEL * 4  # the same for every row
-                multiply(
-                    multiplier,
-                    rows,
-                    num_steps,
-                    x.ctypes.data + first * x.strides[0],
-                    x.strides[0],
-                    panel,
-                    start,
-                    start_stride,
-                    to,
-                    to_stride,
-                    block,
-                    num_blocks,
-                )
-                if mode == GATED:
-                    for i in range(rows):
-                        gate = products.ctypes.data + i * PANEL * 4
-                        target = out.ctypes.data + (first + i) * out.strides[0] + p * TILE * 2
-                        silu_gated(gate, gate + TILE * 4, target)
-        release(multiplier, before.ctypes.data)
+        address = np.int64(out.ctypes.data)
+        _call_part(
+            code,
+            (np.int64(thread), x, panels, multiplier, bias, mode, num_threads, address, out.strides[0]),
+        )
 
 
 def pack(weight: npt.NDArray[Any]) -> npt.NDArray[Any]:

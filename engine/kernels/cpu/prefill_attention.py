@@ -11,134 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
 
+from engine.kernels.cpu.llvm.calls import address_of, caller_of
 from engine.kernels.cpu.llvm.exponentials import LANES, exp_row, peak_of
 from engine.kernels.cpu.llvm.register_tiles import PANEL, TILE_ROWS, tile
 from engine.kernels.cpu.scalars import FAST, exp, round_to, to_float32
 
 _KEYS = 256  # a block's K and V panels, 64 values each in float32, take 128 KiB of an L2 cache
-
-
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
-def attend_chunks(
-    q: Any,  # [T, Hq, D] float32
-    k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16
-    v_cache: Any,  # [num_slots, Hkv, Dv]
-    slot_table: Any,  # [max_rows, max_model_len] int32
-    chunks: Any,  # [4, C] int32: row, start, count and offset of each chunk
-    parts: Any,  # number of units that the queries of a (chunk, head) are split into
-    scale: Any,
-    window: Any,  # 0: none
-    softcap: Any,  # 0: none
-    sinks: Any,  # [Hq] float32, or empty
-    out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at the chunks' tokens
-) -> None:
-    """`engine.kernels.reference.attention` for chunks whose K and V are already stored."""
-    _, num_heads, size = q.shape
-    num_kv_heads = k_cache.shape[1]
-    size_v = v_cache.shape[2]
-    group = num_heads // num_kv_heads
-    num_v_panels = (size_v + PANEL - 1) // PANEL
-    width = num_v_panels * PANEL
-    for unit in prange(chunks.shape[1] * num_kv_heads * parts):
-        chunk, kv_head, part = unit // parts // num_kv_heads, unit // parts % num_kv_heads, unit % parts
-        row, start = chunks[0, chunk], chunks[1, chunk]
-        first_token = chunks[2, chunk] * part // parts
-        num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
-        start += first_token
-        offset = chunks[3, chunk] + first_token
-        num_rows = num_tokens * group  # row r is query token r // group, head r % group of the kv head's
-        queries = np.empty((num_rows, size), dtype=np.float32)
-        for r in range(num_rows):
-            for d in range(size):
-                queries[r, d] = q[offset + r // group, kv_head * group + r % group, d] * scale
-        sums = np.zeros((num_rows, width), dtype=np.float32)
-        peaks = np.full(num_rows, -np.inf, dtype=np.float32)
-        totals = np.zeros(num_rows, dtype=np.float32)
-        k_panels = np.empty((_KEYS // PANEL, size, PANEL), dtype=np.float32)
-        v_panels = np.zeros((num_v_panels, _KEYS, PANEL), dtype=np.float32)
-        scores = np.empty((TILE_ROWS, _KEYS), dtype=np.float32)
-        end = start + num_tokens
-        first_key = max(0, start + 1 - window) if window > 0 else 0
-        for block in range(first_key, end if num_tokens > 0 else first_key, _KEYS):
-            num_keys = min(_KEYS, end - block)
-            for j in range((num_keys + PANEL - 1) // PANEL * PANEL):
-                if j < num_keys:
-                    slot = slot_table[row, block + j]
-                    for d in range(size):
-                        k_panels[j // PANEL, d, j % PANEL] = to_float32(k_cache[slot, kv_head, d])
-                    for d in range(size_v):
-                        v_panels[d // PANEL, j, d % PANEL] = to_float32(v_cache[slot, kv_head, d])
-                else:
-                    for d in range(size):
-                        k_panels[j // PANEL, d, j % PANEL] = np.float32(0.0)
-            # The first query that sees this block is the one at its first position.
-            first_row = max(0, block - start) * group
-            num_tiles = (num_rows - first_row + TILE_ROWS - 1) // TILE_ROWS
-            for t in range(num_tiles):
-                r0 = first_row + (num_rows - first_row) * t // num_tiles
-                r1 = first_row + (num_rows - first_row) * (t + 1) // num_tiles
-                # Keys that the tile's last query sees.
-                seen = min(num_keys, start + (r1 - 1) // group + 1 - block)
-                if window > 0 and start + r0 // group - window >= block + num_keys - 1:
-                    continue  # the whole block is behind the window of the tile's first query, which sees furthest back
-                for p in range((seen + PANEL - 1) // PANEL):
-                    tile(
-                        r1 - r0,
-                        queries.ctypes.data + r0 * size * 4,
-                        size * 4,
-                        k_panels.ctypes.data + p * size * PANEL * 4,
-                        np.float32(0.0),
-                        size,
-                        scores.ctypes.data + p * PANEL * 4,
-                        _KEYS * 4,
-                        0,
-                        0,
-                        0,
-                        0,
-                    )
-                for r in range(r0, r1):
-                    position = start + r // group
-                    high = min(seen, position + 1 - block)
-                    low = min(max(0, position + 1 - window - block), high) if window > 0 else 0
-                    line = scores[r - r0]
-                    if softcap > 0:
-                        for j in range(low, high):
-                            line[j] = softcap * np.tanh(line[j] / softcap)
-                    num_lanes = (seen + LANES - 1) // LANES * LANES
-                    line[:low] = -np.inf
-                    line[high:num_lanes] = -np.inf
-                    peak = max(peaks[r], peak_of(line.ctypes.data, num_lanes))
-                    total = np.float32(0.0)
-                    if peak > -np.inf:
-                        total = exp_row(line.ctypes.data, num_lanes, peak)
-                    else:  # a query whose window starts after this block
-                        line[:num_lanes] = np.float32(0.0)
-                    if peak > peaks[r]:
-                        shrink = exp(peaks[r] - peak)
-                        totals[r] *= shrink
-                        for d in range(width):
-                            sums[r, d] *= shrink
-                        peaks[r] = peak
-                    totals[r] += total
-                for p in range(num_v_panels):
-                    to = sums.ctypes.data + (r0 * width + p * PANEL) * 4
-                    tile(
-                        r1 - r0,
-                        scores.ctypes.data,
-                        _KEYS * 4,
-                        v_panels.ctypes.data + p * _KEYS * PANEL * 4,
-                        np.float32(0.0),
-                        seen,
-                        to,
-                        width * 4,
-                        to,
-                        width * 4,
-                        0,
-                        0,
-                    )
-        store_means(sums, peaks, totals, sinks, kv_head * group, group, offset, out)
 
 
 @njit(inline="always", fastmath=FAST)
@@ -163,3 +43,171 @@ def store_means(
         factor /= totals[r]
         for d in range(out.shape[2]):
             out[first_token + r // group, head, d] = round_to(sums[r, d] * factor, out[0, 0, 0])
+
+
+@njit(error_model="numpy", fastmath=FAST, cache=True, nogil=True)
+def _attend_unit(
+    unit: Any,
+    q: Any,
+    k_cache: Any,
+    v_cache: Any,
+    slot_table: Any,
+    chunks: Any,
+    parts: Any,
+    scale: Any,
+    window: Any,
+    softcap: Any,
+    sinks: Any,
+    out: Any,
+) -> None:
+    _, num_heads, size = q.shape
+    num_kv_heads = k_cache.shape[1]
+    size_v = v_cache.shape[2]
+    group = num_heads // num_kv_heads
+    num_v_panels = (size_v + PANEL - 1) // PANEL
+    width = num_v_panels * PANEL
+    chunk, kv_head, part = unit // parts // num_kv_heads, unit // parts % num_kv_heads, unit % parts
+    row, start = chunks[0, chunk], chunks[1, chunk]
+    first_token = chunks[2, chunk] * part // parts
+    num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
+    start += first_token
+    offset = chunks[3, chunk] + first_token
+    num_rows = num_tokens * group  # row r is query token r // group, head r % group of the kv head's
+    queries = np.empty((num_rows, size), dtype=np.float32)
+    for r in range(num_rows):
+        for d in range(size):
+            queries[r, d] = q[offset + r // group, kv_head * group + r % group, d] * scale
+    sums = np.zeros((num_rows, width), dtype=np.float32)
+    peaks = np.full(num_rows, -np.inf, dtype=np.float32)
+    totals = np.zeros(num_rows, dtype=np.float32)
+    k_panels = np.empty((_KEYS // PANEL, size, PANEL), dtype=np.float32)
+    v_panels = np.zeros((num_v_panels, _KEYS, PANEL), dtype=np.float32)
+    scores = np.empty((TILE_ROWS, _KEYS), dtype=np.float32)
+    end = start + num_tokens
+    first_key = max(0, start + 1 - window) if window > 0 else 0
+    for block in range(first_key, end if num_tokens > 0 else first_key, _KEYS):
+        num_keys = min(_KEYS, end - block)
+        for j in range((num_keys + PANEL - 1) // PANEL * PANEL):
+            if j < num_keys:
+                slot = slot_table[row, block + j]
+                for d in range(size):
+                    k_panels[j // PANEL, d, j % PANEL] = to_float32(k_cache[slot, kv_head, d])
+                for d in range(size_v):
+                    v_panels[d // PANEL, j, d % PANEL] = to_float32(v_cache[slot, kv_head, d])
+            else:
+                for d in range(size):
+                    k_panels[j // PANEL, d, j % PANEL] = np.float32(0.0)
+        # The first query that sees this block is the one at its first position.
+        first_row = max(0, block - start) * group
+        num_tiles = (num_rows - first_row + TILE_ROWS - 1) // TILE_ROWS
+        for t in range(num_tiles):
+            r0 = first_row + (num_rows - first_row) * t // num_tiles
+            r1 = first_row + (num_rows - first_row) * (t + 1) // num_tiles
+            # Keys that the tile's last query sees.
+            seen = min(num_keys, start + (r1 - 1) // group + 1 - block)
+            if window > 0 and start + r0 // group - window >= block + num_keys - 1:
+                continue  # the whole block is behind the window of the tile's first query, which sees furthest back
+            for p in range((seen + PANEL - 1) // PANEL):
+                tile(
+                    r1 - r0,
+                    queries.ctypes.data + r0 * size * 4,
+                    size * 4,
+                    k_panels.ctypes.data + p * size * PANEL * 4,
+                    np.float32(0.0),
+                    size,
+                    scores.ctypes.data + p * PANEL * 4,
+                    _KEYS * 4,
+                    0,
+                    0,
+                    0,
+                    0,
+                )
+            for r in range(r0, r1):
+                position = start + r // group
+                high = min(seen, position + 1 - block)
+                low = min(max(0, position + 1 - window - block), high) if window > 0 else 0
+                line = scores[r - r0]
+                if softcap > 0:
+                    for j in range(low, high):
+                        line[j] = softcap * np.tanh(line[j] / softcap)
+                num_lanes = (seen + LANES - 1) // LANES * LANES
+                line[:low] = -np.inf
+                line[high:num_lanes] = -np.inf
+                peak = max(peaks[r], peak_of(line.ctypes.data, num_lanes))
+                total = np.float32(0.0)
+                if peak > -np.inf:
+                    total = exp_row(line.ctypes.data, num_lanes, peak)
+                else:  # a query whose window starts after this block
+                    line[:num_lanes] = np.float32(0.0)
+                if peak > peaks[r]:
+                    shrink = exp(peaks[r] - peak)
+                    totals[r] *= shrink
+                    for d in range(width):
+                        sums[r, d] *= shrink
+                    peaks[r] = peak
+                totals[r] += total
+            for p in range(num_v_panels):
+                to = sums.ctypes.data + (r0 * width + p * PANEL) * 4
+                tile(
+                    r1 - r0,
+                    scores.ctypes.data,
+                    _KEYS * 4,
+                    v_panels.ctypes.data + p * _KEYS * PANEL * 4,
+                    np.float32(0.0),
+                    seen,
+                    to,
+                    width * 4,
+                    to,
+                    width * 4,
+                    0,
+                    0,
+                )
+    store_means(sums, peaks, totals, sinks, kv_head * group, group, offset, out)
+
+
+_call_unit = caller_of(_attend_unit)
+
+
+def code_of_units(cache: Any, out: Any) -> int:
+    """The address of the code of a unit, for the element types of the caches and of the output."""
+    numbers, floats = types.int32[:, ::1], types.float32
+    return address_of(
+        _attend_unit, types.int64, floats[:, :, ::1], cache[:, :, ::1], cache[:, :, ::1], numbers, numbers,
+        types.int64, floats, types.int64, floats, floats[::1], out[:, :, ::1],
+    )  # fmt: skip
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def attend_chunks(
+    code: Any,  # `code_of_units`
+    q: Any,  # [T, Hq, D] float32
+    k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16
+    v_cache: Any,  # [num_slots, Hkv, Dv]
+    slot_table: Any,  # [max_rows, max_model_len] int32
+    chunks: Any,  # [4, C] int32: row, start, count and offset of each chunk
+    parts: Any,  # number of units that the queries of a (chunk, head) are split into
+    scale: Any,
+    window: Any,  # 0: none
+    softcap: Any,  # 0: none
+    sinks: Any,  # [Hq] float32, or empty
+    out: Any,  # [T, Hq, Dv] float32, or bfloat16 as uint16; written at the chunks' tokens
+) -> None:
+    """`engine.kernels.reference.attention` for chunks whose K and V are already stored."""
+    for unit in prange(chunks.shape[1] * k_cache.shape[1] * parts):
+        _call_unit(
+            code,
+            (
+                np.int64(unit),
+                q,
+                k_cache,
+                v_cache,
+                slot_table,
+                chunks,
+                parts,
+                scale,
+                window,
+                softcap,
+                sinks,
+                out,
+            ),
+        )

@@ -18,7 +18,7 @@ from torch import nn
 
 from engine.kernels.cpu import decoder as kernels
 from engine.kernels.cpu import multiply_bf16
-from engine.kernels.cpu.attention import attention_work, numpy_view, prefill_multiplier
+from engine.kernels.cpu.attention import attention_code, attention_work, numpy_view
 from engine.kernels.cpu.layer import embed, rms_norm
 from engine.kernels.cpu.linear import STORE, padded
 from engine.kernels.cpu.threads import use_threads
@@ -66,7 +66,7 @@ class CpuDecoder:
         self._layers = [self._take_layer(layer, layers) for layer in decoder.layers]
         self._caches: Mapping[int, LayerCache] = {}
         self._planes: list[tuple[Any, ...]] = []  # by layer: K and V of `_caches`
-        self._multiplier: Any = None  # for chunks, by the dtype of `_caches`
+        self._attention_code: Any = None  # for the dtype of `_caches`
 
     def forward(
         self,
@@ -136,14 +136,14 @@ class CpuDecoder:
                 (numpy_view(caches[layer.index].k), numpy_view(caches[layer.index].v))
                 for layer in self._layers
             ]
-            self._multiplier = prefill_multiplier(self._planes[0][0].dtype, size, size)
+            self._attention_code = attention_code(self._planes[0][0].dtype, size, size, attended.dtype)
         work = attention_work(layout, self._num_kv_heads, num_threads)
         step = (positions.numpy(), layout.slot_mapping.numpy())
         buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))
         embed(self._embedding, token_ids.numpy(), residual)
         for layer, (k, v) in zip(self._layers, self._planes, strict=True):
             kernels.attention(
-                residual, *layer.attention, self._rotations, *step, k, v, self._multiplier, work, num_threads,
+                residual, *layer.attention, self._rotations, *step, k, v, self._attention_code, work, num_threads,
                 *buffers,
             )  # fmt: skip
             if layer is self._layers[-1] and len(wanted) < num_tokens:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba import from_dtype
 
 from engine.kernels.cpu import linear, linear_bf16, multiply_bf16
 from engine.kernels.cpu.attention import numpy_view
@@ -62,4 +63,10 @@ class PackedWeights:
         bias_or_none = np.zeros(0 if bias is None else self.width, dtype=np.float32)
         if bias is not None:
             bias_or_none[: len(bias)] = bias.detach().float().numpy()
-        self.packed: Packed = (panels, bias_or_none, multiply_bf16.multiplier() if is_bf16 else None)
+        multiplier = multiply_bf16.multiplier() if is_bf16 else None
+        code = (
+            linear_bf16.code_of_parts(multiplier)
+            if is_bf16
+            else linear.code_of_parts(from_dtype(panels.dtype))
+        )
+        self.packed: Packed = (code, panels, bias_or_none, multiplier)

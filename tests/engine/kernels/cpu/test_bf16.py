@@ -69,7 +69,8 @@ def test_linear(seed: int, num_threads: int, multiplier: Any) -> None:
 
     def run(mode: int, start: float, bias: Any = NO_BIAS) -> torch.Tensor:
         out = room(rows, width, start)
-        linear_bf16.linear(padded(x), panels, multiplier, bias, mode, num_threads, out)
+        code = linear_bf16.code_of_parts(multiplier)
+        linear_bf16.linear(code, padded(x), panels, multiplier, bias, mode, num_threads, out)
         return torch.from_numpy(out)[:, :outputs]
 
     def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
@@ -90,7 +91,8 @@ def test_gated_linear(seed: int, multiplier: Any) -> None:
     )
     panels = linear_bf16.interleave(numpy_view(gate), numpy_view(partner))
     out = torch.full((rows, panels.shape[0] * multiply_bf16.PANEL // 2), torch.nan, dtype=torch.bfloat16)
-    linear_bf16.linear(padded(x), panels, multiplier, NO_BIAS, GATED, 2, numpy_view(out))
+    code = linear_bf16.code_of_parts(multiplier)
+    linear_bf16.linear(code, padded(x), panels, multiplier, NO_BIAS, GATED, 2, numpy_view(out))
     expected = reference.silu_gated(x.float() @ gate.float().T, x.float() @ partner.float().T)
     torch.testing.assert_close(out[:, :outputs].float(), expected, rtol=1e-2, atol=1e-4 * inputs)
 
@@ -102,7 +104,8 @@ def test_silu_far_from_zero(multiplier: Any) -> None:
     weight[0, 0] = 1.0
     out = torch.full((5, 16), torch.nan, dtype=torch.bfloat16)
     panels = linear_bf16.interleave(numpy_view(weight), numpy_view(weight))
-    linear_bf16.linear(padded(x), panels, multiplier, NO_BIAS, GATED, 1, numpy_view(out))
+    code = linear_bf16.code_of_parts(multiplier)
+    linear_bf16.linear(code, padded(x), panels, multiplier, NO_BIAS, GATED, 1, numpy_view(out))
     torch.testing.assert_close(out[:, :1], reference.silu_gated(x[:, :1], x[:, :1]).bfloat16())
 
 
@@ -111,6 +114,7 @@ def test_products_of_torch_are_not_disturbed(multiplier: Any) -> None:
     x, weight = noise(0, 64, 64), noise(1, 64, 64)
     before = x @ weight
     linear_bf16.linear(
+        linear_bf16.code_of_parts(multiplier),
         padded(x),
         linear_bf16.pack(numpy_view(weight)),
         multiplier,
@@ -123,13 +127,10 @@ def test_products_of_torch_are_not_disturbed(multiplier: Any) -> None:
 
 
 COMPILE = """
-from numba import float32, int64, typeof, uint16
+from numba import uint16
 from engine.kernels.cpu import linear_bf16, multiply_bf16, prefill_attention_bf16
-floats, bf16, numbers = float32[::1], uint16[:, :, ::1], int64[:, ::1]
-tiles = typeof(multiply_bf16.AMX)
-linear_bf16.linear.compile((uint16[:, ::1], bf16, tiles, floats, int64, int64, float32[:, ::1]))
-prefill_attention_bf16.attend_chunks.compile((float32[:, :, ::1], bf16, bf16, tiles, numbers, numbers, int64,
-    float32, int64, float32, floats, bf16))
+linear_bf16.code_of_parts(multiply_bf16.AMX)
+prefill_attention_bf16.code_of_units(multiply_bf16.AMX, uint16)
 """
 
 

@@ -13,6 +13,8 @@ from engine.kernels.reference import layer as reference
 
 pytest.importorskip("numba")
 
+from numba import from_dtype
+
 from engine.kernels.cpu import layer, linear
 from engine.kernels.cpu.llvm.register_tiles import PANEL
 
@@ -22,6 +24,10 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def code_for(panels: Any) -> int:
+    return linear.code_of_parts(from_dtype(panels.dtype))
 
 
 def random_shape(seed: int) -> tuple[int, int, int]:
@@ -44,7 +50,7 @@ def test_linear(seed: int, dtype: torch.dtype, num_threads: int) -> None:
     bias[:outputs] = noise(seed + 2, outputs).numpy()
 
     def run(bias: Any, mode: int, out: Any) -> torch.Tensor:
-        linear.linear(x.numpy(), panels, bias, mode, num_threads, out)
+        linear.linear(code_for(panels), x.numpy(), panels, bias, mode, num_threads, out)
         return torch.from_numpy(out)[:, :outputs]
 
     tolerance = {"rtol": 1e-4, "atol": 1e-5 * inputs}
@@ -64,7 +70,7 @@ def test_gated_linear(seed: int, dtype: torch.dtype) -> None:
     gate, partner = (noise(seed + i, outputs, inputs, dtype=dtype) for i in (1, 2))
     out = np.full((rows, linear.padded(outputs)), np.nan, dtype=np.float32)
     panels = linear.interleave(numpy_view(gate), numpy_view(partner))
-    linear.linear(x.numpy(), panels, NO_BIAS, linear.GATED, 2, out)
+    linear.linear(code_for(panels), x.numpy(), panels, NO_BIAS, linear.GATED, 2, out)
     expected = reference.silu_gated(x @ gate.float().T, x @ partner.float().T)
     torch.testing.assert_close(torch.from_numpy(out)[:, :outputs], expected, rtol=1e-3, atol=1e-4 * inputs)
 
@@ -73,7 +79,8 @@ def test_silu_far_from_zero() -> None:
     x = torch.tensor([[-200.0], [-30.0], [0.0], [30.0], [200.0]])
     weight = np.ones((1, 1), dtype=np.float32)
     out = np.empty((5, PANEL), dtype=np.float32)
-    linear.linear(x.numpy(), linear.interleave(weight, weight), NO_BIAS, linear.GATED, 1, out)
+    panels = linear.interleave(weight, weight)
+    linear.linear(code_for(panels), x.numpy(), panels, NO_BIAS, linear.GATED, 1, out)
     torch.testing.assert_close(torch.from_numpy(out)[:, :1], reference.silu_gated(x, x))
 
 
