@@ -270,4 +270,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # The regular exit would take seconds, with this much loaded, and abort while another thread loads a tokenizer or
+    # compiles a grammar: code that is not Python's cannot be stopped from outside.
+    os._exit(status)

@@ -126,7 +126,8 @@ class StopTable:
             with contextlib.suppress(Exception):  # those who need it are told
                 self._load_tokenizer()
 
-        threading.Thread(target=load, name="tokenizer", daemon=True).start()
+        # Not a daemon: the process would abort if it ended while this thread is in the tokenizer's own code.
+        threading.Thread(target=load, name="tokenizer").start()
 
     def start(self, start: RowStart) -> None:
         """Assigns row `start.row` to this request. Raises ValueError if it has stop strings and no tokenizer loads."""

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import urllib3
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -26,14 +27,24 @@ def browser(*, width: int = 1280, height: int = 900, dark: bool = False) -> Iter
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:
         unavailable("Chromium with its driver")
-    assert binary is not None
-    with tempfile.TemporaryDirectory(prefix="bros-browser-", ignore_cleanup_errors=True) as profile:
-        options = Options()
-        options.binary_location = binary
-        for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        chrome = webdriver.Chrome(options=options, service=Service(driver))
+    assert binary is not None and driver is not None
+    with contextlib.ExitStack() as stack:
+
+        def start() -> webdriver.Chrome:
+            profile = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="bros-browser-", ignore_cleanup_errors=True)
+            )
+            options = Options()
+            options.binary_location = binary
+            for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
+                options.add_argument(flag)
+            options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+            return webdriver.Chrome(options=options, service=Service(driver))
+
+        try:
+            chrome = start()
+        except urllib3.exceptions.TimeoutError:  # on a busy machine, Chromium has hung as it started
+            chrome = start()
         try:
             scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
             chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})

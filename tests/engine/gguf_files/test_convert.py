@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from engine.gguf_files import weights
 from engine.gguf_files.convert import text_directory, weights_directory, with_model_directory
 from engine.gguf_files.place import GgufFile, ModelPackageMissing, gguf_file
 from tests.factories_gguf import make_gguf
+from tests.forked_python import ForkedPython
 from tests.full_disk import file_size_limit
 
 # What transformers' reader takes for granted, because files do not state it.
@@ -77,9 +80,19 @@ def assert_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert torch.equal(ours[name], values), name
 
 
-def start_converter(path: Path, how: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CONVERTER, str(path), how]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def start_converter() -> Iterator[Callable[[Path, str], subprocess.Popen[str]]]:
+    """Starts processes that convert a file."""
+    with contextlib.ExitStack() as stack:
+        run: Any = subprocess
+        if sys.platform == "linux":
+            run = stack.enter_context(ForkedPython("engine.gguf_files.convert")).subprocess
+
+        def start(path: Path, how: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", CONVERTER, str(path), how]
+            return run.Popen(command, stdout=run.PIPE, stderr=run.PIPE, text=True)  # type: ignore[no-any-return]
+
+        yield start
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,7 +143,9 @@ def test_a_conversion_is_made_once_and_again_when_the_file_changes(tmp_path: Pat
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_conversion_that_was_killed_never_counts(tmp_path: Path) -> None:
+def test_a_conversion_that_was_killed_never_counts(
+    tmp_path: Path, start_converter: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
     path = make_gguf(tmp_path / "m.gguf")
     converter = start_converter(path, "stop")
     assert converter.stdout is not None
@@ -146,7 +161,9 @@ def test_a_conversion_that_was_killed_never_counts(tmp_path: Path) -> None:
     assert_equal(state_of(converted, torch.float32), state_of(tmp_path, torch.float32, gguf_file=path.name))
 
 
-def test_processes_that_start_together_convert_once(tmp_path: Path) -> None:
+def test_processes_that_start_together_convert_once(
+    tmp_path: Path, start_converter: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
     path = make_gguf(tmp_path / "m.gguf")
     converters = [start_converter(path, "go") for _ in range(3)]
     outputs = [converter.communicate() for converter in converters]
