@@ -87,7 +87,7 @@ SPILLING = """
 from dataclasses import replace
 from benchmarks.kernel_resources import resources
 case = next(case for case in resources.CASES if case.name == "attend 8b, chunk, bf16")
-(launch,) = resources.record(case, 80)
+launch = resources.record(case, 80)[0]
 launch = replace(launch, constants={**launch.constants, "maxnreg": 64})
 found = resources.resources_of(case, launch, resources.compile_launch(launch, 80), 80)
 print(found.spill_bytes, found.fits)
