@@ -65,11 +65,13 @@ def wait_text(chrome: Chrome, *words: str) -> str:
 
 
 def press(chrome: Chrome, label: str) -> None:
+    """Press a button with the keyboard: a click would miss one that moves, because something appears above it."""
+
     def pressed() -> bool:
         for button in chrome.find_elements(By.CSS_SELECTOR, "button"):
             try:
                 if button.is_displayed() and button.text.strip() == label:
-                    button.click()
+                    button.send_keys(Keys.ENTER)
                     return True
             except StaleElementReferenceException:
                 return False
