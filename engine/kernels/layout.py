@@ -70,17 +70,30 @@ class StepLayout:
             tile_work.merges.ravel(),
         ]  # fmt: skip
         packed = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(slot_table.device)
-        device, shares, merges, counted, tiles, tile_merges = torch.split(
-            packed, [len(part) for part in parts]
-        )
+        on_device = torch.split(packed, [len(part) for part in parts])
+        return StepLayout.of_parts(slot_table, slot_mapping, host, *on_device)
+
+    @staticmethod
+    def of_parts(
+        slot_table: torch.Tensor,
+        slot_mapping: torch.Tensor,
+        host: IntArray,
+        rows: torch.Tensor,
+        shares: torch.Tensor,
+        merges: torch.Tensor,
+        num_work: torch.Tensor,
+        tiles: torch.Tensor,
+        tile_merges: torch.Tensor,
+    ) -> StepLayout:
+        """The layout whose parts on the device are these, each without its shape."""
         return StepLayout(
             slot_table,
             slot_mapping,
             host,
-            device.view(4, -1),
+            rows.view(4, -1),
             shares.view(-1, 4),
             merges.view(-1, 3),
-            counted,
+            num_work,
             tiles.view(-1, 5),
             tile_merges.view(-1, 4),
         )

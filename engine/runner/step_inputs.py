@@ -27,31 +27,10 @@ class StepTensors:
     @staticmethod
     def of(vector: torch.Tensor, sizes: StepSizes, slot_table: torch.Tensor, host: IntArray) -> StepTensors:
         """Views of `vector` [sizes.total], which is laid out as by `pack`. The host decides by `host` [4, R]."""
-        (
-            token_ids,
-            positions,
-            slots,
-            token_rows,
-            rows,
-            shares,
-            merges,
-            num_work,
-            tiles,
-            tile_merges,
-            wanted,
-            wanted_rows,
-        ) = torch.split(vector, sizes.parts)
-        layout = StepLayout(
-            slot_table,
-            slots,
-            host,
-            rows.view(4, -1),
-            shares.view(-1, 4),
-            merges.view(-1, 3),
-            num_work,
-            tiles.view(-1, 5),
-            tile_merges.view(-1, 4),
+        token_ids, positions, slots, token_rows, *of_layout, wanted, wanted_rows = torch.split(
+            vector, sizes.parts
         )
+        layout = StepLayout.of_parts(slot_table, slots, host, *of_layout)
         return StepTensors(token_ids, positions, token_rows, wanted, wanted_rows, layout)
 
 
