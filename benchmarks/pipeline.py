@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import write_result
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.settings import DEMO_MODEL_DIR
 from tests.services import Processes, postgres_server, processes, redis_server, wait_for
 

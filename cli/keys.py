@@ -20,7 +20,7 @@ from cli.settings_options import load_settings, settings_options
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from bros_batch.db.tables import ApiKey
+    from bros_batch.db.table_rows import ApiKey
 
 MAX_NAME_CHARS = 64
 MAX_LIMIT = 2**31 - 1

@@ -7,7 +7,8 @@ from typing import Literal
 from sqlalchemy import Connection, text
 
 from bros_batch.db.states import JOB_TRANSITIONS, JobStatus
-from bros_batch.db.tables import IS_WITHOUT_RESULT, Job
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import IS_WITHOUT_RESULT
 
 Change = Literal["pause", "resume", "rerun", "cancel"]
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from bros_batch.db.tables import ApiKey, api_keys
+from bros_batch.db.table_rows import ApiKey
+from bros_batch.db.tables import api_keys
 
 
 @dataclass(frozen=True, slots=True)

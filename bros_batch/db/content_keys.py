@@ -16,7 +16,8 @@ from sqlalchemy import Connection, select, text
 
 from bros_batch.db.connections import IDS_PER_QUERY, is_among, is_postgres
 from bros_batch.db.packed_arrays import bigints, blobs, integers
-from bros_batch.db.tables import ContentKey, content_keys, items
+from bros_batch.db.table_rows import ContentKey
+from bros_batch.db.tables import content_keys, items
 
 _WAITING = "status = 'pending' AND source_id IS NOT NULL AND source_id <> id"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from bros_batch.db.tables import EngineRow, engines
+from bros_batch.db.table_rows import EngineRow
+from bros_batch.db.tables import engines
 
 
 def upsert_engines(connection: Connection, heartbeats: Sequence[Mapping[str, Any]], now_s: float) -> None:

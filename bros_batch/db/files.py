@@ -9,7 +9,8 @@ from dataclasses import asdict
 from sqlalchemy import Connection, delete, exists, insert, select, tuple_
 
 from bros_batch.db.states import ENDED_JOB
-from bros_batch.db.tables import File, files, jobs
+from bros_batch.db.table_rows import File
+from bros_batch.db.tables import files, jobs
 
 
 def expiry_of(now_s: float, retention_s: float, asked_s: float | None = None) -> float | None:

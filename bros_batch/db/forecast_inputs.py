@@ -11,7 +11,8 @@ from bros_batch.db.connections import IDS_PER_QUERY, is_among
 from bros_batch.db.engines import list_engines
 from bros_batch.db.pending_items import HAS_QUEUED, urgency
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job, content_keys, items, jobs
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import content_keys, items, jobs
 
 # Of jobs that wait behind so many others, only the first ones count.
 MAX_RUNNING = 500

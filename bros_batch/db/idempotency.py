@@ -9,7 +9,8 @@ import hashlib
 
 from sqlalchemy import Connection, delete, exists, select, text
 
-from bros_batch.db.tables import IdempotencyKey, idempotency_keys
+from bros_batch.db.table_rows import IdempotencyKey
+from bros_batch.db.tables import idempotency_keys
 
 KEPT_S = 24 * 3600.0
 

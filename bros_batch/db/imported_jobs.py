@@ -14,7 +14,8 @@ from bros_batch.db.job_events import add_event
 from bros_batch.db.job_leases import NO_LEASE
 from bros_batch.db.jobs import DEFAULT_WINDOW_S, lock_job, new_job_id, set_status
 from bros_batch.db.states import JobStatus, ensure_job
-from bros_batch.db.tables import Job, items, job_events, jobs
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import items, job_events, jobs
 from bros_batch.documents.job_file import JOB_FILE, ExportedJob, JobHead, RowCounts, StoredRow
 
 _ENDINGS = {

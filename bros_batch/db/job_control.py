@@ -8,7 +8,7 @@ from bros_batch.db.allowed_changes import may_resume
 from bros_batch.db.job_endings import end_items
 from bros_batch.db.jobs import lock_job, set_status
 from bros_batch.db.states import IllegalTransition, ItemStatus, JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 
 CANCEL_AT_ONCE_ITEMS = 10_000
 

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job, JobEvent, job_events
+from bros_batch.db.table_rows import Job, JobEvent
+from bros_batch.db.tables import job_events
 
 # A job that is paused and resumed without end keeps its latest events.
 MAX_EVENTS = 200

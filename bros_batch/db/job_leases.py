@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from bros_batch.db.jobs import lock_job
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job, jobs
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import jobs
 
 # The columns of a job that no run holds.
 NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_until": 0.0}

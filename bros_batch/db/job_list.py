@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, func, or_, select, tuple_
 
 from bros_batch.db.jobs import HAS_FILE
-from bros_batch.db.tables import Job, jobs
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import jobs
 
 _ENDED_AT = func.coalesce(jobs.c.completed_at, jobs.c.cancelled_at, jobs.c.expired_at, jobs.c.failed_at, 0.0)
 # By name: what the list is ordered by before the time of submission, and whether the highest comes first.

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, func, insert, or_, select, text, tuple_, upda
 
 from bros_batch.db.job_events import add_change, add_event
 from bros_batch.db.states import ENDED_JOB, JobStatus, ensure_job
-from bros_batch.db.tables import Job, jobs
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import jobs
 from bros_batch.db.webhook_calls import add_call
 
 # A literal and not a parameter: a planner that sees a parameter cannot know that the partial index covers it.

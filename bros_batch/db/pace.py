@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, delete, insert, select, update
 
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job, PaceMinute, jobs, pace_minutes
+from bros_batch.db.table_rows import Job, PaceMinute
+from bros_batch.db.tables import jobs, pace_minutes
 
 MINUTE_S = 60
 KEPT_S = 24 * 3600.0

@@ -16,7 +16,8 @@ from bros_batch.db.job_events import add_event
 from bros_batch.db.job_leases import NO_LEASE
 from bros_batch.db.jobs import DEFAULT_WINDOW_S, lock_job, set_status
 from bros_batch.db.states import ENDED_ITEM, ENDED_JOB, ItemStatus, JobStatus, ensure_item
-from bros_batch.db.tables import IS_WITHOUT_RESULT, File, Job, items, jobs
+from bros_batch.db.table_rows import File, Job
+from bros_batch.db.tables import IS_WITHOUT_RESULT, items, jobs
 from bros_batch.documents.job_file import JOB_FILE
 
 # The next epoch: a result from before the rerun changes nothing.

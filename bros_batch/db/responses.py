@@ -15,7 +15,8 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal,
 from bros_batch.db.connections import IDS_PER_QUERY
 from bros_batch.db.jobs import lock_jobs
 from bros_batch.db.states import ENDED_JOB
-from bros_batch.db.tables import StoredResponse, items, jobs, responses
+from bros_batch.db.table_rows import StoredResponse
+from bros_batch.db.tables import items, jobs, responses
 
 # Of one API key. Beyond that, the oldest ones are deleted.
 MAX_PER_KEY = 100_000

@@ -11,7 +11,8 @@ from bros_batch.db import files as files_module
 from bros_batch.db.content_keys import delete_answers
 from bros_batch.db.jobs import HAS_FILE, lock_job
 from bros_batch.db.states import ENDED_JOB
-from bros_batch.db.tables import File, files, items, jobs
+from bros_batch.db.table_rows import File
+from bros_batch.db.tables import files, items, jobs
 
 _ENDED_AT = func.coalesce(
     jobs.c.completed_at, jobs.c.failed_at, jobs.c.expired_at, jobs.c.cancelled_at, jobs.c.created_at

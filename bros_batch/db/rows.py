@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, Connection, and_, literal_column, or_, sel
 
 from bros_batch.db.connections import is_postgres
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus
-from bros_batch.db.tables import IS_WITHOUT_RESULT, Job, items
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import IS_WITHOUT_RESULT, items
 
 MAX_PAGE_BYTES = 8 * 1024**2
 # How long one request may look for rows, and the text that is looked through between two looks at the clock.

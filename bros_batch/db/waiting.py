@@ -10,7 +10,8 @@ from sqlalchemy import Connection, select, text
 from bros_batch.db import engines
 from bros_batch.db.pending_items import HAS_QUEUED, urgency
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job, jobs
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import jobs
 
 # Rows of engines are renewed every second; a busy database may take longer.
 ENGINE_SILENT_S = 30.0

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, delete, insert, or_, select, update
 
-from bros_batch.db.tables import Job, WebhookCall, webhook_calls
+from bros_batch.db.table_rows import Job, WebhookCall
+from bros_batch.db.tables import webhook_calls
 
 MAX_PAUSE_S = 3 * 3600.0
 

@@ -1,7 +1,7 @@
 """The request that an item stands for: the body of a batch line as it is, or a document put into its job's prompt.
 
 An item's body is kept as text and read once per stage: ingest checks it, prepare makes tokens of it, and record reads
-how its output is to be cut and formatted. `bros_batch.db.tables.Item` says why it is not kept in a parsed form.
+how its output is to be cut and formatted. `bros_batch.db.table_rows.Item` says why it is not kept in a parsed form.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from bros_batch.db import content_keys
 from bros_batch.db.item_results import FinishedItem
 from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import ContentKey
+from bros_batch.db.table_rows import ContentKey
 from bros_batch.jobs.finished_item import NOTHING_REUSED, Reused
 from bros_batch.jobs.leaders import remove_leaders
 from bros_batch.jobs.memo import memo_of

@@ -21,7 +21,7 @@ from bros_batch.db import ended_items, files, job_endings, job_leases, jobs
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
 from bros_batch.db.states import ItemStatus, JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.batch_output import error_line, output_line

@@ -13,7 +13,7 @@ from bros_batch.db import imported_jobs, job_leases
 from bros_batch.db.connections import writing
 from bros_batch.db.job_leases import Lease
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.documents.job_file import (
     MAX_HEAD_BYTES,
     MAX_ROW_BYTES,

@@ -18,7 +18,7 @@ from bros_batch.db import files, job_leases, jobs, new_items
 from bros_batch.db.connections import writing
 from bros_batch.db.job_leases import NO_LEASE, Lease, LeaseLost
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.input_lines import input_lines
 from bros_batch.documents.item_requests import prompt_fields

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from bros_batch.db.tables import ContentKey
+from bros_batch.db.table_rows import ContentKey
 from bros_batch.jobs.finished_item import NOTHING_REUSED, Reused
 from engine.wire.decoding import DECODE_ERRORS
 from engine.wire.protocol import Choice, ItemResult

@@ -21,7 +21,7 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.item_results import FinishedItem, ItemOrigin
 from bros_batch.db.pending_items import QueuedItem, RunnableJob
 from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import ContentKey
+from bros_batch.db.table_rows import ContentKey
 from bros_batch.documents import content_key
 from bros_batch.documents.item_requests import JobRequests
 from bros_batch.jobs.finished_item import finished_item

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bros_batch.db.api_keys import NO_TERMS, KeyTerms, digest_of, terms_of
-from bros_batch.db.tables import ApiKey
+from bros_batch.db.table_rows import ApiKey
 from bros_batch.web.audit import log_key_change
 from bros_batch.web.errors import ApiError
 

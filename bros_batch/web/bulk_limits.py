@@ -14,7 +14,8 @@ from starlette.requests import Request
 from bros_batch.db.connections import is_postgres
 from bros_batch.db.jobs import HAS_FILE
 from bros_batch.db.states import ENDED_JOB, JobStatus
-from bros_batch.db.tables import File, jobs
+from bros_batch.db.table_rows import File
+from bros_batch.db.tables import jobs
 from bros_batch.documents.input_lines import num_lines
 from bros_batch.documents.job_file import unfinished_rows
 from bros_batch.web.app_state import app_state

@@ -18,7 +18,7 @@ from bros_batch.db import job_control, jobs, rerun
 from bros_batch.db.allowed_changes import Change
 from bros_batch.db.rerun import CannotRerun
 from bros_batch.db.states import ENDED_JOB, IllegalTransition
-from bros_batch.db.tables import File, Job
+from bros_batch.db.table_rows import File, Job
 from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.web.app_state import AppState, app_state

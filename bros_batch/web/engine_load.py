@@ -13,7 +13,7 @@ from bros_batch.db import engines
 from bros_batch.db.api_keys import weights_of
 from bros_batch.db.forecast_inputs import RunningJob, running_jobs_of
 from bros_batch.db.pending_items import urgency
-from bros_batch.db.tables import EngineRow, Job
+from bros_batch.db.table_rows import EngineRow, Job
 from bros_batch.db.waiting import ENGINE_SILENT_S
 from bros_batch.forecast import NO_WORK, Forecast, OtherOwner, Work, forecast
 from bros_batch.web.engine_pace import OUTPUT_WEIGHT, EnginePace, TokenCost

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from bros_batch.db.forecast_inputs import earlier_jobs, output_lengths
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.forecast import Work
 from bros_batch.openai_api.endpoints import DECISIONS, EMBEDDINGS, SYSTEMONE
 from bros_batch.output_lengths import Lengths, OutputLengths

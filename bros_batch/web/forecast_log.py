@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from bros_batch.db import jobs
 from bros_batch.db.forecast_errors import add_errors
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.forecast import Forecast
 from bros_batch.web.engine_pace import EnginePace
 from bros_batch.web.job_forecasts import raw_forecasts, stage_of

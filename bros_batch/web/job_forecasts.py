@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from bros_batch.db.forecast_errors import read_errors
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.forecast import Forecast
 from bros_batch.web.engine_load import EngineLoad, NewJob
 from bros_batch.web.engine_pace import EnginePace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bros_batch.db.tables import JobEvent
+from bros_batch.db.table_rows import JobEvent
 from bros_batch.web.formats import duration, number
 
 

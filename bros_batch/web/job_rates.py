@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.web.engine_pace import EnginePace
 
 WINDOW_S = 60.0

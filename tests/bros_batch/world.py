@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, func, select
 from bros_batch.db import files, job_control, jobs, tables
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import Item, Job
+from bros_batch.db.table_rows import Item, Job
 from bros_batch.jobs.finalize import finalize
 from bros_batch.jobs.ingest import ingest
 from bros_batch.jobs.prepare import prepare

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, func, select
 
 from bros_batch.db import jobs, tables
 from bros_batch.db.connections import open_database, reading
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.text.tokenizer import load_tokenizer
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner

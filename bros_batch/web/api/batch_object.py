@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bros_batch.addresses import without_password
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.documents.column_types import answer_types
 from bros_batch.forecast import Forecast
 

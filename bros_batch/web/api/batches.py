@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from bros_batch.db import ended_items, files, idempotency, jobs
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
-from bros_batch.db.tables import File, IdempotencyKey, Job
+from bros_batch.db.table_rows import File, IdempotencyKey, Job
 from bros_batch.db.waiting import waiting_reasons
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import job_requests, prompt_fields

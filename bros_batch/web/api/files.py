@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
 from bros_batch.db import files
-from bros_batch.db.tables import File
+from bros_batch.db.table_rows import File
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.durations import MAX_EXPIRY_S, MIN_EXPIRY_S
 from bros_batch.web.api.pagination import list_page

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bros_batch.db import idempotency, jobs
-from bros_batch.db.tables import IdempotencyKey, Job
+from bros_batch.db.table_rows import IdempotencyKey, Job
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object
 from bros_batch.web.errors import ApiError, JSONResponse

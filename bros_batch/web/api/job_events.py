@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from bros_batch.db.job_events import list_events
 from bros_batch.db.jobs import get_job
-from bros_batch.db.tables import JobEvent
+from bros_batch.db.table_rows import JobEvent
 from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import JSONResponse, not_found
 from bros_batch.web.job_log import log_sentence

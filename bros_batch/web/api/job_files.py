@@ -18,7 +18,7 @@ from bros_batch.db import imported_jobs, job_events
 from bros_batch.db.jobs import get_job
 from bros_batch.db.rows import RowQuery, rows_page
 from bros_batch.db.states import ENDED_JOB, JobStatus
-from bros_batch.db.tables import File, Job
+from bros_batch.db.table_rows import File, Job
 from bros_batch.documents.job_file import (
     FORMAT,
     MAX_HEAD_BYTES,

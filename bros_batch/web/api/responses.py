@@ -22,7 +22,7 @@ from bros_batch.db import response_jobs, responses
 from bros_batch.db.files import expiry_of
 from bros_batch.db.pending_items import AS_CHAT_PRIORITY
 from bros_batch.db.responses import FoundResponse
-from bros_batch.db.tables import StoredResponse
+from bros_batch.db.table_rows import StoredResponse
 from bros_batch.openai_api import completion_response
 from bros_batch.openai_api.endpoints import RESPONSES
 from bros_batch.openai_api.registry import endpoint_at

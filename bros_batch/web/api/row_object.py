@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from bros_batch.db.rows import ItemRow
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.documents.row_contents import RowContents
 from bros_batch.documents.row_request import row_request
 from bros_batch.request_error import RequestError

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from bros_batch.db.jobs import get_job
 from bros_batch.db.rows import ItemRow, RowQuery, get_row, rows_page
 from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object

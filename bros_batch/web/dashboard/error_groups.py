@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from bros_batch.db.ended_items import count_error_codes, ended_page
 from bros_batch.db.states import WITHOUT_RESULT
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 
 SAMPLE_ROWS = 500
 MAX_GROUPS = 20

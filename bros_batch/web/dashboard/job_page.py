@@ -18,7 +18,7 @@ from bros_batch.addresses import without_password
 from bros_batch.db import files, job_events, jobs, pace
 from bros_batch.db.allowed_changes import Change, allowed_changes
 from bros_batch.db.states import ENDED_JOB
-from bros_batch.db.tables import File, Job, JobEvent, PaceMinute
+from bros_batch.db.table_rows import File, Job, JobEvent, PaceMinute
 from bros_batch.db.waiting import waiting_reasons
 from bros_batch.forecast import Forecast
 from bros_batch.web.app_state import app_state

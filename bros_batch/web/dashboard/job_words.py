@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bros_batch.db.states import ENDED_JOB, ItemStatus, JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 
 STATUS_WORDS: dict[str, str] = {
     JobStatus.VALIDATING: "reading",

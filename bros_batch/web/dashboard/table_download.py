@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.documents.answer_columns import KnownColumns
 from bros_batch.documents.writers.answer_table import Unwritable, Written
 from bros_batch.documents.writers.table_limits import UnwritableTable, check_num_rows

@@ -23,7 +23,7 @@ from bros_batch.addresses import without_password
 from bros_batch.db import jobs, webhook_calls
 from bros_batch.db.api_keys import notify_secret_of
 from bros_batch.db.job_events import add_event
-from bros_batch.db.tables import Job, WebhookCall
+from bros_batch.db.table_rows import Job, WebhookCall
 from bros_batch.settings import Settings
 from bros_batch.web.errors import ApiError
 from bros_batch.web.webhooks.call import TIMEOUT_S, Answer, call

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from bros_batch.db import response_jobs
 from bros_batch.db.states import ItemStatus
-from bros_batch.db.tables import Job, WebhookCall
+from bros_batch.db.table_rows import Job, WebhookCall
 
 
 def event_body(connection: Connection, call: WebhookCall, job: Job) -> bytes | None:

@@ -10,6 +10,7 @@ from sqlalchemy import JSON, BigInteger, Double, MetaData, String, Text
 
 from bros_batch.db import tables
 from bros_batch.db.columns import BigCount, Key, table_of
+from bros_batch.db.table_rows import ApiKey, EngineRow, File, Item, Job
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ def test_a_table_has_a_column_for_each_field() -> None:
 @pytest.mark.parametrize(
     ("table", "row"),
     [
-        (tables.files, tables.File),
-        (tables.jobs, tables.Job),
-        (tables.items, tables.Item),
-        (tables.engines, tables.EngineRow),
-        (tables.api_keys, tables.ApiKey),
+        (tables.files, File),
+        (tables.jobs, Job),
+        (tables.items, Item),
+        (tables.engines, EngineRow),
+        (tables.api_keys, ApiKey),
     ],
 )
 def test_columns_are_in_the_order_of_the_fields(table: Any, row: Any) -> None:

@@ -9,7 +9,8 @@ from sqlalchemy import Engine, func, select
 
 from bros_batch.db import idempotency, jobs
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.tables import IdempotencyKey, idempotency_keys
+from bros_batch.db.table_rows import IdempotencyKey
+from bros_batch.db.tables import idempotency_keys
 from bros_batch.db.tables import jobs as jobs_table
 
 FIRST = IdempotencyKey(idempotency.key_id("Bearer a", "k"), "f" * 64, "batch_1", 1000.0)

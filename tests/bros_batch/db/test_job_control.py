@@ -7,7 +7,7 @@ import pytest
 from bros_batch.db import job_control
 from bros_batch.db.connections import writing
 from bros_batch.db.states import IllegalTransition
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.jobs import finalize as finalize_module
 from bros_batch.jobs.task_run import Progress
 from bros_batch.jobs.withdraw import withdraw_job

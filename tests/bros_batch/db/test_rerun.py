@@ -10,7 +10,7 @@ import pytest
 from bros_batch.db import files
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.rerun import CannotRerun, rerun_rows
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from tests.bros_batch.world import World, batch_lines
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bros_batch.db import engines, files
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.tables import File
+from bros_batch.db.table_rows import File
 from bros_batch.jobs import tasks
 from tests.bros_batch.world import World, batch_lines
 

@@ -15,7 +15,7 @@ from celery import Celery
 
 from bros_batch.db import job_control
 from bros_batch.db.connections import writing
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from bros_batch.jobs import tasks
 from bros_batch.jobs.celery_app import app, broker_url, configuration
 from bros_batch.settings import Settings

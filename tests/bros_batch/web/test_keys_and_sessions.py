@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from bros_batch.db import api_keys
 from bros_batch.db.connections import open_database, writing
-from bros_batch.db.tables import ApiKey
+from bros_batch.db.table_rows import ApiKey
 from bros_batch.web.audit import ALWAYS_LOGGED, Repetitions
 from bros_batch.web.login_attempts import MAX_FAILURES, LoginAttempts
 from bros_batch.web.session_cookie import COOKIE

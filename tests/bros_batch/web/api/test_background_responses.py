@@ -15,7 +15,7 @@ from openai.types.responses import Response
 
 from bros_batch.db import jobs
 from bros_batch.db.connections import open_database, reading
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from tests.bros_batch.web.serving import MODEL_NAME, Web, whole_service
 from tests.services import Process, Processes, RedisServer, wait_for
 

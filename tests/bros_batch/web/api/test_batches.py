@@ -20,7 +20,7 @@ from bros_batch.db import jobs, tables
 from bros_batch.db.connections import open_database, writing
 from bros_batch.db.job_control import set_status
 from bros_batch.db.states import JobStatus
-from bros_batch.db.tables import Job
+from bros_batch.db.table_rows import Job
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings, whole_service
 from tests.services import RedisServer, wait_for
 

@@ -17,7 +17,8 @@ from bros_batch.client.job_archive import DamagedArchive, archive_lines, check_a
 from bros_batch.db import imported_jobs, job_control, job_events
 from bros_batch.db.connections import open_database, reading, writing
 from bros_batch.db.schema import upgrade
-from bros_batch.db.tables import Job, jobs
+from bros_batch.db.table_rows import Job
+from bros_batch.db.tables import jobs
 from bros_batch.documents.readers.table_lines import LineStream
 from bros_batch.jobs.task_run import Progress
 from bros_batch.web.app import create_app

@@ -18,7 +18,7 @@ from bros_batch.db.connections import open_database, writing
 from bros_batch.db.job_list import JobsPage
 from bros_batch.db.rows import ItemRow
 from bros_batch.db.schema import upgrade
-from bros_batch.db.tables import File, Job, JobEvent, PaceMinute
+from bros_batch.db.table_rows import File, Job, JobEvent, PaceMinute
 from bros_batch.web.dashboard.engine_page import engine_page
 from bros_batch.web.dashboard.error_groups import ErrorGroup
 from bros_batch.web.dashboard.history import EngineHistory

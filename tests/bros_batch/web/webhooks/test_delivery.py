@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 from bros_batch.db import job_events, response_jobs, responses
 from bros_batch.db.api_keys import KeyTerms, create_api_key
 from bros_batch.db.connections import reading, writing
-from bros_batch.db.tables import JobEvent, StoredResponse
+from bros_batch.db.table_rows import JobEvent, StoredResponse
 from bros_batch.web.job_log import log_lines
 from bros_batch.web.webhooks.delivery import AT_ONCE_PER_HOST, CLAIM_S, Delivery
 from tests.bros_batch.web.webhooks.receiver import SECRET, Receiver
