@@ -28,6 +28,8 @@ from benchmarks.serving.cpu_times import cpu_times
 from benchmarks.serving.load import Ask, Load, chats, documents
 
 BE_PRIORITY = 1  # bros-batch: bulk, like every priority above 0; vLLM: after the default priority 0
+PATIENCE_S = 60.0  # for the metrics of a server
+SILENT_ENGINE = 'bros_up{part="engine"} 0.0'  # in them, where the engine did not answer the web process in time
 LANES = {"rt": ("rt",), "be": ("be",), "both": ("rt", "be")}
 
 
@@ -167,10 +169,15 @@ def is_counter(name: str) -> bool:
 
 
 async def metrics(url: str) -> dict[str, float]:
-    """Read the server's metrics by name and lane, summed over all other labels. Empty without a /metrics route."""
+    """Read the server's metrics by name and lane, summed over all other labels. Empty without a /metrics route.
+
+    Raises TimeoutError if the engine of a bros-batch server stays silent.
+    """
     # A server that competes for the CPU may answer late. Without its answer, counters would seem to start at 0.
-    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+    async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
         answer = await http.get(f"{url}/metrics")
+        while SILENT_ENGINE in answer.text:  # it answers between two steps, which may take longer than /metrics waits
+            answer = await http.get(f"{url}/metrics")
     found: dict[str, float] = {}
     for line in answer.text.splitlines() if answer.status_code == 200 else ():
         series, _, value = line.rpartition(" ")
