@@ -29,7 +29,8 @@ from benchmarks.serving.load import Ask, Load, chats, documents
 
 BE_PRIORITY = 1  # bros-batch: bulk, like every priority above 0; vLLM: after the default priority 0
 PATIENCE_S = 60.0  # for the metrics of a server
-SILENT_ENGINE = 'bros_up{part="engine"} 0.0'  # in them, where the engine did not answer the web process in time
+# In them, where the engine did not answer the web process in time. It answers between two steps.
+SILENT_ENGINE = 'bros_up{part="engine"} 0.0'
 LANES = {"rt": ("rt",), "be": ("be",), "both": ("rt", "be")}
 
 
@@ -176,7 +177,7 @@ async def metrics(url: str) -> dict[str, float]:
     # A server that competes for the CPU may answer late. Without its answer, counters would seem to start at 0.
     async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
         answer = await http.get(f"{url}/metrics")
-        while SILENT_ENGINE in answer.text:  # it answers between two steps, which may take longer than /metrics waits
+        while SILENT_ENGINE in answer.text:
             answer = await http.get(f"{url}/metrics")
     found: dict[str, float] = {}
     for line in answer.text.splitlines() if answer.status_code == 200 else ():

@@ -53,11 +53,15 @@ def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
 
 
 def beside_each_other(found: dict[str, Any]) -> dict[str, Any]:
-    """From a report of a load with both lanes: the tokens of bulk, prompts and outputs, and how chats fared."""
+    """From a report of a load with both lanes: the tokens of each, prompts and outputs, and how chats fared."""
     counters = found["counters"]
-    tokens = sum(counters.get(f"bros_{kind}_tokens_total.be", 0.0) for kind in ("prompt", "generation"))
+    tokens = {
+        lane: sum(counters.get(f"bros_{kind}_tokens_total.{lane}", 0.0) for kind in ("prompt", "generation"))
+        for lane in LANES["both"]
+    }
     return {
-        "be_tokens_per_s": tokens / found["counted_s"],
+        "be_tokens_per_s": tokens["be"] / found["counted_s"],
+        "rt_tokens_per_s": tokens["rt"] / found["counted_s"],
         "rt": {key: found["rt"][key] for key in ("requests", "attainment", "ttft_ms", "tpot_ms", "errors")},
         "be_errors": found["be"]["errors"],
     }
