@@ -172,6 +172,7 @@ class EngineMetrics:
                 "waiting": waiting,
                 "kv_blocks": used_blocks[lane],
                 "generated_tokens": metrics.output_tokens + unfinished[lane],
+                "planned_tokens": scheduler.num_planned_tokens[lane],
                 **metrics.snapshot(),
             }
         return {

@@ -53,12 +53,8 @@ def report(windows: Sequence[Observed], limits: Limits) -> dict[str, Any]:
 
 
 def beside_each_other(found: dict[str, Any]) -> dict[str, Any]:
-    """From a report of a load with both lanes: the tokens of each, prompts and outputs, and how chats fared."""
-    counters = found["counters"]
-    tokens = {
-        lane: sum(counters.get(f"bros_{kind}_tokens_total.{lane}", 0.0) for kind in ("prompt", "generation"))
-        for lane in LANES["both"]
-    }
+    """From a report of a load with both lanes: the tokens that steps computed of each, and how chats fared."""
+    tokens = {lane: found["counters"].get(f"bros_step_tokens_total.{lane}", 0.0) for lane in LANES["both"]}
     return {
         "be_tokens_per_s": tokens["be"] / found["counted_s"],
         "rt_tokens_per_s": tokens["rt"] / found["counted_s"],

@@ -52,6 +52,8 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._order = count()
         self._num_steps = 0
+        # By lane, prompts and outputs; tokens that a preemption or a restart lost are planned again.
+        self.num_planned_tokens = dict.fromkeys(Lane, 0)
         self._under_way: deque[Batch] = deque()
         self._updated_s = 0.0  # time of the last result
         # Duration of the step of the last result, from its plan or from the end of the step before, whichever is later.
@@ -149,6 +151,8 @@ class Scheduler:
         if self.kv.copies_out:
             batch.add_copies_out(self.kv.take_copies_out())
         if not batch.plan.is_empty:
+            self.num_planned_tokens[Lane.BE] += batch.num_be_tokens
+            self.num_planned_tokens[Lane.RT] += batch.plan.num_tokens - batch.num_be_tokens
             self._count_as_computed(batch)
             self._under_way.append(batch)
             step_s = self.cost_model.predict(batch.shape)

@@ -44,6 +44,11 @@ COUNTERS = (
         "Prompt tokens of finished requests found in the prefix cache",
     ),
     ("bros_generation_tokens", "output_tokens", "Output tokens of finished requests"),
+    (
+        "bros_step_tokens",
+        "planned_tokens",
+        "Prompt and output tokens in steps, again where preemption or a restart lost them",
+    ),
 )
 # Per engine: name, key in the engine's statistics, help text.
 ENGINE_COUNTERS = (

@@ -29,6 +29,7 @@ NAMES = {
     "bros_prefix_cache_queries", "bros_prefix_cache_hits", "bros_restored_tokens", "bros_slo_attainment_ratio",
     "bros_cost_model_error_ratio", "bros_step_limit_seconds", "bros_step_cap_seconds", "bros_requests_rejected",
     "bros_slo_requests", "bros_slowdown_ratio", "bros_kv_free_blocks", "bros_saved_tokens",
+    "bros_step_tokens",
 }  # fmt: skip
 
 
@@ -59,6 +60,7 @@ def test_requests_are_counted_in_their_lane(web: Web) -> None:
         return {
             lane: (
                 seen["bros_generation_tokens_total", (("lane", lane),)],
+                seen["bros_step_tokens_total", (("lane", lane),)],
                 seen["bros_time_to_first_token_seconds_count", (("lane", lane),)],
                 seen.get(("bros_request_success_total", (("finished_reason", "length"), ("lane", lane))), 0),
             )
@@ -72,7 +74,7 @@ def test_requests_are_counted_in_their_lane(web: Web) -> None:
                 model=MODEL_NAME, prompt="x", max_tokens=5, extra_body={"ignore_eos": True}
             )
     after = counts()
-    assert [new - old for new, old in zip(after["rt"], before["rt"], strict=True)] == [15, 3, 3]
+    assert [new - old for new, old in zip(after["rt"], before["rt"], strict=True)] == [15, 15, 3, 3]
     assert after["be"] == before["be"]
 
 
