@@ -1,7 +1,7 @@
 """The types that columns have beyond those of JSON, and the values that the texts of JSON stand for.
 
 A type is `text`, `number`, `integer`, `boolean`, `date`, `datetime`, `time` or `duration`, or for a column of Parquet
-the name that Arrow gives it, such as `timestamp[ns, tz=UTC]`.
+that of Arrow, such as `timestamp[ns, tz=UTC]` (see `arrow_types`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from typing import Any
 import msgspec
 
 from bros_batch.documents.row_contents import requested_schema
+from bros_batch.documents.time_texts import timedelta_of
 
 Reader = Callable[[str], Any]
+
+# A column whose type would be longer has one that fits its values.
+MAX_TYPE_CHARS = 16 * 1024
 
 _OF_JSON = {"string": "text", "number": "number", "integer": "integer", "boolean": "boolean"}
 _ARROW_KINDS = {
@@ -27,7 +31,6 @@ _ARROW_KINDS = {
     "decimal": "decimal",
 }
 _ARROW_KIND = re.compile("timestamp|date|time|duration|decimal")
-_DURATION = re.compile(r"(?:(-?\d{1,9}) days?, )?(\d{1,2}):(\d\d):(\d\d)(?:\.(\d{1,6}))?")
 
 
 def answer_types(defaults: Mapping[str, Any]) -> dict[str, str | None] | None:
@@ -69,15 +72,6 @@ def reader_of(name: str | None) -> Reader | None:
     return _READERS.get(kind) if kind is not None else None
 
 
-def _duration(text: str) -> datetime.timedelta:
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise ValueError(f"not a duration: {text}")
-    days, hours, minutes, seconds = (int(each or 0) for each in found.groups()[:4])
-    microseconds = int((found[5] or "").ljust(6, "0"))
-    return datetime.timedelta(days, seconds, microseconds, 0, minutes, hours)
-
-
 def _decimal(text: str) -> Decimal:
     try:
         return Decimal(text)
@@ -89,6 +83,6 @@ _READERS: dict[str, Reader] = {
     "date": datetime.date.fromisoformat,
     "datetime": datetime.datetime.fromisoformat,
     "time": datetime.time.fromisoformat,
-    "duration": _duration,
+    "duration": timedelta_of,
     "decimal": _decimal,
 }

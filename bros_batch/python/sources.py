@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,32 @@ def _checked_names(names: Iterable[Any]) -> list[str]:
     return found
 
 
+def _arrow(column: Any) -> pyarrow.Array | None:
+    """A series as an array of Arrow, or None if it has no such type or Arrow is not installed."""
+    try:
+        import pyarrow
+    except ImportError:
+        return None
+    try:
+        return column.to_arrow() if hasattr(column, "to_arrow") else pyarrow.array(column, from_pandas=True)
+    except (pyarrow.ArrowException, TypeError, ValueError):
+        return None
+
+
+def _types_of(columns: Mapping[str, pyarrow.Array | pyarrow.ChunkedArray]) -> dict[str, str]:
+    if not columns:
+        return {}
+    from bros_batch.documents.readers.arrow_values import column_types
+
+    return column_types(columns)
+
+
+def _json_values(series: polars.Series) -> list[Any]:
+    from bros_batch.documents.readers.arrow_values import json_values
+
+    return json_values(series.to_arrow())
+
+
 @dataclass(frozen=True, slots=True)
 class PandasSource:
     """A data frame of pandas. Its index and the types of its columns stay."""
@@ -86,7 +112,16 @@ class PandasSource:
 
     def table(self) -> Table:
         names = self.column_names()
-        return Table("the data frame", "pandas", names, self._rows(names))
+        return Table("the data frame", "pandas", names, self._rows(names), types=self._types(names))
+
+    def _types(self, names: Sequence[str]) -> dict[str, str]:
+        """The types of the columns. Those of objects, which may be any, are found in their values."""
+        columns = {}
+        for place, name in enumerate(names):
+            column = self.frame.iloc[:0, place]
+            if column.dtype != object and (array := _arrow(column)) is not None:
+                columns[name] = array
+        return _types_of(columns)
 
     def _rows(self, names: Sequence[str]) -> Iterator[Row]:
         for start in range(0, len(self.frame), BATCH_ROWS):
@@ -121,11 +156,26 @@ class PolarsSource:
     is_texts = False
 
     def table(self) -> Table:
-        rows = (
-            Row(number, {name: native_value(value) for name, value in row.items()})
-            for number, row in enumerate(self.frame.iter_rows(named=True), start=1)
+        empty = {
+            series.name: array
+            for series in self.frame.clear()
+            if "Object" not in str(series.dtype) and (array := _arrow(series)) is not None
+        }
+        return Table(
+            "the data frame", "polars", self.column_names(), self._rows(empty), types=_types_of(empty)
         )
-        return Table("the data frame", "polars", self.column_names(), rows)
+
+    def _rows(self, in_arrow: Collection[str]) -> Iterator[Row]:
+        """Yield the rows, by way of Arrow for the columns that it has: Python's times have no nanoseconds."""
+        names = self.column_names()
+        for start in range(0, self.frame.height, BATCH_ROWS):
+            part = self.frame.slice(start, BATCH_ROWS)
+            columns = [
+                _json_values(series) if series.name in in_arrow else map(native_value, series.to_list())
+                for series in part
+            ]
+            for number, row in enumerate(zip(*columns, strict=True), start=start + 1):
+                yield Row(number, dict(zip(names, row, strict=True)))
 
     def column_names(self) -> list[str]:
         return list(self.frame.columns)
@@ -149,10 +199,8 @@ class ArrowSource:
     is_texts = False
 
     def table(self) -> Table:
-        from bros_batch.documents.readers.parquet_table import column_types
-
         names = self.column_names()
-        types = column_types(self.arrow.schema, names)
+        types = _types_of(dict(zip(names, self.arrow.columns, strict=True)))
         return Table("the table", "arrow", names, self._rows(names), types=types)
 
     def _rows(self, names: list[str]) -> Iterator[Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bros_batch.documents.native_value import native_value
 from bros_batch.documents.readers.column_names import column_names
 from bros_batch.documents.readers.table import BadRow, Row, Table, UnreadableTable
 
@@ -15,15 +14,6 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1000
 BUFFER_BYTES = 1024**2
-# Arrow's names of the types that have a word of their own.
-_WORDS = {
-    "string": "text",
-    "double": "number",
-    "int64": "integer",
-    "bool": "boolean",
-    "date32[day]": "date",
-    "timestamp[us]": "datetime",
-}
 
 
 def parquet_table(name: str, file: BinaryIO) -> Table:
@@ -41,40 +31,23 @@ def parquet_table(name: str, file: BinaryIO) -> Table:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UnreadableTable(f"{name} is a damaged Parquet file: {_reason(error)}") from None
     columns = list(names) if len(set(names)) == len(names) else column_names(names)
-    types = column_types(parquet.schema_arrow, columns)
-    return Table(name, "parquet", columns, _rows(name, parquet, columns), types=types)
+    from bros_batch.documents.readers.arrow_values import column_types
+
+    types = column_types(dict(zip(columns, parquet.schema_arrow.empty_table().columns, strict=True)))
+    return Table(name, "parquet", columns, _rows(name, parquet, columns, types), types=types)
 
 
-def column_types(schema: pyarrow.Schema, names: Sequence[str]) -> dict[str, str]:
-    """The types of these columns. Those of lists and objects are found in their values again."""
-    from pyarrow import types
-
-    is_kept = (
-        types.is_integer,
-        types.is_float32,
-        types.is_float64,
-        types.is_boolean,
-        types.is_date,
-        types.is_time,
-        types.is_timestamp,
-        types.is_duration,
-        types.is_decimal128,
-        types.is_decimal256,
-        types.is_string,
-        types.is_large_string,
-    )
-    kinds = zip(names, schema.types, strict=True)
-    return {
-        name: _WORDS.get(str(kind), str(kind)) for name, kind in kinds if any(each(kind) for each in is_kept)
-    }
-
-
-def _rows(name: str, parquet: pyarrow.parquet.ParquetFile, columns: list[str]) -> Iterator[Row | BadRow]:
+def _rows(
+    name: str, parquet: pyarrow.parquet.ParquetFile, columns: list[str], types: dict[str, str]
+) -> Iterator[Row | BadRow]:
+    """Yield the rows, and put the values of dictionaries into `types`."""
     import pyarrow
 
+    dictionaries = _Dictionaries(columns, parquet.schema_arrow, types)
     number = 0
     try:
         for batch in parquet.iter_batches(BATCH_ROWS):
+            dictionaries.see(batch)
             for document in batch_documents(batch, columns):
                 number += 1
                 yield Row(number, document)
@@ -82,27 +55,46 @@ def _rows(name: str, parquet: pyarrow.parquet.ParquetFile, columns: list[str]) -
         raise UnreadableTable(f"{name} is damaged after row {number}: {_reason(error)}") from None
 
 
-def batch_documents(batch: pyarrow.RecordBatch, names: list[str]) -> Iterator[dict[str, Any]]:
+def batch_documents(batch: pyarrow.RecordBatch, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a batch with these names of its columns."""
-    for document in _in_microseconds(batch, names).to_pylist():
-        yield {key: native_value(value) for key, value in document.items()}
+    from bros_batch.documents.readers.arrow_values import json_values
+
+    columns = [json_values(column) for column in batch.columns]
+    for row in zip(*columns, strict=True):
+        yield dict(zip(names, row, strict=True))
 
 
-def _in_microseconds(batch: pyarrow.RecordBatch, names: list[str]) -> pyarrow.RecordBatch:
-    """Python's times have no nanoseconds."""
+class _Dictionaries:
+    """Collects the values of the columns that are dictionaries, in their order, and puts them into the types."""
+
+    def __init__(self, names: Sequence[str], schema: pyarrow.Schema, types: dict[str, str]) -> None:
+        self._types = types
+        self._kinds = {
+            place: (names[place], kind)
+            for place, kind in enumerate(schema.types)
+            if hasattr(kind, "index_type")
+        }
+        self._seen: dict[int, pyarrow.Array] = {}
+
+    def see(self, batch: pyarrow.RecordBatch) -> None:
+        for place, (name, kind) in self._kinds.items():
+            found, known = batch.column(place).dictionary, self._seen.get(place)
+            if known is None or not found.equals(known):
+                self._seen[place] = found if known is None else _joined(known, found)
+                self._note(name, kind, self._seen[place])
+
+    def _note(self, name: str, kind: pyarrow.DataType, values: pyarrow.Array) -> None:
+        from bros_batch.documents.arrow_types import type_name
+        from bros_batch.documents.readers.arrow_values import json_values
+
+        if (found := type_name(kind, json_values(values))) is not None:
+            self._types[name] = found
+
+
+def _joined(first: pyarrow.Array, second: pyarrow.Array) -> pyarrow.Array:
     import pyarrow
 
-    columns = []
-    for column in batch.columns:
-        kind = column.type
-        if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
-            column = column.cast(pyarrow.timestamp("us", kind.tz), safe=False)
-        elif pyarrow.types.is_time64(kind) and kind.unit == "ns":
-            column = column.cast(pyarrow.time64("us"), safe=False)
-        elif pyarrow.types.is_duration(kind) and kind.unit == "ns":
-            column = column.cast(pyarrow.duration("us"), safe=False)
-        columns.append(column)
-    return pyarrow.RecordBatch.from_arrays(columns, names=names)
+    return pyarrow.concat_arrays([first, second]).unique()
 
 
 def _reason(error: Exception) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from bros_batch.documents.column_types import Reader, reader_of
-from bros_batch.documents.writers.cells import cell_text
+import pyarrow
+import pyarrow.parquet
 
-if TYPE_CHECKING:
-    import pyarrow
+from bros_batch.documents.arrow_types import arrow_type, categories_of
+from bros_batch.documents.writers.arrow_column import ArrowColumn
 
 BATCH_ROWS = 5_000
 GROUP_ROWS = 50_000
 GROUP_BYTES = 64 * 1024**2
 # Objects with more different keys than that are maps and no records; they are written as JSON.
 MAX_FIELDS = 256
-_TIMESTAMP = re.compile(r"timestamp\[(s|ms|us|ns)(?:, tz=(.+))?\]")
-_DECIMAL = re.compile(r"decimal(128|256)\((\d{1,2}), (-?\d{1,2})\)")
 
 
 def write_parquet(
@@ -32,19 +29,15 @@ def write_parquet(
     Where the type is not known, whole numbers, numbers, truth values, texts, lists and objects have theirs. A column
     with values that have no type in common, or not the one that is known, is text.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    kinds, readers = _types(types, rows())
-    schema = pyarrow.schema(list(zip(columns, kinds, strict=True)))
+    found = _types(types, rows())
+    schema = pyarrow.schema([(name, each.kind) for name, each in zip(columns, found, strict=True)])
     count = 0
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         group: list[pyarrow.RecordBatch] = []
         num_rows = num_bytes = 0
         for batch in _batches(rows()):
             arrays = [
-                _array(values, kind, read)
-                for values, kind, read in zip(zip(*batch, strict=True), kinds, readers, strict=True)
+                each.array(values) for each, values in zip(found, zip(*batch, strict=True), strict=True)
             ]
             group.append(pyarrow.record_batch(arrays, schema=schema))
             num_rows += len(batch)
@@ -60,8 +53,8 @@ def write_parquet(
 
 def column_array(values: Sequence[Any]) -> pyarrow.Array:
     """Return the values as a column of the type that `write_parquet` gives them."""
-    (kind,), _ = _types([None], ([value] for value in values))
-    return _array(values, kind)
+    (found,) = _types([None], ([value] for value in values))
+    return found.array(values)
 
 
 def _batches(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
@@ -75,75 +68,42 @@ def _batches(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
         yield batch
 
 
-def arrow_type(name: str | None) -> pyarrow.DataType | None:
-    """The type that is written for one of `column_types`; None if it is not known."""
-    import pyarrow
-
-    words = {
-        "text": pyarrow.string(),
-        "number": pyarrow.float64(),
-        "integer": pyarrow.int64(),
-        "boolean": pyarrow.bool_(),
-        "date": pyarrow.date32(),
-        "datetime": pyarrow.timestamp("us"),
-        "time": pyarrow.time64("us"),
-        "duration": pyarrow.duration("us"),
-    }
-    if name is None or name in words:
-        return words.get(name or "")
-    try:
-        if found := _TIMESTAMP.fullmatch(name):
-            return pyarrow.timestamp(found[1], found[2])
-        if found := _DECIMAL.fullmatch(name):
-            make = pyarrow.decimal128 if found[1] == "128" else pyarrow.decimal256
-            return make(int(found[2]), int(found[3]))
-        return pyarrow.type_for_alias(name)
-    except ValueError:
-        return None
-
-
-def _types(
-    known: Sequence[str | None], rows: Iterable[Sequence[Any]]
-) -> tuple[list[pyarrow.DataType], list[Reader | None]]:
-    """The types of the columns: those that are known if all values have them, or else those of the values.
-
-    Columns whose values are read from texts have the function for it.
-    """
-    import pyarrow
-
+def _types(known: Sequence[str | None], rows: Iterable[Sequence[Any]]) -> list[ArrowColumn]:
+    """The types of the columns: those that are known if all values have them, or else those of the values."""
     text = pyarrow.string()
-    expected = [arrow_type(name) for name in known]
-    types = [pyarrow.null() if kind is None else kind for kind in expected]
-    readers = [None if kind is None else reader_of(name) for name, kind in zip(known, expected, strict=True)]
+    expected = [_expected(name) for name in known]
+    found = [each or ArrowColumn(pyarrow.null()) for each in expected]
     for batch in _batches(rows):
-        for column, values in enumerate(zip(*batch, strict=True)):
-            if types[column] == text:
+        for place, values in enumerate(zip(*batch, strict=True)):
+            column = found[place]
+            if column.kind == text:
                 continue
-            if expected[column] is None:
-                types[column] = _common(types[column], values)
-            elif not _have_type(values, types[column], readers[column]):
-                types[column], readers[column] = text, None
+            if expected[place] is None:
+                found[place] = ArrowColumn(_common(column.kind, values))
+            elif not _have_type(values, column):
+                found[place] = ArrowColumn(text)
     # A column without a value is text: most readers of Parquet cannot read the type that has no values.
-    return [text if pyarrow.types.is_null(each) else each for each in types], readers
+    return [ArrowColumn(text) if pyarrow.types.is_null(each.kind) else each for each in found]
 
 
-def _have_type(values: Sequence[Any], kind: pyarrow.DataType, read: Reader | None) -> bool:
-    import pyarrow
+def _expected(name: str | None) -> ArrowColumn | None:
+    kind = arrow_type(name)
+    return None if kind is None else ArrowColumn(kind, categories_of(name))
 
+
+def _have_type(values: Sequence[Any], column: ArrowColumn) -> bool:
     kinds = {type(value) for value in values} - {type(None)}
-    if bool in kinds and not pyarrow.types.is_boolean(kind):
+    if bool in kinds and not pyarrow.types.is_boolean(column.kind):
         return False
     try:
-        _array(values, kind, read)
-    except (pyarrow.ArrowException, OverflowError, ValueError, TypeError):
+        column.array(values)
+    except (pyarrow.ArrowException, OverflowError, ValueError, TypeError, AttributeError):
         return False
     return True
 
 
 def _common(known: pyarrow.DataType, values: Sequence[Any]) -> pyarrow.DataType:
     """The type of values that a column has after others of a known type."""
-    import pyarrow
-
     kinds = {type(value) for value in values} - {type(None)}
     if not kinds:
         return known
@@ -160,16 +120,3 @@ def _common(known: pyarrow.DataType, values: Sequence[Any]) -> pyarrow.DataType:
     if pyarrow.types.is_struct(field.type) and not 0 < field.type.num_fields <= MAX_FIELDS:
         return pyarrow.string()
     return field.type
-
-
-def _array(values: Sequence[Any], kind: pyarrow.DataType, read: Reader | None = None) -> pyarrow.Array:
-    """The values as an array. `read` makes those of a type that JSON does not have from their texts."""
-    import pyarrow
-
-    if read is not None:
-        values = [None if value is None else read(value) for value in values]
-    elif pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        values = [value if value is None or type(value) is str else cell_text(value) for value in values]
-    elif pyarrow.types.is_floating(kind):
-        values = [float(value) if type(value) is int else value for value in values]
-    return pyarrow.array(values, kind)

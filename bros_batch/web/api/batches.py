@@ -18,6 +18,7 @@ from bros_batch.db import ended_items, files, idempotency, jobs
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
 from bros_batch.db.table_rows import File, IdempotencyKey, Job
 from bros_batch.db.waiting import waiting_reasons
+from bros_batch.documents.column_types import MAX_TYPE_CHARS
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import job_requests, prompt_fields
 from bros_batch.documents.requested_model import HEAD_BYTES, check_requested_model
@@ -47,7 +48,7 @@ PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 # As many columns as a sheet of Excel may have.
 MAX_COLUMNS = 16_384
 MAX_COLUMN_CHARS = 1024
-TypeName = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=80)]
+TypeName = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=MAX_TYPE_CHARS)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
