@@ -71,7 +71,7 @@ class Output:
 
 @dataclass(slots=True)
 class Generation:
-    """A request as the engine can run it. Get the whole `response`, or iterate over `updates`.
+    """A request as the engine can run it. Get the whole `encoded_response`, or iterate over `updates`.
 
     `usage` is complete at the end.
     """
@@ -89,16 +89,16 @@ class Generation:
         None  # called with the tokens of the output when no more are computed
     )
 
-    async def response(self, head: ResponseHead) -> Json:
-        """Return the response body. Raises ApiError if the engine rejects the request or fails."""
+    async def encoded_response(
+        self, head: ResponseHead, complete: Callable[[Json], Json] = lambda body: body
+    ) -> bytes:
+        """Return the response body as JSON, after `complete` has had it. Raises ApiError if the engine rejects the
+        request or fails."""
         outcome = await self._outcome()
-        respond = partial(self.endpoint.response, head, self.request, self.model, outcome)
-        return respond() if self._is_short(outcome) else await asyncio.to_thread(respond)
 
-    async def encoded_response(self, head: ResponseHead) -> bytes:
-        """Return the response body as JSON. Raises ApiError like `response`."""
-        outcome = await self._outcome()
-        respond = partial(self.endpoint.response, head, self.request, self.model, outcome)
+        def respond() -> Json:
+            return complete(self.endpoint.response(head, self.request, self.model, outcome))
+
         if self._is_short(outcome):
             return msgspec.json.encode(respond())
         return await asyncio.to_thread(lambda: encoded_in_pieces(respond()))

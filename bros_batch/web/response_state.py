@@ -10,7 +10,8 @@ import msgspec
 
 from bros_batch.db.responses import MAX_ANCESTORS, FoundResponse
 from bros_batch.db.states import ItemStatus
-from bros_batch.openai_api.responses.background_response import ended_object, failed_object
+from bros_batch.openai_api.responses.background_response import ended_response, failed_object
+from bros_batch.openai_api.responses.encoded_response import decoded_response, with_members
 from bros_batch.openai_api.responses.input_items import normalized_items
 from bros_batch.request_error import RequestError
 
@@ -23,27 +24,27 @@ MAX_CONVERSATION_BYTES = 8 * 1024**2
 CONTINUABLE = ("completed", "incomplete")
 
 
-def current_object(found: FoundResponse) -> Json:
-    """Return the response as it is now."""
-    stored: Json = msgspec.json.decode(found.row.body)
+def current_response(found: FoundResponse) -> bytes:
+    """Return the response as it is now, encoded. One that has megabytes of log-probabilities is not decoded for it."""
     item = found.item
     if item is None:
-        return stored
+        return found.row.body.encode()
     match ItemStatus(item.status):
         case ItemStatus.PENDING:
-            return {**stored, "status": "queued"}
+            return with_members(found.row.body, {"status": "queued"})
         case ItemStatus.QUEUED:
-            return {**stored, "status": "in_progress"}
+            return with_members(found.row.body, {"status": "in_progress"})
         case ItemStatus.SUCCEEDED:
-            return ended_object(stored, item.result or "{}")
+            return ended_response(msgspec.json.decode(found.row.body), item.result or "{}")
         case ItemStatus.CANCELLED:
-            return {**stored, "status": "cancelled"}
+            return with_members(found.row.body, {"status": "cancelled"})
         case ItemStatus.FAILED | ItemStatus.EXPIRED:
-            return failed_object(stored, item.error_code, item.error_message)
+            stored = msgspec.json.decode(found.row.body)
+            return msgspec.json.encode(failed_object(stored, item.error_code, item.error_message))
 
 
-def is_ended(response: Json) -> bool:
-    return response["status"] not in ("queued", "in_progress")
+def is_ended(found: FoundResponse) -> bool:
+    return found.item is None or found.item.status not in (ItemStatus.PENDING, ItemStatus.QUEUED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def conversation_of(previous_id: str, found: Sequence[FoundResponse]) -> Convers
     """Return the conversation up to a response. Raises RequestError if it cannot be continued."""
     if not found or found[-1].row.id != previous_id:
         raise RequestError(f"There is no response '{previous_id}'.", PARAM, "previous_response_not_found")
-    num_bytes = sum(len(each.row.input) + len(each.row.body) for each in found)
+    num_bytes = sum(map(_num_bytes, found))
     _check_size(found[-1], num_bytes)
     if found[0].row.previous_id is not None:
         raise RequestError(
@@ -70,13 +71,18 @@ def conversation_of(previous_id: str, found: Sequence[FoundResponse]) -> Convers
         )
     items: list[Json] = []
     for each in found:
-        response = current_object(each)
+        response = decoded_response(current_response(each))
         if response["status"] not in CONTINUABLE:
             message = f"The response '{each.row.id}' is {response['status']} and cannot be continued."
             raise RequestError(message, PARAM)
         items += msgspec.json.decode(each.row.input)
         items += normalized_items(response["output"], each.row.id)
     return Conversation(items, [each.row.id for each in found], num_bytes)
+
+
+def _num_bytes(found: FoundResponse) -> int:
+    result = found.item.result if found.item is not None else None
+    return len(found.row.input) + len(found.row.body) + len(result or "")
 
 
 def check_continuable(previous: FoundResponse | None) -> None:

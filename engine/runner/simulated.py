@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.reading import PromptReading, RowReading
-from engine.core.terms import PromptResult, SamplingParams
+from engine.core.terms import PromptResult, SamplingParams, TokenLogprobs
 from engine.grammars.contract import AnyGrammar
 from engine.runner.base import RunnerInfo
 
@@ -107,6 +107,7 @@ class SimulatedRunner:
         readings: dict[int, RowReading] = {}
         sampled = [-1] * len(plan.rows)
         stopped = [False] * len(plan.rows)
+        logprobs: dict[int, TokenLogprobs] = {}
         offset = 0
         for i, row in enumerate(plan.rows):
             end = offset + plan.counts[i]
@@ -120,8 +121,12 @@ class SimulatedRunner:
                 num_output = plan.starts[i] + plan.counts[i] - start.num_prompt_tokens + 1
                 sampled[i], stopped[i] = self._draw(entry, num_output, start.sampling)
                 self._drawn[row] = sampled[i]
+                if (num_likeliest := start.sampling.logprobs) is not None:
+                    likeliest = range(FIRST_TOKEN_ID, FIRST_TOKEN_ID + num_likeliest)
+                    top = tuple((token_id, _logprob(entry, token_id)) for token_id in likeliest)
+                    logprobs[i] = TokenLogprobs(_logprob(entry, sampled[i]), top)
         cost_s = self._cost.of(plan) if self._cost is not None else 0.0
-        result = StepResult(sampled=sampled, stopped=stopped, readings=readings)
+        result = StepResult(sampled=sampled, stopped=stopped, logprobs=logprobs, readings=readings)
         return SimulatedStep(result, cost_s, self._wait)
 
     def execute(self, plan: StepPlan) -> StepResult:

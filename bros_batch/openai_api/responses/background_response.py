@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from bros_batch.openai_api.responses.encoded_response import with_members
 from bros_batch.openai_api.responses.response_request import ResponseBody
 
 Json = dict[str, Any]
@@ -44,10 +45,9 @@ def item_body(body: ResponseBody, items: Sequence[Json], response_id: str) -> st
     return msgspec.json.encode({**kept, "input": items, "request_id": response_id}).decode()
 
 
-def ended_object(stored: Json, result: str) -> Json:
-    """Return the response whose item has ended with `result`, the JSON text of its result."""
-    ended: Json = msgspec.json.decode(result)
-    return {**ended, **{name: stored[name] for name in OF_STORED_OBJECT}}
+def ended_response(stored: Json, result: str) -> bytes:
+    """Return the encoded response whose item has ended with `result`, the JSON text of its result."""
+    return with_members(result, {name: stored[name] for name in OF_STORED_OBJECT})
 
 
 def failed_object(stored: Json, code: str | None, message: str | None) -> Json:

@@ -8,7 +8,7 @@ the same, since the requests of such responses have a seed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,6 +21,7 @@ from bros_batch.openai_api.batch_output import request_id
 from bros_batch.openai_api.completion_response import chat_chunk_choices
 from bros_batch.openai_api.endpoints import RESPONSES
 from bros_batch.openai_api.registry import endpoint_at
+from bros_batch.openai_api.responses.encoded_response import decoded_response
 from bros_batch.openai_api.responses.response_writer import (
     PIECE_CHARS,
     ResponseWriter,
@@ -34,13 +35,14 @@ from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.web.api.response_stream import named_event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.auth import still_has_access
-from bros_batch.web.response_state import current_object, is_ended
+from bros_batch.web.response_state import current_response, is_ended
 from engine.wire.protocol import Choice
 
 Json = dict[str, Any]
 
 POLL_S = 0.2  # for more output
 POLLS_PER_READ = 3  # of the database
+BLOCK_BYTES = 65_536
 # How an output may end of which some deltas have been sent, and which has no output then.
 WITHOUT_OUTPUT = ("cancelled", "failed")
 
@@ -53,16 +55,12 @@ async def stored_events(http: Request, response_id: str, after: int) -> AsyncGen
         found = await state.read(lambda connection: find_response(connection, response_id))
         if found is None:
             return  # it was deleted
-        response = await asyncio.to_thread(current_object, found)
-        if is_ended(response):
-            events = await asyncio.to_thread(replayed_events, response)
-            last = events[-1]
-            if response["status"] in WITHOUT_OUTPUT and last["sequence_number"] <= after:
-                events[-1] = {**last, "sequence_number": after + 1}
-            for each in events:
-                if each["sequence_number"] > after:
-                    yield named_event(each)
+        if is_ended(found):
+            blocks = await asyncio.to_thread(_replayed, found, after)
+            while block := await asyncio.to_thread(next, blocks, b""):
+                yield block
             return
+        response = await asyncio.to_thread(_decoded, found)
         for each in begun_events(response):
             if each["sequence_number"] > after:
                 after = each["sequence_number"]
@@ -81,6 +79,33 @@ async def stored_events(http: Request, response_id: str, after: int) -> AsyncGen
                 if each["sequence_number"] > after:
                     after = each["sequence_number"]
                     yield named_event(each)
+
+
+def _decoded(found: FoundResponse) -> Json:
+    return decoded_response(current_response(found))
+
+
+def _replayed(found: FoundResponse, after: int) -> Iterator[bytes]:
+    """Return the events of a response that has ended, those with a number above `after`, in blocks."""
+    response = _decoded(found)
+    events = replayed_events(response)
+    last = events[-1]
+    if response["status"] in WITHOUT_OUTPUT and last["sequence_number"] <= after:
+        events[-1] = {**last, "sequence_number": after + 1}
+    return _blocks(each for each in events if each["sequence_number"] > after)
+
+
+def _blocks(events: Iterable[Json]) -> Iterator[bytes]:
+    """Yield encoded events, joined to blocks of some length."""
+    pieces: list[bytes] = []
+    num_bytes = 0
+    for each in events:
+        pieces.append(named_event(each))
+        num_bytes += len(pieces[-1])
+        if num_bytes >= BLOCK_BYTES:
+            yield b"".join(pieces)
+            pieces, num_bytes = [], 0
+    yield b"".join(pieces)
 
 
 async def _live_output(http: Request, found: FoundResponse, response: Json) -> _LiveOutput | None:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": waiting\n\n"
 HEADERS_AFTER_S = 1.0  # the engine rejects within milliseconds
+# Others run after so many events, should they all be there already, as when a client or this process was slow.
+EVENTS_IN_A_ROW = 8
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -60,6 +62,8 @@ class EventStream:
             try:
                 async for data in events:
                     await self._send(send, data)
+                    if self._num_sent % EVENTS_IN_A_ROW == 0:
+                        await asyncio.sleep(0)
                 last = self._end
             except (asyncio.CancelledError, ClientGone):
                 raise

@@ -54,7 +54,7 @@ from bros_batch.web.response_state import (
     Conversation,
     check_continuable,
     conversation_of,
-    current_object,
+    current_response,
     is_ended,
 )
 
@@ -149,14 +149,14 @@ class _NewResponse:
         generated = GeneratedResponse(generation, head, request.body.is_stored, self._store)
         if request.body.stream:
             return EventStream(http, generated.events(), end=b"")
-        return JSONResponse(await while_connected(http, generated.body()))
+        return _encoded(await while_connected(http, generated.body()))
 
     async def start(self) -> Response | ASGIApp:
         """Create the job of a response in the background, and answer with the response, or stream it."""
         state, body = app_state(self.http), self.request.body
         model = state.settings.model_names.resolve(body.model)
         head = ResponseHead(self.id, model, self.created_at, not body.runs_as_chat, True)
-        begun = {**response_object(head, self.request), "status": "queued"}
+        begun = msgspec.json.encode({**response_object(head, self.request), "status": "queued"})
         item = await asyncio.to_thread(item_body, body, [*self.conversation.items, *self.items], self.id)
         priority = AS_CHAT_PRIORITY if body.runs_as_chat else 0
         notify = await notify_target(self.http)
@@ -185,13 +185,11 @@ class _NewResponse:
         state.dispatcher.send("prepare", model)
         if body.stream:
             return EventStream(self.http, stored_events(self.http, self.id, -1), end=b"")
-        return JSONResponse(begun)
+        return _encoded(begun)
 
-    async def _store(self, response: Json) -> bool:
-        """Store a complete response unless its request says otherwise. An answer is worth more than its copy: if the
-        database is unavailable, the client gets it all the same, and reads in it that it was not stored."""
-        if not self.request.body.is_stored:
-            return False
+    async def _store(self, response: bytes) -> bool:
+        """Store a complete response. An answer is worth more than its copy: if the database is unavailable, the client
+        gets it all the same, and reads in it that it was not stored."""
 
         def query(connection: Connection) -> None:
             responses.create_response(connection, self._row(response, None), self.conversation.ancestor_ids)
@@ -203,7 +201,7 @@ class _NewResponse:
             return False
         return True
 
-    def _row(self, response: Json, job_id: str | None) -> StoredResponse:
+    def _row(self, response: bytes, job_id: str | None) -> StoredResponse:
         settings = app_state(self.http).settings
         return StoredResponse(
             id=self.id,
@@ -213,7 +211,7 @@ class _NewResponse:
             num_ancestors=len(self.conversation.ancestor_ids),
             ancestor_bytes=self.conversation.num_bytes,
             input=msgspec.json.encode(self.items).decode(),
-            body=msgspec.json.encode(response).decode(),
+            body=response.decode(),
             created_at=self.created_at,
             expires_at=expiry_of(self.created_at, settings.file_retention_s),
             owner=owner_of(self.http),
@@ -237,11 +235,10 @@ async def get_response(http: Request) -> Response | ASGIApp:
     """Return a response as it is now, or stream its events."""
     response_id = http.path_params["response_id"]
     found = await _find(http, response_id)
-    response = current_object(found)
-    if not is_ended(response):
+    if not is_ended(found):
         app_state(http).dispatcher.record_soon()
     if http.query_params.get("stream", "false").lower() not in ("true", "1") or http.method == "HEAD":
-        return JSONResponse(response)
+        return await _shown(found)
     after = http.query_params.get("starting_after", "-1")
     if not NUMBER.fullmatch(after):
         raise RequestError("'starting_after' must be the number of an event.", "starting_after")
@@ -283,18 +280,18 @@ async def cancel_response(request: Request, response_id: str) -> Response:
             f"The response '{response_id}' does not run in the background; close its connection to cancel it."
         )
         raise ApiError(400, message, param="response_id", code="not_in_background")
-    if not is_ended(current_object(found)):
+    if not is_ended(found):
         await _cancel_job(request, found.row.job_id)
         log_change(request.scope, "response.cancel", response=response_id)
         found = await _find(request, response_id)
-    return JSONResponse(current_object(found))
+    return await _shown(found)
 
 
 @router.delete("/{response_id}")
 async def delete_response(request: Request, response_id: str) -> Response:
     """Delete a response with its texts; one that runs is cancelled. Those that continue it cannot be continued then."""
     found = await _find(request, response_id)
-    if found.row.job_id is not None and not is_ended(current_object(found)):
+    if found.row.job_id is not None and not is_ended(found):
         await _cancel_job(request, found.row.job_id)
     await app_state(request).write(lambda connection: responses.delete_responses(connection, [response_id]))
     log_change(request.scope, "response.deleted", response=response_id)
@@ -307,6 +304,15 @@ async def _cancel_job(request: Request, job_id: str) -> None:
     except ApiError as error:
         if error.code != "illegal_transition":  # it has ended in the meantime
             raise
+
+
+async def _shown(found: FoundResponse) -> Response:
+    """Return the response as it is now. In a thread, because log-probabilities can make it long."""
+    return _encoded(await asyncio.to_thread(current_response, found))
+
+
+def _encoded(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 async def _find(request: Request, response_id: str, *, with_input: bool = False) -> FoundResponse:

@@ -5,74 +5,27 @@ Work is counted, not timed: the Python calls of each callback, and the objects t
 
 from __future__ import annotations
 
-import asyncio.events
-import asyncio.runners
-import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import msgspec
 import pytest
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from bros_batch.db.schema import upgrade
-from bros_batch.web.app import create_app
-from engine.runner.simulated import SimulatedRunner
 from engine.wire.limits import MAX_PROMPT_LOGPROBS
 from engine.wire.protocol import MAX_SCORES, Finished, PromptLogprobs, decode_engine_message, encode
-from tests.bros_batch.web.serving import MODEL_NAME, Web, serving_app, web_settings
-from tests.engines import running_engine
-from tests.factories import runner_info
-from tests.factories_text import make_text_model
+from tests.bros_batch.web.counted_work import CallCounter, counting_web, num_objects
+from tests.bros_batch.web.serving import MODEL_NAME, Web
 
 MOST_CALLS = 20_000
 MOST_OBJECTS = 2_000
 NUM_LIKELIEST = 20
 NUM_TOKENS = MAX_PROMPT_LOGPROBS // (1 + NUM_LIKELIEST)
-# From here on, asyncio and uvloop call what a callback is.
-LOOPS = (asyncio.events.__file__, asyncio.runners.__file__)
-
-
-class CallCounter:
-    """Counts the calls within each callback of the loop that runs on this thread, those of functions in C, too."""
-
-    def __init__(self) -> None:
-        self.most = 0
-        self.num_callbacks = 0
-        self._num_calls = 0
-
-    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
-        if event not in ("call", "c_call"):
-            return
-        self._num_calls += 1
-        if event == "call" and frame.f_back is not None and frame.f_back.f_code.co_filename in LOOPS:
-            self.num_callbacks += 1
-            self._num_calls = 0
-        self.most = max(self.most, self._num_calls)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, CallCounter]]:
-    """A server whose engine takes the largest prompts of which one may ask the log-probabilities."""
-    directory = tmp_path_factory.mktemp("web")
-    model = make_text_model(directory / "model")
-    counter = CallCounter()
-
-    async def switch(request: Request) -> Response:
-        sys.setprofile(counter if request.path_params["state"] == "on" else None)
-        return Response()
-
-    runner = SimulatedRunner(runner_info(num_blocks=2000, block_size=16, max_model_len=30_000))
-    with running_engine(directory, runner, served_model_name=MODEL_NAME) as engine:
-        settings = web_settings(directory, model, engine_url=engine.url, embeddings=True)
-        upgrade(settings.resolved_database_url)
-        app = create_app(settings)
-        app.router.routes.insert(0, Route("/counting/{state}", switch))
-        with serving_app(app, settings) as web:
-            yield web, counter
+    with counting_web(tmp_path_factory.mktemp("web")) as served:
+        yield served
 
 
 TOOL: dict[str, Any] = {
@@ -137,8 +90,3 @@ def test_the_largest_message_of_an_engine_has_few_objects() -> None:
     found = decode_engine_message(encode(largest))
     assert found == largest
     assert num_objects(msgspec.to_builtins(found, builtin_types=(bytes,))) < MOST_OBJECTS
-
-
-def num_objects(value: object) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return 1 + sum(map(num_objects, inner))
