@@ -112,6 +112,7 @@ def make_scheduler(config: EngineConfig, info: RunnerInfo, cost_model: CostModel
         policy=Policy(config.policy),
         default_slo=SLO(config.default_ttft_s, config.default_tpot_s, config.rt_slowdown),
         be_share=config.be_share,
+        trims=info.trims,
     )
     kv = KVCacheManager(info.num_blocks, info.block_size, kv_options)
     return Scheduler(scheduler_config, kv, cost_model)

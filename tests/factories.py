@@ -103,6 +103,7 @@ def scheduler_for(
         max_num_batched_tokens=max_num_batched_tokens,
         reserved_rt_rows=reserved_rt_rows,
         policy=policy,
+        trims=info.trims,
     )
     options = options or KVOptions(num_host_slots=info.num_host_slots)
     return Scheduler(config, KVCacheManager(info.num_blocks, info.block_size, options))

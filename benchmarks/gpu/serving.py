@@ -173,6 +173,7 @@ class Engine:
             reserved_rt_rows=max(1, info.max_num_seqs // 8),
             policy=policy,
             default_slo=CHAT_SLO,
+            trims=info.trims,
         )
         options = KVOptions(
             sharing=is_bros,

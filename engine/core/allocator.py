@@ -10,6 +10,7 @@ from engine.core.batch import Batch
 from engine.core.cost_model import CostModel
 from engine.core.kv.cache import KVCacheManager
 from engine.core.request import Request, State
+from engine.core.trim import trimmed
 
 MAX_CHUNK_TOKENS = 1 << 30
 
@@ -30,7 +31,16 @@ class Allocator:
     """Puts requests into batches, as far as rows, memory and time allow. The policy's victim order decides which
     requests make room for others."""
 
-    def __init__(self, kv: KVCacheManager, backlog: Backlog, cost: CostModel, victims: VictimOrder) -> None:
+    def __init__(
+        self,
+        kv: KVCacheManager,
+        backlog: Backlog,
+        cost: CostModel,
+        victims: VictimOrder,
+        trims: tuple[int, ...] = (),
+    ) -> None:
+        """A step whose size is limited by time or by the budget is trimmed by the table `trims`."""
+        self._trims = trims
         self._kv = kv
         self._backlog = backlog
         self._cost = cost
@@ -87,6 +97,10 @@ class Allocator:
         count = self._cost.chunk_tokens(batch.shape, limit_s, start, at_most)
         if count < min(at_most, batch.min_chunk_tokens):
             count = 0
+        elif count < wanted and self._trims:
+            packed = batch.shape.tokens
+            kept = trimmed(self._trims, packed + count) - packed
+            count = kept if kept >= batch.min_chunk_tokens else count
         count = max(count, min(at_most, at_least))
         if count <= 0:
             return False

@@ -15,7 +15,7 @@ class SchedulerConfig:
 
     `reserved_rt_rows` rows are never given to BE, so that a full engine makes no chat wait. BE gets `be_share` of all
     tokens even if RT could use them all. A BE request that was preempted `max_preemptions` times is spared while there
-    are other victims.
+    are other victims. `trims` is the table by which steps are trimmed (see `engine.core.trim`).
     """
 
     max_num_seqs: int
@@ -26,6 +26,7 @@ class SchedulerConfig:
     default_slo: SLO = DEFAULT_SLO
     be_share: float = 0.05
     max_preemptions: int = 8
+    trims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserved_rt_rows < self.max_num_seqs:

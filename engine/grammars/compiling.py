@@ -6,18 +6,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from typing import TYPE_CHECKING
 
 from engine.core.terms import Grammar
 from engine.grammars.contract import Problem
 from engine.grammars.errors import NOTHING_MATCHES, explained
 
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
 # A mask takes a few milliseconds at most: llguidance does about 14,000 units of the first and 20,000 of the second in
 # one. Grammars of real schemas take a hundredth of that.
-LIMITS = LLParserLimits(
-    step_lexer_fuel=100_000, step_max_items=50_000, max_lexer_states=50_000, verbose_errors=False
-)
+STEP_LEXER_FUEL, STEP_MAX_ITEMS, MAX_LEXER_STATES = 100_000, 50_000, 50_000
 MAX_ERROR_CHARS = 500
 
 
@@ -34,8 +34,19 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
 
     A JSON schema must be in the plain form of `engine.wire.json_schemas`, since llguidance ignores some keywords.
     """
+    from llguidance import (
+        LLMatcher,
+        LLParserLimits,
+    )  # imported where it is used, so that a runner works without it
+
+    limits = LLParserLimits(
+        step_lexer_fuel=STEP_LEXER_FUEL,
+        step_max_items=STEP_MAX_ITEMS,
+        max_lexer_states=MAX_LEXER_STATES,
+        verbose_errors=False,
+    )
     try:
-        matcher = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=LIMITS)
+        matcher = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=limits)
     except (ValueError, OverflowError) as error:  # of text that has no UTF-8 form, among others
         raise _unusable(grammar, str(error)) from None
     if not matcher.is_error():
@@ -54,6 +65,8 @@ def _unusable(grammar: Grammar, error: str) -> UnusableGrammar:
 
 
 def _source(grammar: Grammar) -> str:
+    from llguidance import LLMatcher
+
     match grammar.kind:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(grammar.text, overrides={"lenient": False})

@@ -23,14 +23,15 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
-
-from llguidance import LLMatcher, LLTokenizer
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.core.terms import Grammar
 from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_with_stack, wait_for_idle_cpu
 from engine.grammars.contract import Problem
 from engine.grammars.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 # The engine compiles with four times this stack, and so do the threads that compute masks.
 STACK_BYTES = 4 << 20

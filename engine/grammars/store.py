@@ -24,8 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-
-from llguidance import LLMatcher, LLTokenizer
+from typing import TYPE_CHECKING
 
 from engine.core.terms import Grammar
 from engine.grammars.allowance import Allowance
@@ -35,6 +34,9 @@ from engine.grammars.judge import Judge, JudgeEnded, Verdict
 from engine.grammars.judge_process import STACK_BYTES
 from engine.grammars.tokenizer import Vocabulary
 from engine.grammars.turns import FairQueue
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 log = logging.getLogger("engine.grammars")
 

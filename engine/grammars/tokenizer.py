@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llguidance import LLTokenizer
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +45,7 @@ class Vocabulary:
 
     def build(self) -> LLTokenizer:
         """The tokenizer of llguidance. Takes a second for 150,000 tokens."""
+        # Imported where it is used, so that a runner works without it.
+        from llguidance import LLTokenizer
+
         return LLTokenizer(self.tokenizer_json, n_vocab=self.mask_bits, eos_token=list(self.eos_token_ids))

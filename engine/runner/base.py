@@ -17,7 +17,7 @@ class RunnerInfo:
     each, and `num_host_slots` slots of host memory for the tokens that preempted requests give up. A step computes at
     most `max_num_batched_tokens` tokens. `computes_beside_host` says that the host's processor is free while a step is
     computed. `hidden_size` is 0 if the hidden states cannot be read. `quantization` is how the weights
-    are stored.
+    are stored. `trims` is the table of `engine.core.trim`.
     """
 
     num_blocks: int
@@ -32,6 +32,7 @@ class RunnerInfo:
     max_num_batched_tokens: int = 512
     hidden_size: int = 0
     quantization: str = "none"
+    trims: tuple[int, ...] = ()
 
 
 class UnsupportedModel(ValueError):

@@ -15,7 +15,7 @@ import torch
 from engine.core.plan import StepPlan
 from engine.kernels.dispatch import attention_op, programs_at_once
 from engine.runner.base import RunnerInfo
-from engine.runner.graphs import GraphBackend, StepGraphs, mixed_shapes, single_shapes
+from engine.runner.graphs import GraphBackend, StepGraphs, step_shapes
 from engine.runner.kv.memory import LayerCache
 from engine.runner.model.attention import PackedStep
 from engine.runner.model.causal_lm import CausalLM
@@ -56,10 +56,7 @@ class ForwardPass:
         Takes at most `budget_bytes` of device memory. No step may be under way.
         """
         info = self._info
-        shapes = [
-            single_shapes(info.max_num_seqs),
-            mixed_shapes(info.max_num_seqs, info.max_num_batched_tokens),
-        ]
+        shapes = step_shapes(info.max_num_seqs, info.max_num_batched_tokens)
         self._graphs = StepGraphs(self.compute, self.slot_table, shapes, budget_bytes, backend)
 
     @property

@@ -30,11 +30,21 @@ from engine.runner.step_inputs import StepInputs, StepTensors, pack
 
 log = logging.getLogger("engine.graphs")
 
-# The most rows of a graph, and the most tokens. With more, computing takes longer than launching, so that a graph gains
-# nothing.
-LARGEST, LARGEST_MIXED = 512, 1024
+# The most rows of a graph of single tokens, and the most tokens of any graph. Without a graph, longer steps take longer
+# to compute than to launch, but the next step has to be decided that much earlier.
+LARGEST, LARGEST_MIXED = 512, 2048
+# A step of more tokens is no faster as a graph, unless the model is small.
+_LONG = 1024
 # Capturing ends after this long, with the graphs that there are by then.
 MAX_CAPTURE_S = 60.0
+
+
+def step_shapes(max_rows: int, max_tokens: int) -> list[list[StepSizes]]:
+    """The kinds of steps that have graphs, as `StepGraphs` takes them."""
+    mixed = mixed_shapes(max_rows, max_tokens)
+    is_long = [shape.tokens > _LONG for shape in mixed]
+    num_short = is_long.count(False)
+    return [single_shapes(max_rows), mixed[:num_short], mixed[num_short:]]
 
 
 def single_shapes(max_rows: int) -> list[StepSizes]:

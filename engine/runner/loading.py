@@ -22,6 +22,7 @@ from engine.runner.model.loading import load_model
 from engine.runner.peak_memory import largest_step, measure_step_bytes
 from engine.runner.ranks.memory_probe import LargestPass, MemoryProbe
 from engine.runner.ranks.tensor_parallel import Ranks
+from engine.runner.step_sizes import measure_trims
 from engine.runner.torch_runner import TorchRunner
 from engine.runner.warm_up import warm_up
 
@@ -92,6 +93,16 @@ def _kv_dtype(model: CausalLM, config: EngineConfig) -> torch.dtype:
     return kv_dtype
 
 
+def _trims(model: CausalLM, config: EngineConfig) -> tuple[int, ...]:
+    if model.device.type != "cuda" or model.fused is None:
+        return ()
+    # Imported here because Triton is not installed everywhere.
+    from engine.runner.model.fused_gpu import GpuDecoder
+
+    assert isinstance(model.fused, GpuDecoder)
+    return measure_trims(model.fused.layer_products, config.max_step_tokens(is_gpu=True))
+
+
 def _runner_info(
     model: CausalLM, config: EngineConfig, kv_dtype: torch.dtype, other_bytes: int, ranks: Ranks | None
 ) -> RunnerInfo:
@@ -128,6 +139,7 @@ def _runner_info(
         max_num_batched_tokens=config.max_step_tokens(is_gpu),
         hidden_size=model.hidden_size,
         quantization=config.quantization,
+        trims=_trims(model, config),
     )
     if ranks is None:
         return info

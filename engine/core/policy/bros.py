@@ -40,7 +40,7 @@ class BrosPolicy:
         min_be_rows = max(1, int(config.be_share * config.max_num_seqs))
         self.backlog = Backlog(config.max_num_seqs, config.reserved_rt_rows, min_be_rows)
         self._victims = BrosVictims(kv, self.backlog, config.max_preemptions)
-        self.allocator = Allocator(kv, self.backlog, cost, self._victims)
+        self.allocator = Allocator(kv, self.backlog, cost, self._victims, config.trims)
         self._kv = kv
         self._pace = pace
         self._dial = dial

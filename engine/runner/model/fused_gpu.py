@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -168,6 +169,24 @@ class GpuDecoder:
         # Even if as many are wanted as there are tokens, they need not be 0, 1, 2, ...: a padded batch repeats some.
         picked = wanted if len(residual) == num_tokens else None
         return _normed(x, residual, self._norm, picked)
+
+    def layer_products(self, num_tokens: int) -> Callable[[], None]:
+        """Returns what computes the products of the first layer for so many tokens, and nothing else of it."""
+        layer, linears = self._layers[0], self._linears
+        kinds = (
+            (linears.qkv, layer.qkv),
+            (linears.output, layer.output),
+            (linears.gate_up, layer.gate_up),
+            (linears.down, layer.down),
+        )
+        new = partial(torch.randn, dtype=self._embedding.dtype, device=self._embedding.device)
+        inputs = [new(num_tokens, weights.weight.shape[1]) for _, weights in kinds]
+
+        def compute() -> None:
+            for (linear, weights), x in zip(kinds, inputs, strict=True):
+                linear(weights, x)
+
+        return compute
 
     def _rotated(
         self,

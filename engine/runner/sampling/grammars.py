@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLExecutor, LLMatcher
 
 from engine.core.plan import RowStart
 from engine.core.terms import Grammar, SamplingParams
 from engine.grammars.compiling import MAX_ERROR_CHARS
 from engine.grammars.store import Grammars
 from engine.runner.row_failure import row_failure
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 IntArray = npt.NDArray[np.int64]
 Words = npt.NDArray[np.int32]
@@ -157,6 +159,8 @@ class GrammarTable:
         """Begins to compute the masks of requests that have this many output tokens."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
+            from llguidance import LLExecutor  # a runner works without it until there is a grammar
+
             self._executor = LLExecutor(min(MAX_MASK_THREADS, os.cpu_count() or 1))
         return self._thread.submit(self._masks, parts)
 

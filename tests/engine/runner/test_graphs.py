@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.runner.graphs import LARGEST, StepGraphs, mixed_shapes, single_shapes
+from engine.runner.graphs import LARGEST, StepGraphs, mixed_shapes, single_shapes, step_shapes
 from engine.runner.step_arrays import StepArrays, StepSizes
 from engine.runner.step_inputs import StepInputs, StepTensors, pack
 from tests.engine.runner.fake_device import FakeGraph, FakeGraphs
@@ -47,11 +47,14 @@ def test_sizes_of_single_tokens() -> None:
 def test_sizes_of_mixed_steps() -> None:
     assert [shape.tokens for shape in mixed_shapes(4, 20)] == [16, 32]
     assert [shape.tokens for shape in mixed_shapes(4, 65)] == [16, 32, 64, 128]
-    assert [shape.tokens for shape in mixed_shapes(4, 9999)] == [16, 32, *range(64, 1025, 64)]
+    assert [shape.tokens for shape in mixed_shapes(4, 9999)] == [16, 32, *range(64, 2049, 64)]
     assert mixed_shapes(0, 64) == []
+    kinds = [[shape.tokens for shape in kind] for kind in step_shapes(4, 1100)]
+    # Those that gain the most are captured first.
+    assert kinds == [[1, 2, 4], [16, 32, *range(64, 1025, 64)], [1088, 1152]]
     rng = np.random.default_rng(0)
     for max_rows in (1, 4, 256, 700):
-        shapes = mixed_shapes(max_rows, 1024)
+        shapes = mixed_shapes(max_rows, 2048)
         for _ in range(300):
             num_rows = int(rng.integers(1, min(max_rows, 12) + 1))
             counts = rng.choice([1, 1, 2, 63, 64, 65], num_rows)

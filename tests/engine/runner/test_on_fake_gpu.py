@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from engine.__main__ import make_scheduler
 from engine.config import EngineConfig
 from engine.core.plan import RowStart, StepPlan, StepResult
 from engine.core.terms import SamplingParams
-from engine.runner import forward_pass, loading
+from engine.core.trim import trimmed
+from engine.runner import forward_pass, loading, step_sizes
 from engine.runner.cuda_graphs import CudaGraphs
+from engine.runner.graph_timing import replayed_s
 from engine.runner.model.loading import load_model
 from engine.runner.sampling.sampler import Sampler
 from engine.runner.torch_runner import TorchRunner
@@ -226,6 +229,44 @@ def test_it_draws_the_same_with_graphs(
         drawn.append([request.output for request in pair])
     assert drawn[0] == drawn[1]
     assert [shape.tokens for shape in runner.graph_shapes] == [1, 16]
+    runner.close()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_sizes_of_steps_are_measured_at_load(
+    fails: bool,
+    models: Callable[[str], Path],
+    gpu: FakeGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By replays of the products of a layer, here of a GPU that takes twice as long for more than 448 tokens."""
+    monkeypatch.setattr("engine.runner.cuda_graphs._WARM_UPS", 1)
+    timed: list[int] = []
+
+    def seconds(work: Callable[[], None]) -> float:
+        if fails and timed:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        elapsed_s = replayed_s(work)
+        timed.append(256 + 64 * len(timed))
+        assert elapsed_s > 0
+        return 2.0 if timed[-1] > 448 else 1.0
+
+    monkeypatch.setattr(step_sizes, "replayed_s", seconds)
+    settings = {**SETTINGS, "max_num_batched_tokens": 640, "enforce_eager": True}
+    with caplog.at_level("INFO", "engine.runner"):
+        runner = load_runner(models("llama"), device="cuda", **settings)
+    trims = runner.info.trims
+    if fails:
+        assert trims == () and "no step is trimmed" in caplog.text
+    else:
+        assert timed == list(range(256, 641, 64))
+        assert [trimmed(trims, n) for n in (200, 448, 449, 512, 513)] == [200, 448, 448, 448, 513]
+        assert "449 to 512 tokens to 448" in caplog.text
+        assert (
+            make_scheduler(EngineConfig("m", "m", "unix:///unused"), runner.info, None).config.trims == trims
+        )
     runner.close()
 
 
