@@ -42,14 +42,15 @@ class Clocked:
         self.scheduler.add(r)
         return r
 
-    def step(self):
+    def step(self, *, checks: bool = True):
         plan = self.scheduler.schedule(self.now_s)
         self.now_s += STEP_S + TOKEN_S * plan.num_tokens
         self.num_be_tokens = 0
         if not plan.is_empty:
             self.num_be_tokens = self.scheduler._under_way[-1].num_be_tokens
             self.outputs.hear(self.scheduler.update(plan, self.runner.execute(plan), self.now_s))
-        self.scheduler.check_integrity()
+        if checks:
+            self.scheduler.check_integrity()
         return plan
 
 
@@ -80,7 +81,7 @@ def test_priority_with_a_fixed_budget_misses_where_bros_does_not():
         for i in range(400):
             if i % 25 == 5:
                 c.add(Lane.RT, 40, 10)
-            c.step()
+            c.step(checks=i % 20 == 19)  # of 4,000 blocks, which takes longer than the step
         chats = [f for f in c.outputs.finished.values() if f.lane is Lane.RT]
         met[policy] = sum(bool(f.slo_met) for f in chats) / len(chats)
     assert met[Policy.BROS] > 0.9
