@@ -1,4 +1,4 @@
-"""Starts Python programs from a process that has loaded torch and transformers, which takes a program five seconds.
+"""Starts Python programs from a process that has loaded what they need: torch and transformers take five seconds.
 
 The program runs in a process of its own, a child of this one, with its own arguments, environment and files. Use it
 where a test starts programs for what they do, and not for how they are started.
@@ -6,6 +6,7 @@ where a test starts programs for what they do, and not for how they are started.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import inspect
@@ -17,12 +18,36 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 MOST_BYTES = 1_000_000  # of a request: arguments and environment
 PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")  # of `Popen._execute_child`
 PR_SET_CHILD_SUBREAPER = 36
+
+
+def subprocess_by(start: Callable[[dict[str, Any], list[int]], int]) -> Any:
+    """The standard module, with a Popen that calls `start` with its request and files, and gets a process id."""
+
+    class Popen(subprocess.Popen[Any]):
+        def _execute_child(self, *values: Any) -> None:
+            given = inspect.signature(subprocess.Popen._execute_child).bind(self, *values).arguments  # type: ignore[attr-defined]
+            numbers = list(given["pass_fds"])
+            own = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+            request = {
+                "command": [os.fspath(argument) for argument in given["args"]],
+                "env": dict(os.environ if given["env"] is None else given["env"]),
+                "cwd": str(Path.cwd() if given["cwd"] is None else given["cwd"]),
+                "fds": [0, 1, 2, *numbers],
+            }
+            files = [number if fd == -1 else fd for number, fd in enumerate(own)]
+            self.pid = start(request, [*files, *numbers])
+            self._child_created = True
+            self._close_pipe_fds(*(given[name] for name in PIPES))  # type: ignore[attr-defined]
+
+    return SimpleNamespace(**{**vars(subprocess), "Popen": Popen})
 
 
 class ForkedPython:
@@ -33,34 +58,14 @@ class ForkedPython:
         with theirs:
             command = [sys.executable, "-m", "tests.forked_python", str(theirs.fileno()), *modules]
             self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
-        parent = self
+        self.subprocess: Any = subprocess_by(self._start)
 
-        class Popen(subprocess.Popen[Any]):
-            def _execute_child(self, *values: Any) -> None:
-                given = inspect.signature(subprocess.Popen._execute_child).bind(self, *values).arguments  # type: ignore[attr-defined]
-                self.pid = parent._start(given)
-                self._child_created = True
-                self._close_pipe_fds(*(given[name] for name in PIPES))  # type: ignore[attr-defined]
-
-        self.subprocess: Any = SimpleNamespace(**{**vars(subprocess), "Popen": Popen})
-
-    def _start(self, given: dict[str, Any]) -> int:
-        """Start a program as `subprocess.Popen` was told to, and return its process id."""
-        env = os.environ if given["env"] is None else given["env"]
-        numbers = list(given["pass_fds"])
-        own = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
-        files = [number if fd == -1 else fd for number, fd in enumerate(own)]
-        request = {
-            "command": given["args"],
-            "env": dict(env),
-            "cwd": given["cwd"],
-            "fds": [0, 1, 2, *numbers],
-        }
+    def _start(self, request: dict[str, Any], files: list[int]) -> int:
         # The new process is orphaned at once. The kernel gives it to this one, as long as this is said.
         prctl = ctypes.CDLL(None).prctl
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], [*files, *numbers])
+            socket.send_fds(self._socket, [json.dumps(request).encode()], files)
             answer = self._socket.recv(64)
         finally:
             prctl(PR_SET_CHILD_SUBREAPER, 0)
@@ -73,6 +78,18 @@ class ForkedPython:
     def __exit__(self, *exc_info: object) -> None:
         self._socket.close()
         self._process.wait()
+
+
+def fork(request: dict[str, Any], files: list[int]) -> int:
+    """Start a program from this process, which has no other thread yet, and return its process id."""
+    pid = os.fork()
+    if not pid:
+        for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+            if fd > 2 and fd not in files:
+                with contextlib.suppress(OSError):  # the folder that was listed
+                    os.close(fd)
+        run(request, files)
+    return pid
 
 
 def serve(connection: socket.socket) -> None:
@@ -98,13 +115,13 @@ def serve(connection: socket.socket) -> None:
             os.close(fd)
 
 
-def run(request: dict[str, Any], fds: list[int]) -> None:
+def run(request: dict[str, Any], fds: list[int]) -> NoReturn:
     """Run the program and end this process as Python would."""
     status = 1
     try:
         free = max(request["fds"]) + 1
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, free) for fd in fds]
-        for fd in fds:
+        for fd in set(fds):
             os.close(fd)
         for fd, number in zip(high, request["fds"], strict=True):
             os.dup2(fd, number)
@@ -112,8 +129,7 @@ def run(request: dict[str, Any], fds: list[int]) -> None:
         os.environ.clear()
         os.environ.update(request["env"])
         tempfile.tempdir = None
-        if request["cwd"] is not None:
-            os.chdir(request["cwd"])
+        os.chdir(request["cwd"])
         _, how, program, *sys.argv[1:] = request["command"]
         if how == "-m":
             runpy.run_module(program, run_name="__main__", alter_sys=True)
@@ -124,6 +140,8 @@ def run(request: dict[str, Any], fds: list[int]) -> None:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

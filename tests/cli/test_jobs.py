@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -22,13 +23,22 @@ from tests.up_process import Up
 class Cli:
     """Runs `bros-batch` as a process against one server."""
 
+    subprocess: Any = subprocess  # see conftest.py
+
     def __init__(self, url: str) -> None:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("BROS_")}
         self.env |= {"BROS_URL": url, "COLUMNS": "100"}
 
     def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cli", *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=self.env, timeout=120)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with self.subprocess.Popen(command, text=True, env=self.env, **pipes) as process:
+            try:
+                out, messages = process.communicate(stdin, timeout=120)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, messages)
 
     def ok(self, *arguments: str, stdin: str = "") -> str:
         done = self.run(*arguments, stdin=stdin)

@@ -239,7 +239,11 @@ def test_ranks_end_when_the_engine_is_killed(llama: Path, tmp_path: Path) -> Non
     """The engine dies in the middle of a step: one rank waits for the other, which waits for a plan."""
     program = (
         "import sys, pickle, time\n"
+        "from engine.runner.ranks import rank_group\n"
         "from engine.runner.ranks.parallel_runner import ParallelRunner\n"
+        "from tests import forked_python\n"
+        "if sys.platform == 'linux':\n"  # as in conftest.py: the engine itself is forked there, and has loaded all
+        "    rank_group.subprocess = forked_python.subprocess_by(forked_python.fork)\n"
         "runner = ParallelRunner(pickle.loads(bytes.fromhex(sys.argv[1])))\n"
         "plan = pickle.loads(bytes.fromhex(sys.argv[2]))\n"
         "runner._group.ranks[0].tell(pickle.dumps(plan))\n"
@@ -248,7 +252,7 @@ def test_ranks_end_when_the_engine_is_killed(llama: Path, tmp_path: Path) -> Non
     )
     plan = StepPlan([0], [0], [1], [True], [5], [0])
     arguments = [pickle.dumps(value).hex() for value in (config_for(llama), plan)]
-    engine = subprocess.Popen(
+    engine = rank_group.subprocess.Popen(  # see conftest.py
         [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[4],
