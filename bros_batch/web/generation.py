@@ -7,26 +7,22 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import msgspec
-from starlette.requests import HTTPConnection
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
-from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel, embedding_form
+from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.engine_requests import EngineRequests, Part
 from bros_batch.openai_api.sampling import lane_of, slo_of
-from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.text.message_decoder import MessageDecoder
 from bros_batch.text.message_form import MessageForm
 from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece, StopReason
-from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import ApiError, engine_error
 from bros_batch.web.json_pieces import encoded_in_pieces
-from bros_batch.web.owners import asker_of
+from bros_batch.web.merged_generators import merged
 from engine.wire.client import EngineClient, EngineGone, EngineRejected, EngineStream
 from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling, Tokens
 
@@ -114,15 +110,11 @@ class Generation:
 
         Raises ApiError if the engine rejects the request or fails.
         """
+        each = [self._updates_of(output) for output in self.outputs]
         try:
-            if len(self.outputs) == 1:
-                async with contextlib.aclosing(self._updates_of(self.outputs[0])) as updates:
-                    async for update in updates:
-                        yield update
-            else:
-                async with contextlib.aclosing(self._merged()) as updates:
-                    async for update in updates:
-                        yield update
+            async with contextlib.aclosing(each[0] if len(each) == 1 else merged(each)) as updates:
+                async for update in updates:
+                    yield update
         except (EngineGone, EngineRejected) as error:
             raise engine_error(error, self.request) from error
         finally:
@@ -258,33 +250,6 @@ class Generation:
         finish_reason = decoder.finish_reason(reason)
         return Update(output.index, piece, num_tokens, decoder.num_reasoning_tokens, finish_reason)
 
-    async def _merged(self) -> AsyncGenerator[Update]:
-        queue: asyncio.Queue[Update | None] = asyncio.Queue()
-
-        async def pump(output: Output) -> None:
-            async with contextlib.aclosing(self._updates_of(output)) as updates:
-                async for update in updates:
-                    queue.put_nowait(update)
-
-        async def pump_all() -> None:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for output in self.outputs:
-                        group.create_task(pump(output))
-            finally:
-                queue.put_nowait(None)
-
-        task = asyncio.create_task(pump_all())
-        try:
-            while (update := await queue.get()) is not None:
-                yield update
-            await task
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
 
 def _choice(
     token_ids: list[int], end: Finished, logprobs: list[PositionLogprobs] | None, prompt_tail: list[int]
@@ -311,36 +276,3 @@ def _reason(finished: Finished) -> StopReason:
             raise ApiError(
                 500, finished.message or "The engine failed to run this request.", code="engine_error"
             )
-
-
-async def plan_generation(
-    http: HTTPConnection, endpoint: Endpoint[Any], request: ServedRequest
-) -> Generation:
-    """Check and tokenize `request`, and plan its outputs. Nothing is sent to the engine yet.
-
-    Raises ApiError or RequestError for everything that can be rejected without asking the engine.
-    """
-    state = app_state(http)
-    try:
-        client = await state.engine.client()
-    except EngineGone as error:
-        raise engine_error(error) from error
-    if request.model != client.welcome.model:
-        state.settings.model_names.resolve(request.model)
-    tokenizer = await state.tokenizer()
-    defaults = sampling_defaults(state.settings, tokenizer.recommended_sampling)
-    model = ServedModel(tokenizer, client.welcome, defaults, embedding_form(state.settings, tokenizer))
-    plan = partial(endpoint.checked_engine_requests, request, model, slo_of(request))
-    if request.num_prompt_chars < INLINE_CHARS:
-        work = plan()
-    else:
-        async with state.long_prompts:
-            work = await asyncio.to_thread(plan)
-    outputs = [
-        Output(number * work.num_choices + choice, part, part.sampling.for_choice(choice), choice == 0)
-        for number, part in enumerate(work.parts)
-        for choice in range(work.num_choices)
-    ]
-    usage = Usage(prompt_tokens=work.num_prompt_tokens)
-    form = endpoint.message_form(request, tokenizer)
-    return Generation(endpoint, request, model, form, client, work, outputs, usage, asker_of(http))

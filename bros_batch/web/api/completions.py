@@ -28,7 +28,8 @@ from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
-from bros_batch.web.generation import Generation, plan_generation
+from bros_batch.web.generation import Generation
+from bros_batch.web.generation_plan import plan_generation
 from bros_batch.web.ignored_fields import note_ignored
 
 

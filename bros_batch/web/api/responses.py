@@ -46,7 +46,7 @@ from bros_batch.web.bulk_limits import check_bulk_limits
 from bros_batch.web.change_job import change_job
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.errors import ApiError, JSONResponse, not_found
-from bros_batch.web.generation import plan_generation
+from bros_batch.web.generation_plan import plan_generation
 from bros_batch.web.ignored_fields import note_ignored
 from bros_batch.web.notify_target import notify_target
 from bros_batch.web.owners import owner_of, visible_owner

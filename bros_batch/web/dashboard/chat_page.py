@@ -20,7 +20,7 @@ from bros_batch.web.api.event_stream import EventStream
 from bros_batch.web.app_state import app_state
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import ApiError
-from bros_batch.web.generation import plan_generation
+from bros_batch.web.generation_plan import plan_generation
 
 
 class Conversation(msgspec.Struct, omit_defaults=True):

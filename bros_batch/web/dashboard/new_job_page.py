@@ -38,7 +38,7 @@ from bros_batch.web.dashboard.job_draft import (
 )
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import JSONResponse, not_found
-from bros_batch.web.generation import plan_generation
+from bros_batch.web.generation_plan import plan_generation
 from bros_batch.web.owners import owner_of, visible_owner
 
 PREVIEWED_ROWS = 3
