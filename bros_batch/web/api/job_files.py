@@ -36,7 +36,7 @@ from bros_batch.model_names import ModelNames
 from bros_batch.openai_api.validation import LenientPart, validate
 from bros_batch.request_error import RequestError
 from bros_batch.web.api.batch_object import batch_object
-from bros_batch.web.api.batches import BatchRequest, PlainText, checked_defaults, input_file
+from bros_batch.web.api.new_job import BatchRequest, PlainText, checked_defaults, input_file
 from bros_batch.web.api.rows import NDJSON, STREAMED_ROWS, check_rows
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.audit import log_change

@@ -20,7 +20,7 @@ from bros_batch.openai_api.endpoint import ServedModel, embedding_form
 from bros_batch.openai_api.endpoints import EndpointPath
 from bros_batch.openai_api.sampling_defaults import sampling_defaults
 from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
-from bros_batch.web.api.batches import MAX_COLUMN_CHARS, checked_defaults
+from bros_batch.web.api.new_job import MAX_COLUMN_CHARS, checked_defaults
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.engine_load import NewJob
 from bros_batch.web.errors import JSONResponse

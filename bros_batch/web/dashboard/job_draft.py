@@ -22,7 +22,7 @@ from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import missing_field, parse_template
-from bros_batch.web.api.batches import BatchRequest
+from bros_batch.web.api.new_job import BatchRequest
 
 T = TypeVar("T")
 

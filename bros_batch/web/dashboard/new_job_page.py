@@ -24,8 +24,8 @@ from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
-from bros_batch.web.api.batches import start_job
 from bros_batch.web.api.job_forecast import MAX_ROWS, ForecastRequest, forecast_object
+from bros_batch.web.api.new_job import start_job
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
 from bros_batch.web.dashboard.job_draft import (
