@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, Request
+from bros_batch.openai_api.chat_request import ChatCompletionRequest
+from bros_batch.openai_api.completion_request import Request
 from bros_batch.text.message_form import MessageForm
 from bros_batch.text.text_rules import TextRules
 from bros_batch.text.tokenizer import ModelTokenizer

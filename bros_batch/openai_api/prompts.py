@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Raw
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, CompletionRequest, Request
+from bros_batch.openai_api.chat_request import ChatCompletionRequest
+from bros_batch.openai_api.completion_request import CompletionRequest, Request
 from bros_batch.openai_api.message import template_messages
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.text.tool_calls.formats import MISTRAL

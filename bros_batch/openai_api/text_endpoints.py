@@ -8,13 +8,8 @@ from typing import ClassVar, TypeVar
 import msgspec
 from msgspec import Raw
 
-from bros_batch.openai_api.completion_request import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    Request,
-    parse_chat,
-    parse_completion,
-)
+from bros_batch.openai_api.chat_request import ChatCompletionRequest, parse_chat
+from bros_batch.openai_api.completion_request import CompletionRequest, Request, parse_completion
 from bros_batch.openai_api.completion_response import Json, ResponseHead, response_body, usage_object
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, Requester, Responder, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath

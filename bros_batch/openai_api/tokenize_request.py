@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest
+from bros_batch.openai_api.chat_request import ChatCompletionRequest
 from bros_batch.openai_api.prompts import encode_prompts
 from bros_batch.openai_api.request_fields import Ignored, TokenId, Unsupported
 from bros_batch.openai_api.validation import LenientPart, validate

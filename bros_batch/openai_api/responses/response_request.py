@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, checked
+from bros_batch.openai_api.chat_request import ChatCompletionRequest
 from bros_batch.openai_api.endpoints import RESPONSES, EndpointPath
 from bros_batch.openai_api.request_fields import (
     NOTHING,
@@ -20,6 +20,7 @@ from bros_batch.openai_api.request_fields import (
 )
 from bros_batch.openai_api.responses.input_items import chat_messages
 from bros_batch.openai_api.responses.response_tools import chat_tool_choice, chat_tools, function_tools
+from bros_batch.openai_api.text_request import checked
 from bros_batch.openai_api.validation import LenientPart, RequestPart, validate
 from bros_batch.request_error import RequestError
 

@@ -6,7 +6,7 @@ import re
 from typing import ClassVar
 
 from bros_batch.openai_api import completion_response
-from bros_batch.openai_api.completion_request import ChatCompletionRequest
+from bros_batch.openai_api.chat_request import ChatCompletionRequest
 from bros_batch.openai_api.completion_response import Json
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, Responder, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, RESPONSES, EndpointPath

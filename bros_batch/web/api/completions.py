@@ -13,7 +13,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from bros_batch.openai_api.completion_request import BaseRequest, StreamOptions
 from bros_batch.openai_api.completion_response import (
     ResponseHead,
     chat_chunk_choices,
@@ -25,6 +24,7 @@ from bros_batch.openai_api.completion_response import (
 )
 from bros_batch.openai_api.endpoints import ENDPOINTS, RESPONSES
 from bros_batch.openai_api.registry import endpoint_at
+from bros_batch.openai_api.text_request import StreamOptions, TextRequest
 from bros_batch.web.api.event_stream import EventStream, event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.client_disconnect import while_connected
@@ -42,7 +42,7 @@ async def complete(http: HttpRequest) -> Response | ASGIApp:
     generation.on_end = await state.rate_limits.admit(http, generation.usage.prompt_tokens)
     head = ResponseHead(request.endpoint, http.state.request_id, state.settings.model_name, int(time.time()))
     note_ignored(http, endpoint.unused_parameters(request, generation.model.tokenizer))
-    if isinstance(request, BaseRequest) and request.stream:
+    if isinstance(request, TextRequest) and request.stream:
         return EventStream(http, CompletionStream(generation, head, request.stream_options).events())
     body = await while_connected(http, generation.encoded_response(head))
     return Response(body, media_type="application/json")

@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from bros_batch.openai_api.completion_request import ChatCompletionRequest, parse_chat
+from bros_batch.openai_api.chat_request import ChatCompletionRequest, parse_chat
 from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 from bros_batch.openai_api.registry import endpoint_at

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 
-from bros_batch.openai_api.completion_request import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    parse_chat,
-    parse_completion,
-)
+from bros_batch.openai_api.chat_request import ChatCompletionRequest, parse_chat
+from bros_batch.openai_api.completion_request import CompletionRequest, parse_completion
 from bros_batch.openai_api.endpoint import ServedModel
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.text.tokenizer import ModelTokenizer

@@ -11,7 +11,8 @@ from llguidance import LLMatcher, LLTokenizer
 from pydantic import BaseModel, Field
 
 import bros_batch.demo
-from bros_batch.openai_api.completion_request import parse_chat, parse_completion
+from bros_batch.openai_api.chat_request import parse_chat
+from bros_batch.openai_api.completion_request import parse_completion
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS
 from bros_batch.openai_api.grammars import literal_regex
 from bros_batch.openai_api.sampling import sampling_of

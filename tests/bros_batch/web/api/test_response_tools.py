@@ -11,7 +11,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 from pydantic import BaseModel
 
-from bros_batch.openai_api.completion_request import parse_chat
+from bros_batch.openai_api.chat_request import parse_chat
 from bros_batch.openai_api.responses.input_items import normalized_items
 from bros_batch.openai_api.responses.response_request import parse_response_body, response_request
 from bros_batch.text.tokenizer import load_tokenizer
