@@ -57,7 +57,7 @@ def encode_prompts(tokenizer: ModelTokenizer, request: Request) -> list[list[int
 
 
 def _template_tools(tokenizer: ModelTokenizer, request: ChatCompletionRequest) -> list[dict[str, Any]]:
-    if request.choice.mode == "none" and not tokenizer.supports_tools:
+    if request.choice.mode == "none" and not tokenizer.renderer.supports_tools:
         return []
     return [tool.as_template_input() for tool in request.tools or ()]
 
@@ -108,6 +108,6 @@ def unused_template_kwargs(tokenizer: ModelTokenizer, request: Request) -> list[
     """Return the parameters of `request` that this model's chat template does not read."""
     if not isinstance(request, ChatCompletionRequest):
         return []
-    unused = request.template_kwargs.keys() - tokenizer.template_variables
+    unused = request.template_kwargs.keys() - tokenizer.renderer.variables
     inner = request.chat_template_kwargs or {}
     return [f"chat_template_kwargs.{name}" if name in inner else name for name in sorted(unused)]

@@ -9,19 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-
 from bros_batch.request_error import RequestError
-from bros_batch.text.chat_template import (
-    AS_A_QUESTION,
-    RenderOptions,
-    compile_chat_template,
-    cut_after_last_message,
-)
+from bros_batch.text.chat_renderer import ChatRenderer
+from bros_batch.text.chat_template import AS_A_QUESTION, RenderOptions, cut_after_last_message
 from bros_batch.text.detokenize import ByteStream, TextStream, WindowStream
 from bros_batch.text.embedding_form import own_embedding_form
 from bros_batch.text.generation_config import recommended_sampling
@@ -53,20 +47,14 @@ class ModelTokenizer:
         self._special_tokens = named_tokens(names)
         self._tokenizer = read_tokenizer(directory, names)
         self._is_byte_level = "ByteLevel" in repr(self._tokenizer.decoder)
-        sources = _chat_template_sources(directory, names)
-        source = sources.get("default")
-        # Some models have a template of its own for requests with tools.
-        tool_source = sources.get("tool_use", source)
-        self._chat_template = None if source is None else compile_chat_template(source)
-        self._tool_template = None if tool_source is None else compile_chat_template(tool_source)
-        self.template_variables = self._chat_template.variables if self._chat_template else frozenset[str]()
+        self.renderer = ChatRenderer(directory, names, self._special_tokens)
         self.call_format = (
-            format_of_template(tool_source or "")
+            format_of_template(self.renderer.tool_source)
             if tool_call_parser == "auto"
             else CALL_FORMATS[tool_call_parser]
         )
         self.reasoning_marks = (
-            marks_of_template(source or "")
+            marks_of_template(self.renderer.source)
             if reasoning_parser == "auto"
             else None
             if reasoning_parser == "none"
@@ -97,13 +85,13 @@ class ModelTokenizer:
 
         Raises RequestError if there are tools or documents and the chat template does not show them to the model.
         """
-        if tools and not self.supports_tools:
+        if tools and not self.renderer.supports_tools:
             raise RequestError(
                 "This model's chat template does not support tools. Serve a model that was trained to call them, or "
                 "leave out 'tools'.",
                 "tools",
             )
-        text = self._render(messages, template_kwargs, tools or None, options)
+        text = self.renderer.render(messages, template_kwargs, tools or None, options)
         if options.continues_last_message:
             text = cut_after_last_message(text, messages)
         return self._encode(text, "messages", add_special_tokens=options.add_special_tokens)
@@ -112,7 +100,7 @@ class ModelTokenizer:
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
     ) -> str:
         """Return the text that `encode_chat` tokenizes."""
-        return self._render(messages, template_kwargs, None)
+        return self.renderer.render(messages, template_kwargs, None)
 
     def encode_part(self, text: str) -> tuple[list[int], list[int]]:
         """Return the token ids of a part of a chat's text, and the index of the first character of each."""
@@ -123,57 +111,6 @@ class ModelTokenizer:
     def ids_of_part(self, text: str) -> list[int]:
         """Return the token ids of a part of a chat's text."""
         return self._encode(text, "messages", add_special_tokens=False)
-
-    @cached_property
-    def supports_tools(self) -> bool:
-        """Whether the chat template shows the tools of a request to the model."""
-        if self._tool_template is None or "tools" not in self._tool_template.variables:
-            return False
-        messages = [{"role": "user", "content": "-"}]
-        function = {"name": "f", "description": "-", "parameters": {"type": "object", "properties": {}}}
-        try:
-            shown = self._render(messages, None, [{"type": "function", "function": function}])
-            return self._chat_template is None or shown != self._render(messages, None, None)
-        except RequestError:
-            return False
-
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        template_kwargs: Mapping[str, Any] | None,
-        tools: Sequence[Mapping[str, Any]] | None,
-        options: RenderOptions = AS_A_QUESTION,
-    ) -> str:
-        template = self._tool_template if tools else self._chat_template
-        if template is None:
-            raise RequestError(
-                "This model has no chat template; use /v1/completions with a prompt instead.", "messages"
-            )
-        if options.documents and "documents" not in template.variables:
-            raise RequestError(
-                "This model's chat template does not use documents. Put them into the messages.", "documents"
-            )
-        names = {**self._special_tokens, **(template_kwargs or {})}
-        names |= {
-            "messages": list(messages),
-            "tools": tools,
-            "documents": options.documents,
-            "add_generation_prompt": options.begins_answer,
-        }
-        try:
-            return template.template.render(names)
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-        ) as error:
-            raise RequestError(
-                f"The model's chat template rejects these messages: {error}.", "messages"
-            ) from None
 
     def encode_prompt(self, prompt: str | list[int], *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a plain prompt. Text gets the special tokens that the model expects at its start,
@@ -284,20 +221,6 @@ def load_tokenizer(
 ) -> ModelTokenizer:
     """Load the tokenizer of a model, once per process."""
     return ModelTokenizer(model_directory(model), tool_call_parser, reasoning_parser)
-
-
-def _chat_template_sources(directory: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the templates by name; a model that has only one calls it `default`."""
-    path = directory / "chat_template.jinja"
-    if path.exists():
-        return {"default": path.read_text(encoding="utf-8")}
-    source = read_json(directory / "chat_template.json").get(
-        "chat_template", tokenizer_config.get("chat_template")
-    )
-    if isinstance(source, list):
-        named: Iterable[Mapping[str, str]] = source
-        return {each["name"]: each["template"] for each in named}
-    return {"default": source} if isinstance(source, str) else {}
 
 
 def _vocab_size(config: Mapping[str, Any]) -> int:

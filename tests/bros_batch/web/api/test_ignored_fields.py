@@ -81,7 +81,7 @@ def test_a_template_gets_the_effort_and_the_verbosity_that_it_reads(
     template = "{{ reasoning_effort or 'medium' }}/{{ verbosity | default('?') }}" + CHAT_TEMPLATE
     (directory / "chat_template.jinja").write_text(template)
     tokenizer = ModelTokenizer(directory)
-    assert {"reasoning_effort", "verbosity"} <= tokenizer.template_variables
+    assert {"reasoning_effort", "verbosity"} <= tokenizer.renderer.variables
     with (
         serving(web_settings(tmp_path, directory, engine_url=engine.url)) as web,
         web.openai() as client,
