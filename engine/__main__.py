@@ -145,7 +145,8 @@ def make_endpoints(
         return Endpoints(server, puller=None)
     from redis.asyncio import Redis
 
-    from engine.lanes.item_puller import ItemPuller, ItemPullerConfig
+    from engine.lanes.item_puller import ItemPuller
+    from engine.lanes.item_puller_config import ItemPullerConfig
 
     puller_config = ItemPullerConfig(
         model=config.served_model_name,

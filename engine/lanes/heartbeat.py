@@ -24,8 +24,8 @@ RATE_INTERVAL_S = 0.25
 class Heartbeat:
     """Writes the heartbeat of one engine to Redis, from time to time and when the rate has changed much.
 
-    `about` holds the fields that do not change. `holds_items` tells whether there is anything to compute: only then the
-    time counts for the rate.
+    `about` holds the fields that do not change. `rate` is what it announces, and is told of the time that passes while
+    `holds_items` says that there is anything to compute.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Heartbeat:
         about: dict[str, Any],
         exchange: Exchange,
         redis: Any,
+        rate: ItemRate,
         holds_items: Callable[[], bool],
     ) -> None:
         self._key = protocol.engine_key(engine_id)
@@ -47,7 +48,7 @@ class Heartbeat:
         self._exchange = exchange
         self._redis = redis
         self._holds_items = holds_items
-        self.rate = ItemRate(time.monotonic())
+        self._rate = rate
         self._rate_is_news = asyncio.Event()
 
     async def measure_rate(self) -> None:
@@ -55,8 +56,8 @@ class Heartbeat:
         while True:
             await asyncio.sleep(RATE_INTERVAL_S)
             is_busy = self._holds_items() and not self._exchange.watch.is_stuck
-            self.rate.advance(time.monotonic(), is_busy=is_busy)
-            if self.rate.is_news:
+            self._rate.advance(time.monotonic(), is_busy=is_busy)
+            if self._rate.is_news:
                 self._rate_is_news.set()
 
     async def send_heartbeats(self) -> None:
@@ -69,7 +70,7 @@ class Heartbeat:
                     stats = await self._exchange.stats()
             beat = {
                 **self._about,
-                **self.rate.announce(),
+                **self._rate.announce(),
                 "late_s": watch.late_s,
                 "is_stuck": watch.is_stuck,
                 "stats": stats,

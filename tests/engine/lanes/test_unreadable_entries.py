@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from redis import Redis
 
-from engine.lanes.item_puller import ItemPuller
+from engine.lanes.held_items import HeldItems
 from engine.lanes.pulled_item import PulledItem
 from engine.wire import protocol
 from engine.wire.protocol import ItemRequest, ItemResult, Sampling
@@ -139,17 +139,17 @@ def test_a_task_that_an_unknown_error_ends_goes_on_and_the_traceback_is_logged_o
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = ItemPuller._start
+    real = HeldItems.take_in
     failures = 3
 
-    def start(self: ItemPuller, entry_id: bytes, fields: dict[bytes, bytes]) -> PulledItem | None:
+    def take_in(self: HeldItems, entry_id: bytes, fields: dict[bytes, bytes]) -> PulledItem | None:
         nonlocal failures
-        if failures and len(self._items) >= 3 - failures:  # the others have been taken in already
+        if failures and len(self.by_entry) >= 3 - failures:  # the others have been taken in already
             failures -= 1
             raise ZeroDivisionError("a bug")
         return real(self, entry_id, fields)
 
-    monkeypatch.setattr(ItemPuller, "_start", start)
+    monkeypatch.setattr(HeldItems, "take_in", take_in)
     for item_id in range(20):
         add_good(redis, item_id)
     with caplog.at_level(logging.INFO), running_engine(tmp_path, redis_url=server.url):
