@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from bros_batch.addresses import is_loopback
 from bros_batch.web.audit import log_rejection
+from bros_batch.web.connection_room import address_of, make_room
 from bros_batch.web.errors import ApiError
 
 MAX_URL_BYTES = 16 * 1024
@@ -42,12 +43,6 @@ HEAD_TOO_LARGE = ApiError(
 URL_TOO_LONG = ApiError(414, f"The URL is longer than {MAX_URL_BYTES} bytes.", code="url_too_long")
 HEAD_TOO_SLOW = ApiError(
     408, f"The request's headers did not arrive within {HEAD_S:g} s.", code="request_timeout"
-)
-TOO_MANY_CONNECTIONS = ApiError(
-    503, "The server has too many connections. Try again in a moment.", code="overloaded", retry_after_s=1.0
-)
-TOO_MANY_OF_ONE_CLIENT = ApiError(
-    429, "Your address has too many connections.", code="too_many_connections", retry_after_s=1.0
 )
 
 
@@ -84,12 +79,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # The connection ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        address = _address(transport)
-        rejection = None
-        if len(self.connections) >= self.max_connections:
-            rejection = self._make_room(None, TOO_MANY_CONNECTIONS)
-        elif not self._is_proxy(address) and self._num_connections_of(address) >= self.max_connections // 2:
-            rejection = self._make_room(address, TOO_MANY_OF_ONE_CLIENT)
+        connections: Collection[Any] = self.connections  # all of them are of this class
+        trusted = self.config.forwarded_allow_ips
+        rejection = make_room(connections, address_of(transport), self.max_connections, trusted)
         super().connection_made(transport)
         self.without_request_since_s = self.loop.time()
         self._expect_read_within(HEAD_S)
@@ -105,30 +97,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._earlier.message_event.set()
         if self._timer is not None:
             self._timer.cancel()
-
-    def _is_proxy(self, address: str) -> bool:
-        """Return whether connections from `address` may come from many clients: it is this machine, or trusted."""
-        trusted = self.config.forwarded_allow_ips
-        names = trusted.split(",") if isinstance(trusted, str) else trusted
-        return is_loopback(address) or "*" in names or address in [name.strip() for name in names]
-
-    def _num_connections_of(self, address: str) -> int:
-        return sum(_address(each.transport) == address for each in self.connections)
-
-    def _make_room(self, address: str | None, otherwise: ApiError) -> ApiError | None:
-        """Close the connection (of `address`) that has been without a request for longest. Returns what to do if none
-        is."""
-        idle = [
-            each
-            for each in self.connections
-            if isinstance(each, LimitedHttpProtocol)
-            and not each.has_request
-            and (address is None or _address(each.transport) == address)
-        ]
-        if not idle:
-            return otherwise
-        min(idle, key=lambda each: each.without_request_since_s).transport.abort()
-        return None
 
     @property
     def has_request(self) -> bool:
@@ -313,8 +281,3 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 def with_limits(max_connections: int) -> type[LimitedHttpProtocol]:
     """Return the protocol for a server with at most `max_connections` connections."""
     return type("Protocol", (LimitedHttpProtocol,), {"max_connections": max_connections})
-
-
-def _address(transport: asyncio.Transport) -> str:
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if peer else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bros_batch.web import http_protocol
+from bros_batch.web import connection_room
 from tests.bros_batch.web.dashboard.test_site import open_streams
 from tests.bros_batch.web.serving import Web, serving, web_settings
 from tests.services import wait_for
@@ -303,7 +303,7 @@ def test_one_address_has_at_most_half_of_the_connections(
     narrow: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This machine may hold all of them, since it may be a proxy; so the test makes it another one."""
-    monkeypatch.setattr(http_protocol.LimitedHttpProtocol, "_is_proxy", lambda _self, _address: False)
+    monkeypatch.setattr(connection_room, "_is_proxy", lambda _address, _trusted: False)
     with contextlib.ExitStack() as stack:
         open_event_streams(narrow, 5, stack)
         check_error(stack.enter_context(connect(narrow)), 429, "too_many_connections")
