@@ -11,7 +11,7 @@ NAME_KEYS = ("name", "function")
 ARGUMENT_KEYS = ("arguments", "parameters")
 OTHER_KEYS = ("type", "id")
 
-_IN_STRING = re.compile(r'["\\]')
+_IN_STRING = re.compile(r'["\\\x00-\x1f]')
 _OUTSIDE = re.compile(r'["{}\[\]]')
 _AFTER_SCALAR = re.compile(r"[\s,;}\]]")
 
@@ -24,16 +24,27 @@ def skip_space(text: str, at: int) -> int:
 
 
 class ValueScanner:
-    """Finds the end of a value by its quotes and brackets; whether the value is valid JSON is up to its reader."""
+    """Finds the end of a value by its quotes and brackets; whether the value is valid JSON is up to its reader.
 
-    __slots__ = ("_depth", "_escaped", "_in_string", "_is_begun", "done")
+    `take` returns what was read. Line breaks and other control characters in strings, which models write although JSON
+    does not allow them, are escaped in it.
+    """
+
+    __slots__ = ("_depth", "_escaped", "_in_string", "_is_begun", "_read", "done")
 
     def __init__(self) -> None:
         self._is_begun = False
         self._depth = 0
         self._in_string = False
         self._escaped = False
+        self._read: list[str] = []
         self.done = False
+
+    def take(self) -> str:
+        """Return the text that was read since the last time."""
+        taken = "".join(self._read)
+        self._read.clear()
+        return taken
 
     def push(self, text: str, at: int) -> int:
         """Return the index at which the part of the value in `text`, from `at` on, ends."""
@@ -44,9 +55,16 @@ class ValueScanner:
         if self._depth < 0:
             match = _AFTER_SCALAR.search(text, at)
             self.done = match is not None
-            return match.start() if match else len(text)
+            end = match.start() if match else len(text)
+            self._read.append(text[at:end])
+            return end
         while at < len(text) and not self.done:
-            at = self._skip_in_string(text, at) if self._in_string else self._skip_outside(text, at)
+            end = self._skip_in_string(text, at) if self._in_string else self._skip_outside(text, at)
+            is_control = self._in_string and text[end - 1] < " "
+            self._read += (
+                (text[at : end - 1], json.dumps(text[end - 1])[1:-1]) if is_control else (text[at:end],)
+            )
+            at = end
         return at
 
     def _skip_in_string(self, text: str, at: int) -> int:
@@ -58,7 +76,7 @@ class ValueScanner:
             return len(text)
         if match[0] == "\\":
             self._escaped = True
-        else:
+        elif match[0] == '"':
             self._in_string = False
             self.done = self._depth == 0
         return match.end()
@@ -147,12 +165,17 @@ class CallObject:
             self._step = self._before_key
             return at + 1
         self._begin()
-        if self._key in ARGUMENT_KEYS:
-            self._has_arguments = True
-            self.is_call |= self.name is not None
         self._streams = self._key in ARGUMENT_KEYS and text[at] == "{"
+        if self._key in ARGUMENT_KEYS and self._has_arguments:
+            self.failed = True
+        elif self._streams:
+            self._begin_arguments()
         self._step = self._in_value
         return at
+
+    def _begin_arguments(self) -> None:
+        self._has_arguments = True
+        self.is_call |= self.name is not None
 
     def _in_value(self, text: str, at: int) -> int:
         end = self._scan(text, at)
@@ -183,14 +206,18 @@ class CallObject:
         """Take in a value that is not an object."""
         if self._key in NAME_KEYS and not self.is_call:
             if isinstance(value, str) and value and (self._names is None or value in self._names):
-                self.name = value
+                self.name = _without_surrogates(value)
                 self.is_call = self._has_arguments
             else:
                 self.failed = True
         elif self._key in ARGUMENT_KEYS:
             # Some models write the arguments as a string that holds JSON, or null for none.
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            self._arguments.append("{}" if value is None or value == "" else text)
+            text = "{}" if value is None or value == "" else value
+            if isinstance(text, str) and _is_object(text):
+                self._begin_arguments()
+                self._arguments.append(_without_surrogates(text))
+            else:
+                self.failed = True
 
     def _begin(self) -> None:
         self._value = ValueScanner()
@@ -198,7 +225,7 @@ class CallObject:
 
     def _scan(self, text: str, at: int) -> int:
         end = self._value.push(text, at)
-        self._text.append(text[at:end])
+        self._text.append(self._value.take())
         return end
 
     def _expect(self, text: str, at: int, wanted: str, then: Callable[[str, int], int]) -> int:
@@ -214,3 +241,15 @@ def _decoded(text: str) -> object:
         return json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return text
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _without_surrogates(text: str) -> str:
+    """Return `text` as it can be sent: JSON can name halves of characters, which UTF-8 cannot."""
+    return text.encode(errors="replace").decode()

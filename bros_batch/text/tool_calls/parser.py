@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
@@ -10,6 +11,10 @@ from bros_batch.text.tool_calls.formats import CallFormat
 from bros_batch.text.tool_calls.json_scanner import SPACE, CallObject, ValueScanner, skip_space
 
 MAX_NAME_CHARS = 256
+MAX_HEAD_CHARS = MAX_NAME_CHARS + 64
+# What precedes the arguments in the form that begins with the name.
+HEAD = re.compile(r"(.+?)\s*(?:\[CALL_ID\][\w\s-]*)?(?:\[ARGS\]\s*)?", re.DOTALL)
+LIKE_A_NAME = re.compile(rf"[\w.:/-]{{1,{MAX_NAME_CHARS}}}")
 BETWEEN_CALLS = SPACE + ",;]}"  # and brackets that models write once too often
 
 
@@ -40,6 +45,7 @@ class CallParser:
 
     def __init__(self, form: CallFormat, names: Container[str], max_calls: int | None = None) -> None:
         self._form = form
+        self._names = names
         self._bare_names = names if form.is_bare else None
         self._max_calls = max_calls
         self.num_calls = 0
@@ -112,10 +118,11 @@ class CallParser:
     def _name(self) -> bool:
         """The form of a call that begins with its name: up to `[ARGS]`, or to the arguments."""
         end = self._rest.find("{")
-        if end < 0 and not self._final and len(self._rest) <= MAX_NAME_CHARS:
+        if end < 0 and not self._final and len(self._rest) <= MAX_HEAD_CHARS:
             return False
-        name = self._rest[: max(end, 0)].partition("[")[0].strip()
-        if not name or len(name) > MAX_NAME_CHARS:
+        head = HEAD.fullmatch(self._rest, 0, end) if 0 < end <= MAX_HEAD_CHARS else None
+        name = "" if head is None else head[1]
+        if name not in self._names and not LIKE_A_NAME.fullmatch(name):
             return self._give_up()
         self._consume(end)
         self._begin_call(name)
@@ -125,7 +132,7 @@ class CallParser:
 
     def _arguments(self) -> bool:
         end = self._value.push(self._rest, 0)
-        self._add(self._rest[:end])
+        self._add(self._value.take())
         self._rest = self._rest[end:]
         if self._value.done:
             self._step = self._after
