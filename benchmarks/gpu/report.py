@@ -56,8 +56,9 @@ class Part:
             return None
         self.figures[name] = value
         print(f"  {name:44} {brief(value)}", flush=True)
-        for row in value.get("top", []) if isinstance(value, Mapping) else []:
-            print(f"    {brief(row)}", flush=True)
+        for key, values in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(values, list):
+                print(*table_of(key, values), sep="\n", flush=True)
         self.save()
         return value
 
@@ -198,6 +199,13 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(inner) for inner in value]
     return value
+
+
+def table_of(name: str, values: list[Any]) -> list[str]:
+    """Format a list as a line, or as one for each element that has figures of its own."""
+    if any(isinstance(value, Mapping) for value in values):
+        return [f"    {brief(value)}" for value in values]
+    return [f"    {name:14} {' '.join(f'{brief(value):>6}' for value in values)}"]
 
 
 def brief(value: Any) -> str:

@@ -58,7 +58,23 @@ def numbers(value: Any) -> Iterator[float]:
 def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--minutes", str(MINUTES)]
     command += ["--models", "llama-8b,qwen3-4b", "--out", str(tmp_path)]
+    # A GPU host has none of these, and nothing can be installed there.
+    absent = (
+        "llguidance",
+        "msgspec",
+        "redis",
+        "celery",
+        "sqlalchemy",
+        "fastapi",
+        "starlette",
+        "pydantic",
+        "gguf",
+    )
+    startup = tmp_path / "startup"
+    startup.mkdir()
+    (startup / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({absent!r})\n")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(startup), os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     (path,) = tmp_path.glob("*.json")
@@ -84,6 +100,7 @@ def test_everything_is_measured_and_sound(tmp_path: Path) -> None:
         assert 0 < mixed["launch_ms"] <= mixed["step_ms"] * 2
     products = parts["ceilings"]["figures"]["products by tokens"]
     assert len(products["tokens"]) == len(products["share_of_peak"]) > 1
+    assert "share_of_peak " in ran.stdout  # lists are printed too, in case that the file is lost
     for mode in ("synchronous", "asynchronous"):
         idle = steps[f"idle at 4 rows, {mode}"]
         assert idle["steps"] > 5
@@ -167,6 +184,20 @@ def test_ceilings_that_were_not_chosen_are_measured_for_the_floors(tmp_path: Pat
     part = written(run)["ceilings"]
     assert {"copy", "read", "product"} <= set(part["figures"]) and len(part["skipped"]) == 3
     assert run.part("first").left_s == 10.0 and run.is_sound
+
+
+def test_floors_are_known_without_float8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> float:
+        raise RuntimeError("no float8 product on this GPU")
+
+    monkeypatch.setattr("benchmarks.gpu.ceilings._fp8_product_s", fails)
+    run = make_run(tmp_path, Clock())
+    scale = dataclasses.replace(TINY, copy_bytes=1 << 16, product_size=16)
+    ceilings = ceilings_of(run, Stopwatch(torch.device("cpu")), scale)
+    assert ceilings.fp8_flops_per_s is None and ceilings.floor_s(1.0, 1.0, 1.0) > 0
+    assert list(written(run)["ceilings"]["failed"]) == ["product in float8"]
+    again = ceilings_of(run, Stopwatch(torch.device("cpu")), scale)
+    assert again.bytes_per_s == pytest.approx(ceilings.bytes_per_s, rel=1e-3)
 
 
 def test_another_process_continues_the_file(tmp_path: Path) -> None:
