@@ -184,7 +184,8 @@ def measure(cases: Sequence[Case], capabilities: Sequence[int], num_processes: i
         for capability in capabilities
         if capability >= case.least_capability
     ]
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+    # Forked, since torch and triton take seconds to load.
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("fork")) as pool:
         return [resources for found in pool.map(_compile_named, names) for resources in found]
 
 

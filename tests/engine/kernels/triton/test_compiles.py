@@ -10,10 +10,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forked_python import ForkedPython
 
 pytest.importorskip("triton")
 
@@ -39,19 +42,33 @@ def kernels_in(folder: Path) -> set[str]:
     return {name for function, name in compiled.items() if function not in called}
 
 
-def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def python() -> Iterator[ForkedPython]:
+    """A process that has loaded torch, and Triton as its compiler."""
+    with ForkedPython("benchmarks.kernel_resources.resources") as loaded:
+        yield loaded
+
+
+def run_python(python: ForkedPython, *arguments: str) -> tuple[int, str, str]:
+    """Its exit status, output and messages."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
+    with python.subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        output, messages = process.communicate()
+    return process.returncode, output, messages
 
 
 @pytest.fixture(scope="module")
-def resources() -> list[dict[str, Any]]:
-    ended = run_python("-m", "benchmarks.kernel_resources", "--json")
-    assert ended.stdout, ended.stderr
-    found: list[dict[str, Any]] = json.loads(ended.stdout)
+def resources(python: ForkedPython) -> list[dict[str, Any]]:
+    _, output, messages = run_python(python, "-m", "benchmarks.kernel_resources", "--json")
+    assert output, messages
+    found: list[dict[str, Any]] = json.loads(output)
     return found
 
 
@@ -95,10 +112,10 @@ print(found.spill_bytes, found.fits)
 
 
 @pytest.mark.slow
-def test_a_spilling_kernel_is_reported() -> None:
-    ended = run_python("-c", SPILLING)
-    assert ended.returncode == 0, ended.stderr
-    spill_bytes, fits = ended.stdout.split()
+def test_a_spilling_kernel_is_reported(python: ForkedPython) -> None:
+    status, output, messages = run_python(python, "-c", SPILLING)
+    assert status == 0, messages
+    spill_bytes, fits = output.split()
     assert int(spill_bytes) > 0
     assert fits == "False"
 
