@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,12 @@ from bros_batch.documents.readers.table import Row
 from cli.failure import Failure
 from cli.jobs.questions import choice, predicate, score
 from cli.jobs.rows import written_rows
+from tests.cli.test_jobs import Cli
 from tests.up_process import Up
 
 
 def ask(service: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli", "ask", *arguments]
-    env = {**os.environ, "BROS_URL": service.state()["url"]}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    return Cli(service.state()["url"]).run("ask", *arguments)
 
 
 def test_questions_are_read_from_options() -> None:
@@ -126,8 +123,6 @@ def test_rows_without_answers_are_named(service: Up, tmp_path: Path) -> None:
 def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path, arguments: Any, said: str) -> None:
     source = tmp_path / "docs.jsonl"
     source.write_text('{"text": "a"}\n')
-    command = [sys.executable, "-m", "cli", "ask", str(source), *arguments, "-o", str(tmp_path / "out.csv")]
-    env = {**os.environ, "BROS_URL": "http://127.0.0.1:9"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = Cli("http://127.0.0.1:9").run("ask", str(source), *arguments, "-o", str(tmp_path / "out.csv"))
     assert done.returncode == 2
     assert said in done.stderr
