@@ -115,7 +115,7 @@ async def measure(num_requests: int) -> dict[str, Any]:
             subprocess.run(
                 [sys.executable, "-m", "cli", "db", "upgrade"], env={**os.environ, **env}, check=True
             )
-            async with running(["-m", "bros_batch.web.serve"], env):
+            async with running(["-m", "bros_batch.web"], env):
                 base = f"http://127.0.0.1:{port}"
                 await reachable(base)
                 result["http"] = percentiles_ms(await http_latencies(base, num_requests, stream=False))

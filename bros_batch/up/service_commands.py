@@ -65,7 +65,7 @@ def beat_command(extra: Sequence[str] = ()) -> list[str]:
 
 def web_command() -> list[str]:
     """Build the command line of the web server, which takes its settings from the environment."""
-    return [*PYTHON, "-m", "bros_batch.web.serve"]
+    return [*PYTHON, "-m", "bros_batch.web"]
 
 
 def redis_command(binary: Path, socket: Path, directory: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Entry point of the web process: `python -m bros_batch.web.serve`. Settings come from the environment."""
+"""The web process from its start to its end. `python -m bros_batch.web` runs it."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def serve(settings: Settings) -> None:
     # second each time.
     gc.collect()
     gc.freeze()
+    gc.enable()
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
@@ -131,7 +132,3 @@ def main() -> None:
         serve(get_settings())
     except (SettingsError, StartupError) as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

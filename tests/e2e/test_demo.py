@@ -17,7 +17,7 @@ from bros_batch.demo.run import grade
 from bros_batch.settings import DEMO_MODEL_DIR
 from bros_batch.up.service_commands import redis_binary
 from tests.services import unavailable, wait_for
-from tests.up_process import MARK, REAL, Up
+from tests.up_process import MARK, REAL, SIMULATED, Up
 
 
 def start_demo(directory: Path, *flags: str) -> Up:
@@ -52,7 +52,7 @@ def assert_nothing_is_left(demo: Up) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the first start on a machine compiles kernels, which a busy machine does slowly
 def test_the_demo_reads_documents_and_chats_and_leaves_only_results(tmp_path):
-    demo = start_demo(tmp_path, "--documents", "40", "--json", "--", "--num-kv-blocks", "4096")
+    demo = start_demo(tmp_path, "--documents", "40", "--json", "--", *REAL)
     out, _ = demo.process.communicate(timeout=840)
     assert demo.process.returncode == 0, demo.output()
     report = json.loads(out)
@@ -73,7 +73,7 @@ def test_the_demo_reads_documents_and_chats_and_leaves_only_results(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(tmp_path, signum):
-    demo = start_demo(tmp_path, "--documents", "2000", "--", *REAL)
+    demo = start_demo(tmp_path, "--documents", "2000", "--", *SIMULATED)
     wait_for(lambda: "Submitting" in demo.output(), timeout_s=90)
     demo.process.send_signal(signum)
     out, _ = demo.process.communicate(timeout=90)
@@ -85,7 +85,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path, signum):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
 def test_a_killed_demo_leaves_no_process(tmp_path):
-    demo = start_demo(tmp_path, "--documents", "2000", "--", *REAL)
+    demo = start_demo(tmp_path, "--documents", "2000", "--", *SIMULATED)
     wait_for(lambda: len(demo.family()) > 4)
     demo.process.kill()
     demo.process.communicate()

@@ -1,4 +1,4 @@
-"""`up` with services that do not answer, data that Redis cannot load, and a state file that cannot be written."""
+"""`up` with services that do not answer, a state file that cannot be written, and a console that nobody reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.e2e.test_up import SERVICES, assert_nothing_is_left, run_job
@@ -37,48 +36,26 @@ def test_a_frozen_service_is_restarted(up: Up, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_frozen_services_stop_with_the_others(tmp_path: Path) -> None:
-    up = start_up(tmp_path / "data")
-    up.ready()
+def test_a_state_file_that_cannot_be_written_is_written_when_it_can(up: Up) -> None:
+    before = up.state()["children"]["beat"]
+    in_the_way = up.data_dir / "run" / "up.tmp"
+    in_the_way.mkdir()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: "run/up.json cannot be written" in up.output(), "the note")
+    assert up.is_ready()
+    in_the_way.rmdir()
+    wait_for(lambda: up.state()["children"].get("beat") not in (None, before), "the new process")
+
+
+@pytest.mark.slow
+def test_frozen_services_stop_with_the_others(up: Up) -> None:
+    """The last test of this `up`."""
     for pid in up.state()["children"].values():
         os.kill(pid, signal.SIGSTOP)
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(120) == 0
-    stop(up)
     assert "did not stop within" not in up.output()
     assert_nothing_is_left(up)
-
-
-@pytest.mark.slow
-def test_a_damaged_append_only_file_is_put_aside_and_nothing_is_lost(tmp_path: Path) -> None:
-    with running_up(tmp_path / "data") as up:
-        job = run_job(up.state()["url"])["id"]
-    damaged = [path for path in (tmp_path / "data" / "redis").rglob("*") if path.is_file()]
-    assert damaged
-    for path in damaged:
-        content = bytearray(path.read_bytes())
-        content[:64] = bytes(byte ^ 0xFF for byte in content[:64])
-        path.write_bytes(content)
-    with running_up(tmp_path / "data") as up:
-        assert "Redis could not load its data and starts empty" in up.output()
-        (aside,) = (tmp_path / "data").glob("redis-unreadable-*")
-        assert str(aside) in up.output()
-        url = up.state()["url"]
-        assert httpx.get(f"{url}/v1/batches/{job}", trust_env=False).json()["status"] == "completed"
-        assert run_job(url)["request_counts"]["completed"] == 20
-
-
-@pytest.mark.slow
-def test_a_state_file_that_cannot_be_written_is_written_when_it_can(tmp_path: Path) -> None:
-    with running_up(tmp_path / "data") as up:
-        before = up.state()["children"]["beat"]
-        in_the_way = tmp_path / "data" / "run" / "up.tmp"
-        in_the_way.mkdir()
-        os.kill(before, signal.SIGKILL)
-        wait_for(lambda: "run/up.json cannot be written" in up.output(), "the note")
-        assert up.is_ready()
-        in_the_way.rmdir()
-        wait_for(lambda: up.state()["children"].get("beat") not in (None, before), "the new process")
 
 
 @pytest.mark.slow

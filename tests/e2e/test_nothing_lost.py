@@ -6,6 +6,7 @@ moments.
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -16,7 +17,7 @@ from tests.up_process import Up, running_up
 
 NUM_LINES = 2000
 VICTIMS = ("worker", "engine", "redis", "web", "beat")
-ROUNDS = 3  # how often each victim is killed
+ROUNDS = int(os.environ.get("BROS_TEST_KILL_ROUNDS", "2"))  # how often each victim is killed
 SETTINGS = {
     **IMPATIENT,
     "BROS_QUEUE_MAX_ITEMS": "400",

@@ -28,7 +28,7 @@ from tests.e2e.known_jobs import (
     write_job,
 )
 from tests.services import wait_for
-from tests.up_process import Up, running_up, start_up, stop
+from tests.up_process import Up, start_up, stop
 
 NUM_LINES = 1000
 # How often each stage is cut.
@@ -103,10 +103,11 @@ def test_all_processes_die_at_once(tmp_path, database_url):
                 wait_for(lambda stage=stage, share=share: stage(share), stage.__name__, timeout_s=120)
                 cut_power(up)
                 up = start_up(data_dir, engine=engine, **settings)
+        up.ready()
+        with Api(up.state()["url"]) as api:
+            assert_every_line_once(api, batch_id, job, tmp_path / "data-model", database_url)
     finally:
-        cut_power(up)
-    with running_up(data_dir, engine=engine, **settings) as up, Api(up.state()["url"]) as api:
-        assert_every_line_once(api, batch_id, job, tmp_path / "data-model", database_url)
+        stop(up)
     left = [path.name for path in (data_dir / "files").iterdir() if path.name.startswith(".")]
     assert not left, "no half-written file is left"
 
@@ -128,6 +129,9 @@ def test_the_data_of_redis_are_damaged_after_a_power_cut(tmp_path):
     try:
         up.ready()
         with Api(up.state()["url"]) as api:
+            before = write_job(tmp_path / "before.jsonl", 20, max_tokens=8)
+            ended_id = api.submit(before)
+            assert_every_line_once(api, ended_id, before, tmp_path / "data-model", database_url)
             batch_id = api.submit(job)
         for share, kind in ((0.1, ".aof"), (0.4, "")):
             wait_for(
@@ -145,7 +149,10 @@ def test_the_data_of_redis_are_damaged_after_a_power_cut(tmp_path):
             up = start_up(data_dir, engine=simulated_engine(), **SETTINGS)
             up.ready()
             assert "Redis could not load its data and starts empty" in up.output()
+            newest = max(data_dir.glob("redis-unreadable-*"), key=lambda path: path.stat().st_ctime_ns)
+            assert str(newest) in up.output()
         with Api(up.state()["url"]) as api:
-            assert_every_line_once(api, batch_id, job, tmp_path / "data-model", database_url)
+            for each, its_job in ((ended_id, before), (batch_id, job)):
+                assert_every_line_once(api, each, its_job, tmp_path / "data-model", database_url)
     finally:
         stop(up)

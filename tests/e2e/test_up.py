@@ -171,12 +171,17 @@ def test_a_service_that_cannot_start_ends_up_with_its_last_lines(tmp_path):
 
 
 def test_keys_in_the_database_do_not_hide_that_the_engine_cannot_start(tmp_path):
-    database = ("--data-dir", str(tmp_path / "data"))
-    for command in (("db", "upgrade"), ("keys", "create", "laptop")):
-        made = subprocess.run(
-            [sys.executable, "-m", "cli", *command, *database], capture_output=True, text=True, check=False
-        )
-        assert made.returncode == 0, made.stderr
+    from bros_batch.db.api_keys import create_api_key
+    from bros_batch.db.connections import open_database, writing
+    from bros_batch.db.schema import upgrade
+
+    (tmp_path / "data").mkdir(mode=0o700)
+    url = f"sqlite:///{tmp_path / 'data' / 'bros.db'}"
+    upgrade(url)
+    database = open_database(url)
+    with writing(database) as connection:
+        create_api_key(connection, "laptop")
+    database.dispose()
     up = start_up(tmp_path / "data", engine=("--runner", "simulated", "--listen", "unix:///dev/null/s.sock"))
     assert up.process.wait(60) == 1
     stop(up)
@@ -212,18 +217,14 @@ def assert_nothing_is_left(up: Up) -> None:
     assert not (up.data_dir / "run" / "up.json").exists()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_drains_and_leaves_nothing(tmp_path, signum):
-    up = start_up(tmp_path / "data")
-    up.ready()
-    up.process.send_signal(signum)
+def assert_it_drains_and_leaves_nothing(up: Up) -> None:
+    """After a signal."""
     assert up.process.wait(60) == 0
-    stop(up)
     assert_nothing_is_left(up)
     assert "did not stop within" not in up.output()
 
 
-def test_a_signal_during_the_start_leaves_nothing(tmp_path):
+def test_sigterm_during_the_start_leaves_nothing(tmp_path):
     up = start_up(tmp_path / "data")
     wait_for(lambda: (tmp_path / "data" / "run" / "up.json").exists() and up.state())
     up.process.send_signal(signal.SIGTERM)
@@ -232,7 +233,7 @@ def test_a_signal_during_the_start_leaves_nothing(tmp_path):
     assert_nothing_is_left(up)
 
 
-def test_an_open_answer_is_finished_before_the_end(tmp_path):
+def test_sigterm_lets_an_open_answer_finish_and_leaves_nothing(tmp_path):
     """While draining, a chat that has begun is not cut off; new ones are rejected."""
     with running_up(tmp_path / "data", engine=("--runner", "simulated", "--simulated-step-s", "0.05")) as up:
         url = up.state()["url"]
@@ -262,8 +263,7 @@ def test_an_open_answer_is_finished_before_the_end(tmp_path):
         up.process.send_signal(signal.SIGTERM)
         asker.join(60)
         assert "data: [DONE]" in chunks, chunks[-3:]
-        assert up.process.wait(60) == 0
-        assert_nothing_is_left(up)
+        assert_it_drains_and_leaves_nothing(up)
 
 
 def test_a_second_signal_kills_at_once(tmp_path):
@@ -291,46 +291,42 @@ def test_a_second_signal_kills_at_once(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
-def test_when_it_is_killed_nothing_outlives_it(tmp_path):
-    up = start_up(tmp_path / "data")
-    up.ready()
-    wait_for(lambda: len(up.family()) > len(SERVICES), "the children that celery has of its own")
-    up.process.kill()
-    up.process.wait()
-    up.wait_until_nothing_is_left()
-    stop(up)
-
-
-def test_nothing_is_lost_when_it_is_killed_and_restarted(tmp_path):
+def test_when_it_is_killed_nothing_outlives_it_and_nothing_is_lost(tmp_path):
     """The second `up` waits for the dying Redis and continues with its data."""
     up = start_up(tmp_path / "data")
     url = up.ready()["url"]
     job = run_job(url)["id"]
+    wait_for(lambda: len(up.family()) > len(SERVICES), "the children that celery has of its own")
     up.process.kill()
     up.process.wait()
     with running_up(tmp_path / "data") as successor:
         answer = httpx.get(f"{successor.state()['url']}/v1/batches/{job}", trust_env=False)
         assert answer.json()["status"] == "completed"
+        up.wait_until_nothing_is_left()
     stop(up)
 
 
-def test_a_deep_data_directory_has_its_sockets_elsewhere(tmp_path):
+def test_a_deep_data_directory_has_its_sockets_elsewhere_and_sigint_leaves_nothing(tmp_path):
     deep = tmp_path.joinpath(*["a-rather-long-name"] * 6)
     with running_up(deep / "data") as up:
         socket_dir = Path(up.state()["socket_dir"])
         assert not socket_dir.is_relative_to(tmp_path)
         assert socket_dir.stat().st_mode & 0o777 == 0o700
         assert run_job(up.state()["url"])["status"] == "completed"
-    assert not socket_dir.exists()
+        up.process.send_signal(signal.SIGINT)
+        assert_it_drains_and_leaves_nothing(up)
+        assert not socket_dir.exists()
 
 
-def test_an_external_redis_is_used_and_left_running(tmp_path):
+def test_sighup_leaves_nothing_but_an_external_redis_that_was_used(tmp_path):
     with redis_server() as redis:
         with running_up(tmp_path / "data", BROS_REDIS_URL=redis.url) as up:
             state = up.state()
             assert set(state["children"]) == SERVICES - {"redis"}
             assert state["redis_url"] == redis.url
             assert run_job(state["url"])["status"] == "completed"
+            up.process.send_signal(signal.SIGHUP)
+            assert_it_drains_and_leaves_nothing(up)
         assert redis.cli().ping()
 
 

@@ -9,10 +9,18 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from bros_batch.db.connections import open_database, reading, writing
-from bros_batch.db.schema import DatabaseTooNew, DatabaseTooOld, alembic_config, check_schema, upgrade
+from bros_batch.db.schema import (
+    DatabaseTooNew,
+    DatabaseTooOld,
+    alembic_config,
+    check_schema,
+    revisions,
+    upgrade,
+)
 from bros_batch.db.tables import metadata
 from tests.services import ROOT
 
@@ -21,6 +29,11 @@ def test_the_migrations_create_the_tables_of_the_code(database: Engine) -> None:
     with reading(database) as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     check_schema(database)
+
+
+def test_the_files_of_the_migrations_are_named_in_their_order() -> None:
+    scripts = ScriptDirectory.from_config(alembic_config())
+    assert revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
 
 
 def test_an_empty_database_is_too_old(empty_database_url: str) -> None:

@@ -86,7 +86,7 @@ def test_the_death_of_web_and_worker_loses_no_call(
         job = client.submit(ROWS, "{text}", max_tokens=2, notify=url, progress=False)
     wait_for(lambda: told.calls, "the first call")
     for process in group.started:
-        if any(word in process.popen.args for word in ("bros_batch.web.serve", "worker")):
+        if any(word in process.popen.args for word in ("bros_batch.web", "worker")):
             process.kill()
     told.may_answer.set()
     database = open_database(web.settings.resolved_database_url)
