@@ -72,7 +72,7 @@ def bulk_tokens(up: Up) -> tuple[int, int]:
 def test_an_urgent_job_overtakes_and_a_paused_job_stops(tmp_path: Path) -> None:
     with (
         running_up(tmp_path / "data", engine=ENGINE) as up,
-        httpx.Client(base_url=up.state()["url"], trust_env=False, timeout=60) as client,
+        httpx.Client(base_url=up.state()["url"], trust_env=False, verify=False, timeout=60) as client,
     ):
         long = submit(client, LINES, TOKENS)
         wait_for(lambda: bulk_tokens(up)[0] >= 16, "a full engine")

@@ -43,7 +43,7 @@ def up(tmp_path_factory):
 def run_job(url: str, count: int = 20) -> dict:
     """Run a small job until it ends."""
     lines = "".join(json.dumps({"id": str(n), "text": f"text {n}"}) + "\n" for n in range(count))
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as api:
+    with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=30) as api:
         form = {"files": {"file": ("d.jsonl", lines.encode())}, "data": {"purpose": "batch"}}
         file = api.post("/v1/files", **form).raise_for_status().json()
         body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -250,7 +250,7 @@ def test_sigterm_lets_an_open_answer_finish_and_leaves_nothing(tmp_path):
                 "stream": True,
             }
             with httpx.stream(
-                "POST", f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60
+                "POST", f"{url}/v1/chat/completions", json=body, trust_env=False, verify=False, timeout=60
             ) as answer:
                 for line in answer.iter_lines():
                     chunks.append(line)
@@ -273,11 +273,13 @@ def test_a_second_signal_kills_at_once(tmp_path):
     def ask() -> None:
         body = {"model": "tiny", "prompt": "Hi", "max_tokens": 400, "ignore_eos": True, "stream": True}
         with suppress(httpx.TransportError):
-            httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=60)
+            httpx.post(f"{url}/v1/completions", json=body, trust_env=False, verify=False, timeout=60)
 
     asker = threading.Thread(target=ask)
     asker.start()
-    wait_for(lambda: "bros_num_requests_running" in httpx.get(f"{url}/metrics", trust_env=False).text)
+    wait_for(
+        lambda: "bros_num_requests_running" in httpx.get(f"{url}/metrics", trust_env=False, verify=False).text
+    )
     up.process.send_signal(signal.SIGINT)
     wait_for(lambda: "stopping; a second Ctrl-C kills" in up.output())
     # Two signals in quick succession count as one Ctrl-C, so send it until it counts as the second.
@@ -300,7 +302,7 @@ def test_when_it_is_killed_nothing_outlives_it_and_nothing_is_lost(tmp_path):
     up.process.kill()
     up.process.wait()
     with running_up(tmp_path / "data") as successor:
-        answer = httpx.get(f"{successor.state()['url']}/v1/batches/{job}", trust_env=False)
+        answer = httpx.get(f"{successor.state()['url']}/v1/batches/{job}", trust_env=False, verify=False)
         assert answer.json()["status"] == "completed"
         up.wait_until_nothing_is_left()
     stop(up)
@@ -333,7 +335,7 @@ def test_sighup_leaves_nothing_but_an_external_redis_that_was_used(tmp_path):
 def test_a_key_is_required_of_every_client(tmp_path):
     with running_up(tmp_path / "data", BROS_API_KEY="sesame") as up:
         url = up.state()["url"]
-        assert httpx.get(f"{url}/v1/batches", trust_env=False).status_code == 401
+        assert httpx.get(f"{url}/v1/batches", trust_env=False, verify=False).status_code == 401
         env = {**os.environ, "BROS_URL": url}
         command = [sys.executable, "-m", "cli", "list", "--json"]
         failed = subprocess.run(command, env=env, capture_output=True, text=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 import pytest
 from celery import Celery
 
@@ -97,13 +98,31 @@ def check_whole(world: World, job_id: str, count: int) -> None:
     assert [line["custom_id"] for line in lines] == [f"doc-{number}" for number in range(count)]
 
 
-def test_worker_and_beat_run_a_job_from_submission_to_file(world: World, group: Processes) -> None:
+def test_worker_and_beat_run_jobs_and_replace_a_dead_pool_process(world: World, group: Processes) -> None:
     worker, beat = group.worker(), group.beat()
     job_id = world.submit(batch_lines(200))  # without a dispatch: the sweep finds it
     answer_everything(world, job_id)
     check_whole(world, job_id, 200)
     assert worker.running and beat.running
     assert "Traceback" not in worker.output(), worker.output()
+
+    job_id = world.submit(batch_lines(300))
+    answer_everything(world, job_id, 20)
+    with writing(world.database) as connection:
+        job_control.cancel_job(connection, job_id)
+    wait_for(lambda: world.job(job_id).status == "cancelled", "the cancellation")
+    job = world.check_counts(job_id)
+    assert len(world.file_lines(job.output_file_id)) == job.succeeded
+    assert len(world.file_lines(job.error_file_id)) == job.cancelled
+    wait_for(lambda: world.queue_length() == 0, "an empty stream")
+
+    job_id = world.submit(batch_lines(300))
+    answer_everything(world, job_id, 20)
+    for child in psutil.Process(worker.pid).children():
+        os.kill(child.pid, signal.SIGKILL)
+    answer_everything(world, job_id)
+    check_whole(world, job_id, 300)
+    assert worker.running
     assert worker.stop() == 0
 
 
@@ -117,20 +136,6 @@ def test_another_worker_continues_after_a_kill(world: World, group: Processes) -
         worker = group.worker()
     answer_everything(world, job_id)
     check_whole(world, job_id, 400)
-
-
-def test_a_dead_pool_process_is_replaced(world: World, group: Processes) -> None:
-    import psutil
-
-    group.beat()
-    worker = group.worker()
-    job_id = world.submit(batch_lines(300))
-    answer_everything(world, job_id, 20)
-    for child in psutil.Process(worker.pid).children():
-        os.kill(child.pid, signal.SIGKILL)
-    answer_everything(world, job_id)
-    check_whole(world, job_id, 300)
-    assert worker.running
 
 
 def test_a_redis_that_comes_back_empty_loses_nothing(
@@ -155,20 +160,6 @@ def test_a_redis_that_comes_back_empty_loses_nothing(
     answer_everything(world, job_id, meanwhile=supervise)
     check_whole(world, job_id, 300)
     assert beat.running
-
-
-def test_a_cancelled_job_ends_by_itself(world: World, group: Processes) -> None:
-    group.worker()
-    group.beat()
-    job_id = world.submit(batch_lines(300))
-    answer_everything(world, job_id, 20)
-    with writing(world.database) as connection:
-        job_control.cancel_job(connection, job_id)
-    wait_for(lambda: world.job(job_id).status == "cancelled", "the cancellation")
-    job = world.check_counts(job_id)
-    assert len(world.file_lines(job.output_file_id)) == job.succeeded
-    assert len(world.file_lines(job.error_file_id)) == job.cancelled
-    wait_for(lambda: world.queue_length() == 0, "an empty stream")
 
 
 @pytest.mark.parametrize("options", [{"queue_max_items": 40}], ids=["short queue"])

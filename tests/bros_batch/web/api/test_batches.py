@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -269,11 +270,15 @@ print("ok")
 
 @pytest.mark.slow
 def test_the_first_major_version_of_the_openai_client(web: Web, tmp_path: Path) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", python]
-    installed = subprocess.run([*pip, "install", "-q", "openai<2"], capture_output=True, text=True)
+    # Its dependencies are those of the client that is installed here.
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
+    installed = subprocess.run(
+        [*pip, "--target", tmp_path, "openai<2", "distro"], capture_output=True, text=True
+    )
     if installed.returncode != 0:
         pytest.skip("openai<2 cannot be installed here")
-    done = subprocess.run([python, "-c", OLD_CLIENT, web.url], capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", OLD_CLIENT, web.url], capture_output=True, text=True, env=env
+    )
     assert done.stdout.strip() == "ok", done.stderr

@@ -22,7 +22,7 @@ from bros_batch.db.connections import open_database, writing
 from bros_batch.up.service_commands import web_command
 from tests.bros_batch.web.browser import browser
 from tests.bros_batch.web.repeating_engine import repeating_web
-from tests.bros_batch.web.serving import MODEL_NAME, Web, whole_service
+from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, whole_service
 from tests.factories_tools import make_tool_model
 from tests.services import Process, Processes, RedisServer, wait_for
 
@@ -443,8 +443,8 @@ def test_on_a_phone_offline_light_and_dark(site: Web, path: str, dark: bool) -> 
         assert phone.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
-def test_it_asks_for_the_key(redis_of_session: RedisServer, text_model: Path, chrome: Chrome) -> None:
-    with whole_service(redis_of_session.url, text_model, BROS_API_KEY=KEY) as (web, _):
+def test_it_asks_for_the_key(site: Web, chrome: Chrome) -> None:
+    with serving(site.settings.model_copy(update={"api_key": KEY, "port": 0})) as web:
         chrome.get(f"{web.url}/engine")
         assert chrome.current_url.startswith(f"{web.url}/login")
         chrome.find_element(By.ID, "key").send_keys("wrong")
