@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Self
 
 from bros_batch.openai_api.endpoints import DECISIONS, SYSTEMONE
@@ -29,20 +30,28 @@ class KnownColumns:
     """What is known of a job's columns before its rows are: the endpoint, and the columns with their types.
 
     `columns` are those of the table that the documents came from, and `answers` the properties of the answers.
-    Documents and answers may have further ones. The types are those of `column_types`.
+    Documents and answers may have further ones. The types are those of `column_types`. `title` is what the owner of the
+    job calls the table.
     """
 
     endpoint: str
     columns: Sequence[str] = ()
     types: Types = field(default_factory=dict)
     answers: Types = field(default_factory=dict)
+    title: str = ""
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Any]) -> Self:
         """What the batch object of a job says."""
         source = batch.get("source") or {}
         answers = batch.get("answer_columns") or {}
-        return cls(batch["endpoint"], source.get("columns") or (), source.get("types") or {}, answers)
+        title = table_title(batch.get("name"), source.get("name")) or batch["id"]
+        return cls(batch["endpoint"], source.get("columns") or (), source.get("types") or {}, answers, title)
+
+
+def table_title(name: str | None, source: str | None) -> str:
+    """The title of a job's table: the job's name, or that of its input without the suffix."""
+    return name if name and name != source else PurePath(source or "").stem
 
 
 class AnswerColumns:

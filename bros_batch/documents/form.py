@@ -12,8 +12,10 @@ BATCH = "batch"
 DOCUMENT = "document"
 
 ID_FIELDS = ("custom_id", "id")
-# The only field of a line that stands for a row which could not be read; its value is the message of the failed item.
+# The fields of a line that stands for a row which could not be read: the message of the failed item, and its id if it
+# is known.
 ERROR_FIELD = "_error"
+BAD_ROW_FIELDS = {ERROR_FIELD, "custom_id"}
 MAX_CUSTOM_ID_CHARS = 512
 # Every whole number up to here is exact as a float, which is what pandas makes of whole numbers beside missing ones.
 MAX_EXACT_FLOAT = 2**53
@@ -33,7 +35,7 @@ def form_of(value: Mapping[str, Any], prompt_fields: Collection[str]) -> str:
 
 def is_bad_row(document: Mapping[str, Any]) -> bool:
     """Return whether a line stands for a row that could not be read."""
-    return len(document) == 1 and isinstance(document.get(ERROR_FIELD), str)
+    return isinstance(document.get(ERROR_FIELD), str) and document.keys() <= BAD_ROW_FIELDS
 
 
 def document_id(document: Mapping[str, Any], names: Sequence[str] = ID_FIELDS) -> str | None:

@@ -129,7 +129,8 @@ class LineReader:
         document = json_object(line)
         if is_bad_row(document):
             message = storable(document[ERROR_FIELD])
-            return NewItem(line_no, str(line_no), None, "invalid_request", message)
+            custom_id = document_id(document, ("custom_id",))
+            return NewItem(line_no, custom_id or str(line_no), None, "invalid_request", message)
         custom_id = document_id(document, self._id_fields)
         return NewItem(line_no, custom_id or str(line_no), _text(line))
 

@@ -104,15 +104,23 @@ class _NotJson(msgspec.Struct):
 class RowContents:
     """Reads the documents and answers of one job's rows."""
 
-    def __init__(self, endpoint: str, form: str | None, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self, endpoint: str, form: str | None, defaults: Mapping[str, Any], id_field: str | None = None
+    ) -> None:
         self._endpoint = endpoint
+        self._id_field = id_field
         self._has_documents = form == DOCUMENT
         self._job_has_json = asks_for_json(defaults)
 
-    def document(self, body: str | None, custom_id: str | None) -> msgspec.Raw | None:
-        """The row's columns and values as JSON. Those of a batch line are its id, and what it asks the model about."""
+    def document(self, body: str | None, custom_id: str | None, line_no: int) -> msgspec.Raw | None:
+        """The row's columns and values as JSON. Those of a batch line are its id, and what it asks the model about.
+
+        Of a row that could not be read, the id may be known: one that is not the number of the row.
+        """
         if body is None:
-            return None
+            if self._id_field is None or custom_id in (None, str(line_no)):
+                return None
+            return msgspec.Raw(msgspec.json.encode({self._id_field: custom_id}))
         if self._has_documents:
             return msgspec.Raw(body)
         asked = _text_of_request(_read(_decode_request, body))

@@ -16,13 +16,9 @@ from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_li
 from bros_batch.openai_api.batch_output import request_id
 from bros_batch.openai_api.completion_response import ResponseHead, has_incomplete_json
 from bros_batch.openai_api.endpoint import ServedModel, outcome_of
+from bros_batch.openai_api.endpoints import RESPONSES
 from bros_batch.request_error import RequestError
 from engine.wire.protocol import ItemResult
-
-TRUNCATED = (
-    "The answer reached its limit of tokens before its JSON was complete. Its text is in the 'response' of this line; "
-    "submit the document again with a higher 'max_tokens'."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,5 +84,23 @@ def _body(
         origin.endpoint, request_id(result.item_id, result.epoch), origin.model, int(time.time())
     )
     body = requests.response(head, model, origin.body or "", outcome_of(result))
-    problem = TRUNCATED if requests.has_schema and has_incomplete_json(body) else None
+    is_cut = requests.has_schema and has_incomplete_json(body)
+    problem = _cut_answer(result, origin.endpoint, model) if is_cut else None
     return msgspec.json.encode(body).decode(), problem
+
+
+def _cut_answer(result: ItemResult, endpoint: str, model: ServedModel) -> str:
+    """What cut an answer before its JSON was complete, and what to do about it."""
+    output_tokens = max(len(choice.token_ids) for choice in result.choices)
+    context = model.limits.max_model_len
+    if result.prompt_tokens + output_tokens >= context:
+        reached = f"The answer filled the model's context of {context:,} tokens"
+        advice = "with a shorter text"
+    else:
+        name = "max_output_tokens" if endpoint == RESPONSES else "max_tokens"
+        reached = f"The answer reached its limit of {output_tokens:,} tokens"
+        advice = f"with '{name}' above {output_tokens}"
+    return (
+        f"{reached} before its JSON was complete; what there is of it is kept. Submit the row again {advice}, or limit "
+        "the answer in its schema (maxLength, maxItems)."
+    )

@@ -87,10 +87,11 @@ def submitted(
     """Check, upload and submit a table. Returns the batch object of its job. Raises BadInput and OSError."""
     body, id_field = work.body, options.get("id_field")
     with _opened(table, options.get("sheet")) as opened:
-        name = body.get("name") or (job_name([str(table)]) if isinstance(table, str | Path) else opened.name)
+        source_name = job_name([str(table)]) if isinstance(table, str | Path) else opened.name
+        name = body.get("name") or source_name
         checked = {key: value for key, value in body["defaults"].items() if key != "model"}
         lines = checked_lines(opened, checked, id_field, str, lambda warning: None)
-        source = source_object(opened, name, id_field)
+        source = source_object(opened, source_name, id_field)
         console = visible_console() if progress else None
         return create_job(client, lines, opened, {**body, "name": name, "source": source}, console)
 

@@ -12,6 +12,11 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
+def counted(count: int, word: str) -> str:
+    """A number of things: `1 row`, `20 rows`."""
+    return f"{number(count)} {word}" if count == 1 else f"{number(count)} {word}s"
+
+
 def duration(seconds: float) -> str:
     """A duration in at most two units: `42 s`, `3 min`, `2 h 10 min`, `3 d 4 h`."""
     whole = max(0, round(seconds))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bros_batch.db.table_rows import JobEvent
-from bros_batch.web.formats import duration, number
+from bros_batch.web.formats import counted, duration, number
 
 
 def log_lines(events: Iterable[JobEvent]) -> list[tuple[float, str, str]]:
@@ -33,15 +33,13 @@ def log_sentence(event: JobEvent) -> str:
     total, succeeded, without = (
         int(detail.get(name) or 0) for name in ("total", "succeeded", "without_result")
     )
-    ended = f"{number(succeeded)} of {_rows(total)} done" + (
-        f", {number(without)} without a result" if without else ""
-    )
+    ended = _ended(total, succeeded, without)
     match kind:
         case "created":
             return "Submitted"
         case "read":
             unreadable = f", of which {number(without)} cannot be run" if without else ""
-            return f"The input was read: {_rows(total)}{unreadable}"
+            return f"The input was read: {counted(total, 'row')}{unreadable}"
         case "first_result":
             return "First result"
         case "paused":
@@ -51,7 +49,7 @@ def log_sentence(event: JobEvent) -> str:
         case "imported":
             return f"Came from another server: {ended}"
         case "rerun":
-            return f"Run again: {_rows(total - succeeded - without)}"
+            return f"Run again: {counted(total - succeeded - without, 'row')}"
         case "finalizing":
             return f"No row is left to run: {ended}"
         case "completed":
@@ -69,6 +67,15 @@ def log_sentence(event: JobEvent) -> str:
     return kind
 
 
+def _ended(total: int, succeeded: int, without: int) -> str:
+    if total == 1:
+        return (
+            "its row is done" if succeeded else "its row has no result" if without else "its row is not done"
+        )
+    done = f"{number(succeeded)} of {counted(total, 'row')} done"
+    return f"{done}, {number(without)} without a result" if without else done
+
+
 def _webhook(at_s: float, detail: Mapping[str, Any]) -> str:
     """An attempt to tell a webhook that the job has ended."""
     url, status, next_at = detail["url"], detail["status"], detail["next_at"]
@@ -77,7 +84,3 @@ def _webhook(at_s: float, detail: Mapping[str, Any]) -> str:
     problem = detail["problem"] or f"status {status}"
     pause = f"the next one follows after {duration(next_at - at_s)}" if next_at else "it is given up"
     return f"Webhook call failed ({problem}); {pause}: {url}"
-
-
-def _rows(count: int) -> str:
-    return f"{number(count)} row" if count == 1 else f"{number(count)} rows"

@@ -198,7 +198,7 @@ def submit(
     with opened_table(sources, sheet) as table:
         spelled = partial(_spelled, schema_flag="--column" if columns else "--schema")
         lines = checked_lines(table, given, id_field, spelled, note)
-        body["source"] = source_object(table, body["name"], id_field)
+        body["source"] = source_object(table, job_name(sources), id_field)
         if dry_run:
             show_forecast(client, lines, body, as_json)
             return

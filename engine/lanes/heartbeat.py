@@ -7,13 +7,14 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import msgspec
 
 from engine.lanes.exchange import Exchange
 from engine.lanes.item_rate import ItemRate
+from engine.lanes.pulled_item import PulledItem
 from engine.wire import protocol
 
 INTERVAL_S = 2.0
@@ -25,7 +26,7 @@ class Heartbeat:
     """Writes the heartbeat of one engine to Redis, from time to time and when the rate has changed much.
 
     `about` holds the fields that do not change. `rate` is what it announces, and is told of the time that passes while
-    `holds_items` says that there is anything to compute.
+    the engine holds items, which `held` returns.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Heartbeat:
         exchange: Exchange,
         redis: Any,
         rate: ItemRate,
-        holds_items: Callable[[], bool],
+        held: Callable[[], Collection[PulledItem]],
     ) -> None:
         self._key = protocol.engine_key(engine_id)
         self._about = {
@@ -47,7 +48,7 @@ class Heartbeat:
         }
         self._exchange = exchange
         self._redis = redis
-        self._holds_items = holds_items
+        self._held = held
         self._rate = rate
         self._rate_is_news = asyncio.Event()
 
@@ -55,7 +56,7 @@ class Heartbeat:
         """Let the time of the rate pass, until cancelled."""
         while True:
             await asyncio.sleep(RATE_INTERVAL_S)
-            is_busy = self._holds_items() and not self._exchange.watch.is_stuck
+            is_busy = bool(self._held()) and not self._exchange.watch.is_stuck
             self._rate.advance(time.monotonic(), is_busy=is_busy)
             if self._rate.is_news:
                 self._rate_is_news.set()
@@ -74,6 +75,7 @@ class Heartbeat:
                 "late_s": watch.late_s,
                 "is_stuck": watch.is_stuck,
                 "stats": stats,
+                "jobs": in_flight_by_job(self._held()),
             }
             await self._redis.set(self._key, msgspec.msgpack.encode(beat), ex=EXPIRES_S)
             self._rate_is_news.clear()
@@ -84,3 +86,12 @@ class Heartbeat:
     async def end(self) -> None:
         """Remove the heartbeat: the engine takes no more items."""
         await self._redis.delete(self._key)
+
+
+def in_flight_by_job(items: Iterable[PulledItem]) -> dict[str, tuple[int, int, int]]:
+    """By job id, how many of these items it has, how many of them have output, and of how many tokens."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for pulled in items:
+        held, begun, tokens = found.get(pulled.item.job_id, (0, 0, 0))
+        found[pulled.item.job_id] = (held + 1, begun + pulled.has_begun, tokens + pulled.num_output_tokens)
+    return found

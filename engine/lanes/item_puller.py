@@ -61,7 +61,7 @@ class ItemPuller:
         self._held = HeldItems(config, exchange, gate, self._results, rate)
         about = {**config.about, "weights": config.weights, "max_in_flight": config.max_in_flight}
         self._heartbeat = Heartbeat(
-            config.engine_id, about, exchange, redis, rate, lambda: bool(self._held.by_entry)
+            config.engine_id, about, exchange, redis, rate, self._held.by_entry.values
         )
         self._ready: deque[PulledItem] = deque()  # to be submitted, unless they have been taken back
         self._next_urgent_s = 0.0

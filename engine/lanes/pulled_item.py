@@ -111,7 +111,12 @@ class PulledItem:
     @property
     def num_tokens(self) -> int:
         """Number of tokens of the prompt and all outputs."""
-        return self._prompt_tokens + sum(map(len, self.token_ids))
+        return self._prompt_tokens + self.num_output_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Number of tokens of all outputs so far."""
+        return sum(map(len, self.token_ids))
 
     @property
     def _prompt_tokens(self) -> int:

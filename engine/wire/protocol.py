@@ -361,7 +361,8 @@ def engine_key(engine_id: str) -> str:
 
     Among its fields are the `model`, the `weights` (engines with the same text give the same answers), and what decides
     how many items are queued for the engine: `max_in_flight`, the number of items that it holds at the same time, and
-    `items_per_s`, the number that it has lately ended per second.
+    `items_per_s`, the number that it has lately ended per second. `jobs` tells what it holds, by job id: the number of
+    items, the number of those that have output, and the tokens of these outputs.
     """
     return f"bros:engine:{engine_id}"
 

@@ -65,7 +65,9 @@ def test_a_folder_and_a_list_of_documents(cli: Cli, tmp_path: Path) -> None:
     batch = json.loads(done.stdout)
     assert batch["name"] == tmp_path.name
     rows = rows_of(cli, batch["id"])
-    assert [row["id"] for row in rows] == ["a.txt", "b.md", "c.html", "4", "sub/d.pdf", "sub/e.docx", "7"]
+    names = ["a.txt", "b.md", "c.html", "sub/broken.pdf", "sub/d.pdf", "sub/e.docx", "sub/scan.pdf"]
+    assert [row["id"] for row in rows] == names
+    assert [row["document"]["path"] for row in rows] == names, "also of those that cannot be read"
     assert rows[3]["error"]["message"] == "Row 4, sub/broken.pdf: the PDF is damaged; open and save it again."
     assert "Row 4, sub/broken.pdf: the PDF is damaged; open and save it again. It will count" in done.stderr
     listed = [str(tmp_path / "a.txt"), str(tmp_path / "b.md")]

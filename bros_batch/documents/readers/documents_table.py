@@ -36,15 +36,15 @@ def documents_table(name: str, files: Iterable[DocumentFile], notes: list[str] |
 
 def _rows(files: Iterable[DocumentFile]) -> Iterator[Row | BadRow]:
     for number, file in enumerate(files, start=1):
+        path = file.path.encode(errors="surrogateescape").decode(errors="replace")
         try:
             with file.open() as stream:
                 found = document_text(file.path, stream)
         except (UnreadableDocument, UnreadableTable) as error:
-            yield BadRow(number, f"Row {number}, {file.path}: {str(error).rstrip('.')}.")
+            yield BadRow(number, f"Row {number}, {path}: {str(error).rstrip('.')}.", path)
         except OSError as error:
-            yield BadRow(number, f"Row {number}, {file.path}: {error.strerror or error}.")
+            yield BadRow(number, f"Row {number}, {path}: {error.strerror or error}.", path)
         else:
-            path = file.path.encode(errors="surrogateescape").decode(errors="replace")
             yield Row(number, {"path": path, "text": found.text, "pages": found.pages})
 
 

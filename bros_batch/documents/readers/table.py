@@ -22,10 +22,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class BadRow(msgspec.Struct, frozen=True):
-    """A row that could not be read. The message names the row, and the column or page where it is known."""
+    """A row that could not be read. The message names the row, and the column or page where it is known.
+
+    `id` is what the table's `id_field` has for it, if that is known.
+    """
 
     number: int
     message: str
+    id: str | None = None
 
 
 @dataclass(slots=True)

@@ -29,7 +29,8 @@ def row_lines(rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
 
 def _line(row: Row | BadRow) -> bytes:
     if isinstance(row, BadRow):
-        return _encode({ERROR_FIELD: row.message}) + b"\n"
+        known = {} if row.id is None else {"custom_id": row.id}
+        return _encode({**known, ERROR_FIELD: row.message}) + b"\n"
     try:
         return _encode(row.document) + b"\n"
     except (UnicodeEncodeError, TypeError, OverflowError, ValueError, RecursionError):

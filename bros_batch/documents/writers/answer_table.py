@@ -65,7 +65,7 @@ def write_answer_table(
         values = map(columns.values, map(decode, spool))
         return values if chosen is names else ([row[place] for place in places] for row in values)
 
-    return write_table(kind, file, chosen, rows, [types[place] for place in places])
+    return write_table(kind, file, chosen, rows, [types[place] for place in places], known.title)
 
 
 def main(kind: str, path: str) -> Written | Unwritable:

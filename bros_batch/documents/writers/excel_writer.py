@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from xlsxwriter.format import Format
     from xlsxwriter.worksheet import Worksheet
 
+DEFAULT_SHEET = "answers"
+MAX_SHEET_NAME_UNITS = 31  # of UTF-16
+# Excel keeps a name for the history of a shared workbook.
+RESERVED_SHEETS = ("", "history")
+_FORBIDDEN = re.compile(r"[\x00-\x1f\[\]:*?/\\]")
 # How the values of a type are shown, and how wide their columns are in characters.
 FORMATS = {
     datetime.date: ("yyyy-mm-dd", 11),
@@ -42,7 +48,11 @@ class _ExactFloat(float):
 
 
 def write_excel(
-    file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence[Any]], types: Sequence[str | None]
+    file: IO[bytes],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    types: Sequence[str | None],
+    title: str = "",
 ) -> int:
     """Write a table with columns of these types to the only sheet of a workbook. Returns the number of rows.
 
@@ -63,7 +73,7 @@ def write_excel(
     }
     workbook = xlsxwriter.Workbook(file, options)
     try:
-        number = _fill(workbook, columns, rows, types)
+        number = _fill(workbook, workbook.add_worksheet(sheet_name(title)), columns, rows, types)
     finally:
         # Also after an error: the workbook has a temporary file.
         try:
@@ -73,13 +83,20 @@ def write_excel(
     return number
 
 
+def sheet_name(title: str) -> str:
+    """A name that Excel accepts for a sheet and that is as close to a title as possible."""
+    cut = title.encode("utf-16-le", "replace")[: 2 * MAX_SHEET_NAME_UNITS].decode("utf-16-le", "ignore")
+    name = _FORBIDDEN.sub(" ", cut).strip(" '")
+    return DEFAULT_SHEET if name.lower() in RESERVED_SHEETS else name
+
+
 def _fill(
     workbook: xlsxwriter.Workbook,
+    sheet: Worksheet,
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     types: Sequence[str | None],
 ) -> int:
-    sheet = workbook.add_worksheet()
     typed = _TypedCells(workbook, sheet, types)
     sheet.freeze_panes(1, 0)
     bold = workbook.add_format({"bold": True})

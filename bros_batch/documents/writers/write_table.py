@@ -36,13 +36,19 @@ def check_library(kind: str) -> None:
 
 
 def write_table(
-    kind: str, file: IO[bytes], columns: Sequence[str], rows: Rows, types: Sequence[str | None] = ()
+    kind: str,
+    file: IO[bytes],
+    columns: Sequence[str],
+    rows: Rows,
+    types: Sequence[str | None] = (),
+    title: str = "",
 ) -> int:
     """Write a table to a file that is open for writing and reading. Returns the number of rows.
 
     A row is a sequence of values in the order of the columns. They are values of JSON; `types` says which types of
-    `column_types` the columns have, where it is known, and formats that have these types write them. `rows` may be
-    called more than once, and returns the rows from the beginning. Raises UnwritableTable.
+    `column_types` the columns have, where it is known, and formats that have these types write them. A sheet is
+    named after the `title`. `rows` may be called more than once, and returns the rows from the beginning. Raises
+    UnwritableTable.
     """
     types = types or [None] * len(columns)
     if kind in ("csv", "tsv"):
@@ -60,5 +66,5 @@ def write_table(
     if kind == "xlsx":
         from bros_batch.documents.writers.excel_writer import write_excel
 
-        return write_excel(file, columns, rows(), types)
+        return write_excel(file, columns, rows(), types, title)
     raise ValueError(f"{kind!r} is not a format of tables")

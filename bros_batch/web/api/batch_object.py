@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from bros_batch.addresses import without_password
+from bros_batch.db.in_flight import InFlight
 from bros_batch.db.table_rows import Job
 from bros_batch.documents.column_types import answer_types
 from bros_batch.forecast import Forecast
 
 
 def batch_object(
-    job: Job, waiting_reason: str | None = None, forecast: Forecast | None = None
+    job: Job,
+    waiting_reason: str | None = None,
+    forecast: Forecast | None = None,
+    in_flight: InFlight | None = None,
 ) -> dict[str, Any]:
     """Return all fields of the object; unset ones are null.
 
     `request_counts` has OpenAI's names for what `item_counts` says in ours. Items that were cancelled or expired have
     not failed: only `item_counts` has them. `usage` has what was computed, and `reused` what was taken from earlier
     answers instead. `notify` lacks the query of the URL, which may hold a token. `forecast` is null unless the job is
-    running and enough is known.
+    running and enough is known, and `in_flight` unless an engine holds items of the job: then it has their number, the
+    number of those that have output already, and the tokens of that output.
     """
     counts = job.counts
     total_tokens = job.prompt_tokens + job.output_tokens
@@ -65,6 +70,7 @@ def batch_object(
         "rows_removed_at": _seconds(job.rows_removed_at),
         "waiting_reason": waiting_reason,
         "forecast": None if forecast is None else forecast.as_json(),
+        "in_flight": None if in_flight is None else in_flight.as_json(),
         "item_counts": {
             "succeeded": counts.succeeded,
             "failed": counts.failed,

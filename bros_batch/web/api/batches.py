@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
 from bros_batch.db import ended_items, jobs
+from bros_batch.db.in_flight import in_flight
 from bros_batch.db.states import WITHOUT_RESULT, ItemStatus, JobStatus
 from bros_batch.db.table_rows import IdempotencyKey, Job
 from bros_batch.db.waiting import waiting_reasons
@@ -155,6 +156,9 @@ async def _batch_objects(state: AppState, found: Sequence[Job]) -> list[dict[str
     def query(connection: Connection) -> list[dict[str, Any]]:
         reasons = waiting_reasons(connection, found, now_s)
         expected = forecasts(connection, state.rates.engine, found, now_s)
-        return [batch_object(job, reasons.get(job.id), expected.get(job.id)) for job in found]
+        held = in_flight(connection, found, now_s)
+        return [
+            batch_object(job, reasons.get(job.id), expected.get(job.id), held.get(job.id)) for job in found
+        ]
 
     return await state.read(query)

@@ -50,7 +50,7 @@ class WholeRow(RowObject):
 
 def contents_of(job: Job) -> RowContents:
     """How the rows of a job are read."""
-    return RowContents(job.endpoint, job.ingest_form, job.defaults)
+    return RowContents(job.endpoint, job.ingest_form, job.defaults, (job.source or {}).get("id_field"))
 
 
 def row_object(row: ItemRow, contents: RowContents) -> RowObject:
@@ -82,7 +82,10 @@ def contains(row: ItemRow, contents: RowContents, search: str) -> bool:
         return True
     return any(
         wanted in text.casefold()
-        for value in (contents.document(row.body, row.custom_id), *contents.answer(row.body, row.result))
+        for value in (
+            contents.document(row.body, row.custom_id, row.line_no),
+            *contents.answer(row.body, row.result),
+        )
         for text in _texts(value)
     )
 
@@ -115,7 +118,7 @@ def _fields(row: ItemRow, contents: RowContents) -> tuple[Any, ...]:
         row.line_no,
         row.custom_id,
         row.status,
-        contents.document(row.body, row.custom_id),
+        contents.document(row.body, row.custom_id, row.line_no),
         answer,
         error,
         row.prompt_tokens,

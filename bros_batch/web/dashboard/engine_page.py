@@ -123,7 +123,7 @@ def charts(history: EngineHistory, span_name: str) -> list[Chart]:
             milliseconds,
             span=span,
             note="The limit is the time that the next step may take before a chat would be late. The cap is its "
-            "highest value, kept because a chat may arrive during any step.",
+            "highest value while chats come, because one may arrive during any step.",
         ),
         chart(
             "Chats within their SLO",

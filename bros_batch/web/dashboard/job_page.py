@@ -17,9 +17,11 @@ from starlette.responses import RedirectResponse, Response
 from bros_batch.addresses import without_password
 from bros_batch.db import files, job_events, jobs, pace
 from bros_batch.db.allowed_changes import Change, allowed_changes
+from bros_batch.db.in_flight import InFlight, in_flight
 from bros_batch.db.states import ENDED_JOB
 from bros_batch.db.table_rows import File, Job, JobEvent, PaceMinute
 from bros_batch.db.waiting import waiting_reasons
+from bros_batch.documents.column_types import answer_types
 from bros_batch.forecast import Forecast
 from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import change_job
@@ -51,6 +53,7 @@ class Details:
     events: Sequence[JobEvent] = ()
     minutes: Sequence[PaceMinute] = ()
     forecast: Forecast | None = None
+    in_flight: InFlight | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def read_details(
         job_events.list_events(connection, job_id),
         pace.minutes_of(connection, pace.job_series(job_id), now_s - PACE_SPAN_S),
         forecasts(connection, rates.engine, [job], now_s).get(job_id),
+        in_flight(connection, [job], now_s).get(job_id),
     )
 
 
@@ -115,6 +119,9 @@ def job_page(details: Details, rates: JobRates, now_s: float) -> Page:
         "ended": job.status in ENDED_JOB,
         "rate": rates.observe(job, now_s),
         "forecast": details.forecast,
+        "in_flight": details.in_flight,
+        "input_name": input_name(details),
+        "answer_columns": json.dumps(list(answer_types(job.defaults) or ())),
         "changes": details.changes,
         "waiting_reason": details.waiting_reason,
         "downloads": downloads(details),
@@ -175,6 +182,13 @@ def tables(job: Job) -> list[Download]:
         for kind, word in FORMATS.items()
         if can_write(kind, job)
     ]
+
+
+def input_name(details: Details) -> str:
+    """What its owner calls the input: the name of the table, not of the lines that were made of it."""
+    job, file = details.job, details.input_file
+    name = (job.source or {}).get("name") or (file.filename if file else job.input_file_id)
+    return str(name)
 
 
 def as_text(value: object) -> str:

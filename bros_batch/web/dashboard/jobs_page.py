@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
+from bros_batch.db.in_flight import InFlight, in_flight
 from bros_batch.db.job_list import ORDERS, JobFilter, JobsPage, count_by_status, jobs_page
 from bros_batch.db.states import JobStatus
 from bros_batch.db.waiting import waiting_reasons
@@ -78,6 +79,7 @@ class Listed:
     counts: dict[str, int]
     waiting: dict[str, str]
     forecasts: dict[str, Forecast] = field(default_factory=dict)
+    in_flight: dict[str, InFlight] = field(default_factory=dict)
 
 
 async def read_jobs(request: Request) -> Page:
@@ -90,7 +92,8 @@ async def read_jobs(request: Request) -> Page:
         page = jobs_page(connection, which, listing.sort, ROWS, after=listing.after, before=listing.before)
         counts = count_by_status(connection, replace(which, status=""))
         reasons = waiting_reasons(connection, page.jobs, now_s)
-        return Listed(page, counts, reasons, forecasts(connection, rates.engine, page.jobs, now_s))
+        expected = forecasts(connection, rates.engine, page.jobs, now_s)
+        return Listed(page, counts, reasons, expected, in_flight(connection, page.jobs, now_s))
 
     return listing_page(listing, await app_state(request).read(read), rates, now_s)
 
@@ -107,7 +110,11 @@ def listing_page(listing: Listing, listed: Listed, rates: JobRates, now_s: float
     values: dict[str, Any] = {
         "now_s": now_s,
         "jobs": [
-            (job, rates.observe(job, now_s), listed.forecasts.get(job.id), listed.waiting.get(job.id))
+            (
+                job,
+                rates.observe(job, now_s),
+                *(each.get(job.id) for each in (listed.forecasts, listed.waiting, listed.in_flight)),
+            )
             for job in shown
         ],
         "listing": listing,

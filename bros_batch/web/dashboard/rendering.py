@@ -68,6 +68,7 @@ def _environment() -> Environment:
         short_time=formats.milliseconds,
         status_word=job_words.status_word,
         took_s=job_words.took_s,
+        being_computed=job_words.being_computed,
     )
     environment.globals["asset"] = asset
     # A global, since blocks that are rendered on their own do not see the imports of their template.

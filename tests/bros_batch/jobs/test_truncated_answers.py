@@ -39,10 +39,25 @@ def test_json_that_is_cut_fails_and_its_text_is_kept(world: World, endpoint: str
     (line,) = world.file_lines(job.error_file_id)
     assert line["custom_id"] == "x"
     assert line["error"]["code"] == "output_truncated"
-    assert "'max_tokens'" in line["error"]["message"]
+    number = len(world.tokenizer.encode_prompt(CUT))
+    assert f"limit of {number} tokens" in line["error"]["message"]
+    assert f"'max_tokens' above {number}," in line["error"]["message"]
     choice = line["response"]["body"]["choices"][0]
     assert choice["finish_reason"] == "length"
     assert (choice["message"]["content"] if "message" in choice else choice["text"]) == CUT
+
+
+def test_an_answer_that_fills_the_context_needs_a_shorter_text(world: World) -> None:
+    job_id = world.running([{"text": "t"}], defaults=with_schema())
+    world.prepare()
+    choice = Choice(world.tokenizer.encode_prompt(CUT), "length")
+    context = world.worker.model.limits.max_model_len
+    world.engine.answer(world.engine.take(), choices=[choice], prompt_tokens=context - len(choice.token_ids))
+    world.record()
+    (item,) = world.items(job_id)
+    message = item.error_message or ""
+    assert f"context of {context:,} tokens" in message and "shorter text" in message
+    assert "max_tokens" not in message
 
 
 def test_json_that_ends_at_the_limit_is_a_result(world: World) -> None:

@@ -56,6 +56,12 @@ def num_pending(redis) -> int:
         return 0
 
 
+def held_by_job(redis) -> dict[str, list[int]]:
+    """What the engine's heartbeat says of the items that it holds."""
+    beat = redis.get(protocol.engine_key("engine-0"))
+    return msgspec.msgpack.decode(beat)["jobs"] if beat else {}
+
+
 def slow_runner(step_s: float) -> SimulatedRunner:
     info = runner_info(num_blocks=2000, block_size=16, max_model_len=20_000, max_num_seqs=8)
     return SimulatedRunner(info, cost=SimulatedCost(step_s=step_s), wait=time.sleep)
@@ -83,6 +89,13 @@ def test_an_engine_holds_no_more_than_it_has_room_for(tmp_path, server, redis):
         add(redis, i, sampling=Sampling(max_tokens=15_000, ignore_eos=True))
     with running_engine(tmp_path, slow_runner(0.001), redis_url=server.url, max_num_seqs=8, be_prefetch=2):
         wait_for(lambda: num_pending(redis) == 10)
+        held = wait_for(lambda: held_by_job(redis).get("job"), "a heartbeat with items")
+        assert held is not None and held[0] == 10
+        begun, tokens = wait_for(lambda: (now := held_by_job(redis)["job"])[1] and now[1:], "output") or (
+            0,
+            0,
+        )
+        assert 0 < begun <= 8 and tokens >= begun
     assert num_pending(redis) == 10
 
 

@@ -18,7 +18,7 @@ const state = () => byId("rows_state").firstElementChild.dataset;
 function startRows() {
   const { job } = scroller.dataset;
   const address = (row) => `/jobs/${encodeURIComponent(job)}/rows/${row}`;
-  const table = new RowsTable(scroller, address, rested);
+  const table = new RowsTable(scroller, JSON.parse(scroller.dataset.answers), address, rested);
   let shown = state().version;
   let lastRow = Number(state().last);
   let refreshedAt = 0;
@@ -108,6 +108,7 @@ function startRows() {
     refreshedAt = Date.now();
     shown = version;
     lastRow = Number(last);
+    table.setLastRow(lastRow);
     if (table.source instanceof AllRows) table.source.refresh(lastRow);
     else if (table.source.isComplete && scroller.scrollTop < scroller.clientHeight) {
       // Look again, and show what is found only when it has been found.
@@ -118,6 +119,7 @@ function startRows() {
     }
   });
 
+  table.setLastRow(lastRow);
   load();
 }
 

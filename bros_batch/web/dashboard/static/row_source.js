@@ -46,14 +46,14 @@ function textOf(value) {
   return text.slice(0, MAX_CELL_CHARS);
 }
 
-// The columns of documents and answers, as the first rows have them.
-export function columnsOf(rows) {
-  const names = (key) => {
-    const all = [...new Set(rows.flatMap((row) => Object.keys(row[key])))];
+// The columns of documents and answers, as the first rows have them. Answers have at least those that are `wanted`.
+export function columnsOf(rows, wanted) {
+  const names = (key, known = []) => {
+    const all = [...new Set([...known, ...rows.flatMap((row) => Object.keys(row[key]))])];
     const named = all.filter((name) => name !== WHOLE); // a text between objects spreads over their columns
     return (named.length ? named : [WHOLE]).slice(0, MAX_COLUMNS);
   };
-  return { document: names("document"), answer: names("answer") };
+  return { document: names("document"), answer: names("answer", wanted) };
 }
 
 async function fetchRows(job, query, signal) {

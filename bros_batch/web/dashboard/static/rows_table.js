@@ -16,9 +16,10 @@ function widthFor(texts) {
 }
 
 export class RowsTable {
-  // `address` makes the URL of a row's page, and `onRest` is called with the first visible row when scrolling has ended.
-  constructor(scroller, address, onRest) {
-    Object.assign(this, { scroller, address, onRest, source: null, columns: null, drawn: new Map(), marked: null });
+  // `wanted` are the columns that the job wants of answers, `address` makes the URL of a row's page, and `onRest` is called
+  // with the first visible row when scrolling has ended.
+  constructor(scroller, wanted, address, onRest) {
+    Object.assign(this, { scroller, wanted, address, onRest, source: null, columns: null, lastRow: 0, drawn: new Map(), marked: null });
     this.scroll = new TallScroll(scroller, ROW_HEIGHT);
     this.table = make("table", "rows");
     this.head = this.table.createTHead();
@@ -43,6 +44,13 @@ export class RowsTable {
     });
     scroller.addEventListener("keydown", (event) => this.onKey(event));
     new ResizeObserver(() => this.draw()).observe(scroller);
+  }
+
+  // Says how many rows the job has: a table of few is no higher than they are.
+  setLastRow(number) {
+    this.lastRow = number;
+    this.scroller.style.setProperty("--rows", number);
+    this.scroller.hidden = !number;
   }
 
   // Shows the rows of another source.
@@ -103,11 +111,14 @@ export class RowsTable {
     }
   }
 
+  // Names the columns by the first rows, and once more when there is a first answer.
   nameColumns(rows) {
-    if (this.columns || !rows.length) return;
-    const found = columnsOf(rows);
+    const hasAnswer = rows.some((row) => Object.keys(row.answer).length > 0);
+    if (!rows.length || (this.columns && (this.columns.areKnown || !hasAnswer))) return;
+    const found = columnsOf(rows, this.wanted);
     const hasId = rows.some((row) => row.id && !Object.values(row.document).includes(row.id));
-    this.columns = { ...found, id: hasId };
+    this.columns = { ...found, id: hasId, areKnown: hasAnswer };
+    for (const element of this.drawn.values()) element.row = "old"; // drawn anew, with these columns
     const head = make("tr");
     let whole = 0;
     const add = (text, css, width) => {
@@ -117,7 +128,7 @@ export class RowsTable {
       whole += width;
       head.append(cell);
     };
-    add("Row", "number", 5.5);
+    add("Row", "number", 2 + 0.55 * Math.max(3, String(this.lastRow).length));
     add("Status", "", 6.5);
     if (hasId) add("Id", "", widthFor(rows.map((row) => row.id)));
     for (const kind of ["document", "answer"]) {

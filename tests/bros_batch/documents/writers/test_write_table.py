@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 from python_calamine import CalamineWorkbook
 
+from bros_batch.documents.writers.excel_writer import sheet_name
 from bros_batch.documents.writers.table_limits import UnwritableTable, check_num_rows
 from bros_batch.documents.writers.write_table import format_of, write_table
 
@@ -69,6 +70,24 @@ def test_cells_of_excel_keep_text_numbers_and_truth_values(tmp_path: Path) -> No
     large = written(tmp_path, "xlsx", ["a"], [[2**53 + 1], [[1, 2]], [None]])
     rows = CalamineWorkbook.from_path(large).get_sheet_by_index(0).to_python()
     assert rows[1:3] == [["9007199254740993"], ["[1,2]"]], "digits are not lost"
+
+
+def test_a_sheet_has_a_title_that_excel_accepts(tmp_path: Path) -> None:
+    names = {
+        "invoices 2026": "invoices 2026",
+        "": "answers",
+        " '' ": "answers",
+        "History": "answers",
+        "it's [a/b]: c?*\\": "it's  a b   c",
+        "x" * 40: "x" * 31,
+        "🎉" * 20: "🎉" * 15,
+        "tab\there\ud800": "tab here",
+    }
+    assert {title: sheet_name(title) for title in names} == names
+    path = tmp_path / "out.xlsx"
+    with path.open("w+b") as file:
+        write_table("xlsx", file, ["a"], lambda: iter([[1]]), title="März: 1/2")
+    assert CalamineWorkbook.from_path(path).sheet_names == ["März  1 2"]
 
 
 def test_what_excel_cannot_hold_is_said_in_one_sentence(tmp_path: Path) -> None:

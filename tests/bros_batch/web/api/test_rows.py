@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from bros_batch.db import rows as rows_module
+from bros_batch.documents.readers.open_table import open_table
+from bros_batch.documents.readers.table_lines import table_lines
 from bros_batch.web.app import create_app
 from engine.wire.protocol import Choice
 from tests.bros_batch.web.serving import serving_app
@@ -102,6 +105,23 @@ def test_answers_of_a_schema_are_parsed_and_batch_lines_have_a_text(world: World
     assert (second["document"], second["answer"]) == ({"custom_id": "y", "text": "Why?"}, ['{"a": 1}'] * 2)
     whole = get(http, f"{job_id}/rows/2")
     assert (whole["prompt"], whole["request"]) == (None, lines[1]["body"])
+
+
+def test_a_document_that_cannot_be_read_keeps_its_path(
+    world: World, http: httpx.Client, tmp_path: Path
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Hello")
+    (folder / "b.pdf").write_bytes(b"%PDF-1.7 broken")
+    with open_table(folder) as table:
+        lines = b"".join(table_lines(table))
+    job_id = finished(world, lines, defaults={"prompt": "{text}"}, source={"id_field": "path"})
+    good, bad = get(http, f"{job_id}/rows")["data"]
+    assert good["document"] == {"path": "a.txt", "text": "Hello", "pages": None}
+    assert (bad["status"], bad["id"], bad["document"]) == ("failed", "b.pdf", {"path": "b.pdf"})
+    assert "b.pdf" in bad["error"]["message"]
+    assert get(http, f"{job_id}/rows/2")["document"] == bad["document"]
 
 
 def test_json_that_was_cut_is_no_answer(world: World, http: httpx.Client) -> None:

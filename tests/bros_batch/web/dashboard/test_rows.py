@@ -138,8 +138,7 @@ def scroll(chrome: Chrome, script: str) -> None:
 def test_all_rows_can_be_reached(site: Web, chrome: Chrome, job_id: str) -> None:
     chrome.get(f"{site.url}/jobs/{job_id}")
     wait_row(chrome, 1)
-    heads = [each.text for each in chrome.find_elements(By.CSS_SELECTOR, "table.rows th")]
-    assert heads == ["Row", "Status", "Id", "text", "country", "vendor", "total"]
+    assert heads(chrome) == ["Row", "Status", "Id", "text", "country", "vendor", "total"]
     assert cells(chrome)["1"] == ["done", "id-1", "Invoice number 1", "DE", "Vendor 1", "1.5"]
     assert cells(chrome)["3"][-1] == "too_long: Row 3: the prompt has 3 tokens too many."
     assert cells(chrome)["4"][2] == HOSTILE
@@ -231,6 +230,55 @@ def test_the_log_is_bounded(site: Web, job_id: str) -> None:
     database.dispose()
     assert [event.at for event in events] == [float(number) for number in range(50, 250)]
     assert {event.job_id for event in others} == {job_id}
+
+
+def small_job(site: Web, name: str, answer: str | None = None, **defaults: Any) -> str:
+    """Create a paused job of one row that waits; or, if the job is there, give the row an answer."""
+    database = open_database(site.settings.resolved_database_url)
+    job_id = f"batch_{name}"
+    with writing(database) as connection:
+        if answer is None:
+            jobs.create_job(
+                connection,
+                job_id=job_id,
+                input_file_id="file-none",
+                endpoint="/v1/chat/completions",
+                model=MODEL_NAME,
+                defaults={"prompt": "Read this: {text}", **defaults},
+            )
+            values: dict[str, Any] = {
+                "status": "paused", "total": 1, "ingest_form": "document", "ingest_line": 1
+            }  # fmt: skip
+            waiting = {"status": "pending", "result": None, "queued_at": None, "finished_at": None}
+            connection.execute(insert(tables.items), [{**item(job_id, 1), **waiting}])
+        else:
+            values = {"succeeded": 1}
+            done = {"status": "succeeded", "result": result(answer)}
+            connection.execute(update(tables.items).where(tables.items.c.job_id == job_id).values(done))
+        connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
+    database.dispose()
+    return job_id
+
+
+def heads(chrome: Chrome) -> list[str]:
+    script = "return [...document.querySelectorAll('table.rows th')].map((each) => each.textContent)"
+    found: list[str] = chrome.execute_script(script)  # type: ignore[no-untyped-call]
+    return found
+
+
+def test_columns_are_those_of_the_schema_or_else_of_the_first_answer(site: Web, chrome: Chrome) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    known, unknown = small_job(site, "known", response_format=form), small_job(site, "unknown")
+    chrome.get(f"{site.url}/jobs/{known}")
+    assert wait_row(chrome, 1)[0] == "waiting"
+    assert heads(chrome)[-2:] == ["vendor", "total"]
+    assert chrome.find_element(By.ID, "rows").size["height"] < 120, "a table of one row is low"
+    chrome.get(f"{site.url}/jobs/{unknown}")
+    wait_row(chrome, 1)
+    assert heads(chrome)[-1] == "answer"
+    small_job(site, "unknown", '{"city": "Bonn", "people": 330000}')
+    wait_for(lambda: heads(chrome)[-2:] == ["city", "people"], "the columns of the first answer")
+    assert cells(chrome)["1"][-2:] == ["Bonn", "330000"]
 
 
 def test_the_rows_of_a_phone(site: Web, job_id: str) -> None:

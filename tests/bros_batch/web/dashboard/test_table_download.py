@@ -53,6 +53,9 @@ def answered(world: World) -> str:
 def test_the_rows_so_far_in_every_format(world: World, http: httpx.Client, tmp_path: Path) -> None:
     job_id = answered(world)
     page = http.get(f"/jobs/{job_id}", headers={"Accept": "text/html"}).text
+    assert "<dt>Input</dt><dd>März.csv</dd>" in page, (
+        "the table that the user knows, not the lines made of it"
+    )
     found = {}
     for kind in ("csv", "xlsx", "parquet"):
         url = f"/jobs/{job_id}/table/{kind}"
@@ -67,7 +70,8 @@ def test_the_rows_so_far_in_every_format(world: World, http: httpx.Client, tmp_p
     assert second[:5] == ["2", "t2", "", "", '{"total": 3.'] and second[5]
     table = pyarrow.parquet.read_table(io.BytesIO(found["parquet"]))
     assert [str(kind) for kind in table.schema.types[:4]] == ["int64", "string", "double", "date32[day]"]
-    sheet = CalamineWorkbook.from_filelike(io.BytesIO(found["xlsx"])).get_sheet_by_index(0).to_python()
+    book = CalamineWorkbook.from_filelike(io.BytesIO(found["xlsx"]))
+    sheet = book.get_sheet_by_name("März").to_python()
     assert sheet[0] == NAMES and len(sheet) == 3
     assert list(world.settings.files_dir.glob("*.upload")) == [], "what was written is removed"
 
