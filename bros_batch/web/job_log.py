@@ -51,7 +51,7 @@ def log_sentence(event: JobEvent) -> str:
         case "rerun":
             return f"Run again: {counted(total - succeeded - without, 'row')}"
         case "finalizing":
-            return f"No row is left to run: {ended}"
+            return "No row is left to run; the files are written"
         case "completed":
             return f"Finished: {ended}"
         case "expired":

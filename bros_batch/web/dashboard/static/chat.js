@@ -194,8 +194,14 @@ form.addEventListener("submit", (event) => {
   };
   shown.ask(question, giveBack, () => form.requestSubmit());
 });
+// Escape stops an answer wherever the focus is, unless it closes a dialog or the form of a changed question.
+document.addEventListener("keydown", (event) => {
+  const isMeant = event.key === "Escape" && !event.isComposing && !event.defaultPrevented && !byId("delete-dialog").open;
+  if (!isMeant || !shown.isRunning) return;
+  shown.stop();
+  field.focus();
+});
 field.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") shown.stop();
   if (!isEnter(event)) return;
   event.preventDefault();
   if (!shown.isRunning) form.requestSubmit();

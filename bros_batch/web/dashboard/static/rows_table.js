@@ -19,7 +19,7 @@ export class RowsTable {
   // `wanted` are the columns that the job wants of answers, `address` makes the URL of a row's page, and `onRest` is called
   // with the first visible row when scrolling has ended.
   constructor(scroller, wanted, address, onRest) {
-    Object.assign(this, { scroller, wanted, address, onRest, source: null, columns: null, lastRow: 0, drawn: new Map(), marked: null });
+    Object.assign(this, { scroller, wanted, address, onRest, source: null, columns: null, lastRow: 0, current: -1, drawn: new Map(), marked: null });
     this.scroll = new TallScroll(scroller, ROW_HEIGHT);
     this.table = make("table", "rows");
     this.head = this.table.createTHead();
@@ -58,6 +58,7 @@ export class RowsTable {
     this.source?.close();
     this.source = source;
     this.columns = null;
+    this.current = -1;
     for (const row of this.drawn.values()) row.remove();
     this.drawn.clear();
     this.scroll.rows = source.size;
@@ -109,6 +110,20 @@ export class RowsTable {
       element.classList.toggle("marked", row?.number === this.marked);
       before = element;
     }
+    this.chooseTabStop();
+  }
+
+  // The Tab key reaches one row, that which had the focus last or else the first in view; the arrow keys reach the others.
+  chooseTabStop() {
+    const { scroll, drawn } = this;
+    for (const [place, element] of drawn) if (element.contains(document.activeElement)) this.current = place;
+    const first = Math.ceil(scroll.top / ROW_HEIGHT);
+    const isInView = this.current >= first && (this.current + 1) * ROW_HEIGHT <= scroll.top + scroll.room;
+    const stop = isInView || drawn.get(this.current)?.contains(document.activeElement) ? this.current : first;
+    for (const [place, element] of drawn) {
+      const link = element.querySelector("a");
+      if (link) link.tabIndex = place === stop ? 0 : -1;
+    }
   }
 
   // Names the columns by the first rows, and once more when there is a first answer.
@@ -116,7 +131,7 @@ export class RowsTable {
     const hasAnswer = rows.some((row) => Object.keys(row.answer).length > 0);
     if (!rows.length || (this.columns && (this.columns.areKnown || !hasAnswer))) return;
     const found = columnsOf(rows, this.wanted);
-    const hasId = rows.some((row) => row.id && !Object.values(row.document).includes(row.id));
+    const hasId = rows.some((row) => row.id && row.id !== String(row.number) && !Object.values(row.document).includes(row.id));
     this.columns = { ...found, id: hasId, areKnown: hasAnswer };
     for (const element of this.drawn.values()) element.row = "old"; // drawn anew, with these columns
     const head = make("tr");
@@ -194,5 +209,6 @@ export class RowsTable {
     }
     this.draw();
     this.drawn.get(place)?.querySelector("a")?.focus({ preventScroll: true });
+    this.chooseTabStop();
   }
 }

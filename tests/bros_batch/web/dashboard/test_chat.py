@@ -169,7 +169,7 @@ def test_an_answer_is_streamed_stopped_regenerated_and_its_question_changed(
     page.until(lambda: "Once upon" in "".join(page.texts(".theirs")), "the beginning")
     assert not page.is_idle()
     page.until(lambda: page.all(".theirs.formatted"), "a part of it as Markdown")
-    page.field.send_keys(Keys.ESCAPE)
+    page.chrome.find_element(By.ID, "new-chat").send_keys(Keys.ESCAPE)
     page.until(page.is_idle, "the stop")
     wait_for(lambda: not service.engine.scheduler.has_work, "the engine to be free")
     (part,) = page.texts(".theirs")

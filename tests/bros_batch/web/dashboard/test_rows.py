@@ -169,6 +169,9 @@ def test_the_keyboard_goes_from_row_to_row(site: Web, chrome: Chrome, job_id: st
         chrome.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
     assert chrome.switch_to.active_element.text == "31"
     assert "31" in cells(chrome)
+    for key in (Keys.TAB, Keys.SHIFT + Keys.TAB + Keys.SHIFT):
+        chrome.switch_to.active_element.send_keys(key)
+    assert chrome.switch_to.active_element.text == "31", "the rows are one stop of the Tab key"
     chrome.switch_to.active_element.send_keys(Keys.ARROW_UP, Keys.ENTER)
     wait_text(chrome, "Row 30", "Invoice number 30")
     chrome.back()
