@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from engine.wire.client import EngineClient, EngineGone
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone
 
 LOOK_S = 0.5
 LEAST_S = 2.0

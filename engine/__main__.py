@@ -22,6 +22,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Checkpoint, Policy, Preemption
 from engine.gguf_files.place import gguf_file
 from engine.lanes.admission import SocketAdmission
+from engine.lanes.client_requests import RequestContext
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.grammar_gate import GrammarGate
 from engine.lanes.io_thread import Endpoints, IoThread
@@ -136,15 +137,13 @@ def make_endpoints(
         hidden_size=info.hidden_size,
     )
     default_slo = SLO(config.default_ttft_s, config.default_tpot_s, config.rt_slowdown)
-    context = ServerContext(
-        welcome=welcome,
-        token=config.token,
+    requests = RequestContext(
         default_slo=default_slo,
         admission=SocketAdmission(welcome, exchange, config.max_waiting_rt, config.max_ttft_factor),
         exchange=exchange,
         gate=gate,
     )
-    server = SocketServer(context)
+    server = SocketServer(ServerContext(welcome, config.token, requests))
     if config.redis_url is None:
         return Endpoints(server, puller=None)
     from redis.asyncio import Redis

@@ -10,7 +10,8 @@ import asyncio
 import os
 import sys
 
-from engine.wire.client import EngineClient, EngineGone
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone
 
 TIMEOUT_S = 4.0
 

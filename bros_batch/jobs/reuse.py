@@ -30,9 +30,9 @@ from bros_batch.jobs.memo import Memo, choices_of, reused_tokens
 from bros_batch.jobs.streams import StreamEntry, heartbeats
 from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.endpoint import ServedModel
-from bros_batch.openai_api.engine_requests import EngineRequests, Part
+from bros_batch.openai_api.engine_requests import EngineRequests
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import MAX_MEMO_BYTES, PROMPT_TAIL_TOKENS, Choice, ItemResult, encode
+from engine.wire.protocol import MAX_MEMO_BYTES, Choice, ItemResult, encode
 
 # They are let go together, in one transaction. More of them compute their answers instead.
 MAX_WAITING = 4096
@@ -206,22 +206,13 @@ def _known_choices(each: PreparedItem, answers: dict[bytes, ContentKey]) -> list
         answer = answers.get(key)
         choices: Sequence[Choice] | None = None
         if answer is not None:
-            tail = _prompt_tail(each.requests, part)
+            tail = each.requests.prompt_tail_of(part) if part.sampling.max_tokens else []
             try:
                 choices = [msgspec.structs.replace(choice, prompt_tail=tail) for choice in choices_of(answer)]
             except DECODE_ERRORS:  # written by another version: it is computed again
                 choices = None
         known.append(choices)
     return known
-
-
-def _prompt_tail(requests: EngineRequests, part: Part) -> list[int]:
-    """The last tokens of the prompt of a part, on which the text of its output may depend."""
-    if not part.sampling.max_tokens:
-        return []
-    last = part.token_ids[-PROMPT_TAIL_TOKENS:]
-    rest = PROMPT_TAIL_TOKENS - len(last)
-    return (requests.shared_ids[-rest:] if rest else []) + last
 
 
 def served_weights(worker: Worker, model: str) -> str:

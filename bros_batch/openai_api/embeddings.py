@@ -11,13 +11,13 @@ from pydantic import Field
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
 from bros_batch.openai_api.endpoints import EMBEDDINGS, EndpointPath
-from bros_batch.openai_api.engine_requests import EngineRequests, Part
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.request_fields import Ignored, Prompt, WholeNumber
 from bros_batch.openai_api.served_request import CHARS_PER_PROMPT, ServedRequest
 from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
 from bros_batch.text.embedding_form import EmbeddingForm
-from engine.wire.protocol import MAX_PARTS, Sampling
+from engine.wire.protocol import MAX_PARTS, Part, Sampling
 
 
 class EmbeddingRequest(ServedRequest):

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.wire.protocol import ItemPart, ItemRequest, Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One prompt of a request, and what is computed for it. `token_ids` follow the beginning that all parts share."""
-
-    token_ids: list[int]
-    sampling: Sampling
+from engine.wire.protocol import PROMPT_TAIL_TOKENS, ItemRequest, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +22,12 @@ class EngineRequests:
     def prompt_of(self, part: Part) -> list[int]:
         """Return the whole prompt of a part."""
         return self.shared_ids + part.token_ids if part.token_ids else self.shared_ids
+
+    def prompt_tail_of(self, part: Part) -> list[int]:
+        """Return the last tokens of the prompt of a part, on which the text of its output may depend."""
+        last = part.token_ids[-PROMPT_TAIL_TOKENS:]
+        rest = PROMPT_TAIL_TOKENS - len(last)
+        return self.shared_ids[-rest:] + last if rest else last
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -57,7 +55,7 @@ class EngineRequests:
             n=self.num_choices,
             priority=priority,
             deadline_unix_s=deadline_unix_s,
-            parts=[ItemPart(part.token_ids, part.sampling) for part in self.parts] if several else [],
+            parts=list(self.parts) if several else [],
             memo=memo,
             owner=owner,
         )

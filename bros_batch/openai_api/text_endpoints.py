@@ -13,7 +13,7 @@ from bros_batch.openai_api.completion_request import CompletionRequest, Request,
 from bros_batch.openai_api.completion_response import Json, ResponseHead, response_body, usage_object
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, Requester, Responder, ServedModel
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, COMPLETIONS, EndpointPath
-from bros_batch.openai_api.engine_requests import EngineRequests, Part
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.message import Message
 from bros_batch.openai_api.message_form import message_form, text_rules
 from bros_batch.openai_api.prompt_logprobs import Prompt
@@ -32,7 +32,7 @@ from bros_batch.openai_api.tools.answer_grammar import answer_grammar
 from bros_batch.request_error import RequestError
 from bros_batch.text.message_form import MessageForm, finished_choice
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Sampling
+from engine.wire.protocol import Part, Sampling
 
 MAX_OUTPUTS = 256
 

@@ -207,7 +207,8 @@ def _redis(settings: Settings, state: UpState | None) -> Finding:
 
 
 async def _engine(settings: Settings, state: UpState | None) -> Finding:
-    from engine.wire.client import EngineClient, EngineGone
+    from engine.wire.client import EngineClient
+    from engine.wire.engine_errors import EngineGone
 
     if state is None and not settings.engine_url:
         return Finding("engine", Health.NOTE, "not running", "`bros-batch up` starts it.")

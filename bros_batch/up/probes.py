@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from engine.wire.client import EngineClient, EngineGone
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone
 
 Probe = Callable[[], Awaitable[bool]]
 

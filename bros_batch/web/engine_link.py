@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 
-from engine.wire.client import EngineClient, EngineGone, EngineSilent
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone, EngineSilent
 from engine.wire.protocol import Pulse
 
 logger = logging.getLogger(__name__)

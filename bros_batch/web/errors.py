@@ -19,7 +19,7 @@ from starlette.routing import Match, Route
 from bros_batch.invalid_value import expectation
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.request_error import RequestError
-from engine.wire.client import EngineGone, EngineRejected, EngineSilent
+from engine.wire.engine_errors import EngineGone, EngineRejected, EngineSilent
 
 ERROR_TYPES = {
     400: "invalid_request_error",

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import msgspec
 
 from bros_batch.openai_api.completion_response import Json, ResponseHead
 from bros_batch.openai_api.endpoint import Endpoint, Outcome, ServedModel
-from bros_batch.openai_api.engine_requests import EngineRequests, Part
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.openai_api.sampling import lane_of, slo_of
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.text.message_decoder import MessageDecoder
@@ -23,8 +21,20 @@ from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece, S
 from bros_batch.web.errors import ApiError, engine_error
 from bros_batch.web.json_pieces import encoded_in_pieces
 from bros_batch.web.merged_generators import merged
-from engine.wire.client import EngineClient, EngineGone, EngineRejected, EngineStream
-from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Finished, PositionLogprobs, Sampling, Tokens
+from bros_batch.web.part_groups import ask_in_groups
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone, EngineRejected
+from engine.wire.engine_stream import EngineStream
+from engine.wire.protocol import (
+    PROMPT_TAIL_TOKENS,
+    Choice,
+    Finished,
+    Part,
+    PartsFinished,
+    PositionLogprobs,
+    Sampling,
+    Tokens,
+)
 
 # Tokenizing less text than this, or writing a response of fewer values, takes less time than others may wait.
 INLINE_CHARS = 16_384
@@ -147,29 +157,39 @@ class Generation:
         return [task.result() for task in tasks]
 
     async def _choices_without_tokens(self) -> list[Choice]:
-        """Return outputs that only ask about their prompts. There may be many, and none takes a task of its own."""
-        choices: list[Choice] = []
-        outputs = iter(self.outputs)
-        streams: deque[tuple[Output, list[int], EngineStream]] = deque()
-        try:
-            streams += map(self._begun, islice(outputs, MAX_PARALLEL))
-            while streams:
-                output, prompt_tail, stream = streams[0]
-                end = await stream.end()
-                streams.popleft()
-                streams += map(self._begun, islice(outputs, 1))
-                if output.counts_prompt:
-                    self.usage.cached_tokens += end.cached_tokens
-                choices.append(_choice([], end, None, prompt_tail))
-        finally:
-            for _, _, stream in streams:
-                stream.cancel()
+        """Return outputs that only ask about their prompts. There may be many."""
+        parts = [Part(output.part.token_ids, output.sampling) for output in self.outputs]
+        ends = await ask_in_groups(self._ask, parts, len(self.work.shared_ids))
+        choices = []
+        for output, end in zip(self.outputs, ends, strict=True):
+            if output.counts_prompt:
+                self.usage.cached_tokens += end.cached_tokens
+            tail = self.work.prompt_tail_of(output.part)
+            choices.append(
+                Choice(
+                    [],
+                    "length",
+                    scores=end.scores,
+                    prompt_logprobs=end.prompt_logprobs,
+                    embedding=end.embedding,
+                    prompt_tail=tail,
+                )
+            )
         return choices
 
-    def _begun(self, output: Output) -> tuple[Output, list[int], EngineStream]:
-        """Start an output. Returns it with the end of its prompt."""
-        prompt = self.work.prompt_of(output.part)
-        return output, prompt[-PROMPT_TAIL_TOKENS:], self._submitted(output, prompt)
+    async def _ask(self, parts: Sequence[Part]) -> PartsFinished:
+        request = self.request
+        answer = await self.client.ask(
+            self.work.shared_ids,
+            parts,
+            lane=lane_of(request),
+            slo=slo_of(request),
+            priority=request.priority or 0,
+            owner=self.asker,
+        )
+        if not isinstance(answer, PartsFinished):
+            raise _failure(answer)
+        return answer
 
     def _submitted(self, output: Output, prompt: list[int]) -> EngineStream:
         request = self.request
@@ -270,9 +290,12 @@ def _reason(finished: Finished) -> StopReason:
     match finished.reason:
         case "stop" | "length":
             return finished.reason
-        case "abort":
-            raise ApiError(503, "The engine is shutting down.", code="aborted", retry_after_s=1.0)
-        case "error":
-            raise ApiError(
-                500, finished.message or "The engine failed to run this request.", code="engine_error"
-            )
+        case _:
+            raise _failure(finished)
+
+
+def _failure(finished: Finished) -> ApiError:
+    """Return the response for a request that ended without an answer."""
+    if finished.reason == "abort":
+        return ApiError(503, "The engine is shutting down.", code="aborted", retry_after_s=1.0)
+    return ApiError(500, finished.message or "The engine failed to run this request.", code="engine_error")

@@ -16,7 +16,7 @@ from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import engine_error
 from bros_batch.web.generation import INLINE_CHARS, Generation, Output, Usage
 from bros_batch.web.owners import asker_of
-from engine.wire.client import EngineGone
+from engine.wire.engine_errors import EngineGone
 
 
 async def plan_generation(

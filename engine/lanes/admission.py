@@ -8,8 +8,8 @@ import math
 from engine.core.request import Request
 from engine.core.terms import SLO, Lane
 from engine.lanes.exchange import Exchange
-from engine.wire.limits import EngineLimits, problem_with_submit
-from engine.wire.protocol import Rejected, Submit
+from engine.wire.limits import EngineLimits, problem_with_submit, problem_with_submit_parts
+from engine.wire.protocol import Rejected, Submit, SubmitParts
 
 # Whoever names an SLO would rather be told early that it cannot be kept than wait.
 NAMED_SLO_TTFT_FACTOR = 4.0
@@ -46,7 +46,7 @@ class SocketAdmission:
         self.num_open_rt = 0
         self.num_rejected = dict.fromkeys(("overloaded", "draining"), 0)  # by code
 
-    def check(self, request: Submit, slo: SLO) -> Rejected | None:
+    def check(self, request: Submit | SubmitParts, slo: SLO) -> Rejected | None:
         """Return None if the request is admitted. Otherwise count the rejection and return it. `slo` is the one that
         the request names, or the default."""
         rejected = self._rejection(request, slo)
@@ -54,13 +54,18 @@ class SocketAdmission:
             self.count_rejected(rejected.code)
         return rejected
 
-    def _rejection(self, request: Submit, slo: SLO) -> Rejected | None:
+    def _rejection(self, request: Submit | SubmitParts, slo: SLO) -> Rejected | None:
         if self._draining:
             return Rejected(request.id, "draining", "the engine is shutting down", retry_after_s=5.0)
-        problem = problem_with_submit(request, self._limits)
+        num_tokens = num_distinct = len(request.token_ids)
+        if isinstance(request, Submit):
+            problem = problem_with_submit(request, self._limits)
+        else:
+            problem = problem_with_submit_parts(request, self._limits)
+            num_own = sum(len(part.token_ids) for part in request.parts)
+            num_tokens, num_distinct = num_tokens * len(request.parts) + num_own, num_tokens + num_own
         if problem is not None:
             return Rejected(request.id, problem.code, problem.message, param=problem.param)
-        num_tokens = len(request.token_ids)
         num_open = self._num_open_tokens[Lane(request.lane)]
         if num_open and num_open + num_tokens > MAX_OPEN_TOKENS:
             text = f"the prompts of the open requests have {num_open} tokens, and more would be too many"
@@ -73,13 +78,13 @@ class SocketAdmission:
         factor = self._max_ttft_factor
         if factor is None and request.slo is not None and request.slo.slowdown is None:
             factor = NAMED_SLO_TTFT_FACTOR
-        if factor is not None and (excess_s := self._exchange.excess_s(num_tokens, slo, factor)) > 0:
+        if factor is not None and (excess_s := self._exchange.excess_s(num_distinct, slo, factor)) > 0:
             text = "the engine has more chat requests than it can answer in time"
             return self._overloaded(request, text, excess_s)
         return None
 
     @staticmethod
-    def _overloaded(request: Submit, text: str, wait_s: float) -> Rejected:
+    def _overloaded(request: Submit | SubmitParts, text: str, wait_s: float) -> Rejected:
         retry_after_s = min(max(1, math.ceil(wait_s)), LONGEST_RETRY_S)
         return Rejected(
             request.id, "overloaded", f"{text}; try again in {retry_after_s} s", float(retry_after_s)

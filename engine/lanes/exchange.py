@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from engine.core.events import FinishedEvent, TokenEvent
@@ -39,8 +39,11 @@ class Mailbox:
         self._arrived = threading.Condition()
 
     def put(self, message: Message) -> None:
+        self.put_all((message,))
+
+    def put_all(self, messages: Iterable[Message]) -> None:
         with self._arrived:
-            self._messages.append(message)
+            self._messages.extend(messages)
             self._arrived.notify()
 
     @property
@@ -75,11 +78,16 @@ class Exchange:
 
     def submit(self, request: Request, sink: RequestSink) -> None:
         """Pass a request to the main loop. `sink` is called with each of its events, the last a FinishedEvent."""
-        self._sinks[request.request_id] = sink
-        if request.lane is Lane.RT:
-            self._num_sent += 1
-            self._num_sent_tokens += request.num_prompt_tokens
-        self._mailbox.put(Add(request))
+        self.submit_all([(request, sink)])
+
+    def submit_all(self, requests: Sequence[tuple[Request, RequestSink]]) -> None:
+        """Pass several requests to the main loop together."""
+        for request, sink in requests:
+            self._sinks[request.request_id] = sink
+            if request.lane is Lane.RT:
+                self._num_sent += 1
+                self._num_sent_tokens += request.num_prompt_tokens
+        self._mailbox.put_all([Add(request) for request, _ in requests])
 
     def excess_s(self, prompt_tokens: int, slo: SLO, max_ttft_factor: float) -> float:
         """How far a new RT request would exceed its TTFT limit, given what is known now; see `Outlook.excess_s`."""

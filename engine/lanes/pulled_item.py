@@ -22,9 +22,9 @@ from engine.wire.protocol import (
     PROMPT_TAIL_TOKENS,
     Choice,
     Grammar,
-    ItemPart,
     ItemRequest,
     ItemResult,
+    Part,
     PositionLogprobs,
 )
 
@@ -39,7 +39,7 @@ class PulledItem:
         self.entry_id = entry_id
         self.item = item
         self.was_started = False
-        self._parts = item.parts or [ItemPart([], item.sampling)]
+        self._parts = item.parts or [Part([], item.sampling)]
         number = len(self._parts) * item.n
         name = f"b{item.item_id}:{entry_id.decode()}"
         self.request_ids = [f"{name}.{i}" for i in range(number)]
@@ -95,7 +95,7 @@ class PulledItem:
         if event.reason is FinishReason.ERROR:
             self._error = event.message or "the engine could not compute this item"
 
-    def _part_of(self, index: int) -> ItemPart:
+    def _part_of(self, index: int) -> Part:
         """The part of which this output is one."""
         return self._parts[index // self.item.n]
 

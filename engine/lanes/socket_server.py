@@ -18,12 +18,12 @@ class SocketServer:
         self._context = context
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
-        context.exchange.after_step(self._flush)
+        context.requests.exchange.after_step(self._flush)
 
     @property
     def num_open_rt(self) -> int:
         """Number of RT requests that have been admitted and have not ended."""
-        return self._context.admission.num_open_rt
+        return self._context.requests.admission.num_open_rt
 
     async def listen(self, url: str) -> None:
         """Start to listen on `url`. Raises OSError, which says what to do, if that is not possible."""
@@ -51,7 +51,7 @@ class SocketServer:
             self._server.close()
         try:
             async with asyncio.timeout(grace_s):
-                await self._context.admission.drain()
+                await self._context.requests.admission.drain()
         except TimeoutError:
             pass
         for connection in list(self._context.connections):
@@ -64,10 +64,10 @@ class SocketServer:
 
     def _flush(self) -> None:
         unflushed = self._context.unflushed
-        for connection in tuple(unflushed):
-            connection.flush()
-            if not connection.holds_tokens:
-                unflushed.discard(connection)
+        for outbox in tuple(unflushed):
+            outbox.flush()
+            if not outbox.holds_tokens:
+                unflushed.discard(outbox)
 
 
 async def _remove_stale_socket(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -80,11 +81,11 @@ class ForwardPass:
         if not edits:
             return
         rows, starts, slots = zip(*edits, strict=True)
-        counts = [len(part) for part in slots]
-        packed = np.empty((3, sum(counts)), dtype=np.int64)
+        counts = np.array([len(part) for part in slots])
+        packed = np.empty((3, counts.sum()), dtype=np.int64)
         packed[0] = np.repeat(rows, counts)
-        packed[1] = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
-        packed[2] = np.concatenate(slots)
+        packed[1] = np.arange(packed.shape[1]) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+        packed[2] = np.fromiter(chain.from_iterable(slots), np.int64, packed.shape[1])
         on_rows, positions, values = send(torch.from_numpy(packed), self._model.device)
         self.slot_table[on_rows, positions] = values.int()
 

@@ -160,8 +160,12 @@ class PromptReader:
             part = slice(first, first + size)
             raw = logits(hidden[index[part]]).float()
             norm = raw.logsumexp(dim=-1, keepdim=True)
-            likeliest = raw.topk(num_likeliest, dim=-1)
-            parts.append((raw.gather(1, token_ids[part]) - norm, likeliest.values - norm, likeliest.indices))
+            asked = raw.gather(1, token_ids[part]) - norm
+            if num_likeliest:
+                likeliest = raw.topk(num_likeliest, dim=-1)
+                parts.append((asked, likeliest.values - norm, likeliest.indices))
+            else:
+                parts.append((asked, norm[:, :0], token_ids[part, :0]))
         if not parts:  # the only position is the last, whose next token is not part of the prompt
             nothing = torch.empty((0, num_likeliest), device=device)
             return torch.empty((0, 1), device=device), nothing, nothing.long()

@@ -79,10 +79,10 @@ class StartedRows:
 
 def _unknown_token(start: RowStart, vocab_size: int) -> str | None:
     """The error of a request that names a token outside of the vocabulary, or None."""
-    token_ids = np.array(start.token_ids)
-    unknown = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
-    if len(unknown):
-        return f"token id {unknown[0]} is outside of the model's vocabulary of {vocab_size}"
+    least, most = min(start.token_ids), max(start.token_ids)
+    if least < 0 or most >= vocab_size:
+        unknown = least if least < 0 else most
+        return f"token id {unknown} is outside of the model's vocabulary of {vocab_size}"
     for token_id, _ in start.sampling.logit_bias:
         if not 0 <= token_id < vocab_size:
             return f"logit_bias names token id {token_id}, outside of the model's vocabulary of {vocab_size}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 from engine.wire.decoding import DECODE_ERRORS, ENCODE_ERRORS, envelope_of
+from engine.wire.engine_errors import EngineGone, EngineRejected, EngineSilent
+from engine.wire.engine_stream import EngineStream
 from engine.wire.framing import Address, FrameError, FrameReader
 from engine.wire.protocol import (
     PROTOCOL_VERSION,
@@ -18,6 +20,8 @@ from engine.wire.protocol import (
     Finished,
     Hello,
     LaneName,
+    Part,
+    PartsFinished,
     Pulse,
     PulseQuery,
     Rejected,
@@ -26,6 +30,7 @@ from engine.wire.protocol import (
     Stats,
     StatsQuery,
     Submit,
+    SubmitParts,
     Tokens,
     Welcome,
     decode_engine_message,
@@ -33,84 +38,6 @@ from engine.wire.protocol import (
 )
 
 T = TypeVar("T")
-
-
-class EngineGone(ConnectionError):
-    """The engine cannot be reached, or the connection to it was lost."""
-
-
-class EngineSilent(EngineGone):
-    """The engine is connected, but does not answer, or its main loop makes no progress."""
-
-
-class EngineRejected(Exception):
-    """The engine did not start the request. `code` and `param` are those of `protocol.Rejected`."""
-
-    def __init__(
-        self, code: str, message: str, retry_after_s: float | None = None, param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.retry_after_s = retry_after_s
-        self.param = param
-
-
-class EngineStream:
-    """The output of one request: an async iterator of `Tokens` messages that ends with a `Finished`.
-
-    The iteration raises EngineRejected or EngineGone. Use it with `async with`: leaving the block early cancels the
-    request.
-    """
-
-    def __init__(self, client: EngineClient, request_id: str) -> None:
-        self._client = client
-        self._id = request_id
-        self._messages: deque[Tokens | Finished | Rejected | EngineGone] = deque()
-        self._arrived = asyncio.Event()
-        self._over = False
-
-    def put(self, message: Tokens | Finished | Rejected | EngineGone) -> None:
-        """Add a message that the connection received, or the reason why no more will come."""
-        self._messages.append(message)
-        self._arrived.set()
-
-    async def __aenter__(self) -> EngineStream:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.cancel()
-
-    async def __aiter__(self) -> AsyncIterator[Tokens | Finished]:
-        while not self._over:
-            yield await self._next()
-
-    async def end(self) -> Finished:
-        """Wait for the end without the tokens before it. Raises like the iteration."""
-        while not isinstance(message := await self._next(), Finished):
-            pass
-        return message
-
-    async def _next(self) -> Tokens | Finished:
-        while not self._messages:
-            self._arrived.clear()
-            await self._arrived.wait()
-        message = self._messages.popleft()
-        match message:
-            case Finished():
-                self._over = True
-            case Rejected(code=code, message=text, retry_after_s=retry_after_s, param=param):
-                self._over = True
-                raise EngineRejected(code, text, retry_after_s, param)
-            case EngineGone():
-                self._over = True
-                raise type(message)(str(message))
-        return message
-
-    def cancel(self) -> None:
-        """Stop the request if it is still running. No further messages arrive."""
-        self._client.forget(self._id, cancel=not self._over)
-        self._over = True
 
 
 class EngineClient(asyncio.Protocol):
@@ -128,6 +55,7 @@ class EngineClient(asyncio.Protocol):
         self._unsent = bytearray()
         self._ids = itertools.count()
         self._streams: dict[str, EngineStream] = {}
+        self._answers: dict[str, asyncio.Future[PartsFinished | Finished]] = {}  # to `ask`
         self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
         self._pulses: deque[asyncio.Future[Pulse]] = deque()
         self._reason = EngineGone("the connection to the engine was lost")
@@ -180,14 +108,41 @@ class EngineClient(asyncio.Protocol):
             deadline_unix_s=deadline_unix_s,
             owner=owner,
         )
-        try:
-            encoded = frame(request)
-        except ENCODE_ERRORS as error:
-            message = f"The request cannot be sent to the engine: {error}."
-            raise EngineRejected("invalid_request", message) from error
-        self._write(encoded)
-        stream = self._streams[request_id] = EngineStream(self, request_id)
+        self._write_request(request)
+        stream = self._streams[request_id] = EngineStream(request_id, self.forget)
         return stream
+
+    async def ask(
+        self,
+        token_ids: list[int],
+        parts: Sequence[Part],
+        *,
+        lane: LaneName = "rt",
+        slo: Slo | None = None,
+        priority: int = 0,
+        owner: str = "",
+    ) -> PartsFinished | Finished:
+        """Ask about prompts that generate no tokens, all of which begin with `token_ids`, and wait for the answers; a
+        `Finished` says why there are none. Raises EngineGone and EngineRejected. If the caller is cancelled, so is the
+        request."""
+        request_id = str(next(self._ids))
+        request = SubmitParts(
+            id=request_id,
+            token_ids=token_ids,
+            parts=list(parts),
+            lane=lane,
+            slo=slo,
+            priority=priority,
+            owner=owner,
+        )
+        self._write_request(request)
+        answer: asyncio.Future[PartsFinished | Finished] = asyncio.get_running_loop().create_future()
+        self._answers[request_id] = answer
+        try:
+            return await answer
+        finally:
+            if self._answers.pop(request_id, None) is not None and not self.closed.is_set():
+                self._write(frame(Cancel(id=request_id)))
 
     def ask_pulse(self) -> asyncio.Future[Pulse]:
         """Ask whether the engine makes progress. Raises EngineGone; so does the answer if the connection is lost."""
@@ -208,8 +163,8 @@ class EngineClient(asyncio.Protocol):
         self._stats.append(answer)
         return await _in_time(answer, timeout_s)
 
-    def forget(self, request_id: str, *, cancel: bool) -> None:
-        """Drop the stream of a request and, with `cancel`, tell the engine to stop it."""
+    def forget(self, request_id: str, cancel: bool) -> None:
+        """Drop the stream of a request and, if `cancel`, tell the engine to stop it."""
         if self._streams.pop(request_id, None) is not None and cancel and not self.closed.is_set():
             self._write(frame(Cancel(id=request_id)))
 
@@ -225,6 +180,14 @@ class EngineClient(asyncio.Protocol):
         self._reason = reason
         if self._transport is not None:
             self._transport.abort()
+
+    def _write_request(self, request: Submit | SubmitParts) -> None:
+        try:
+            encoded = frame(request)
+        except ENCODE_ERRORS as error:
+            message = f"The request cannot be sent to the engine: {error}."
+            raise EngineRejected("invalid_request", message) from error
+        self._write(encoded)
 
     def _write(self, encoded: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -265,10 +228,13 @@ class EngineClient(asyncio.Protocol):
                 assert self._transport is not None
                 self._transport.abort()
                 return
+            text = f"the engine sent a message that cannot be read: {error}"
+            unreadable = Finished(envelope.id, "error", prompt_tokens=0, output_tokens=0, message=text)
             if stream := self._streams.get(envelope.id):
-                text = f"the engine sent a message that cannot be read: {error}"
-                stream.put(Finished(envelope.id, "error", prompt_tokens=0, output_tokens=0, message=text))
-                self.forget(envelope.id, cancel=True)
+                stream.put(unreadable)
+                self.forget(envelope.id, True)
+            elif answer := self._answers.get(envelope.id):  # whoever waits for it cancels the request
+                _resolve(answer, unreadable)
             return
         self._handle(message)
 
@@ -280,6 +246,9 @@ class EngineClient(asyncio.Protocol):
         for stream in self._streams.values():
             stream.put(gone)
         self._streams.clear()
+        for answer in self._answers.values():
+            _resolve(answer, gone)
+        self._answers.clear()
         for stats in self._stats:
             if not stats.done():
                 stats.set_exception(gone)
@@ -300,11 +269,16 @@ class EngineClient(asyncio.Protocol):
             case Finished(id=request_id) | Rejected(id=request_id):
                 if stream := self._streams.pop(request_id, None):
                     stream.put(message)
+                elif answer := self._answers.pop(request_id, None):
+                    _resolve(answer, message)
+            case PartsFinished(id=request_id):
+                if answer := self._answers.pop(request_id, None):
+                    _resolve(answer, message)
             case Stats(values=values, num_queries=num_queries):
                 for _ in range(min(num_queries, len(self._stats))):
-                    answer = self._stats.popleft()
-                    if not answer.done():
-                        answer.set_result(values)
+                    stats = self._stats.popleft()
+                    if not stats.done():
+                        stats.set_result(values)
             case Pulse():
                 asked = self._pulses.popleft() if self._pulses else None
                 if asked is not None and not asked.done():
@@ -312,6 +286,22 @@ class EngineClient(asyncio.Protocol):
             case Error(message=text):
                 if not self._welcome.done():
                     self._welcome.set_exception(EngineGone(text))
+
+
+def _resolve(
+    answer: asyncio.Future[PartsFinished | Finished],
+    message: PartsFinished | Finished | Rejected | EngineGone,
+) -> None:
+    """Give the answer, or the reason why there is none, to whoever waits for it."""
+    if answer.done():  # cancelled, and about to be forgotten
+        return
+    match message:
+        case Rejected():
+            answer.set_exception(EngineRejected.of(message))
+        case EngineGone():
+            answer.set_exception(type(message)(str(message)))
+        case _:
+            answer.set_result(message)
 
 
 async def _in_time(answer: asyncio.Future[T], timeout_s: float) -> T:

@@ -42,9 +42,10 @@ def envelope_of(body: bytes) -> Envelope | None:
 
 
 def rejection_of(body: bytes, error: Exception) -> Rejected | None:
-    """The answer to a `Submit` that does not decode, or None if `body` is none or its id cannot be read."""
+    """The answer to a `Submit` or `SubmitParts` that does not decode, or None if `body` is neither or its id cannot be
+    read."""
     envelope = envelope_of(body)
-    if envelope is None or envelope.type != "submit" or envelope.id is None:
+    if envelope is None or envelope.type not in ("submit", "submit_parts") or envelope.id is None:
         return None
     fields = [found[1] or found[2] for found in _FIELD.finditer(str(error))]
     message = f"The request cannot be read: {error}."

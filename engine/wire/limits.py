@@ -7,7 +7,7 @@ is sent. Nothing that passes here can make a step fail, and no value of one requ
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol, get_args
@@ -16,17 +16,19 @@ from engine.wire.protocol import (
     MAX_GRAMMAR_CHARS,
     MAX_LOGIT_BIASES,
     MAX_PARTS,
+    MAX_PARTS_AT_ONCE,
     MAX_SCORES,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     Grammar,
     GrammarKind,
-    ItemPart,
     ItemRequest,
+    Part,
     Sampling,
     Slo,
     Submit,
+    SubmitParts,
 )
 
 MAX_TOKENS = 2**31 - 1
@@ -113,10 +115,30 @@ def problem_with_submit(request: Submit, limits: EngineLimits) -> Problem | None
     )
 
 
+def problem_with_submit_parts(request: SubmitParts, limits: EngineLimits) -> Problem | None:
+    """What is wrong with a request of several prompts from the socket, or None."""
+    parts = request.parts
+    if not 1 <= len(parts) <= MAX_PARTS_AT_ONCE:
+        return _invalid("parts", f"'parts' has {len(parts)} parts; it must have 1 to {MAX_PARTS_AT_ONCE}.")
+    for number, part in enumerate(parts):
+        if most := part.sampling.max_tokens:
+            text = f"'parts[{number}].max_tokens' is {most}; parts generate no tokens, so it must be 0."
+            return _invalid(f"parts[{number}].max_tokens", text)
+    return (
+        _parts_problem(request.token_ids, parts, 1, limits)
+        or slo_problem(request.slo)
+        or _out_of_range("priority", request.priority, PRIORITY_RANGE)
+    )
+
+
 def problem_with_item(item: ItemRequest, limits: EngineLimits) -> Problem | None:
     """What is wrong with an item of a job, or None."""
     return (
-        (_parts_problem(item, limits) if item.parts else problem_with(item.token_ids, item.sampling, limits))
+        (
+            _parts_problem(item.token_ids, item.parts, item.n, limits)
+            if item.parts
+            else problem_with(item.token_ids, item.sampling, limits)
+        )
         or _out_of_range("n", item.n, CHOICES_RANGE)
         or _too_many_logprobs(_num_prompt_logprobs(len(item.token_ids), item.sampling) * item.n)
         or _out_of_range("priority", item.priority, PRIORITY_RANGE)
@@ -137,17 +159,22 @@ def problem_with(
     )
 
 
-def _parts_problem(item: ItemRequest, limits: EngineLimits) -> Problem | None:
-    """What is wrong with the parts of an item, of which there is at least one, or None."""
-    parts, num_shared = item.parts, len(item.token_ids)
-    if len(parts) * item.n > MAX_PARTS:
-        text = f"'parts' has {len(parts)} parts with {item.n} outputs each; at most {MAX_PARTS} outputs are allowed."
+def _parts_problem(
+    shared_ids: Collection[int], parts: Sequence[Part], num_choices: int, limits: EngineLimits
+) -> Problem | None:
+    """What is wrong with parts, of which there is at least one, each with so many outputs, or None."""
+    num_shared = len(shared_ids)
+    if len(parts) * num_choices > MAX_PARTS:
+        text = (
+            f"'parts' has {len(parts)} parts with {num_choices} outputs each; "
+            f"at most {MAX_PARTS} outputs are allowed."
+        )
         return _invalid("parts", text)
-    num_tokens = sum(num_shared + len(part.token_ids) for part in parts) * item.n
+    num_tokens = sum(num_shared + len(part.token_ids) for part in parts) * num_choices
     if num_tokens > MAX_ITEM_TOKENS:
         text = f"'parts' has prompts of {num_tokens} tokens together; at most {MAX_ITEM_TOKENS} are allowed."
         return _invalid("parts", text)
-    if num_shared and (problem := _vocabulary_problem(item.token_ids, limits)):
+    if num_shared and (problem := _vocabulary_problem(shared_ids, limits)):
         return problem
     num_logprobs = 0
     for number, part in enumerate(parts):
@@ -158,11 +185,11 @@ def _parts_problem(item: ItemRequest, limits: EngineLimits) -> Problem | None:
                 f"parts[{number}].{problem.param}",
                 (number, problem),
             )
-        num_logprobs += _num_prompt_logprobs(num_shared + len(part.token_ids), part.sampling) * item.n
+        num_logprobs += _num_prompt_logprobs(num_shared + len(part.token_ids), part.sampling) * num_choices
     return _too_many_logprobs(num_logprobs)
 
 
-def _part_problem(num_shared: int, part: ItemPart, limits: EngineLimits) -> Problem | None:
+def _part_problem(num_shared: int, part: Part, limits: EngineLimits) -> Problem | None:
     return (
         _length_problem(num_shared + len(part.token_ids), part.sampling, limits)
         or (_vocabulary_problem(part.token_ids, limits) if part.token_ids else None)

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from engine.wire.stream_entries import MAX_EPOCH
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 # A prompt of three million tokens fits, and nobody waits long while one frame is decoded.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 LENGTH_PREFIX = struct.Struct(">I")
@@ -32,6 +32,9 @@ MAX_LOGIT_BIASES = 1024  # each takes time in every step, which the requests bes
 MAX_GRAMMAR_CHARS = 256 * 1024  # far more than people write; each item carries its grammar through Redis
 MAX_SCORES = 1024
 MAX_PARTS = 2048  # as many inputs as OpenAI takes for embeddings
+MAX_PARTS_AT_ONCE = (
+    128  # of a request on the socket: their answer is one frame, embeddings of 16,384 numbers included
+)
 MAX_MEMO_BYTES = 1024 * 1024
 
 LaneName = Literal["rt", "be"]
@@ -134,6 +137,13 @@ class PromptLogprobs(Struct, frozen=True, array_like=True):
         return struct.Struct("<f" + "if" * self.num_top)
 
 
+class Part(Struct, frozen=True, omit_defaults=True):
+    """One of several prompts that begin alike: `token_ids` follow those that all of them begin with."""
+
+    token_ids: list[int]
+    sampling: Sampling
+
+
 # Client to engine -------------------------------------------------------------------------------------------
 
 
@@ -158,6 +168,19 @@ class Submit(Struct, frozen=True, tag="submit", omit_defaults=True):
     owner: ShortText = ""
 
 
+class SubmitParts(Struct, frozen=True, tag="submit_parts", omit_defaults=True):
+    """Start a request of several prompts, none of which generates tokens. All of them begin with `token_ids`, and what
+    is asked about them is answered by one `PartsFinished`. The other fields are those of `Submit`, for every part."""
+
+    id: ShortText
+    token_ids: list[int]
+    parts: Annotated[list[Part], Meta(max_length=MAX_PARTS_AT_ONCE)]
+    lane: LaneName = "rt"
+    slo: Slo | None = None
+    priority: int = 0
+    owner: ShortText = ""
+
+
 class Cancel(Struct, frozen=True, tag="cancel"):
     """Stop a request; the engine sends nothing more for it. An unknown id is not an error: the request has ended."""
 
@@ -177,7 +200,7 @@ class PulseQuery(Struct, frozen=True, tag="pulse?"):
     """Ask for one `Pulse` message, which the engine sends even if its main loop is stuck."""
 
 
-ClientMessage = Hello | Submit | Cancel | StatsQuery | PulseQuery
+ClientMessage = Hello | Submit | SubmitParts | Cancel | StatsQuery | PulseQuery
 
 # Engine to client -------------------------------------------------------------------------------------------
 
@@ -224,6 +247,23 @@ class Finished(Struct, frozen=True, tag="finished", omit_defaults=True):
     embedding: bytes | None = None
 
 
+class PartEnd(Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What was asked about one part; the fields are those of `Finished`."""
+
+    cached_tokens: int
+    scores: list[float] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    embedding: bytes | None = None
+
+
+class PartsFinished(Struct, frozen=True, tag="parts_finished", omit_defaults=True):
+    """The end of all parts of a request, in their order. If one of them fails, the others end too, and there is a
+    `Finished` instead."""
+
+    id: str
+    parts: list[PartEnd]
+
+
 class Rejected(Struct, frozen=True, tag="rejected", omit_defaults=True):
     """The engine did not start the request. Codes: `invalid_request` and `context_length_exceeded`, whose `param` names
     the field at fault, and `overloaded` and `draining`, which come with `retry_after_s`."""
@@ -260,16 +300,9 @@ class Error(Struct, frozen=True, tag="error"):
     message: str
 
 
-EngineMessage = Welcome | Tokens | Finished | Rejected | Stats | Pulse | Error
+EngineMessage = Welcome | Tokens | Finished | PartsFinished | Rejected | Stats | Pulse | Error
 
 # Items and their results: entries of Redis streams -----------------------------------------------------------
-
-
-class ItemPart(Struct, frozen=True, omit_defaults=True):
-    """One of several prompts of an item: `token_ids` follow those of the item."""
-
-    token_ids: list[int]
-    sampling: Sampling
 
 
 class ItemRequest(Struct, frozen=True, omit_defaults=True):
@@ -290,7 +323,7 @@ class ItemRequest(Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     deadline_unix_s: float | None = None
     lane: LaneName = "be"
-    parts: Annotated[list[ItemPart], Meta(max_length=MAX_PARTS)] = []
+    parts: Annotated[list[Part], Meta(max_length=MAX_PARTS)] = []
     memo: Annotated[bytes, Meta(max_length=MAX_MEMO_BYTES)] = b""
     owner: ShortText = ""
 

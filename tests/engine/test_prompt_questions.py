@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.wire.client import EngineClient, EngineRejected
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineRejected
 from engine.wire.protocol import Finished, LaneName, Sampling, Tokens
 from tests.engine.runner.driver import load_runner
 from tests.engines import RunningEngine, running_engine

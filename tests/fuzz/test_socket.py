@@ -15,10 +15,12 @@ from engine.wire.protocol import (
     Cancel,
     Grammar,
     Hello,
+    Part,
     Sampling,
     Slo,
     StatsQuery,
     Submit,
+    SubmitParts,
     encode,
     frame,
 )
@@ -50,6 +52,14 @@ MESSAGES = (
     Submit("e", [5, 6, 7], Sampling(max_tokens=0, score_token_ids=(5, 6))),
     Submit("f", [5, 6, 7], Sampling(max_tokens=0, pooling="last"), "be"),
     Submit("g", [5, 6, 7], Sampling(max_tokens=1, prompt_logprobs=2)),
+    SubmitParts(
+        "h",
+        [5, 6],
+        [
+            Part([7], Sampling(max_tokens=0, score_token_ids=(5,))),
+            Part([], Sampling(max_tokens=0, pooling="last")),
+        ],
+    ),
     Cancel("a"),
     StatsQuery(True),
     Hello(),

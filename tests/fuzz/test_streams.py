@@ -12,9 +12,9 @@ from engine.wire.protocol import (
     RESULTS_KEY,
     Choice,
     Grammar,
-    ItemPart,
     ItemRequest,
     ItemResult,
+    Part,
     PromptLogprobs,
     Sampling,
     encode,
@@ -37,9 +37,9 @@ PARTS = ItemRequest(
     [5, 6],
     Sampling(max_tokens=1),
     parts=[
-        ItemPart([7], Sampling(max_tokens=0, score_token_ids=(5, 6))),
-        ItemPart([8], Sampling(max_tokens=0, pooling="mean")),
-        ItemPart([9], Sampling(max_tokens=2, prompt_logprobs=2, grammar=Grammar("regex", "[a-z]+"))),
+        Part([7], Sampling(max_tokens=0, score_token_ids=(5, 6))),
+        Part([8], Sampling(max_tokens=0, pooling="mean")),
+        Part([9], Sampling(max_tokens=2, prompt_logprobs=2, grammar=Grammar("regex", "[a-z]+"))),
     ],
 )
 RESULT = ItemResult(1, 1, "batch_none", "engine-0", [Choice([5, 6], "stop")], 3)

@@ -74,10 +74,12 @@ class Decisions(Endpoint[DecisionRequest]):
 
 def _reads(request: DecisionRequest, start: AnswerStart) -> Sequence[Read]:
     reads = []
+    of_predicates = _options(start, PREDICATE_OPTIONS, "questions")
     for index, question in enumerate(request.questions):
         param = f"questions[{index}]"
-        options = _options(start, question.options, param)
-        reads.append(Read(param, question.instructions, options, question.type != "predicate"))
+        is_predicate = question.type == "predicate"
+        options = of_predicates if is_predicate else _options(start, question.options, param)
+        reads.append(Read(param, question.instructions, options, not is_predicate))
     return reads
 
 

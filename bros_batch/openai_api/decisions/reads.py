@@ -16,14 +16,15 @@ from typing import Any
 
 from bros_batch.openai_api.decisions.labels import answer_start
 from bros_batch.openai_api.endpoint import Outcome
-from bros_batch.openai_api.engine_requests import EngineRequests, Part
+from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.request_error import RequestError
 from bros_batch.text.common_beginning import encode_endings
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.limits import MAX_ITEM_TOKENS
-from engine.wire.protocol import Sampling
+from engine.wire.protocol import Part, Sampling
 
 MAX_OPTIONS = 255
+SEPARATOR = "\n\n"  # of instruction, text and question
 INSTRUCTION = "Read the text. Answer the question after it with the label of one option and nothing else."
 
 
@@ -100,7 +101,7 @@ def engine_requests(
     """Return one part per read. Raises RequestError if the chat template does not show the questions as they are."""
     first, *others = (read.text for read in reads)
     messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": f"{instruction}\n\n{text}\n\n{first}"})
+    messages.append({"role": "user", "content": f"{instruction}{SEPARATOR}{text}{SEPARATOR}{first}"})
     chat = tokenizer.chat_text(messages, template_kwargs)
     tail = answer_start(tokenizer, template_kwargs).tail
     begin = chat.rfind(first)
@@ -119,7 +120,9 @@ def engine_requests(
             "context_length_exceeded",
         )
     endings = [question + chat[end:] for question in (first, *others)]
-    shared_ids, rests = encode_endings(tokenizer, chat[:begin], endings)
+    # The template may have changed what stands before the question.
+    separator = SEPARATOR if chat.endswith(SEPARATOR, 0, begin) else ""
+    shared_ids, rests = encode_endings(tokenizer, chat[: begin - len(separator)], endings, separator)
     parts = [
         Part(rest, Sampling(max_tokens=0, score_token_ids=read.token_ids))
         for rest, read in zip(rests, reads, strict=True)

@@ -15,7 +15,7 @@ from bros_batch.first_line import first_line
 from bros_batch.web.app_state import AppState, app_state
 from bros_batch.web.auth import may_read_reasons
 from bros_batch.web.errors import JSONResponse
-from engine.wire.client import EngineGone
+from engine.wire.engine_errors import EngineGone
 
 CHECK_TIMEOUT_S = 3.0
 NOT_READY = "not ready"

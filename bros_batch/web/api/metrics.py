@@ -17,7 +17,7 @@ from bros_batch.db import jobs
 from bros_batch.db.states import ENDED_ITEM
 from bros_batch.web.app_state import app_state
 from bros_batch.web.errors import ApiError
-from engine.wire.client import EngineGone
+from engine.wire.engine_errors import EngineGone
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from bros_batch.web.dashboard.kv_memory import memory_picture
 from bros_batch.web.dashboard.rendering import Page
 from bros_batch.web.errors import engine_error
 from bros_batch.web.formats import milliseconds, number, per_second, percent
-from engine.wire.client import EngineGone
+from engine.wire.engine_errors import EngineGone
 
 LANES = (("rt", "Chat"), ("be", "Bulk"))
 Facts = list[tuple[str, str]]

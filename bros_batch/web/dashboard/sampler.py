@@ -14,7 +14,7 @@ from bros_batch.web.app_state import AppState
 from bros_batch.web.dashboard.history import EngineHistory, Point
 from bros_batch.web.errors import ApiError
 from bros_batch.web.forecast_log import ForecastLog
-from engine.wire.client import EngineGone
+from engine.wire.engine_errors import EngineGone
 
 logger = logging.getLogger(__name__)
 

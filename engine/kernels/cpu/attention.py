@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.kernels.attention_options import AttentionOptions
@@ -14,6 +15,9 @@ from engine.kernels.layout import IntArray, StepLayout
 from engine.kernels.reference.slots import store_kv
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+# To bring K and V of a position together takes as long as to attend to so many.
+GATHER_WORK = 8
 
 _NO_SINKS = np.empty(0, dtype=np.float32)
 _codes: dict[tuple[Any, ...], tuple[int, int, Any]] = {}
@@ -97,19 +101,42 @@ def attention_work(layout: StepLayout, num_kv_heads: int, num_threads: int) -> t
     """The rows of a step as `step_attention.attend` takes them, for all layers with this many key/value heads."""
     work = layout.scratch.get(("work", num_kv_heads))
     if work is None:
-        single, longer = layout.single_token_rows, layout.longer_rows
-        num_single, num_longer = single.shape[1], longer.shape[1]
-        # With enough rows for all threads, a unit is one row. Otherwise heads are split too, so that no thread idles.
-        heads_per_unit = num_kv_heads if num_single >= 4 * num_threads else 1
-        parts = -(-2 * num_threads // (num_longer * num_kv_heads)) if num_longer else 1
-        order = _balanced_order(single[4], num_threads)
-        work = (layout.slot_table.numpy(), single, order, longer, heads_per_unit, parts)
+        work = _work(layout, layout.single_token_rows, layout.longer_rows, num_kv_heads, num_threads)
         layout.scratch["work", num_kv_heads] = work
     return work
 
 
-def _balanced_order(ends: IntArray, num_threads: int) -> IntArray:
-    """Deals the rows out to the threads by context length, so that each thread's contiguous share is equally long."""
-    by_length = np.argsort(ends)
-    order = np.concatenate([by_length[thread::num_threads] for thread in range(num_threads)])
+def _work(
+    layout: StepLayout, single: IntArray, longer: IntArray, num_kv_heads: int, num_threads: int
+) -> tuple[Any, ...]:
+    num_single, num_longer = single.shape[1], longer.shape[1]
+    # With enough rows for all threads, a unit is one row. Otherwise heads are split too, so that no thread idles.
+    heads_per_unit = num_kv_heads if num_single >= 4 * num_threads else 1
+    parts = -(-2 * num_threads // (num_longer * num_kv_heads)) if num_longer else 1
+    order = _balanced_order(single[4], num_threads)
+    if num_longer > 1:
+        starts, counts = longer[1].astype(np.int64), longer[2]
+        work = counts * (starts + counts // 2) + GATHER_WORK * (starts + counts)
+        longer = np.ascontiguousarray(longer[:, _balanced_order(work, num_threads)])
+    return layout.slot_table.numpy(), single, order, longer, heads_per_unit, parts
+
+
+def attention_work_of_last(
+    layout: StepLayout, wanted: IntArray, num_kv_heads: int, num_threads: int
+) -> tuple[Any, ...] | None:
+    """The same for the tokens `wanted` alone, as rows of one token at the places that they have in the step. None
+    unless each of them is the last of its row: several tokens of a row are computed faster together."""
+    host = layout.host
+    rows = np.searchsorted(host[3], wanted, side="right") - 1
+    if ((host[3] + host[2])[rows] != wanted + 1).any():
+        return None
+    ends = (host[1] + host[2])[rows]
+    single = np.stack([host[0][rows], ends - 1, np.ones_like(ends), wanted.astype(np.int32), ends])
+    return _work(layout, single, layout.longer_rows[:, :0], num_kv_heads, num_threads)
+
+
+def _balanced_order(work: npt.NDArray[Any], num_threads: int) -> IntArray:
+    """Deals the rows out to the threads by their work, so that each thread's contiguous share takes equally long."""
+    by_work = np.argsort(work)
+    order = np.concatenate([by_work[thread::num_threads] for thread in range(num_threads)])
     return order.astype(np.int32)

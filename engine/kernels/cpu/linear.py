@@ -24,8 +24,9 @@ import numpy.typing as npt
 from numba import njit, prange, types
 
 from engine.kernels.cpu.llvm.calls import address_of, caller_of
+from engine.kernels.cpu.llvm.exponentials import LANES, silu_gated
 from engine.kernels.cpu.llvm.register_tiles import AHEAD_BITS, PANEL, TILE_ROWS, tile
-from engine.kernels.cpu.scalars import FAST, exp
+from engine.kernels.cpu.scalars import FAST
 
 _ROW_BLOCK_BYTES = 256 * 1024  # of x, which shares an L2 cache of at least 512 KiB with a panel
 _SOON_BYTES = 4096  # prefetch distance: far enough for a read from memory, but only a small part of a panel
@@ -84,12 +85,11 @@ def _linear_part(thread: Any, x: Any, panels: Any, bias: Any, mode: Any, num_thr
                         (PANEL * panels.itemsize << AHEAD_BITS) // num_tiles,
                     )
                 if mode == GATED:
+                    gated = out.ctypes.data + row * out_stride + p // 2 * PANEL * 4
                     for i in range(count):
-                        for c in range(PANEL):
-                            gate = products[0, i, c]
-                            small = exp(-abs(gate))  # silu without overflow at either end
-                            sigmoid = (np.float32(1.0) if gate >= 0 else small) / (np.float32(1.0) + small)
-                            out[row + i, p // 2 * PANEL + c] = gate * sigmoid * products[1, i, c]
+                        for c in range(0, PANEL, LANES):
+                            gate = products.ctypes.data + (i * PANEL + c) * 4
+                            silu_gated(gate, gate + TILE_ROWS * PANEL * 4, gated + i * out_stride + c * 4)
 
 
 _call_part = caller_of(_linear_part)

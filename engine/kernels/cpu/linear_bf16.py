@@ -15,7 +15,7 @@ from numba import njit, prange, typeof, types
 
 from engine.kernels.cpu.linear import ADD, GATED
 from engine.kernels.cpu.llvm.calls import address_of, caller_of
-from engine.kernels.cpu.llvm.exponentials import silu_gated
+from engine.kernels.cpu.llvm.exponentials import silu_gated_bf16
 from engine.kernels.cpu.multiply_bf16 import (
     PANEL,
     ROWS,
@@ -80,7 +80,7 @@ def _linear_part(
                 for i in range(rows):
                     gate = products.ctypes.data + i * PANEL * 4
                     target = out + (first + i) * out_stride + p * TILE * 2
-                    silu_gated(gate, gate + TILE * 4, target)
+                    silu_gated_bf16(gate, gate + TILE * 4, target)
     release(multiplier, before.ctypes.data)
 
 

@@ -16,6 +16,7 @@ from numba import njit, prange, types
 from engine.kernels.cpu.llvm.calls import address_of, caller_of
 from engine.kernels.cpu.llvm.exponentials import LANES, exp_row, peak_of
 from engine.kernels.cpu.llvm.register_tiles import PANEL, TILE_ROWS, tile
+from engine.kernels.cpu.llvm.transposed import ROWS, gather_transposed
 from engine.kernels.cpu.scalars import FAST, exp, round_to, to_float32
 
 _KEYS = 256  # a block's K and V panels, 64 values each in float32, take 128 KiB of an L2 cache
@@ -66,7 +67,9 @@ def _attend_unit(
     group = num_heads // num_kv_heads
     num_v_panels = (size_v + PANEL - 1) // PANEL
     width = num_v_panels * PANEL
-    chunk, kv_head, part = unit // parts // num_kv_heads, unit // parts % num_kv_heads, unit % parts
+    # By head first: threads take contiguous shares, and all heads of a chunk take the same time.
+    num_chunks = chunks.shape[1]
+    kv_head, chunk, part = unit // parts // num_chunks, unit // parts % num_chunks, unit % parts
     row, start = chunks[0, chunk], chunks[1, chunk]
     first_token = chunks[2, chunk] * part // parts
     num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
@@ -81,22 +84,37 @@ def _attend_unit(
     peaks = np.full(num_rows, -np.inf, dtype=np.float32)
     totals = np.zeros(num_rows, dtype=np.float32)
     k_panels = np.empty((_KEYS // PANEL, size, PANEL), dtype=np.float32)
-    v_panels = np.zeros((num_v_panels, _KEYS, PANEL), dtype=np.float32)
+    v_panels = np.empty((num_v_panels, _KEYS, PANEL), dtype=np.float32)
     scores = np.empty((TILE_ROWS, _KEYS), dtype=np.float32)
     end = start + num_tokens
     first_key = max(0, start + 1 - window) if window > 0 else 0
     for block in range(first_key, end if num_tokens > 0 else first_key, _KEYS):
         num_keys = min(_KEYS, end - block)
-        for j in range((num_keys + PANEL - 1) // PANEL * PANEL):
-            if j < num_keys:
-                slot = slot_table[row, block + j]
+        num_lines = (num_keys + PANEL - 1) // PANEL * PANEL
+        if size % ROWS == 0:
+            for j in range(0, num_lines, ROWS):
+                known = min(j, num_keys - 1)  # what comes after the last key is not looked at
+                gather_transposed(
+                    slot_table.ctypes.data + row * slot_table.strides[0] + (block + known) * 4,
+                    max(1, min(ROWS, num_keys - j)),
+                    k_cache.ctypes.data + kv_head * k_cache.strides[1],
+                    k_cache.strides[0],
+                    k_cache[0, 0, 0],
+                    size,
+                    k_panels.ctypes.data + (j // PANEL * size * PANEL + j % PANEL) * 4,
+                    PANEL * 4,
+                )
+        else:
+            for j in range(num_lines):
+                slot = slot_table[row, block + min(j, num_keys - 1)]
                 for d in range(size):
                     k_panels[j // PANEL, d, j % PANEL] = to_float32(k_cache[slot, kv_head, d])
-                for d in range(size_v):
-                    v_panels[d // PANEL, j, d % PANEL] = to_float32(v_cache[slot, kv_head, d])
-            else:
-                for d in range(size):
-                    k_panels[j // PANEL, d, j % PANEL] = np.float32(0.0)
+        for j in range(num_keys):
+            slot = slot_table[row, block + j]
+            for p in range(num_v_panels):
+                line = v_panels[p, j]
+                for d in range(min(PANEL, size_v - p * PANEL)):
+                    line[d] = to_float32(v_cache[slot, kv_head, p * PANEL + d])
         # The first query that sees this block is the one at its first position.
         first_row = max(0, block - start) * group
         num_tiles = (num_rows - first_row + TILE_ROWS - 1) // TILE_ROWS

@@ -56,7 +56,9 @@ def _attend_unit(
     size_v = v_cache.shape[2]
     group = num_heads // num_kv_heads
     k_pairs = k_cache.view(np.uint32)  # [num_slots, Hkv, D / 2]
-    chunk, kv_head, part = unit // parts // num_kv_heads, unit // parts % num_kv_heads, unit % parts
+    # By head first: threads take contiguous shares, and all heads of a chunk take the same time.
+    num_chunks = chunks.shape[1]
+    kv_head, chunk, part = unit // parts // num_chunks, unit // parts % num_chunks, unit % parts
     row, start = chunks[0, chunk], chunks[1, chunk]
     first_token = chunks[2, chunk] * part // parts
     num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token

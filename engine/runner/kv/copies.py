@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from engine.core.plan import Restore
@@ -27,13 +28,13 @@ class DeviceCopies:
         """Carry out restores that follow one another in a plan. None of them writes slots that a later one reads, since
         what a plan copies was known before it was made."""
         for group in self._groups(restores):
-            pairs = torch.tensor(
+            pairs = np.array(
                 [
                     [slot for restore in group for slot in restore.known_slots],
                     [slot for restore in group for slot in restore.device_slots],
                 ]
             )
-            known, slots = send(pairs, self._device)
+            known, slots = send(torch.from_numpy(pairs), self._device)
             self._copier.scatter(slots, self._copier.gather(known))
 
     def _groups(self, restores: Sequence[Restore]) -> Iterator[list[Restore]]:

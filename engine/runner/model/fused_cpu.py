@@ -2,7 +2,7 @@
 
 One call is the layer's attention, the other everything after it (`engine.kernels.cpu.decoder`). No module is called and
 no torch operation runs. The residual is float32 throughout. In the last layer, once the K and V of all tokens are
-stored, only the tokens whose logits are wanted are computed further.
+stored, only the tokens whose logits are wanted are computed further, and attend to others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from torch import nn
 
 from engine.kernels.cpu import decoder as kernels
 from engine.kernels.cpu import multiply_bf16
-from engine.kernels.cpu.attention import attention_code, attention_work, numpy_view
+from engine.kernels.cpu.attention import (
+    attention_code,
+    attention_work,
+    attention_work_of_last,
+    numpy_view,
+)
 from engine.kernels.cpu.layer import embed, rms_norm
 from engine.kernels.cpu.linear import STORE, padded
 from engine.kernels.cpu.threads import use_threads
@@ -137,11 +142,17 @@ class CpuDecoder:
                 for layer in self._layers
             ]
             self._attention_code = attention_code(self._planes[0][0].dtype, size, size, attended.dtype)
-        work = attention_work(layout, self._num_kv_heads, num_threads)
+        work = last_work = attention_work(layout, self._num_kv_heads, num_threads)
+        if len(wanted) < num_tokens:
+            last_work = (
+                attention_work_of_last(layout, wanted.numpy(), self._num_kv_heads, num_threads) or work
+            )
         step = (positions.numpy(), layout.slot_mapping.numpy())
         buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))
         embed(self._embedding, token_ids.numpy(), residual)
         for layer, (k, v) in zip(self._layers, self._planes, strict=True):
+            if layer is self._layers[-1]:
+                work = last_work
             kernels.attention(
                 residual, *layer.attention, self._rotations, *step, k, v, self._attention_code, work, num_threads,
                 *buffers,

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from engine.grammars import store
 from engine.runner.torch_runner import TorchRunner
 from engine.wire import protocol
-from engine.wire.client import EngineClient, EngineRejected
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineRejected
 from engine.wire.protocol import Finished, Grammar, ItemResult, Sampling, Tokens
 from tests.engine.runner.driver import load_runner
 from tests.engines import RunningEngine, running_engine

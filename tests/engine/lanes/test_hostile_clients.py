@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.wire.client import EngineClient, EngineGone, EngineRejected
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone, EngineRejected
 from engine.wire.protocol import (
     LENGTH_PREFIX,
     MAX_FRAME_BYTES,
@@ -253,7 +254,7 @@ async def test_a_flood_of_requests_and_cancellations_leaves_nothing_behind(tmp_p
 
 
 async def test_a_connection_has_a_limit_of_open_bulk_requests_which_keeps_no_chat_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.lanes.socket_connection.MAX_OPEN_BE_REQUESTS", 3)
+    monkeypatch.setattr("engine.lanes.client_requests.MAX_OPEN_BE_REQUESTS", 3)
     with running_engine(tmp_path, simulated_step_s=0.01) as engine:
         client, other = [await EngineClient.connect(engine.url) for _ in range(2)]
         endless = Sampling(max_tokens=8000, ignore_eos=True)

@@ -8,7 +8,7 @@ from engine.core.events import TokenEvent
 from engine.lanes.pulled_item import PulledItem
 from engine.lanes.translation import sampling_params
 from engine.wire import protocol
-from engine.wire.protocol import Choice, ItemPart, ItemRequest, ItemResult, Sampling
+from engine.wire.protocol import Choice, ItemRequest, ItemResult, Part, Sampling
 from tests.engines import running_engine
 from tests.factories import run_to_end, scheduler_for, simulated_runner
 from tests.services import RedisServer, wait_for
@@ -17,7 +17,7 @@ DOCUMENT = list(range(10, 50))
 SCORES = Sampling(max_tokens=0, score_token_ids=(4, 9))
 TOKENS = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
 MEAN = Sampling(max_tokens=0, pooling="mean")
-PARTS = [ItemPart([60], SCORES), ItemPart([61, 62], TOKENS), ItemPart([], MEAN)]
+PARTS = [Part([60], SCORES), Part([61, 62], TOKENS), Part([], MEAN)]
 
 
 def computed(item: ItemRequest) -> ItemResult:

@@ -16,7 +16,8 @@ from engine.lanes.loop_watch import FIRST_STEPS_FACTOR, NUM_FIRST_STEPS, TICK_S,
 from engine.pulse import Pulse
 from engine.runner.simulated import SimulatedRunner
 from engine.wire import protocol
-from engine.wire.client import EngineClient, EngineGone
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone
 from engine.wire.protocol import Finished, Sampling
 from tests.engine.lanes.test_item_puller import add
 from tests.engines import running_engine

@@ -10,7 +10,8 @@ import pytest
 from engine.core.terms import TokenLogprobs
 from engine.runner.base import DoneStep
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
-from engine.wire.client import EngineClient, EngineGone, EngineRejected
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone, EngineRejected
 from engine.wire.protocol import (
     Cancel,
     Error,
@@ -318,7 +319,7 @@ async def test_the_socket_accepts_be_requests(tmp_path):
 @pytest.mark.parametrize(("interval_s", "num_messages"), [(0.0, 12), (1e9, 2)])
 async def test_tokens_of_bulk_are_sent_together(tmp_path, monkeypatch, interval_s, num_messages):
     """The first token is sent at once, the others together at each interval, and the rest with the end."""
-    monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", interval_s)
+    monkeypatch.setattr("engine.lanes.outbox.BE_SEND_INTERVAL_S", interval_s)
     with running_engine(tmp_path, CertainRunner(runner_info())) as engine:
         client = await EngineClient.connect(engine.url)
         for lane, expected in (("be", num_messages), ("rt", 12)):
@@ -335,7 +336,7 @@ async def test_tokens_of_bulk_are_sent_together(tmp_path, monkeypatch, interval_
 
 async def test_held_bulk_tokens_are_sent_after_steps_of_other_requests(tmp_path, monkeypatch):
     """Bulk that gets no further tokens still gets those it has: every later step sends what is held long enough."""
-    monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", 1e9)
+    monkeypatch.setattr("engine.lanes.outbox.BE_SEND_INTERVAL_S", 1e9)
     with running_engine(tmp_path, endless_runner()) as engine:
         bulk, chat = [await EngineClient.connect(engine.url) for _ in range(2)]
         endless = Sampling(max_tokens=50_000, temperature=0.0, ignore_eos=True)
@@ -344,7 +345,7 @@ async def test_held_bulk_tokens_are_sent_after_steps_of_other_requests(tmp_path,
             await anext(pieces)
             token_ids, _ = await collect(chat, [7], Sampling(max_tokens=2, ignore_eos=True))
             assert len(token_ids) == 2
-            monkeypatch.setattr("engine.lanes.socket_connection.BE_SEND_INTERVAL_S", 0.0)
+            monkeypatch.setattr("engine.lanes.outbox.BE_SEND_INTERVAL_S", 0.0)
             assert len((await anext(pieces)).ids) > 1
         await bulk.close()
         await chat.close()

@@ -22,7 +22,8 @@ from engine.lanes.translation import sampling_params
 from engine.runner.simulated import SimulatedRunner
 from engine.step_mark import LastStep, StepMark, _parsed
 from engine.wire import protocol
-from engine.wire.client import EngineClient, EngineGone
+from engine.wire.client import EngineClient
+from engine.wire.engine_errors import EngineGone
 from engine.wire.protocol import Sampling
 from tests.engine.lanes.test_item_puller import KEY, SAMPLING, add, num_pending, read_as, results, slow_runner
 from tests.engine.runner.test_failing_rows import FailingRunner

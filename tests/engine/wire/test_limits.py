@@ -13,7 +13,7 @@ from engine.wire.limits import (
     problem_with,
     problem_with_item,
 )
-from engine.wire.protocol import MAX_PARTS, MAX_SCORES, ItemPart, ItemRequest, Sampling
+from engine.wire.protocol import MAX_PARTS, MAX_SCORES, ItemRequest, Part, Sampling
 
 LIMITS = ModelLimits(max_model_len=32, vocab_size=100)
 LONG = ModelLimits(max_model_len=1_000_000, vocab_size=100)
@@ -75,39 +75,37 @@ def test_log_probabilities_must_fit_into_one_answer() -> None:
     assert problem.param == "prompt_logprobs"
 
 
-def item(parts: list[ItemPart], shared: list[int] | None = None, n: int = 1) -> ItemRequest:
+def item(parts: list[Part], shared: list[int] | None = None, n: int = 1) -> ItemRequest:
     return ItemRequest(
         1, 1, "job", [7, 8] if shared is None else shared, Sampling(max_tokens=1), n=n, parts=parts
     )
 
 
 def test_parts_that_an_item_may_have() -> None:
-    assert problem_with_item(item([ItemPart([], SCORES)]), LIMITS) is None
-    assert (
-        problem_with_item(item([ItemPart([5], Sampling(max_tokens=3))] * 3, shared=[], n=2), LIMITS) is None
-    )
-    assert problem_with_item(item([ItemPart([5], SCORES)] * MAX_PARTS), LIMITS) is None
+    assert problem_with_item(item([Part([], SCORES)]), LIMITS) is None
+    assert problem_with_item(item([Part([5], Sampling(max_tokens=3))] * 3, shared=[], n=2), LIMITS) is None
+    assert problem_with_item(item([Part([5], SCORES)] * MAX_PARTS), LIMITS) is None
 
 
 @pytest.mark.parametrize(
     ("wrong", "param", "message"),
     [
-        (item([ItemPart([5], SCORES)] * (MAX_PARTS // 2 + 1), n=2), "parts", f"at most {MAX_PARTS}"),
+        (item([Part([5], SCORES)] * (MAX_PARTS // 2 + 1), n=2), "parts", f"at most {MAX_PARTS}"),
         (
-            item([ItemPart([5], SCORES)] * 2, shared=[5] * MAX_ITEM_TOKENS),
+            item([Part([5], SCORES)] * 2, shared=[5] * MAX_ITEM_TOKENS),
             "parts",
             f"at most {MAX_ITEM_TOKENS}",
         ),
         (
-            item([ItemPart([5], SCORES), ItemPart([], SCORES)], shared=[]),
+            item([Part([5], SCORES), Part([], SCORES)], shared=[]),
             "parts[1].token_ids",
             "Part 1: The prompt is",
         ),
-        (item([ItemPart([5] * 31, SCORES)]), "parts[0].token_ids", "maximum context length is 32"),
-        (item([ItemPart([100], SCORES)]), "parts[0].token_ids", "Token id 100"),
-        (item([ItemPart([5], SCORES)], shared=[-1]), "token_ids", "Token id -1"),
-        (item([ItemPart([5], Sampling(max_tokens=0))]), "parts[0].max_tokens", "Part 0: 'max_tokens'"),
-        (item([ItemPart([5], SCORES)], n=0), "n", "from 1"),
+        (item([Part([5] * 31, SCORES)]), "parts[0].token_ids", "maximum context length is 32"),
+        (item([Part([100], SCORES)]), "parts[0].token_ids", "Token id 100"),
+        (item([Part([5], SCORES)], shared=[-1]), "token_ids", "Token id -1"),
+        (item([Part([5], Sampling(max_tokens=0))]), "parts[0].max_tokens", "Part 0: 'max_tokens'"),
+        (item([Part([5], SCORES)], n=0), "n", "from 1"),
     ],
 )
 def test_what_is_wrong_with_parts(wrong: ItemRequest, param: str, message: str) -> None:
@@ -119,7 +117,7 @@ def test_what_is_wrong_with_parts(wrong: ItemRequest, param: str, message: str) 
 
 def test_the_log_probabilities_of_all_parts_count() -> None:
     asked = Sampling(max_tokens=0, prompt_logprobs=19)
-    parts = [ItemPart([5] * 100, asked)] * 10
+    parts = [Part([5] * 100, asked)] * 10
     assert problem_with_item(item(parts, shared=[5] * 1000), LONG) is None
     problem = problem_with_item(item(parts, shared=[5] * 2500), LONG)
     assert problem is not None

@@ -150,19 +150,34 @@ def _scaled_row_bf16_of(typing_context: Any, line: Any, count: Any, factor: Any,
     return types.void(types.int64, types.int64, types.float32, types.int64), generate
 
 
+def _silu_times(builder: Any, arguments: Any) -> Any:
+    """silu(gate) * partner, of the LANES float32 at each of two addresses."""
+    gate, partner = (_load(builder, address, I64(0)) for address in arguments)
+    is_positive = builder.fcmp_ordered(">=", gate, _constant(0.0))
+    # The exponential is taken of -|x|, which overflows at neither end.
+    small = _exp(builder, builder.select(is_positive, builder.fneg(gate), gate))
+    sigmoid = builder.fdiv(
+        builder.select(is_positive, _constant(1.0), small), builder.fadd(small, _constant(1.0))
+    )
+    return builder.fmul(builder.fmul(gate, sigmoid), partner)
+
+
 def _silu_gated_of(typing_context: Any, gate: Any, partner: Any, target: Any) -> Any:
-    """Stores silu(gate) * partner, of LANES float32 each, as bfloat16 at `target`."""
+    """Stores silu(gate) * partner, of LANES float32 each, at `target`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        gate, partner = (_load(builder, address, I64(0)) for address in arguments[:2])
-        is_positive = builder.fcmp_ordered(">=", gate, _constant(0.0))
-        # The exponential is taken of -|x|, which overflows at neither end.
-        small = _exp(builder, builder.select(is_positive, builder.fneg(gate), gate))
-        sigmoid = builder.fdiv(
-            builder.select(is_positive, _constant(1.0), small), builder.fadd(small, _constant(1.0))
-        )
-        value = builder.fmul(builder.fmul(gate, sigmoid), partner)
-        _store_bf16(builder, value, arguments[2], I64(0))
+        value = _silu_times(builder, arguments[:2])
+        builder.store(value, builder.inttoptr(arguments[2], _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _silu_gated_bf16_of(typing_context: Any, gate: Any, partner: Any, target: Any) -> Any:
+    """`silu_gated` with results stored as bfloat16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _store_bf16(builder, _silu_times(builder, arguments[:2]), arguments[2], I64(0))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
@@ -173,3 +188,4 @@ exp_row: Any = intrinsic(_exp_row_of)
 exp_row_bf16: Any = intrinsic(_exp_row_bf16_of)
 scaled_row_bf16: Any = intrinsic(_scaled_row_bf16_of)
 silu_gated: Any = intrinsic(_silu_gated_of)
+silu_gated_bf16: Any = intrinsic(_silu_gated_bf16_of)

@@ -61,6 +61,29 @@ def test_each_question_is_a_prompt_that_begins_with_instruction_and_document(
     assert DOCUMENT in shared
 
 
+def test_prompts_are_tokenized_as_a_whole_however_the_text_ends(tokenizer: ModelTokenizer) -> None:
+    """The tokens of the questions are known from the first text on, unless they depend on what comes before."""
+    endpoint = endpoint_at(DECISIONS)
+    for text in (
+        "An invoice.",
+        "spaces  ",
+        "a line\n",
+        "\n\n",
+        "1.000,00 €",
+        "Quest",
+        "🙂",
+        "x" * 300,
+        "\n\nQuestion: ",
+    ):
+        request = endpoint.parse(json.dumps(body(input=text)))
+        work = endpoint.checked_engine_requests(request, served_model(tokenizer, 2048))
+        for part in work.parts:
+            prompt = work.prompt_of(part)
+            shown = tokenizer.decode_all(prompt)
+            assert f"\n\n{text}\n\nQuestion: " in shown
+            assert tokenizer.encode_part(shown)[0] == prompt
+
+
 def test_the_prompt_of_a_question_depends_on_no_other(tokenizer: ModelTokenizer) -> None:
     endpoint = endpoint_at(DECISIONS)
 

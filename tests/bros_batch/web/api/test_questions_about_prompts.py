@@ -74,6 +74,18 @@ def test_a_disconnect_cancels_all_questions(tmp_path: Path, text_model: Path) ->
         assert finished.get("abort", 0) > 0
 
 
+def test_a_rejection_of_later_questions_ends_the_others(tmp_path: Path, text_model: Path) -> None:
+    slow: dict[str, Any] = {"simulated_step_s": 0.2, "max_num_seqs": 8, "max_waiting_rt": 128}
+    with (
+        running_engine(tmp_path, model=str(text_model), served_model_name=MODEL_NAME, **slow) as engine,
+        serving(web_settings(tmp_path / "web", text_model, engine_url=engine.url)) as web,
+    ):
+        body = {"model": MODEL_NAME, "input": "Please hurry.", "questions": QUESTIONS[:1] * 400}
+        answer = httpx.post(f"{web.url}/v1/decisions", json=body, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+        assert stats_of(engine)["lanes"]["rt"]["finished"].get("length", 0) < 128
+
+
 def test_an_echoed_prompt_has_its_log_probabilities(client: OpenAI, web: Web) -> None:
     prompt = "he a b"
     asked: dict[str, Any] = {"model": MODEL_NAME, "prompt": prompt, "temperature": 0}
