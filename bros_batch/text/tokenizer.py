@@ -88,7 +88,7 @@ class ModelTokenizer:
         if tools and not self.renderer.supports_tools:
             raise RequestError(
                 "This model's chat template does not support tools. Serve a model that was trained to call them, or "
-                "leave out 'tools'.",
+                "leave out 'tools'; 'response_format' with a JSON schema works with every model.",
                 "tools",
             )
         text = self.renderer.render(messages, template_kwargs, tools or None, options)

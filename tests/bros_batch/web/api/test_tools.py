@@ -177,4 +177,11 @@ def test_a_template_without_tools_is_named(web: Web) -> None:
         with pytest.raises(openai.BadRequestError, match="chat template does not support tools") as caught:
             ask(client, "Hello", tools=TOOLS)
         assert caught.value.param == "tools"
+        assert "'response_format' with a JSON schema works" in caught.value.message
+        tool = {"type": "function", **TOOLS[0]["function"]}
+        with pytest.raises(openai.BadRequestError, match="chat template does not support tools"):
+            client.responses.create(model=MODEL_NAME, input="Hello", tools=[tool])
+        with web.http() as http:
+            body = {"messages": [{"role": "user", "content": "Hello"}], "tools": TOOLS}
+            assert "does not support tools" in http.post("/tokenize", json=body).json()["error"]["message"]
         ask(client, "Hello", tools=TOOLS, tool_choice="none", max_tokens=1)
