@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --minutes 8 [--models llama-8b,qwen3-4b] [--parts kernels,steps] [--out benchmarks/results]
     python -m benchmarks.gpu --quantization fp8 --parts ceilings,steps      # with float8 weights, against their floors
-    python -m benchmarks.gpu --device cpu --tiny      # the same code on any machine, in a minute or two
+    python -m benchmarks.gpu --device cpu --tiny      # the same code on any machine, in half a minute
 
 It needs this repository, torch, triton, transformers and numpy, but no checkpoint, network or server. The models have
 the shapes of well-known ones and random weights. The parts run in this order, each with its share of the time:

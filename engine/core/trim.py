@@ -21,8 +21,8 @@ LEAST_KEPT, LEAST_GAIN = 0.85, 1.05
 def trim_table(seconds: Sequence[float]) -> tuple[int, ...]:
     """The table of a device on which the products of `SIZE_STEP * (i + 1)` tokens take `seconds[i]`.
 
-    Its element i is the number of tokens to which steps of up to `SIZE_STEP * (i + 1)` tokens are trimmed, and of more
-    than the element before is for; 0 means that they are not.
+    Element i is for steps of more than `SIZE_STEP * i` and at most `SIZE_STEP * (i + 1)` tokens: the number to which
+    they are trimmed, or 0 if they are not.
     """
     sizes = [SIZE_STEP * (i + 1) for i in range(len(seconds))]
     table: list[int] = []

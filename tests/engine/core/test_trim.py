@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from engine.__main__ import make_scheduler
+from engine.config import EngineConfig
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.terms import Lane
@@ -33,6 +35,12 @@ def test_a_small_difference_trims_nothing() -> None:
     assert not any(trim_table([1.0 + 0.001 * size for size in range(SIZE_STEP, 2049, SIZE_STEP)]))
     assert not any(trim_table([1.03 if i % 2 else 1.0 for i in range(32)]))
     assert [trimmed((), n) for n in (1, 1088)] == [1, 1088]
+
+
+def test_the_engine_trims_by_the_table_of_its_runner() -> None:
+    info = replace(simulated_runner().info, trims=trim_table(times(2048)))
+    scheduler = make_scheduler(EngineConfig("m", "m", "unix:///unused"), info, None)
+    assert scheduler.config.trims == info.trims != ()
 
 
 def packed(scheduler: Scheduler, *requests: Request) -> list[int]:
