@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from bros_batch.db import jobs
 from bros_batch.db.connections import open_database, writing
+from bros_batch.db.in_flight import InFlight
 from bros_batch.db.job_list import JobsPage
 from bros_batch.db.rows import ItemRow
 from bros_batch.db.schema import upgrade
@@ -78,6 +79,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def pages(job: Job, text: str) -> list[Page]:
     """Every page, with `text` wherever a text comes from a user, a file, a model or an engine."""
+    schema = {"type": "object", "properties": {text: {}}}
+    held = InFlight(1, 1, 1)
     named = replace(
         job,
         id=text,
@@ -89,22 +92,24 @@ def pages(job: Job, text: str) -> list[Page]:
         failed=1,
         total=1,
         status="completed",
-        defaults={text: text, f"{text} ": [text, {text: None}]},
+        defaults={text: text, f"{text} ": [text, {text: None}], "guided_json": schema},
+        source={"name": text, "id_field": text},
         errors=[{"code": text, "line": text, "message": text, "param": text}],
     )
     file = File(text, "batch", text, 1, text, text, 0.0, None)
     group = ErrorGroup(text, text, text, [1])
     events = [JobEvent(1, text, 0.0, kind, {}) for kind in ("created", "completed")]
     minutes = [PaceMinute(text, text, 60.0 * n, {"ended": 5.0 * n}) for n in range(4)]
-    listed = Listed(JobsPage([named], True, True), {"completed": 1}, {text: text})
+    listed = Listed(JobsPage([named], True, True), {"completed": 1}, {text: text}, in_flight={text: held})
     listing = Listing(search=text, sort="name", after=text)
     item = ItemRow(1, 1, text, "failed", 1, 1, _json(text), _result(text), text, text, 1, 1, 1.0, 2.0)
+    running = replace(named, status="in_progress", source=None)
     documents = replace(named, ingest_form="document", endpoint="/v1/completions")
     return [
         listing_page(listing, listed, JobRates(), 0.0),
         job_page(Details(named, ["rerun"], file, [group], text, events, minutes), JobRates(), 0.0),
         job_page(Details(named, [], None), JobRates(), 0.0),
-        job_page(Details(replace(named, status="in_progress"), ["pause"], file), JobRates(), 0.0),
+        job_page(Details(running, ["pause"], file, in_flight=held), JobRates(), 0.0),
         row_page(RowDetails(documents, item, 1, None), "", 0.0),
         row_page(RowDetails(replace(named, ingest_form="batch"), item, None, 3), "failed", 0.0),
         engine_page(text, text, {}, EngineHistory()),
