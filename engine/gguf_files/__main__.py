@@ -9,6 +9,7 @@ The engine converts the weights by itself.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 import tempfile
@@ -30,6 +31,7 @@ def main() -> int:
         if file is None:
             raise ValueError(f"{arguments.file} is not a GGUF file")
         read_header(file.path)  # a damaged file is told of before torch is loaded, which takes seconds
+        gc.disable()  # it would look at what the import makes again and again, for a process that soon ends
         from engine.gguf_files.convert import check_file, text_directory
 
         if arguments.check:
