@@ -6,7 +6,7 @@ Item statuses are literals here: a planner that sees a parameter cannot know tha
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,11 +161,15 @@ def _most_urgent_of_each_owner(connection: Connection, model: str) -> list[Runna
     return sorted((RunnableJob(*row) for row in rows), key=lambda job: job.urgency)
 
 
-def outranked_jobs(connection: Connection, model: str, runnable: Runnable) -> list[str]:
+def outranked_jobs(
+    connection: Connection, model: str, runnable: Runnable, divided_among: Callable[[], Collection[str]]
+) -> list[str]:
     """Running jobs whose waiting items keep a more urgent runnable job, which has none queued, out of the stream.
 
     Jobs are more urgent than others of their owner only. If there are several owners, the stream is divided among them
-    anew, so all that waits is taken back; also if an owner has nothing queued, or much less than others.
+    anew, so all that waits is taken back; also if an owner has nothing queued, or much less than others. The owners
+    among whom the stream was divided last are not new: if they are more than it has room for, some have nothing in it
+    until their turn comes.
     """
     if runnable.is_alone or not runnable.jobs:
         return []
@@ -191,8 +195,8 @@ def outranked_jobs(connection: Connection, model: str, runnable: Runnable) -> li
     queued_owners = {row.owner for row in queued}
     if len(queued_owners | firsts.keys()) < 2:
         return outranked
-    has_new_owner = not firsts.keys() <= queued_owners
-    if outranked or has_new_owner:
+    without = firsts.keys() - queued_owners
+    if outranked or (without and not without <= set(divided_among())):
         return sorted(queued_ids)
     late = [job for job in firsts.values() if job.id not in queued_ids]
     return sorted(queued_ids) if late and _falls_short(connection, late, queued_ids) else []

@@ -46,12 +46,14 @@ class FairShares:
         """Let all owners begin with equal accounts, because the items that waited so far are taken back."""
         self._redis.delete(self._key)
 
+    def owners(self) -> set[str]:
+        """The owners among whom items were divided last."""
+        return {_text(name) for name in self._redis.hkeys(self._key)}
+
     def divide(self, shares: Mapping[str, Share], count: int) -> dict[str, int]:
         """How many of the next `count` items each owner gets, those with the smallest accounts first."""
         stored = self._redis.hgetall(self._key)
-        known = {
-            name.decode() if isinstance(name, bytes) else name: float(value) for name, value in stored.items()
-        }
+        known = {_text(name): float(value) for name, value in stored.items()}
         known = {owner: known[owner] for owner in shares if owner in known}
         least = min(known.values(), default=0.0)
         self._shares = shares
@@ -79,3 +81,7 @@ class FairShares:
         pipeline.hset(self._key, mapping={owner: repr(value) for owner, value in self._accounts.items()})
         pipeline.expire(self._key, KEPT_S)
         pipeline.execute()
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name

@@ -78,7 +78,7 @@ def _make_room(worker: Worker, model: str, shares: FairShares) -> int:
     """Take back items that keep a more urgent job out of a full stream. Returns how many those were."""
     with reading(worker.database) as connection:
         runnable = pending_items.runnable_jobs(connection, model)
-        outranked = pending_items.outranked_jobs(connection, model, runnable)
+        outranked = pending_items.outranked_jobs(connection, model, runnable, shares.owners)
     if outranked:
         shares.start_anew()
     return take_back_waiting(worker, model, outranked)
@@ -111,10 +111,11 @@ def _claim(worker: Worker, model: str, limit: int, shares: FairShares) -> tuple[
     # id, and with it its result.
     with writing(worker.database, durable=True) as connection:
         runnable = pending_items.runnable_jobs(connection, model)
-        outranked = pending_items.outranked_jobs(connection, model, runnable)
+        outranked = pending_items.outranked_jobs(connection, model, runnable, shares.owners)
         if outranked:
             shares.start_anew()
         if len({job.owner for job in runnable.jobs}) < 2:
+            shares.start_anew()  # another owner who comes now is a new one
             claimed, suspect = _claim_jobs(connection, runnable.jobs, limit, CLAIM_BYTES)
         else:
             claimed, suspect = _claim_shares(connection, runnable.jobs, limit, shares)

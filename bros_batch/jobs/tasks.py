@@ -22,6 +22,7 @@ from bros_batch.db.connections import reading, writing
 from bros_batch.db.states import JobStatus
 from bros_batch.first_line import first_line
 from bros_batch.jobs.celery_app import app
+from bros_batch.jobs.fair_shares import FairShares
 from bros_batch.jobs.finalize import finalize as run_finalize
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.ingest import ingest as run_ingest
@@ -194,7 +195,8 @@ def pump() -> None:
     model = worker.settings.model_name
     with reading(worker.database) as connection:
         runnable = pending_items.runnable_jobs(connection, model)
-        has_urgent = bool(pending_items.outranked_jobs(connection, model, runnable))
+        divided_among = FairShares(worker.redis, model).owners
+        has_urgent = bool(pending_items.outranked_jobs(connection, model, runnable, divided_among))
         stopped = pending_items.stopped_jobs(connection)
     # Whoever paused them could not take their items back, or prepare added some after that.
     for job_id, job_model in stopped:

@@ -119,6 +119,20 @@ def test_everything_of_every_owner_is_done_once(world: World) -> None:
         assert world.check_counts(job_id).succeeded == world.job(job_id).total
 
 
+def test_more_owners_than_the_stream_has_room_for_take_turns(world: World) -> None:
+    """What waits is not taken back for those without a place, over and over, which would give others all places."""
+    world.settings = world.settings.model_copy(update={"queue_max_items": 6})
+    owners = {world.running(batch_lines(30), owner=f"owner-{number:02}"): number for number in range(20)}
+    seen: Counter[int] = Counter()
+    for _ in range(10):
+        world.prepare()
+        taken = world.engine.take(6)
+        seen.update(owners[each.item.job_id] for each in taken)
+        world.engine.answer(taken)
+        world.record()
+    assert set(seen.values()) == {3}, "60 items of 20 owners"
+
+
 def test_an_owner_that_comes_late_has_no_credit(world: World) -> None:
     redis = world.redis
     shares = FairShares(redis, "any")
