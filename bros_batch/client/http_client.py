@@ -92,6 +92,10 @@ class Client:
     def delete(self, path: str) -> Json:
         return self._send("DELETE", path)
 
+    def check_batch(self, body: Mapping[str, Any]) -> None:
+        """Raise ServiceError if the server would not create this job, so that this is known before the upload."""
+        self.post("/v1/batches/check", body)
+
     def create_batch(self, body: Mapping[str, Any]) -> Json:
         """Create a batch. While the service cannot be reached, the request is repeated for up to RETRY_S.
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bros_batch.client.bad_input import BadInput, NoRows
+from bros_batch.client.bad_input import BadInput, NoPrompt, NoRows
 from bros_batch.client.plain_text import is_text
-from bros_batch.document_fields import NO_FIELD, found_field
+from bros_batch.document_fields import NO_FIELD, found_field, plain_name
 from bros_batch.documents.form import BATCH, ERROR_FIELD, ID_FIELDS, document_id, form_of, is_bad_row
 from bros_batch.request_error import RequestError
 from bros_batch.text.template import Template, missing_field, parse_template
@@ -17,6 +17,7 @@ from bros_batch.text.template import Template, missing_field, parse_template
 HEAD_LINES = 100
 HEAD_BYTES = 16 * 1024**2
 MAX_WARNINGS = 5
+MAX_NAMES = 20
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -125,11 +126,12 @@ class _Checker:
                 names = ", ".join(map(self._spelled, useless))
                 raise BadInput(f"Line {number} is a batch request with its own parameters; remove {names}.")
             return
-        names = ", ".join(list(value)[:8]) or "none"
+        names = ", ".join(list(value)[:MAX_NAMES]) or "none"
         if self._template is None:
-            raise BadInput(
-                f"{self._word} {number} is a plain document (its fields: {names}); "
-                f'add a prompt, such as {self._spelled("prompt")} "Summarize: {{text}}".'
+            raise NoPrompt(
+                f"Say with {self._spelled('prompt')} what is asked about each row; {{NAME}} stands for the value of a "
+                f"column. The columns of {self._word.lower()} {number}: {names}{', ...' * (len(value) > MAX_NAMES)}.",
+                f"Summarize: {{{_longest(value)}}}",
             )
         if not self._template.fields:
             raise BadInput(
@@ -161,6 +163,14 @@ class _Checker:
             document_id(value, ID_FIELDS if self._id_field is None else (self._id_field,))
         except RequestError as error:
             raise BadInput(f"{self._word} {number}: {error.message}") from None
+
+
+def _longest(document: Mapping[str, Any]) -> str:
+    """The column with the longest text, which probably is what a prompt is about."""
+    lengths = {plain_name(name): len(value) for name, value in document.items() if isinstance(value, str)}
+    return (
+        max(lengths, key=lambda name: lengths[name]) if lengths else next(map(plain_name, document), "text")
+    )
 
 
 def _template(source: str | None, name: str, spelled: Callable[[str], str]) -> Template | None:

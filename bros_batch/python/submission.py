@@ -92,8 +92,10 @@ def submitted(
         checked = {key: value for key, value in body["defaults"].items() if key != "model"}
         lines = checked_lines(opened, checked, id_field, str, lambda warning: None)
         source = source_object(opened, source_name, id_field)
+        body = {**body, "name": name, "source": source}
+        client.check_batch(body)
         console = visible_console() if progress else None
-        return create_job(client, lines, opened, {**body, "name": name, "source": source}, console)
+        return create_job(client, lines, opened, body, console)
 
 
 def without_rows(table: Any, work: Work) -> Any:

@@ -19,6 +19,7 @@ from bros_batch.web.api import (
     completions,
     files,
     health,
+    job_check,
     job_events,
     job_files,
     job_forecast,
@@ -82,7 +83,18 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_exception_handler(error_type, handler)
     plain_routes = [*completions.routes, *responses.routes, *tokenize.routes, *metrics.routes, *login.routes]
     app.router.routes += plain_routes
-    modules = (health, models, files, batches, job_events, job_forecast, rows, job_files, responses)
+    modules = (
+        health,
+        models,
+        files,
+        batches,
+        job_events,
+        job_check,
+        job_forecast,
+        rows,
+        job_files,
+        responses,
+    )
     routers = [module.router for module in modules]
     for router in routers:
         _answer_head(router)

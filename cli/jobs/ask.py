@@ -21,6 +21,7 @@ from cli.failure import USAGE_ERROR, Failure
 from cli.jobs.questions import Question, choice, predicate, score
 from cli.jobs.rows import check_suffix, written_rows
 from cli.jobs.table_source import opened_table
+from cli.notify_option import notify_option
 from cli.output import note
 from cli.output_file import check_not_input, check_output, write_lines
 from cli.text_options import TEXT
@@ -71,6 +72,7 @@ MAX_SHOWN_ERRORS = 5
     help="Template for what the questions are about, with the columns in braces.",
 )
 @click.option("--name", type=TEXT, show_default="the file name", help="Name of the job.")
+@notify_option
 @click.option(
     "-o",
     "--output",
@@ -87,6 +89,7 @@ def ask(
     scores: Sequence[str],
     prompt: str,
     name: str | None,
+    notify: str | None,
     output: str,
 ) -> None:
     r"""Answer questions about every row of FILE with probabilities.
@@ -106,6 +109,14 @@ def ask(
     check_output(output)
     columns = _columns(source, output, questions)
     template = _template(prompt, source, columns)
+    body = {
+        "endpoint": DECISIONS,
+        "completion_window": "24h",
+        "name": name or job_name([source]),
+        "defaults": {"prompt": "{text}", "questions": [question.body for question in questions]},
+        **({"notify": notify} if notify else {}),
+    }
+    client.check_batch(body)
     problems: list[str] = []
     with tempfile.TemporaryFile() as documents:
         for line in _documents(source, template, problems):
@@ -114,14 +125,7 @@ def ask(
             raise Failure(problems[0] if problems else f"{source} has no rows.", USAGE_ERROR)
         documents.seek(0)
         file = client.upload("rows.jsonl", cast("IOBase", documents))
-    body = {
-        "input_file_id": file["id"],
-        "endpoint": DECISIONS,
-        "completion_window": "24h",
-        "name": name or job_name([source]),
-        "defaults": {"prompt": "{text}", "questions": [question.body for question in questions]},
-    }
-    job = _watched(client, client.create_batch(body))
+    job = _watched(client, client.create_batch({**body, "input_file_id": file["id"]}))
     answers = _answers(client, job["id"], questions)
     problems += _errors(client, job["id"])
     added = [column for question in questions for column in question.columns]

@@ -199,6 +199,7 @@ def submit(
         spelled = partial(_spelled, schema_flag="--column" if columns else "--schema")
         lines = checked_lines(table, given, id_field, spelled, note)
         body["source"] = source_object(table, job_name(sources), id_field)
+        client.check_batch(body)
         if dry_run:
             show_forecast(client, lines, body, as_json)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,7 @@ from bros_batch.web.app_state import app_state
 from bros_batch.web.audit import log_change
 from bros_batch.web.bulk_limits import announced_rows, check_bulk_limits
 from bros_batch.web.errors import not_found
-from bros_batch.web.notify_target import notify_target
+from bros_batch.web.notify_target import NotifyTarget, notify_target
 from bros_batch.web.owners import owner_of, visible_owner
 
 # PostgreSQL cannot store text that contains NUL.
@@ -84,18 +85,13 @@ async def start_job(
     Returns the job, and whether another request has created it with the same key before.
     """
     state = app_state(request)
-    window_s = _parsed("completion_window", seconds_of, body.completion_window)
-    deadline_at = None
-    if body.deadline is not None:
-        deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
-    model = checked_defaults(body.endpoint, body.defaults or {}, state.settings.model_names)
+    terms = await job_terms(request, body, now_s)
     kept_for = body.output_expires_after
     seen = visible_owner(request)
     file = await state.read(lambda connection: input_file(connection, body.input_file_id, seen))
     if (body.defaults or {}).get("model") is None:
         await run_in_threadpool(_check_requested_model, file, state.settings.model_names, body)
 
-    notify = await notify_target(request, body.notify)
     rows = await announced_rows(request, file)
 
     def query(connection: Connection) -> tuple[Job, bool]:
@@ -109,20 +105,20 @@ async def start_job(
             connection,
             input_file_id=input_file(connection, body.input_file_id, seen).id,
             endpoint=body.endpoint,
-            model=model,
+            model=terms.model,
             name=body.name,
             priority=body.priority,
             defaults=body.defaults,
             metadata=body.metadata,
             source=None if body.source is None else body.source.model_dump(exclude_none=True),
-            deadline_at=deadline_at,
+            deadline_at=terms.deadline_at,
             completion_window=body.completion_window,
-            window_s=window_s,
+            window_s=terms.window_s,
             output_expires_after_s=None if kept_for is None else kept_for.seconds,
             fresh=body.fresh,
             owner=owner_of(request),
-            notify_url=notify.url,
-            notify_key_id=notify.key_id,
+            notify_url=terms.notify.url,
+            notify_key_id=terms.notify.key_id,
             announced_rows=rows,
             job_id=None if claimed is None else claimed.job_id,
             now_s=now_s,
@@ -134,6 +130,27 @@ async def start_job(
         log_change(request.scope, "job.created", job=job.id)
         state.dispatcher.send("ingest", job.id)
     return job, is_earlier
+
+
+@dataclass(frozen=True, slots=True)
+class JobTerms:
+    """What the request for a job says about it, apart from its file."""
+
+    model: str
+    window_s: float
+    deadline_at: float | None
+    notify: NotifyTarget
+
+
+async def job_terms(request: Request, body: BatchRequest, now_s: float) -> JobTerms:
+    """Check all of a request for a job but its file. Raises RequestError."""
+    window_s = _parsed("completion_window", seconds_of, body.completion_window)
+    deadline_at = None
+    if body.deadline is not None:
+        deadline_at = _parsed("deadline", partial(deadline_of, now_s=now_s), body.deadline)
+    names = app_state(request).settings.model_names
+    model = checked_defaults(body.endpoint, body.defaults or {}, names)
+    return JobTerms(model, window_s, deadline_at, await notify_target(request, body.notify))
 
 
 def input_file(connection: Connection, file_id: str, owner: str | None) -> File:

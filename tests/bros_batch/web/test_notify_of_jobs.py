@@ -97,3 +97,22 @@ def test_a_url_that_cannot_be_called_is_refused_with_the_reason(web: Web, url: o
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "notify"), error
     assert message in error["message"] or url == 17, error
+
+
+def test_a_job_is_judged_before_its_file_is_sent(web: Web) -> None:
+    with web.http(headers={"Authorization": "Bearer bros-admin"}) as http:
+
+        def check(**body: Any) -> httpx.Response:
+            return http.post("/v1/batches/check", json={"endpoint": CHAT, **body})
+
+        before = http.get("/v1/batches").json()["data"]
+        assert check(notify="http://10.1.2.3/hook").json() == {"object": "batch.check", "model": MODEL_NAME}
+        for body, message in (
+            ({"notify": "http://127.0.0.1:8000/"}, "which webhooks may not call"),
+            ({"defaults": {"model": "other"}}, "other"),
+            ({"deadline": "yesterday"}, "deadline"),
+        ):
+            refused = check(**body)
+            assert refused.status_code in (400, 404), refused.text
+            assert message in refused.json()["error"]["message"]
+        assert http.get("/v1/batches").json()["data"] == before
