@@ -125,7 +125,7 @@ def start_up(
             stdout=subprocess.PIPE,
             stderr=stderr if console is None else console,
             text=True,
-            env={**kept, MARK: mark, **env},
+            env={**kept, "XDG_STATE_HOME": str(data_dir.parent / "state"), MARK: mark, **env},
             start_new_session=True,
         )
     return Up(process, data_dir, mark, log)

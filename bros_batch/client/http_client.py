@@ -17,6 +17,7 @@ import httpx
 
 from bros_batch.addresses import is_loopback
 from bros_batch.client.event_lines import event_data
+from bros_batch.client.server_url import where_it_runs
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS
 
 CONNECT_TIMEOUT_S = 10.0
@@ -223,8 +224,7 @@ class Client:
             yield
         except httpx.ConnectError as error:
             raise ServiceUnreachable(
-                f"Cannot reach bros-batch at {self.url} ({_reason(error)}). "
-                "Start it with `bros-batch up`, or set another address with BROS_URL."
+                f"Cannot reach bros-batch at {self.url} ({_reason(error)}). {where_it_runs()}"
             ) from None
         except httpx.TimeoutException as error:
             raise ServiceUnreachable(f"bros-batch at {self.url} did not respond in time.") from error

@@ -15,6 +15,17 @@ def server_url(url: str | None) -> str:
     return url or os.environ.get(URL_VARIABLE) or local_url() or DEFAULT_URL
 
 
+def where_it_runs() -> str:
+    """Return the sentence about how to reach a server, for somebody who has named one that does not respond."""
+    from bros_batch.up.known_data_dirs import running_services
+
+    found = running_services()
+    if not found:
+        return f"Start it with `bros-batch up`, or set another address with {URL_VARIABLE}."
+    places = " and ".join(f"{state.url} (data directory {state.data_dir})" for state in found[:3])
+    return f"It runs at {places}: export {URL_VARIABLE}={found[0].url}"
+
+
 def local_url() -> str | None:
     """Return the URL of an `up` that runs on ./bros-data (or BROS_DATA_DIR), if this user owns that directory."""
     from bros_batch.up.lock import read_state

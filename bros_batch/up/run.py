@@ -12,6 +12,7 @@ from bros_batch.up import service_commands
 from bros_batch.up.announcements import Say, explained, logged
 from bros_batch.up.gguf_model import find_gguf_model, prepare_gguf_model
 from bros_batch.up.hub import check_on_hub
+from bros_batch.up.known_data_dirs import forget, remember
 from bros_batch.up.lock import AlreadyRunning, UpLock, UpState
 from bros_batch.up.preflight import (
     StartupError,
@@ -49,6 +50,7 @@ def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[
             lock = UpLock(settings.data_dir)
     except AlreadyRunning as error:
         raise StartupError(str(error)) from None
+    remember(settings.data_dir)
     try:
         settings = _resolved(settings, lock)
         with explained(say, "the database"):
@@ -56,6 +58,7 @@ def run_up(settings: Settings, options: UpOptions, say: Say, on_ready: Callable[
         with logged(say, settings.data_dir / "logs" / "up.log") as say:
             return asyncio.run(Supervisor(settings, options, lock, say, on_ready).run())
     finally:
+        forget(settings.data_dir)
         lock.release()
 
 

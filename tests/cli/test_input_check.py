@@ -35,7 +35,12 @@ def check(head, prompt, **others):
         (b"hello\n", "{text}", "Line 1 is not JSON"),
         (b"\xff{}\n", "{text}", "Line 1 is not UTF-8"),
         (b"\n[1, 2]\n", "{text}", "Line 2 is JSON, but not an object"),
-        (DOCUMENT, None, "(its fields: id, text); add a prompt, such as --prompt"),
+        (
+            DOCUMENT,
+            None,
+            "Say with --prompt what is asked about each row; {NAME} stands for the value of a column. The columns of "
+            "line 1: id, text.",
+        ),
         (
             DOCUMENT,
             "Summarize: {txt}",

@@ -91,7 +91,8 @@ def test_a_table_on_stdin_with_ids_that_repeat(cli: Cli) -> None:
         ),
         (["--prompt", "{text}", "--id-field", "ids"], "The --id-field uses the field 'ids'"),
         (["--prompt", "{text}", "--sheet", "One"], "is not a workbook, so it has no sheet 'One'"),
-        ([], "(its fields: id, text, total, paid, due); add a prompt"),
+        ([], "The columns of row 1: id, text, total, paid, due. For example:\n\n    bros-batch submit "),
+        ([], "--prompt 'Summarize: {text}' -o t-answers.xlsx\n"),
         (["--prompt", "{text}", "--column", "a: one of b"], "needs at least two options"),
         (["--prompt", "{text}", "--column", "a", "--schema", "x.json"], "Use either --schema or --column."),
     ],
@@ -157,6 +158,17 @@ def test_a_terminal_is_asked(cli: Cli, tmp_path: Path, answer: str, num_jobs: in
     assert (done.returncode, "Compute all rows? [y/N]" in done.stderr) == (0, True), done.stderr
     found = httpx.get(f"{cli.env['BROS_URL']}/v1/batches", params={"search": name}).json()["data"]
     assert len(found) == num_jobs
+
+
+def test_a_service_on_another_data_directory_is_named(service: Up) -> None:
+    cli = Cli("http://127.0.0.1:9")
+    cli.env["XDG_STATE_HOME"] = str(service.data_dir.parent / "state")
+    done = cli.run("list")
+    url, data_dir = service.state()["url"], service.data_dir.resolve()
+    assert done.returncode == 3
+    assert f"It runs at {url} (data directory {data_dir}): export BROS_URL={url}" in done.stderr
+    cli.env["XDG_STATE_HOME"] = str(service.data_dir)  # where nothing was noted
+    assert "Start it with `bros-batch up`" in cli.run("list").stderr
 
 
 def test_a_shell_completes_commands(cli: Cli) -> None:
