@@ -177,6 +177,8 @@ def outranked_jobs(
         *_is_running(model), text(HAS_QUEUED)
     )
     queued = connection.execute(query).all()
+    if not queued:
+        return []
     queued_ids = {row.id for row in queued}
     most_urgent = runnable.jobs[0]
     if most_urgent.runs_as_chat and most_urgent.id not in queued_ids:
