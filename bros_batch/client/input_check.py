@@ -126,7 +126,7 @@ class _Checker:
                 names = ", ".join(map(self._spelled, useless))
                 raise BadInput(f"Line {number} is a batch request with its own parameters; remove {names}.")
             return
-        names = ", ".join(list(value)[:MAX_NAMES]) or "none"
+        names = ", ".join(map(plain_name, list(value)[:MAX_NAMES])) or "none"
         if self._template is None:
             raise NoPrompt(
                 f"Say with {self._spelled('prompt')} what is asked about each row; {{NAME}} stands for the value of a "
