@@ -56,17 +56,17 @@ def _terms_options(command: Command) -> Command:
     weight = click.option(
         "--weight",
         type=click.FloatRange(0.01, 1000),
-        help="Share of bulk work of the key's owner, relative to that of others  [default: 1]",
+        help="Share of bulk work of the key's owner, relative to that of others.  [default: 1]",
     )
     limits = [
-        click.option(f"--{name.replace('_', '-')}", type=_Limit(), help=f"{help_text}  [default: no limit]")
+        click.option(f"--{name.replace('_', '-')}", type=_Limit(), help=f"{help_text}.  [default: no limit]")
         for name, (_, help_text) in LIMITS.items()
     ]
     notify = click.option(
         "--notify",
         "notify_url",
         type=WebhookUrl(may_be_none=True),
-        help="Webhook that is told when a job of this key has ended, unless the job names another",
+        help="Webhook that is told when a job of this key has ended, unless the job names another.",
     )
     return reduce(lambda made, option: option(made), [notify, *reversed(limits), weight], command)
 
@@ -92,7 +92,7 @@ def keys() -> None:
 @click.option(
     "--owner",
     default="",
-    help="Who uses the key: it sees only the files, jobs and responses of this owner. Without an owner, it sees all",
+    help="Who uses the key: it sees only the files, jobs and responses of this owner. Without an owner, it sees all.",
 )
 @_terms_options
 @click.argument("name")

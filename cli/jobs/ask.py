@@ -92,14 +92,14 @@ def ask(
     notify: str | None,
     output: str,
 ) -> None:
-    r"""Answer questions about every row of FILE with probabilities.
+    """Answer questions about every row of FILE with probabilities.
 
     FILE is a table or a folder of documents, as for submit. The rows are written to the output file with further
     columns: for a question NAME its answer, the probability of the answer (NAME_probability), and
     the probabilities of all options (NAME_probabilities).
 
     \b
-        bros-batch ask mails.csv --question "urgent: Is this urgent?" \
+        bros-batch ask mails.csv --question "urgent: Is this urgent?" \\
             --choice "team: billing|access|sales" -o answers.csv
     """
     questions = [*map(predicate, predicates), *map(choice, choices), *map(score, scores)]

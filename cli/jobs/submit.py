@@ -149,15 +149,15 @@ def submit(
     """Submit FILE as a job: a table, a directory or pattern of documents, a URL, or stdin if FILE is -.
 
     A table is CSV, TSV, JSON, JSON lines, Parquet or Excel, and may be packed as gz, zst or zip. Each row is put into
-    the --prompt. Documents are txt, md, html, pdf and docx files; each is a row with the columns path, text and pages.
-    Several documents can be listed one by one.
+    the --prompt; without one, the command shows the columns. Documents are txt, md, html, pdf and docx files; each is
+    a row with the columns path, text and pages. Several documents can be listed one by one.
 
     \b
         bros-batch submit invoices.xlsx --prompt "Who issued this? {Text}" --column "vendor: text"
         bros-batch submit contracts/ --prompt "Summarize: {text}"
 
     JSON lines may also be requests in OpenAI's batch format, without --prompt. With -o, the command waits for the job
-    and writes the results to that file.
+    and writes the results to that file: .csv, .tsv, .xlsx, .parquet or .jsonl.
     """
     from rich.console import Console
 
