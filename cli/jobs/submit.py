@@ -205,3 +205,115 @@ def submit(
                 f"{error.problem} For example:\n\n{_example(sources, error.example)}", USAGE_ERROR
             ) from None
         body["source"] = source_object(table, job_name(sources), id_field)
+        client.check_batch(body)
+        if dry_run:
+            show_forecast(client, lines, body, as_json)
+            return
+        batch = None
+        if first is not None:
+            taken = take_lines(lines, first)
+            fields = parse_template(given["prompt"]).fields if "prompt" in given else []
+            rest = take_lines(lines, 1)
+            # Who is asked about the first rows need not be told of them.
+            told = {name: value for name, value in body.items() if name != "notify" or not rest}
+            batch = run_first_rows(client, taken, told, fields)
+            if rest:
+                if not yes:
+                    confirm_all(batch, is_stdin="-" in sources)
+                batch, lines = None, chain(taken, rest, lines)
+        if batch is None:
+            batch = create_job(client, lines, table, body, Console(stderr=True))
+    if not wait and output is None:
+        if as_json:
+            print_json(batch)
+        elif sys.stdout.isatty():
+            click.echo(f"{batch['id']}\nbros-batch status {batch['id'][:12]} --watch   shows its progress")
+        else:
+            click.echo(batch["id"])  # JOB=$(bros-batch submit ...)
+        return
+    finish(client, batch, output, as_json)
+
+
+def _example(sources: Sequence[str], prompt: str) -> str:
+    """The command that computes the rows of these sources with a prompt, as it is typed."""
+    source = shlex.join(sources)
+    stem = "answers" if len(sources) > 1 or "-" in sources else f"{Path(sources[0]).stem}-answers"
+    column = "answer: what you want to know"
+    return (
+        f"    bros-batch submit {source} --prompt {shlex.quote(prompt)} --first 5\n"
+        f"    bros-batch submit {source} --prompt {shlex.quote(prompt)} -o {shlex.quote(stem + '.xlsx')}\n\n"
+        f'--column "{column}" asks for a column, and can be repeated.'
+    )
+
+
+def _spelled(name: str, schema_flag: str) -> str:
+    """Return the name of an option for a value of the job's defaults."""
+    return schema_flag if name == "response_format" else f"--{name.replace('_', '-')}"
+
+
+def _check_not_input(output: str | None, sources: Sequence[str]) -> None:
+    for source in sources:
+        if source == "-":
+            check_not_input(output, sys.stdin.buffer, "the file on stdin")
+        elif Path(source).is_file():
+            with Path(source).open("rb") as file:
+                check_not_input(output, file, source)
+
+
+def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: bool) -> None:
+    """Watch the job until it ends, fetch its results, and fail unless every item succeeded."""
+    from rich.console import Console
+
+    from bros_batch.client.progress import follow
+    from cli.jobs.status import summary
+
+    job = batch["id"]
+    try:
+        batch = follow(client, batch, Console(stderr=True))
+    except KeyboardInterrupt:
+        note(f"The job continues to run. To watch it again: bros-batch status {job} --watch")
+        if output not in (None, "-"):
+            note(f"To write its results: bros-batch results {job} -o {shlex.quote(output)}")
+        raise
+    if output is not None:
+        count = _write_results(client, batch, output)
+        if output != "-":
+            note(f"{counted(count, 'result')} in {output}")
+    if as_json:
+        print_json(batch)
+    elif output != "-":
+        click.echo(summary(batch))
+    counts = ItemCounts.of_batch(batch)
+    if batch["status"] != "completed" or counts.succeeded < counts.total:
+        raise Failure(_shortfall(batch))
+
+
+def _write_results(client: Client, batch: dict[str, Any], output: str) -> int:
+    from bros_batch.client.result_table import Selection, table_format, write_result_table
+
+    job = batch["id"]
+    try:
+        kind = table_format(batch, output)
+        if kind is not None:
+            return write_result_table(client, batch, kind, output, Selection())
+        return write_lines(client.result_lines(job, "succeeded"), output)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = "stdout" if output == "-" else output
+        raise Failure(
+            f"Cannot write {place}: {error.strerror}. The results are safe on the server; "
+            f"to fetch them: bros-batch results {job} -o FILE"
+        ) from None
+
+
+def _shortfall(batch: dict[str, Any]) -> str:
+    counts = ItemCounts.of_batch(batch)
+    if batch["status"] == "failed":
+        errors = (batch.get("errors") or {}).get("data") or [{"message": "its input file could not be used"}]
+        return f"the job failed: {errors[0]['message']}"
+    if batch["status"] != "completed":
+        return (
+            f"the job did not complete: it is {batch['status']}, and {counts.succeeded} items have results."
+        )
+    return f"{counts.without_result} of {counts.total} items failed; run `bros-batch errors {batch['id']}` to see why."

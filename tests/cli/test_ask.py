@@ -132,9 +132,9 @@ def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path, arguments: An
 def test_a_webhook_that_may_not_be_called_is_refused_before_the_upload(service: Up, tmp_path: Path) -> None:
     source = tmp_path / "docs.csv"
     source.write_text("text\na\n")
-    env = {**os.environ, "BROS_URL": service.state()["url"]}
+    cli = Cli(service.state()["url"])
     refused = ("--notify", "http://127.0.0.1:9/hook")
-    with httpx.Client(base_url=env["BROS_URL"]) as http:
+    with httpx.Client(base_url=service.state()["url"]) as http:
 
         def files() -> Any:
             return [each["id"] for each in http.get("/v1/files").json()["data"]]
@@ -144,9 +144,7 @@ def test_a_webhook_that_may_not_be_called_is_refused_before_the_upload(service: 
             ["ask", str(source), "--question", "ok: Is it?", "-o", str(tmp_path / "out.csv"), *refused],
             ["submit", str(source), "--prompt", "{text}", *refused],
         ):
-            done = subprocess.run(
-                [sys.executable, "-m", "cli", *command], env=env, capture_output=True, text=True, timeout=60
-            )
+            done = cli.run(*command)
             assert done.returncode == 1
             assert "which webhooks may not call" in done.stderr
         assert files() == before
