@@ -165,16 +165,8 @@ class Generation:
             if output.counts_prompt:
                 self.usage.cached_tokens += end.cached_tokens
             tail = self.work.prompt_tail_of(output.part)
-            choices.append(
-                Choice(
-                    [],
-                    "length",
-                    scores=end.scores,
-                    prompt_logprobs=end.prompt_logprobs,
-                    embedding=end.embedding,
-                    prompt_tail=tail,
-                )
-            )
+            answer = (end.scores, end.prompt_logprobs, end.embedding)
+            choices.append(Choice([], "length", None, *answer, tail))
         return choices
 
     async def _ask(self, parts: Sequence[Part]) -> PartsFinished:

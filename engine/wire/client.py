@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from engine.wire.decoding import DECODE_ERRORS, ENCODE_ERRORS, envelope_of
 from engine.wire.engine_errors import EngineGone, EngineRejected, EngineSilent
 from engine.wire.engine_stream import EngineStream
 from engine.wire.framing import Address, FrameError, FrameReader
+from engine.wire.parts_answers import PartsAnswers
 from engine.wire.protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -55,7 +57,7 @@ class EngineClient(asyncio.Protocol):
         self._unsent = bytearray()
         self._ids = itertools.count()
         self._streams: dict[str, EngineStream] = {}
-        self._answers: dict[str, asyncio.Future[PartsFinished | Finished]] = {}  # to `ask`
+        self._answers = PartsAnswers()
         self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
         self._pulses: deque[asyncio.Future[Pulse]] = deque()
         self._reason = EngineGone("the connection to the engine was lost")
@@ -136,13 +138,12 @@ class EngineClient(asyncio.Protocol):
             owner=owner,
         )
         self._write_request(request)
-        answer: asyncio.Future[PartsFinished | Finished] = asyncio.get_running_loop().create_future()
-        self._answers[request_id] = answer
         try:
-            return await answer
+            return await self._answers.expect(request_id)
         finally:
-            if self._answers.pop(request_id, None) is not None and not self.closed.is_set():
-                self._write(frame(Cancel(id=request_id)))
+            if self._answers.forget(request_id):
+                with contextlib.suppress(EngineGone):
+                    self._write(frame(Cancel(id=request_id)))
 
     def ask_pulse(self) -> asyncio.Future[Pulse]:
         """Ask whether the engine makes progress. Raises EngineGone; so does the answer if the connection is lost."""
@@ -233,8 +234,8 @@ class EngineClient(asyncio.Protocol):
             if stream := self._streams.get(envelope.id):
                 stream.put(unreadable)
                 self.forget(envelope.id, True)
-            elif answer := self._answers.get(envelope.id):  # whoever waits for it cancels the request
-                _resolve(answer, unreadable)
+            else:
+                self._answers.give(envelope.id, unreadable)
             return
         self._handle(message)
 
@@ -246,9 +247,7 @@ class EngineClient(asyncio.Protocol):
         for stream in self._streams.values():
             stream.put(gone)
         self._streams.clear()
-        for answer in self._answers.values():
-            _resolve(answer, gone)
-        self._answers.clear()
+        self._answers.end(gone)
         for stats in self._stats:
             if not stats.done():
                 stats.set_exception(gone)
@@ -269,11 +268,10 @@ class EngineClient(asyncio.Protocol):
             case Finished(id=request_id) | Rejected(id=request_id):
                 if stream := self._streams.pop(request_id, None):
                     stream.put(message)
-                elif answer := self._answers.pop(request_id, None):
-                    _resolve(answer, message)
+                else:
+                    self._answers.give(request_id, message)
             case PartsFinished(id=request_id):
-                if answer := self._answers.pop(request_id, None):
-                    _resolve(answer, message)
+                self._answers.give(request_id, message)
             case Stats(values=values, num_queries=num_queries):
                 for _ in range(min(num_queries, len(self._stats))):
                     stats = self._stats.popleft()
@@ -286,22 +284,6 @@ class EngineClient(asyncio.Protocol):
             case Error(message=text):
                 if not self._welcome.done():
                     self._welcome.set_exception(EngineGone(text))
-
-
-def _resolve(
-    answer: asyncio.Future[PartsFinished | Finished],
-    message: PartsFinished | Finished | Rejected | EngineGone,
-) -> None:
-    """Give the answer, or the reason why there is none, to whoever waits for it."""
-    if answer.done():  # cancelled, and about to be forgotten
-        return
-    match message:
-        case Rejected():
-            answer.set_exception(EngineRejected.of(message))
-        case EngineGone():
-            answer.set_exception(type(message)(str(message)))
-        case _:
-            answer.set_result(message)
 
 
 async def _in_time(answer: asyncio.Future[T], timeout_s: float) -> T:
