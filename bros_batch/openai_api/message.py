@@ -11,12 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from bros_batch.openai_api.request_fields import (
-    NOTHING,
     Ignored,
     MessageContent,
     Unsupported,
-    is_one_of,
-    problem,
+    refused,
 )
 from bros_batch.openai_api.validation import LenientPart
 
@@ -26,12 +24,6 @@ SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 def _arguments(value: Any) -> Any:
     """Accept the arguments of a call as an object too, as some clients write them."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
-
-
-def _not_legacy(value: Any) -> Any:
-    if not is_one_of(value, NOTHING):
-        raise problem("is an older form of 'tool_calls', which to use instead")
-    return value
 
 
 class CalledFunction(LenientPart):
@@ -86,7 +78,7 @@ class Message(LenientPart):
     thinking_blocks: Ignored = None
 
     audio: Unsupported = None
-    function_call: Annotated[Any, BeforeValidator(_not_legacy)] = None
+    function_call: Annotated[Any, refused("use 'tool_calls', of which it is an older form")] = None
 
     @property
     def num_chars(self) -> int:

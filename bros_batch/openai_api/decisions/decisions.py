@@ -28,7 +28,7 @@ from bros_batch.openai_api.engine_requests import EngineRequests
 
 
 class Decisions(Endpoint[DecisionRequest]):
-    """`POST /v1/decisions`. Options have letters as labels."""
+    """`POST /v1/decisions`: answer questions about a text with probabilities. Options have letters as labels."""
 
     path: ClassVar[EndpointPath] = DECISIONS
     document_fields: ClassVar = {"input": "-"}

@@ -82,7 +82,7 @@ class SystemOneRequest(ServedRequest):
 
 
 class SystemOne(Endpoint[SystemOneRequest]):
-    """`POST /v1/systemone`."""
+    """`POST /v1/systemone`: answer questions about a state with probabilities, as in vLLM."""
 
     path: ClassVar[EndpointPath] = SYSTEMONE
     document_fields: ClassVar = {"state": "-"}

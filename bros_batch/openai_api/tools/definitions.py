@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bros_batch.openai_api.request_fields import NOTHING, is_one_of, problem
+from bros_batch.openai_api.request_fields import NOTHING, is_one_of, only, problem
 from bros_batch.openai_api.validation import LenientPart
 from bros_batch.request_error import RequestError
 from bros_batch.text.tool_calls.parser import MAX_NAME_CHARS
@@ -87,13 +87,9 @@ def _function_name(value: object) -> str:
 ToolChoiceField = Annotated[Any, BeforeValidator(_tool_choice)]
 
 
-def _no_functions(value: Any) -> Any:
-    if not is_one_of(value, (*NOTHING, "none", "auto")):
-        raise problem("is an older form of 'tools' and 'tool_choice', which to use instead")
-    return value
-
-
-LegacyFunctions = Annotated[Any, BeforeValidator(_no_functions)]
+LegacyFunctions = Annotated[
+    Any, only(*NOTHING, "none", "auto", hint="use 'tools' and 'tool_choice', of which it is an older form")
+]
 
 
 def check_tool_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:
