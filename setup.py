@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools import setup
 
 FOLDERS = ("engine/core", "engine/sim")
-FILES = ("engine/loop.py", "engine/metrics.py")
+FILES = ("engine/launch_lead.py", "engine/loop.py", "engine/loop_messages.py", "engine/metrics.py")
 # To compile the plot, mypy would read matplotlib and all that it imports, twenty times as much as our own modules.
 PLAIN = ("__init__.py", "plot.py")
 

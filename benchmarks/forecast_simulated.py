@@ -33,7 +33,8 @@ from bros_batch.web.job_forecasts import forecasts
 from engine.core.events import finished_among
 from engine.core.request import Request
 from engine.core.terms import Lane, SamplingParams
-from engine.loop import Add, EngineLoop, LoopEvent, Message, Stop
+from engine.loop import EngineLoop
+from engine.loop_messages import Add, LoopEvent, Message, Stop
 from engine.runner.base import RunnerInfo
 from engine.sim.clock import VirtualClock
 from engine.sim.device import Device, StepCost

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, assert_never
 
 from engine.core.events import Event, finished_among, finished_event
@@ -14,63 +13,16 @@ from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.terms import FinishReason, Lane
+from engine.launch_lead import LaunchLead
+from engine.loop_messages import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent, Stop
 from engine.metrics import EngineMetrics
 from engine.pulse import Pulse
 from engine.runner.base import DoneStep, ModelRunner, PendingStep, RunnerRestarted
 
 log = logging.getLogger("engine.loop")
 
-
-@dataclass(frozen=True, slots=True)
-class Add:
-    """Start a request."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """End a request early. If it has already ended, no event follows."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class QueryStats:
-    """Ask for a snapshot. The answer is a `StatsEvent` with the same tag. `with_memory` adds a map of the KV memory."""
-
-    tag: str
-    with_memory: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End the loop after the current step."""
-
-
-Message = Add | Abort | QueryStats | Stop
-
-
-@dataclass(frozen=True, slots=True)
-class StatsEvent:
-    """A snapshot of counters and gauges, as `EngineMetrics.snapshot` returns it."""
-
-    tag: str
-    values: dict[str, Any]
-
-
-LoopEvent = Event | StatsEvent
-
-
 # Notes which BE requests are being computed, and whether that is one suspect by itself.
 Mark = Callable[[Sequence[str], bool], None]
-
-# When the loop schedules ahead, it starts this long before the step on the device is expected to end: the recent mean
-# of `_lead_of`, which counts twice what the device may wait for, and a margin for delays on a busy host.
-LEAD_FACTOR, LEAD_MARGIN_S = 2.0, 0.001
-# The next step's kind is not known before it is planned. It counts as replayed after this many that were.
-SETTLED_STEPS = 8
-LEAD_MEMORY = 0.1  # weight of the newest step in that mean
 
 
 class EngineLoop:
@@ -120,9 +72,7 @@ class EngineLoop:
         self._ahead = ahead
         self._launched: deque[tuple[StepPlan, PendingStep]] = deque()  # steps without a result so far
         self._may_start_over = True  # after an error of the scheduler, until the next result
-        # The mean of `_lead_of` over steps that were launched kernel by kernel, and over those that were replayed.
-        self._lead_s = [0.0, 0.0]
-        self._num_replayed = 0  # steps since one was launched kernel by kernel
+        self._lead = LaunchLead()
 
     def run(self) -> None:
         """Run until a `Stop` message arrives. Raises an error that cannot be put down to single requests."""
@@ -181,21 +131,11 @@ class EngineLoop:
             return True
         self._launched.append((plan, pending))
         if self._ahead:
-            is_replayed = pending.is_replayed
-            self._num_replayed = self._num_replayed + 1 if is_replayed else 0
-            lead_s = self._lead_of(pending, scheduled_s - started_s, self._clock() - scheduled_s)
-            known_s = self._lead_s[is_replayed] or lead_s
-            self._lead_s[is_replayed] = known_s + LEAD_MEMORY * (lead_s - known_s)
+            launching_s = self._clock() - scheduled_s
+            self._lead.observe(
+                scheduled_s - started_s, launching_s, pending.prepared_s, is_replayed=pending.is_replayed
+            )
         return True
-
-    def _lead_of(self, pending: PendingStep, scheduling_s: float, launching_s: float) -> float:
-        """How long before the end of the previous step the newest one should have been begun.
-
-        Until the device could begin, each delay makes it wait. What is launched beyond that only has to end before
-        the previous step does, or that step's tokens are sent late, and the cost model takes the delay for its time.
-        """
-        begun_s = scheduling_s + pending.prepared_s
-        return LEAD_FACTOR * begun_s + max(0.0, launching_s - pending.prepared_s)
 
     def _compute_apart(self, plan: StepPlan, suspects: Sequence[tuple[int, str]]) -> StepResult:
         """Compute a step in parts: first all rows but those of suspects, then each of these by itself.
@@ -268,8 +208,7 @@ class EngineLoop:
 
     def _spare_s(self) -> float:
         """How long scheduling the next step can wait without making the device wait."""
-        is_replayed = self._num_replayed >= SETTLED_STEPS
-        return self.scheduler.busy_until_s - self._clock() - self._lead_s[is_replayed] - LEAD_MARGIN_S
+        return self.scheduler.busy_until_s - self._clock() - self._lead.next_s
 
     def _outlook(self) -> Outlook:
         return outlook(self.scheduler, self._clock(), self._num_received, self._num_received_tokens)

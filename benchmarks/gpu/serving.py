@@ -22,7 +22,8 @@ from engine.core.kv.cache import KVCacheManager, KVOptions
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.terms import SLO, Checkpoint, Lane, Policy, Preemption, SamplingParams
-from engine.loop import EngineLoop, Message
+from engine.loop import EngineLoop
+from engine.loop_messages import Message
 from engine.runner.base import ModelRunner
 from engine.sim.feed import Feed, Limits
 from engine.sim.replay import NOTHING

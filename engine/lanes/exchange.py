@@ -15,7 +15,7 @@ from engine.core.request import Request
 from engine.core.terms import SLO, FinishReason, Lane
 from engine.lanes.loop_watch import LoopWatch
 from engine.lanes.snapshots import Snapshots
-from engine.loop import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
+from engine.loop_messages import Abort, Add, LoopEvent, Message, QueryStats, StatsEvent
 
 log = logging.getLogger("engine.io")
 

@@ -16,7 +16,7 @@ from engine.core.outlook import Outlook
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.loop_watch import TICK_S, LoopWatch
 from engine.lanes.socket_server import SocketServer
-from engine.loop import LoopEvent, Stop
+from engine.loop_messages import LoopEvent, Stop
 
 if TYPE_CHECKING:
     from engine.lanes.item_puller import (

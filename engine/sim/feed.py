@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from engine.core.events import FinishedEvent, finished_among
 from engine.core.request import Request
 from engine.core.terms import SLO, Lane, SamplingParams
-from engine.loop import Add, LoopEvent, Message, Stop
+from engine.loop_messages import Add, LoopEvent, Message, Stop
 from engine.sim.clock import VirtualClock
 from engine.sim.outcomes import LaneOutcomes
 from engine.sim.traces.arrival import Arrival

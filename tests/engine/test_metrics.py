@@ -2,7 +2,8 @@
 
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import FinishReason, Lane
-from engine.loop import Abort, Add, EngineLoop, QueryStats, StatsEvent, Stop
+from engine.loop import EngineLoop
+from engine.loop_messages import Abort, Add, QueryStats, StatsEvent, Stop
 from engine.metrics import RECENT_REQUESTS, EngineMetrics
 from tests.factories import request, scheduler_for, simulated_runner
 

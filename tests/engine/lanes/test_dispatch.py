@@ -10,7 +10,7 @@ from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import FinishReason, Lane
 from engine.lanes.exchange import Exchange, Mailbox
 from engine.lanes.loop_watch import LoopWatch
-from engine.loop import Abort, Add
+from engine.loop_messages import Abort, Add
 from engine.pulse import Pulse
 from tests.factories import request
 

@@ -11,7 +11,8 @@ from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.plan import StepPlan
 from engine.core.scheduler import Scheduler
 from engine.core.terms import Lane, SamplingParams
-from engine.loop import Add, EngineLoop, Stop
+from engine.loop import EngineLoop
+from engine.loop_messages import Add, Stop
 from engine.runner.simulated import SimulatedRunner
 from tests.engine.runner.driver import load_runner
 from tests.factories import Outputs, Steps, request, runner_info, scheduler_for

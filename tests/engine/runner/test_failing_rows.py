@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from engine.core.events import FinishedEvent
 from engine.core.plan import StepPlan, StepResult
 from engine.core.terms import FinishReason, Lane, SamplingParams
-from engine.loop import Add, EngineLoop, Stop
+from engine.loop import EngineLoop
+from engine.loop_messages import Add, Stop
 from engine.runner.base import DoneStep
 from engine.runner.simulated import SimulatedRunner
 from engine.runner.torch_runner import TorchRunner

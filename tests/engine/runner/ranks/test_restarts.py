@@ -14,7 +14,8 @@ from engine.core.cost_model import CostModel
 from engine.core.events import FinishedEvent
 from engine.core.request import Request
 from engine.core.terms import FinishReason, Lane
-from engine.loop import Add, EngineLoop, Message, Stop
+from engine.loop import EngineLoop
+from engine.loop_messages import Add, Message, Stop
 from engine.profiling import first_cost_model
 from engine.runner.base import ModelRunner, RunnerRestarted
 from engine.runner.ranks import parallel_runner, rank_group
