@@ -12,8 +12,6 @@ the same turn, the owners of the requests alternate, so that nobody waits for al
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
 import tempfile
@@ -32,11 +30,11 @@ from engine.grammars.compiling import UnusableGrammar, compile_grammar, thread_w
 from engine.grammars.contract import ANYONE, Asker, GrammarCounts, Problem, TooManyGrammars
 from engine.grammars.judge import Judge, JudgeEnded, Verdict
 from engine.grammars.judge_process import STACK_BYTES
-from engine.grammars.tokenizer import Vocabulary
+from engine.grammars.tokenizer import GrammarTokenizer, Vocabulary
 from engine.grammars.turns import FairQueue
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
 log = logging.getLogger("engine.grammars")
 
@@ -61,17 +59,13 @@ class _Wanted:
 
 
 class Grammars:
-    """Compiled grammars by kind and text. All methods may be called from any thread.
-
-    `vocabulary` is called by the first worker that needs it; if it raises ValueError, no grammar can be used. The model
-    has `vocab_size` logits.
-    """
+    """Compiled grammars by kind and text. All methods may be called from any thread. Its arguments are those of
+    `GrammarTokenizer`; the first worker that needs the tokenizer loads it."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
         # The threads that compute masks, and follow a grammar as deep as a compiler does, get the same stack.
         os.environ.setdefault("RUST_MIN_STACK", str(COMPILER_STACK_BYTES))
-        self._load = vocabulary
-        self._num_words_without = -(-vocab_size // 32)  # a tokenizer
+        self.tokenizer = GrammarTokenizer(vocabulary, vocab_size)
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._turns_s = TURNS_S
@@ -81,10 +75,6 @@ class Grammars:
         self._compiled: dict[Grammar, LLMatcher] = {}
         self._workers: set[int] = set()  # those that have been started
         self._is_closed = False
-        self._loading = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
-        self._vocabulary: Vocabulary | None = None
-        self._unusable: str | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._judge: Judge | None = None
         self._allowance = Allowance()  # of first turns, which one worker gives
@@ -118,31 +108,8 @@ class Grammars:
         called for the request. Raises UnusableGrammar."""
         compiled = self._compiled.get(grammar)
         if compiled is None:
-            compiled = compile_grammar(grammar, self.tokenizer())
+            compiled = compile_grammar(grammar, self.tokenizer.loaded())
         return compiled.deep_copy()
-
-    def tokenizer(self) -> LLTokenizer:
-        """The tokenizer, loaded now if it has not been. Raises UnusableGrammar if the model's is of no use."""
-        with self._loading:
-            if self._unusable is None and self._tokenizer is None:
-                try:
-                    self._vocabulary = self._load()
-                    self._tokenizer = self._vocabulary.build()
-                except (ValueError, OSError) as error:
-                    self._unusable = str(error)
-            if self._tokenizer is None:
-                raise UnusableGrammar(self._unusable or "the tokenizer cannot be loaded")
-            return self._tokenizer
-
-    @property
-    def num_mask_words(self) -> int:
-        """The number of 32-bit words of a mask, once the tokenizer is loaded."""
-        return -(-self._vocabulary.mask_bits // 32) if self._vocabulary else self._num_words_without
-
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """The tokens that stand for the end in masks, once the tokenizer is loaded."""
-        return self._vocabulary.eos_token_ids if self._vocabulary else ()
 
     def close(self) -> None:
         """Ends the workers and their judge; what waits is not compiled."""
@@ -266,7 +233,7 @@ class Grammars:
     def _compiled_here(self, grammar: Grammar) -> LLMatcher:
         """Compiles what the judge has allowed. At the usual priority: a thread that waits for idle CPU while it holds
         the interpreter's lock would stop the engine on a busy machine."""
-        tokenizer = self.tokenizer()
+        tokenizer = self.tokenizer.loaded()
         found: list[LLMatcher | BaseException] = []
 
         def compile_it() -> None:
@@ -282,13 +249,12 @@ class Grammars:
         return found[0]
 
     def _ready_judge(self) -> Judge:
-        self.tokenizer()
+        self.tokenizer.loaded()
         with self._lock:
             if self._judge is None:
-                assert self._vocabulary is not None
                 self._directory = tempfile.TemporaryDirectory(prefix="bros-grammars-")
                 path = Path(self._directory.name, "vocabulary.json")
-                path.write_text(json.dumps(dataclasses.asdict(self._vocabulary)))
+                self.tokenizer.save(path)
                 self._judge = Judge(path, NUM_WORKERS)
                 if self._is_closed:
                     self._judge.close()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+import json
+import threading
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from engine.grammars.compiling import UnusableGrammar
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -49,3 +55,46 @@ class Vocabulary:
         from llguidance import LLTokenizer
 
         return LLTokenizer(self.tokenizer_json, n_vocab=self.mask_bits, eos_token=list(self.eos_token_ids))
+
+
+class GrammarTokenizer:
+    """The tokenizer with which grammars are compiled, loaded when it is first needed. Any thread may use it.
+
+    `vocabulary` is called once; if it raises ValueError, no grammar can be used. The model has `vocab_size` logits.
+    """
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
+        self._load = vocabulary
+        self._num_words_without = -(-vocab_size // 32)  # a tokenizer
+        self._loading = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._unusable: str | None = None
+
+    def loaded(self) -> LLTokenizer:
+        """The tokenizer, loaded now if it has not been. Raises UnusableGrammar if the model's is of no use."""
+        with self._loading:
+            if self._unusable is None and self._tokenizer is None:
+                try:
+                    self._vocabulary = self._load()
+                    self._tokenizer = self._vocabulary.build()
+                except (ValueError, OSError) as error:
+                    self._unusable = str(error)
+            if self._tokenizer is None:
+                raise UnusableGrammar(self._unusable or "the tokenizer cannot be loaded")
+            return self._tokenizer
+
+    @property
+    def num_mask_words(self) -> int:
+        """The number of 32-bit words of a mask, once it is loaded."""
+        return -(-self._vocabulary.mask_bits // 32) if self._vocabulary else self._num_words_without
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens that stand for the end in masks, once it is loaded."""
+        return self._vocabulary.eos_token_ids if self._vocabulary else ()
+
+    def save(self, path: Path) -> None:
+        """Write the vocabulary, once it is loaded, for the judge to read."""
+        assert self._vocabulary is not None
+        path.write_text(json.dumps(dataclasses.asdict(self._vocabulary)))

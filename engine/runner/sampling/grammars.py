@@ -173,7 +173,7 @@ class GrammarTable:
                 matcher = state.matcher(self._grammars.matcher)
                 if matcher is not None:
                     matchers.append((matcher, i))
-        num_words = self._grammars.num_mask_words
+        num_words = self._grammars.tokenizer.num_mask_words
         words = np.full((len(parts), num_words), -1, dtype=np.int32)
         if matchers:
             self._executor.unsafe_compute_mask_ptr(matchers, words.ctypes.data, 4 * num_words, len(parts))
@@ -197,7 +197,7 @@ class GrammarTable:
         """Forbids the end tokens, unless nothing else is allowed: then the output ends all the same."""
         without = words.copy()
         bits = _bits(without)
-        for token_id in self._grammars.end_token_ids:
+        for token_id in self._grammars.tokenizer.end_token_ids:
             bits[token_id // 32] &= np.uint32(~(1 << (token_id % 32)) & 0xFFFF_FFFF)
         if without.any():
             words[:] = without

@@ -56,13 +56,13 @@ def grammars_of_short_turns(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 def allowed(grammars: Grammars, grammar: Grammar, output: str = "") -> set[int]:
     """The tokens that may follow an output."""
     matcher = grammars.matcher(grammar)
-    assert matcher.consume_tokens(grammars.tokenizer().tokenize_str(output))
+    assert matcher.consume_tokens(grammars.tokenizer.loaded().tokenize_str(output))
     bits = int.from_bytes(matcher.compute_bitmask(), "little")
     return {token_id for token_id in range(bits.bit_length()) if bits >> token_id & 1}
 
 
 def token(grammars: Grammars, text: str) -> int:
-    (token_id,) = grammars.tokenizer().tokenize_str(text)
+    (token_id,) = grammars.tokenizer.loaded().tokenize_str(text)
     return int(token_id)
 
 
@@ -72,7 +72,7 @@ def test_a_grammar_is_compiled_once_and_its_requests_do_not_affect_each_other(gr
     assert grammars.begin(Grammar("regex", "[0-9]+")).result() is None
     assert grammars.counts.num_compiled == before + 1
     first, second = grammars.matcher(DIGITS), grammars.matcher(DIGITS)
-    assert first.consume_tokens(grammars.tokenizer().tokenize_str("12"))
+    assert first.consume_tokens(grammars.tokenizer.loaded().tokenize_str("12"))
     assert first.is_accepting()
     assert not second.is_accepting()
 
@@ -274,12 +274,12 @@ def test_logits_without_a_token_are_never_allowed(
     grammars = Grammars(lambda: found, vocab_size)
     text = allowed(grammars, Grammar("regex", "(?s:.)*"))
     assert text <= set(range(VOCAB_SIZE))
-    assert 32 * grammars.num_mask_words >= vocab_size
+    assert 32 * grammars.tokenizer.num_mask_words >= vocab_size
 
 
 def test_a_special_token_stands_for_the_end_of_a_model_without_an_end_token(tokenizer_dir: Path) -> None:
     grammars = Grammars(lambda: vocabulary(tokenizer_dir, eos=frozenset()), VOCAB_SIZE)
-    assert grammars.tokenizer()
-    assert grammars.end_token_ids == (0,)
+    assert grammars.tokenizer.loaded()
+    assert grammars.tokenizer.end_token_ids == (0,)
     digits = {token(grammars, digit) for digit in "0123456789"}
     assert allowed(grammars, DIGITS, "4") == digits | {0}
