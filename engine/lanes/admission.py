@@ -8,8 +8,9 @@ import math
 from engine.core.request import Request
 from engine.core.terms import SLO, Lane
 from engine.lanes.exchange import Exchange
-from engine.wire.limits import EngineLimits, problem_with_submit, problem_with_submit_parts
+from engine.wire.limits import EngineLimits
 from engine.wire.protocol import Rejected, Submit, SubmitParts
+from engine.wire.request_problems import problem_with_submit, problem_with_submit_parts
 
 # Whoever names an SLO would rather be told early that it cannot be kept than wait.
 NAMED_SLO_TTFT_FACTOR = 4.0

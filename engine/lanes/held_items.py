@@ -20,8 +20,8 @@ from engine.lanes.pulled_item import PulledItem, failed_item
 from engine.lanes.result_queue import ResultQueue
 from engine.lanes.stream_claims import Fields
 from engine.wire import protocol
-from engine.wire.limits import problem_with_item
 from engine.wire.protocol import Grammar, ItemResult
+from engine.wire.request_problems import problem_with_item
 from engine.wire.stream_entries import describe, identity
 
 log = logging.getLogger("engine.pull")
