@@ -88,7 +88,7 @@ class Allocator:
             self._bring_back(request, batch, is_new=is_new, restore=restore)
         elif not request.num_lost_tokens:
             self._adopt(request, batch)
-        if may_wait and batch.claims and self._kv.next_key(request) in batch.claims:
+        if may_wait and batch.claims and self._kv.reuse.next_key(request) in batch.claims:
             return True
         if not force:  # it might then lose what has not been copied yet
             self._copy_beginning(request, batch)
@@ -109,7 +109,7 @@ class Allocator:
             return False
         if request.num_lost_tokens:
             self._count_restored(request, "recompute", min(request.num_lost_tokens, len(slots)))
-        if request.state is State.BEHIND and (key := self._kv.claim(request)) is not None:
+        if request.state is State.BEHIND and (key := self._kv.reuse.claim(request)) is not None:
             batch.claims.add(key)
         batch.add(request, slots)
         return len(slots) == wanted
@@ -123,7 +123,7 @@ class Allocator:
     def _bring_back(self, request: Request, batch: Batch, *, is_new: bool, restore: bool) -> None:
         """Restore tokens without computing them: first from the prefix cache, then from copies on the host."""
         kv, start = self._kv, request.num_computed_tokens
-        found = kv.match_prefix(request)
+        found = kv.reuse.match(request)
         holds_some = found > 0 or (is_new and request.tail is not None)
         known = kv.slots(request, 0 if is_new else start) if holds_some else []
         if request.first_scheduled_s is None:

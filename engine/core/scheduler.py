@@ -198,7 +198,7 @@ class Scheduler:
                     ending.append((i, request))
         for i, request in batch.chunks:
             request.num_computed_tokens += batch.plan.counts[i]
-            self.kv.commit(request)
+            self.kv.reuse.commit(request)
             if batch.plan.samples[i]:
                 self.backlog.catch_up(request)
                 request.token_ids.append(UNKNOWN)

@@ -8,22 +8,19 @@ copied to the host before it is overwritten.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.core.extent import NO_NODE, Extent, Key
+from engine.core.extent import NO_NODE, Extent
 from engine.core.kv.host import HostPool
 from engine.core.kv.pool import BlockPool
+from engine.core.kv.reuse import PrefixReuse
 from engine.core.plan import SlotCopy
 from engine.core.request import Request
 from engine.core.terms import Checkpoint, Lane, Preemption, Side
 
 # A truncation takes at least this many slots: the victim will lose the next tokens anyway, and each time costs a copy.
 QUANTUM_TOKENS = 4
-# The start of a block is copied from a block that begins alike if that is at least this share of it: a copy of fewer
-# tokens saves hardly any time.
-MIN_COPIED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +51,8 @@ class KVCacheManager:
         self.options = options or KVOptions()
         self.pool = BlockPool(num_blocks, block_size, sharing=self.options.sharing)
         self.prefix = self.pool.prefix
+        self.reuse = PrefixReuse(self.pool, is_enabled=self.options.prefix_cache)
         self.host = HostPool(0 if self.options.checkpoint is Checkpoint.NONE else self.options.num_host_slots)
-        self._least_copied = max(1, math.ceil(MIN_COPIED_SHARE * block_size))  # tokens
         self.copies_out: list[SlotCopy] = []  # for the next plan
         self.num_saved_tokens = 0
 
@@ -81,7 +78,7 @@ class KVCacheManager:
         slots: list[int] = []
         remaining = iter(requests)
         while (request := pool.grow_each(remaining, slots)) is not None:
-            self.commit(request)
+            self.reuse.commit(request)
             tail = request.tail
             if tail is not None and tail.length == tail.limit and (pool.free_blocks or pool.num_free):
                 slots.append(pool.open_next(request))
@@ -184,8 +181,8 @@ class KVCacheManager:
     def free(self, request: Request) -> None:
         """Free all slots and copies of a request that has ended. The last block is freed first, so that the end of a
         cached prefix is evicted before its beginning."""
-        self.commit(request)
-        self._commit_end(request)
+        self.reuse.commit(request)
+        self.reuse.commit_end(request)
         self.truncate(request, 0)
         self.host.free(request)
 
@@ -209,7 +206,7 @@ class KVCacheManager:
                 return extent.start
         return num_tokens
 
-    # Copies and prefixes --------------------------------------------------------------------------------
+    # Copies, and blocks of others -----------------------------------------------------------------------
 
     def take_copies_out(self) -> list[SlotCopy]:
         """The copies that the next plan carries out before anything else."""
@@ -230,104 +227,18 @@ class KVCacheManager:
         request.num_computed_tokens += len(slots)
         return slots, host_slots
 
-    def commit(self, request: Request) -> None:
-        """Register the request's full blocks of computed tokens in the prefix cache."""
-        if not self.options.prefix_cache:
-            return
-        extents, size, ids = request.extents, self.block_size, request.token_ids
-        num_known = min(request.num_computed_tokens, request.num_known_tokens)
-        first = last = request.num_cached_extents
-        while (
-            last < len(extents) and extents[last].length == size and extents[last].start + size <= num_known
-        ):
-            last += 1
-        if first < last:
-            parent = extents[first - 1].node if first else NO_NODE
-            chunks = extents[first:last]
-            self.prefix.insert(parent, ids[chunks[0].start : chunks[-1].end], chunks)
-            request.num_cached_extents = last
-
-    def _commit_end(self, request: Request) -> None:
-        """Register the block that a request which ends has begun and not filled, for others to copy what begins alike:
-        of the first question about a document, this is often the block in which the document ends. Only a chat is
-        continued, so a block with nothing but output of bulk is of no use to others."""
-        tail, first = request.tail, request.num_cached_extents
-        if not self.options.prefix_cache or tail is None or first != len(request.extents) - 1:
-            return
-        if request.lane is Lane.BE and tail.start >= request.num_prompt_tokens:
-            return
-        begins_block = tail.start % self.block_size == 0
-        is_worth_it = tail.length >= self._least_copied
-        is_known = tail.end <= min(request.num_computed_tokens, request.num_known_tokens)
-        if begins_block and is_worth_it and is_known and self.pool.is_alone(tail):
-            parent = request.extents[first - 1].node if first else NO_NODE
-            self.prefix.insert_beginning(parent, request.token_ids[tail.start : tail.end], tail)
-
-    def match_prefix(self, request: Request) -> int:
-        """Take over cached blocks that continue what the request has computed, except its last token. Returns how many
-        tokens they hold."""
-        extents, size, start = request.extents, self.block_size, request.num_computed_tokens
-        if not self.options.prefix_cache or request.num_cached_extents < len(extents) or start % size:
-            return 0
-        parent = extents[-1].node if extents else NO_NODE
-        at_most = None if request.reading is None else request.reading.num_skippable_tokens
-        found = self.prefix.find(parent, request.token_ids, start, size, at_most)
-        if found:
-            self._join(request, found)
-        return len(found) * size
-
-    def _join(self, request: Request, found: Sequence[Extent]) -> None:
-        """Let the request hold these cached blocks, which continue what it has computed."""
-        for extent in found:
-            self.pool.join(extent)
-        request.extents += found
-        request.tail = found[-1]
-        request.num_cached_extents = len(request.extents)
-        request.num_computed_tokens += len(found) * self.block_size
-
-    def claim(self, request: Request) -> Key | None:
-        """The key of the block that the request's latest slots begin to fill or go on to fill, if it will be known by
-        that key; None otherwise."""
-        extents, first, size = request.extents, request.num_cached_extents, self.block_size
-        if not self.options.prefix_cache or first == len(extents):
-            return None
-        extent = extents[first]
-        is_whole = extent.length == size or (
-            extent is request.tail and extent.length + self.pool.room[extent.block] >= size
-        )
-        end = extent.start + size
-        if extent.start != first * size or not is_whole or end > len(request.token_ids):
-            return None
-        return self._key(request, first)
-
-    def next_key(self, request: Request) -> Key | None:
-        """The key of the block that the request would fill next, if it could take it over from another request instead;
-        None otherwise."""
-        extents, first, size = request.extents, request.num_cached_extents, self.block_size
-        start = first * size
-        at_most = None if request.reading is None else request.reading.num_skippable_tokens
-        end = len(request.token_ids) - 1 if at_most is None else at_most
-        if not self.options.prefix_cache or start + size > end:
-            return None
-        if len(extents) > first and (extents[first] is not request.tail or extents[first].start != start):
-            return None
-        return self._key(request, first)
-
-    def _key(self, request: Request, first: int) -> Key:
-        start = first * self.block_size
-        parent = request.extents[first - 1].node if first else NO_NODE
-        return parent, tuple(request.token_ids[start : start + self.block_size])
-
     def adopt(self, request: Request) -> tuple[int, list[int]] | None:
         """Take over blocks that others computed since the request began, in place of the part of the first of them that
         it has computed itself. Returns the position of their first token and their slots, or None if there are none."""
-        key = self.next_key(request)
+        key = self.reuse.next_key(request)
         if key is None or not self.prefix.knows(key):
             return None
         start, computed = request.num_cached_extents * self.block_size, request.num_computed_tokens
         self.truncate(request, start)
         at_most = None if request.reading is None else request.reading.num_skippable_tokens
-        self._join(request, self.prefix.follow(key[0], request.token_ids, start, self.block_size, at_most))
+        self.reuse.join(
+            request, self.prefix.follow(key[0], request.token_ids, start, self.block_size, at_most)
+        )
         self.prefix.num_hit_tokens += request.num_computed_tokens - computed
         return start, self.slots(request, start)
 
@@ -346,7 +257,7 @@ class KVCacheManager:
         end = len(request.token_ids) - 1 if at_most is None else min(at_most, len(request.token_ids) - 1)
         parent = extents[-1].node if extents else NO_NODE
         begins_alike = self.prefix.beginning(
-            parent, request.token_ids[start : min(end, start + size)], self._least_copied
+            parent, request.token_ids[start : min(end, start + size)], self.reuse.least_copied_tokens
         )
         if begins_alike is None:
             return None

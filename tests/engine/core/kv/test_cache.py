@@ -52,7 +52,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         """Prompts of a family share their beginning."""
         prompt = [family, *range(100, 100 + min(length, 20)), *range(len(self.requests), length)]
         new = request(prompt, lane=lane)
-        self.kv.match_prefix(new)
+        self.kv.reuse.match(new)
         self.requests.append(new)
 
     @precondition(lambda self: self.requests)
@@ -80,7 +80,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         assert (slots is None) == (room < wanted)
         assert self.kv.slots(chosen) == before + (slots or [])
         self.compute(chosen, slots or [])
-        self.kv.commit(chosen)
+        self.kv.reuse.commit(chosen)
 
     @precondition(lambda self: self.requests)
     @rule()
@@ -112,7 +112,7 @@ class KVCacheMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0))
     def restore(self, number):
         chosen = self.pick(number)
-        self.kv.match_prefix(chosen)
+        self.kv.reuse.match(chosen)
         saved = self.kv.host.restorable(chosen)
         slots = self.kv.extend(chosen, self.kv.room_tokens(chosen, saved)) if saved else None
         host_slots = self.kv.host.read(chosen, len(slots or []), self.step) if saved else []
@@ -218,12 +218,12 @@ def test_a_prefix_is_found_across_lanes_after_its_writer_has_ended():
     kv.free(writer)
     assert kv.num_free_blocks == 8
     reader = request(range(10), lane=Lane.RT)
-    assert kv.match_prefix(reader) == 8
+    assert kv.reuse.match(reader) == 8
     assert kv.slots(reader) == [b * 4 + i for b in (e.block for e in reader.extents) for i in (3, 2, 1, 0)]
     other = request([0, 1, 2, 3, 99, 5, 6, 7, 8], lane=Lane.BE)
-    assert kv.match_prefix(other) == 4, "both hold the first block"
+    assert kv.reuse.match(other) == 4, "both hold the first block"
     whole = request(range(8), lane=Lane.BE)
-    assert kv.match_prefix(whole) == 4, "the last token must be computed for its logits"
+    assert kv.reuse.match(whole) == 4, "the last token must be computed for its logits"
 
 
 @pytest.mark.parametrize(("lane", "num_copied"), [(Lane.RT, 2), (Lane.BE, 0)])
@@ -236,7 +236,7 @@ def test_the_end_of_an_answer_is_kept_for_the_next_message_of_a_chat(lane: Lane,
     first.num_computed_tokens = 6
     kv.free(first)
     second = request([*range(4), 8, 9, 10], lane=lane)
-    assert kv.match_prefix(second) == 4
+    assert kv.reuse.match(second) == 4
     copied = kv.copy_beginning(second)
     assert (len(copied[0]) if copied else 0) == num_copied
     assert second.num_computed_tokens == 4 + num_copied
@@ -261,7 +261,7 @@ def test_a_sweep_of_documents_does_not_flush_the_chats_prefixes():
     kv.free(computed(kv, Lane.RT, 8))
     for i in range(1, 10):
         kv.free(computed(kv, Lane.BE, 16, 100 * i))
-    assert kv.match_prefix(request(range(9), lane=Lane.RT)) == 8
+    assert kv.reuse.match(request(range(9), lane=Lane.RT)) == 8
 
 
 def test_the_check_finds_a_block_with_two_holders():
