@@ -10,14 +10,10 @@ only slow, or was stopped, must not add items that the sweep has returned in the
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
-from sqlalchemy import Connection
 
 from bros_batch.db import item_results, pending_items
-from bros_batch.db.api_keys import weights_of
 from bros_batch.db.connections import reading, writing
 from bros_batch.db.item_results import FinishedItem
 from bros_batch.db.pending_items import QueuedItem, RunnableJob
@@ -26,8 +22,9 @@ from bros_batch.documents.content_key import content_keys
 from bros_batch.documents.error_messages import storable
 from bros_batch.documents.form import DOCUMENT
 from bros_batch.documents.item_requests import JobRequests
+from bros_batch.jobs.claim_items import CLAIM_ITEMS, claim_most_urgent, make_room
 from bros_batch.jobs.cpu_limit import LINE_CPU_LIMIT_S, CpuLimitExceeded, cpu_limit, limited_lines
-from bros_batch.jobs.fair_shares import FairShares, Share
+from bros_batch.jobs.fair_shares import FairShares
 from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.limited_requests import limited_job_requests
 from bros_batch.jobs.locks import Lock
@@ -41,8 +38,6 @@ from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
 from engine.wire.protocol import encode
 
-CLAIM_ITEMS = 256
-CLAIM_BYTES = 16 * 1024**2
 ENQUEUE_BYTES = 1024**2
 LAST_CLAIM_S = 0.2  # what is claimed later is seldom done in time, and is claimed again by the next run
 
@@ -57,11 +52,11 @@ def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None
         preparer.reuse.release_waiting()
         room = queue_room(worker, model, alive).free
         if not room:
-            if _make_room(worker, model, shares):
+            if make_room(worker, model, shares):
                 continue
             return preparer.task_run(Progress.DONE)
         preparer.claims_end_ms = _claims_end_ms(worker)
-        claimed, outranked = _claim(worker, model, min(room, CLAIM_ITEMS), shares)
+        claimed, outranked = claim_most_urgent(worker, model, min(room, CLAIM_ITEMS), shares)
         if not claimed:
             return preparer.task_run(Progress.DONE)
         take_back_waiting(worker, model, outranked)
@@ -72,16 +67,6 @@ def prepare(worker: Worker, model: str, until_s: float, lock: Lock | None = None
             return preparer.task_run(Progress.MORE)
         if lock is not None:
             lock.renew()
-
-
-def _make_room(worker: Worker, model: str, shares: FairShares) -> int:
-    """Take back items that keep a more urgent job out of a full stream. Returns how many those were."""
-    with reading(worker.database) as connection:
-        runnable = pending_items.runnable_jobs(connection, model)
-        outranked = pending_items.outranked_jobs(connection, model, runnable, shares.owners)
-    if outranked:
-        shares.start_anew()
-    return take_back_waiting(worker, model, outranked)
 
 
 def _claims_end_ms(worker: Worker) -> float:
@@ -99,93 +84,6 @@ def _withdraw_stopped(worker: Worker, job_ids: list[str]) -> None:
         stopped = pending_items.stopped_jobs(connection, job_ids)
     for job_id, model in stopped:
         withdraw_job(worker, job_id, model)
-
-
-Claimed = list[tuple[RunnableJob, list[QueuedItem]]]
-
-
-def _claim(worker: Worker, model: str, limit: int, shares: FairShares) -> tuple[Claimed, list[str]]:
-    """Claim items of the most urgent jobs. Returns them by job, and the jobs whose waiting items would be before them
-    in the stream although they are less urgent: a job may have become runnable just now."""
-    # Durable: if Redis held an item of which the database knows nothing after a power cut, another line could get its
-    # id, and with it its result.
-    with writing(worker.database, durable=True) as connection:
-        runnable = pending_items.runnable_jobs(connection, model)
-        outranked = pending_items.outranked_jobs(connection, model, runnable, shares.owners)
-        if outranked:
-            shares.start_anew()
-        if len({job.owner for job in runnable.jobs}) < 2:
-            shares.start_anew()  # another owner who comes now is a new one
-            claimed, suspect = _claim_jobs(connection, runnable.jobs, limit, CLAIM_BYTES)
-        else:
-            claimed, suspect = _claim_shares(connection, runnable.jobs, limit, shares)
-    # An item that was lost may be what ended the worker that had it, with others that it had claimed. It comes last and
-    # alone, when the stream has all others, so that it can take nothing with it.
-    return [*claimed, *suspect[:1]], outranked
-
-
-def _claim_shares(
-    connection: Connection, runnable: Sequence[RunnableJob], limit: int, shares: FairShares
-) -> tuple[Claimed, Claimed]:
-    """Claim items of several owners, each as many as its weight allows, the fewest first. What runs as a chat is
-    before all others. Engines get no priorities, since those order the jobs of one owner only."""
-    claimed, suspects = _claim_jobs(
-        connection, [job for job in runnable if job.runs_as_chat], limit, CLAIM_BYTES
-    )
-    limit -= sum(len(queued) for _, queued in claimed)
-    by_owner: dict[str, list[RunnableJob]] = {}
-    for job in runnable:
-        if not job.runs_as_chat:
-            by_owner.setdefault(job.owner, []).append(replace(job, priority=0))
-    if limit <= 0 or not by_owner:
-        return claimed, suspects
-    weights = weights_of(connection, by_owner.keys())
-    wanted = {owner: Share(weights[owner], own[0].item_tokens) for owner, own in by_owner.items()}
-    groups: list[Claimed] = []
-    tokens: dict[str, float] = {}
-    left_over = 0
-    for owner, count in shares.divide(wanted, limit).items():
-        count += left_over
-        size = max(CLAIM_BYTES * count // limit, 1)
-        own, own_suspects = (
-            _claim_jobs(connection, by_owner[owner], count, size, not suspects) if count else ([], [])
-        )
-        num_items = sum(len(queued) for _, queued in own)
-        left_over = count - num_items
-        suspects = suspects or own_suspects
-        groups.append(own)
-        tokens[owner] = sum(len(queued) * job.item_tokens for job, queued in own)
-    shares.charge({owner: queued for owner, queued in tokens.items() if queued})
-    groups.sort(key=lambda group: sum(len(queued) for _, queued in group))
-    return [*claimed, *(each for group in groups for each in group)], suspects
-
-
-def _claim_jobs(
-    connection: Connection,
-    runnable: Sequence[RunnableJob],
-    limit: int,
-    max_bytes: int,
-    takes_lost: bool = True,
-) -> tuple[Claimed, Claimed]:
-    """Claim items of jobs, those of the first ones first. The second list has at most one item: one that was lost
-    before, of a job of which nothing else is left."""
-    claimed: Claimed = []
-    suspect: Claimed = []
-    for job in runnable:
-        # A line may have megabytes. By the average line of the file, one claim fits into `max_bytes`.
-        average_bytes = max(job.ingest_offset // max(job.ingest_line, 1), 1)
-        fitting = max(min(limit, max_bytes // average_bytes), 1)
-        queued = pending_items.claim_items(connection, job.id, fitting, time.time())
-        if queued:
-            claimed.append((job, queued))
-            limit -= len(queued)
-        is_exhausted = len(queued) < fitting  # but for items that were lost before
-        if is_exhausted and takes_lost and not suspect:
-            lost = pending_items.claim_items(connection, job.id, 1, time.time(), lost_before=True)
-            suspect = [(job, lost)] if lost else []
-        if limit <= 0 or fitting < limit:
-            break
-    return claimed, suspect
 
 
 class _Preparer:
