@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from bros_batch.documents.row_contents import requested_schema
+from bros_batch.documents.requested_json import requested_schema
 from bros_batch.documents.time_texts import timedelta_of
 
 Reader = Callable[[str], Any]

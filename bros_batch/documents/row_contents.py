@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from bros_batch.documents.form import DOCUMENT
+from bros_batch.documents.requested_json import asks_for_json
 from bros_batch.openai_api.endpoints import DECISIONS, EMBEDDINGS, RESPONSES, SYSTEMONE
 
 DECISION_ENDPOINTS = (DECISIONS, SYSTEMONE)
@@ -153,32 +154,6 @@ class RowContents:
         if completion is None:
             return None
         return _one_or_all([_answer_of_choice(choice, is_json) for choice in completion.choices])
-
-
-def asks_for_json(request: Mapping[str, Any]) -> bool:
-    """Whether the answer to a request, or to the documents of a job with these defaults, is JSON."""
-    text = request.get("text")
-    formats = (request.get("response_format"), text.get("format") if isinstance(text, dict) else None)
-    if any(isinstance(each, dict) and each.get("type") in ("json_object", "json_schema") for each in formats):
-        return True
-    outputs = request.get("structured_outputs")
-    has_outputs = isinstance(outputs, dict) and bool(outputs.get("json") or outputs.get("json_object"))
-    return has_outputs or bool(request.get("guided_json"))
-
-
-def requested_schema(request: Mapping[str, Any]) -> Any:
-    """The JSON schema that the answer to a request follows, or None."""
-    text = request.get("text")
-    for form in (request.get("response_format"), text.get("format") if isinstance(text, dict) else None):
-        if isinstance(form, dict):
-            inner = form.get("json_schema")
-            schema = inner.get("schema") if isinstance(inner, dict) else form.get("schema")
-            if schema is not None:
-                return schema
-    outputs = request.get("structured_outputs")
-    schema = outputs.get("json") if isinstance(outputs, dict) else None
-    schema = request.get("guided_json") if schema is None else schema
-    return msgspec.json.decode(schema) if isinstance(schema, str) else schema
 
 
 def _line_has_json(body: str | None) -> bool:

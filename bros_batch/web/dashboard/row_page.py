@@ -20,7 +20,7 @@ from bros_batch.db.allowed_changes import RERUNNABLE_JOBS
 from bros_batch.db.rows import ItemRow, RowQuery, get_row, rows_page
 from bros_batch.db.states import ENDED_ITEM, ItemStatus
 from bros_batch.db.table_rows import Job
-from bros_batch.documents.row_contents import requested_schema
+from bros_batch.documents.requested_json import requested_schema
 from bros_batch.web.api.row_object import WholeRow, whole_row
 from bros_batch.web.app_state import app_state
 from bros_batch.web.change_job import rerun_rows
