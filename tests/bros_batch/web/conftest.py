@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from sqlalchemy import Engine
 
+from bros_batch.db.connections import open_database
+from bros_batch.db.schema import upgrade
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.engines import RunningEngine, running_engine
 from tests.factories_text import make_text_model
@@ -28,6 +31,16 @@ def web(tmp_path_factory: pytest.TempPathFactory, text_model: Path, engine: Runn
     """A server with an engine, but without an API key and without Redis."""
     with serving(web_settings(tmp_path_factory.mktemp("web"), text_model, engine_url=engine.url)) as web:
         yield web
+
+
+@pytest.fixture(scope="module")
+def own_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A database in SQLite for a server of a module, which the tests read and fill themselves."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('database') / 'bros.db'}"
+    upgrade(url)
+    database = open_database(url)
+    yield database
+    database.dispose()
 
 
 @pytest.fixture

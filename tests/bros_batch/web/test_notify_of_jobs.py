@@ -11,8 +11,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from bros_batch.db.api_keys import KeyTerms, create_api_key
-from bros_batch.db.connections import open_database, reading, writing
-from bros_batch.db.schema import upgrade
+from bros_batch.db.connections import reading, writing
 from bros_batch.db.tables import jobs
 from bros_batch.web.app import create_app
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving_app, web_settings
@@ -22,18 +21,9 @@ KEY_URL = "https://hooks.invalid/of-the-key"
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    url = f"sqlite:///{tmp_path_factory.mktemp('notify') / 'bros.db'}"
-    upgrade(url)
-    database = open_database(url)
-    yield database
-    database.dispose()
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory, text_model: Path, database: Engine) -> Iterator[Web]:
+def web(tmp_path_factory: pytest.TempPathFactory, text_model: Path, own_database: Engine) -> Iterator[Web]:
     options: dict[str, Any] = {
-        "database_url": database.url.render_as_string(),
+        "database_url": own_database.url.render_as_string(),
         "webhook_url": "http://127.0.0.1:9/hook",
         "webhook_hosts": ["public", "10.1.0.0/16"],
         "api_key": "bros-admin",
@@ -51,29 +41,29 @@ def create(web: Web, secret: str, **body: Any) -> httpx.Response:
         return http.post("/v1/batches", json={"input_file_id": file, "endpoint": CHAT, **body})
 
 
-def target(database: Engine, job_id: str) -> tuple[str | None, str | None]:
-    with reading(database) as connection:
+def target(own_database: Engine, job_id: str) -> tuple[str | None, str | None]:
+    with reading(own_database) as connection:
         row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
     return row.notify_url, row.notify_key_id
 
 
-def test_the_job_goes_before_the_key_and_the_key_before_the_server(web: Web, database: Engine) -> None:
-    with writing(database) as connection:
+def test_the_job_goes_before_the_key_and_the_key_before_the_server(web: Web, own_database: Engine) -> None:
+    with writing(own_database) as connection:
         with_url, secret = create_api_key(connection, "ann", terms=KeyTerms("ann", notify_url=KEY_URL))
         without, other = create_api_key(connection, "bob", terms=KeyTerms("bob"))
     own = create(web, secret, notify="http://10.1.2.3/hook?token=hidden").json()
     assert own["notify"] == "http://10.1.2.3/hook"
-    assert target(database, own["id"]) == ("http://10.1.2.3/hook?token=hidden", with_url.id)
+    assert target(own_database, own["id"]) == ("http://10.1.2.3/hook?token=hidden", with_url.id)
     of_key = create(web, secret).json()
     assert of_key["notify"] == KEY_URL
-    assert target(database, of_key["id"]) == (KEY_URL, with_url.id)
+    assert target(own_database, of_key["id"]) == (KEY_URL, with_url.id)
     of_server = create(web, other).json()
     assert of_server["notify"] is None, "the server's URL is the operator's"
-    assert target(database, of_server["id"]) == ("", without.id)
+    assert target(own_database, of_server["id"]) == ("", without.id)
     with web.http(headers={"Authorization": f"Bearer {secret}"}) as http:
         body = {"model": MODEL_NAME, "input": "x", "background": True}
         assert http.post("/v1/responses", json=body).status_code == 200
-    with reading(database) as connection:
+    with reading(own_database) as connection:
         query = select(jobs.c.notify_url).where(jobs.c.input_file_id == "", jobs.c.owner == "ann")
         assert connection.scalars(query).all() == [KEY_URL]
 
