@@ -10,15 +10,13 @@ are those of the kernels.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from benchmarks.fp8_weights import documents
 from benchmarks.machine import write_result
-from bros_batch.demo.documents import HELD_OUT_SEED, generate_documents
-from bros_batch.demo.prompts import EXTRACTION_PROMPT
 from engine.kernels.layout import StepLayout
 from engine.kernels.reference.attention import attention
 from engine.runner.kv.memory import allocate_kv
@@ -41,7 +39,6 @@ def logits_of(model: torch.nn.Module, token_ids: torch.Tensor, dtype: torch.dtyp
 
 def measure(model_path: str, num_documents: int) -> dict[str, dict[str, float]]:
     """For each dtype, how far its predictions are from those with a float32 cache."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=torch.float32, attn_implementation=IMPLEMENTATION
     ).eval()
@@ -49,16 +46,7 @@ def measure(model_path: str, num_documents: int) -> dict[str, dict[str, float]]:
     divergence = dict.fromkeys(DTYPES, 0.0)
     worst = dict.fromkeys(DTYPES, 0.0)
     num_tokens = 0
-    for document in generate_documents(num_documents, HELD_OUT_SEED):
-        prompt = EXTRACTION_PROMPT.format(text=document.text)
-        text = tokenizer.apply_chat_template(
-            [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": json.dumps(document.truth)},
-            ],
-            tokenize=False,
-        )
-        token_ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False))
+    for token_ids, _ in documents(model_path, num_documents):
         exact = logits_of(model, token_ids, torch.float32).log_softmax(-1)
         num_tokens += len(token_ids)
         for name, dtype in DTYPES.items():
