@@ -152,8 +152,8 @@ class Engine:
         ahead = runner.info.computes_beside_host if ahead is None else ahead
         loop = EngineLoop(scheduler, runner, feed.receive, feed.send, clock, ahead=ahead)
         loop.run()
-        report = report_of(policy, scheduler, feed, loop.metrics, clock.now_s).as_json()
         first, last = feed.at_start, feed.progress()
+        report = report_of(policy, scheduler, feed, loop.metrics, last.time_s).as_json()
         for lane in Lane:
             served = last.served_tokens[lane] - (first.served_tokens[lane] if first else 0)
             elapsed_s = last.time_s - (first.time_s if first else 0.0)
