@@ -22,6 +22,24 @@ from engine.kernels.cpu.scalars import FAST, exp, round_to, to_float32
 _KEYS = 256  # a block's K and V panels, 64 values each in float32, take 128 KiB of an L2 cache
 
 
+@njit(inline="always")
+def queries_of(unit: Any, parts: Any, chunks: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """The queries of a unit: their row and key/value head, the position of the first one in its row and in the step's
+    tokens, and the number of tokens."""
+    # By head first: threads take contiguous shares, and all heads of a chunk take the same time.
+    num_chunks = chunks.shape[1]
+    kv_head, chunk, part = unit // parts // num_chunks, unit // parts % num_chunks, unit % parts
+    first_token = chunks[2, chunk] * part // parts
+    num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
+    return (
+        chunks[0, chunk],
+        kv_head,
+        chunks[1, chunk] + first_token,
+        chunks[3, chunk] + first_token,
+        num_tokens,
+    )
+
+
 @njit(inline="always", fastmath=FAST)
 def store_means(
     sums: Any,  # [R, >= Dv] float32: values weighted by powers below the row's peak
@@ -67,14 +85,7 @@ def _attend_unit(
     group = num_heads // num_kv_heads
     num_v_panels = (size_v + PANEL - 1) // PANEL
     width = num_v_panels * PANEL
-    # By head first: threads take contiguous shares, and all heads of a chunk take the same time.
-    num_chunks = chunks.shape[1]
-    kv_head, chunk, part = unit // parts // num_chunks, unit // parts % num_chunks, unit % parts
-    row, start = chunks[0, chunk], chunks[1, chunk]
-    first_token = chunks[2, chunk] * part // parts
-    num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
-    start += first_token
-    offset = chunks[3, chunk] + first_token
+    row, kv_head, start, offset, num_tokens = queries_of(unit, parts, chunks)
     num_rows = num_tokens * group  # row r is query token r // group, head r % group of the kv head's
     queries = np.empty((num_rows, size), dtype=np.float32)
     for r in range(num_rows):

@@ -29,7 +29,7 @@ from engine.kernels.cpu.multiply_bf16 import (
     multiply,
     release,
 )
-from engine.kernels.cpu.prefill_attention import store_means
+from engine.kernels.cpu.prefill_attention import queries_of, store_means
 from engine.kernels.cpu.scalars import FAST, exp
 
 _KEYS = 256  # a block's K and V panels, 64 values each, take 64 KiB of an L2 cache
@@ -56,14 +56,7 @@ def _attend_unit(
     size_v = v_cache.shape[2]
     group = num_heads // num_kv_heads
     k_pairs = k_cache.view(np.uint32)  # [num_slots, Hkv, D / 2]
-    # By head first: threads take contiguous shares, and all heads of a chunk take the same time.
-    num_chunks = chunks.shape[1]
-    kv_head, chunk, part = unit // parts // num_chunks, unit // parts % num_chunks, unit % parts
-    row, start = chunks[0, chunk], chunks[1, chunk]
-    first_token = chunks[2, chunk] * part // parts
-    num_tokens = chunks[2, chunk] * (part + 1) // parts - first_token
-    start += first_token
-    offset = chunks[3, chunk] + first_token
+    row, kv_head, start, offset, num_tokens = queries_of(unit, parts, chunks)
     num_rows = num_tokens * group  # row r is query token r // group, head r % group of the kv head's
     # The products of padding rows are computed too, and ignored.
     queries = aligned((num_rows + ROWS) * size * 2).view(np.uint16).reshape(num_rows + ROWS, size)
