@@ -14,9 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from service import API, MODEL, MODEL_DIR, run_checks
+import requests
+from service import API, MODEL, MODEL_DIR, URL, run_checks
 
 DOCUMENTS = 40
+EXAMPLE = Path(__file__).parents[3] / "examples" / "evaluate_lm_eval.py"
 folder = Path(tempfile.mkdtemp(prefix="lm-eval-"))
 
 
@@ -68,6 +70,19 @@ def _write_tasks() -> None:
         (folder / f"{task['task']}.yaml").write_text(json.dumps(task))  # JSON is YAML
 
 
+def _run(command: list[str]) -> str:
+    env = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "OPENAI_API_KEY": "none",
+        "BROS_URL": URL,
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
+    assert done.returncode == 0, done.stderr[-400:]
+    return done.stdout
+
+
 def _results(backend: str, arguments: str, task: str) -> Any:
     out = folder / backend
     command = [
@@ -75,14 +90,7 @@ def _results(backend: str, arguments: str, task: str) -> Any:
         "--include_path", str(folder), "--output_path", str(out), "--log_samples", "--batch_size", "8",
         "--device", "cpu",
     ]  # fmt: skip
-    env = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(folder / "cache"),
-        "OPENAI_API_KEY": "none",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
-    assert done.returncode == 0, done.stderr[-400:]
+    _run(command)
     path = max(out.rglob("results_*.json"))
     return json.loads(path.read_text())["results"][task]
 
@@ -107,6 +115,23 @@ def check_generate() -> None:
 
 def check_loglikelihood() -> None:
     _compare("vendor_choice", ["acc", "acc_norm"])
+
+
+def check_the_example() -> None:
+    prompt = "Invoice from ACME Ltd.\nDate: 3 March 2026\nTotal: EUR 12.50\n\nWhat is the total?"
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0,
+        "max_tokens": 64,
+    }
+    answer = requests.post(f"{API}/chat/completions", json=body, timeout=60).json()
+    right = answer["choices"][0]["message"]["content"]
+    questions = folder / "questions.jsonl"
+    lines = [{"prompt": prompt, "answer": right}, {"prompt": prompt, "answer": "another answer"}]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    printed = _run([sys.executable, str(EXAMPLE), str(questions)])
+    assert "2 questions, 50.0% answered right" in printed, printed
 
 
 if __name__ == "__main__":
