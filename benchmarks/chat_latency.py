@@ -30,7 +30,7 @@ from benchmarks.machine import write_result
 from bros_batch.settings import DEMO_MODEL_DIR
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineGone
-from engine.wire.protocol import Sampling
+from engine.wire.request_terms import Sampling
 
 WARM_UP = 50
 

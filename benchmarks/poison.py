@@ -28,7 +28,11 @@ from redis import Redis
 from benchmarks.machine import write_result
 from benchmarks.own_up import own_up
 from bros_batch.settings import DEMO_MODEL_DIR
-from engine.wire.protocol import LENGTH_PREFIX, Hello, ItemRequest, Sampling, Submit, encode, frame, items_key
+from engine.wire.framing import LENGTH_PREFIX, frame
+from engine.wire.item_messages import ItemRequest, encode
+from engine.wire.protocol import Hello, Submit
+from engine.wire.redis_keys import items_key
+from engine.wire.request_terms import Sampling
 
 CHAT = "/v1/chat/completions"
 VOCAB_SIZE = 1536

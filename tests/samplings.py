@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from engine.wire.limits import BIAS_RANGE, SAMPLING_RANGES, Range
-from engine.wire.protocol import MAX_GRAMMAR_CHARS, Grammar, Sampling
+from engine.wire.request_terms import MAX_GRAMMAR_CHARS, Grammar, Sampling
 
 HOSTILE_NUMBERS: tuple[float, ...] = (
     float("nan"), float("inf"), float("-inf"), 5e-324, -5e-324, 1e-50, 1e-38, 1e-9, 1e-5, 1e38, 1e39, 1e308,

@@ -142,8 +142,8 @@ class Item:
 class ContentKey:
     """The answer to all requests with this content key, and the item that computed it.
 
-    `choices` is the engine's output, as `engine.wire.protocol.Choice` in msgpack, so that a response can be made of it
-    as of an output that has just been computed.
+    `choices` is the engine's output, as `engine.wire.item_messages.Choice` in msgpack, so that a response can be made
+    of it as of an output that has just been computed.
     """
 
     key: Annotated[bytes, LargeBinary(16)]

@@ -11,7 +11,7 @@ from hashlib import sha256
 import msgspec
 
 from bros_batch.openai_api.engine_requests import EngineRequests
-from engine.wire.protocol import Sampling
+from engine.wire.request_terms import Sampling
 
 KEY_BYTES = 16
 # Of an item with more parts (an embedding of thousands of texts), the bookkeeping would cost more than it saves.

@@ -14,7 +14,7 @@ from bros_batch.jobs.finished_item import NOTHING_REUSED, Reused
 from bros_batch.jobs.leaders import remove_leaders
 from bros_batch.jobs.memo import memo_of
 from bros_batch.jobs.worker import Worker
-from engine.wire.protocol import ItemResult
+from engine.wire.item_messages import ItemResult
 
 
 class ComputedAnswers:

@@ -18,7 +18,7 @@ from bros_batch.openai_api.completion_response import ResponseHead, has_incomple
 from bros_batch.openai_api.endpoint import ServedModel, outcome_of
 from bros_batch.openai_api.endpoints import RESPONSES
 from bros_batch.request_error import RequestError
-from engine.wire.protocol import ItemResult
+from engine.wire.item_messages import ItemResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 from bros_batch.db import lost_items, redis_generation
 from bros_batch.db.connections import reading, writing
 from bros_batch.jobs.worker import Worker
-from engine.wire.protocol import GENERATION_KEY
+from engine.wire.redis_keys import GENERATION_KEY
 
 
 def ensure_generation(worker: Worker) -> int:

@@ -14,7 +14,7 @@ import msgspec
 from bros_batch.db.table_rows import ContentKey
 from bros_batch.jobs.finished_item import NOTHING_REUSED, Reused
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import Choice, ItemResult
+from engine.wire.item_messages import Choice, ItemResult
 
 # Log-probabilities of a long prompt take more than the answer is worth.
 MAX_ANSWER_BYTES = 256 * 1024

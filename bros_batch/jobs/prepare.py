@@ -36,7 +36,7 @@ from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.withdraw import take_back_waiting, withdraw_job
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
-from engine.wire.protocol import encode
+from engine.wire.item_messages import encode
 
 ENQUEUE_BYTES = 1024**2
 LAST_CLAIM_S = 0.2  # what is claimed later is seldom done in time, and is claimed again by the next run

@@ -31,7 +31,8 @@ from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.request_error import RequestError
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import RECORD_GROUP, RESULTS_KEY, ItemResult, decode_item_result
+from engine.wire.item_messages import ItemResult, decode_item_result
+from engine.wire.redis_keys import RECORD_GROUP, RESULTS_KEY
 
 log = logging.getLogger("bros.record")
 

@@ -32,7 +32,7 @@ from bros_batch.jobs.worker import Worker
 from bros_batch.openai_api.endpoint import ServedModel
 from bros_batch.openai_api.engine_requests import EngineRequests
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import MAX_MEMO_BYTES, Choice, ItemResult, encode
+from engine.wire.item_messages import MAX_MEMO_BYTES, Choice, ItemResult, encode
 
 # They are let go together, in one transaction. More of them compute their answers instead.
 MAX_WAITING = 4096

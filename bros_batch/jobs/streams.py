@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, engine_key, items_key
+from engine.wire.redis_keys import ENGINE_GROUP, RECORD_GROUP, RESULTS_KEY, engine_key, items_key
 from engine.wire.stream_entries import MAX_EPOCH, MAX_ITEM_ID, read_number
 
 LIST_PAGE = 1_000

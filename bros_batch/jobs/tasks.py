@@ -36,7 +36,7 @@ from bros_batch.jobs.sweep import sweep as run_sweep
 from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.jobs.worker import Worker, get_worker, load_before_fork
-from engine.wire.protocol import RESULTS_KEY
+from engine.wire.redis_keys import RESULTS_KEY
 
 log = logging.getLogger("bros.tasks")
 

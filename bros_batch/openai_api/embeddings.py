@@ -17,7 +17,8 @@ from bros_batch.openai_api.served_request import CHARS_PER_PROMPT, ServedRequest
 from bros_batch.openai_api.validation import validate
 from bros_batch.request_error import RequestError
 from bros_batch.text.embedding_form import EmbeddingForm
-from engine.wire.protocol import MAX_PARTS, Part, Sampling
+from engine.wire.item_messages import MAX_PARTS
+from engine.wire.request_terms import Part, Sampling
 
 
 class EmbeddingRequest(ServedRequest):

@@ -25,8 +25,9 @@ from bros_batch.settings import Settings
 from bros_batch.text.embedding_form import DEFAULT_FORM, EmbeddingForm
 from bros_batch.text.message_form import PLAIN, MessageForm
 from bros_batch.text.tokenizer import ModelTokenizer
+from engine.wire.item_messages import Choice, ItemResult
 from engine.wire.limits import EngineLimits
-from engine.wire.protocol import Choice, ItemResult, Slo
+from engine.wire.request_terms import Slo
 
 RequestT = TypeVar("RequestT", bound=ServedRequest)
 

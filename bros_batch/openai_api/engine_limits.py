@@ -7,8 +7,8 @@ from collections.abc import Callable
 from bros_batch.openai_api.engine_requests import EngineRequests
 from bros_batch.request_error import RequestError
 from engine.wire.limits import EngineLimits
-from engine.wire.protocol import Slo
 from engine.wire.request_problems import problem_with, problem_with_item, slo_problem
+from engine.wire.request_terms import Slo
 
 
 def check_limits(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.wire.protocol import PROMPT_TAIL_TOKENS, ItemRequest, Part
+from engine.wire.item_messages import ItemRequest
+from engine.wire.request_terms import PROMPT_TAIL_TOKENS, Part
 
 
 @dataclass(frozen=True, slots=True)

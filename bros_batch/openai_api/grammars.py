@@ -15,7 +15,7 @@ import msgspec
 from bros_batch.openai_api.request_fields import NOTHING, is_one_of
 from bros_batch.request_error import RequestError
 from engine.wire.json_schemas import OPTIONS_KEYWORD, compilable_text, without_white_space
-from engine.wire.protocol import MAX_GRAMMAR_CHARS, Grammar
+from engine.wire.request_terms import MAX_GRAMMAR_CHARS, Grammar
 from engine.wire.schema_keywords import UnusableSchema
 
 JSON_OBJECT = {"type": "object"}

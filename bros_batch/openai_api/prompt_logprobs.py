@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from bros_batch.openai_api.completion_response import Json, named_token
 from bros_batch.text.output_decoder import MIN_LOGPROB
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import PositionLogprobs, PromptLogprobs
+from engine.wire.request_terms import PositionLogprobs, PromptLogprobs
 
 
 class Prompt:

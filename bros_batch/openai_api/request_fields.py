@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from engine.wire.limits import MAX_CHOICES, MAX_LOGPROBS
-from engine.wire.protocol import MAX_STOP_CHARS, MAX_STOP_STRINGS
+from engine.wire.request_terms import MAX_STOP_CHARS, MAX_STOP_STRINGS
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TEMPLATE_KWARGS_CHARS = 64 * 1024

@@ -7,7 +7,7 @@ from bros_batch.openai_api.request_fields import MAX_TOKEN_ID
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.request_error import RequestError
-from engine.wire.protocol import LaneName, Sampling, Slo
+from engine.wire.request_terms import LaneName, Sampling, Slo
 
 
 def sampling_of(request: Request, defaults: SamplingDefaults, room: int = MAX_TOKEN_ID) -> Sampling:

@@ -32,7 +32,7 @@ from bros_batch.openai_api.tools.answer_grammar import answer_grammar
 from bros_batch.request_error import RequestError
 from bros_batch.text.message_form import MessageForm, finished_choice
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Part, Sampling
+from engine.wire.request_terms import Part, Sampling
 
 MAX_OUTPUTS = 256
 

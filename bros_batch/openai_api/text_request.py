@@ -27,7 +27,7 @@ from bros_batch.openai_api.served_request import ServedRequest
 from bros_batch.openai_api.validation import LenientPart
 from bros_batch.request_error import RequestError
 from engine.wire.limits import MAX_CHOICES
-from engine.wire.protocol import Grammar
+from engine.wire.request_terms import Grammar
 
 
 class StreamOptions(LenientPart):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bros_batch.text.output_decoder import FinishReason, OutputDecoder, Piece, StopReason
 from bros_batch.text.reasoning import ReasoningPhase, ReasoningSplitter
 from bros_batch.text.tool_calls.parser import CallParser, Parsed
-from engine.wire.protocol import PositionLogprobs
+from engine.wire.request_terms import PositionLogprobs
 
 
 class MessageDecoder:

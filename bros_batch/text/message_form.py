@@ -12,7 +12,8 @@ from bros_batch.text.text_rules import WORDS, TextRules
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.text.tool_calls.formats import CallFormat
 from bros_batch.text.tool_calls.parser import CallParser, CallPiece
-from engine.wire.protocol import PROMPT_TAIL_TOKENS, Choice, Sampling
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import PROMPT_TAIL_TOKENS, Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from bros_batch.text.stop_strings import StopCutter
 from bros_batch.text.text_rules import WORDS, TextRules
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.text.tool_calls.parser import CallPiece
-from engine.wire.protocol import PROMPT_TAIL_TOKENS, PositionLogprobs, Sampling
+from engine.wire.request_terms import PROMPT_TAIL_TOKENS, PositionLogprobs, Sampling
 
 StopReason = Literal["stop", "length"]  # the engine's
 FinishReason = Literal["stop", "length", "tool_calls"]

@@ -25,16 +25,9 @@ from bros_batch.web.part_groups import ask_in_groups
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineGone, EngineRejected
 from engine.wire.engine_stream import EngineStream
-from engine.wire.protocol import (
-    PROMPT_TAIL_TOKENS,
-    Choice,
-    Finished,
-    Part,
-    PartsFinished,
-    PositionLogprobs,
-    Sampling,
-    Tokens,
-)
+from engine.wire.item_messages import Choice
+from engine.wire.protocol import Finished, PartsFinished, Tokens
+from engine.wire.request_terms import PROMPT_TAIL_TOKENS, Part, PositionLogprobs, Sampling
 
 # Tokenizing less text than this, or writing a response of fewer values, takes less time than others may wait.
 INLINE_CHARS = 16_384

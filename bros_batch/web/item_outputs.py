@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.wire.decoding import DECODE_ERRORS
-from engine.wire.protocol import FOLLOWED_KEY, Choice, output_key
+from engine.wire.item_messages import Choice
+from engine.wire.redis_keys import FOLLOWED_KEY, output_key
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from engine.wire.protocol import MAX_PARTS_AT_ONCE, Part, PartEnd, PartsFinished
+from engine.wire.protocol import MAX_PARTS_AT_ONCE, PartEnd, PartsFinished
+from engine.wire.request_terms import Part
 
 # A group has no more tokens than this, unless one prompt has more. While one group is computed, the next one waits in
 # the engine.

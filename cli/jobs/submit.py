@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bros_batch.item_counts import ItemCounts
 from bros_batch.openai_api.endpoints import ENDPOINTS
 from cli.column_option import column_option
 from cli.connection_options import connection_options
 from cli.escapes import unescape
 from cli.failure import USAGE_ERROR, Failure
 from cli.jobs.dry_run import show_forecast
+from cli.jobs.finish import finish
 from cli.jobs.first_rows import MAX_ROWS, confirm_all, run_first_rows, take_lines
 from cli.notify_option import notify_option
 from cli.numbers import NUM_TOKENS, TEMPERATURE, TOP_K, Finite
-from cli.output import counted, json_option, note, print_json
-from cli.output_file import check_not_input, check_output, output_option, write_lines
+from cli.output import json_option, note, print_json
+from cli.output_file import check_not_input, check_output, output_option
 from cli.prompt_option import FILES, prompt_text
 from cli.schema_option import schema_option
 from cli.text_options import TEXT
@@ -258,62 +258,3 @@ def _check_not_input(output: str | None, sources: Sequence[str]) -> None:
         elif Path(source).is_file():
             with Path(source).open("rb") as file:
                 check_not_input(output, file, source)
-
-
-def finish(client: Client, batch: dict[str, Any], output: str | None, as_json: bool) -> None:
-    """Watch the job until it ends, fetch its results, and fail unless every item succeeded."""
-    from rich.console import Console
-
-    from bros_batch.client.progress import follow
-    from cli.jobs.status import summary
-
-    job = batch["id"]
-    try:
-        batch = follow(client, batch, Console(stderr=True))
-    except KeyboardInterrupt:
-        note(f"The job continues to run. To watch it again: bros-batch status {job} --watch")
-        if output not in (None, "-"):
-            note(f"To write its results: bros-batch results {job} -o {shlex.quote(output)}")
-        raise
-    if output is not None:
-        count = _write_results(client, batch, output)
-        if output != "-":
-            note(f"{counted(count, 'result')} in {output}")
-    if as_json:
-        print_json(batch)
-    elif output != "-":
-        click.echo(summary(batch))
-    counts = ItemCounts.of_batch(batch)
-    if batch["status"] != "completed" or counts.succeeded < counts.total:
-        raise Failure(_shortfall(batch))
-
-
-def _write_results(client: Client, batch: dict[str, Any], output: str) -> int:
-    from bros_batch.client.result_table import Selection, table_format, write_result_table
-
-    job = batch["id"]
-    try:
-        kind = table_format(batch, output)
-        if kind is not None:
-            return write_result_table(client, batch, kind, output, Selection())
-        return write_lines(client.result_lines(job, "succeeded"), output)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        place = "stdout" if output == "-" else output
-        raise Failure(
-            f"Cannot write {place}: {error.strerror}. The results are safe on the server; "
-            f"to fetch them: bros-batch results {job} -o FILE"
-        ) from None
-
-
-def _shortfall(batch: dict[str, Any]) -> str:
-    counts = ItemCounts.of_batch(batch)
-    if batch["status"] == "failed":
-        errors = (batch.get("errors") or {}).get("data") or [{"message": "its input file could not be used"}]
-        return f"the job failed: {errors[0]['message']}"
-    if batch["status"] != "completed":
-        return (
-            f"the job did not complete: it is {batch['status']}, and {counts.succeeded} items have results."
-        )
-    return f"{counts.without_result} of {counts.total} items failed; run `bros-batch errors {batch['id']}` to see why."

@@ -89,7 +89,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is drawn. The wire carries the same fields (`engine.wire.protocol.Sampling`).
+    """How the next token is drawn. The wire carries the same fields (`engine.wire.request_terms.Sampling`).
 
     `top_k` 0 turns it off. `logprobs` None asks for none; k >= 0 asks for those of the sampled token and of the k
     likeliest ones. `logit_bias` holds (token id, bias) pairs. The runner matches `stop` strings on decoded text. A

@@ -27,17 +27,8 @@ from engine.lanes.translation import (
     sampling_params,
     scores,
 )
-from engine.wire.protocol import (
-    Finished,
-    Part,
-    PartEnd,
-    PartsFinished,
-    Rejected,
-    Sampling,
-    Submit,
-    SubmitParts,
-    Tokens,
-)
+from engine.wire.protocol import Finished, PartEnd, PartsFinished, Rejected, Submit, SubmitParts, Tokens
+from engine.wire.request_terms import Part, Sampling
 
 # Of BE; `max_waiting_rt` limits RT. Far more than rows, so that bulk over HTTP finds the next request waiting.
 MAX_OPEN_BE_REQUESTS = 4096

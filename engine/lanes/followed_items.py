@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from engine.lanes.pulled_item import PulledItem
-from engine.wire.protocol import FOLLOWED_KEY, encode, output_key
+from engine.wire.item_messages import encode
+from engine.wire.redis_keys import FOLLOWED_KEY, output_key
 
 INTERVAL_S = 0.2
 EXPIRES_S = 60

@@ -13,7 +13,7 @@ from engine.core import terms
 from engine.grammars.contract import ANYONE, Asker, GrammarCompiler, TooManyGrammars
 from engine.grammars.turns import FairQueue
 from engine.wire.json_schemas import compilable_text
-from engine.wire.protocol import Grammar
+from engine.wire.request_terms import Grammar
 from engine.wire.schema_errors import located
 from engine.wire.schema_keywords import UnusableSchema
 

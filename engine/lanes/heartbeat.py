@@ -15,7 +15,7 @@ import msgspec
 from engine.lanes.exchange import Exchange
 from engine.lanes.item_rate import ItemRate
 from engine.lanes.pulled_item import PulledItem
-from engine.wire import protocol
+from engine.wire import redis_keys
 
 INTERVAL_S = 2.0
 EXPIRES_S = 15
@@ -38,7 +38,7 @@ class Heartbeat:
         rate: ItemRate,
         held: Callable[[], Collection[PulledItem]],
     ) -> None:
-        self._key = protocol.engine_key(engine_id)
+        self._key = redis_keys.engine_key(engine_id)
         self._about = {
             "engine_id": engine_id,
             "host": socket.gethostname(),

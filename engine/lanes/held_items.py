@@ -19,9 +19,10 @@ from engine.lanes.item_rate import ItemRate
 from engine.lanes.pulled_item import PulledItem, failed_item
 from engine.lanes.result_queue import ResultQueue
 from engine.lanes.stream_claims import Fields
-from engine.wire import protocol
-from engine.wire.protocol import Grammar, ItemResult
+from engine.wire import item_messages
+from engine.wire.item_messages import ItemResult
 from engine.wire.request_problems import problem_with_item
+from engine.wire.request_terms import Grammar
 from engine.wire.stream_entries import describe, identity
 
 log = logging.getLogger("engine.pull")
@@ -58,7 +59,7 @@ class HeldItems:
     def take_in(self, entry_id: bytes, fields: Fields) -> PulledItem | None:
         """The item of an entry, or None for an entry that holds no item which can be computed."""
         try:
-            item = protocol.decode_item_request(fields[b"p"])
+            item = item_messages.decode_item_request(fields[b"p"])
         except msgspec.ValidationError as error:
             self.fail_unread(entry_id, fields, "invalid_request", f"the item cannot be read: {error}")
             return None

@@ -32,7 +32,7 @@ from engine.lanes.pulled_item import PulledItem
 from engine.lanes.result_queue import ResultQueue
 from engine.lanes.stream_claims import Entry, StreamClaims
 from engine.lanes.suspects import Suspects
-from engine.wire import protocol
+from engine.wire import redis_keys
 from engine.wire.stream_entries import identity
 
 log = logging.getLogger("engine.pull")
@@ -53,7 +53,7 @@ class ItemPuller:
         self._config = config
         self._exchange = exchange
         self._redis = redis
-        key = protocol.items_key(config.model)
+        key = redis_keys.items_key(config.model)
         self._claims = StreamClaims(redis, key, config.engine_id)
         self._suspects = Suspects(redis, config.model, config.last_step)
         self._results = ResultQueue(redis, key)

@@ -7,7 +7,8 @@ from time import monotonic
 
 import msgspec
 
-from engine.wire.protocol import Tokens, frame
+from engine.wire.framing import frame
+from engine.wire.protocol import Tokens
 
 # A client that falls this far behind, which is thousands of token frames, is disconnected.
 MAX_UNSENT_BYTES = 4 * 1024 * 1024

@@ -18,15 +18,8 @@ from engine.lanes.translation import (
     sampling_params,
     scores,
 )
-from engine.wire.protocol import (
-    PROMPT_TAIL_TOKENS,
-    Choice,
-    Grammar,
-    ItemRequest,
-    ItemResult,
-    Part,
-    PositionLogprobs,
-)
+from engine.wire.item_messages import Choice, ItemRequest, ItemResult
+from engine.wire.request_terms import PROMPT_TAIL_TOKENS, Grammar, Part, PositionLogprobs
 
 
 class PulledItem:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from engine.wire import protocol
-from engine.wire.protocol import ItemResult
+from engine.wire import item_messages, redis_keys
+from engine.wire.item_messages import ItemResult
 
 # A push costs the engine and Redis more than ten results. So results that come within this time after a push go
 # together; one that comes later than that goes at once.
@@ -44,7 +44,7 @@ class ResultQueue:
 
     def put(self, entry_id: bytes, result: ItemResult) -> None:
         """Queue the result of the entry `entry_id` of the items stream."""
-        self._results.append((protocol.encode(result), entry_id))
+        self._results.append((item_messages.encode(result), entry_id))
         self._arrived.set()
 
     def remove(self, entry_id: bytes) -> None:
@@ -80,9 +80,9 @@ class ResultQueue:
     async def _push(self) -> None:
         while self._results or self._removed:
             results, removed = self._results[:PUSH_RESULTS], self._removed[:PUSH_RESULTS]
-            keys = (protocol.RESULTS_KEY, self._items_key)
+            keys = (redis_keys.RESULTS_KEY, self._items_key)
             values = [value for result in results for value in result]
-            arguments = (protocol.ENGINE_GROUP, len(results), *values, *removed)
+            arguments = (redis_keys.ENGINE_GROUP, len(results), *values, *removed)
             await self._redis.eval(_PUSH, len(keys), *keys, *arguments)
             del self._results[: len(results)]
             del self._removed[: len(removed)]

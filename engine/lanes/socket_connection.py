@@ -10,9 +10,8 @@ from typing import assert_never, cast
 from engine.lanes.client_requests import ClientRequests, RequestContext
 from engine.lanes.outbox import Outbox
 from engine.wire.decoding import DECODE_ERRORS, rejection_of
-from engine.wire.framing import FrameError, FrameReader
+from engine.wire.framing import MAX_FRAME_BYTES, FrameError, FrameReader
 from engine.wire.protocol import (
-    MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Cancel,
     ClientMessage,

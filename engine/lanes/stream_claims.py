@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from engine.wire import protocol
+from engine.wire import redis_keys
 from engine.wire.limits import MAX_PRIORITY
 from engine.wire.stream_entries import read_number
 
@@ -71,7 +71,7 @@ class StreamClaims:
     async def make_group(self) -> None:
         """Make the group whose members share the stream, unless there is one."""
         try:
-            await self._redis.xgroup_create(self._key, protocol.ENGINE_GROUP, id="0", mkstream=True)
+            await self._redis.xgroup_create(self._key, redis_keys.ENGINE_GROUP, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):  # BUSYGROUP: the group exists already
                 raise
@@ -79,7 +79,7 @@ class StreamClaims:
     async def read(self, count: int, block_ms: int) -> list[Entry]:
         """The next `count` entries that no engine has read, from now on the engine's. Waits if there are none."""
         answer = await self._redis.xreadgroup(
-            protocol.ENGINE_GROUP, self._engine_id, {self._key: ">"}, count=count, block=block_ms
+            redis_keys.ENGINE_GROUP, self._engine_id, {self._key: ">"}, count=count, block=block_ms
         )
         return _entries(answer)
 
@@ -93,7 +93,7 @@ class StreamClaims:
 
     async def _pending(self, limit: int, **options: Any) -> dict[bytes, int]:
         pending = await self._redis.xpending_range(
-            self._key, protocol.ENGINE_GROUP, min="-", max="+", count=limit, **options
+            self._key, redis_keys.ENGINE_GROUP, min="-", max="+", count=limit, **options
         )
         return {each["message_id"]: each["times_delivered"] for each in pending}
 
@@ -117,20 +117,20 @@ class StreamClaims:
         self, consumer: str, min_idle_ms: int, entry_ids: Sequence[bytes], **options: Any
     ) -> Any:
         return await self._redis.xclaim(
-            self._key, protocol.ENGINE_GROUP, consumer, min_idle_ms, entry_ids, **options
+            self._key, redis_keys.ENGINE_GROUP, consumer, min_idle_ms, entry_ids, **options
         )
 
     async def lost(self, entry_ids: Sequence[bytes], *, renew: bool) -> list[bytes]:
         """Those of these entries that are no longer the engine's. `renew`: renew the claims on the others."""
         if not entry_ids:
             return []
-        arguments = (protocol.ENGINE_GROUP, self._engine_id, int(renew), ALL_ENTRIES, *entry_ids)
+        arguments = (redis_keys.ENGINE_GROUP, self._engine_id, int(renew), ALL_ENTRIES, *entry_ids)
         gone: list[bytes] = await self._redis.eval(_CHECK, 1, self._key, *arguments)
         return gone
 
     async def more_urgent(self, priority: int, limit: int) -> int:
         """How many of the next `limit` unread entries, from the first on, have a higher priority than this one."""
-        found = await self._redis.eval(_NEXT_PRIORITIES, 1, self._key, protocol.ENGINE_GROUP, limit)
+        found = await self._redis.eval(_NEXT_PRIORITIES, 1, self._key, redis_keys.ENGINE_GROUP, limit)
         count = 0
         for value in found:
             waiting = read_number(value, -MAX_PRIORITY, MAX_PRIORITY)

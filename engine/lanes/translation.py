@@ -11,7 +11,7 @@ import numpy as np
 from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import SLO, SamplingParams
 from engine.core.terms import Grammar as CoreGrammar
-from engine.wire.protocol import Grammar, PositionLogprobs, PromptLogprobs, Sampling, Slo
+from engine.wire.request_terms import Grammar, PositionLogprobs, PromptLogprobs, Sampling, Slo
 
 
 def core_slo(slo: Slo | None, default: SLO) -> SLO:

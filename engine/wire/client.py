@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from engine.wire.decoding import DECODE_ERRORS, ENCODE_ERRORS, envelope_of
 from engine.wire.engine_errors import EngineGone, EngineRejected, EngineSilent
 from engine.wire.engine_stream import EngineStream
-from engine.wire.framing import Address, FrameError, FrameReader
+from engine.wire.framing import Address, FrameError, FrameReader, frame
 from engine.wire.parts_answers import PartsAnswers
 from engine.wire.protocol import (
     PROTOCOL_VERSION,
@@ -21,14 +21,10 @@ from engine.wire.protocol import (
     Error,
     Finished,
     Hello,
-    LaneName,
-    Part,
     PartsFinished,
     Pulse,
     PulseQuery,
     Rejected,
-    Sampling,
-    Slo,
     Stats,
     StatsQuery,
     Submit,
@@ -36,8 +32,8 @@ from engine.wire.protocol import (
     Tokens,
     Welcome,
     decode_engine_message,
-    frame,
 )
+from engine.wire.request_terms import LaneName, Part, Sampling, Slo
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ import re
 
 import msgspec
 
-from engine.wire.protocol import Rejected, ShortText
+from engine.wire.protocol import Rejected
+from engine.wire.request_terms import ShortText
 
 # Everything that decoding of foreign bytes raises: wrong types, invalid UTF-8, numbers out of range, and nesting
 # without end.

@@ -1,15 +1,38 @@
-"""Frames cut from a byte stream, and the addresses that engines listen on."""
+"""Frames, cut from a byte stream and written to one, and the addresses that engines listen on.
+
+A frame is a 4-byte big-endian length followed by that many bytes of msgpack, which encode one tagged message.
+"""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from engine.wire.protocol import LENGTH_PREFIX, MAX_FRAME_BYTES
+import msgspec
+
+# A prompt of three million tokens fits, and nobody waits long while one frame is decoded.
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+LENGTH_PREFIX = struct.Struct(">I")
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class FrameError(Exception):
     """The byte stream does not follow the protocol, so the connection must be closed."""
+
+
+class FrameTooLong(ValueError):
+    """A message does not fit into one frame."""
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """Encode one message as a frame: the length prefix and the msgpack body. Raises FrameTooLong, or what
+    `engine.wire.decoding.ENCODE_ERRORS` names if the message holds a value that msgpack has no form for."""
+    body = _encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameTooLong(f"it takes {len(body)} bytes; at most {MAX_FRAME_BYTES} fit into a frame")
+    return LENGTH_PREFIX.pack(len(body)) + body
 
 
 class FrameReader:

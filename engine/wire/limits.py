@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, get_args
 
-from engine.wire.protocol import GrammarKind
+from engine.wire.request_terms import GrammarKind
 
 MAX_TOKENS = 2**31 - 1
 MAX_CHOICES = 128

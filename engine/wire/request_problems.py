@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from engine.wire.item_messages import MAX_PARTS, ItemRequest
 from engine.wire.limits import (
     CHOICES_RANGE,
     DEADLINE_RANGE_S,
@@ -20,16 +21,8 @@ from engine.wire.limits import (
     EngineLimits,
 )
 from engine.wire.problem import Problem, foreign_token, invalid, out_of_range
-from engine.wire.protocol import (
-    MAX_PARTS,
-    MAX_PARTS_AT_ONCE,
-    ItemRequest,
-    Part,
-    Sampling,
-    Slo,
-    Submit,
-    SubmitParts,
-)
+from engine.wire.protocol import MAX_PARTS_AT_ONCE, Submit, SubmitParts
+from engine.wire.request_terms import Part, Sampling, Slo
 from engine.wire.sampling_problems import sampling_problem
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from engine.wire.limits import BIAS_RANGE, GRAMMAR_KINDS, POOLINGS, SAMPLING_RANGES, EngineLimits
 from engine.wire.problem import Problem, foreign_token, invalid, not_in_vocabulary, out_of_range, too_many
-from engine.wire.protocol import (
+from engine.wire.request_terms import (
     MAX_GRAMMAR_CHARS,
     MAX_LOGIT_BIASES,
     MAX_SCORES,

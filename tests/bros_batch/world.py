@@ -29,17 +29,8 @@ from bros_batch.jobs.task_run import Progress, TaskRun
 from bros_batch.jobs.worker import Worker
 from bros_batch.settings import Settings
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
-from engine.wire.protocol import (
-    ENGINE_GROUP,
-    RESULTS_KEY,
-    Choice,
-    ItemRequest,
-    ItemResult,
-    decode_item_request,
-    encode,
-    engine_key,
-    items_key,
-)
+from engine.wire.item_messages import Choice, ItemRequest, ItemResult, decode_item_request, encode
+from engine.wire.redis_keys import ENGINE_GROUP, RESULTS_KEY, engine_key, items_key
 
 CHAT = "/v1/chat/completions"
 FOREVER = math.inf

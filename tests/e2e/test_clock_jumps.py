@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from engine.wire.protocol import items_key
+from engine.wire.redis_keys import items_key
 from tests.e2e.known_jobs import (
     IMPATIENT,
     Api,

@@ -10,7 +10,8 @@ import pytest
 from engine.config import EngineConfig
 from engine.runner.loading import load_runner
 from engine.wire.client import EngineClient
-from engine.wire.protocol import Sampling, Tokens
+from engine.wire.protocol import Tokens
+from engine.wire.request_terms import Sampling
 from tests.engines import running_engine
 from tests.factories_models import VOCAB_SIZE, generated, make_model, own_model
 

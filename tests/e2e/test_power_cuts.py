@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from engine.wire.protocol import RESULTS_KEY
+from engine.wire.redis_keys import RESULTS_KEY
 from tests.e2e.known_jobs import (
     IMPATIENT,
     Api,

@@ -20,8 +20,8 @@ from engine.runner.model.loading import load_model
 from engine.runner.torch_runner import TorchRunner
 from engine.wire.json_schemas import compilable_text
 from engine.wire.limits import SAMPLING_RANGES, ModelLimits
-from engine.wire.protocol import Sampling
 from engine.wire.request_problems import problem_with
+from engine.wire.request_terms import Sampling
 from engine.wire.sampling_problems import sampling_problem
 from engine.wire.schema_keywords import UnusableSchema
 from tests.engine.runner.driver import Driver, load_runner

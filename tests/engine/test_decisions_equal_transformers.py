@@ -17,7 +17,7 @@ from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.settings import DEMO_MODEL_DIR
 from bros_batch.text.tokenizer import load_tokenizer
 from engine.core.terms import Lane, SamplingParams
-from engine.wire.protocol import Choice
+from engine.wire.item_messages import Choice
 from tests.bros_batch.openai_api.factories import served_model
 from tests.engine.runner.driver import load_runner
 from tests.factories import request, run_to_end, scheduler_for

@@ -13,7 +13,8 @@ import torch
 
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineRejected
-from engine.wire.protocol import Finished, LaneName, Sampling, Tokens
+from engine.wire.protocol import Finished, Tokens
+from engine.wire.request_terms import LaneName, Sampling
 from tests.engine.runner.driver import load_runner
 from tests.engines import RunningEngine, running_engine
 from tests.factories_models import VOCAB_SIZE, make_model, own_model

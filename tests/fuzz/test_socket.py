@@ -10,20 +10,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.wire.protocol import (
-    LENGTH_PREFIX,
-    Cancel,
-    Grammar,
-    Hello,
-    Part,
-    Sampling,
-    Slo,
-    StatsQuery,
-    Submit,
-    SubmitParts,
-    encode,
-    frame,
-)
+from engine.wire.framing import LENGTH_PREFIX, frame
+from engine.wire.item_messages import encode
+from engine.wire.protocol import Cancel, Hello, StatsQuery, Submit, SubmitParts
+from engine.wire.request_terms import Grammar, Part, Sampling, Slo
 from tests.fuzz.examples import fuzz
 from tests.fuzz.strategies import changed, values
 from tests.fuzz.target import Target

@@ -8,18 +8,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.wire.protocol import (
-    RESULTS_KEY,
-    Choice,
-    Grammar,
-    ItemRequest,
-    ItemResult,
-    Part,
-    PromptLogprobs,
-    Sampling,
-    encode,
-    items_key,
-)
+from engine.wire.item_messages import Choice, ItemRequest, ItemResult, encode
+from engine.wire.redis_keys import RESULTS_KEY, items_key
+from engine.wire.request_terms import Grammar, Part, PromptLogprobs, Sampling
 from tests.fuzz.examples import fuzz
 from tests.fuzz.jobs import run_job
 from tests.fuzz.strategies import NUMBERS, changed, texts, values

@@ -21,7 +21,7 @@ from bros_batch.request_error import RequestError
 from bros_batch.text.common_beginning import encode_endings
 from bros_batch.text.tokenizer import ModelTokenizer
 from engine.wire.limits import MAX_ITEM_TOKENS
-from engine.wire.protocol import Part, Sampling
+from engine.wire.request_terms import Part, Sampling
 
 MAX_OPTIONS = 255
 SEPARATOR = "\n\n"  # of instruction, text and question

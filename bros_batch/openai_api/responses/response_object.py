@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bros_batch.openai_api.responses.response_request import ResponseRequest, TextFormat
-from engine.wire.protocol import Sampling
+from engine.wire.request_terms import Sampling
 
 Json = dict[str, Any]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]

@@ -18,7 +18,7 @@ from bros_batch.request_error import RequestError
 from bros_batch.text.reasoning import ReasoningMarks, ReasoningPhase
 from bros_batch.text.tokenizer import ModelTokenizer
 from bros_batch.text.tool_calls.formats import CallFormat
-from engine.wire.protocol import MAX_GRAMMAR_CHARS, Grammar
+from engine.wire.request_terms import MAX_GRAMMAR_CHARS, Grammar
 
 
 def answer_grammar(

@@ -6,7 +6,7 @@ import json
 import re
 
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Grammar
+from engine.wire.request_terms import Grammar
 
 ANY_TEXT = r"/(?s:.*)/"
 _SYNTAX = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")

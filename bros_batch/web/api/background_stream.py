@@ -36,7 +36,7 @@ from bros_batch.web.api.response_stream import named_event
 from bros_batch.web.app_state import app_state
 from bros_batch.web.auth import still_has_access
 from bros_batch.web.response_state import current_response, is_ended
-from engine.wire.protocol import Choice
+from engine.wire.item_messages import Choice
 
 Json = dict[str, Any]
 

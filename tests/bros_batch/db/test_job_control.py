@@ -11,7 +11,7 @@ from bros_batch.db.table_rows import Job
 from bros_batch.jobs import finalize as finalize_module
 from bros_batch.jobs.task_run import Progress
 from bros_batch.jobs.withdraw import withdraw_job
-from engine.wire.protocol import ENGINE_GROUP
+from engine.wire.redis_keys import ENGINE_GROUP
 from tests.bros_batch.world import World, batch_lines
 
 

@@ -18,7 +18,8 @@ from bros_batch.openai_api.completion_response import ResponseHead
 from bros_batch.openai_api.endpoint import Outcome, ServedModel
 from bros_batch.request_error import RequestError
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, PositionLogprobs, PromptLogprobs
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import PositionLogprobs, PromptLogprobs
 from tests.bros_batch.openai_api.factories import served_model
 from tests.factories_text import make_text_model
 

@@ -18,7 +18,7 @@ from bros_batch.db.states import WITHOUT_RESULT, ItemStatus
 from bros_batch.jobs.record import CONSUMER
 from bros_batch.jobs.task_run import Progress
 from bros_batch.openai_api.batch_output import error_line, line_id, output_line
-from engine.wire.protocol import RECORD_GROUP, RESULTS_KEY
+from engine.wire.redis_keys import RECORD_GROUP, RESULTS_KEY
 from tests.bros_batch.world import World, batch_line, batch_lines
 
 

@@ -19,7 +19,7 @@ from bros_batch.jobs.queue_room import ITEMS_WITHOUT_ENGINE, QueueRoom, queue_ro
 from bros_batch.jobs.streams import StreamEntry, enqueue, redis_time_ms, stream_counts
 from bros_batch.jobs.withdraw import withdraw_job
 from bros_batch.web.change_job import CHANGES, Change
-from engine.wire.protocol import ENGINE_GROUP, engine_key
+from engine.wire.redis_keys import ENGINE_GROUP, engine_key
 from tests.bros_batch.world import World, batch_lines
 
 

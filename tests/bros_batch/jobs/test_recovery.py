@@ -18,7 +18,7 @@ from bros_batch.jobs.generation import ensure_generation
 from bros_batch.jobs.locks import try_lock
 from bros_batch.jobs.streams import queued_entries
 from bros_batch.jobs.task_run import Progress
-from engine.wire.protocol import GENERATION_KEY
+from engine.wire.redis_keys import GENERATION_KEY
 from tests.bros_batch.world import World, batch_line, batch_lines
 from tests.services import RedisServer
 

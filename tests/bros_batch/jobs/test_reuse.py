@@ -15,7 +15,7 @@ from bros_batch.db.rerun import rerun_rows
 from bros_batch.db.row_retention import begin_removal, remove_rows
 from bros_batch.db.states import ItemStatus
 from bros_batch.jobs import reuse
-from engine.wire.protocol import Choice
+from engine.wire.item_messages import Choice
 from tests.bros_batch.world import World, batch_line
 
 DECISIONS = "/v1/decisions"

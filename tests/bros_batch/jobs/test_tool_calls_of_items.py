@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.wire.protocol import PROMPT_TAIL_TOKENS
+from engine.wire.request_terms import PROMPT_TAIL_TOKENS
 from tests.bros_batch.world import World, batch_line
 from tests.factories_tools import make_tool_model
 

@@ -8,7 +8,7 @@ import pytest
 
 from bros_batch.db.connections import writing
 from bros_batch.db.rerun import rerun_rows
-from engine.wire.protocol import Choice
+from engine.wire.item_messages import Choice
 from tests.bros_batch.world import World, batch_line
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -16,7 +16,8 @@ from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.text.message_form import finished_choice
 from bros_batch.text.output_decoder import TokenLogprob
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, Sampling
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import Sampling
 from tests.bros_batch.openai_api.factories import chat, served_model
 
 END = 2

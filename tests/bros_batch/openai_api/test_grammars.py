@@ -19,7 +19,7 @@ from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
 from engine.wire.json_schemas import GRAMMAR_OPTIONS
-from engine.wire.protocol import MAX_GRAMMAR_CHARS, Grammar
+from engine.wire.request_terms import MAX_GRAMMAR_CHARS, Grammar
 
 TOKENIZER = LLTokenizer((Path(bros_batch.demo.__file__).parent / "model" / "tokenizer.json").read_text())
 COLORS = '{"type":"object","properties":{"color":{"enum":["red","blue"]}},"required":["color"]}'

@@ -16,7 +16,7 @@ from bros_batch.openai_api.sampling import sampling_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.openai_api.validation import check_strict
 from bros_batch.request_error import RequestError
-from engine.wire.protocol import Sampling
+from engine.wire.request_terms import Sampling
 from tests.bros_batch.openai_api.factories import CHAT, TEXT, chat, completion
 
 DEFAULTS = SamplingDefaults()

@@ -7,7 +7,7 @@ import pytest
 from bros_batch.openai_api.sampling import fitted_sampling, lane_of, sampling_of, slo_of
 from bros_batch.openai_api.sampling_defaults import SamplingDefaults
 from bros_batch.request_error import RequestError
-from engine.wire.protocol import Slo
+from engine.wire.request_terms import Slo
 from tests.bros_batch.openai_api.factories import chat, completion
 
 DEFAULTS = SamplingDefaults()

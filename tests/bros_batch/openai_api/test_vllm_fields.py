@@ -14,7 +14,8 @@ from bros_batch.request_error import RequestError
 from bros_batch.text.message_form import MessageForm, finished_choice
 from bros_batch.text.output_decoder import FinishedChoice, Piece, StopReason
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, PositionLogprobs, Sampling
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import PositionLogprobs, Sampling
 from tests.bros_batch.openai_api.factories import chat, completion, served_model
 from tests.factories_text import CHAT_TEMPLATE, make_text_model
 

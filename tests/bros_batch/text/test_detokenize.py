@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bros_batch.text.detokenize import WindowStream
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import PROMPT_TAIL_TOKENS
+from engine.wire.request_terms import PROMPT_TAIL_TOKENS
 from tests.factories_text import make_sentencepiece_model
 
 TOKENS = st.lists(st.integers(0, 399), max_size=60)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from bros_batch.text.message_form import finished_choice
 from bros_batch.text.output_decoder import OutputDecoder, StopReason
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, PositionLogprobs, Sampling
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import PositionLogprobs, Sampling
 
 END = 2
 

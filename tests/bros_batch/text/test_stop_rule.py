@@ -15,7 +15,8 @@ from bros_batch.text.tokenizer import ModelTokenizer
 from engine.core.plan import RowStart
 from engine.core.terms import SamplingParams
 from engine.runner.sampling.stop import StopRule, StopTable
-from engine.wire.protocol import Choice, Sampling
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import Sampling
 from tests.factories_text import make_sentencepiece_model, make_text_model
 
 STOPS = [

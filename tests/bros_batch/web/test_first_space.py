@@ -18,7 +18,8 @@ from engine.core.events import FinishedEvent, TokenEvent
 from engine.core.terms import FinishReason, Lane, SamplingParams
 from engine.lanes.pulled_item import PulledItem
 from engine.runner.simulated import SimulatedRunner
-from engine.wire.protocol import ItemRequest, Sampling, decode_item_result, encode
+from engine.wire.item_messages import ItemRequest, decode_item_result, encode
+from engine.wire.request_terms import Sampling
 from tests.bros_batch.openai_api.factories import completion, served_model
 from tests.bros_batch.web.serving import MODEL_NAME, serving, web_settings
 from tests.engines import RunningEngine, running_engine

@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.wire.item_messages import encode
 from engine.wire.limits import MAX_PROMPT_LOGPROBS
-from engine.wire.protocol import MAX_SCORES, Finished, PromptLogprobs, decode_engine_message, encode
+from engine.wire.protocol import Finished, decode_engine_message
+from engine.wire.request_terms import MAX_SCORES, PromptLogprobs
 from tests.bros_batch.web.counted_work import CallCounter, counting_web, num_objects
 from tests.bros_batch.web.serving import MODEL_NAME, Web
 

@@ -8,8 +8,8 @@ import msgspec
 from engine.core import terms
 from engine.core.terms import SamplingParams
 from engine.lanes.translation import sampling_params
-from engine.wire import protocol
-from engine.wire.protocol import Sampling
+from engine.wire import request_terms
+from engine.wire.request_terms import Sampling
 
 
 def test_wire_and_core_sampling_have_the_same_fields_and_defaults():
@@ -26,8 +26,8 @@ def test_wire_and_core_sampling_have_the_same_fields_and_defaults():
 
 
 def test_wire_and_core_grammars_have_the_same_kinds_and_fields():
-    assert typing.get_args(terms.GrammarKind) == typing.get_args(protocol.GrammarKind)
-    wire = protocol.Grammar("regex", "[a-z]+")
+    assert typing.get_args(terms.GrammarKind) == typing.get_args(request_terms.GrammarKind)
+    wire = request_terms.Grammar("regex", "[a-z]+")
     core = sampling_params(Sampling(max_tokens=3, grammar=wire)).grammar
     assert core == terms.Grammar("regex", "[a-z]+")
     assert [f.name for f in dataclasses.fields(terms.Grammar)] == list(wire.__struct_fields__)

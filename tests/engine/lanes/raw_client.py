@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from engine.wire.protocol import LENGTH_PREFIX, Finished, Hello, Tokens, Welcome, decode_engine_message, frame
+from engine.wire.framing import LENGTH_PREFIX, frame
+from engine.wire.protocol import Finished, Hello, Tokens, Welcome, decode_engine_message
 from tests.services import PATIENCE_S
 
 

@@ -20,17 +20,11 @@ from engine.lanes.pulled_item import PulledItem
 from engine.runner.simulated import SimulatedRunner
 from engine.wire.client import EngineClient
 from engine.wire.decoding import DECODE_ERRORS
+from engine.wire.item_messages import ItemRequest, decode_item_request
 from engine.wire.limits import ModelLimits
-from engine.wire.protocol import (
-    Finished,
-    ItemRequest,
-    Rejected,
-    Sampling,
-    Submit,
-    Tokens,
-    decode_item_request,
-)
+from engine.wire.protocol import Finished, Rejected, Submit, Tokens
 from engine.wire.request_problems import problem_with_item
+from engine.wire.request_terms import Sampling
 from tests.engine.lanes.raw_client import RawClient
 from tests.engines import RunningEngine, running_engine
 from tests.factories import run_to_end, runner_info, scheduler_for

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from engine.core.terms import Lane
-from engine.wire import protocol
-from engine.wire.protocol import ItemResult
+from engine.wire import item_messages, redis_keys
+from engine.wire.item_messages import ItemResult
 from tests.engines import running_engine
 from tests.services import RedisServer, wait_for
 
-KEY = protocol.items_key("sim")
+KEY = redis_keys.items_key("sim")
 VALID = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}
 WRONG_ITEMS: list[tuple[str, dict[str, Any]]] = [
     ("stop_token_ids", {"sampling": {**VALID, "min_tokens": 1, "stop_token_ids": [151_645]}}),
@@ -44,10 +44,10 @@ def test_items_that_no_engine_can_compute_fail_alone(server: RedisServer, tmp_pa
             redis.xadd(KEY, {"p": msgspec.msgpack.encode({**item, **fields}), "i": item_id, "e": 1})
 
         def results() -> dict[int, ItemResult] | None:
-            entries = redis.xrange(protocol.RESULTS_KEY)
+            entries = redis.xrange(redis_keys.RESULTS_KEY)
             if len(entries) < 2 * len(WRONG_ITEMS):
                 return None
-            decoded = [protocol.decode_item_result(fields[b"p"]) for _, fields in entries]
+            decoded = [item_messages.decode_item_result(fields[b"p"]) for _, fields in entries]
             return {result.item_id: result for result in decoded}
 
         for number, (_, fields) in enumerate(WRONG_ITEMS):

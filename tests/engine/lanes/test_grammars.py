@@ -15,16 +15,18 @@ from transformers import AutoTokenizer
 
 from engine.grammars import store
 from engine.runner.torch_runner import TorchRunner
-from engine.wire import protocol
+from engine.wire import item_messages, redis_keys
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineRejected
-from engine.wire.protocol import Finished, Grammar, ItemResult, Sampling, Tokens
+from engine.wire.item_messages import ItemResult
+from engine.wire.protocol import Finished, Tokens
+from engine.wire.request_terms import Grammar, Sampling
 from tests.engine.runner.driver import load_runner
 from tests.engines import RunningEngine, running_engine
 from tests.factories_models import make_model, make_tokenizer
 from tests.services import RedisServer, wait_for
 
-KEY = protocol.items_key("sim")
+KEY = redis_keys.items_key("sim")
 SCHEMA = {
     "type": "object",
     "properties": {"color": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
@@ -148,13 +150,13 @@ async def test_a_request_that_is_cancelled_while_its_grammar_is_compiled_never_s
 
 
 def items(redis: Any, number: int) -> dict[int, ItemResult] | None:
-    entries = redis.xrange(protocol.RESULTS_KEY)
-    decoded = [protocol.decode_item_result(fields[b"p"]) for _, fields in entries]
+    entries = redis.xrange(redis_keys.RESULTS_KEY)
+    decoded = [item_messages.decode_item_result(fields[b"p"]) for _, fields in entries]
     return {result.item_id: result for result in decoded} if len(decoded) == number else None
 
 
 def add_item(redis: Any, item_id: int, sampling: Sampling) -> None:
-    item = protocol.ItemRequest(item_id, 1, "job", [5, 6, 7 + item_id], sampling)
+    item = item_messages.ItemRequest(item_id, 1, "job", [5, 6, 7 + item_id], sampling)
     redis.xadd(KEY, {"p": msgspec.msgpack.encode(item), "i": item_id, "e": 1})
 
 

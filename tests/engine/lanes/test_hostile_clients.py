@@ -12,25 +12,20 @@ import pytest
 
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineGone, EngineRejected
+from engine.wire.framing import LENGTH_PREFIX, MAX_FRAME_BYTES, frame
 from engine.wire.protocol import (
-    LENGTH_PREFIX,
-    MAX_FRAME_BYTES,
-    MAX_LOGIT_BIASES,
-    MAX_STOP_STRINGS,
     PROTOCOL_VERSION,
     Cancel,
     Error,
     Finished,
     Rejected,
-    Sampling,
-    Slo,
     Stats,
     StatsQuery,
     Submit,
     Tokens,
     Welcome,
-    frame,
 )
+from engine.wire.request_terms import MAX_LOGIT_BIASES, MAX_STOP_STRINGS, Sampling, Slo
 from tests.engine.lanes.raw_client import RawClient
 from tests.engines import running_engine
 

@@ -7,8 +7,9 @@ from typing import Any
 from engine.core.events import TokenEvent
 from engine.lanes.pulled_item import PulledItem
 from engine.lanes.translation import sampling_params
-from engine.wire import protocol
-from engine.wire.protocol import Choice, ItemRequest, ItemResult, Part, Sampling
+from engine.wire import item_messages, redis_keys
+from engine.wire.item_messages import Choice, ItemRequest, ItemResult
+from engine.wire.request_terms import Part, Sampling
 from tests.engines import running_engine
 from tests.factories import run_to_end, scheduler_for, simulated_runner
 from tests.services import RedisServer, wait_for
@@ -58,9 +59,9 @@ def test_choices_are_those_of_each_part_in_order() -> None:
 def test_an_item_with_parts_is_pulled_and_its_result_pushed(server: RedisServer, tmp_path: Any) -> None:
     with server.cli() as redis, running_engine(tmp_path, redis_url=server.url, max_num_seqs=8) as engine:
         item = ItemRequest(7, 1, "job", DOCUMENT, Sampling(max_tokens=1), parts=PARTS)
-        redis.xadd(protocol.items_key("sim"), {"p": protocol.encode(item), "i": 7, "e": 1})
-        entries = wait_for(lambda: redis.xrange(protocol.RESULTS_KEY))
-        result = protocol.decode_item_result(entries[0][1][b"p"])
+        redis.xadd(redis_keys.items_key("sim"), {"p": item_messages.encode(item), "i": 7, "e": 1})
+        entries = wait_for(lambda: redis.xrange(redis_keys.RESULTS_KEY))
+        result = item_messages.decode_item_result(entries[0][1][b"p"])
         expected = engine.runner.prompt_result([*DOCUMENT, 60], sampling_params(SCORES))
     assert result.error_code is None
     assert result.choices[0].scores == list(expected.scores)

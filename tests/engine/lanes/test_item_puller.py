@@ -11,13 +11,14 @@ from bros_batch.jobs.streams import remove_jobs
 from engine.core.terms import Lane
 from engine.lanes.translation import sampling_params
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
-from engine.wire import protocol
-from engine.wire.protocol import ItemRequest, ItemResult, Sampling
+from engine.wire import item_messages, redis_keys
+from engine.wire.item_messages import ItemRequest, ItemResult
+from engine.wire.request_terms import Sampling
 from tests.engines import running_engine
 from tests.factories import runner_info
 from tests.services import wait_for
 
-KEY = protocol.items_key("sim")
+KEY = redis_keys.items_key("sim")
 SAMPLING = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True)
 
 
@@ -26,39 +27,39 @@ def add(redis, item_id: int, prompt: list[int] | None = None, **fields) -> bytes
         item_id, 1, "job", prompt or [5, 6, 7 + item_id % 100], fields.pop("sampling", SAMPLING), **fields
     )
     about = {"i": item_id, "e": 1, "j": item.job_id, "r": item.priority}
-    return redis.xadd(KEY, {"p": protocol.encode(item), **about})
+    return redis.xadd(KEY, {"p": item_messages.encode(item), **about})
 
 
 def results(redis, count: int) -> dict[int, ItemResult]:
     """Wait for `count` results and return them by item id."""
 
     def read():
-        entries = redis.xrange(protocol.RESULTS_KEY)
+        entries = redis.xrange(redis_keys.RESULTS_KEY)
         return entries if len(entries) >= count else None
 
-    decoded = [protocol.decode_item_result(f[b"p"]) for _, f in wait_for(read)]
+    decoded = [item_messages.decode_item_result(f[b"p"]) for _, f in wait_for(read)]
     assert len(decoded) == count
     return {r.item_id: r for r in decoded}
 
 
 def read_as(redis, consumer: str, count: int) -> list[bytes]:
     """Take entries as an engine would that then goes silent."""
-    redis.xgroup_create(KEY, protocol.ENGINE_GROUP, id="0", mkstream=True)
-    redis.xreadgroup(protocol.ENGINE_GROUP, consumer, {KEY: ">"}, count=count)
-    return [p["message_id"] for p in redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", count)]
+    redis.xgroup_create(KEY, redis_keys.ENGINE_GROUP, id="0", mkstream=True)
+    redis.xreadgroup(redis_keys.ENGINE_GROUP, consumer, {KEY: ">"}, count=count)
+    return [p["message_id"] for p in redis.xpending_range(KEY, redis_keys.ENGINE_GROUP, "-", "+", count)]
 
 
 def num_pending(redis) -> int:
     """Number of entries that engines have claimed; 0 before the first engine has created the group."""
     try:
-        return redis.xpending(KEY, protocol.ENGINE_GROUP)["pending"]
+        return redis.xpending(KEY, redis_keys.ENGINE_GROUP)["pending"]
     except ResponseError:
         return 0
 
 
 def held_by_job(redis) -> dict[str, list[int]]:
     """What the engine's heartbeat says of the items that it holds."""
-    beat = redis.get(protocol.engine_key("engine-0"))
+    beat = redis.get(redis_keys.engine_key("engine-0"))
     return msgspec.msgpack.decode(beat)["jobs"] if beat else {}
 
 
@@ -78,8 +79,8 @@ def test_items_get_results_and_stay_in_the_stream_until_recorded(tmp_path, serve
             assert (answer.epoch, answer.job_id, answer.engine_id) == (1, "job", "engine-0")
             assert answer.prompt_tokens == len(prompts[i])
     assert redis.xlen(KEY) == 300, "only the recorder removes entries"
-    for _, fields in redis.xrange(protocol.RESULTS_KEY):
-        answer = protocol.decode_item_result(fields[b"p"])
+    for _, fields in redis.xrange(redis_keys.RESULTS_KEY):
+        answer = item_messages.decode_item_result(fields[b"p"])
         assert fields[b"s"] == KEY.encode()
         assert entry_ids[fields[b"x"]] == answer.item_id
 
@@ -145,7 +146,7 @@ def test_entries_that_a_draining_engine_releases_are_taken_at_once(tmp_path, ser
         add(redis, i, sampling=Sampling(max_tokens=5000, ignore_eos=True))
     with running_engine(tmp_path / "a", slow_runner(0.01), redis_url=server.url, engine_id="a"):
         wait_for(lambda: num_pending(redis) == 3)
-    assert redis.xlen(protocol.RESULTS_KEY) == 0
+    assert redis.xlen(redis_keys.RESULTS_KEY) == 0
     with running_engine(
         tmp_path / "b", slow_runner(0.0), redis_url=server.url, engine_id="b", claim_timeout_s=3600.0
     ):
@@ -175,8 +176,8 @@ def test_items_that_are_taken_back_end_without_a_result_and_make_room(tmp_path, 
 
 def test_the_heartbeat_describes_the_engine(tmp_path, server, redis):
     with running_engine(tmp_path, redis_url=server.url):
-        beat = msgspec.msgpack.decode(wait_for(lambda: redis.get(protocol.engine_key("engine-0"))))
+        beat = msgspec.msgpack.decode(wait_for(lambda: redis.get(redis_keys.engine_key("engine-0"))))
         assert beat["model"] == "sim"
         assert beat["stats"]["kv_blocks"] > 0
-        assert 0 < redis.ttl(protocol.engine_key("engine-0")) <= 15
-    assert redis.get(protocol.engine_key("engine-0")) is None, "a drained engine removes its heartbeat"
+        assert 0 < redis.ttl(redis_keys.engine_key("engine-0")) <= 15
+    assert redis.get(redis_keys.engine_key("engine-0")) is None, "a drained engine removes its heartbeat"

@@ -7,7 +7,7 @@ import pytest
 from engine.core.request import Request
 from engine.core.terms import SLO, Lane
 from engine.lanes.exchange import Exchange
-from engine.wire.protocol import Sampling
+from engine.wire.request_terms import Sampling
 from tests.engine.lanes.test_item_puller import add, read_as, results, slow_runner
 from tests.engines import running_engine
 from tests.services import wait_for

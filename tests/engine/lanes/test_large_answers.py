@@ -8,8 +8,10 @@ from pathlib import Path
 
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire.client import EngineClient
+from engine.wire.framing import frame
 from engine.wire.limits import MAX_PROMPT_LOGPROBS
-from engine.wire.protocol import Finished, Sampling, Submit, Tokens, frame
+from engine.wire.protocol import Finished, Submit, Tokens
+from engine.wire.request_terms import Sampling
 from tests.engine.lanes.raw_client import RawClient
 from tests.engines import running_engine
 from tests.factories import runner_info

@@ -15,22 +15,23 @@ from engine.health import problem_with
 from engine.lanes.loop_watch import FIRST_STEPS_FACTOR, NUM_FIRST_STEPS, TICK_S, LoopWatch
 from engine.pulse import Pulse
 from engine.runner.simulated import SimulatedRunner
-from engine.wire import protocol
+from engine.wire import item_messages, redis_keys
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineGone
-from engine.wire.protocol import Finished, Sampling
+from engine.wire.protocol import Finished
+from engine.wire.request_terms import Sampling
 from tests.engine.lanes.test_item_puller import add
 from tests.engines import running_engine
 from tests.factories import runner_info
 from tests.services import PATIENCE_S, processes, redis_server, wait_for
 
-RESULTS = protocol.RESULTS_KEY
+RESULTS = redis_keys.RESULTS_KEY
 
 WARM = NUM_FIRST_STEPS  # steps after which the limit is the plain one
 
 
-def result_of(entry) -> protocol.ItemResult:
-    return protocol.decode_item_result(entry[1][b"p"])
+def result_of(entry) -> item_messages.ItemResult:
+    return item_messages.decode_item_result(entry[1][b"p"])
 
 
 def ticked(watch: LoopWatch, seconds: float, start_s: float = 0.0) -> LoopWatch:
@@ -139,7 +140,7 @@ def test_another_engine_takes_over_the_items_of_a_stuck_one_which_pulls_no_more(
             try:
                 add(redis, 1)
                 wait_for(lambda: engine.io._watch.is_stuck, "a stuck loop")
-                heartbeat = wait_for(lambda: redis.get(protocol.engine_key("stuck")), "a heartbeat")
+                heartbeat = wait_for(lambda: redis.get(redis_keys.engine_key("stuck")), "a heartbeat")
                 assert msgspec.msgpack.decode(heartbeat)["engine_id"] == "stuck", "it goes on"
                 add(redis, 2)
                 with running_engine(tmp_path / "other", engine_id="other", **options):

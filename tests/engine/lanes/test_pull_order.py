@@ -14,14 +14,16 @@ from redis import Redis
 from bros_batch.jobs.streams import remove_jobs
 from engine.core.terms import Lane
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
-from engine.wire import protocol
+from engine.wire import item_messages, redis_keys
 from engine.wire.client import EngineClient
-from engine.wire.protocol import ItemRequest, Sampling, Tokens
+from engine.wire.item_messages import ItemRequest
+from engine.wire.protocol import Tokens
+from engine.wire.request_terms import Sampling
 from tests.engines import running_engine
 from tests.factories import runner_info
 from tests.services import RedisServer, wait_for
 
-KEY = protocol.items_key("sim")
+KEY = redis_keys.items_key("sim")
 LONG = 15_000
 
 
@@ -42,19 +44,19 @@ def add(
     sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     item = ItemRequest(item_id, 1, job_id, [5, 6, 7 + item_id], sampling, num_outputs, priority=priority)
     fields: dict[Any, Any] = {"i": item_id, "e": 1, "j": job_id, "r": priority}
-    redis.xadd(KEY, {"p": protocol.encode(item), **fields})
+    redis.xadd(KEY, {"p": item_messages.encode(item), **fields})
 
 
 def ended(redis: Redis) -> list[int]:
     """The items with results, in the order in which they ended."""
-    entries: Any = redis.xrange(protocol.RESULTS_KEY)
-    return [protocol.decode_item_result(fields[b"p"]).item_id for _, fields in entries]
+    entries: Any = redis.xrange(redis_keys.RESULTS_KEY)
+    return [item_messages.decode_item_result(fields[b"p"]).item_id for _, fields in entries]
 
 
 def num_held(redis: Redis) -> int:
     if not redis.exists(KEY) or not redis.xinfo_groups(KEY):
         return 0
-    return int(redis.xpending(KEY, protocol.ENGINE_GROUP)["pending"])
+    return int(redis.xpending(KEY, redis_keys.ENGINE_GROUP)["pending"])
 
 
 def test_a_full_engine_takes_in_more_urgent_items_and_ends_them_first(
@@ -123,7 +125,7 @@ def test_an_engine_that_was_frozen_leaves_its_items_to_the_one_that_took_them_ov
     with running_engine(tmp_path, slow_runner(), redis_url=server.url, claim_timeout_s=1.5) as engine:
         wait_for(lambda: num_held(redis) == 3, "the items")
         entry_ids = [entry["message_id"] for entry in redis.xpending_range(KEY, "engines", "-", "+", 9)]
-        redis.xclaim(KEY, protocol.ENGINE_GROUP, "another", 0, entry_ids, justid=True)
+        redis.xclaim(KEY, redis_keys.ENGINE_GROUP, "another", 0, entry_ids, justid=True)
         wait_for(lambda: not engine.scheduler.has_work, "the end of the items here")
         owners = {entry["consumer"] for entry in redis.xpending_range(KEY, "engines", "-", "+", 9)}
         assert owners == {b"another"}
@@ -143,8 +145,8 @@ def test_results_that_wait_to_be_recorded_are_not_computed_again(
         for i in (9, 10):  # many claim timeouts pass until the second one ends
             add(redis, i, tokens=3)
             wait_for(lambda i=i: i in ended(redis), "another item")
-    entries: Any = redis.xrange(protocol.RESULTS_KEY)
-    results = [protocol.decode_item_result(fields[b"p"]) for _, fields in entries]
+    entries: Any = redis.xrange(redis_keys.RESULTS_KEY)
+    results = [item_messages.decode_item_result(fields[b"p"]) for _, fields in entries]
     assert {result.item_id for result in results if result.engine_id == "b"} == {9, 10}
 
 
@@ -152,7 +154,7 @@ def test_the_heartbeat_says_how_many_items_end_per_second(
     tmp_path: Path, server: RedisServer, redis: Redis
 ) -> None:
     def heartbeat() -> dict[str, Any]:
-        value: Any = redis.get(protocol.engine_key("engine-0"))
+        value: Any = redis.get(redis_keys.engine_key("engine-0"))
         return dict(msgspec.msgpack.decode(value)) if value else {}
 
     with running_engine(tmp_path, redis_url=server.url, max_num_seqs=4, be_prefetch=3):

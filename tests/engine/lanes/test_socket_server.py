@@ -12,18 +12,9 @@ from engine.runner.base import DoneStep
 from engine.runner.simulated import SimulatedCost, SimulatedRunner
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineGone, EngineRejected
-from engine.wire.protocol import (
-    Cancel,
-    Error,
-    Finished,
-    Hello,
-    Sampling,
-    Slo,
-    Submit,
-    Tokens,
-    decode_engine_message,
-    frame,
-)
+from engine.wire.framing import frame
+from engine.wire.protocol import Cancel, Error, Finished, Hello, Submit, Tokens, decode_engine_message
+from engine.wire.request_terms import Sampling, Slo
 from tests.engines import running_engine
 from tests.factories import runner_info
 from tests.services import PATIENCE_S

@@ -11,7 +11,8 @@ import pytest
 from engine.runner.simulated import SimulatedRunner
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineGone, EngineRejected
-from engine.wire.protocol import Finished, LaneName, Part, PartsFinished, Sampling
+from engine.wire.protocol import Finished, PartsFinished
+from engine.wire.request_terms import LaneName, Part, Sampling
 from tests.engine.lanes.test_socket_server import GREEDY, collect, endless_runner, wait_until
 from tests.engines import running_engine
 from tests.factories import runner_info

@@ -21,10 +21,10 @@ from engine.lanes.suspects import MAX_RUNNING, OFTEN_STARTED, Record, Suspects, 
 from engine.lanes.translation import sampling_params
 from engine.runner.simulated import SimulatedRunner
 from engine.step_mark import LastStep, StepMark, _parsed
-from engine.wire import protocol
+from engine.wire import item_messages, redis_keys
 from engine.wire.client import EngineClient
 from engine.wire.engine_errors import EngineGone
-from engine.wire.protocol import Sampling
+from engine.wire.request_terms import Sampling
 from tests.engine.lanes.test_item_puller import KEY, SAMPLING, add, num_pending, read_as, results, slow_runner
 from tests.engine.runner.test_failing_rows import FailingRunner
 from tests.engines import running_engine
@@ -143,15 +143,15 @@ class Engine:
         self.process = self._start()
 
 
-def wait_for_results(redis, engine: Engine, count: int) -> dict[int, protocol.ItemResult]:
+def wait_for_results(redis, engine: Engine, count: int) -> dict[int, item_messages.ItemResult]:
     """Wait for the results of `count` items and return them by item id. Some may come twice. An engine that starts anew
     has as long for the rest as the first one."""
-    answers: dict[int, protocol.ItemResult] = {}
+    answers: dict[int, item_messages.ItemResult] = {}
 
     def all_there_or_died(num_deaths: int) -> bool:
         engine.keep_running()
-        entries = redis.xrange(protocol.RESULTS_KEY)
-        decoded = [protocol.decode_item_result(fields[b"p"]) for _, fields in entries]
+        entries = redis.xrange(redis_keys.RESULTS_KEY)
+        decoded = [item_messages.decode_item_result(fields[b"p"]) for _, fields in entries]
         answers.update({answer.item_id: answer for answer in decoded})
         return len(answers) >= count or len(engine.deaths) > num_deaths
 
@@ -162,7 +162,7 @@ def wait_for_results(redis, engine: Engine, count: int) -> dict[int, protocol.It
     return answers
 
 
-def check_innocent(answers: dict[int, protocol.ItemResult], prompts: dict[int, list[int]]) -> None:
+def check_innocent(answers: dict[int, item_messages.ItemResult], prompts: dict[int, list[int]]) -> None:
     """They have the outputs that they would have if nothing had happened."""
     info = dataclasses.replace(runner_info(), vocab_size=SIMULATED_VOCAB_SIZE)
     runner = SimulatedRunner(info)
@@ -208,7 +208,7 @@ def test_an_engine_that_is_killed_by_hand_fails_nothing(server, redis) -> None:
             wait_for(lambda kills=kills: redis.hget(suspects_key("sim"), "1") == kills)
         assert redis.hget(suspects_key("sim"), "1 apart") == b"2"
         wait_for(lambda: num_pending(redis) and engine.socket.exists())
-        (pending,) = redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", 10)
+        (pending,) = redis.xpending_range(KEY, redis_keys.ENGINE_GROUP, "-", "+", 10)
         assert pending["times_delivered"] <= 1, (
             "starts do not count if it is known in which steps engines died"
         )
@@ -273,7 +273,7 @@ def test_an_item_keeps_its_deaths_when_its_job_is_paused_and_continued(server, r
         engine = Engine(group, server.url, "--max-attempts", "2")
         for deaths in (1, 2):
             wait_for(lambda: not engine.process.running)
-            redis.xack(KEY, protocol.ENGINE_GROUP, entries[-1])
+            redis.xack(KEY, redis_keys.ENGINE_GROUP, entries[-1])
             redis.xdel(KEY, entries[-1])
             engine.keep_running()
             wait_for(lambda deaths=deaths: redis.hget(suspects_key("sim"), "1") == b"%d" % deaths)
@@ -301,7 +301,7 @@ def test_an_engine_that_ends_regularly_leaves_no_suspects(server, redis) -> None
 def deliver_often(redis, count: int, times: int) -> Sequence[bytes]:
     entries = read_as(redis, "dead", count)
     for entry_id in entries:
-        redis.xclaim(KEY, protocol.ENGINE_GROUP, "dead", 0, [entry_id], retrycount=times, idle=10**9)
+        redis.xclaim(KEY, redis_keys.ENGINE_GROUP, "dead", 0, [entry_id], retrycount=times, idle=10**9)
     return entries
 
 
@@ -312,7 +312,7 @@ def test_items_that_many_engines_have_held_run_one_at_a_time_and_succeed(tmp_pat
     runner = slow_runner(0.0)
     with running_engine(tmp_path, runner, redis_url=server.url) as engine:
         wait_for(lambda: sum(engine.scheduler.num_requests(Lane.BE)) == 1)
-        pending = redis.xpending_range(KEY, protocol.ENGINE_GROUP, "-", "+", 10)
+        pending = redis.xpending_range(KEY, redis_keys.ENGINE_GROUP, "-", "+", 10)
         assert {p["message_id"]: p["times_delivered"] for p in pending} == {
             entry_id: OFTEN_STARTED + (3 if entry_id == entries[0] else 2) for entry_id in entries
         }, "only the first has been started once more"

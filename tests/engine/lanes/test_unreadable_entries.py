@@ -12,12 +12,13 @@ from redis import Redis
 
 from engine.lanes.held_items import HeldItems
 from engine.lanes.pulled_item import PulledItem
-from engine.wire import protocol
-from engine.wire.protocol import ItemRequest, ItemResult, Sampling
+from engine.wire import item_messages, redis_keys
+from engine.wire.item_messages import ItemRequest, ItemResult
+from engine.wire.request_terms import Sampling
 from tests.engines import running_engine
 from tests.services import RedisServer, wait_for
 
-KEY = protocol.items_key("sim")
+KEY = redis_keys.items_key("sim")
 ITEM: dict[str, Any] = {
     "item_id": 3,
     "epoch": 1,
@@ -69,12 +70,13 @@ IDENTIFIED = [
 
 def add_good(redis: Redis, item_id: int) -> None:
     item = ItemRequest(item_id, 1, "job", [5, 6, item_id % 100], Sampling(max_tokens=4, ignore_eos=True))
-    redis.xadd(KEY, {"p": protocol.encode(item), "i": item_id, "e": 1, "j": "job", "r": 0})
+    redis.xadd(KEY, {"p": item_messages.encode(item), "i": item_id, "e": 1, "j": "job", "r": 0})
 
 
 def results(redis: Redis) -> list[ItemResult]:
     return [
-        protocol.decode_item_result(fields[b"p"]) for _, fields in redis.xrange(protocol.RESULTS_KEY) or ()
+        item_messages.decode_item_result(fields[b"p"])
+        for _, fields in redis.xrange(redis_keys.RESULTS_KEY) or ()
     ]
 
 
@@ -102,7 +104,7 @@ def test_entries_that_identify_no_item_are_removed_and_logged_once(
 
 def is_well_formed(data: bytes) -> bool:
     try:
-        protocol.decode_item_request(data)
+        item_messages.decode_item_request(data)
     except msgspec.ValidationError:
         return True  # well-formed, but invalid
     except msgspec.DecodeError:
@@ -118,13 +120,15 @@ def test_an_invalid_item_fails_and_an_entry_that_was_damaged_is_removed_so_that_
         redis.xadd(KEY, {"p": data, "i": 1000 + number, "e": 7})
         add_good(redis, number)
     if engine_restarts:  # the engine that had read them died
-        redis.xgroup_create(KEY, protocol.ENGINE_GROUP, id="0")
-        redis.xreadgroup(protocol.ENGINE_GROUP, "engine-0", {KEY: ">"})
+        redis.xgroup_create(KEY, redis_keys.ENGINE_GROUP, id="0")
+        redis.xreadgroup(redis_keys.ENGINE_GROUP, "engine-0", {KEY: ">"})
     num_damaged = sum(not is_well_formed(data) for data in IDENTIFIED)
     num_answered = 2 * len(IDENTIFIED) - num_damaged
     with running_engine(tmp_path, redis_url=server.url):
         wait_for(lambda: len(results(redis)) >= num_answered, "all results")
-        wait_for(lambda: redis.xpending(KEY, protocol.ENGINE_GROUP)["pending"] == 0, "the end of all claims")
+        wait_for(
+            lambda: redis.xpending(KEY, redis_keys.ENGINE_GROUP)["pending"] == 0, "the end of all claims"
+        )
         wait_for(lambda: redis.xlen(KEY) == num_answered, "the removal of the damaged entries")
     found = results(redis)
     assert len(found) == num_answered

@@ -18,7 +18,7 @@ from engine.core.terms import FinishReason, Lane, PromptResult, SamplingParams
 from engine.runner import prompt_reader
 from engine.runner.base import ModelRunner
 from engine.runner.torch_runner import TorchRunner
-from engine.wire.protocol import PromptLogprobs
+from engine.wire.request_terms import PromptLogprobs
 from tests.engine.runner.driver import load_runner
 from tests.factories import Outputs, Steps, request, scheduler_for
 from tests.factories_models import FAMILIES, VOCAB_SIZE, generated, make_model, own_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.wire.framing import Address, FrameError, FrameReader
-from engine.wire.protocol import Cancel, Hello, decode_client_message, frame
+from engine.wire.framing import Address, FrameError, FrameReader, frame
+from engine.wire.protocol import Cancel, Hello, decode_client_message
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 3, 7, 1000])

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from engine.wire.item_messages import MAX_PARTS, ItemRequest
 from engine.wire.limits import MAX_ITEM_TOKENS, MAX_PROMPT_LOGPROBS, ModelLimits
-from engine.wire.protocol import MAX_PARTS, MAX_SCORES, ItemRequest, Part, Sampling
 from engine.wire.request_problems import problem_with, problem_with_item
+from engine.wire.request_terms import MAX_SCORES, Part, Sampling
 
 LIMITS = ModelLimits(max_model_len=32, vocab_size=100)
 LONG = ModelLimits(max_model_len=1_000_000, vocab_size=100)

@@ -15,7 +15,7 @@ from bros_batch.openai_api.registry import endpoint_at
 from bros_batch.request_error import RequestError
 from bros_batch.settings import DEMO_MODEL_DIR
 from bros_batch.text.tokenizer import ModelTokenizer, load_tokenizer
-from engine.wire.protocol import Choice
+from engine.wire.item_messages import Choice
 from tests.bros_batch.openai_api.factories import served_model
 
 DOCUMENT = "Invoice from ACME Ltd.\nDate: 3 March 2026.\n\nTotal: EUR 12.50  \n\n" * 12

@@ -22,7 +22,8 @@ from bros_batch.text.message_form import finished_choice
 from bros_batch.text.output_decoder import FinishedChoice
 from bros_batch.text.reasoning import ReasoningPhase
 from bros_batch.text.tokenizer import ModelTokenizer
-from engine.wire.protocol import Choice, Grammar, Sampling
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import Grammar, Sampling
 from tests.bros_batch.openai_api.factories import chat
 from tests.factories_tools import ToolStyle, make_tool_model
 

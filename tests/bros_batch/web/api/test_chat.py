@@ -16,7 +16,8 @@ from openai import OpenAI
 from bros_batch.text.message_form import finished_choice
 from engine.core.terms import SamplingParams
 from engine.runner.simulated import SimulatedRunner
-from engine.wire.protocol import Choice, Sampling
+from engine.wire.item_messages import Choice
+from engine.wire.request_terms import Sampling
 from tests.bros_batch.web.serving import MODEL_NAME, Web, serving, web_settings
 from tests.engines import RunningEngine, running_engine, stats_of
 from tests.services import processes, wait_for

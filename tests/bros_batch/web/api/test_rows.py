@@ -14,7 +14,7 @@ from bros_batch.db import rows as rows_module
 from bros_batch.documents.readers.open_table import open_table
 from bros_batch.documents.readers.table_lines import table_lines
 from bros_batch.web.app import create_app
-from engine.wire.protocol import Choice
+from engine.wire.item_messages import Choice
 from tests.bros_batch.web.serving import serving_app
 from tests.bros_batch.world import World, batch_line
 

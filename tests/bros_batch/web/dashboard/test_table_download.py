@@ -15,7 +15,7 @@ import pytest
 from python_calamine import CalamineWorkbook
 
 from bros_batch.web.app import create_app
-from engine.wire.protocol import Choice
+from engine.wire.item_messages import Choice
 from tests.bros_batch.web.serving import serving_app
 from tests.bros_batch.world import World
 
