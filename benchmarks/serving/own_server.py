@@ -55,7 +55,7 @@ def own_server(model_dir: Path, model: str, engine_flags: str) -> Iterator[Serve
         }
         engine = ["engine", "--model", str(model_dir), "--served-model-name", model, "--listen", engine_url]
         subprocess.run([sys.executable, "-m", "cli", "db", "upgrade"], env=env, check=True)
-        commands = {"engine": [*engine, *shlex.split(engine_flags)], "web": ["bros_batch.web.serve"]}
+        commands = {"engine": [*engine, *shlex.split(engine_flags)], "web": ["bros_batch.web"]}
         started = [
             stack.enter_context(_running(command, env, Path(directory) / f"{name}.log"))
             for name, command in commands.items()

@@ -13,11 +13,8 @@ import pytest
 from tests.up_process import Up
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ELSEWHERE = {
-    "extract_pydantic.py",
-    "map_table.py",
-    "tool_loop.py",
-}  # tests/clients: they need a model that computes
+# In tests/clients: they need a model that computes, or packages of their own.
+ELSEWHERE = {"evaluate_lm_eval.py", "extract_pydantic.py", "map_table.py", "tool_loop.py"}
 TESTED = {
     "ask_data_frame.py",
     "background_response.py",
