@@ -23,6 +23,9 @@ from pyarrow import types
 
 from bros_batch.documents.column_types import MAX_TYPE_CHARS
 
+# A value of a type of a fixed size takes its bytes also where it is null. Vectors of 16,384 numbers fit.
+MAX_FIXED_BYTES = 128 * 1024
+
 _WORDS: dict[str, pyarrow.DataType] = {
     "text": pyarrow.string(),
     "number": pyarrow.float64(),
@@ -65,11 +68,12 @@ def type_name(kind: pyarrow.DataType, categories: Sequence[Any] | None = None) -
 
 
 def arrow_type(name: str | None) -> pyarrow.DataType | None:
-    """Return the type that a text stands for; None if it stands for none that is known."""
+    """Return the type that a text stands for; None if it stands for none that is known, or its size is too large."""
     if name is None:
         return None
     try:
-        return _kind(json.loads(name) if name.startswith("{") else name)
+        kind = _kind(json.loads(name) if name.startswith("{") else name)
+        return kind if _fixed_bytes(kind) <= MAX_FIXED_BYTES else None
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError, pyarrow.ArrowException):
         return None
 
@@ -146,6 +150,21 @@ def _field(field: pyarrow.Field) -> Any:
     return described if described is None or field.nullable else {"required": described}
 
 
+def _fixed_bytes(kind: pyarrow.DataType) -> int:
+    """About how many bytes a null of this type takes, or the largest one within it."""
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _fixed_bytes(kind.storage_type)
+    if types.is_fixed_size_binary(kind):
+        return int(kind.byte_width)
+    inner = [kind.field(place).type for place in range(kind.num_fields)]
+    if types.is_dictionary(kind):
+        inner = [kind.value_type]
+    sizes = [_fixed_bytes(each) for each in inner]
+    if types.is_fixed_size_list(kind):
+        return int(kind.list_size) * sizes[0]
+    return max(sum(sizes), 8)
+
+
 def _kind(described: Any) -> pyarrow.DataType:
     """Raises ValueError, TypeError, KeyError or an error of Arrow for what describes no type."""
     if isinstance(described, str):
@@ -153,6 +172,8 @@ def _kind(described: Any) -> pyarrow.DataType:
         if kind is None:
             raise ValueError(described)
         return kind
+    if not isinstance(described, dict):
+        raise ValueError(described)
     for word, (_, make) in _LISTS.items():
         if word in described:
             return make(_named("item", described[word]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 import math
 from decimal import Decimal
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import pyarrow
 import pyarrow.parquet
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -239,3 +241,36 @@ def test_a_text_that_is_no_type_is_none() -> None:
     for name in names:
         assert arrow_type(name) is None, name
         assert categories_of(name) is None, name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        '{"list": ["x"]}',
+        '{"map": ["text", ["x"]]}',
+        '{"list": {"required": 5}}',
+        '{"list": null}',
+        '{"struct": ["ab"]}',
+        '{"dictionary": "text"}',
+        "{",
+        "text, or not",
+    ],
+)
+def test_what_describes_no_type_is_none(name: str) -> None:
+    assert arrow_type(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fixed_size_binary[999999]",
+        '{"list": {"fixed_size_list": "integer", "size": 1000000}}',
+        '{"fixed_size_list": {"fixed_size_list": "number", "size": 1000}, "size": 1000}',
+        json.dumps({"struct": [[f"f{number}", "fixed_size_binary[16384]"] for number in range(9)]}),
+    ],
+)
+def test_a_type_whose_nulls_would_take_much_memory_is_none(name: str) -> None:
+    assert arrow_type(name) is None
+    assert arrow_type('{"fixed_size_list": "double", "size": 16384}') == pyarrow.list_(
+        pyarrow.float64(), 16384
+    )
