@@ -224,7 +224,7 @@ class Client:
             yield
         except httpx.ConnectError as error:
             raise ServiceUnreachable(
-                f"Cannot reach bros-batch at {self.url} ({_reason(error)}). {where_it_runs()}"
+                f"Cannot reach bros-batch at {self.url} ({_reason(error)}). {where_it_runs(self.url)}"
             ) from None
         except httpx.TimeoutException as error:
             raise ServiceUnreachable(f"bros-batch at {self.url} did not respond in time.") from error

@@ -15,11 +15,15 @@ def server_url(url: str | None) -> str:
     return url or os.environ.get(URL_VARIABLE) or local_url() or DEFAULT_URL
 
 
-def where_it_runs() -> str:
+def where_it_runs(url: str) -> str:
     """Return the sentence about how to reach a server, for somebody who has named one that does not respond."""
     from bros_batch.up.known_data_dirs import running_services
 
     found = running_services()
+    for state in found:
+        if state.url == url:
+            now = "does not respond at the moment" if state.ready else "is starting"
+            return f"It {now}; `bros-batch doctor --data-dir {state.data_dir}` says more."
     if not found:
         return f"Start it with `bros-batch up`, or set another address with {URL_VARIABLE}."
     places = " and ".join(f"{state.url} (data directory {state.data_dir})" for state in found[:3])

@@ -15,7 +15,7 @@ def remember(data_dir: Path) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         note = _note_of(data_dir)
         note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        note.write_text(str(data_dir.resolve()))
+        note.write_bytes(os.fsencode(data_dir.resolve()))
 
 
 def forget(data_dir: Path) -> None:
@@ -27,9 +27,9 @@ def forget(data_dir: Path) -> None:
 def running_services() -> list[UpState]:
     """Return the states of the services that run on directories that were noted."""
     found = []
-    with contextlib.suppress(OSError, RuntimeError, UnicodeDecodeError):
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
         for note in sorted(_folder().iterdir()):
-            data_dir = Path(note.read_text())
+            data_dir = Path(os.fsdecode(note.read_bytes()))
             if not data_dir.is_dir():
                 note.unlink(missing_ok=True)
             elif data_dir.stat().st_uid == os.getuid() and (state := read_state(data_dir)) is not None:
