@@ -138,8 +138,7 @@ class EngineClient(asyncio.Protocol):
             return await self._answers.expect(request_id)
         finally:
             if self._answers.forget(request_id):
-                with contextlib.suppress(EngineGone):
-                    self._write(frame(Cancel(id=request_id)))
+                self._cancel(request_id)
 
     def ask_pulse(self) -> asyncio.Future[Pulse]:
         """Ask whether the engine makes progress. Raises EngineGone; so does the answer if the connection is lost."""
@@ -162,8 +161,8 @@ class EngineClient(asyncio.Protocol):
 
     def forget(self, request_id: str, cancel: bool) -> None:
         """Drop the stream of a request and, if `cancel`, tell the engine to stop it."""
-        if self._streams.pop(request_id, None) is not None and cancel and not self.closed.is_set():
-            self._write(frame(Cancel(id=request_id)))
+        if self._streams.pop(request_id, None) is not None and cancel:
+            self._cancel(request_id)
 
     async def close(self) -> None:
         """Close the connection. The engine aborts the requests that are still running on it."""
@@ -177,6 +176,11 @@ class EngineClient(asyncio.Protocol):
         self._reason = reason
         if self._transport is not None:
             self._transport.abort()
+
+    def _cancel(self, request_id: str) -> None:
+        """Tell the engine to stop a request. A connection that closes does that, too."""
+        with contextlib.suppress(EngineGone):
+            self._write(frame(Cancel(id=request_id)))
 
     def _write_request(self, request: Submit | SubmitParts) -> None:
         try:

@@ -113,6 +113,20 @@ async def test_whoever_stops_waiting_cancels_all_parts(tmp_path: Path) -> None:
         await client.close()
 
 
+async def test_a_cancel_stays_one_while_the_connection_closes(tmp_path: Path) -> None:
+    with running_engine(tmp_path, endless_runner()) as engine:
+        client = await EngineClient.connect(engine.url)
+        reading = asyncio.create_task(collect(client, [9] * 50_000))
+        asking = asyncio.create_task(client.ask([9] * 50_000, [Part([5], SCORES)]))
+        await asyncio.sleep(0)  # both are sent
+        for task in (reading, asking):
+            task.cancel()
+        client.abort(EngineGone("it is gone"))
+        for task in (reading, asking):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
 async def test_a_lost_connection_ends_the_waiting(tmp_path: Path) -> None:
     with running_engine(tmp_path, endless_runner()) as engine:
         client = await EngineClient.connect(engine.url)
