@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from engine.wire.limits import MAX_ITEM_TOKENS
 from engine.wire.protocol import MAX_PARTS_AT_ONCE, PartEnd, PartsFinished
 from engine.wire.request_terms import Part
 
@@ -40,10 +41,13 @@ async def ask_in_groups(
 
 def _groups(parts: Sequence[Part], num_shared_tokens: int) -> Iterator[Sequence[Part]]:
     """Yield the parts in groups, each of which fits into one message to the engine."""
+    most = MAX_PARTS_AT_ONCE
+    if num_shared_tokens:  # the engine counts them for each part
+        most = max(1, min(most, (MAX_ITEM_TOKENS - MAX_GROUP_TOKENS) // num_shared_tokens))
     first, num_tokens = 0, num_shared_tokens
     for index, part in enumerate(parts):
         num_tokens += len(part.token_ids)
-        if index > first and (index - first >= MAX_PARTS_AT_ONCE or num_tokens > MAX_GROUP_TOKENS):
+        if index > first and (index - first >= most or num_tokens > MAX_GROUP_TOKENS):
             yield parts[first:index]
             first, num_tokens = index, num_shared_tokens + len(part.token_ids)
     yield parts[first:]
