@@ -59,11 +59,14 @@ class ValueScanner:
             self._read.append(text[at:end])
             return end
         while at < len(text) and not self.done:
+            has_backslash = self._escaped
             end = self._skip_in_string(text, at) if self._in_string else self._skip_outside(text, at)
             is_control = self._in_string and text[end - 1] < " "
-            self._read += (
-                (text[at : end - 1], json.dumps(text[end - 1])[1:-1]) if is_control else (text[at:end],)
-            )
+            if is_control:
+                escape = json.dumps(text[end - 1])[1:-1]
+                self._read += text[at : end - 1], escape[1:] if has_backslash else escape
+            else:
+                self._read.append(text[at:end])
             at = end
         return at
 

@@ -122,6 +122,7 @@ def test_any_text_gives_the_same_in_pieces(form: CallFormat, data: st.DataObject
         (HERMES, '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("add", '{"a": 1}')]),
         (HERMES, '<tool_call>{"name": "add"}\n{"name": "x"}</tool_ca', "", [("add", "{}"), ("x", "{}")]),
         (HERMES, '<tool_call>{"name": "x", "arguments": {}, "arguments": {1}}', "{1}}", [("x", "{}")]),
+        (MISTRAL, '[TOOL_CALLS]add[ARGS]{"a": "x\n\\\ny"}', "", [("add", '{"a": "x\\n\\ny"}')]),
         (MISTRAL, "[TOOL_CALLS] nothing", " nothing", []),
         (MISTRAL, "[TOOL_CALLS]I will not call {x}", "I will not call {x}", []),
         (MISTRAL, '[TOOL_CALLS]add[ARGS] so {"a": 1}', 'add[ARGS] so {"a": 1}', []),
