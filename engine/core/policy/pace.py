@@ -23,8 +23,8 @@ CAP_SHRINK = 0.7
 TTFT_AIM = 0.5
 FIRST_TOKEN_PACE = 0.5
 # Every step has a fixed cost (reading the weights, launching), which is wasted if the step computes little. It is at
-# most this share of a step, unless a chat needs shorter steps.
-FIXED_SHARE = 0.25
+# most this share of a step, unless a chat needs shorter steps; the second is for when no chat has come for QUIET_S.
+FIXED_SHARE, QUIET_FIXED_SHARE = 0.25, 0.125
 # Steps of this share of its TPOT serve a chat in time.
 STEADY_PACE = 0.8
 # If the fixed cost alone is more than this share of its TPOT, steps of no size serve a chat in time, and it does not
@@ -99,9 +99,9 @@ class Pace:
         least a part of `prompt`, the most urgent one, which takes `prompt_s` by itself. Every step takes `fixed_s`."""
         self.resume_s = None
         share = 1 - min(MARGIN_MOST, max(MARGIN_LEAST, error_ratio))
-        limit_s = max(
-            share * self._cap_s_at(now_s, has_rt=bool(decoding) or prompt is not None), fixed_s / FIXED_SHARE
-        )
+        if decoding or prompt is not None:
+            self._last_rt_s = now_s
+        limit_s = self._widest_limit_s(share, fixed_s, now_s)
         for request in decoding:
             left_s = share * (aimed_deadline_s(request) - now_s)
             if left_s < limit_s:
@@ -119,12 +119,12 @@ class Pace:
         self.limit_s = limit_s
         return limit_s
 
-    def _cap_s_at(self, now_s: float, *, has_rt: bool) -> float:
-        """The cap, which is higher when no RT request has been there for a while."""
-        if has_rt:
-            self._last_rt_s = now_s
-        is_quiet = now_s >= self.quiet_from_s
-        return max(self.cap_s, QUIET_CAP * self._ttft_s) if is_quiet else self.cap_s
+    def _widest_limit_s(self, share: float, fixed_s: float, now_s: float) -> float:
+        """The limit of a step that no deadline shortens, which is higher when no RT request has been there for a
+        while."""
+        if now_s >= self.quiet_from_s:
+            return max(share * max(self.cap_s, QUIET_CAP * self._ttft_s), fixed_s / QUIET_FIXED_SHARE)
+        return max(share * self.cap_s, fixed_s / FIXED_SHARE)
 
     @property
     def quiet_from_s(self) -> float:
@@ -147,7 +147,7 @@ class Pace:
         bulk_s = chat_s + share * max(0.0, may_lose_s)
         if not chat_s:
             if now_s >= self.quiet_from_s:
-                bulk_s = max(bulk_s, fixed_s / FIXED_SHARE)
+                bulk_s = max(bulk_s, fixed_s / QUIET_FIXED_SHARE)
             elif bulk_s < fixed_s:
                 self.resume_s = self.quiet_from_s
                 return None

@@ -29,8 +29,12 @@ def test_the_cap_is_the_limit_for_a_while_after_a_chat_and_a_wider_one_later():
     )
 
 
-def test_without_chats_the_fixed_cost_is_at_most_a_quarter_of_a_step():
-    assert pace().set_limit([], None, 0.0, 1.5, 0.0, now_s=5.0) == pytest.approx(6.0)
+def test_without_chats_the_fixed_cost_is_at_most_an_eighth_of_a_step_and_a_quarter_if_one_was_there_lately():
+    paced = pace()
+    assert paced.set_limit([], None, 0.0, 1.5, 0.0, now_s=5.0) == pytest.approx(12.0)
+    paced.set_limit([decoding(1.0, 2)], None, 0.0, 1.5, 0.0, now_s=6.0)
+    assert paced.set_limit([], None, 0.0, 1.5, 0.0, now_s=7.0) == pytest.approx(6.0)
+    assert paced.set_limit([], None, 0.0, 1.5, 0.0, now_s=17.0) == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize("now_s", [1.25, 1.3, 7.0], ids=["in time", "a little late", "very late"])
