@@ -124,14 +124,16 @@ def _work(
 def attention_work_of_last(
     layout: StepLayout, wanted: IntArray, num_kv_heads: int, num_threads: int
 ) -> tuple[Any, ...] | None:
-    """The same for the tokens `wanted` alone, as rows of one token at the places that they have in the step. None
-    unless each of them is the last of its row: several tokens of a row are computed faster together."""
+    """The same for a step of nothing but the tokens `wanted`, as rows of one token in this order. None unless each of
+    them is the last of its row: several tokens of a row are computed faster together."""
     host = layout.host
     rows = np.searchsorted(host[3], wanted, side="right") - 1
     if ((host[3] + host[2])[rows] != wanted + 1).any():
         return None
     ends = (host[1] + host[2])[rows]
-    single = np.stack([host[0][rows], ends - 1, np.ones_like(ends), wanted.astype(np.int32), ends])
+    single = np.stack(
+        [host[0][rows], ends - 1, np.ones_like(ends), np.arange(len(ends), dtype=ends.dtype), ends]
+    )
     return _work(layout, single, layout.longer_rows[:, :0], num_kv_heads, num_threads)
 
 

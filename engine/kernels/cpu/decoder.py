@@ -30,7 +30,7 @@ def attention(
     window: Any,  # 0: none
     rotations: Any,  # cos and sin, each [max positions, D / 2] float32
     positions: Any,  # [T] int64
-    slots: Any,  # [T] int64
+    slots: Any,  # [T] int64; or empty: K and V are stored already, and the weights are only those of Q
     k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16; written at `slots`
     v_cache: Any,
     code: Any,  # `engine.kernels.cpu.attention.attention_code`
@@ -60,6 +60,42 @@ def attention(
     )
     no_sinks = np.empty(0, dtype=np.float32)
     attend(q, k_cache, v_cache, code, work, scale, window, np.float32(0.0), no_sinks, out)
+
+
+@njit(cache=True, nogil=True)
+def store_kv(
+    residual: Any,  # [T, >= H] float32
+    norm: Any,  # [H] float32
+    epsilon: Any,
+    kv_weights: Any,  # as `product` takes them
+    k_norm: Any,  # [D] float32, or empty
+    rotations: Any,  # as `attention` takes them
+    positions: Any,  # [T] int64
+    slots: Any,  # [T] int64
+    k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16; written at `slots`
+    v_cache: Any,
+    num_threads: Any,
+    normed: Any,  # [T, H] of the dtype that products take; overwritten
+    kv: Any,  # [T, >= 2 Hkv D] float32, overwritten
+) -> None:
+    """Stores the layer's K and V of all tokens, before `attention` computes some of them further."""
+    rms_norm(residual, norm, epsilon, num_threads, normed)
+    product(normed, kv_weights, STORE, num_threads, kv)
+    no_q = np.empty((len(kv), 0, k_cache.shape[2]), dtype=np.float32)
+    rotate_and_store(
+        kv,
+        positions,
+        rotations[0],
+        rotations[1],
+        k_norm,
+        k_norm,
+        epsilon,
+        slots,
+        k_cache,
+        v_cache,
+        num_threads,
+        no_q,
+    )
 
 
 @njit(cache=True, nogil=True)

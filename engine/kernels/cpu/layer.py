@@ -105,17 +105,18 @@ def _rotate_and_store(
     q_norm: Any,  # [D] float32, or empty: weight of an RMSNorm of each head before its rotation
     k_norm: Any,
     epsilon: Any,
-    slots: Any,  # [T] int64
+    slots: Any,  # [T] int64; or empty: `qkv` has only heads of Q
     k_cache: Any,  # [num_slots, Hkv, D] float32, or bfloat16 as uint16; written at `slots`
     v_cache: Any,  # [num_slots, Hkv, D]
-    q: Any,  # [T, Hq, D] float32, written
+    q: Any,  # [T, Hq, D] float32, written; or [T, 0, D]: `qkv` has only heads of K and V
 ) -> None:
     num_tokens, num_heads, size = q.shape
-    num_kv_heads = k_cache.shape[1]
+    num_kv_heads = k_cache.shape[1] if len(slots) > 0 else 0
     half = size // 2
     line = np.empty(size, dtype=np.float32)
     for t in range(num_tokens):
-        position, slot = positions[t], slots[t]
+        position = positions[t]
+        slot = slots[t] if num_kv_heads > 0 else 0
         for head in range(num_heads + num_kv_heads):
             for d in range(size):
                 line[d] = qkv[t, head * size + d]

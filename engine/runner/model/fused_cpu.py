@@ -1,8 +1,8 @@
 """Llama-like models on a CPU: two calls of compiled kernels per layer.
 
 One call is the layer's attention, the other everything after it (`engine.kernels.cpu.decoder`). No module is called and
-no torch operation runs. The residual is float32 throughout. In the last layer, once the K and V of all tokens are
-stored, only the tokens whose logits are wanted are computed further, and attend to others.
+no torch operation runs. The residual is float32 throughout. In the last layer, a call of its own computes K and V of
+all tokens. Only the tokens whose logits are wanted are computed further, as if the step had no others.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from engine.runner.model.rotary import rotary_tables
 Array = npt.NDArray[Any]
 
 _NO_NORM = np.empty(0, dtype=np.float32)
+_NO_SLOTS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class CpuDecoder:
         self._head = self._take([model.lm_head])
         self._final_norm = _norm(decoder.norm)
         self._layers = [self._take_layer(layer, layers) for layer in decoder.layers]
+        # Q, and K and V, of the last layer. None if they share a panel.
+        self._last_parts = _split(self._layers[-1].attention[2], self._query_width, self._qkv_width)
         self._caches: Mapping[int, LayerCache] = {}
         self._planes: list[tuple[Any, ...]] = []  # by layer: K and V of `_caches`
         self._attention_code: Any = None  # for the dtype of `_caches`
@@ -142,29 +145,66 @@ class CpuDecoder:
                 for layer in self._layers
             ]
             self._attention_code = attention_code(self._planes[0][0].dtype, size, size, attended.dtype)
-        work = last_work = attention_work(layout, self._num_kv_heads, num_threads)
-        if len(wanted) < num_tokens:
-            last_work = (
-                attention_work_of_last(layout, wanted.numpy(), self._num_kv_heads, num_threads) or work
-            )
+        work = attention_work(layout, self._num_kv_heads, num_threads)
+        last_work = None
+        if len(wanted) < num_tokens and self._last_parts is not None:
+            last_work = attention_work_of_last(layout, wanted.numpy(), self._num_kv_heads, num_threads)
         step = (positions.numpy(), layout.slot_mapping.numpy())
         buffers = (normed, qkv, q, attended.reshape(num_tokens, -1, size))
         embed(self._embedding, token_ids.numpy(), residual)
         for layer, (k, v) in zip(self._layers, self._planes, strict=True):
-            if layer is self._layers[-1]:
-                work = last_work
-            kernels.attention(
-                residual, *layer.attention, self._rotations, *step, k, v, self._attention_code, work, num_threads,
-                *buffers,
-            )  # fmt: skip
-            if layer is self._layers[-1] and len(wanted) < num_tokens:
-                picked = wanted.numpy()
-                residual = self._pick("picked residual", residual, picked)
-                attended = self._pick("picked attended", attended, picked)
-                normed, gated = normed[: len(picked)], gated[: len(picked)]
+            is_last = layer is self._layers[-1]
+            if is_last and last_work is not None:
+                attended = attended[: len(wanted)]
+                residual = self._attend_from(
+                    wanted.numpy(), residual, step, k, v, last_work, num_threads, normed, attended
+                )
+            else:
+                kernels.attention(
+                    residual, *layer.attention, self._rotations, *step, k, v, self._attention_code, work, num_threads,
+                    *buffers,
+                )  # fmt: skip
+                if is_last and len(wanted) < num_tokens:
+                    residual = self._pick("picked residual", residual, wanted.numpy())
+                    attended = self._pick("picked attended", attended, wanted.numpy())
             if len(residual):
-                kernels.feed_forward(attended, residual, *layer.feed_forward, num_threads, normed, gated)
+                kernels.feed_forward(
+                    attended, residual, *layer.feed_forward, num_threads, normed[: len(residual)],
+                    gated[: len(residual)],
+                )  # fmt: skip
         return residual
+
+    def _attend_from(
+        self,
+        wanted: Array,  # [n] indices into T
+        residual: Array,  # [T, >= H]
+        step: tuple[Array, Array],  # positions and slots [T]
+        k: Array,
+        v: Array,
+        work: tuple[Any, ...],  # of the wanted tokens
+        num_threads: int,
+        normed: Array,
+        attended: Array,  # [n, Hq D], written
+    ) -> Array:  # [n, >= H]
+        """Computes the last layer's attention from the wanted tokens to all. Returns the residual of the wanted."""
+        assert self._last_parts is not None
+        q_weights, kv_weights = self._last_parts
+        norm, epsilon, _, q_norm, k_norm, scale, window = self._layers[-1].attention
+        num_tokens, size = len(residual), self._head_size
+        kv = self._workspace.take("kv", num_tokens, self._qkv_width - self._query_width)
+        kernels.store_kv(
+            residual, norm, epsilon, kv_weights, k_norm, self._rotations, *step, k, v, num_threads, normed, kv
+        )
+        picked = self._pick("picked residual", residual, wanted)
+        if len(wanted):
+            given = self._workspace.take("picked qkv", len(wanted), self._query_width)
+            q = self._workspace.take("picked q", len(wanted), self._query_width)
+            kernels.attention(
+                picked, norm, epsilon, q_weights, q_norm, k_norm, scale, window, self._rotations, step[0][wanted],
+                _NO_SLOTS, k, v, self._attention_code, work, num_threads, normed[: len(wanted)], given,
+                q.reshape(len(wanted), -1, size), attended.reshape(len(wanted), -1, size),
+            )  # fmt: skip
+        return picked
 
     def _take_activations(self, name: str, num_rows: int, width: int) -> Array:
         """Returns a buffer for the input of a linear layer."""
@@ -210,3 +250,15 @@ class CpuDecoder:
 def _norm(module: Any) -> tuple[Array, float]:
     """The weight of a norm in float32, and its epsilon."""
     return module.weight.detach().float().numpy(), module.variance_epsilon
+
+
+def _split(packed: Packed, num_columns: int, width: int) -> tuple[Packed, Packed] | None:
+    """The first `num_columns` of `width` columns of packed weights, and the others. None if they share a panel."""
+    code, panels, bias, multiplier = packed
+    first, rest = divmod(num_columns, width // len(panels))
+    if rest:
+        return None
+    return (
+        (code, panels[:first], bias[:num_columns], multiplier),
+        (code, panels[first:], bias[num_columns:], multiplier),
+    )

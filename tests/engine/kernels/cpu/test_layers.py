@@ -126,3 +126,23 @@ def test_rotate_and_store(dtype: torch.dtype, has_norms: bool) -> None:
     tolerance = 1e-5 if dtype is torch.float32 else 1e-2
     for cache, expected_cache in zip(caches, expected_caches, strict=True):
         torch.testing.assert_close(cache, expected_cache, rtol=tolerance, atol=tolerance)
+
+
+def test_q_alone_and_k_and_v_alone_are_rotated_and_stored_as_together() -> None:
+    num_heads, num_kv_heads, size, total = 6, 2, 24, 9
+    qkv = noise(0, total, (num_heads + 2 * num_kv_heads) * size).numpy()
+    angles = noise(1, 50, size // 2)
+    rotations = (torch.randint(50, (total,)).numpy(), angles.cos().numpy(), angles.sin().numpy())
+    norms = (noise(4, size).numpy(), noise(5, size).numpy())
+    slots = torch.randperm(30)[:total].numpy()
+    expected = [np.zeros((30, num_kv_heads, size), np.float32) for _ in range(2)]
+    expected_q = np.empty((total, num_heads, size), np.float32)
+    layer.rotate_and_store(qkv, *rotations, *norms, 1e-5, slots, *expected, 1, expected_q)
+    of_q, of_kv = (np.ascontiguousarray(part) for part in np.split(qkv, [num_heads * size], axis=1))
+    caches = [np.zeros_like(cache) for cache in expected]
+    no_q, q = np.empty((total, 0, size), np.float32), np.empty_like(expected_q)
+    layer.rotate_and_store(of_q, *rotations, *norms, 1e-5, slots[:0], *caches, 1, q)
+    assert not any(cache.any() for cache in caches)
+    layer.rotate_and_store(of_kv, *rotations, *norms, 1e-5, slots, *caches, 1, no_q)
+    np.testing.assert_array_equal(q, expected_q)
+    np.testing.assert_array_equal(caches, expected)
