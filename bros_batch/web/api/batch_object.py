@@ -22,8 +22,8 @@ def batch_object(
     `request_counts` has OpenAI's names for what `item_counts` says in ours. Items that were cancelled or expired have
     not failed: only `item_counts` has them. `usage` has what was computed, and `reused` what was taken from earlier
     answers instead. `notify` lacks the query of the URL, which may hold a token. `forecast` is null unless the job is
-    running and enough is known, and `in_flight` unless an engine holds items of the job: then it has their number, the
-    number of those that have output already, and the tokens of that output.
+    running and enough is known. `in_flight` is about the items of the job that engines hold: their number, the number
+    of those that have output already, and the tokens of that output. It is null if there are none.
     """
     counts = job.counts
     total_tokens = job.prompt_tokens + job.output_tokens
