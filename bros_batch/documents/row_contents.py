@@ -83,12 +83,15 @@ _decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
 _decode_decisions = msgspec.json.Decoder(_Decisions).decode
 _decode_request = msgspec.json.Decoder(_Request).decode
 _decode_text = msgspec.json.Decoder(str).decode
-_decode_json = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_values = msgspec.json.Decoder().decode
 
 
 def _checked_json(text: str) -> msgspec.Raw:
-    """JSON as it was written, but on one line, since rows are sent as lines. Models write line breaks in it."""
-    checked = _decode_json(text)
+    """JSON as it was written, but on one line, since rows are sent as lines. Models write line breaks in it. A number
+    beyond the range of floats, such as 1e400, is no JSON that whoever reads the row could use."""
+    checked = _decode_raw(text)
+    _decode_values(checked)
     return (
         msgspec.Raw(msgspec.json.format(bytes(checked), indent=-1))
         if "\n" in text or "\r" in text
