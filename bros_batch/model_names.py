@@ -19,17 +19,17 @@ class ModelNames:
     served: str
     aliases: tuple[str, ...] = ()
 
-    def resolve(self, name: str, param: str = "model") -> str:
+    def resolve(self, name: str, param: str = "model", *, in_file: bool = False) -> str:
         """Return the served model for `name`. Raises RequestError `model_not_found`, which says what is served and how
-        requests for another name can be served."""
+        requests for another name can be served. `in_file`: a line of a batch file has the name."""
         if name == self.served or name in self.aliases:
             return self.served
         shown = name if len(name) <= MAX_SHOWN_CHARS else f"{name[:MAX_SHOWN_CHARS]}..."
         also = f" (also as {', '.join(self.aliases)})" if self.aliases else ""
+        batch = f" (`bros-batch submit --model {self.served}` writes it into every line)" if in_file else ""
         raise RequestError(
-            f"The model '{shown}' is not served here. The served model is '{self.served}'{also}: send that name "
-            f"(`bros-batch submit --model {self.served}` writes it into every line of a file), or start the server "
-            f"with --model-alias '{shown}={self.served}'.",
+            f"The model '{shown}' is not served here. The served model is '{self.served}'{also}: send that name"
+            f"{batch}, or start the server with --model-alias '{shown}={self.served}'.",
             param,
             "model_not_found",
         )

@@ -94,9 +94,13 @@ def chat(
 
 
 def _response_format(schema: str) -> dict[str, Any]:
+    """The `response_format` for a schema, whose answers have no white space: models write many blank lines."""
     from bros_batch.client.answer_schema import response_format
+    from engine.wire.json_schemas import OPTIONS_KEYWORD, WHITESPACE_OPTION
 
-    return response_format(schema)
+    shape = response_format(schema)
+    shape["json_schema"]["schema"].setdefault(OPTIONS_KEYWORD, {WHITESPACE_OPTION: False})
+    return shape
 
 
 def _ask(client: Client, body: dict[str, Any], *, echo: bool) -> ChatAnswer:

@@ -123,7 +123,7 @@ class LineReader:
         if len(self.ignored) < MAX_IGNORED:
             self.ignored.update(request.ignored_names())
         if self._models is not None:
-            self._models.resolve(request.model)
+            self._models.resolve(request.model, in_file=True)
 
     def _read_document(self, line: bytes, line_no: int) -> NewItem:
         document = json_object(line)

@@ -30,7 +30,7 @@ def check_requested_model(head: bytes, models: ModelNames, prompt_fields: Collec
         model = value["body"].get("model") if form_of(value, prompt_fields) == BATCH else None
         if isinstance(model, str):
             try:
-                models.resolve(model)
+                models.resolve(model, in_file=True)
             except RequestError as error:
                 raise RequestError(
                     f"Line {number} of the input file: {error.message}", "input_file_id", error.code

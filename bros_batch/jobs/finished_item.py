@@ -20,6 +20,8 @@ from bros_batch.openai_api.endpoints import RESPONSES
 from bros_batch.request_error import RequestError
 from engine.wire.item_messages import ItemResult
 
+SHORTER_ANSWERS = "limit the answer in its schema (maxLength, maxItems, maximum), or use another model"
+
 
 @dataclass(frozen=True, slots=True)
 class Reused:
@@ -93,14 +95,21 @@ def _cut_answer(result: ItemResult, endpoint: str, model: ServedModel) -> str:
     """What cut an answer before its JSON was complete, and what to do about it."""
     output_tokens = max(len(choice.token_ids) for choice in result.choices)
     context = model.limits.max_model_len
-    if result.prompt_tokens + output_tokens >= context:
-        reached = f"The answer filled the model's context of {context:,} tokens"
-        advice = "with a shorter text"
-    else:
-        name = "max_output_tokens" if endpoint == RESPONSES else "max_tokens"
+    limit = "max_output_tokens" if endpoint == RESPONSES else "max_tokens"
+    if result.prompt_tokens + output_tokens < context:
         reached = f"The answer reached its limit of {output_tokens:,} tokens"
-        advice = f"with '{name}' above {output_tokens}"
-    return (
-        f"{reached} before its JSON was complete; what there is of it is kept. Submit the row again {advice}, or limit "
-        "the answer in its schema (maxLength, maxItems)."
-    )
+        advice = (
+            f"If it was good so far, submit the row again with '{limit}' above {output_tokens}; if the model repeated "
+            f"itself, {SHORTER_ANSWERS}."
+        )
+    elif result.prompt_tokens > context / 2:
+        prompt = f"The prompt of {result.prompt_tokens:,} tokens"
+        reached = f"{prompt} and its answer filled the model's context of {context:,} tokens"
+        advice = "Submit the row again with a shorter text, or use a model with a larger context."
+    else:
+        reached = f"The answer filled the model's context of {context:,} tokens"
+        advice = (
+            f"The model may have repeated itself: {SHORTER_ANSWERS}. '{limit}' (`bros-batch submit --max-tokens`) "
+            "ends such an answer sooner."
+        )
+    return f"{reached} before its JSON was complete; what there is of it is kept. {advice}"

@@ -216,6 +216,8 @@ async def _engine(settings: Settings, state: UpState | None) -> Finding:
     try:
         client = await EngineClient.connect(url, settings.engine_token, TIMEOUT_S)
     except (EngineGone, ValueError) as error:
+        if _is_starting(state):
+            return _still_starting("engine", settings, state)
         return Finding("engine", Health.BROKEN, str(error), _log_hint(settings, state, "engine"))
     welcome = client.welcome
     try:
@@ -248,8 +250,12 @@ def _web(settings: Settings, state: UpState | None) -> Finding:
         answer = httpx.get(f"{url}/ready", headers=headers, timeout=TIMEOUT_S, trust_env=False)
         problems = problems_in(answer)
     except (httpx.HTTPError, ValueError) as error:
+        if not explicit and _is_starting(state):
+            return _still_starting("web", settings, state)
         return Finding("web", Health.BROKEN, f"{url}: {error}", _log_hint(settings, state, "web"))
     if answer.status_code != 200:
+        if not explicit and _is_starting(state):
+            return _still_starting("web", settings, state)
         reasons = "; ".join(f"{name}: {word}" for name, word in problems.items())
         return Finding(
             "web",
@@ -258,6 +264,14 @@ def _web(settings: Settings, state: UpState | None) -> Finding:
             reasons or f"It answers with HTTP {answer.status_code}.",
         )
     return Finding("web", Health.OK, f"{url} is ready")
+
+
+def _is_starting(state: UpState | None) -> bool:
+    return state is not None and not state.ready
+
+
+def _still_starting(name: str, settings: Settings, state: UpState | None) -> Finding:
+    return Finding(name, Health.NOTE, "still starting", _log_hint(settings, state, name))
 
 
 def _log_hint(settings: Settings, state: UpState | None, name: str) -> str:

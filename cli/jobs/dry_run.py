@@ -123,12 +123,17 @@ def _report(answer: Mapping[str, Any]) -> str:
     tokens = f"{about}{answer['input_tokens']:,} in, about {answer['output_tokens']:,} out"
     found.append(("tokens", tokens))
     found += [("reused", reused)] if (reused := reused_rows(answer["reused_rows"])) else []
-    if answer["forecast"] is None:
+    nothing_runs = rejected["rows"] == rows
+    if nothing_runs:
+        which = "every row" if is_exact else "every row that was looked at"
+        time = f"none: {which} is rejected, so nothing would be computed"
+    elif answer["forecast"] is None:
         time = "not known yet: no engine has computed bulk; `--first 20` shows how fast it is"
     else:
         time = f"{time_left(answer['forecast'])} from now, with the jobs and chats of now"
     found.append(("time", time))
-    found += [("chats", effect)] if (effect := effect_on_chats(answer["chats"])) else []
+    if not nothing_runs and (effect := effect_on_chats(answer["chats"])):
+        found.append(("chats", effect))
     lines = [f"{name and name + ':':<9} {safe(value)}" for name, value in found]
     if answer["first"] is not None:
         first = answer["first"]

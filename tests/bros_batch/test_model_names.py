@@ -23,8 +23,12 @@ def test_the_error_for_another_model_names_the_ways_out() -> None:
     with pytest.raises(RequestError) as caught:
         names.resolve(GPT, "defaults.model")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "defaults.model")
-    for part in (f"'{GPT}'", "'m'", "(also as a, b)", "submit --model m", f"--model-alias '{GPT}=m'"):
+    for part in (f"'{GPT}'", "'m'", "(also as a, b)", f"--model-alias '{GPT}=m'"):
         assert part in caught.value.message
+    assert "bros-batch submit" not in caught.value.message
+    with pytest.raises(RequestError) as caught:
+        names.resolve(GPT, in_file=True)
+    assert "`bros-batch submit --model m`" in caught.value.message
     with pytest.raises(RequestError) as caught:
         names.resolve("x" * 100_000)
     assert len(caught.value.message) < 1000

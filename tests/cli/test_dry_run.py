@@ -43,6 +43,14 @@ def test_a_dry_run_shows_the_job_and_creates_none(cli: Cli, tmp_path: Path) -> N
     assert cli.json(*arguments, "--dry-run", "--json")["forecast"]["p50"] > 0
 
 
+def test_a_dry_run_of_rejected_rows_says_that_nothing_would_be_computed(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps({"text": "too long " * 5000}) + "\n") * 3)
+    shown = cli.run("submit", str(path), "--prompt", "Say {text}", "--dry-run")
+    assert "time:     none: every row is rejected, so nothing would be computed" in shown.stdout
+    assert "--first" not in shown.stdout and "chats:" not in shown.stdout
+
+
 def test_a_sample_is_bounded_and_has_the_first_line() -> None:
     sampler = Sampler()
     for number in range(1, 20_001):

@@ -315,6 +315,7 @@ def test_chat_answers(cli):
     rejected = cli.run("chat", "Hello", "--model", "gpt-7")
     assert rejected.returncode == 1
     assert rejected.stderr.startswith("bros-batch: The model 'gpt-7' is not served here")
+    assert "--model-alias 'gpt-7=tiny'" in rejected.stderr and "submit" not in rejected.stderr
     assert cli.run("chat", stdin="").returncode == 2
 
 

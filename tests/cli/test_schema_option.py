@@ -11,6 +11,8 @@ import pytest
 
 from bros_batch.client.answer_schema import response_format
 from bros_batch.client.bad_input import BadInput
+from cli.chat import _response_format
+from tests.schema_matching import accepts, matcher_of
 
 MODULE = """
 from typing import Callable
@@ -111,6 +113,16 @@ def test_a_file_without_a_usable_schema(directory, text, problem):
 )
 def test_a_model_or_file_that_cannot_be_used(directory, source, problem):
     assert problem in message(source)
+
+
+def test_the_answers_of_a_chat_have_no_white_space_between_fields(directory):
+    """Models that may write line breaks there fill the screen with them."""
+    compact, spaced = '{"vendor":"A B","lines":[]}', '{"vendor":"A B",\n\n"lines":[]}'
+    in_chats = _response_format("schema_option_models:Invoice")["json_schema"]["schema"]
+    in_jobs = response_format("schema_option_models:Invoice")["json_schema"]["schema"]
+    for schema, may_have_lines in ((in_chats, False), (in_jobs, True)):
+        assert accepts(matcher_of(schema), compact)
+        assert accepts(matcher_of(schema), spaced) is may_have_lines
 
 
 def test_a_schema_is_checked_before_the_upload(directory):

@@ -41,7 +41,8 @@ def test_json_that_is_cut_fails_and_its_text_is_kept(world: World, endpoint: str
     assert line["error"]["code"] == "output_truncated"
     number = len(world.tokenizer.encode_prompt(CUT))
     assert f"limit of {number} tokens" in line["error"]["message"]
-    assert f"'max_tokens' above {number}," in line["error"]["message"]
+    assert f"'max_tokens' above {number};" in line["error"]["message"]
+    assert "repeated itself" in line["error"]["message"]
     choice = line["response"]["body"]["choices"][0]
     assert choice["finish_reason"] == "length"
     assert (choice["message"]["content"] if "message" in choice else choice["text"]) == CUT
@@ -57,7 +58,29 @@ def test_an_answer_that_fills_the_context_needs_a_shorter_text(world: World) -> 
     (item,) = world.items(job_id)
     message = item.error_message or ""
     assert f"context of {context:,} tokens" in message and "shorter text" in message
-    assert "max_tokens" not in message
+    assert "max_tokens" not in message and "repeated" not in message
+
+
+def test_a_long_answer_to_a_short_text_needs_limits_of_the_answer(world: World) -> None:
+    job_id = world.running([{"text": "t"}], defaults=with_schema())
+    world.prepare()
+    context = world.worker.model.limits.max_model_len
+    token_ids = world.tokenizer.encode_prompt(CUT + "2" * context)[:context]
+    choice = Choice(token_ids, "length")
+    world.engine.answer(world.engine.take(), choices=[choice], prompt_tokens=context - len(token_ids))
+    world.record()
+    (item,) = world.items(job_id)
+    assert item.error_code == "output_truncated"
+    message = item.error_message or ""
+    for part in (
+        f"context of {context:,} tokens",
+        "repeated itself",
+        "maximum",
+        "another model",
+        "--max-tokens",
+    ):
+        assert part in message
+    assert "shorter text" not in message
 
 
 def test_json_that_ends_at_the_limit_is_a_result(world: World) -> None:

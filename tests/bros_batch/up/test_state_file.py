@@ -8,7 +8,9 @@ import subprocess
 
 import pytest
 
+from bros_batch.settings import Settings
 from bros_batch.up.child_log import RotatingFile
+from bros_batch.up.doctor import Health, examine
 from bros_batch.up.lock import UpLock, read_state
 from bros_batch.up.process_identity import start_ticks
 from tests.bros_batch.up.test_supervisor import state
@@ -46,6 +48,20 @@ def test_a_state_that_cannot_be_written_is_an_error_and_the_old_one_stays_whole(
     assert json.loads((tmp_path / "run" / "up.json").read_text())["children"] == {}
     assert not list((tmp_path / "run").glob("*.tmp"))
     lock.release()
+
+
+@pytest.mark.parametrize(("is_ready", "health"), [(False, Health.NOTE), (True, Health.BROKEN)])
+def test_the_doctor_calls_services_broken_only_once_up_was_ready(tmp_path, monkeypatch, is_ready, health):
+    monkeypatch.delenv("BROS_URL", raising=False)
+    lock = UpLock(tmp_path)
+    urls = {"engine_url": f"unix:{tmp_path}/engine.sock", "url": "http://127.0.0.1:1"}
+    lock.write(state(lock, tmp_path, ready=is_ready, **urls))
+    found = {finding.name: finding for finding in examine(Settings(data_dir=tmp_path))}
+    lock.release()
+    for name in ("engine", "web"):
+        assert found[name].health is health
+        assert (found[name].detail == "still starting") is not is_ready
+        assert f"{name}.log" in found[name].fix
 
 
 @pytest.mark.parametrize(
