@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from bros_batch.client.plain_text import shown_name
 from bros_batch.client.table_upload import upload
 from bros_batch.documents.readers.places import last_part, protocol_of
 from bros_batch.documents.readers.table_lines import table_lines
+from bros_batch.request_error import RequestError
+from bros_batch.text.template import parse_template
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +24,15 @@ if TYPE_CHECKING:
     from bros_batch.documents.readers.table import Table
 
 MAX_NAME_CHARS = 256
+
+
+def named_fields(defaults: Mapping[str, Any], id_field: str | None) -> list[str]:
+    """The fields that every row needs for a job with these defaults. A template that is unusable names none."""
+    fields = [] if id_field is None else [id_field]
+    for source in (defaults.get("prompt"), defaults.get("system")):
+        with suppress(RequestError):  # which `checked_lines` reports
+            fields += parse_template(source or "").fields
+    return fields
 
 
 def checked_lines(

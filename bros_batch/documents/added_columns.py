@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,17 @@ TYPES: dict[str, dict[str, Any]] = {
     "boolean": {"type": "boolean"},
     "date": {"type": "string", "format": "date"},
 }
+# What other languages call the types.
+_OTHER_NAMES = {
+    **dict.fromkeys(("float", "double", "decimal", "num"), "number"),
+    **dict.fromkeys(("str", "string"), "text"),
+    **dict.fromkeys(("datetime", "timestamp"), "date"),
+    "int": "integer",
+    "bool": "boolean",
+    "array": "list",
+}
+# So alike is a typing error, such as "nummer"; "data" and "update" are less like "date".
+_TYPO_RATIO = 0.82
 MAX_OPTIONS = 500
 _TYPE = "|".join(TYPES)
 _GRAMMAR = re.compile(
@@ -24,6 +36,7 @@ _GRAMMAR = re.compile(
     r"\s*(?P<optional>\?)?\s*(?:,\s*(?P<about>.*))?",
     re.DOTALL,
 )
+_LIKE_TYPE = re.compile(r"(?P<list>list\s+of\s+)?(?P<word>\w{1,20})\s*\??\s*(?:,.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,7 @@ def column(text: str) -> Column:
     if found is None:
         if rest.startswith("one of ") and "," not in rest:
             raise _too_few(name)
+        _check_no_type(name, rest)
         return typed_column(name, "text", rest)
     about = (found["about"] or "").strip()
     is_optional = found["optional"] is not None
@@ -52,6 +66,24 @@ def column(text: str) -> Column:
     if found["type"] is not None:
         return typed_column(name, found["type"], about, is_optional)
     return list_column(name, found["each"] or "text", about, is_optional)
+
+
+def _check_no_type(name: str, about: str) -> None:
+    """Raise RequestError for a meaning that seems to be a type: one word, alone or before a comma."""
+    found = _LIKE_TYPE.fullmatch(about)
+    if found is None:
+        return
+    word = found["word"].lower()
+    meant = _OTHER_NAMES.get(word) or _OTHER_NAMES.get(word.removesuffix("s"))
+    if meant is None:
+        close = difflib.get_close_matches(word, (*TYPES, "list"), n=1, cutoff=_TYPO_RATIO)
+        if not close:
+            return
+        meant = close[0]
+    raise RequestError(
+        f'The column "{name[:80]}": "{found["word"]}" is no type; did you mean {found["list"] or ""}{meant}? '
+        f'If it is a meaning, write "{name[:80]}: text, {about[:80]}".'
+    )
 
 
 def typed_column(name: str, kind: str, about: str = "", is_optional: bool = False) -> Column:

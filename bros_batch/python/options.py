@@ -23,7 +23,7 @@ class JobOptions(TypedDict, total=False):
     `fresh`: compute all rows, also those whose answers are known from equal requests.
     `notify`: URL of a webhook that is told when the job has ended, with OpenAI's events (`batch.completed`, ...).
     `id_field`: column with the ids of the rows; `custom_id` or `id` if it is left out. Ids may repeat.
-    `sheet`: sheet of a workbook to read; the first with cells if it is left out.
+    `sheet`: sheet of a workbook to read; the first with more than one row and the prompt's columns if left out.
     """
 
     system: str | None

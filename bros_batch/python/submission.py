@@ -13,7 +13,7 @@ from bros_batch.client.answer_schema import Schema, response_format
 from bros_batch.client.bad_input import BadInput
 from bros_batch.client.http_client import Client as HttpClient
 from bros_batch.client.progress import visible_console
-from bros_batch.client.submission import checked_lines, create_job, job_name, source_object
+from bros_batch.client.submission import checked_lines, create_job, job_name, named_fields, source_object
 from bros_batch.documents.readers.open_table import open_table
 from bros_batch.documents.readers.table import Table, UnreadableTable
 from bros_batch.openai_api.endpoints import CHAT_COMPLETIONS, DECISIONS
@@ -86,7 +86,7 @@ def submitted(
 ) -> dict[str, Any]:
     """Check, upload and submit a table. Returns the batch object of its job. Raises BadInput and OSError."""
     body, id_field = work.body, options.get("id_field")
-    with _opened(table, options.get("sheet")) as opened:
+    with _opened(table, options.get("sheet"), named_fields(body["defaults"], id_field)) as opened:
         source_name = job_name([str(table)]) if isinstance(table, str | Path) else opened.name
         name = body.get("name") or source_name
         checked = {key: value for key, value in body["defaults"].items() if key != "model"}
@@ -104,14 +104,16 @@ def without_rows(table: Any, work: Work) -> Any:
 
 
 @contextmanager
-def _opened(table: str | Path | Source, sheet: str | None) -> Iterator[Table]:
+def _opened(table: str | Path | Source, sheet: str | None, fields: Sequence[str]) -> Iterator[Table]:
     if not isinstance(table, str | Path):
         yield table.table()
         return
     try:
-        with open_table(table, sheet=sheet) as opened:
+        with open_table(table, sheet=sheet, fields=fields) as opened:
             for sentence in opened.notes:
                 warn_caller(f"{opened.name}: {sentence}")
+            if sheet is None and len(opened.sheets) > 1:
+                warn_caller(f"To read another sheet, pass sheet={opened.sheets[1]!r}.")
             yield opened
     except UnreadableTable as error:
         raise BadInput(str(error)) from None

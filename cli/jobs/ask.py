@@ -24,6 +24,7 @@ from cli.jobs.table_source import opened_table
 from cli.notify_option import notify_option
 from cli.output import note
 from cli.output_file import check_not_input, check_output, write_lines
+from cli.sheet_option import sheet_option
 from cli.text_options import TEXT
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ MAX_SHOWN_ERRORS = 5
     callback=unescape,
     help="Template for what the questions are about, with the columns in braces.",
 )
+@sheet_option
 @click.option("--name", type=TEXT, show_default="the file name", help="Name of the job.")
 @notify_option
 @click.option(
@@ -88,6 +90,7 @@ def ask(
     choices: Sequence[str],
     scores: Sequence[str],
     prompt: str,
+    sheet: str | None,
     name: str | None,
     notify: str | None,
     output: str,
@@ -107,8 +110,9 @@ def ask(
         raise click.UsageError("The rows are read twice, which stdin cannot be; save them as a file.")
     check_suffix(output)
     check_output(output)
-    columns = _columns(source, output, questions)
-    template = _template(prompt, source, columns)
+    template = _parsed(prompt)
+    columns, sheet = _columns(source, sheet, output, questions, template)
+    _check_fields(template, source, columns)
     body = {
         "endpoint": DECISIONS,
         "completion_window": "24h",
@@ -119,7 +123,7 @@ def ask(
     client.check_batch(body)
     problems: list[str] = []
     with tempfile.TemporaryFile() as documents:
-        for line in _documents(source, template, problems):
+        for line in _documents(source, sheet, template, problems):
             documents.write(line)
         if not documents.tell():
             raise Failure(problems[0] if problems else f"{source} has no rows.", USAGE_ERROR)
@@ -129,7 +133,7 @@ def ask(
     answers = _answers(client, job["id"], questions)
     problems += _errors(client, job["id"])
     added = [column for question in questions for column in question.columns]
-    rows = _with_answers(source, answers, added)
+    rows = _with_answers(source, sheet, answers, added)
     count = write_lines(written_rows(output, rows, [*columns, *added]), output)
     header = 0 if output.lower().endswith((".jsonl", ".ndjson")) else 1
     note(f"{count - header} rows in {output}, {len(answers)} of them with answers")
@@ -139,13 +143,17 @@ def ask(
         raise Failure(f"{count - header - len(answers)} rows have no answers (job {job['id']}).")
 
 
-def _columns(source: str, output: str, questions: Sequence[Question]) -> list[str]:
+def _columns(
+    source: str, sheet: str | None, output: str, questions: Sequence[Question], template: Template
+) -> tuple[list[str], str | None]:
+    """Return the columns of the rows, and the name of the sheet they are read from if it is a workbook."""
     if not questions:
         raise click.UsageError("Ask at least one question: with --question, --choice or --score.")
     if Path(source).is_file():
         with Path(source).open("rb") as file:
             check_not_input(output, file, source)
-    with opened_table([source]) as table:
+    with opened_table([source], sheet, template.fields) as table:
+        sheet = table.sheets[0] if table.sheets else sheet
         columns = table.columns or next((list(row.document) for row in table if isinstance(row, Row)), [])
     if not columns:
         raise Failure(f"{source} has no rows.", USAGE_ERROR)
@@ -156,14 +164,17 @@ def _columns(source: str, output: str, questions: Sequence[Question]) -> list[st
                 f"There are two columns named {column!r}; give the question another name.", USAGE_ERROR
             )
         taken.append(column)
-    return columns
+    return columns, sheet
 
 
-def _template(prompt: str, source: str, columns: Sequence[str]) -> Template:
+def _parsed(prompt: str) -> Template:
     try:
-        template = parse_template(prompt)
+        return parse_template(prompt)
     except RequestError as error:
         raise Failure(f"--prompt: {error.message}", USAGE_ERROR) from None
+
+
+def _check_fields(template: Template, source: str, columns: Sequence[str]) -> None:
     if not template.fields:
         raise Failure(
             "The --prompt contains no {column}, so every row would get the same answers. "
@@ -176,12 +187,11 @@ def _template(prompt: str, source: str, columns: Sequence[str]) -> Template:
             raise Failure(
                 f'{source}: {problem} Choose columns with --prompt, such as "{{{columns[0]}}}".', USAGE_ERROR
             )
-    return template
 
 
-def _documents(source: str, template: Template, problems: list[str]) -> Iterator[bytes]:
+def _documents(source: str, sheet: str | None, template: Template, problems: list[str]) -> Iterator[bytes]:
     """Yield a document per row, whose id is the number of the row. What is wrong with others goes to `problems`."""
-    with opened_table([source], quiet=True) as table:
+    with opened_table([source], sheet, quiet=True) as table:
         for row in table:
             if isinstance(row, BadRow):
                 problems.append(row.message)
@@ -225,9 +235,11 @@ def _errors(client: Client, job: str) -> list[str]:
     return [f"Row {line['custom_id']}: {line['error']['message']}" for line in lines]
 
 
-def _with_answers(source: str, answers: dict[int, Values], added: Sequence[str]) -> Iterator[Values]:
+def _with_answers(
+    source: str, sheet: str | None, answers: dict[int, Values], added: Sequence[str]
+) -> Iterator[Values]:
     nothing = dict.fromkeys(added)
-    with opened_table([source], quiet=True) as table:
+    with opened_table([source], sheet, quiet=True) as table:
         for row in table:
             if isinstance(row, Row):
                 yield {**row.document, **answers.get(row.number, nothing)}

@@ -26,6 +26,7 @@ from cli.output import json_option, note, print_json
 from cli.output_file import check_not_input, check_output, output_option
 from cli.prompt_option import FILES, prompt_text
 from cli.schema_option import schema_option
+from cli.sheet_option import sheet_option
 from cli.text_options import TEXT
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     show_default="custom_id or id",
     help="Column with the ids of the rows, which may repeat.",
 )
-@click.option("--sheet", type=TEXT, show_default="the first with rows", help="Sheet of a workbook to read.")
+@sheet_option
 @click.option(
     "--first",
     type=click.IntRange(1, MAX_ROWS),
@@ -148,9 +149,9 @@ def submit(
 ) -> None:
     """Submit FILE as a job: a table, a directory or pattern of documents, a URL, or stdin if FILE is -.
 
-    A table is CSV, TSV, JSON, JSON lines, Parquet or Excel, and may be packed as gz, zst or zip. Each row is put into
-    the --prompt; without one, the command shows the columns. Documents are txt, md, html, pdf and docx files; each is
-    a row with the columns path, text and pages. Several documents can be listed one by one.
+    A table is CSV, TSV, JSON, JSON lines, Parquet or Excel, and may be packed as gz, zst, bz2, xz or zip. Each row is
+    put into the --prompt; without one, the command shows the columns. Documents are txt, md, html, pdf and docx files;
+    each is a row with the columns path, text and pages. Several documents can be listed one by one.
 
     \b
         bros-batch submit invoices.xlsx --prompt "Who issued this? {Text}" --column "vendor: text"
@@ -164,7 +165,7 @@ def submit(
     from bros_batch.client.added_columns import columns_format
     from bros_batch.client.answer_schema import response_format
     from bros_batch.client.bad_input import NoPrompt
-    from bros_batch.client.submission import checked_lines, create_job, job_name, source_object
+    from bros_batch.client.submission import checked_lines, create_job, job_name, named_fields, source_object
     from bros_batch.text.template import parse_template
     from cli.jobs.table_source import opened_table
 
@@ -196,7 +197,7 @@ def submit(
         body["fresh"] = True
     if notify:
         body["notify"] = notify
-    with opened_table(sources, sheet) as table:
+    with opened_table(sources, sheet, named_fields(given, id_field)) as table:
         spelled = partial(_spelled, schema_flag="--column" if columns else "--schema")
         try:
             lines = checked_lines(table, given, id_field, spelled, note)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,19 +16,26 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened_table(sources: Sequence[str], sheet: str | None = None, quiet: bool = False) -> Iterator[Table]:
+def opened_table(
+    sources: Sequence[str], sheet: str | None = None, fields: Iterable[str] = (), quiet: bool = False
+) -> Iterator[Table]:
     """Open the one table of these sources: a file, a directory, a pattern, a URL or stdin, or a list of documents.
 
-    `quiet` leaves its notes out, for a table that is read a second time.
+    Without a `sheet`, the first sheet of a workbook that has these `fields` is preferred. `quiet` leaves its notes
+    out, for a table that is read a second time.
     """
     from bros_batch.documents.readers.documents_table import local_files
     from bros_batch.documents.readers.open_table import open_table
     from bros_batch.documents.readers.table import UnreadableTable
 
     try:
-        with local_files(sources) if len(sources) > 1 else open_table(sources[0], sheet=sheet) as table:
+        with (
+            local_files(sources) if len(sources) > 1 else open_table(sources[0], sheet=sheet, fields=fields)
+        ) as table:
             for sentence in () if quiet else table.notes:
                 note(f"{shown_name(table.name)}: {sentence}")
+            if sheet is None and len(table.sheets) > 1 and not quiet:
+                note(f"To read another sheet, add --sheet {shown_name(shlex.quote(table.sheets[1]))}")
             yield table
     except UnreadableTable as error:
         raise Failure(shown_name(str(error)), USAGE_ERROR) from None

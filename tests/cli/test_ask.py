@@ -129,6 +129,25 @@ def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path, arguments: An
     assert said in done.stderr
 
 
+def test_a_sheet_of_a_workbook_is_asked_about(service: Up, tmp_path: Path) -> None:
+    import xlsxwriter
+
+    source, output = tmp_path / "book.xlsx", tmp_path / "out.jsonl"
+    with xlsxwriter.Workbook(source) as book:
+        for name in ("Cover", "My mails", "Old mails"):
+            column = "about" if name == "Cover" else "mail"
+            book.add_worksheet(name).write_column(0, 0, [column, f"from {name}"])
+    question = ("--prompt", "{mail}", "--question", "ok: Is it?", "-o", str(output))
+    for chosen, read in ((), "My mails"), (("--sheet", "Old mails"), "Old mails"):
+        done = ask(service, str(source), *question, *chosen)
+        assert done.returncode == 0, done.stderr
+        assert [json.loads(line)["mail"] for line in output.read_text().splitlines()] == [f"from {read}"]
+        assert ("The sheet 'My mails' is read; the others are: Cover, Old mails.\n" in done.stderr) == (
+            not chosen
+        )
+        assert ("To read another sheet, add --sheet Cover\n" in done.stderr) == (not chosen)
+
+
 def test_a_webhook_that_may_not_be_called_is_refused_before_the_upload(service: Up, tmp_path: Path) -> None:
     source = tmp_path / "docs.csv"
     source.write_text("text\na\n")

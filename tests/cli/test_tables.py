@@ -106,6 +106,20 @@ def test_a_mistake_is_known_before_the_upload(
     assert (done.returncode, sentence in done.stderr) == (2, True), done.stderr
 
 
+def test_the_sheet_with_the_columns_of_the_prompt_is_read(cli: Cli, tmp_path: Path) -> None:
+    import xlsxwriter
+
+    path = tmp_path / "messy.xlsx"
+    with xlsxwriter.Workbook(path) as book:
+        book.add_worksheet("Cover").write_column(0, 0, ["about", "invoices"])
+        book.add_worksheet("The invoices").write_column(0, 0, ["Text", "from ACME"])
+    unread = cli.run("submit", str(path), "--url", "http://127.0.0.1:1")
+    assert "To read another sheet, add --sheet 'The invoices'\n" in unread.stderr
+    done = cli.run("submit", str(path), "--prompt", "{Text}", "--dry-run")
+    assert (done.returncode, "from ACME" in done.stdout) == (0, True), done.stderr
+    assert "messy.xlsx: The sheet 'The invoices' is read; the others are: Cover." in done.stderr
+
+
 def test_columns_are_a_schema_and_an_instruction(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(as_csv())

@@ -97,7 +97,8 @@ def _nothing(place: str, others: list[str]) -> str:
     wanted = f"no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files"
     if not others:
         return f"{place} has {wanted}."
-    return f"{place} has {wanted}, but {len(others)} others, such as {others[0]}; submit a table by its own name."
+    count = "1 other," if len(others) == 1 else f"{len(others)} others, such as"
+    return f"{place} has {wanted}, but {count} {others[0]}; submit a table by its own name."
 
 
 def _local_file(path: str, root: str) -> DocumentFile:

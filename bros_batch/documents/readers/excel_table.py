@@ -7,9 +7,12 @@ import itertools
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
+from bros_batch.document_fields import NO_FIELD, found_field
 from bros_batch.documents.readers.column_names import column_names
 from bros_batch.documents.readers.table import BadRow, Row, Table, UnreadableTable
 from bros_batch.documents.readers.zip_archive import check_sizes
@@ -35,13 +38,22 @@ _TYPES: dict[type, str] = {
 _RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
 
 
-def excel_table(
-    name: str, kind: str, file: BinaryIO, archive: zipfile.ZipFile | None, sheet: str | None
-) -> Table:
-    """Open a workbook: the sheet of this name, or else the first with more than one row.
+@dataclass(frozen=True, slots=True)
+class SheetChoice:
+    """Which sheet of a workbook to read: the one of this name, or else the first with rows that has all these fields.
 
-    A note says which one that is, unless `sheet` is empty, for users who see the names of all sheets anyway.
+    If none has them, it is the first with more than one row. An empty name is no name, and leaves out the note that
+    says which sheet is read, for users who see the names of all sheets anyway.
     """
+
+    name: str | None = None
+    fields: tuple[str, ...] = ()
+
+
+def excel_table(
+    name: str, kind: str, file: BinaryIO, archive: zipfile.ZipFile | None, choice: SheetChoice
+) -> Table:
+    """Open the chosen sheet of a workbook."""
     import python_calamine as calamine
 
     scans: dict[str, _SheetScan] = {}
@@ -54,14 +66,25 @@ def excel_table(
     try:
         file.seek(0)
         workbook = calamine.CalamineWorkbook.from_filelike(file)
-        found = _sheet(name, workbook, sheet or None)
-        errors = _errors_of(archive, found.name, scans) if kind == "xlsx" and archive is not None else {}
-        others = [each for each in workbook.sheet_names if each != found.name]
-        notes = []
-        if others and sheet is None:
-            notes.append(f"The sheet '{found.name}' is read; the others are: {', '.join(others[:10])}.")
-        table = _table(name, kind, found, errors, notes=notes)
-        table.sheets = [found.name, *others]
+        found = _sheet(name, workbook, choice.name or None)
+
+        def opened(sheet: CalamineSheet) -> Table:
+            errors = _errors_of(archive, sheet.name, scans) if kind == "xlsx" and archive is not None else {}
+            return _table(name, kind, sheet, errors)
+
+        table, read = opened(found), found.name
+        if not choice.name and not _has(table, choice.fields):
+            for each in workbook.sheet_names:
+                # Nobody has asked for this sheet, so it may be one that cannot be read.
+                with suppress(UnreadableTable, calamine.CalamineError):
+                    sheet = workbook.get_sheet_by_name(each)
+                    if sheet.height > 1 and _has(other := opened(sheet), choice.fields):
+                        table, read = other, each
+                        break
+        others = [each for each in workbook.sheet_names if each != read]
+        if others and choice.name is None:
+            table.notes.insert(0, f"The sheet '{read}' is read; the others are: {', '.join(others[:10])}.")
+        table.sheets = [read, *others]
         return table
     except calamine.PasswordError:
         raise UnreadableTable(f"{name} needs a password; save it without one.") from None
@@ -69,6 +92,11 @@ def excel_table(
         raise UnreadableTable(
             f"{name} is not a workbook that can be read ({error}); save it as CSV or xlsx."
         ) from None
+
+
+def _has(table: Table, fields: Sequence[str]) -> bool:
+    columns = dict.fromkeys(table.columns or ())
+    return all(found_field(columns, each) is not NO_FIELD for each in fields)
 
 
 def _is_sheet(part: str) -> bool:
@@ -93,9 +121,7 @@ def _sheet(name: str, workbook: CalamineWorkbook, wanted: str | None) -> Calamin
     return fallback
 
 
-def _table(
-    name: str, kind: str, sheet: CalamineSheet, errors: dict[tuple[int, int], str], notes: list[str]
-) -> Table:
+def _table(name: str, kind: str, sheet: CalamineSheet, errors: dict[tuple[int, int], str]) -> Table:
     left = sheet.start[1] if sheet.start else 0
     rows = enumerate(sheet.iter_rows())
     first: list[tuple[int, list[str]]] = []  # the rows that are not empty, as texts
@@ -107,11 +133,12 @@ def _table(
                 break
     if not first:
         raise UnreadableTable(f"The sheet '{sheet.name}' of {name} is empty.")
+    notes = []
     num_titles = _num_titles([texts for _, texts in first])
     if num_titles:
         title = next(filter(None, first[0][1]))[:60]
         what = "row is a title" if num_titles == 1 else f"{num_titles} rows are titles"
-        notes = [*notes, f"The first {what} and left out: '{title}'."]
+        notes.append(f"The first {what} and left out: '{title}'.")
     index, header = first[num_titles]
     while not header[-1]:
         header.pop()

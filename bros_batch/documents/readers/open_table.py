@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from bros_batch.documents.readers.documents_table import (
     documents_table,
     local_documents,
 )
-from bros_batch.documents.readers.excel_table import excel_table
+from bros_batch.documents.readers.excel_table import SheetChoice, excel_table
 from bros_batch.documents.readers.json_lines import json_lines_table
 from bros_batch.documents.readers.json_values import json_table
 from bros_batch.documents.readers.parquet_table import parquet_table
@@ -49,20 +50,27 @@ _FOREIGN = (
 TAR_AT = 257
 
 
-def open_table(source: str | Path | BinaryIO, name: str | None = None, *, sheet: str | None = None) -> Table:
+def open_table(
+    source: str | Path | BinaryIO,
+    name: str | None = None,
+    *,
+    sheet: str | None = None,
+    fields: Iterable[str] = (),
+) -> Table:
     """Open a file, a directory, a glob pattern, a URL, stdin (`-`) or a stream as a table.
 
     Raises UnreadableTable if there is no table, and OSError for a file that cannot be opened. A stream should have a
-    name, which messages use. `sheet` is the name of a sheet of a workbook.
+    name, which messages use. `sheet` is the name of a sheet of a workbook; without one, the first that has these
+    `fields` is preferred.
     """
     with ExitStack() as resources:
-        table = _opened(source, name, sheet, resources)
+        table = _opened(source, name, SheetChoice(sheet, tuple(fields)), resources)
         table.close = resources.pop_all().close
         return table
 
 
 def _opened(
-    source: str | Path | BinaryIO, name: str | None, sheet: str | None, resources: ExitStack
+    source: str | Path | BinaryIO, name: str | None, sheet: SheetChoice, resources: ExitStack
 ) -> Table:
     if not isinstance(source, str | Path):
         if source.seekable():
@@ -92,7 +100,7 @@ def _of_stream(
     file_name: str | None,
     stream: BinaryIO,
     size: int | None,
-    sheet: str | None,
+    sheet: SheetChoice,
     resources: ExitStack,
 ) -> Table:
     explain = partial(places.broken, name) if places.protocol_of(name) else _not_explained
@@ -108,7 +116,7 @@ def _not_explained(error: Exception) -> None:
     return None
 
 
-def _table(source: ByteSource, sheet: str | None) -> Table:
+def _table(source: ByteSource, sheet: SheetChoice) -> Table:
     head = source.head
     if not head:
         raise UnreadableTable(f"{source.name} is empty.")
@@ -120,8 +128,8 @@ def _table(source: ByteSource, sheet: str | None) -> Table:
         return excel_table(source.name, "xls", source.seekable(), None, sheet)
     if head[:1024].lstrip().startswith(b"%PDF"):
         return _of_document(source)
-    if sheet:
-        raise UnreadableTable(f"{source.name} is not a workbook, so it has no sheet '{sheet}'.")
+    if sheet.name:
+        raise UnreadableTable(f"{source.name} is not a workbook, so it has no sheet '{sheet.name}'.")
     foreign = next((kind for start, kind in _FOREIGN if head.startswith(start)), None)
     if foreign is None and head[TAR_AT : TAR_AT + 5] == b"ustar":
         foreign = "a tar archive; unpack it first"
@@ -154,7 +162,7 @@ def _of_document(source: ByteSource) -> Table:
     return documents_table(source.name, [DocumentFile(source.file_name, source.stream)])
 
 
-def _of_zip(source: ByteSource, sheet: str | None) -> Table:
+def _of_zip(source: ByteSource, sheet: SheetChoice) -> Table:
     file = source.seekable()
     archive = source.resources.enter_context(opened_archive(source.name, file))
     kind = office_format(archive)

@@ -103,7 +103,7 @@ def test_a_pattern_names_documents(tmp_path: Path) -> None:
     write_documents(tmp_path)
     with open_table(f"{tmp_path}/**/*.docx") as table:
         assert [row.document["text"] for row in table if isinstance(row, Row)] == ["One\nTwo\nleft\tright"]
-    with pytest.raises(UnreadableTable, match=r"has no \.txt, .* files, but 1 others"):
+    with pytest.raises(UnreadableTable, match=r"has no \.txt, .* files, but 1 other, "):
         open_table(f"{tmp_path}/*.csv")
 
 
@@ -229,6 +229,31 @@ def test_a_cover_sheet_of_one_row_is_passed_over() -> None:
     table = open_table(data, "book.xlsx")
     assert table.columns == ["text"]
     assert table.notes == ["The sheet 'Data' is read; the others are: Cover."]
+
+
+def test_without_a_name_the_first_sheet_that_has_all_fields_is_read() -> None:
+    import xlsxwriter
+
+    data = io.BytesIO()
+    with xlsxwriter.Workbook(data, {"in_memory": True}) as book:
+        book.add_worksheet("Cover").write_column(0, 0, ["about", "this book"])
+        book.add_worksheet("Empty").write(3, 0, "")
+        for name, columns in (("Lookup", ["code"]), ("Invoices", ["code", "Total  due"])):
+            sheet = book.add_worksheet(name)
+            sheet.write_row(0, 0, columns)
+            sheet.write_row(1, 0, [name] * len(columns))
+
+    def read(fields: tuple[str, ...] = (), sheet: str | None = None) -> str:
+        table = open_table(data, "book.xlsx", sheet=sheet, fields=fields)
+        assert sorted(table.sheets) == ["Cover", "Empty", "Invoices", "Lookup"]
+        said = [f"The sheet '{table.sheets[0]}' is read; the others are: {', '.join(table.sheets[1:])}."]
+        assert table.notes == (said if sheet is None else [])
+        return table.sheets[0]
+
+    assert read() == read(("about",)) == read(("code", "no such")) == read(sheet="") == "Cover"
+    assert read(("code",)) == "Lookup"
+    assert read(("code", "Total due")) == "Invoices"
+    assert read(("code",), sheet="Cover") == "Cover", "the user has chosen"
 
 
 def test_titles_above_the_names_of_columns_are_left_out_and_said() -> None:
