@@ -2,11 +2,11 @@
 
 import asyncio
 import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.serving.phase import metrics
+from tests.http_server import http_server
 
 SILENT = 'bros_up{part="engine"} 0.0\nbros_items_open 0.0\n'
 ANSWER = 'bros_up{part="engine"} 1.0\nbros_prompt_tokens_total{lane="be"} 7.0\n'
@@ -27,14 +27,8 @@ def serving(pages: list[str]) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(Handler) as url:
+        yield url
 
 
 def test_counters_of_a_silent_engine_are_waited_for() -> None:

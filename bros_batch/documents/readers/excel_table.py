@@ -75,6 +75,8 @@ def excel_table(
         table, read = opened(found), found.name
         if not choice.name and not _has(table, choice.fields):
             for each in workbook.sheet_names:
+                if each == found.name:
+                    continue
                 # Nobody has asked for this sheet, so it may be one that cannot be read.
                 with suppress(UnreadableTable, calamine.CalamineError):
                     sheet = workbook.get_sheet_by_name(each)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from bros_batch.client.chat_stream import ask
 from bros_batch.client.event_lines import event_data
 from bros_batch.client.http_client import Client
+from tests.http_server import http_server
 
 # Characters at which str.splitlines ends a line, but server-sent events do not.
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
@@ -54,12 +54,5 @@ def test_an_answer_may_have_any_separator(separator: str) -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with Client(f"http://127.0.0.1:{server.server_port}") as client:
-                assert ask(client, {}, lambda piece: None).text == text
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(Handler) as url, Client(url) as client:
+        assert ask(client, {}, lambda piece: None).text == text

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from bros_batch.client.chat_stream import ask
 from bros_batch.client.http_client import Client, ServiceError, ServiceUnreachable
+from tests.http_server import http_server
 
 JOBS = [f"batch_{number:024x}" for number in (0xA1 << 88, 0xA2 << 88, 0xB0 << 88)]
 
@@ -46,16 +46,8 @@ def client_of(status: int, body: bytes) -> Iterator[Client]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        with Client(f"http://127.0.0.1:{server.server_port}/v1") as client:
-            yield client
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with http_server(Handler) as url, Client(f"{url}/v1") as client:
+        yield client
 
 
 def test_batches_are_fetched_page_by_page() -> None:

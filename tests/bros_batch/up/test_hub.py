@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import huggingface_hub.constants
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from bros_batch.up import hub
 from bros_batch.up.hub import check_on_hub
 from bros_batch.up.preflight import StartupError
+from tests.http_server import http_server
 
 MODEL = "no/such-model"
 
@@ -34,14 +34,8 @@ def serving(status: int, body: object = None) -> Iterator[str]:
         def log_message(self, *_args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(Answer) as url:
+        yield url
 
 
 def check(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> tuple[list[str], str]:

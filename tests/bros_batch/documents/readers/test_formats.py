@@ -6,7 +6,6 @@ import http.server
 import io
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.bros_batch.documents.readers.factories import (
     pdf_of,
     write_documents,
 )
+from tests.http_server import http_server
 
 # The content, the name, the format, and the rows as the format has them.
 FORMATS: dict[str, tuple[bytes, str, list[dict[str, Any]]]] = {
@@ -141,13 +141,8 @@ def web(tmp_path: Path) -> Iterator[str]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(partial(Handler, directory=str(tmp_path))) as url:
+        yield url
 
 
 def test_urls_of_the_web_are_read(web: str, tmp_path: Path) -> None:

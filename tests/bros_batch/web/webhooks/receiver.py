@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import openai
 from openai import OpenAI
+
+from tests.http_server import http_server
 
 SECRET = "whsec_c2VjcmV0IG9mIHRoZSB0ZXN0"
 
@@ -42,16 +44,11 @@ class Receiver:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/hook"
-        finally:
-            self.may_answer.set()
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with http_server(Handler) as url:
+            try:
+                yield f"{url}/hook"
+            finally:
+                self.may_answer.set()
 
     @property
     def ids(self) -> list[str]:
